@@ -1,0 +1,8 @@
+"""One walk over the blocks of a matrix under a byte budget, and its reductions."""
+
+from marginlab.kernels.logsumexp import logsumexp as logsumexp
+from marginlab.kernels.minimum import between as between
+from marginlab.kernels.minimum import minimum as minimum
+from marginlab.kernels.topk import top_k as top_k
+from marginlab.kernels.walk import BUDGET as BUDGET
+from marginlab.kernels.walk import walk as walk

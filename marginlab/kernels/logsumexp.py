@@ -1,0 +1,127 @@
+"""Softmax sum of a matrix that is never held: l_i = log sum_j exp(scale x_i . y_j), over the columns j that row i does not exclude.
+
+Forward, over the blocks of the walk: with the running maximum m and the running sum S = sum_j exp(s_ij - m),
+
+    m' = max(m, max_j s_ij),  S' = S exp(m - m') + sum_j exp(s_ij - m'),  and at the end l = m + log S
+
+(the online softmax of Milakov and Gimelshein 2018). Backward: every block is computed once more, p_ij = exp(s_ij - l_i), and with the upstream
+gradient g: dx_i = scale g_i sum_j p_ij y_j, dy_j = scale sum_i g_i p_ij x_i, dscale = sum_i g_i x_i . sum_j p_ij y_j. So both passes hold one
+block, whatever the number of rows and columns.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.kernels.walk import BUDGET, walk
+
+
+def logsumexp(
+    x: Float[Tensor, "B D"],
+    y: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+    exclude: Int[Tensor, "B E"] | None = None,
+    budget: int = BUDGET,
+) -> Float[Tensor, " B"]:
+    """For each row of x, log sum_j exp(scale x_i . y_j) over the rows of y that it does not exclude; differentiable in x, y and scale.
+
+    Parameters
+    ----------
+    x, y: rows and columns of the matrix. Products and sums are float32, or float64 where an operand is, also inside autocast.
+    scale: 1/temperature; a tensor without dimensions may learn.
+    exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1 excludes nothing.
+    budget: bytes of the one block that is held, in either pass.
+
+    Returns
+    -------
+    (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
+
+    Raises
+    ------
+    ValueError: shapes that do not fit, or a budget that is not positive.
+    RuntimeError: a second derivative is asked for (create_graph=True).
+
+    >>> x = torch.eye(2)
+    >>> logsumexp(x, x, exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
+    tensor([0., 0.])
+
+    """
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"Rows and columns are matrices (B, D) and (M, D) of the same D, not {tuple(x.shape)} and {tuple(y.shape)}.")
+    if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
+        raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
+    wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    x, y = x.to(wide), y.to(wide)
+    factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
+    out: Tensor = _LogSumExp.apply(x, y, factor, None if exclude is None else exclude.long(), budget)
+    return out
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, exclude: Tensor | None, budget: int) -> Tensor:
+        highest, total = x.new_full((len(x),), -math.inf), x.new_zeros(len(x))
+        for rows, _, block in _blocks(x * scale, y, exclude, budget):
+            before = highest[rows]
+            now = torch.maximum(before, block.amax(1))
+            origin = _finite(now, 0.0)  # -inf minus -inf is no number
+            total[rows] = total[rows] * (before - origin).exp() + block.sub_(origin[:, None]).exp_().sum(1)
+            highest[rows] = now
+        out = _finite(highest, 0.0) + total.log()
+        ctx.budget = budget
+        ctx.save_for_backward(x, y, scale, exclude, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
+            raise RuntimeError("The blockwise softmax sum has no second derivative: call backward or grad without create_graph=True.")
+        x, y, scale, exclude, out = ctx.saved_tensors
+        for_rows, for_columns, for_scale = ctx.needs_input_grad[:3]
+        grad = grad.masked_fill(out == -math.inf, 0.0)  # log 0 has no slope: whatever comes from above would make NaN of it
+        origin = _finite(out, math.inf)
+        scaled = x * scale
+        upstream = scaled * grad[:, None]  # the row weights enter here and after the walk, so a block is passed over once less
+        expected = torch.zeros_like(x)  # sum_j p_ij y_j
+        to_columns = torch.zeros_like(y) if for_columns else None
+        for rows, columns, block in _blocks(scaled, y, exclude, ctx.budget):
+            block.sub_(origin[rows, None]).exp_()
+            if for_rows or for_scale:
+                with _unlowered(x):
+                    expected[rows].addmm_(block, y[columns])
+            if to_columns is not None:
+                with _unlowered(x):
+                    to_columns[columns].addmm_(block.T, upstream[rows])
+        expected.mul_(grad[:, None])
+        return expected * scale if for_rows else None, to_columns, (expected * x).sum() if for_scale else None, None, None
+
+
+def _blocks(x: Tensor, y: Tensor, exclude: Tensor | None, budget: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of x @ y.T, in one buffer used again for each, with -inf at the excluded columns."""
+    buffer: Tensor | None = None
+    for rows, columns in walk(len(x), len(y), entry=x.element_size(), budget=budget):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if buffer is None:
+            buffer = x.new_empty(height * width)  # the first block is the largest
+        block = buffer[: height * width].view(height, width)
+        with _unlowered(x):
+            torch.mm(x[rows], y[columns].T, out=block)
+        if exclude is not None:
+            here = exclude[rows] - columns.start
+            # Only a minimum with -inf changes an entry, one with +inf does not: nothing of the block's size, no index list that a GPU has to wait for
+            bound = x.new_full(here.shape, math.inf).masked_fill_((here >= 0) & (here < width), -math.inf)
+            block.scatter_reduce_(1, here.clamp(0, width - 1), bound, "amin")
+        yield rows, columns, block
+
+
+def _unlowered(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)  # autocast would take products in bf16: their spacing near 60 is 0.25
+
+
+def _finite(x: Tensor, instead: float) -> Tensor:
+    return x.masked_fill(x == -math.inf, instead)

@@ -1,0 +1,212 @@
+"""The smallest distance between the views of two images, for all pairs of images: the augmented distance of sampled views.
+
+    d(i, j) = min over u, v of || x_i^u - x_j^v ||          Huang et al., ICLR 2023, eq. 1, over V views of each image instead of all
+
+Squared distances of a block of pairs are one matrix product, ||x||^2 + ||y||^2 - 2 x.y, reduced while it is in cache. The product alone would
+not do: it cancels, so that a distance of 1e-3 between images of norm 10 drowns. It only elects candidates, all (u, v) within the rounding
+bound of the smallest entry, and their distances are taken again by differences in float64. So the minimum and its (u, v) are those of exact
+arithmetic, to float64 rounding, near zero too, and a pair of images costs hardly more than one exact distance.
+
+The bound: an inner product of P terms in arithmetic of unit roundoff w errs by about w sqrt(P) |x||y| (Higham and Mary, SIAM J. Sci. Comput. 41,
+2019); with a factor of 4 for the tail, |x||y| <= (|x|+|y|)^2 / 4, and centring and norms added, an entry errs by (2 sqrt(P) + 8) w (|x|+|y|)^2.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.kernels.walk import BUDGET, walk
+
+_CACHE = 3 * 2**19  # bytes of a block on a CPU: what a core's second-level cache keeps between product and reduction
+_GATHERED = 6 * 2**20  # bytes of float64 rows differenced at a time: few parallel regions, and still close to the cache
+
+
+class Minimum(NamedTuple):
+    """Smallest distances at each level, and the views (u, v) that realise them: u of the row's image, v of the column's."""
+
+    distance: Float[Tensor, "L N M"]  # float64
+    views: Int[Tensor, "L N M 2"]  # int16
+
+
+def minimum(views: Float[Tensor, "N V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET) -> Minimum:
+    """Smallest distance between views for all pairs of images, each unordered pair computed once.
+
+    Parameters
+    ----------
+    views: V views of N images, P numbers each; float32, float64, or half precision, which is computed in float32.
+    levels: increasing numbers of views; at level l the minimum is over the first l views of both images. Default: (V,). All levels come from
+        the same products, and a distance never grows from one level to the next.
+    budget: bytes of a block of the product.
+
+    Returns
+    -------
+    `distance` (L, N, N) in float64, symmetric with zero diagonal; `views` (L, N, N, 2). Among equal distances the pair of views is the first:
+    of the lowest level, then of the smallest u, then of the smallest v. It is (0, 0) on the diagonal.
+
+    Raises
+    ------
+    ValueError: a value is not finite, or levels do not increase within 1..V.
+
+    >>> x = torch.tensor([[[0.0], [5.0]], [[3.0], [9.0]]])          # 2 images with 2 views of 1 pixel
+    >>> minimum(x, levels=(1, 2)).distance[:, 0, 1], minimum(x).views[0, 0, 1]
+    (tensor([3., 2.], dtype=torch.float64), tensor([1, 0], dtype=torch.int16))
+
+    """
+    return _minimum(views, None, levels, budget)
+
+
+def between(
+    x: Float[Tensor, "N V P"], y: Float[Tensor, "M V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET
+) -> Minimum:
+    """Smallest distance between views for all pairs of an image of x and one of y: `distance` (L, N, M), `views` (L, N, M, 2). As `minimum`.
+
+    >>> between(torch.tensor([[[0.0], [5.0]]]), torch.tensor([[[3.0], [9.0]]])).distance
+    tensor([[[2.]]], dtype=torch.float64)
+    """
+    return _minimum(x, y, levels, budget)
+
+
+class _Rows(NamedTuple):
+    """Centred views of a block of images (I*V, P), their squared norms (I, V), and the largest norm of each image (I,)."""
+
+    flat: Tensor
+    squares: Tensor
+    radius: Tensor
+
+
+def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: int) -> Minimum:
+    other = x if y is None else y
+    (N, V, P), M = x.shape, len(other)
+    levels = (V,) if levels is None else tuple(levels)
+    if not levels or any(low >= high for low, high in zip((0, *levels), levels, strict=False)) or levels[-1] > V:
+        raise ValueError(f"levels are numbers of views that increase from 1 to at most V = {V}, not {levels}.")
+    distance = x.new_zeros(len(levels), N, M, dtype=torch.float64)
+    chosen = x.new_zeros(len(levels), N, M, 2, dtype=torch.int16)
+    if N == 0 or M == 0:
+        return Minimum(distance, chosen)
+    exact = x.double if x.dtype == torch.float64 else x.float
+    x, other = exact(), (exact() if y is None else other.to(exact().dtype))
+    center = x.mean((0, 1)) if y is None else (x.mean((0, 1)) + other.mean((0, 1))) / 2
+    if x.device.type == "cpu":
+        budget = min(budget, _CACHE)
+    entry = x.element_size()
+    budget = min(budget, entry * (-(-max(N, M) // 8) * V) ** 2)  # at least 8 blocks a side: on the diagonal half a block is wasted
+    spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)  # of two entries against each other
+    exactly = _Differences(x)
+    left: dict[int, _Rows] = {}
+    right = left if y is None else {}
+    for rows, columns in walk(N * V, M * V, entry=entry, budget=budget, unit=(V, V), upper=y is None):
+        i, j = (slice(s.start // V, s.stop // V) for s in (rows, columns))
+        if i.start not in left:
+            left[i.start] = _rows(x[i], center)
+        if j.start not in right:
+            right[j.start] = _rows(other[j], center)
+        _block(x[i], other[j], left[i.start], right[j.start], levels, spread, y is None and i == j, exactly, distance[:, i, j], chosen[:, i, j])
+    if y is None:
+        upper = torch.triu(torch.ones(N, N, dtype=torch.bool, device=x.device), 1)
+        distance = torch.where(upper, distance, distance.mT)
+        chosen = torch.where(upper[..., None], chosen, chosen.transpose(1, 2).flip(-1))
+    return Minimum(distance, chosen)
+
+
+def _roundoff(x: Tensor) -> float:
+    """Unit roundoff of the matrix product of this dtype here: users may have allowed it fewer bits."""
+    if x.dtype == torch.float64:
+        return 2.0**-53
+    backend = torch.backends.cuda.matmul if x.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return {"tf32": 2.0**-11, "bf16": 2.0**-8}.get(str(backend.fp32_precision), 2.0**-24)
+
+
+def _rows(x: Tensor, center: Tensor) -> _Rows:
+    flat = (x - center).flatten(0, 1)
+    squares = torch.linalg.vecdot(flat, flat).view(x.shape[:2])
+    radius = squares.amax(1).sqrt()
+    if not bool(radius.isfinite().all()):
+        raise ValueError("Views hold a value that is not finite (NaN or infinity), or too large to square. Look for what made it.")
+    return _Rows(flat, squares, radius)
+
+
+def _block(
+    x: Tensor,
+    y: Tensor,
+    a: _Rows,
+    b: _Rows,
+    levels: Sequence[int],
+    spread: float,
+    diagonal: bool,
+    exactly: "_Differences",
+    distance: Tensor,
+    chosen: Tensor,
+) -> None:
+    """Write the minima of one block of image pairs at every level into `distance` (L, I, J) and `chosen` (L, I, J, 2)."""
+    (I, V, _), J = x.shape, len(y)  # noqa: E741
+    product = torch.addmm(b.squares.flatten(), a.flat, b.flat.T, alpha=-2).view(I, V, J, V)  # without the norm of the row, added below
+    wanted = torch.ones(I, J, dtype=torch.bool, device=x.device)
+    if diagonal:
+        wanted = wanted.triu(1)
+    margin = spread * (a.radius[:, None] + b.radius) ** 2
+    lowest = torch.full((I, J), torch.inf, dtype=x.dtype, device=x.device)
+    best = torch.full((I * J,), torch.inf, dtype=torch.float64, device=x.device)
+    code = torch.zeros(I * J, dtype=torch.int64, device=x.device)
+    before = 0
+    for at, level in enumerate(levels):  # only what this level adds: new views of the column's image, then of the row's
+        fresh = [product[:, before:level, :, :level].amin(3)]
+        if before:
+            fresh.insert(0, product[:, :before, :, before:level].amin(3))
+        smallest = torch.cat(fresh, 1) + a.squares[:, :level, None]
+        lowest = torch.minimum(lowest, smallest.amin(1))
+        limit = (lowest + margin).masked_fill(~wanted, -torch.inf)
+        i, u, j = (smallest <= limit[:, None]).nonzero(as_tuple=True)
+        near = product[i, u, j, :level] + a.squares[i, u, None] <= limit[i, j, None]
+        near[:, :before] &= (u >= before)[:, None]
+        row, v = near.nonzero(as_tuple=True)
+        _elect((i * J + j)[row], u[row] * V + v, best, code, lambda pair, views: exactly(x, y, pair, views))
+        distance[at] = best.view(I, J)
+        chosen[at] = torch.stack([code // V, code % V], 1).view(I, J, 2)
+        before = level
+    if diagonal:
+        distance.masked_fill_(~wanted, 0.0)
+
+
+def _elect(pair: Tensor, code: Tensor, best: Tensor, chosen: Tensor, exactly: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Lower `best` (exact distances) and set `chosen` at each pair of images (i * J + j) for which a candidate (u * V + v) is nearer."""
+    order = torch.argsort(pair, stable=True)
+    pair, code = pair[order], code[order]
+    first = torch.ones_like(pair, dtype=torch.bool)
+    first[1:] = pair[1:] != pair[:-1]
+    for part in (first, ~first):  # most pairs have one candidate; where the first is at distance zero (flat views), the others need no look
+        tried = part & (best[pair] > 0)
+        p, c = pair[tried], code[tried]
+        found = exactly(p, c)
+        lower = best.scatter_reduce(0, p, found, "amin")
+        wins = (found == lower[p]) & (found < best[p])
+        none = torch.iinfo(torch.int64).max
+        nearer = torch.full_like(chosen, none).scatter_reduce(0, p[wins], c[wins], "amin")
+        chosen.copy_(torch.where(nearer < none, nearer, chosen))
+        best.copy_(lower)
+
+
+class _Differences:
+    """Distances between views of two blocks by differences in float64, a few rows at a time in buffers made once."""
+
+    def __init__(self, x: Tensor):
+        rows = max(_GATHERED // (8 * x.shape[-1]), 1)
+        self.given = x.new_empty(2, rows, x.shape[-1])
+        self.wide = x.new_empty(2, rows, x.shape[-1], dtype=torch.float64)
+
+    def __call__(self, x: Tensor, y: Tensor, pair: Tensor, code: Tensor) -> Tensor:
+        V = x.shape[1]
+        out = pair.new_empty(len(pair), dtype=torch.float64)
+        left = torch.div(pair, len(y), rounding_mode="floor") * V + torch.div(code, V, rounding_mode="floor")
+        right = pair % len(y) * V + code % V
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+        for start in range(0, len(pair), self.given.shape[1]):
+            part = slice(start, min(start + self.given.shape[1], len(pair)))
+            given, wide = self.given[:, : part.stop - start], self.wide[:, : part.stop - start]
+            torch.index_select(x, 0, left[part], out=given[0])
+            torch.index_select(y, 0, right[part], out=given[1])
+            out[part] = torch.linalg.vector_norm(wide.copy_(given)[0].sub_(wide[1]), dim=1)
+        return out
