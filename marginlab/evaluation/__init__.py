@@ -1,0 +1,19 @@
+"""Numbers from features and labels: what a frozen encoder is good for."""
+
+from marginlab.evaluation.knn import knn_accuracy as knn_accuracy
+from marginlab.evaluation.knn import knn_predict as knn_predict
+from marginlab.evaluation.linear import LinearProbe as LinearProbe
+from marginlab.evaluation.linear import linear_probe as linear_probe
+from marginlab.evaluation.linear import linear_probe_accuracy as linear_probe_accuracy
+from marginlab.evaluation.nearest import NearestCenter as NearestCenter
+from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
+
+__all__ = [
+    "LinearProbe",
+    "NearestCenter",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_probe",
+    "linear_probe_accuracy",
+    "nearest_center_error",
+]

@@ -1,0 +1,117 @@
+"""Cross-correlation loss (Barlow Twins): every feature agrees with itself across the views, and with no other.
+
+With both views standardised feature by feature over the global batch of N rows, z' = (z - mean) / deviation, and C = Z1'^T Z2' / N,
+
+    loss = sum_i (1 - C_ii)^2 + w sum_{i != j} C_ij^2.
+
+Statistics of the batch: the mean, and the standard deviation with `correction` 0 (divided by N, so that C_ii = 1 and the loss is 0 for equal,
+decorrelated views) or 1 (divided by N - 1, as in the published code: C_ii is then at most (N - 1) / N).
+
+Sources: Zbontar et al. 2021, eqs. 1 and 2; (1 - w) L1 + w L2 of Huang et al. 2023, section 4.2, with L1 the diagonal part.
+"""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab import ranks
+from marginlab.losses.pair import check_word, wide
+from marginlab.settings import describe
+
+
+def cross_correlation(
+    z1: Float[Tensor, "B D"],
+    z2: Float[Tensor, "B D"],
+    *,
+    off_diagonal_weight: float = 5e-3,
+    correction: int = 0,
+    group: dist.ProcessGroup | None = None,
+    grads: ranks.Gradients = "mean",
+) -> Float[Tensor, ""]:
+    """Cross-correlation loss of two views, over the rows of all ranks; the same number on every rank.
+
+    Parameters
+    ----------
+    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D).
+    off_diagonal_weight: w.
+    correction: 0, deviations of the batch itself, or 1, unbiased ones as in the published code.
+    group: process group; None is the default one, or one rank.
+    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+
+    A feature that is constant over the batch, to 16 units of rounding of its mean, has no correlation: it counts as 0 with every feature
+    (so it adds 1 to the loss by its diagonal) and gets no gradient.
+
+    Raises
+    ------
+    ValueError: shapes that differ, a global batch of fewer than two rows, a negative weight, or a correction that is not 0 or 1.
+    TypeError: embeddings that are not floating point.
+
+    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    >>> cross_correlation(z, 3 * z + 5), cross_correlation(z, -z)
+    (tensor(0.), tensor(8.))
+
+    """
+    check(off_diagonal_weight, correction, grads)
+    z1, z2 = wide(z1, z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        c = correlation(z1, z2, correction, group, grads)
+        diagonal = c.diagonal()
+        others = c - torch.diag(diagonal)  # exact zeros; the difference of two sums of squares would cancel
+        return (1 - diagonal).square().sum() + off_diagonal_weight * others.square().sum()
+
+
+def correlation(z1: Tensor, z2: Tensor, correction: int, group: dist.ProcessGroup | None, grads: ranks.Gradients) -> Tensor:
+    """The (D, D) correlation of the features of z1 with those of z2 over the rows of all ranks, the same on each, with gradient."""
+    rows, width = sum(ranks.counts(len(z1), group, z1.device)), z1.shape[1]
+    if rows < 2:
+        raise ValueError(f"Features are standardised over the global batch: one of {rows} has no deviation. Give at least two rows.")
+    z = torch.stack((z1, z2))
+    # Two passes: squares of uncentred features would lose the deviation of a feature whose mean is large. The origin is a constant; what the
+    # batch's mean is off from it is taken away below, with gradient, so the result depends on the origin in no derivative, only in its rounding.
+    # Each moment goes through one sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks.
+    origin = ranks.total(z.detach().sum(1), group) / rows
+    z = z - origin[:, None]
+    moments = ranks.total(torch.cat((z[0].T @ z[1], z.sum(1), z.square().sum(1))), group, grads) / rows
+    shared, shift, square = moments[:width], moments[width : width + 2], moments[width + 2 :]
+    variance = square - shift.square()
+    alive = variance > (16 * torch.finfo(z.dtype).eps * origin).square()
+    inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)  # twice, or the slope of the branch not taken makes NaN
+    covariance = shared - torch.outer(shift[0], shift[1])
+    return covariance * inverse[0, :, None] * inverse[1] * ((rows - correction) / rows)
+
+
+def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
+    """Refuse what the loss cannot be made of (ValueError)."""
+    if not off_diagonal_weight >= 0:
+        raise ValueError(f"The weight of the off-diagonal terms is not negative, such as 0.005, not {off_diagonal_weight}.")
+    if correction not in (0, 1):
+        raise ValueError(f"The correction of the deviation is 0 (divide by N) or 1 (by N - 1), not {correction}.")
+    check_word("grads", grads, ("mean", "sum"))
+
+
+class CrossCorrelation(nn.Module):
+    """`cross_correlation` with its settings: `CrossCorrelation(off_diagonal_weight=5e-3)(z1, z2)`. See there for what they mean.
+
+    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    >>> CrossCorrelation()(z, -z)
+    tensor(8.)
+    """
+
+    def __init__(
+        self,
+        off_diagonal_weight: float = 5e-3,
+        correction: int = 0,
+        group: dist.ProcessGroup | None = None,
+        grads: ranks.Gradients = "mean",
+    ):
+        super().__init__()
+        check(off_diagonal_weight, correction, grads)
+        self.off_diagonal_weight, self.correction, self.group, self.grads = off_diagonal_weight, correction, group, grads
+
+    def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+        """The loss of two views (B, D)."""
+        return cross_correlation(z1, z2, off_diagonal_weight=self.off_diagonal_weight, correction=self.correction, group=self.group, grads=self.grads)
+
+    def __repr__(self) -> str:
+        return describe("CrossCorrelation", off_diagonal_weight=self.off_diagonal_weight, correction=self.correction, grads=self.grads)

@@ -1,0 +1,6 @@
+"""The losses as functions: one formula, two doors. The modules of `marginlab.losses` call these with settings kept."""
+
+from marginlab.losses.cross_correlation import cross_correlation as cross_correlation
+from marginlab.losses.info_nce import info_nce as info_nce
+
+__all__ = ("cross_correlation", "info_nce")

@@ -1,0 +1,162 @@
+"""InfoNCE between two views: the cross-entropy of finding an anchor's other view among all other rows of the global batch.
+
+For an anchor a with its positive p and its negatives n, with the cosine s and the temperature T,
+
+    loss_a = -log( e^{s_ap/T} / (e^{s_ap/T} + sum_n e^{s_an/T}) ) = softplus( log sum_n e^{s_an/T} - s_ap/T ).
+
+The positive is left out of the running sum and enters once, at the end: a well-placed anchor has a loss of the size of its negatives' share,
+which a sum that already holds the far larger positive has rounded away. For the same reason the anchor itself (s = 1, always the largest)
+is never summed and subtracted.
+
+Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 2020 (SimCLR), eq. 1; two towers ("other_view"):
+Radford et al. 2021 (CLIP), fig. 3; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab import ranks
+from marginlab.kernels import BUDGET, logsumexp
+from marginlab.losses.pair import check_word, wide, widened
+from marginlab.settings import describe
+
+Negatives = Literal["both_views", "other_view"]
+Reduction = Literal["mean", "sum", "none"]
+
+SHORTEST = 1e-12  # a row shorter than this has no direction
+
+
+def info_nce(
+    z1: Float[Tensor, "B D"],
+    z2: Float[Tensor, "B D"],
+    *,
+    temperature: float = 0.5,
+    negatives: Negatives = "both_views",
+    extra_negatives: Float[Tensor, "M D"] | None = None,
+    symmetric: bool = True,
+    reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
+    grads: ranks.Gradients = "mean",
+    budget: int = BUDGET,
+) -> Float[Tensor, "*anchors"]:
+    """InfoNCE of two views, over the rows of all ranks.
+
+    Parameters
+    ----------
+    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are L2-normalised here; a row shorter
+        than 1e-12 has no direction: its cosine with everything is 0 and it gets no gradient.
+    temperature: divides the cosines; 1/scale.
+    negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and the other 2N - 2 are each one's negatives.
+        "other_view", two towers: the anchors are z1 against the other N - 1 rows of z2, and z2 against those of z1.
+    extra_negatives: rows that join every anchor's negatives, such as a queue. Each rank gives its own part, as of z1 and z2, also (0, D);
+        all ranks give one or none does.
+    symmetric: with "other_view", False keeps the anchors z1 only.
+    reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on every rank; "none": the losses of this rank's
+        anchors, first those of z1, then those of z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.total`.
+    group: process group; None is the default one, or one rank.
+    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+        With "none" they are those of the sum over the ranks of what each makes of its losses.
+    budget: bytes of the block of similarities that is held.
+
+    Raises
+    ------
+    ValueError: shapes that differ, a temperature that is not positive, an unknown word, or a global batch without negatives.
+    TypeError: embeddings that are not floating point.
+
+    >>> z = torch.eye(4)
+    >>> info_nce(z, z, temperature=0.5)  # log(1 + 6 / e^2): each anchor has its positive at 1 and six negatives at 0
+    tensor(0.5944)
+
+    """
+    check(temperature, negatives, symmetric, reduction, grads)
+    z1, z2 = wide(z1, z2)
+    if extra_negatives is not None and (extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]):
+        raise ValueError(f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not {tuple(extra_negatives.shape)}.")
+    with torch.autocast(z1.device.type, enabled=False):
+        x1, x2 = _directions(z1), _directions(z2)
+        held = ranks.counts(len(x1), group, x1.device)
+        n, first = sum(held), sum(held[: ranks.rank(group)])
+        y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
+        more = y1[:0] if extra_negatives is None else ranks.gather(_directions(widened(extra_negatives, x1.dtype)), group)
+        if n == 0 or (n == 1 and len(more) == 0):
+            raise ValueError(f"InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows or extra_negatives.")
+        own = torch.arange(first, first + len(x1), device=x1.device)
+        near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) / temperature
+        if negatives == "both_views":
+            columns, exclude = torch.cat((y1, y2, more)), torch.stack((own, own + n), 1)  # itself and its positive, for either view
+            far = logsumexp(torch.cat((x1, x2)), columns, scale=1 / temperature, exclude=exclude.repeat(2, 1), budget=budget)
+        else:
+            towers = ((x1, y2), (x2, y1)) if symmetric else ((x1, y2),)
+            far = torch.cat([logsumexp(x, torch.cat((y, more)), scale=1 / temperature, exclude=own[:, None], budget=budget) for x, y in towers])
+        # From a threshold on softplus is taken for the identity: torch's 20 leaves an error of 2e-9, 40 one of 4e-18
+        losses: Tensor = F.softplus(far - near, threshold=40.0)
+        if reduction == "none":
+            return losses
+        anchors = 2 * n if symmetric else n
+        return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
+
+
+def _directions(z: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    return torch.div(z, norm.masked_fill(norm < SHORTEST, torch.inf))  # F.normalize would give a zero row a gradient of 1e12
+
+
+def check(temperature: float, negatives: str, symmetric: bool, reduction: str, grads: str) -> None:
+    """Refuse what InfoNCE cannot be made of (ValueError)."""
+    if not temperature > 0:
+        raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
+    check_word("negatives", negatives, ("both_views", "other_view"))
+    check_word("reduction", reduction, ("mean", "sum", "none"))
+    check_word("grads", grads, ("mean", "sum"))
+    if negatives == "both_views" and not symmetric:
+        raise ValueError("With negatives='both_views' both views are anchors. For z1 alone as anchors say negatives='other_view', symmetric=False.")
+
+
+class InfoNCE(nn.Module):
+    """`info_nce` with its settings: `InfoNCE(temperature=0.5)(z1, z2)`. See there for what they mean.
+
+    >>> z = torch.eye(4)
+    >>> InfoNCE(0.5)(z, z)
+    tensor(0.5944)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        negatives: Negatives = "both_views",
+        symmetric: bool = True,
+        reduction: Reduction = "mean",
+        group: dist.ProcessGroup | None = None,
+        grads: ranks.Gradients = "mean",
+        budget: int = BUDGET,
+    ):
+        super().__init__()
+        check(temperature, negatives, symmetric, reduction, grads)
+        self.temperature, self.negatives, self.symmetric, self.reduction = temperature, negatives, symmetric, reduction
+        self.group, self.grads, self.budget = group, grads, budget
+
+    def forward(
+        self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], extra_negatives: Float[Tensor, "M D"] | None = None
+    ) -> Float[Tensor, "*anchors"]:
+        """The loss of two views (B, D), with or without extra negatives (M, D)."""
+        return info_nce(
+            z1,
+            z2,
+            temperature=self.temperature,
+            negatives=self.negatives,
+            extra_negatives=extra_negatives,
+            symmetric=self.symmetric,
+            reduction=self.reduction,
+            group=self.group,
+            grads=self.grads,
+            budget=self.budget,
+        )
+
+    def __repr__(self) -> str:
+        settings = ("temperature", "negatives", "symmetric", "reduction", "grads", "budget")
+        return describe("InfoNCE", **{name: getattr(self, name) for name in settings})

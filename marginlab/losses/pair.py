@@ -1,0 +1,43 @@
+"""What every loss on two views asks of its inputs: two matrices of one shape, in float32 or wider, and words that it knows.
+
+Embeddings come in the precision of the backbone (bf16 under autocast); losses take exponentials, squares and sums of them, in which 8 bits
+would be lost, so they are widened once, here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from marginlab.settings import nearest
+
+
+def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """The two views in float32, or in float64 where one of them is.
+
+    Raises
+    ------
+    ValueError: not two matrices (B, D) of one shape and with at least one feature.
+    TypeError: not floating point.
+
+    """
+    if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
+        raise ValueError(
+            f"Two views are two matrices (B, D) of one shape, row i of both from one image, not {tuple(z1.shape)} and {tuple(z2.shape)}. "
+            "Views (B, 2, D) are taken apart by views.unbind(1)."
+        )
+    dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
+    return widened(z1, dtype), widened(z2, dtype)
+
+
+def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """Embeddings in the precision of the sums; TypeError for what is not floating point."""
+    if not z.is_floating_point():
+        raise TypeError(f"Embeddings are floating point, not {z.dtype}. Were labels given in their place?")
+    return z.to(dtype)
+
+
+def check_word(what: str, word: str, known: Sequence[str]) -> None:
+    """Refuse an unknown word for a choice, with the nearest known one."""
+    if word not in known:
+        raise ValueError(f"{what} is not {word!r}: {nearest(word, known)}")

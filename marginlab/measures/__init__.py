@@ -1,0 +1,21 @@
+"""What the theory measures, as torchmetrics that stream, merge and reduce over ranks. Functional twins: `marginlab.measures.functional`."""
+
+from marginlab.measures.alignment import Alignment as Alignment
+from marginlab.measures.alignment import AlignmentResult as AlignmentResult
+from marginlab.measures.concentration import Concentration as Concentration
+from marginlab.measures.divergence import ClassDivergence as ClassDivergence
+from marginlab.measures.divergence import DivergenceResult as DivergenceResult
+from marginlab.measures.sigma import ConcentrationResult as ConcentrationResult
+from marginlab.measures.sigma import Curve as Curve
+from marginlab.measures.sigma import Pair as Pair
+
+__all__ = [
+    "Alignment",
+    "AlignmentResult",
+    "ClassDivergence",
+    "Concentration",
+    "ConcentrationResult",
+    "Curve",
+    "DivergenceResult",
+    "Pair",
+]

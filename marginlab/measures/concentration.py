@@ -1,0 +1,193 @@
+"""Concentration of augmented data: how much of a class lies within an augmented distance delta of each other.
+
+    d_A(x_1, x_2) = min over views of both || x_1' - x_2' ||            sigma(delta) = min over classes k of sigma_k(delta)
+    sigma_k(delta) = (largest set of class-k images with all d_A <= delta) / (images of class k)
+
+Huang et al., ICLR 2023, eq. 1 and Definition 1 (they give no estimator). The set is a largest clique of the graph d_A <= delta, which is
+bounded from below by a greedy clique and from above by a colouring (graphs.py). Two things are one-sided by nature, and results say so: the
+minimum over sampled views is at least d_A, and the clique is that of the sampled graph, not of the population.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.kernels import BUDGET, minimum
+from marginlab.kernels.minimum import Minimum
+from marginlab.measures.measure import Measure, check_labels, constant, rows
+from marginlab.measures.sigma import ConcentrationResult, Deltas
+
+_MATRIX = 8 + 4  # bytes of one d_A (float64) and of the two views that realise it (int16)
+
+
+def augmented_distances(views: Float[Tensor, "N V *P"], levels: Sequence[int] | None = None, *, budget: int = BUDGET) -> Minimum:
+    """d_A over the sampled views for all pairs of images: `distance` (L, N, N) and the realising `views` (L, N, N, 2); see kernels.minimum.
+
+    An UPPER estimate of the theory's d_A, which takes the minimum over all views; it falls with the number of views. Views may be pixels or
+    features.
+
+    >>> augmented_distances(torch.tensor([[[[0.0]], [[0.5]]], [[[0.75]], [[1.0]]]])).distance[0, 0, 1]
+    tensor(0.2500, dtype=torch.float64)
+    """
+    if views.ndim < 3:
+        raise ValueError(f"views have the shape (N, V, ...), not {tuple(views.shape)}: images, their views, and the numbers of a view.")
+    return minimum(views.flatten(2), levels=levels, budget=budget)
+
+
+class Concentration(Measure):
+    """The (sigma, delta) concentration of augmented images, from views (N, V, 3, H, W) in [0, 1] and labels (N,).
+
+    Compare augmentations on the same images, the same seeds of views, and the same V: sigma changes with all of them.
+
+    Parameters
+    ----------
+    levels: increasing numbers of views; at level l only the first l views of an image count. Default: all views. The bounds of a level use
+        what the others show (fewer views: smaller cliques; more views: larger ones), so they move one way.
+    deltas: where `curve` is taken by default; None: 61 values from 0 to the largest d_A.
+    budget: bytes of the views held and of all d_A matrices. Beyond it every class keeps only its first images, equally many of each, and the
+        result says `subsampled=True`.
+    max_images: the most images of a class that are held.
+    kwargs: torchmetrics.Metric's.
+
+    Under a process group every rank receives the views of all ranks when it computes, so the budget holds on a rank for all of them.
+
+    >>> measure = Concentration(levels=(1, 2))
+    >>> views = torch.linspace(0, 1, 6)[:, None, None, None, None].expand(6, 2, 3, 4, 4)       # 6 grey images, both views alike
+    >>> measure.update(views, torch.tensor([0, 0, 0, 1, 1, 1]))
+    >>> result = measure.compute()
+    >>> round(result.closest(1)[0].distance, 4), result.sigma(delta=1.4)                    # 0.2 * sqrt(48)
+    (1.3856, (0.6666666666666666, 0.6666666666666666))
+
+    Raises
+    ------
+    ValueError: views outside [0, 1] or not finite, one view without levels=(1,), another shape than before, negative labels, a class of one image.
+
+    """
+
+    views: list[Tensor]
+    label: list[Tensor]
+    kept: list[Tensor]
+    shape: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int] | None = None,
+        deltas: Deltas | None = None,
+        *,
+        budget: int = 2**30,
+        max_images: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if levels is not None and (not levels or any(low >= high for low, high in zip((0, *levels), levels, strict=False))):
+            raise ValueError(f"levels are numbers of views that increase from 1, not {tuple(levels)}.")
+        if budget <= 0 or (max_images is not None and max_images < 2):
+            raise ValueError(f"Concentration needs a positive budget and at least 2 images a class, not budget={budget}, max_images={max_images}.")
+        self.levels = None if levels is None else tuple(levels)
+        self.deltas = None if deltas is None else torch.as_tensor(deltas, dtype=torch.float64).reshape(-1)
+        self.budget, self.max_images = budget, max_images
+        for name in ("views", "label", "kept"):  # views of the images held; labels of all images seen, and whether they are held
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("shape", default=torch.zeros(4, dtype=torch.int64), dist_reduce_fx=constant)
+
+    def update(self, views: Float[Tensor, "N V 3 H W"], labels: Int[Tensor, " N"]) -> None:
+        """Take V views of N more images and their labels. Views are copied."""
+        self._check(views, labels)
+        if not len(views):
+            return
+        self.shape = torch.tensor(views.shape[1:], device=self.shape.device)
+        before = rows(self.label, labels.new_zeros(0, dtype=torch.int64))
+        after = torch.cat([before, labels.long()])
+        place = _place(after)
+        held = place < self._most(after, views.element_size())
+        old = rows(self.kept, torch.zeros_like(before, dtype=torch.bool))
+        if bool((old & ~held[: len(before)]).any()):  # a new class, or the budget is reached: earlier images go too
+            masks = held[: len(before)][old].split([len(part) for part in self.views])
+            self.views[:] = [part[mask] for part, mask in zip(self.views, masks, strict=True)]
+        self.views.append(views.detach()[held[len(before) :]])
+        self.label[:], self.kept[:] = [after], [held]
+
+    def _check(self, views: Tensor, labels: Tensor) -> None:
+        if views.ndim != 5 or views.shape[2] != 3 or not views.is_floating_point():
+            raise ValueError(f"views are floating-point numbers of shape (N, V, 3, H, W), not {views.dtype} {tuple(views.shape)}.")
+        check_labels(labels, len(views))
+        V = views.shape[1]
+        if V < 2 and self.levels != (1,):
+            raise ValueError(
+                f"views of shape {tuple(views.shape)} hold {V} view of an image, but d_A is a minimum over views: give at least 2. "
+                "Plain distances between images are asked for by levels=(1,)."
+            )
+        if self.levels is not None and self.levels[-1] > V:
+            raise ValueError(f"levels = {self.levels} ask for {self.levels[-1]} views of an image, but these have {V}.")
+        if bool(self.shape.any()) and tuple(self.shape.tolist()) != tuple(views.shape[1:]):
+            raise ValueError(f"These views are of shape (V, 3, H, W) = {tuple(views.shape[1:])}, those before of {tuple(self.shape.tolist())}.")
+        if views.numel():
+            low, high = (float(bound) for bound in views.aminmax())
+            if not 0 <= low <= high <= 1:  # NaN compares false
+                raise ValueError(
+                    f"views lie in [0, 1], but these range from {low:g} to {high:g} (nan: not finite). Give pixels before mean and deviation."
+                )
+
+    def _most(self, labels: Tensor, size: int) -> int:
+        """Images a class may keep: all, or an equal share of the budget once the images seen would exceed it."""
+        counts = labels.unique(return_counts=True)[1]
+        most = int(counts.max()) if self.max_images is None else min(int(counts.max()), self.max_images)
+        counts = counts.clamp(max=most).double()
+        image, pair = float(self.shape.prod()) * size, float(_MATRIX * (1 if self.levels is None else len(self.levels)))
+        if float((image * counts + pair * counts.square()).sum()) <= self.budget:
+            return most
+        share = self.budget / len(counts)
+        return min(most, int(2 * share / (image + (image * image + 4 * pair * share) ** 0.5)))  # image n + pair n^2 = share
+
+    def compute(self) -> ConcentrationResult:
+        """The result; over all ranks under a process group."""
+        labels = rows(self.label, self.shape.new_zeros(0))
+        if not len(labels):
+            raise ValueError("Concentration has seen no image yet: call update(views, labels) with views of shape (N, V, 3, H, W) first.")
+        kept, views = rows(self.kept, torch.zeros_like(labels, dtype=torch.bool)), rows(self.views, torch.zeros(0, device=labels.device))
+        classes, seen = labels.unique(return_counts=True)
+        if int(seen.min()) < 2:
+            alone = classes[seen < 2].tolist()
+            raise ValueError(f"Classes {alone} have one image each, and concentration is about pairs: give at least 2, or leave these classes out.")
+        most = self._most(labels, views.element_size())
+        if most < 2:
+            raise ValueError(
+                f"A budget of {self.budget} bytes leaves {most} image(s) for each of {len(classes)} classes with {int(self.shape[0])} views of shape "
+                f"{tuple(self.shape[1:].tolist())}: raise the budget or give fewer views."
+            )
+        held = kept & (_place(labels) < most)
+        images, views = held.nonzero()[:, 0], views[held[kept]]
+        V = int(self.shape[0])
+        parts = [images[labels[images] == label] for label in classes]
+        minima = [augmented_distances(views[labels[images] == label], self.levels) for label in classes]
+        n = torch.tensor([len(part) for part in parts], device=labels.device)
+        subsampled = len(images) < len(labels)
+        return ConcentrationResult(
+            classes=classes,
+            d_A=tuple(m.distance for m in minima),
+            views=tuple(m.views for m in minima),
+            images=tuple(parts),
+            n=n,
+            seen=seen,
+            levels=self.levels or (V,),
+            V=V,
+            deltas=self.deltas,
+            subsampled=subsampled,
+            meaning=(
+                f"d_A is a minimum over {V} sampled views of an image: an UPPER estimate of the minimum over all views, falling with V. "
+                f"sigma is bounded from both sides for the graph of these {int(n.min())} to {int(n.max())} images a class; the bounds hold for "
+                "its largest clique, which changes with n and V, and not for the sigma of the population."
+                + (f" Subsampled: the first images of each class, {len(images)} of {len(labels)} in all." if subsampled else "")
+            ),
+        )
+
+
+def _place(labels: Tensor) -> Tensor:
+    """How many images before it have the label of an image: (N,)."""
+    by_label, order = labels.sort(stable=True)
+    place = torch.empty_like(labels)
+    place[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(by_label, by_label)
+    return place

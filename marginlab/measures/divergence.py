@@ -1,0 +1,211 @@
+"""Divergence of the class centers: their inner products and lengths, how far features spread around them, and Delta_mu.
+
+    mu_k = E_{x in C_k} E_view f(x_view)        V_k = E_{C_k} ||f - mu_k||^2 = r_k^2 - ||mu_k||^2        Delta_mu = 1 - min_k ||mu_k||^2 / r^2
+
+Huang et al., ICLR 2023, section 3; mu_k . mu_l is what Theorem 1 asks to be small. With h_i the mean of image i's features over its views,
+an inner product of two classes is that of the means of h, unbiased as it is, and a squared length is the U-statistic over different images,
+
+    ||mu_k||^2 ~ ( ||sum_i h_i||^2 - sum_i ||h_i||^2 ) / (n (n-1)),
+
+because the squared length of a sampled mean is too large by the variance of a mean. Only sums are kept, so it streams.
+Errors: delete-a-group jackknife with groups of unequal size (Busing, Meijer and van der Leeden, Statistics and Computing 9, 1999).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
+
+
+class DivergenceResult(NamedTuple):
+    """Class centers of C classes and how they lie. Unbiased where a mean allows it; NaN where a class has too few images (see `n`).
+
+    `gram` (C, C) has mu_k . mu_l off the diagonal (NaN without an image of either class) and ||mu_k||^2 on it (NaN below 2 images; may be
+    slightly negative). `norms` are the square roots of the diagonal, `within` is V_k, `r2` is the mean squared norm of the features, averaged
+    over all images (`r2_k`: of each class). `Delta_mu` takes the least of estimated lengths, so its own estimate leans upwards. `error_*` are
+    standard errors (NaN below 3 images); that of Delta_mu takes the class with the shortest center as given.
+    """
+
+    gram: Float[Tensor, "C C"]
+    norms: Float[Tensor, " C"]
+    within: Float[Tensor, " C"]
+    Delta_mu: Float[Tensor, ""]
+    r2: Float[Tensor, ""]
+    r2_k: Float[Tensor, " C"]
+    centers: Float[Tensor, "C D"]
+    error_gram: Float[Tensor, "C C"]
+    error_within: Float[Tensor, " C"]
+    error_Delta_mu: Float[Tensor, ""]  # noqa: N815  # Delta_mu is its name
+    n: Int[Tensor, " C"]
+    V: int
+    meaning: str
+
+
+class _Sums(NamedTuple):
+    """Of some images of each class: the sum of h, of ||h||^2, of the mean squared norm of a view, and their number."""
+
+    h: Tensor
+    squares: Tensor
+    norms: Tensor
+    n: Tensor
+
+
+def class_divergence(
+    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], num_classes: int, *, normalize: bool = True, groups: int = 20
+) -> DivergenceResult:
+    """What `ClassDivergence` computes, of features at hand.
+
+    >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
+    >>> class_divergence(f, torch.tensor([0, 0, 1, 1]), 2).gram            # the two images of class 0 are orthogonal
+    tensor([[0.0000, 0.5000],
+            [0.5000, 1.0000]], dtype=torch.float64)
+    """
+    measure = ClassDivergence(num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure.update(features, labels)
+    result: DivergenceResult = measure.compute()
+    return result
+
+
+class ClassDivergence(Measure):
+    """Inner products and lengths of class centers, V_k and Delta_mu, from features (N, V, D) and labels (N,).
+
+    Parameters
+    ----------
+    num_classes, dim: C and D.
+    normalize: give features length 1 first (the theory's r = 1).
+    groups: of images of a class, for the jackknife; images join them in turn, in order of arrival. So the order of the images, and on which
+        rank they are, changes the noise of the standard errors, and nothing else.
+    kwargs: torchmetrics.Metric's.
+
+    Holds (C, groups, D) sums in float64.
+
+    >>> measure = ClassDivergence(num_classes=2, dim=2)
+    >>> measure.update(torch.tensor([[[3.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([0, 0, 1, 1]))
+    >>> result = measure.compute()
+    >>> result.gram.tolist(), float(result.Delta_mu)
+    ([[1.0, 0.0], [0.0, 1.0]], 0.0)
+
+    Raises
+    ------
+    ValueError: features of another dimension or not finite, labels out of range, another number of views than before, no image at all.
+
+    """
+
+    h: Tensor
+    squares: Tensor
+    norms: Tensor
+    n: Tensor
+    views: Tensor
+
+    def __init__(self, num_classes: int, dim: int, normalize: bool = True, *, groups: int = 20, **kwargs: Any):
+        super().__init__(**kwargs)
+        if num_classes < 1 or dim < 1 or groups < 2:
+            raise ValueError(
+                f"ClassDivergence needs at least 1 class, 1 dimension and 2 groups, not {num_classes} classes, {dim} dimensions, {groups} groups."
+            )
+        self.num_classes, self.dim, self.normalize, self.groups = num_classes, dim, normalize, groups
+        self.add_state("h", default=torch.zeros(num_classes, groups, dim, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("squares", "norms"):
+            self.add_state(name, default=torch.zeros(num_classes, groups, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n", default=torch.zeros(num_classes, groups, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
+
+    def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
+        """Take V views' features of N more images and their labels."""
+        check_features(features, fewest_views=1)
+        if features.shape[2] != self.dim:
+            raise ValueError(f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but dim={self.dim} was announced.")
+        check_labels(labels, len(features), self.num_classes)
+        if int(self.views) not in (0, features.shape[1]):
+            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+        self.views = torch.full_like(self.views, features.shape[1])
+        z, labels = prepared(features, self.normalize), labels.long()
+        h = z.mean(1)
+        # the place of an image in its class: those before this batch, and those of its class before it in the batch
+        sorted_labels, order = labels.sort(stable=True)
+        place = torch.empty_like(labels)
+        starts = torch.searchsorted(sorted_labels, sorted_labels)
+        place[order] = torch.arange(len(labels), device=labels.device) - starts
+        group = (place + self.n.sum(1)[labels]) % self.groups
+        at = labels * self.groups + group
+        self.h = self.h.flatten(0, 1).index_add(0, at, h).view_as(self.h)
+        self.squares = self.squares.flatten().index_add(0, at, h.square().sum(1)).view_as(self.squares)
+        self.norms = self.norms.flatten().index_add(0, at, z.square().sum(2).mean(1)).view_as(self.norms)
+        self.n = self.n.flatten().index_add(0, at, torch.ones_like(at)).view_as(self.n)
+
+    def compute(self) -> DivergenceResult:
+        """The result; over all ranks under a process group."""
+        parts = _Sums(self.h, self.squares, self.norms, self.n)
+        whole = _Sums(*(part.sum(1) for part in parts))
+        if int(whole.n.sum()) == 0:
+            raise ValueError("ClassDivergence has seen no image of any class: call update(features, labels) first.")
+        centers = whole.h / whole.n[:, None]
+        lengths, r2_k = _length(whole), whole.norms / whole.n
+        r2 = whole.norms.sum() / whole.n.sum()
+        gram = (centers @ centers.T).fill_diagonal_(0) + lengths.diag()
+        shortest = int(lengths.nan_to_num(nan=torch.inf).argmin())
+        gram_error, within_error, delta_error = self._errors(parts, whole, centers, shortest)
+        return DivergenceResult(
+            gram=gram,
+            norms=lengths.clamp(min=0).sqrt(),
+            within=r2_k - lengths,
+            Delta_mu=1 - lengths[shortest] / r2,
+            r2=r2,
+            r2_k=r2_k,
+            centers=centers,
+            error_gram=gram_error,
+            error_within=within_error,
+            error_Delta_mu=delta_error,
+            n=whole.n,
+            V=int(self.views),
+            meaning=(
+                f"Inner products, squared lengths and V_k are unbiased (U-statistics over different images; {int(self.views)} views each). "
+                f"Delta_mu takes the least of {self.num_classes} estimated lengths and leans upwards. Standard errors: jackknife over "
+                f"{self.groups} groups of images of a class."
+            ),
+        )
+
+    def _errors(self, parts: _Sums, whole: _Sums, centers: Tensor, shortest: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Jackknife errors of the Gram matrix, of V_k, and of Delta_mu; group by group, so that no (C, groups, C) array is held."""
+        n, m = whole.n[:, None].double(), parts.n.double()  # (C, 1), (C, G)
+        rest = _Sums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
+        means = rest.h / rest.n[..., None]
+        # leaving a group of class k out: an inner product is linear in h, so its pseudo-values are those of the center
+        products = _variance([means[:, g] @ centers.T for g in range(self.groups)], centers @ centers.T, n, m)
+        lengths, spreads = _length(rest), rest.norms / rest.n
+        length, spread = _length(whole), whole.norms / whole.n
+        own = _variance(list(lengths.T), length, n[:, 0], m)
+        within = _variance(list((spreads - lengths).T), spread - length, n[:, 0], m)
+        r2 = whole.norms.sum() / whole.n.sum()
+        shares = 1 - lengths[shortest] / ((whole.norms.sum() - parts.norms[shortest]) / (whole.n.sum() - parts.n[shortest]))
+        delta = _variance(list(shares[:, None]), (1 - length[shortest] / r2)[None], n[shortest], m[shortest, None])
+        gram = products + products.T
+        gram.diagonal().copy_(own)
+        return gram.sqrt(), within.sqrt(), delta[0].sqrt()
+
+
+def _length(sums: _Sums) -> Tensor:
+    """U-statistic of ||mu||^2; NaN below two images."""
+    pairs = (sums.n * (sums.n - 1)).double()
+    return (sums.h.square().sum(-1) - sums.squares) / torch.where(pairs > 0, pairs, torch.nan)
+
+
+def _variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
+    """Jackknife variance from the estimates with each group of m (C, G) of n (C, 1 or none) images left out; NaN for fewer than 2 groups."""
+    groups = (m > 0).sum(1).double()
+    shape = (-1,) + (1,) * (estimate.ndim - 1)
+    n, groups = n.view(shape), groups.view(shape)
+    sizes = [m[:, g].view(shape) for g in range(m.shape[1])]
+    filled = [size > 0 for size in sizes]
+    mean = groups * estimate - sum(
+        torch.where(here, (1 - size / n) * value, 0.0) for value, size, here in zip(left_out, sizes, filled, strict=True)
+    )
+    total = torch.zeros_like(estimate)
+    for value, size, here in zip(left_out, sizes, filled, strict=True):
+        share = n / size
+        pseudo = share * estimate - (share - 1) * value
+        total = total + torch.where(here, (pseudo - mean).square() / (share - 1), 0.0)
+    return torch.where(groups > 1, total / groups, torch.nan)

@@ -1,0 +1,11 @@
+"""The functional twins of the measures: the same formulas on tensors at hand, without state or ranks."""
+
+from marginlab.measures.alignment import alignment as alignment
+from marginlab.measures.alignment import clopper_pearson as clopper_pearson
+from marginlab.measures.concentration import augmented_distances as augmented_distances
+from marginlab.measures.divergence import class_divergence as class_divergence
+from marginlab.measures.graphs import colouring as colouring
+from marginlab.measures.graphs import greedy_clique as greedy_clique
+from marginlab.measures.sigma import bounds as bounds
+
+__all__ = ["alignment", "augmented_distances", "bounds", "class_divergence", "clopper_pearson", "colouring", "greedy_clique"]

@@ -1,0 +1,67 @@
+"""Largest cliques of graphs, from both sides, for many graphs of one size at once.
+
+    clique size of a greedy deletion  <=  omega (largest clique)  <=  chi (chromatic number)  <=  colours of a greedy colouring
+
+From below: delete the vertex that misses most of the others until no two remaining vertices miss each other; what remains is a clique. From
+above: the vertices of a clique all need colours of their own. The colouring is DSATUR (Brelaz, Communications of the ACM 22, 1979): next comes
+the vertex that sees most colours, of these the one with most neighbours yet to be coloured; it takes the first colour it does not see.
+"""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+def greedy_clique(adjacent: Bool[Tensor, "*T n n"]) -> Bool[Tensor, "*T n"]:
+    """Vertices of a clique of each graph, found by deletion; of equal candidates the first goes.
+
+    The graphs are symmetric matrices; the diagonal does not matter. Memory: one more copy of them.
+
+    >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
+    >>> greedy_clique(path)
+    tensor([False,  True,  True])
+    """
+    missing = ~adjacent.flatten(0, -3) if adjacent.ndim > 2 else ~adjacent[None]
+    missing.diagonal(dim1=1, dim2=2).fill_(False)
+    T, n = missing.shape[:2]
+    kept = torch.ones(T, n, dtype=torch.bool, device=adjacent.device)
+    degree = missing.sum(2, dtype=torch.int32)
+    graphs = torch.arange(T, device=adjacent.device)  # those not yet done
+    while len(graphs):
+        most, worst = degree[graphs].max(1)
+        graphs, worst = graphs[most > 0], worst[most > 0]
+        kept[graphs, worst] = False
+        degree[graphs] -= missing[graphs, worst].int()
+        degree[graphs, worst] = -1  # below every kept vertex, also when its neighbours go
+        degree.masked_fill_(~kept, -1)
+    return kept.view(adjacent.shape[:-1])
+
+
+def colouring(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T n"]:
+    """A proper colouring of each graph by DSATUR: colours from 0; neighbours differ; of equal candidates the first is coloured.
+
+    The graphs are symmetric matrices; the diagonal does not matter. Memory: two more copies of them.
+
+    >>> triangle = torch.ones(3, 3, dtype=torch.bool)
+    >>> colouring(triangle), colouring(~triangle)
+    (tensor([0, 1, 2]), tensor([0, 0, 0]))
+    """
+    graph = (adjacent.flatten(0, -3) if adjacent.ndim > 2 else adjacent[None]).clone()
+    graph.diagonal(dim1=1, dim2=2).fill_(False)
+    T, n = graph.shape[:2]
+    colours = torch.full((T, n), -1, dtype=torch.int64, device=adjacent.device)
+    sees = torch.zeros_like(graph)  # (graph, colour, vertex)
+    seen = torch.zeros(T, n, dtype=torch.int64, device=adjacent.device)
+    open_neighbours = graph.sum(2)
+    every = torch.arange(T, device=adjacent.device)
+    for _ in range(n):
+        rank = (seen * (n + 1) + open_neighbours).masked_fill(colours >= 0, -1)
+        vertex = rank.argmax(1)
+        colour = (~sees[every, :, vertex]).int().argmax(1)
+        colours[every, vertex] = colour
+        neighbours = graph[every, vertex]
+        known = sees[every, colour]
+        seen += neighbours & ~known
+        sees[every, colour] = known | neighbours
+        open_neighbours -= neighbours.long()
+    return colours.view(adjacent.shape[:-1])

@@ -1,0 +1,42 @@
+"""Schedules: the factor on the learning rate at a step, as a function of the step and nothing else, so that a resumed run needs no state.
+
+    WarmupCosine   min(1, (t + 1) / (w T)) * (1 + cos(pi * max(0, t - w T) / (T - w T))) / 2      Loshchilov and Hutter 2017
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear warm-up over the first part of training, then a half cosine to zero.
+
+    warmup: the part of all steps that warms up, in [0, 1).
+
+    >>> schedule = WarmupCosine(warmup=0.1)
+    >>> [round(schedule(step, 100), 3) for step in (0, 9, 55, 100)]
+    [0.1, 1.0, 0.5, 0.0]
+    """
+
+    warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a part of training in [0, 1), not {self.warmup}.")
+
+    def __call__(self, step: int, steps: int) -> float:
+        """Give the factor at a step of so many, from step 0."""
+        warm = self.warmup * steps
+        rise = min(1.0, (step + 1) / warm) if warm else 1.0
+        return rise * (1 + math.cos(math.pi * max(0.0, step - warm) / max(steps - warm, 1e-9))) / 2
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The factor 1 at every step."""
+
+    def __call__(self, step: int, steps: int) -> float:
+        """Give the factor at a step of so many."""
+        if step > steps:
+            raise ValueError(f"Step {step} lies beyond the {steps} steps of the schedule.")
+        return 1.0
