@@ -1,0 +1,10 @@
+"""Augmentations as sets of views: the five operations of Huang et al. (ICLR 2023), drawn by counters so that any view can be made again alone."""
+
+from marginlab.augment.augmentation import Augmentation as Augmentation
+from marginlab.augment.blur import GaussianBlur as GaussianBlur
+from marginlab.augment.color import ColorJitter as ColorJitter
+from marginlab.augment.color import Grayscale as Grayscale
+from marginlab.augment.geometry import HorizontalFlip as HorizontalFlip
+from marginlab.augment.geometry import ResizedCrop as ResizedCrop
+
+__all__ = ("Augmentation", "ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "ResizedCrop")

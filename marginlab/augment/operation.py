@@ -1,0 +1,70 @@
+"""What an operation is: parameters drawn from a key, and pixels made from parameters.
+
+    view = apply(image, parameters),   parameters = draw(key of (seed, image, view), size)
+
+The stream of a draw is named by the operation, so an operation draws the same whatever others stand beside it. `apply` treats each image by
+itself and keeps to elementwise arithmetic and reductions within an image: a matrix product or a convolution may round differently in batches
+of different size, and a view made alone would then differ in the last bit from the same view made in a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from marginlab.rng import Key
+from marginlab.settings import SettingsError
+
+
+@runtime_checkable
+class Operation(Protocol):
+    """Draws a NamedTuple of tensors, each of the key's index shape; applies one whose tensors have the shape (B,) of the images.
+
+    Parameters of discrete kind (coins, orders) are of an integer or bool dtype, the others floating, and differentiable where the operation is.
+    """
+
+    def draw(self, key: Key, size: tuple[int, int]) -> Any:
+        """Parameters for images of `size` (height, width)."""
+        ...
+
+    def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Any) -> Float[Tensor, "B 3 H W"]:
+        """Images in [0, 1] made from images in [0, 1]; those that are not changed are the same to the bit."""
+        ...
+
+
+def check_probability(p: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= p <= 1:
+        raise SettingsError(f"p is the probability of an operation, in [0, 1], not {p}.")
+
+
+def check_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
+    """Refuse what is no increasing pair of numbers above `low` and up to `high`."""
+    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+        raise SettingsError(f"{name} is a pair (lowest, highest) above {low:g} and at most {high:g}, not {pair}.")
+
+
+def per_image(factor: Float[Tensor, " B"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 1 1"]:
+    """A factor for each image, beside the pixels; small copies from the host are queued, not waited for."""
+    return factor.to(images, non_blocking=True)[:, None, None, None]
+
+
+def where_on(
+    on: Bool[Tensor, " B"], function: Callable[..., Tensor], images: Float[Tensor, "B 3 H W"], *factors: Tensor
+) -> Float[Tensor, "B 3 H W"]:
+    """`function(images, *factors)` for the images whose coin said yes, and only computed for those. Coins on the CPU cost a device no wait."""
+    chosen = on.nonzero()[:, 0]
+
+    def to(places: Tensor) -> Tensor:
+        return places.to(images.device, non_blocking=True)
+
+    if len(chosen) == 0:
+        return images
+    if len(chosen) == len(on):
+        return function(images, *factors)
+    made = function(images.index_select(0, to(chosen)), *(factor[chosen] for factor in factors))
+    # put back by selecting rows of [images, made]: index_copy is no copy of rows and takes 3 times as long
+    source = torch.arange(len(on), device=on.device).index_copy(0, chosen, torch.arange(len(on), len(on) + len(chosen), device=on.device))
+    return torch.cat([images, made]).index_select(0, to(source))

@@ -1,0 +1,10 @@
+"""Image sets: `load(spec, split)` gives an `ImageSet`; `Shapes` renders the embedded one.
+
+This file imports torch and numpy only; torchvision, PIL, kornia and scikit-learn are loaded by the source that needs them.
+"""
+
+from marginlab.data.images import ImageSet as ImageSet
+from marginlab.data.loading import load as load
+from marginlab.data.shapes import Shapes as Shapes
+
+__all__ = ("ImageSet", "Shapes", "load")

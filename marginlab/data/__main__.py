@@ -1,0 +1,46 @@
+"""`python -m marginlab.data SPEC [--root ROOT] [--size SIZE]` says what a spec holds; a published set that is absent is downloaded first."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from marginlab.data.images import ImageSet
+from marginlab.data.loading import load, root_folder
+from marginlab.data.published import TORCHVISION, torchvision_set
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, download if asked to, and describe both splits."""
+    parser = argparse.ArgumentParser(prog="python -m marginlab.data", description=__doc__)
+    parser.add_argument("spec", help="shapes, shapes-5, digits, cifar10, cifar100, stl10, npz:PATH or folder:PATH")
+    parser.add_argument("--root", help="folder of the published sets (default: MARGINLAB_DATA, else data)")
+    parser.add_argument("--size", type=int, default=0, help="resize to this many pixels")
+    asked = parser.parse_args(arguments)
+    root = root_folder(asked.root)
+    try:
+        if asked.spec in TORCHVISION and not (root / f"{asked.spec}.npz").exists():
+            _download(asked.spec, root)
+        for split in ("train", "test"):
+            print(describe(load(asked.spec, split, root, size=asked.size), split))
+    except (ValueError, TypeError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+
+
+def describe(images: ImageSet, split: str) -> str:
+    """A line about a split: its name, sizes and classes."""
+    height, width = images.images.shape[-2:]
+    first = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
+    return f"{images.name} {split}: {len(images):,} images of {height} x {width}, {len(images.classes)} classes: {first}"
+
+
+def _download(name: str, root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        for split in ("train", "test"):
+            torchvision_set(name, split, root, download=True)  # what is already there and whole is not fetched again
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{name} could not be downloaded into {root}: {error}. Run the command again, or put {name}.npz there.") from error
+
+
+if __name__ == "__main__":
+    main()

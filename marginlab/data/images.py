@@ -1,0 +1,109 @@
+"""An image set: images as bytes with their labels, small enough to live on the training device; and who is chosen from it.
+
+    place(i) = number of images of i's class whose draw is below i's,     draw(i) = bits(seed, "subset", i)
+
+An image's place in its own class decides everything: the first n in the order of (place, class) are a class-balanced subset, subsets of
+growing n contain each other, and the images with place below one fifth of their class are the test split of a source that has none.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int, Int64, UInt8
+from torch import Tensor
+
+from marginlab.rng import Key
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: bytes in [0, 255], which stand for values in [0, 1].
+
+    `images` (N, 3, H, W) uint8, `labels` (N,) int64 in [0, C), `classes` the C class names, `name` the spec it was loaded from.
+
+    >>> images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+    >>> some = ImageSet(images, torch.tensor([0, 0, 0, 0, 1, 1]), ("cat", "dog"), "pets")
+    >>> len(some), some.subset(4).labels.tolist()
+    (6, [0, 0, 1, 1])
+
+    Raises
+    ------
+    TypeError: images that are not uint8, or labels that are not int64.
+    ValueError: a wrong shape, lengths that differ, labels outside [0, C), no images, or images of one class only.
+
+    """
+
+    images: UInt8[Tensor, "N 3 H W"]
+    labels: Int64[Tensor, "N"]
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8:
+            remedy = "Turn values in [0, 1] into (255 * images).round().to(torch.uint8)."
+            raise TypeError(f"{self.name}: images are uint8, not {self.images.dtype}. {remedy}")
+        if self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"{self.name}: images are (N, 3, H, W), not {tuple(self.images.shape)}. Permute the axes, or repeat a grey channel.")
+        if self.labels.dtype != torch.int64:
+            raise TypeError(f"{self.name}: labels are int64, not {self.labels.dtype}. Convert integers with .long().")
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"{self.name}: {len(self.images)} images need labels of shape ({len(self.images)},), not {tuple(self.labels.shape)}.")
+        if 0 in self.images.shape:
+            raise ValueError(f"{self.name}: there are no images, but the shape {tuple(self.images.shape)}.")
+        check_labels(self.labels, len(self.classes), self.name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, n: int, seed: int = 0) -> "ImageSet":
+        """The n images that a seed chooses, as equally many of each class as there are, in their old order; all of them for n = 0 or n >= N.
+
+        A smaller subset of the same seed is contained in a larger one.
+
+        Raises ValueError for a negative n, and for n = 1, which would leave one class.
+        """
+        if n < 0 or n == 1:
+            raise ValueError(f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at least 2, or for 0, which means all.")
+        if n == 0 or n >= len(self):
+            return self
+        labels, key = self.labels.cpu(), Key(seed).named("subset")
+        turn = key.named("class").permutation(len(self.classes))  # which classes have one more where n is no multiple of C
+        order = torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
+        chosen = order[:n].sort().values.to(self.labels.device)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same set on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:
+    """Refuse labels outside [0, classes) and sets that hold one class only."""
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name}: the label {wrong} is out of range: {classes} classes are numbered from 0 to {classes - 1}. Renumber the labels.")
+    if low == high:
+        raise ValueError(f"{name}: all {len(labels)} images are of class {low}: concentration against error needs at least two classes. Add another.")
+
+
+def places(labels: Int[Tensor, "N"], key: Key) -> Int64[Tensor, "N"]:
+    """The place of each image in a random order of its own class, from 0."""
+    order = key.at(torch.arange(len(labels))).bits().argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    found = torch.empty_like(order)
+    found[order] = torch.arange(len(labels)) - starts[labels[order]]
+    return found
+
+
+def in_split(labels: Int[Tensor, "N"], split: str) -> Bool[Tensor, "N"]:
+    """Which images of a source without a split belong to `train` or `test`: one fifth of each class is for the test.
+
+    The fifth is rounded, but no class of two or more images is wholly on one side; a class of one image is for training.
+    """
+    counts = torch.bincount(labels)
+    fifth = torch.minimum(((counts + 2) // 5).clamp(min=1), counts - 1)
+    test = places(labels, Key(0).named("split")) < fifth[labels]
+    return test if split == "test" else ~test

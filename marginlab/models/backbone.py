@@ -1,0 +1,80 @@
+"""A backbone of timm behind a normalisation, with its stem named.
+
+    features = pool(net((images - mean) / std))          images (B, 3, H, W) in [0, 1] -> features (B, D)
+
+The stem decides what a ResNet does with 32 x 32 images, and more than one published figure was not reached for want of naming it:
+    "cifar"     3x3 convolution, stride 1, no pooling     the paper's, for 32 x 32
+    "strided"   3x3 convolution, stride 2, no pooling     a quarter of the work, for small machines
+    "imagenet"  as timm makes it: 7x7, stride 2, pooling, for 224 x 224
+"""
+
+import difflib
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm import create_model, list_models
+from torch import Tensor, nn
+
+from marginlab.settings import describe, nearest
+
+STEMS = ("cifar", "strided", "imagenet")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """Any timm model without its classifier; its first layer normalises, so images are in [0, 1] outside.
+
+    Parameters
+    ----------
+    name: a model of timm, such as "resnet18".
+    stem: "cifar", "strided" or "imagenet" (see above); the first two need a model with timm's ResNet stem.
+    width: factor on the channels of a ResNet's four stages; 1 is timm's own.
+
+    `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed them, or make it through a `Recipe`.
+
+    Raises ValueError for an unknown model or stem, a width below 1/16, or a stem or width that the model does not know.
+
+    >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
+    >>> backbone(torch.rand(2, 3, 32, 32)).shape, backbone.dim
+    (torch.Size([2, 128]), 128)
+    """
+
+    def __init__(self, name: str = "resnet18", *, stem: str = "cifar", width: float = 1.0):
+        super().__init__()
+        if stem not in STEMS:
+            raise ValueError(f"There is no stem {stem!r}: {nearest(stem, STEMS)}")
+        if not width >= 1 / 16:
+            raise ValueError(f"A width is a factor of at least 1/16, not {width}.")
+        if name not in list_models():
+            near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5)
+            raise ValueError(f"timm has no model {name!r}; near it are: {', '.join(near) or 'none, see timm.list_models()'}.")
+        self.name, self.stem, self.width = name, stem, width
+        options: dict[str, Any] = {}
+        if width != 1.0:
+            options["channels"] = tuple(int(channels * width) for channels in (64, 128, 256, 512))
+        try:
+            net = create_model(name, pretrained=False, num_classes=0, **options)
+        except TypeError as error:
+            raise ValueError(f"{name} has no width to change; leave width at 1. ({error})") from error
+        if stem != "imagenet":
+            if not isinstance(getattr(net, "conv1", None), nn.Conv2d) or not hasattr(net, "maxpool"):
+                raise ValueError(f"{name} has no single first convolution and pooling to replace; use stem='imagenet'.")
+            old = net.conv1
+            net.conv1 = nn.Conv2d(3, old.out_channels, 3, stride=1 if stem == "cifar" else 2, padding=1, bias=False)
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+            net.maxpool = nn.Identity()
+        self.net = net
+        self.dim = int(net.num_features)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Features of images; those of a network without normalised output, after its pooling."""
+        features: Tensor = self.net((images - self.mean) / self.std)
+        return features
+
+    def __repr__(self) -> str:
+        return describe("Backbone", name=self.name, stem=self.stem, width=self.width)
