@@ -1,0 +1,58 @@
+"""What training asks of a method, and what the two-view methods share.
+
+    features = backbone(images)      what is kept, measured and evaluated
+    embeddings = projector(features) what the loss sees
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from marginlab.models import Backbone
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Method(nn.Module, ABC):
+    """A backbone under a head, trained by the loss between two views of an image. A method of one's own overrides `loss`.
+
+    `loss` is also what calling the module does, so that DistributedDataParallel sees the forward pass.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Backbone features (not normalised) of images in [0, 1]."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def project(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
+        """Embeddings under the head: what the loss sees."""
+        embeddings: Tensor = self.head(features)
+        return embeddings
+
+    def embed(self, views: Float[Tensor, "B V 3 H W"]) -> Float[Tensor, "B V E"]:
+        """Embeddings of all views, through the network in one pass (batch statistics are over images and views)."""
+        embeddings = self.project(self.encode(views.flatten(0, 1)))
+        apart: Tensor = embeddings.unflatten(0, views.shape[:2])
+        return apart
+
+    @abstractmethod
+    def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """Give `loss` and, detached, whatever else is worth recording; labels are there for methods that use them."""
+
+    def forward(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """Give the loss: see `loss`."""
+        return self.loss(views, labels)
+
+    def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
+        """Optimizers of all parameters, made by the recipe's choice; a head may have its own."""
+        return [make(self.parameters())]
+
+    def after_step(self) -> None:
+        """Do what follows a step of the optimizer: nothing here; a momentum encoder moves on."""

@@ -1,0 +1,32 @@
+"""SimCLR: InfoNCE between two views under a two-layer head (Chen et al. 2020; settings of Huang et al. 2023)."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.losses import InfoNCE
+from marginlab.methods.method import Method
+from marginlab.models import Backbone, Projector
+from marginlab.settings import describe
+
+
+class SimCLR(Method):
+    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, NT-Xent at a temperature over the global batch.
+
+    >>> from marginlab.models import Backbone
+    >>> method = SimCLR(Backbone("resnet18", stem="strided", width=0.25), temperature=0.5)
+    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+    ['loss']
+    """
+
+    def __init__(self, backbone: Backbone, *, temperature: float = 0.5, hidden: int = 512, dim: int = 128):
+        super().__init__(backbone, Projector((backbone.dim, hidden, dim)))
+        self.criterion = InfoNCE(temperature)
+        self.temperature, self.hidden, self.dim = temperature, hidden, dim
+
+    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """NT-Xent between the two views of every image."""
+        one, two = self.embed(views).unbind(1)
+        return {"loss": self.criterion(one, two)}
+
+    def __repr__(self) -> str:
+        return describe("SimCLR", temperature=self.temperature, hidden=self.hidden, dim=self.dim)

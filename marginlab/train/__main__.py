@@ -1,0 +1,53 @@
+"""`python -m marginlab.train RECIPE.toml --folder runs/mine [--epochs 10 ...]`: train one recipe; the same command goes on after a stop.
+
+Under torchrun it trains on all its processes.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from marginlab import ranks, settings
+from marginlab.train import Monitor, Recipe, fit
+
+
+def main(arguments: list[str]) -> int:
+    """Train what the arguments say; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m marginlab.train", description=__doc__.split("\n")[0], epilog="All other flags replace settings of the recipe, as --epochs 10."
+    )
+    parser.add_argument("recipe", type=Path, help="a TOML file of settings of marginlab.train.Recipe")
+    parser.add_argument("--folder", type=Path, required=True, help="where the run is kept; a folder with a part of it is gone on with")
+    parser.add_argument("--root", type=Path, help="folder of the data sets; MARGINLAB_DATA by default")
+    parser.add_argument("--measure-every", type=int, default=0, help="epochs between measurements; 0: the untrained and the trained network only")
+    options, flags = parser.parse_known_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        recipe = settings.read(Recipe, options.recipe, flags, prog="python -m marginlab.train RECIPE")
+        run = fit(recipe, options.folder, Monitor(every=options.measure_every), root=options.root)
+        if ranks.rank() == 0:
+            for row in run.rows:
+                if row.epoch == recipe.epochs:
+                    sys.stdout.write(f"{row.name:36} {row.value:.4f}\n")
+            sys.stdout.write(f"{run.images_per_second:,.0f} images/s. Kept in {run.folder.absolute()}\n")
+    except (settings.SettingsError, FileNotFoundError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"Stopped. What {options.folder} holds is whole: the same command goes on from its last checkpoint.\n")
+        return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,271 @@
+"""`fit`: one plain loop, for one process or a group of them.
+
+    step t of epoch e:   rows  = the t-th batch of the e-th permutation
+                         views = augmentation.views(images[rows], index=rows, first_view=2e)
+                         loss  = method(views, labels);  backward;  step of every optimizer at lr * schedule(t)
+
+Everything random is drawn from (seed, epoch, image, view), so the position in the run is one number, and a checkpoint that holds weights, optimizer
+state and that number is whole: on a CPU, a run that was killed and started again ends bit for bit as one that was not.
+"""
+
+import contextlib
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from marginlab import ranks, settings
+from marginlab.data import ImageSet
+from marginlab.data import load as load_images
+from marginlab.methods import Method
+from marginlab.rng import Key
+from marginlab.settings import SettingsError
+from marginlab.train import checkpoint
+from marginlab.train.monitor import Monitor, Row
+from marginlab.train.progress import Progress
+from marginlab.train.recipe import PRECISIONS, Recipe
+
+SAVE_EVERY = 1000  # steps between checkpoints inside a long epoch; one is written at the end of every epoch anyway
+
+
+class Fitted(NamedTuple):
+    """What `fit` gives: the trained method in evaluation mode, what the monitor measured, where it is kept, and how fast this call trained."""
+
+    method: Method
+    rows: list[Row]
+    folder: Path
+    images_per_second: float
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path | str,
+    monitor: Monitor | None = None,
+    *,
+    root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Fitted:
+    """Train a recipe in a folder; a folder that holds a part of the same run is gone on with, a finished one is read.
+
+    Parameters
+    ----------
+    recipe: what to train.
+    folder: where checkpoints, `monitor.csv` and TensorBoard's events are kept. Ranks share it.
+    monitor: what to measure during training; None for the default `Monitor()`.
+    root: the folder of the data sets; by default MARGINLAB_DATA.
+    device: by default this rank's GPU, or the CPU.
+    say: is told the progress in a line of text; None shows a progress bar on a terminal.
+
+    Raises
+    ------
+    SettingsError: the folder holds a run of another recipe (the first difference is named), or the batch exceeds the images or splits unevenly.
+    FloatingPointError: the loss is not finite; the last checkpoint stays.
+    Whatever `data.load` refuses. All but the second before any work.
+
+    >>> import tempfile
+    >>> recipe = Recipe(images=64, backbone="Backbone('resnet18', stem='strided', width=0.25)", epochs=1, batch=32)
+    >>> run = fit(recipe, tempfile.mkdtemp(), Monitor(images=20, bank=40), say=lambda line: None)
+    >>> run.method.encode(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 128])
+    """
+    folder, monitor = Path(folder), monitor or Monitor()
+    device = torch.device(device) if device is not None else _own_device()
+    train, test = check(recipe, root)
+    method = recipe.make_method()
+    ranks.first(lambda: _claim(recipe, folder))
+    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loop = _Loop(recipe, folder, monitor, method, train.to(device), test.to(device), device, say)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return loop.run()
+
+
+def _own_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.rank() % torch.cuda.device_count())
+
+
+def check(recipe: Recipe, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
+    """Load the training and test images of a recipe, and refuse what cannot be trained on them; `fit` begins with it.
+
+    Raises
+    ------
+    SettingsError: the batch exceeds the images or splits unevenly over micro-batches and ranks, or the two splits differ in their classes.
+    Whatever `data.load` refuses.
+
+    """
+    train = load_images(recipe.data, "train", root, size=recipe.image_size).subset(recipe.images, recipe.seed)
+    test = load_images(recipe.data, "test", root, size=recipe.image_size)
+    if recipe.batch > len(train):
+        raise SettingsError(f"A batch of {recipe.batch} is more than the {len(train)} training images of {recipe.data}. Take batch <= {len(train)}.")
+    if recipe.batch % (recipe.accumulate * ranks.size()):
+        raise SettingsError(f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on {ranks.size()} ranks. Make it a multiple.")
+    if train.classes != test.classes:
+        raise SettingsError(f"{recipe.data} has classes {train.classes} in train, but {test.classes} in test. Both want the same.")
+    return train, test
+
+
+def _claim(recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder of something else; otherwise it is this recipe's from now on."""
+    own = folder / "recipe.toml"
+    if own.exists():
+        other = settings.read(Recipe, own)
+        for name, value in vars(recipe).items():
+            if value != getattr(other, name):
+                raise SettingsError(f"{folder} holds a run with {name} = {getattr(other, name)!r}, not {value!r}. Choose another folder.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.recipe")  # beside the folder, so that a run killed here leaves it empty
+    partial.write_text(settings.to_toml(recipe), encoding="utf-8")
+    partial.rename(own)
+
+
+class _Loop:
+    """The state of one run: what a checkpoint holds, and what is made anew from the recipe."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        monitor: Monitor,
+        method: Method,
+        train: ImageSet,
+        test: ImageSet,
+        device: torch.device,
+        say: Callable[[str], None] | None,
+    ):
+        self.recipe, self.folder, self.monitor, self.method, self.train, self.test, self.device = (
+            recipe, folder, monitor, method, train, test, device,
+        )  # fmt: skip
+        self.augmentation = recipe.make_augmentation()
+        self.schedule = recipe.make_schedule()
+        self.optimizers = method.optimizers(recipe.make_optimizer())
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.per_epoch = len(train) // recipe.batch
+        self.steps = recipe.epochs * self.per_epoch
+        self.step, self.rows, self.losses = 0, list[Row](), 0.0
+        self.say = say
+
+    def run(self) -> Fitted:
+        last = checkpoint.latest(self.folder)
+        if last is not None:
+            progress = checkpoint.restore(last, self.method, self.optimizers)
+            self.step, self.losses = progress["step"], progress["losses"]
+            self.rows = [Row(*row) for row in progress["rows"]]
+        forward: Any = self.method
+        if ranks.size() > 1:
+            forward = DistributedDataParallel(self.method, device_ids=[self.device] if self.device.type == "cuda" else None)
+        if self.recipe.compile:
+            forward = torch.compile(forward)
+        with contextlib.ExitStack() as stack:
+            board = stack.enter_context(_board(self.folder, self.step)) if self.step < self.steps else None
+            progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
+            if self.step == 0:
+                self.measure(0, board)
+            total = torch.zeros((), device=self.device, dtype=torch.float64)
+            order = torch.empty(0, dtype=torch.long)
+            while self.step < self.steps:
+                epoch, place = divmod(self.step, self.per_epoch)
+                if place == 0 or not len(order):
+                    order = Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
+                total += self.one_step(forward, order[place * self.recipe.batch : (place + 1) * self.recipe.batch], epoch)
+                self.step += 1
+                progress_bar.advance()
+                ended = self.step % self.per_epoch == 0
+                if ended or self.step % SAVE_EVERY == 0:
+                    self.losses, total = self.losses + float(ranks.total(total) / ranks.size()), torch.zeros_like(total)
+                    self.end(epoch + 1, board, ended=ended)
+            rate = progress_bar.rate()
+        self.write_rows()
+        self.method.eval()
+        return Fitted(self.method, self.rows, self.folder, rate)
+
+    def one_step(self, forward: Any, rows: Tensor, epoch: int) -> Tensor:
+        recipe, dtype = self.recipe, PRECISIONS[self.recipe.precision]
+        factor = self.schedule(self.step, self.steps)
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())  # for stochastic layers
+        loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        micro = rows.split(len(rows) // recipe.accumulate)
+        for number, part in enumerate(micro):
+            own = part[ranks.share(len(part))]
+            there = own.to(self.device)
+            views = self.augmentation.views(self.train.images[there], index=own, n_views=2, seed=recipe.seed, first_view=2 * epoch)
+            wait = number < len(micro) - 1 and isinstance(forward, DistributedDataParallel)
+            with forward.no_sync() if wait else contextlib.nullcontext():
+                with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                    out = forward(views, self.train.labels[there])["loss"] / len(micro)
+                out.backward()
+            loss += out.detach()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.method.after_step()
+        return loss
+
+    def end(self, epoch: int, board: Any, *, ended: bool) -> None:
+        """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""
+        if not torch.tensor(self.losses).isfinite():
+            raise FloatingPointError(
+                f"The loss is not finite in epoch {epoch}, before step {self.step} of {self.steps}. A smaller learning rate may help; "
+                f"the last checkpoint in {self.folder} is whole."
+            )
+        if ended:
+            self.note(Row(epoch, "loss", self.losses / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
+            self.losses = 0.0
+            if self.monitor.due(epoch, self.recipe.epochs):
+                self.measure(epoch, board)
+        checkpoint.save(
+            self.folder, self.recipe, self.method, self.optimizers, self.step, {"losses": self.losses, "rows": [list(row) for row in self.rows]}
+        )
+
+    def measure(self, epoch: int, board: Any) -> None:
+        """Rank 0 measures, the others wait for its rows."""
+
+        def rows() -> list[Row]:
+            return self.monitor(self.method, self.augmentation, self.train, self.test, epoch, last=epoch == self.recipe.epochs)
+
+        for row in ranks.first(rows):
+            self.note(row, board)
+
+    def note(self, row: Row, board: Any) -> None:
+        self.rows.append(row)
+        if board is not None:
+            board.add_scalar(row.name.replace("[", "_").replace("]", ""), row.value, row.epoch)
+
+    def write_rows(self) -> None:
+        """Keep what was measured as a table beside the checkpoints."""
+
+        def write() -> None:
+            partial = self.folder / "monitor.partial"
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(Row._fields)
+                table.writerows([row.epoch, row.name, repr(row.value), repr(row.low), repr(row.high), row.n] for row in self.rows)
+            partial.rename(self.folder / "monitor.csv")
+
+        ranks.first(write)
+
+
+@contextlib.contextmanager
+def _board(folder: Path, step: int) -> Any:
+    """TensorBoard's writer on rank 0, None elsewhere."""
+    if ranks.rank():
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # slow to import: only when something is trained
+
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    try:
+        yield writer
+    finally:
+        writer.close()

@@ -1,0 +1,92 @@
+"""A recipe: everything that decides what is trained. Two runs of one recipe on one CPU give the same numbers, bit for bit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from marginlab import augment, methods, models, optim, settings
+from marginlab.rng import Key
+from marginlab.settings import SettingsError
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, on what, how. Choices among classes are strings in call notation.
+
+    `Recipe()` is the paper's SimCLR (Huang et al. 2023, section 5) but for its data.
+    """
+
+    data: str = "shapes"
+    """What `marginlab.data.load` knows: shapes, cifar10, npz:PATH, folder:PATH, ..."""
+    image_size: int = 0
+    """Resize images to this side; 0 keeps their own."""
+    images: int = 0
+    """Train on a class-balanced choice of so many images; 0 takes all."""
+    augmentation: str = "Augmentation('abcde', strength=0.5)"
+    """A class of marginlab.augment."""
+    backbone: str = "Backbone('resnet18', stem='cifar')"
+    """A class of marginlab.models."""
+    method: str = "SimCLR(temperature=0.5)"
+    """A class of marginlab.methods."""
+    optimizer: str = "SGD(lr=0.06, momentum=0.9, weight_decay=0.0005)"
+    """A class of marginlab.optim."""
+    schedule: str = "WarmupCosine(warmup=0.05)"
+    """A schedule of marginlab.optim."""
+    epochs: int = 200
+    """Passes over the images; the last, incomplete batch of each is left out."""
+    batch: int = 512
+    """Images of one optimizer step, over all ranks and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches of a step; a contrastive loss takes its negatives from one micro-batch only."""
+    precision: str = "float32"
+    """float32, or bfloat16 for autocast."""
+    compile: bool = False
+    """Compile the forward pass with torch.compile."""
+    seed: int = 0
+    """Seed of weights, order and views."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch", 2), ("accumulate", 1), ("images", 0), ("image_size", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} is at least {least}, not {getattr(self, name)}.")
+        if self.batch % self.accumulate:
+            raise SettingsError(f"A batch of {self.batch} does not fall into {self.accumulate} equal micro-batches. Change batch or accumulate.")
+        if self.precision not in PRECISIONS:
+            raise SettingsError(f"There is no precision {self.precision!r}: {settings.nearest(self.precision, PRECISIONS)}")
+        self.make_augmentation()
+        self.make_optimizer()
+        self.make_schedule()
+
+    def make_augmentation(self) -> augment.Augmentation:
+        """Make the augmentation of training views."""
+        made: augment.Augmentation = settings.call(self.augmentation, augment)
+        if not hasattr(made, "views"):
+            raise SettingsError(f"{self.augmentation!r} is one operation; put it into Augmentation(...).")
+        return made
+
+    def make_optimizer(self) -> methods.MakeOptimizer:
+        """Make the function from parameters to their optimizer."""
+        made = settings.call(self.optimizer, optim)
+        if isinstance(made, optim.WarmupCosine | optim.Constant):
+            raise SettingsError(f"{self.optimizer!r} is a schedule, not an optimizer.")
+        return made  # type: ignore[no-any-return]
+
+    def make_schedule(self) -> Any:
+        """Make the function from (step, steps) to the factor on the learning rate."""
+        made = settings.call(self.schedule, optim)
+        if not isinstance(made, optim.WarmupCosine | optim.Constant):
+            raise SettingsError(f"{self.schedule!r} is an optimizer, not a schedule.")
+        return made
+
+    def make_method(self) -> methods.Method:
+        """Make the untrained method; its weights are a function of the seed and leave torch's global generator as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(Key(self.seed).named("weights").word())
+            backbone = settings.call(self.backbone, models)
+            if not isinstance(backbone, models.Backbone):
+                raise SettingsError(f"{self.backbone!r} is not a backbone.")
+            made: methods.Method = settings.call(self.method, methods, backbone)
+        return made
