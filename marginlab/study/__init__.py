@@ -1,0 +1,13 @@
+"""Studies: a grid of cells, the folder its run lives in, and the report that shows it. `python -m marginlab.study --help` is the way in."""
+
+from marginlab.study.cell import Cell as Cell
+from marginlab.study.definition import Study as Study
+from marginlab.study.definition import load as load
+from marginlab.study.definition import shipped as shipped
+from marginlab.study.engine import execute as execute
+from marginlab.study.report import Report as Report
+from marginlab.study.run import Rows as Rows
+from marginlab.study.run import Run as Run
+from marginlab.study.run import open_run as open_run
+
+__all__ = ("Cell", "Report", "Rows", "Run", "Study", "execute", "load", "open_run", "shipped")

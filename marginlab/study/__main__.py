@@ -1,0 +1,118 @@
+"""The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `--resume RUN`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from marginlab.settings import SettingsError
+from marginlab.study.definition import Study, load, presets_of, shelf, shipped, summary
+from marginlab.study.engine import conclude, execute
+from marginlab.study.files import read_json
+from marginlab.study.folder import check, reopen
+from marginlab.study.team import join, leave
+
+PROG = "python -m marginlab.study"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The engine's own options, which may stand anywhere behind NAME. What it does not know are the study's settings."""
+    front = argparse.ArgumentParser(
+        prog=PROG,
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"{PROG} NAME [--preset PRESET] [--folder FOLDER] [settings]\n"
+        f"       {PROG} [NAME] --resume RUN\n       {PROG} report RUN\n       {PROG} list\n       {PROG} NAME --help",
+        description="Compute a study's grid of cells and make its report. Interrupted at any point, the same command goes on.\n"
+        "Started once more beside itself, on this or another machine, it shares the work.\n\n"
+        "NAME is a study that comes with marginlab (`list` shows them), or a path: of a file, or of a folder that holds study.py.\n"
+        "`report` makes the report of a run folder again, and computes no cell.",
+    )
+    front.add_argument("--preset", help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` where there is one")
+    front.add_argument("--folder", type=Path, help="the run folder; runs/NAME-HASH, named by the settings, if it is not given")
+    front.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder, with the study and the settings that it was made with")
+    front.add_argument("-h", "--help", action="store_true", help="this text; after NAME, what the study asks, its presets and its settings")
+    return front
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the command line says; the exit status."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    given, flags = parser().parse_known_args(list(arguments[1:] if name else arguments))
+    try:
+        if given.help and name in (None, "list", "report"):
+            parser().print_help()
+            return 0
+        if name == "list":
+            return _list(flags)
+        if name == "report":
+            return _report(flags)
+        if name is None and given.resume is None:
+            raise SettingsError(f"Which study? Its name comes first, as in: {PROG} {next(iter(shipped()), 'NAME')}. See {PROG} list, and --help.")
+        study = None if name is None else load(name)
+        if given.resume is not None and not given.help:
+            return _resume(study, given, flags, arguments)
+        assert study is not None  # without a name there is --resume, or help was given
+        if given.help:
+            return _help(study, given.preset)
+        settings = study.settings(given.preset, flags)
+        folder = given.folder or Path("runs") / f"{study.name}-{study.digest(settings)}"
+        return execute(study, settings, folder, arguments=arguments)
+    except SettingsError as error:
+        if join().leads:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # while the study was imported; the engine answers for itself
+        print("Interrupted before any cell was begun; the same command begins again.", file=sys.stderr)
+        return 130
+    finally:
+        leave()
+
+
+def _list(flags: Sequence[str]) -> int:
+    if flags:
+        raise SettingsError(f"`list` takes nothing more, not {' '.join(flags)!r}.")
+    studies = shipped()
+    if not studies:
+        print(f"There are no studies in {shelf()}.")
+    for name, file in studies.items():
+        presets = presets_of(file)
+        print(f"{name}\n    {summary(file)}\n    presets: {', '.join(presets) if presets else 'none'}")
+    return 0
+
+
+def _help(study: Study, preset: str | None) -> int:
+    presets = presets_of(study.file)
+    print(f"{(study.module.__doc__ or study.title).strip()}\n\npresets (--preset): {', '.join(presets) if presets else 'none'}")
+    print(f"also: --folder FOLDER, --resume RUN; see {PROG} --help\n")
+    print(f"Settings, with their values{f' in the preset {preset}' if preset else ''}:\n", flush=True)
+    study.settings(preset, ["--help"])  # tyro shows them, and leaves
+    return 0
+
+
+def _report(flags: Sequence[str]) -> int:
+    if len(flags) != 1:
+        raise SettingsError(f"Of which run? Say: {PROG} report RUN, with RUN one run folder.")
+    folder = Path(flags[0]).resolve()
+    study, settings = reopen(folder)
+    study.grid(settings)
+    return conclude(study, settings, folder, read_json(folder / "about.json")["command"])
+
+
+def _resume(study: Study | None, given: argparse.Namespace, flags: Sequence[str], arguments: Sequence[str]) -> int:
+    folder = given.resume.resolve()
+    if given.folder is not None and given.folder.resolve() != folder:
+        raise SettingsError(f"--resume {given.resume} and --folder {given.folder} name two run folders. Give one of them.")
+    made, settings = reopen(folder)
+    study = study or made
+    if given.preset is not None:
+        settings = study.settings(given.preset, flags)
+    elif flags or study is not made:
+        settings = study.settings(None, flags, toml=folder / "config.toml")
+    check(study, settings, folder)
+    return execute(study, settings, folder, arguments=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

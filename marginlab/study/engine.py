@@ -1,0 +1,255 @@
+"""The engine: claims cells, computes them, waits for others', puts the results together, makes the report.
+
+Any number of processes work on one grid, each by this same loop: take the first cell that is neither finished nor claimed, compute it, write
+its rows; when all that are left are claimed by others, wait until those end or their process does. Under torchrun all ranks work on one cell.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from marginlab.study import display as show
+from marginlab.study.cell import Cell
+from marginlab.study.definition import Study
+from marginlab.study.display import Display
+from marginlab.study.files import Claim, write
+from marginlab.study.folder import assemble, finish, log, now, prepare
+from marginlab.study.page import render, template
+from marginlab.study.run import Run
+from marginlab.study.team import Team, join
+
+_POLL = 0.3  # seconds between two looks at cells that other processes compute
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that it ends the run as Ctrl-C does."""
+
+
+def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Sequence[str] = ()) -> int:
+    """Compute a study's grid in a run folder, or what is missing of it there, and make the report.
+
+    `arguments` are those of the command line, for the command that the run folder and the report name.
+
+    Returns
+    -------
+    The exit status: 0; 1 if a cell or the report failed; 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises
+    ------
+    SettingsError: the settings give no grid, or the folder is not of this study with these settings. Nothing is written then.
+
+    """
+    study.grid(settings)
+    team, folder = join(), Path(folder).resolve()
+    team.first(lambda: study.check(settings))
+    command = command_line(arguments or [str(study.file), "--resume", str(folder)], team)
+    team.first(lambda: prepare(study, settings, folder, command))
+    grid = _Grid(study, settings, folder, team)
+    with _signals():
+        try:
+            with Display(len(grid.cells), shown=team.leads) as display:
+                if team.leads:
+                    log(folder, f"begins: {command}")
+                    display.line(f"{study.name}: {len(grid.cells)} {'cell' if len(grid.cells) == 1 else 'cells'} in {folder}")
+                grid.work(display)
+            return conclude(study, settings, folder, command, stamp=grid.stamp)
+        except (KeyboardInterrupt, Terminated) as stop:
+            if team.leads:
+                _farewell(grid, folder, command)
+            return 143 if isinstance(stop, Terminated) else 130
+        finally:
+            grid.release()
+
+
+def _farewell(grid: "_Grid", folder: Path, command: str) -> None:
+    assemble(folder, grid.cells)
+    done = sum(cell.finished for cell in grid.cells)
+    log(folder, f"interrupted, {done} of {len(grid.cells)} cells finished")
+    print(f"\nInterrupted: {done} of {len(grid.cells)} cells are finished and kept in {folder}; go on with: {command}", file=sys.stderr, flush=True)
+
+
+class _Grid:
+    """The cells of a run, and which of them this process (this team) may compute."""
+
+    def __init__(self, study: Study, settings: Any, folder: Path, team: Team) -> None:
+        self.study, self.folder, self.team = study, folder, team
+        self.cells = [Cell(columns, settings=settings, run_folder=folder, home=study.home, team=team) for columns in study.grid(settings)]
+        # A cell that failed before we came is tried again; one that fails for another process while we work is not.
+        self._failed = {cell.id: _stamp(cell.failure_file) for cell in self.cells}
+        self.stamp = _stamp(folder / "report.html")
+        self._claim: Claim | None = None
+
+    def work(self, display: Display) -> None:
+        """Compute until every cell has ended, here or elsewhere."""
+        while True:
+            state, index, finished, others = self.team.first(self._next)
+            if state == "end":
+                return
+            if state == "wait":
+                display.wait(finished, others)
+                time.sleep(_POLL)
+                continue
+            display.start(self.cells[index].id, finished, others)
+            self._compute(self.cells[index], display)
+            self.release()
+
+    def _next(self) -> tuple[Literal["take", "wait", "end"], int, int, int]:
+        """Claim the first cell that is free; how many are finished, and how many are being computed elsewhere."""
+        taken, others = -1, 0
+        finished = 0
+        for index, cell in enumerate(self.cells):
+            if cell.finished:
+                finished += 1
+            elif _stamp(cell.failure_file) == self._failed[cell.id] and taken < 0:
+                claim = Claim(cell.folder / ".lock")
+                if not claim.take():
+                    others += 1
+                elif cell.finished or _stamp(cell.failure_file) != self._failed[cell.id]:  # it ended between the two looks
+                    claim.release()
+                    finished += cell.finished
+                else:
+                    taken, self._claim = index, claim
+        return "take" if taken >= 0 else "wait" if others else "end", taken, finished, others
+
+    def release(self) -> None:
+        """Let go of the cell that is claimed, if one is."""
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
+    def _compute(self, cell: Cell, display: Display) -> None:
+        leads, begun, started = self.team.leads, time.monotonic(), now()
+        cell = Cell(cell, settings=cell.settings, run_folder=self.folder, home=cell.home, team=self.team, progress=display.say)
+        if leads:
+            log(self.folder, f"{cell.id} begins")
+        good, before = True, _stamp(cell.failure_file)
+        try:
+            self.study.module.run(cell)
+            if leads:
+                finish(cell, time.monotonic() - begun, started)
+        except Exception:
+            good = False
+            if _stamp(cell.failure_file) == before:  # the first of several ranks to fail has the cause, the others may only feel it go
+                write(cell.failure_file, traceback.format_exc())
+            log(self.folder, f"{cell.id} failed{'' if leads else f' on rank {self.team.rank}'}:\n{traceback.format_exc()}")
+        agreed = self.team.agree(good)
+        if not agreed and leads:
+            cell.rows_file.unlink(missing_ok=True)
+        # one look later the failure is that of this attempt, and the cell is not taken again
+        display.stop(time.monotonic() - begun, good=agreed)
+        if agreed and leads:
+            log(self.folder, f"{cell.id} finished in {time.monotonic() - begun:.1f} s")
+        elif leads:
+            lines = cell.failure_file.read_text().strip().splitlines()
+            display.line("\n".join(f"    {line}" for line in lines[-5:]))
+            display.line(f"    {cell.id} failed; the other cells go on. The whole traceback is in {cell.failure_file}.")
+
+
+def conclude(study: Study, settings: Any, folder: Path, command: str, *, stamp: int | None = None) -> int:
+    """Put results.csv, times.csv and report.html together; 0 if nothing is missing.
+
+    With the `stamp` of the report that was there at the beginning, a newer one that shows the same cells is left as it is: when several
+    processes end together, one of them makes it.
+    """
+    team = join()
+    claim = Claim(folder / ".report.lock")
+    while not team.first(claim.take):
+        time.sleep(_POLL)
+    try:
+        run = Run(study, settings, folder, team=team)
+        if team.size > 1:  # other machines may see the files later than rank 0
+            run.results, run.times = team.broadcast((run.results, run.times))
+        if team.leads:
+            assemble(folder, run.cells)
+        state = _state(run)
+        good = True
+        if team.first(lambda: stamp is None or _stamp(run.folder / "report.html") == stamp or not _shows(folder, state)):
+            good = _report(run, team, command, state)
+    finally:
+        claim.release()
+    missing = [cell for cell in run.cells if not cell.finished]
+    if team.leads:
+        _results(run, missing)
+    return 1 if missing or not good else 0
+
+
+def _report(run: Run, team: Team, command: str, state: str) -> bool:
+    trouble = ""
+    try:
+        if hasattr(run.study.module, "report"):
+            import plotly.io
+
+            plotly.io.templates["marginlab"] = template()
+            plotly.io.templates.default = "marginlab"
+            run.study.module.report(run)
+    except Exception:
+        trouble = traceback.format_exc()
+        log(run.folder, f"the report failed:\n{trouble}")
+    good = team.agree(not trouble)
+    if team.leads:
+        write(run.folder / "report.html", render(run, command, state, trouble))
+        if not good:
+            print(f"The study's report failed; report.html shows what it had until then.\n{trouble}", file=sys.stderr, flush=True)
+    return good
+
+
+def _results(run: Run, missing: Sequence[Cell]) -> None:
+    show.closing(run, run.study.headline)
+    if missing:
+        print(f"Missing: {len(missing)} of {len(run.cells)} cells ({', '.join(cell.id for cell in missing)}). The same command tries them again.")
+    print(f"results  {run.folder / 'results.csv'}\nreport   {run.folder / 'report.html'}", flush=True)
+    log(run.folder, f"ends, {len(run.cells) - len(missing)} of {len(run.cells)} cells finished")
+
+
+def _state(run: Run) -> str:
+    """Which cells are there, in what version: what a report shows."""
+    return " ".join(f"{_stamp(cell.rows_file):x}" for cell in run.cells)
+
+
+def _shows(folder: Path, state: str) -> bool:
+    file = folder / "report.html"
+    return file.exists() and f'content="{state}"' in file.read_text(encoding="utf-8")[:100_000]
+
+
+def _stamp(file: Path) -> int:
+    """A number that changes when a file is replaced; 0 if there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def command_line(arguments: Sequence[str], team: Team) -> str:
+    """The command that starts this run again, for a shell in the same folder."""
+    here = Path(sys.executable).absolute()
+    python = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+    python = next((name for name in ("python", "python3") if shutil.which(name) == str(here)), python)
+    start = [python] if team.size == 1 else [python, "-m", "torch.distributed.run", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    return shlex.join([*start, "-m", "marginlab.study", *arguments])
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does; the handler of before is put back. Outside the main thread Python lets nobody set one."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

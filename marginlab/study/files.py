@@ -1,0 +1,106 @@
+"""Files of a run folder that survive a kill: whole or absent, and claimed by one process at a time.
+
+A file is written beside its place and renamed into it, so a reader sees the old one or the new one. A claim is an flock: the kernel lets go of
+it when its process dies, however it dies, so nobody ever waits for a dead one.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    # A forked child (a worker that loads data) shares the open file, and with it the claim: it must not outlive us there.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+class Claim:
+    """An exclusive claim on a path (the lock file stays behind: to remove it would let two processes lock two files of one name)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = -1
+
+    def take(self) -> bool:
+        """True if the claim is now ours; False, at once, if another process has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self.descriptor = descriptor
+        _held.add(descriptor)
+        return True
+
+    def release(self) -> None:
+        """Let others have it; nothing happens if it is not ours."""
+        if self.descriptor in _held:
+            _held.remove(self.descriptor)
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Put a file in its place, whole, on disk before it is seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Put a value in its place as readable JSON."""
+    write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Put rows in their place as CSV. A float is written so that it reads back equal: csv writes its repr."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, header, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(text: str) -> int | float:
+    """The number that a table holds as text: an int if it was written as one.
+
+    >>> number("3"), number("3.0"), number("nan")
+    (3, 3.0, nan)
+    """
+    return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+
+
+def safe(text: str) -> str:
+    """The text as part of a file name: what no file system or shell minds is kept, the rest becomes '_'."""
+    return re.sub(r"[^A-Za-z0-9.+-]", "_", text)

@@ -1,0 +1,159 @@
+"""A run folder: which study and settings made it, what its cells measured.
+
+    config.toml   the settings, as marginlab.settings reads them     results.csv   all rows, in grid order, long form
+    about.json    study, command, versions, machine                  times.csv     seconds of each cell, where, when
+    cells/ID/     rows.csv, what the cell kept                       log.txt       what happened, when
+    once/NAME-H/  results that cells share                           report.html
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import marginlab
+from marginlab.settings import SettingsError, read, to_toml
+from marginlab.study.cell import MEASURED, Cell
+from marginlab.study.definition import Study, load, locate
+from marginlab.study.files import read_json, read_table, write, write_json, write_table
+
+TIMES = ("seconds", "host", "device", "started")
+_SHOWN = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "plotly")
+
+
+def prepare(study: Study, settings: Any, folder: Path, command: str) -> None:
+    """Make a run folder, or find that the one there is of this study with these settings.
+
+    Raises
+    ------
+    SettingsError: it is something else, or of another study, or made with other settings (the first that differs is named).
+
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.toml").exists())):
+        raise SettingsError(f"{folder} exists and is no run folder. Give --folder a new path or an empty folder.")
+    if not (folder / "config.toml").exists():
+        # built beside its place and renamed into it, so that two processes that start together agree on one
+        beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
+        write_json(beside / "about.json", about(study, command))
+        write(beside / "config.toml", to_toml(settings))
+        try:
+            beside.rename(folder)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            if not (folder / "config.toml").exists():
+                raise
+    check(study, settings, folder)
+    written, here = read_json(folder / "about.json"), about(study, command)
+    if here["versions"] not in (written["versions"], *written["later_versions"]):  # a run that goes on after an update says so
+        write_json(folder / "about.json", {**written, "later_versions": [*written["later_versions"], here["versions"]]})
+
+
+def check(study: Study, settings: Any, folder: Path) -> None:
+    """Refuse a run folder of another study, or made with other settings."""
+    written = read_json(folder / "about.json")["study"]
+    other = Path(written["file"])
+    differs = other.is_file() and other.resolve() != study.file and other.read_bytes() != study.file.read_bytes()
+    if written["name"] != study.name or differs:
+        of = f"{written['name']!r} ({other})" if differs else repr(written["name"])
+        raise SettingsError(f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). Give --folder another path.")
+    try:
+        made = read(type(settings), folder / "config.toml")
+    except SettingsError as error:
+        raise SettingsError(f"{folder} was made with other settings. {error} Give --folder another path.") from error
+    for name in settings.__dataclass_fields__:
+        before, now = getattr(made, name), getattr(settings, name)
+        if repr(before) != repr(now):
+            raise SettingsError(
+                f"{folder} was made with other settings: {name} is {before!r} there and {now!r} now. Give --folder another path, or the same {name}."
+            )
+
+
+def reopen(folder: Path) -> tuple[Study, Any]:
+    """The study and the settings of a run folder.
+
+    Raises
+    ------
+    SettingsError: it is no run folder, or its study is found no more.
+
+    """
+    if not (folder / "config.toml").is_file() or not (folder / "about.json").is_file():
+        raise SettingsError(f"{folder} is no run folder: config.toml or about.json is missing in it.")
+    written = read_json(folder / "about.json")["study"]
+    file = Path(written["file"])
+    study = load(file if file.is_file() else locate(written["name"]))
+    return study, study.settings(toml=folder / "config.toml")
+
+
+def about(study: Study, command: str) -> dict[str, Any]:
+    """Where numbers come from: what is written into about.json."""
+    versions = {"marginlab": marginlab.__version__, "python": platform.python_version()}
+    for name in _SHOWN:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "study": {"name": study.name, "file": str(study.file)},
+        "command": command,
+        "started": now(),
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "versions": versions,
+        "later_versions": [],
+    }
+
+
+def now() -> str:
+    """The time, to a second, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def device() -> str:
+    """What this process computes on: the GPU, if torch is loaded and has one, and else the CPU and how much of it we may use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    name = platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU {name}, {cores} {'core' if cores == 1 else 'cores'}"
+
+
+def log(folder: Path, text: str) -> None:
+    """Add a line to log.txt, in one write, so that lines of several processes do not mix."""
+    with (folder / "log.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{now()} {socket.gethostname()}:{os.getpid()} {text}\n")
+
+
+def finish(cell: Cell, seconds: float, started: str) -> None:
+    """Write what a cell measured; from the moment its rows are there, it is finished."""
+    columns = list(cell)
+    entry = {**cell, "seconds": round(seconds, 3), "host": socket.gethostname(), "device": device(), "started": started}
+    write_table(cell.folder / "time.csv", [*columns, *TIMES], [entry])
+    write_table(cell.rows_file, [*columns, *MEASURED], cell.recorded())
+    cell.failure_file.unlink(missing_ok=True)
+
+
+def times(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Seconds, machine and start of each finished cell, with its columns."""
+    table = []
+    for cell in cells:
+        if cell.finished and (cell.folder / "time.csv").exists():
+            entry = read_table(cell.folder / "time.csv")[0]
+            table.append({**cell, **{key: entry[key] for key in TIMES}, "seconds": float(entry["seconds"])})
+    return table
+
+
+def assemble(folder: Path, cells: Sequence[Cell]) -> None:
+    """Put results.csv and times.csv together from the finished cells, in grid order."""
+    columns = list(cells[0])
+    write_table(folder / "results.csv", [*columns, *MEASURED], (row for cell in cells for row in cell.rows()))
+    write_table(folder / "times.csv", [*columns, *TIMES], times(cells))

@@ -1,0 +1,61 @@
+"""Plain text with a little markup, as HTML: paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks, [links](address)."""
+
+import html
+import re
+
+_CODE = re.compile(r"`([^`]+)`")
+_LINK = re.compile(r"\[([^\]]+)\]\((https?://[^\s)]+|#[\w-]+|[\w./-]+)\)")
+_BOLD = re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*")
+_ITALIC = re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
+_HEADING = re.compile(r"(#{2,4})\s+(.+)")
+_ITEM = re.compile(r"\s*(?:[-*]|\d+[.)])\s+(.+)")
+
+
+def inline(text: str) -> str:
+    """One run of text; everything that is not markup is escaped, and nothing in code is markup.
+
+    >>> inline("**d_A** < `a*b*c`")
+    '<strong>d_A</strong> &lt; <code>a*b*c</code>'
+    """
+    parts = _CODE.split(text)  # text, code, text, code, ...
+    for i, part in enumerate(parts):
+        safe = html.escape(part)
+        if i % 2:
+            parts[i] = f"<code>{safe}</code>"
+        else:
+            safe = _LINK.sub(lambda m: f'<a href="{m[2]}">{m[1]}</a>', safe)
+            parts[i] = _ITALIC.sub(r"<em>\1</em>", _BOLD.sub(r"<strong>\1</strong>", safe))
+    return "".join(parts)
+
+
+def block(text: str) -> str:
+    r"""Paragraphs, headings and lists, which empty lines separate. A heading in a report is `##`; the title is the page's own.
+
+    >>> print(block("## Errors\n\nTwo lines\nof one paragraph.\n- an item"))
+    <h2>Errors</h2>
+    <p>Two lines of one paragraph.</p>
+    <ul><li>an item</li></ul>
+    """
+    blocks: list[tuple[str, list[str]]] = []  # a tag, and the texts in it: one, or the items of a list
+    going_on = False  # whether a line without a mark belongs to the block before it
+    for line in text.splitlines():
+        heading, item = _HEADING.fullmatch(line.strip()), _ITEM.fullmatch(line)
+        if heading:
+            blocks.append((f"h{len(heading[1])}", [heading[2]]))
+        elif item:
+            kind = "ol" if line.strip()[0].isdigit() else "ul"
+            if going_on and blocks[-1][0] == kind:
+                blocks[-1][1].append(item[1])
+            else:
+                blocks.append((kind, [item[1]]))
+        elif line.strip() and going_on:
+            blocks[-1][1][-1] += " " + line.strip()
+        elif line.strip():
+            blocks.append(("p", [line.strip()]))
+        going_on = bool(line.strip()) and not heading
+    return "\n".join(_element(kind, texts) for kind, texts in blocks)
+
+
+def _element(kind: str, texts: list[str]) -> str:
+    inside = "".join(f"<li>{inline(text)}</li>" for text in texts) if kind in ("ul", "ol") else inline(texts[0])
+    return f"<{kind}>{inside}</{kind}>"

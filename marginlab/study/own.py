@@ -1,0 +1,49 @@
+"""Modules of studies, under names of their own: marginlab.study.own.NAME_HASH, where HASH is of the file's path.
+
+Two studies never meet, `from . import helper` finds helper.py beside a study, and a worker process that is not forked (spawn, forkserver) can
+unpickle what a study defines: it inherits the environment variable in which the names are looked up.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+__path__: list[str] = []  # it is a package; what is in it lies elsewhere
+_KNOWN = "MARGINLAB_STUDY_FILES"
+
+
+def _files() -> list[str]:
+    return [file for file in os.environ.get(_KNOWN, "").split(os.pathsep) if file]
+
+
+def _name(file: Path) -> str:
+    shown = file.parent.name if file.name == "study.py" else file.stem
+    return f"{__name__}.{re.sub(r'[^A-Za-z0-9]', '_', shown)}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+
+
+class _Finder:
+    """Python asks it for modules that nobody else has found."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The file of a study's module, as a package whose other modules lie beside it."""
+        for file in _files():
+            if fullname == _name(Path(file)):
+                return importlib.util.spec_from_file_location(fullname, file, submodule_search_locations=[str(Path(file).parent)])
+        return None
+
+
+sys.meta_path.append(_Finder)
+
+
+def module(file: Path) -> ModuleType:
+    """Import a study's file; once in a process."""
+    os.environ[_KNOWN] = os.pathsep.join(dict.fromkeys([*_files(), str(file)]))
+    return importlib.import_module(_name(file))

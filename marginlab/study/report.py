@@ -1,0 +1,135 @@
+"""What a study's `report(run)` adds to the page: text, plotly figures, tables, pictures. Everything is escaped, nothing is fetched."""
+
+import base64
+import html
+import math
+import numbers
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from marginlab.study.markup import block, inline
+
+if TYPE_CHECKING:
+    import numpy
+
+_SMALL = 96  # pixels; pictures narrower than this are shown enlarged, with visible pixels
+
+
+class Report:
+    r"""Sections of a report, in the order in which they are added. `title` and `lead` stand above them, and may be set at any time.
+
+    >>> report = Report(title="What is *measured*")
+    >>> report.text("## Errors\n\nThe error is **small**.")
+    >>> report.table([{"letters": "ab", "error": 0.1234567}], "Errors on clean images.")
+    >>> len(report.sections)
+    2
+    """
+
+    def __init__(self, title: str, lead: str = "") -> None:
+        self.title, self.lead = title, lead
+        self.sections: list[str] = []
+        self.figures = self.tables = 0
+
+    def text(self, markup: str) -> None:
+        """Paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks, [links](address)."""
+        self.sections.append(f'<div class="text">{block(markup)}</div>')
+
+    def figure(self, figure: Any, caption: str = "") -> None:
+        """A plotly figure, which opens without a network."""
+        import plotly.io
+
+        self.figures += 1
+        drawn = plotly.io.to_html(
+            figure,
+            full_html=False,
+            include_plotlyjs=False,
+            include_mathjax=False,
+            div_id=f"figure-{self.figures}",
+            config={"displaylogo": False, "responsive": True},
+        )
+        self.sections.append(f'<figure class="plot">{drawn}{_caption(f"Figure {self.figures}", caption)}</figure>')
+
+    def table(self, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
+        """Rows as dicts; the columns are their keys, in the order in which they appear. Numbers are shortened to four digits, with a tooltip."""
+        self.tables += 1
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        numeric = {column for column in columns if all(_is_number(row.get(column)) for row in rows)}
+        head = "".join(f"<th{_right(column in numeric)}>{html.escape(str(column))}</th>" for column in columns)
+        body = "".join(f"<tr>{''.join(_data(row.get(column), column in numeric) for column in columns)}</tr>" for row in rows)
+        table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        self.sections.append(f'<figure class="table">{_caption(f"Table {self.tables}", caption)}{table}</figure>')
+
+    def images(self, pictures: Sequence[tuple[Any, str]], title: str = "") -> None:
+        """Pictures with their captions: uint8 arrays of shape (H, W, 3).
+
+        Raises
+        ------
+        ValueError: a picture of another shape or type.
+
+        """
+        shown = "".join(
+            f'<figure><img class="{"small" if picture.shape[1] <= _SMALL else ""}" src="{_uri(picture)}" alt="{html.escape(caption, quote=True)}">'
+            f"<figcaption>{inline(caption)}</figcaption></figure>"
+            for picture, caption in ((_picture(array), caption) for array, caption in pictures)
+        )
+        heading = f"<h3>{inline(title)}</h3>" if title else ""
+        self.sections.append(f'<section class="gallery">{heading}<div class="pictures">{shown}</div></section>')
+
+
+def show(value: Any) -> str:
+    """A value in a table, for people.
+
+    >>> show(0.1234567), show(float("nan")), show(12), show(None)
+    ('0.1235', '–', '12', '–')
+    """
+    if value is None or (isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and math.isnan(value)):
+        return "–"
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return f"{float(value):.4g}"
+    return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def _right(numeric: bool) -> str:
+    return ' class="number"' if numeric else ""
+
+
+def _data(value: Any, numeric: bool) -> str:
+    shown, whole = show(value), str(value)
+    tip = f' title="{html.escape(whole, quote=True)}"' if shown not in (whole, "–") else ""
+    return f"<td{_right(numeric)}{tip}>{html.escape(shown) if numeric else inline(shown)}</td>"
+
+
+def _caption(number: str, caption: str) -> str:
+    return f"<figcaption><b>{number}</b> {inline(caption)}</figcaption>"
+
+
+def _picture(array: Any) -> "numpy.ndarray":
+    import numpy as np
+
+    picture = np.asarray(array)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise ValueError(
+            f"A picture is a uint8 array of shape (H, W, 3), not {picture.dtype} of shape {picture.shape}. "
+            "From an image in [0, 1]: (image.permute(1, 2, 0) * 255).round().byte().numpy()."
+        )
+    return picture
+
+
+def png(picture: "numpy.ndarray") -> bytes:
+    """A picture (H, W, 3) as a PNG file: header, zlib of the lines (each after a 0: unfiltered), end. W3C PNG specification, section 5."""
+    height, width, _ = picture.shape
+    lines = b"".join(b"\0" + picture[y].tobytes() for y in range(height))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def _uri(picture: "numpy.ndarray") -> str:
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()

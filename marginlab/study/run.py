@@ -1,0 +1,71 @@
+"""A whole run, finished or not: what `report(run)` is given, and what a notebook opens."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from marginlab.study.cell import Cell
+from marginlab.study.definition import Study
+from marginlab.study.folder import reopen, times
+from marginlab.study.once import once
+from marginlab.study.report import Report
+from marginlab.study.team import Team
+
+
+class Rows(list[dict[str, Any]]):
+    """Rows of a table, as dicts."""
+
+    def select(self, **columns: Any) -> "Rows":
+        """The rows with these values in these columns.
+
+        >>> Rows([{"seed": 0, "name": "error"}, {"seed": 1, "name": "error"}]).select(seed=1)
+        [{'seed': 1, 'name': 'error'}]
+
+        Raises
+        ------
+        KeyError: a column that the rows do not have.
+
+        """
+        return Rows(row for row in self if all(row[column] == value for column, value in columns.items()))
+
+
+class Run:
+    """A run folder, read.
+
+    Attributes
+    ----------
+    folder, settings, home: the run folder, its settings, the folder of the study's file.
+    cells: all cells of the grid, in order (`cell["seed"]`, `cell.folder`, `cell.finished`).
+    results: the rows of results.csv as dicts: the cell's columns, epoch, name, value, low, high, n; `results.select(name="error", seed=0)`.
+    times: the rows of times.csv.
+    report: what the study's `report` writes into.
+
+    """
+
+    def __init__(self, study: Study, settings: Any, folder: Path, *, team: Team | None = None, say: Callable[[str], None] | None = None) -> None:
+        self.study, self.settings, self.folder, self.home = study, settings, folder.resolve(), study.home
+        self.cells = [Cell(columns, settings=settings, run_folder=self.folder, home=study.home) for columns in study.grid(settings)]
+        self.results = Rows(row for cell in self.cells for row in cell.rows())
+        self.times = Rows(times(self.cells))
+        self.report = Report(title=study.title)
+        self._team, self._say = team or Team(), say or (lambda _: None)
+
+    def select(self, **columns: Any) -> Rows:
+        """The rows of `results` with these values in these columns."""
+        return self.results.select(**columns)
+
+    def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A result kept in the run folder, as `Cell.once`: for what only the report needs."""
+        return once(self.folder, self._team, self._say, name, function, *arguments)
+
+
+def open_run(folder: Path | str) -> Run:
+    """Open a run folder, to read its results elsewhere: `open_run("runs/concentration-1f2e3d4c").results.select(name="error")`.
+
+    Raises
+    ------
+    SettingsError: it is no run folder, or its study is found no more.
+
+    """
+    study, settings = reopen(Path(folder))
+    return Run(study, settings, Path(folder))

@@ -1,0 +1,81 @@
+"""The ranks that compute a cell together: one without torchrun; under it, all that it started.
+
+Rank 0 decides and writes, the others follow. torch is loaded only when there is more than one, so the engine alone starts in no time.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+PATIENCE = timedelta(seconds=60)  # for the others, once this rank has failed: they may hang in a collective that it does not join
+
+
+class Team:
+    """Ranks in step: `broadcast` what rank 0 knows, `agree` on whether all went well."""
+
+    def __init__(self, size: int = 1, rank: int = 0, store: Any = None) -> None:
+        self.size, self.rank, self.leads = size, rank, rank == 0
+        self._store, self._turn = store, 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        from marginlab import ranks
+
+        return ranks.broadcast(value)
+
+    def first(self, function: Callable[[], Any]) -> Any:
+        """Call a function on rank 0 and give its result, or its error, to all."""
+        if self.size == 1:
+            return function()
+        from marginlab import ranks
+
+        return ranks.first(function)
+
+    def agree(self, good: bool) -> bool:
+        """True if all ranks say so. They speak through the store of torchrun, not by a collective: a rank may hang in one.
+
+        A rank that failed alone, while others wait for it in a collective, cannot be joined again: it ends itself, and torchrun ends them.
+        """
+        if self.size == 1:
+            return good
+        self._turn += 1
+        keys = [f"study/{self._turn}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], str(int(good)))
+        try:
+            self._store.wait(keys, timedelta(days=7) if good else PATIENCE)
+        except RuntimeError:
+            print(f"Rank {self.rank} failed alone; it ends, and the run with it. The same command tries again.", file=sys.stderr, flush=True)
+            os._exit(1)
+        return all(self._store.get(key) == b"1" for key in keys)
+
+
+@functools.cache
+def join() -> Team:
+    """The team this process belongs to, from the environment that torchrun sets; makes the default process group (gloo, with nccl on GPUs)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return Team()
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+    one_gpu_each = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if one_gpu_each:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=30)))
+    backend = "cpu:gloo,cuda:nccl" if one_gpu_each else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timedelta(minutes=30))
+    return Team(size, rank, PrefixStore("engine", store))
+
+
+def leave() -> None:
+    """Take the process group down, if `join` made one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
