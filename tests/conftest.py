@@ -1,0 +1,44 @@
+"""What all tests share: annotations checked at run time, one thread a process, hypothesis without deadlines, the pool of ranks, real images."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+
+sys.path.insert(0, str(Path(__file__).parent))
+jaxtyping.install_import_hook("marginlab", "checker.check")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from pool import Pool  # noqa: E402
+
+torch.set_num_threads(1)  # two xdist workers share two cores
+hypothesis.settings.register_profile("lab", deadline=None, max_examples=30, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("lab")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the run-time check of annotations off, to see the error that a user without it sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Four long-lived gloo ranks. A test that uses it carries `@pytest.mark.xdist_group("ranks")`, so that there is one pool."""
+    with Pool() as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder of npz files with real images, named by MARGINLAB_DATA; a test that wants it is skipped, loudly, where it is absent."""
+    folder = os.environ.get("MARGINLAB_DATA")
+    if not folder:
+        pytest.skip("MARGINLAB_DATA is not set: no real images to test with")
+    return Path(folder)

@@ -1,0 +1,205 @@
+import functools
+import math
+import warnings
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from loss_laws import LossLaws, draw_views, few, on_a_rank, several, value_and_gradients
+
+from marginlab import ranks
+from marginlab.losses import InfoNCE
+from marginlab.losses.functional import info_nce
+
+
+def naive(z1, z2, extra_negatives=None, temperature=0.5, negatives="both_views", symmetric=True, reduction="mean", budget=0):
+    """The cross-entropy of the whole matrix of similarities."""
+    n = len(z1)
+    x1, x2 = F.normalize(z1), F.normalize(z2)
+    more = F.normalize(extra_negatives) if extra_negatives is not None else x1[:0]
+    index = torch.arange(n)
+    if negatives == "both_views":
+        x = torch.cat((x1, x2))
+        logits = (x @ torch.cat((x, more)).T).masked_fill(torch.eye(2 * n, 2 * n + len(more), dtype=torch.bool), -math.inf)
+        return F.cross_entropy(logits / temperature, torch.cat((index + n, index)), reduction=reduction)
+    logits = [a @ torch.cat((b, more)).T for a, b in ((x1, x2), (x2, x1))[: 2 if symmetric else 1]]
+    return F.cross_entropy(torch.cat(logits) / temperature, index.repeat(len(logits)), reduction=reduction)
+
+
+def with_extra(z1, z2, extra, **arguments):
+    return info_nce(z1, z2, extra_negatives=extra, **arguments)
+
+
+def weighted_on_a_rank(group, rank, parts, weights):
+    """The gradients of a weighted sum of this rank's own losses, made global by its user."""
+    inputs = [x.clone().requires_grad_() for x in parts[rank]]
+    losses = info_nce(*inputs, reduction="none", group=group)
+    value = ranks.total((losses * weights[rank]).sum(), group)
+    value.backward()
+    return value.detach(), [x.grad for x in inputs]
+
+
+class TestInfoNCE(LossLaws):
+    module, function, naive = InfoNCE, staticmethod(info_nce), staticmethod(naive)
+    arguments = st.fixed_dictionaries(
+        {
+            "temperature": st.floats(0.05, 3),
+            "reduction": st.sampled_from(["mean", "sum", "none"]),
+            "budget": st.sampled_from([64, 1000, 2**20]),
+        }
+    ).flatmap(
+        lambda more: st.sampled_from([{"negatives": "both_views"}, {"negatives": "other_view"}, {"negatives": "other_view", "symmetric": False}]).map(
+            lambda form: form | more
+        )
+    )
+
+    @staticmethod
+    def gradient_when_nothing_crosses(z1, z2, rows):
+        """Columns gathered without gradient: each rank sees its own rows only as they enter its own anchors."""
+        slopes, start = [], 0
+        for count in rows:
+            own = (torch.arange(len(z1)) >= start) & (torch.arange(len(z1)) < start + count)
+            x1 = z1.clone().requires_grad_()
+            mixed = torch.where(own[:, None], x1, z1)
+            losses = naive(mixed, z2, reduction="none")[torch.cat((own, own))]
+            (slope,) = torch.autograd.grad(losses.sum() / (2 * len(z1)), x1)
+            slopes.append(slope[own])
+            start += count
+        return torch.cat(slopes)
+
+    @several
+    @given(data=st.data())
+    def test_extra_negatives_join_every_sum(self, data):
+        arguments = data.draw(self.arguments)
+        z1, z2, generator = draw_views(data, data.draw(st.integers(1, 6)), features=3)
+        extra = torch.randn(data.draw(st.integers(1, 5)), 3, dtype=torch.float64, generator=generator)
+        got = value_and_gradients(functools.partial(with_extra, **arguments), z1, z2, extra)
+        self.same(got, value_and_gradients(functools.partial(naive, **arguments), z1, z2, extra))
+        assert torch.equal(InfoNCE(**arguments)(z1, z2, extra), got[0])
+
+    @pytest.mark.xdist_group("ranks")
+    @few
+    @given(data=st.data())
+    def test_extra_negatives_of_all_ranks_join_every_sum(self, pool, data):
+        arguments = data.draw(self.arguments.filter(lambda a: a["reduction"] != "none"))
+        rows, more = ([data.draw(st.integers(0, 3)) for _ in range(3)] for _ in range(2))
+        rows[0] += 2
+        z1, z2, generator = draw_views(data, sum(rows), features=3)
+        extra = torch.randn(sum(more), 3, dtype=torch.float64, generator=generator)
+        function = functools.partial(with_extra, **arguments)
+        value, slopes = value_and_gradients(function, z1, z2, extra)
+        answers = pool.run(3, on_a_rank, function, list(zip(z1.split(rows), z2.split(rows), extra.split(more), strict=True)), "sum")
+        for i, expected in enumerate(slopes):
+            self.same((answers[1][0], [torch.cat([a[1][i] for a in answers])]), (value, [expected]))
+
+    @pytest.mark.xdist_group("ranks")
+    def test_unreduced_losses_are_those_of_this_ranks_anchors(self, pool):
+        generator = torch.Generator().manual_seed(0)
+        rows = [2, 0, 3]
+        z1, z2 = torch.randn(2, 5, 3, dtype=torch.float64, generator=generator)
+        weights = torch.rand(2, 5, dtype=torch.float64, generator=generator)
+        value, slopes = value_and_gradients(lambda a, b: (info_nce(a, b, reduction="none") * weights.flatten()).sum(), z1, z2)
+        own = [w.flatten() for w in weights.split(rows, 1)]
+        answers = pool.run(3, weighted_on_a_rank, list(zip(z1.split(rows), z2.split(rows), strict=True)), own)
+        for view in (0, 1):
+            self.same((answers[0][0], [torch.cat([a[1][view] for a in answers])]), (value, [slopes[view]]))
+
+    @several
+    @given(data=st.data())
+    def test_invariant_to_a_common_rotation_and_to_the_lengths_of_rows(self, data):
+        arguments = data.draw(self.arguments)
+        z1, z2, generator = draw_views(data, 5, features=4)
+        rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=generator)).Q
+        value = info_nce(z1, z2, **arguments)
+        torch.testing.assert_close(info_nce(z1 @ rotation, z2 @ rotation, **arguments), value)
+        lengths = torch.rand(5, 1, dtype=torch.float64, generator=generator) + 0.1
+        torch.testing.assert_close(info_nce(z1 * lengths, 7 * z2, **arguments), value)
+
+    @several
+    @given(data=st.data())
+    def test_never_below_its_floor(self, data):
+        """softplus(log n + mean negative - positive), by Jensen, itself never below the one with all at its best: 1 and -1."""
+        temperature = data.draw(st.floats(0.05, 3))
+        z1, z2, _ = draw_views(data, data.draw(st.integers(2, 6)))
+        x = F.normalize(torch.cat((z1, z2)))
+        n, positive = len(x) - 2, (x * x.roll(len(z1), 0)).sum(1)
+        negative = ((x @ x.sum(0)) - 1 - positive) / n
+        floor = F.softplus(math.log(n) + (negative - positive) / temperature)
+        losses = info_nce(z1, z2, temperature=temperature, reduction="none")
+        assert bool((losses >= floor - 1e-12).all())
+        assert bool((floor >= math.log1p(n * math.exp(-2 / temperature)) - 1e-12).all())
+
+    def test_the_floor_is_reached_by_two_opposite_rows(self):
+        z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+        torch.testing.assert_close(info_nce(z, z, temperature=0.7), torch.tensor(math.log1p(2 * math.exp(-2 / 0.7)), dtype=torch.float64))
+
+    def test_a_loss_far_below_the_rounding_of_its_logits_is_exact_in_float32(self):
+        z = torch.eye(4)
+        expected = math.log1p(6 * math.exp(-1 / 0.04))  # 8e-11: the logits are 25
+        torch.testing.assert_close(float(info_nce(z, z, temperature=0.04)), expected, rtol=1e-5, atol=0)
+        assert float(naive(z, z, temperature=0.04)) == 0.0
+
+    @pytest.mark.parametrize("negatives", ["both_views", "other_view"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_extremes_have_documented_finite_values(self, negatives, dtype):
+        chance = math.log(11 if negatives == "both_views" else 6)  # all candidates alike
+        function = functools.partial(info_nce, temperature=0.01, negatives=negatives)
+        for z in (torch.ones(6, 4, dtype=dtype), torch.zeros(6, 4, dtype=dtype)):
+            value, slopes = value_and_gradients(function, z, z)
+            torch.testing.assert_close(float(value), chance, rtol=1e-4, atol=0)
+            assert all(bool(s.isfinite().all()) for s in slopes)
+        z1, z2 = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+        z1[2] = 0
+        value, slopes = value_and_gradients(function, z1, z2)
+        torch.testing.assert_close(value.double(), naive(z1.double(), z2.double(), temperature=0.01, negatives=negatives), rtol=1e-5, atol=0)
+        assert bool((slopes[0][2] == 0).all())
+        assert all(bool(s.isfinite().all()) for s in slopes)
+        opposite, slopes = value_and_gradients(function, z2, -z2)  # the worst: every positive at -1
+        assert 100 < float(opposite) < 200.0 + math.log(11)
+        assert all(bool(s.isfinite().all()) for s in slopes)
+
+    def test_lightly_agrees(self):
+        lightly = self.library("lightly.loss")
+        self.against(lightly.NTXentLoss(temperature=0.3))
+
+    def test_pytorch_metric_learning_agrees(self):
+        losses = self.library("pytorch_metric_learning.losses")
+        theirs = losses.NTXentLoss(temperature=0.3)
+        self.against(lambda z1, z2: theirs(torch.cat((z1, z2)), torch.arange(len(z1)).repeat(2)))
+
+    @staticmethod
+    def library(name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pytest.importorskip(name)
+
+    def against(self, theirs):
+        z1, z2 = torch.randn(2, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = value_and_gradients(theirs, z1, z2)
+        got = value_and_gradients(functools.partial(info_nce, temperature=0.3), z1, z2)
+        self.same(got, expected)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_bad_settings_are_refused(self):
+        z = torch.ones(4, 3)
+        for temperature in (0.0, -1.0, math.nan):
+            with pytest.raises(ValueError, match=f"A temperature is positive, such as 0.5, not {temperature}"):
+                InfoNCE(temperature)
+        with pytest.raises(ValueError, match=r"negatives is not 'both': did you mean 'both_views'\?"):
+            InfoNCE(negatives="both")
+        with pytest.raises(ValueError, match=r"reduction is not 'average'.*There are: mean, sum, none"):
+            info_nce(z, z, reduction="average")
+        with pytest.raises(ValueError, match="symmetric=False"):
+            InfoNCE(symmetric=False)
+        with pytest.raises(ValueError, match=r"Extra negatives are a matrix \(M, 3\), as wide as the views, not \(5, 2\)"):
+            info_nce(z, z, extra_negatives=torch.ones(5, 2))
+        with pytest.raises(TypeError, match="floating point"):
+            info_nce(z, z, extra_negatives=torch.ones(5, 3, dtype=torch.int64))
+        with pytest.raises(ValueError, match="a global batch of 0 has no negatives"):
+            info_nce(z[:0], z[:0], extra_negatives=z)
+        with pytest.raises(ValueError, match="a global batch of 1 has no negatives"):
+            info_nce(z[:1], z[:1], extra_negatives=z[:0])

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from marginlab import models, settings
+from marginlab.models import Backbone, Projector
+
+
+@pytest.mark.parametrize(("stem", "stride", "side"), [("cifar", 1, 32), ("strided", 2, 16), ("imagenet", 2, 8)])
+def test_the_stem_decides_the_resolution_of_the_first_stage(stem, stride, side):
+    backbone = Backbone("resnet18", stem=stem, width=0.125)
+    seen = []
+    backbone.net.layer1.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, backbone.dim)
+    assert seen == [side]
+    assert backbone.net.conv1.stride == (stride, stride)
+
+
+def test_the_full_width_is_the_papers_resnet_18():
+    backbone = Backbone("resnet18", stem="cifar")
+    assert backbone.dim == 512
+    # torchvision's ResNet-18 has 11,689,512 parameters; minus its classifier (513,000) and the larger first kernel (3 x 64 x 40)
+    assert sum(p.numel() for p in backbone.parameters()) == 11_689_512 - 513_000 - 3 * 64 * 40
+
+
+def test_normalisation_is_the_first_layer():
+    backbone = Backbone("resnet18", stem="strided", width=0.125).eval()
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    torch.testing.assert_close(backbone(images), backbone.net((images - mean) / std))
+    assert "mean" not in backbone.state_dict()
+
+
+def test_any_other_model_of_timm_keeps_its_own_stem():
+    backbone = Backbone("vit_tiny_patch16_224", stem="imagenet")
+    assert backbone(torch.rand(1, 3, 224, 224)).shape == (1, 192)
+
+
+def test_its_repr_reads_back():
+    made = settings.call(repr(Backbone("resnet18", stem="strided", width=0.25)), models)
+    assert (made.name, made.stem, made.width, made.dim) == ("resnet18", "strided", 0.25, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"name": "resnet19"}, "timm has no model 'resnet19'; near it are: resnet1"),
+        ({"stem": "cifr"}, "no stem 'cifr': did you mean 'cifar'"),
+        ({"width": 0.0}, r"at least 1/16, not 0\.0"),
+        ({"name": "vit_tiny_patch16_224"}, "use stem='imagenet'"),
+        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width to change"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Backbone(**arguments)
+
+
+def test_projectors_are_the_papers():
+    simclr, barlow = Projector((512, 512, 128)), Projector((512, 2048, 2048, 2048), batch_norm=True)
+    assert [type(layer) for layer in simclr] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in barlow] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
+    with pytest.raises(ValueError, match="at least two sizes"):
+        Projector((3,))

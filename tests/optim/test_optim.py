@@ -1,0 +1,51 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from marginlab import optim, settings
+from marginlab.optim import SGD, Constant, WarmupCosine
+
+
+@given(st.floats(0, 0.9), st.integers(1, 500))
+def test_a_schedule_rises_then_falls_to_zero(warmup, steps):
+    schedule = WarmupCosine(warmup)
+    factors = [schedule(step, steps) for step in range(steps + 1)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert factors[-1] == pytest.approx(0, abs=1e-9)
+    top = factors.index(max(factors))
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert abs(top + 1 - warmup * steps) <= 1.0 + 1e-9
+
+
+def test_a_schedule_agrees_with_torch_where_both_are_defined():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    torch_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+    for step in range(40):
+        assert WarmupCosine(0.0)(step, 40) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torch_schedule.step()
+
+
+def test_constant_is_constant():
+    assert {Constant()(step, 7) for step in range(7)} == {1.0}
+
+
+def test_sgd_makes_torchs_with_its_values():
+    made = SGD(lr=0.2, momentum=0.5, weight_decay=0.1, nesterov=True)([torch.nn.Parameter(torch.zeros(1))])
+    group = made.param_groups[0]
+    assert isinstance(made, torch.optim.SGD)
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.2, 0.5, 0.1, True)
+
+
+@pytest.mark.parametrize("text", ["SGD(lr=0)", "SGD(momentum=1.0)", "SGD(weight_decay=-1)", "WarmupCosine(1.0)", "WarmupCosine(-0.1)"])
+def test_values_that_cannot_be_are_refused(text):
+    with pytest.raises(settings.SettingsError, match="cannot be made"):
+        settings.call(text, optim)
+
+
+@given(st.floats(1e-6, 10), st.floats(0, 0.99), st.floats(0, 1), st.booleans())
+def test_reprs_read_back(lr, momentum, weight_decay, nesterov):
+    made = SGD(lr, momentum, weight_decay, nesterov)
+    assert settings.call(repr(made), optim) == made

@@ -1,0 +1,127 @@
+"""The shipped study: its presets, its refusals, a small run killed and resumed, and what its report holds."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from marginlab import settings, study
+
+HERE = study.load("concentration")
+SMALL = [
+    *"--data shapes-5 --images 60 --grids pairs strength --pairs ad ae --methods SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
+    *"--per-class 6 --views 4 --measure-every 0 --backbone".split(),
+    "Backbone('resnet18', stem='strided', width=0.125)",
+]
+SECTIONS = ("What the augmentations do", "How concentrated", "Concentration and error", "What the encoders learn", "Beside the published tables")
+COMMAND = [sys.executable, "-m", "marginlab.study", "concentration"]
+
+
+def run(*arguments: str, folder: Path, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, env=environment, timeout=200, **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(*SMALL, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return next((folder / "runs").iterdir()), done.stdout
+
+
+def test_the_default_preset_is_the_defaults():
+    assert HERE.settings("default") == HERE.module.Settings()
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml")))
+def test_every_preset_reads_and_gives_a_grid(preset):
+    chosen = HERE.settings(preset)
+    grid = HERE.grid(chosen)
+    sizes = {"ladder": 5, "strength": 4, "pairs": len(chosen.pairs)}
+    assert len(grid) == len(chosen.methods) * len(chosen.seeds) * sum(sizes[name] for name in chosen.grids)
+    assert settings.to_toml(chosen)
+
+
+def test_the_published_tables_are_whole():
+    with (HERE.home / "published.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 4 * (5 + 4)
+    assert all(25 < float(row["knn_accuracy"]) < 91 and 0 < float(row["std"]) < 2.1 and row["source"] for row in rows)
+    for column in {(row["data"], row["method"]) for row in rows}:
+        best = max((row for row in rows if (row["data"], row["method"]) == column), key=lambda row: float(row["knn_accuracy"]))
+        assert best["letters"] == "abcde"
+
+
+def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed):
+    folder, said = undisturbed
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert str(folder / "report.html") in said
+    for heading in SECTIONS:
+        assert heading in report
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", report)
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    cells = {(row["grid"], row["letters"], row["strength"]) for row in rows}
+    assert cells == {("pairs", "ad", "0.5"), ("pairs", "ae", "0.5"), *(("strength", "ad", s) for s in ("1.0", "0.5", "0.25", "0.125"))}
+    assert {row["stem"] for row in rows} == {"strided"}
+    for row in rows:
+        if row["name"] == "1-sigma":
+            assert 0 <= float(row["low"]) <= float(row["value"]) == float(row["high"]) <= 1
+    names = {(row["name"], row["epoch"]) for row in rows}
+    assert {("knn_error/backbone", "0"), ("knn_error/backbone", "1"), ("nearest_center_error/backbone", "1"), ("linear_error/backbone", "1")} <= names
+
+
+def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice(undisturbed, tmp_path):
+    child = subprocess.Popen([*COMMAND, *SMALL], cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (ended := list(tmp_path.glob("runs/*/cells/*/rows.csv"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    child.kill()
+    child.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in ended}
+    assert stamps
+    done = run(*SMALL, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    resumed = next((tmp_path / "runs").iterdir())
+    assert (resumed / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data", "shapez"], "did you mean 'shapes'"),
+        (["--data", "npz:nothing.npz"], "nothing.npz"),
+        (["--grids", "ladders"], "did you mean 'ladder'"),
+        (["--pairs", "az"], "is no pair of operations"),
+        (["--methods", "SimCRL()"], "did you mean 'SimCLR'"),
+        (["--backbone", "Backbone('resnet18', stem='cifr')"], "did you mean 'cifar'"),
+        (["--batch", "100000"], "Take batch <="),
+        (["--optimizers", "SGD(lr=0)"], "lr > 0"),
+        (["--views", "1"], "at least 2"),
+        (["--preset", "cifar11"], "did you mean 'cifar10"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_sentence_before_any_work(tmp_path, arguments, sentence):
+    refused = run(*arguments, folder=tmp_path)
+    assert refused.returncode == 2
+    assert sentence in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_class_data_is_refused_before_any_work(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "one.npz", images=np.zeros((30, 8, 8, 3), np.uint8), labels=np.zeros(30, np.int64))
+    refused = run("--data", f"npz:{tmp_path / 'one.npz'}", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "two classes" in refused.stderr
+    assert not (tmp_path / "runs").exists()

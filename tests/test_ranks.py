@@ -1,0 +1,67 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from marginlab import ranks
+
+
+def _weighted(group, rank, parts, weights, grads):
+    """L = sum over ranks of sum(gathered * weights of the rank), beside total(part sums) squared."""
+    x = parts[rank].clone().requires_grad_()
+    gathered = ranks.gather(x, group)
+    loss = ranks.total((gathered * weights[rank]).sum(), group, grads) + ranks.total(x.sum(), group, grads) ** 2
+    loss.backward()
+    return gathered.detach(), loss.detach(), x.grad, ranks.counts(len(x), group), ranks.share(10, group)
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@settings(max_examples=5)
+@given(data=st.data())
+def test_gather_and_total_have_exact_gradients_on_any_number_of_ranks(pool, n, data):
+    rows = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+    parts = [torch.randn(r, 2, dtype=torch.float64, generator=generator) for r in rows]
+    weights = [torch.randn(sum(rows), 2, dtype=torch.float64, generator=generator) for _ in rows]
+    whole = torch.cat(parts).requires_grad_()
+    expected = sum((whole * w).sum() for w in weights) + whole.sum() ** 2
+    expected.backward()
+    for grads, factor in (("sum", 1), ("mean", n)):
+        answers = pool.run(n, _weighted, parts, weights, grads)
+        for gathered, loss, _, counts, _ in answers:
+            assert torch.equal(gathered, whole.detach())
+            assert counts == rows
+            torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-10)
+        torch.testing.assert_close(torch.cat([a[2] for a in answers]), factor * whole.grad, rtol=0, atol=1e-10)
+        assert [i for a in answers for i in range(10)[a[4]]] == list(range(10))
+
+
+def _fail(group, rank):
+    try:
+        ranks.first(lambda: 1 / 0, group)
+    except ZeroDivisionError:
+        return ranks.first(lambda: rank, group), ranks.broadcast(rank + 5, group)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_an_error_on_the_first_rank_is_raised_on_all(pool):
+    assert pool.run(3, _fail) == [(0, 5)] * 3
+
+
+def _raise(group, rank):
+    raise RuntimeError(f"no, says rank {rank}")
+
+
+@pytest.mark.xdist_group("ranks")
+def test_the_pool_reports_a_failing_rank_and_lives_on(pool):
+    with pytest.raises(AssertionError, match="no, says rank 0"):
+        pool.run(2, _raise)
+    assert pool.run(2, _fail) == [(0, 5)] * 2
+
+
+def test_without_a_group_nothing_is_done():
+    x = torch.ones(3)
+    assert ranks.total(x) is x
+    assert ranks.gather(x) is x
+    assert (ranks.size(), ranks.rank(), ranks.counts(3), ranks.broadcast(2), ranks.share(7)) == (1, 0, [3], 2, slice(0, 7))
