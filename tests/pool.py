@@ -22,9 +22,12 @@ def _serve(rank: int, store: str, paths: list[str], pipe: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=PATIENCE))
     groups = {n: dist.new_group(list(range(n))) for n in range(1, RANKS + 1)}
-    while (task := pipe.recv()) is not None:
-        function, n, arguments = task
+    while True:
         try:
+            task = pipe.recv()  # a function whose module is not found fails here: an answer, too
+            if task is None:
+                return
+            function, n, arguments = task
             pipe.send((True, function(groups[n], rank, *arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
@@ -67,15 +70,23 @@ class Pool:
                 process.join()
 
     def run(self, n: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        for pipe in self.pipes[:n]:
-            pipe.send((function, n, arguments))
         answers: list[Any] = []
         failure = ""
         for rank, pipe in enumerate(self.pipes[:n]):
-            if failure or not pipe.poll(2 * PATIENCE):
-                failure = failure or f"rank {rank} of {n} did not answer within {2 * PATIENCE:.0f} s"
+            try:
+                pipe.send((function, n, arguments))
+            except OSError as error:
+                failure = f"rank {rank} of {n} is dead: {error!r}"
                 break
-            good, answer = pipe.recv()
+        for rank, pipe in enumerate(self.pipes[:n]):
+            if failure:
+                break
+            try:
+                if not pipe.poll(2 * PATIENCE):
+                    raise TimeoutError(f"no answer within {2 * PATIENCE:.0f} s")
+                good, answer = pipe.recv()
+            except (OSError, EOFError) as error:
+                good, answer = False, f"it is dead or hangs: {error!r}"
             if not good:
                 failure = f"rank {rank} of {n} failed:\n{answer}"
             answers.append(answer)

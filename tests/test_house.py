@@ -54,3 +54,8 @@ def test_the_reader_of_imports_sees_every_form():
 def test_every_file_is_one_room():
     assert {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} <= set(FLOOR)
     assert all(len(p.read_text().splitlines()) <= 400 for p in FILES)
+
+
+def test_no_two_test_files_have_one_name():
+    names = [p.name for p in Path(__file__).parent.rglob("*.py")]
+    assert sorted(set(names)) == sorted(names)  # the ranks of the pool find a test's functions by the name of its file

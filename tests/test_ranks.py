@@ -1,3 +1,5 @@
+import os
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -58,6 +60,17 @@ def test_the_pool_reports_a_failing_rank_and_lives_on(pool):
     with pytest.raises(AssertionError, match="no, says rank 0"):
         pool.run(2, _raise)
     assert pool.run(2, _fail) == [(0, 5)] * 2
+
+
+def _die(group, rank):
+    os._exit(3)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_the_pool_outlives_a_dead_rank(pool):
+    with pytest.raises(AssertionError, match="rank 0 of 2 failed"):
+        pool.run(2, _die)
+    assert pool.run(4, _fail) == [(0, 5)] * 4
 
 
 def test_without_a_group_nothing_is_done():
