@@ -22,7 +22,7 @@ def walk(
     unit: block bounds are multiples of these (the last block may be short), so that what belongs together is not cut.
     upper: leave out blocks that lie wholly below the diagonal of a square matrix: each unordered pair once. Blocks are then square.
 
-    >>> [(r.start, r.stop, c.start, c.stop) for r, c in walk(4, 3, budget=6 * 4)]
+    >>> [(r.start, r.stop, c.start, c.stop) for r, c in walk(4, 3, budget=4 * 4)]
     [(0, 2, 0, 2), (0, 2, 2, 3), (2, 4, 0, 2), (2, 4, 2, 3)]
 
     """

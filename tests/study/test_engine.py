@@ -101,7 +101,7 @@ def test_a_run_folder_holds_what_it_promises(study, capsys):
     assert lines[3] == "a(b=1),1,-1,third,10.333333333333334,0.0,nan,1"
     printed = capsys.readouterr().out
     assert str(folder.resolve() / "report.html") in printed
-    assert "10.33" in printed
+    assert "10.3" in printed  # three digits
     run = open_run(folder)
     assert run.results.select(name="third", i=1)[0]["value"] == 1 / 3 + 10
     assert [row["i"] for row in run.times] == [0, 1]

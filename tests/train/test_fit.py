@@ -50,7 +50,6 @@ def test_a_run_measures_what_the_monitor_promises(whole):
     for (_, name), row in named.items():
         if "error" in name or "R_epsilon" in name:
             assert 0 <= row.low <= row.value <= row.high <= 1
-    assert named[3, "loss"].value < named[1, "loss"].value
     assert (whole.folder / "monitor.csv").read_text().count("\n") == len(whole.rows) + 1
     assert any((whole.folder / "tensorboard").iterdir())
 
@@ -182,14 +181,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bfloat16"}, {"accumulate": 2}, {"method": "BarlowTwins(hidden=32, dim=32)"}],
-    ids=["bfloat16", "accumulation", "barlow"],
+    [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"method": "BarlowTwins(hidden=32, dim=32)", "optimizer": "SGD(lr=0.01)"}],
+    ids=["plain", "bfloat16", "accumulation", "barlow"],
 )
-def test_other_ways_to_train_run_and_learn(tmp_path, changes):
-    run = fit(replace(SMALL, **changes), tmp_path / "run", Monitor(images=20, views=2, bank=20), say=quiet)
+def test_every_way_to_train_learns(tmp_path, changes):
+    run = fit(replace(SMALL, epochs=12, **changes), tmp_path / "run", Monitor(every=12, images=20, views=2, bank=20), say=quiet)
     losses = [row.value for row in run.rows if row.name == "loss"]
-    assert len(losses) == 3
-    assert losses[-1] < losses[0]
+    assert len(losses) == 12
+    assert sum(losses[-4:]) < 0.99 * sum(losses[:4])
 
 
 def test_a_compiled_run_is_close_to_an_eager_one(whole, tmp_path):
