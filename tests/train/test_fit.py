@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     ids=["plain", "bfloat16", "accumulation", "barlow"],
 )
 def test_every_way_to_train_learns(tmp_path, changes):
-    run = fit(replace(SMALL, epochs=12, **changes), tmp_path / "run", Monitor(every=12, images=20, views=2, bank=20), say=quiet)
+    run = fit(replace(SMALL, images=256, epochs=12, **changes), tmp_path / "run", Monitor(every=12, images=20, views=2, bank=20), say=quiet)
     losses = [row.value for row in run.rows if row.name == "loss"]
     assert len(losses) == 12
     assert sum(losses[-4:]) < 0.99 * sum(losses[:4])
