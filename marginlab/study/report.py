@@ -2,10 +2,9 @@
 
 import base64
 import html
+import io
 import math
 import numbers
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from marginlab.study.markup import block, inline
 if TYPE_CHECKING:
     import numpy
 
-_SMALL = 96  # pixels; pictures narrower than this are shown enlarged, with visible pixels
+_SMALL, _WIDE = 96, 320  # pixels; pictures up to the first are shown at one small size, those up to the second twice as large as they are
 
 
 class Report:
@@ -70,7 +69,7 @@ class Report:
 
         """
         shown = "".join(
-            f'<figure><img class="{"small" if picture.shape[1] <= _SMALL else ""}" src="{_uri(picture)}" alt="{html.escape(caption, quote=True)}">'
+            f'<figure><img {_size(picture.shape[1])} src="{_uri(picture)}" alt="{html.escape(caption, quote=True)}">'
             f"<figcaption>{inline(caption)}</figcaption></figure>"
             for picture, caption in ((_picture(array), caption) for array, caption in pictures)
         )
@@ -93,6 +92,12 @@ def show(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def _size(width: int) -> str:
+    if width <= _SMALL:
+        return 'class="small"'
+    return f'class="pixels" width="{2 * width}"' if width <= _WIDE else 'class=""'
 
 
 def _right(numeric: bool) -> str:
@@ -122,13 +127,12 @@ def _picture(array: Any) -> "numpy.ndarray":
 
 
 def png(picture: "numpy.ndarray") -> bytes:
-    """A picture (H, W, 3) as a PNG file: header, zlib of the lines (each after a 0: unfiltered), end. W3C PNG specification, section 5."""
-    height, width, _ = picture.shape
-    lines = b"".join(b"\0" + picture[y].tobytes() for y in range(height))
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
+    """A picture (H, W, 3) as a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="png", optimize=True)
+    return file.getvalue()
 
 
 def _uri(picture: "numpy.ndarray") -> str:

@@ -14,11 +14,9 @@ from scipy.stats import spearmanr
 from marginlab.study import Run
 
 LETTERS = "(a) resized crop, (b) Gaussian blur, (c) grey, (d) colour jitter, (e) horizontal flip"
-ERRORS = {
-    "knn_error/backbone": "kNN (k=200, T=0.1)",
-    "nearest_center_error/backbone": "nearest class center, Err(G_f)",
-    "linear_error/backbone": "linear probe",
-}
+ERRORS = {"knn_error/backbone": "kNN", "nearest_center_error/backbone": "center", "linear_error/backbone": "linear"}
+MEANT = "kNN with k=200, T=0.1; nearest class center, Err(G_f) of the paper, centers over views, errors on clean images; linear probe"
+MARKS = {"ladder": ("square", "#d1622b"), "strength": ("diamond", "#2e8b57"), "pairs": ("circle", "#2458a6")}  # of the grids
 NAMED = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
@@ -64,7 +62,8 @@ def _pictures(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> N
         rows = [np.concatenate(list(views), axis=1) for views in pictures["views"]]
         run.report.images([(np.concatenate(rows, axis=0), f"views under {_label(*key[:2])}")])
     run.report.text(
-        "### Pairs of images that realise the smallest d_A within a class\n\nImage, its nearest view, the other image's nearest view, that image."
+        "### Pairs of images that realise the smallest d_A within a class\n\nImage, its nearest view, the other image's nearest view, that image. "
+        "Where both views are almost empty, what they share is background and not the class."
     )
     for key in shown:
         pictures = np.load(run.folder / "once" / kept[key]["folder"] / "pictures.npz")
@@ -72,7 +71,7 @@ def _pictures(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> N
             (np.concatenate(list(four), axis=1), f"{_label(*key[:2])}: {pair['class']}, d_A = {pair['distance']:.2f}")
             for four, pair in zip(pictures["pairs"], kept[key]["pairs"], strict=True)
         ]
-        run.report.images(found)
+        run.report.images(found[:3])
 
 
 def _curves(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> None:
@@ -123,32 +122,56 @@ def _errors(run: Run) -> None:
         entry: dict[str, Any] = {**columns, "1 - sigma": next(row["value"] for row in rows if row["name"] == "1-sigma")}
         for name, title in ERRORS.items():
             entry[title] = _last(run, name, **columns)[0]
-            entry[f"{title}, untrained"] = next((row["value"] for row in rows if row["name"] == name and row["epoch"] == 0), math.nan)
+            entry[f"{title} before"] = next((row["value"] for row in rows if row["name"] == name and row["epoch"] == 0), math.nan)
         table.append(entry)
     run.report.text("## Concentration and error")
-    pairs = [entry for entry in table if entry["grid"] == "pairs"] or table
     for method in chosen.methods:
-        mine = [entry for entry in pairs if entry["method"] == method]
-        if not mine:
-            continue
-        figure = make_subplots(1, len(ERRORS), subplot_titles=list(ERRORS.values()), horizontal_spacing=0.06)
-        words = []
-        for column, title in enumerate(ERRORS.values(), 1):
-            averaged: dict[tuple[str, float], list[tuple[float, float]]] = {}
-            for entry in mine:
-                averaged.setdefault((entry["letters"], entry["strength"]), []).append((entry["1 - sigma"], entry[title]))
+        mine = [entry for entry in table if entry["method"] == method]
+        if mine:
+            _scatter(run, method, mine)
+    run.report.table(
+        _varying(table),
+        f"Concentration at the dotted delta and test errors after the last epoch, beside those before, of the untrained network: {MEANT}, "
+        f"all on L2-normalised backbone features. {_fixed(table)}",
+    )
+
+
+def _scatter(run: Run, method: str, entries: list[dict[str, Any]]) -> None:
+    """Error against 1 - sigma, one picture for each error, one mark for each augmentation of each grid, seeds averaged."""
+    figure = make_subplots(1, len(ERRORS), subplot_titles=list(ERRORS.values()), horizontal_spacing=0.06)
+    words, seeds = [], len(run.settings.seeds)
+    for column, title in enumerate(ERRORS.values(), 1):
+        for grid, (symbol, color) in MARKS.items():
+            averaged: dict[str, list[tuple[float, float]]] = {}
+            for entry in entries:
+                if entry["grid"] == grid:
+                    averaged.setdefault(_label(entry["letters"], entry["strength"]), []).append((entry["1 - sigma"], entry[title]))
+            if not averaged:
+                continue
             x, y = np.array([np.mean(values, axis=0) for values in averaged.values()]).T
-            labels = [_label(*key) for key in averaged]
-            marks = {"mode": "markers+text", "text": labels, "textposition": "top center", "showlegend": False, "marker": {"size": 9}}
-            figure.add_scatter(x=x, y=y, **marks, row=1, col=column)
-            figure.update_xaxes(title="1 - sigma", row=1, col=column)
+            marks = {"mode": "markers+text", "textposition": "top center", "marker": {"size": 9, "symbol": symbol, "color": color}}
+            group = {"name": grid, "legendgroup": grid, "showlegend": column == 1}
+            figure.add_scatter(x=x, y=y, text=list(averaged), cliponaxis=False, **marks, **group, row=1, col=column)
             if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
-                words.append(f"{title} {spearmanr(x, y).statistic:.2f}")
-        figure.update_yaxes(title="test error", row=1, col=1)
-        figure.update_layout(height=400)
-        said = f" Spearman's rank correlation: {'; '.join(words)}." if words else ""
-        run.report.figure(figure, f"{method}: test error against 1 - sigma, mean over {len(chosen.seeds)} seed(s).{said}")
-    run.report.table(table, "Concentration at the dotted delta and test errors after the last epoch, beside those of the untrained network.")
+                words.append(f"{grid}, {title} {spearmanr(x, y).statistic:.2f}")
+    figure.update_xaxes(title="1 - sigma")
+    figure.update_yaxes(title="test error", row=1, col=1)
+    figure.update_layout(height=400)
+    said = f" Spearman's rank correlation: {'; '.join(words)}." if words else ""
+    over = f"mean over {seeds} seeds" if seeds > 1 else "1 seed"
+    run.report.figure(figure, f"{method}: test error ({MEANT}) against 1 - sigma, {over}.{said}")
+
+
+def _varying(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table without the columns of settings that are the same in all rows."""
+    same = [name for name in ("strength", "method", "seed") if len({entry[name] for entry in table}) == 1]
+    return [{name: value for name, value in entry.items() if name not in same} for entry in table]
+
+
+def _fixed(table: list[dict[str, Any]]) -> str:
+    shown = _varying(table)
+    same = {name: value for name, value in table[0].items() if name not in shown[0]} if table else {}
+    return f"In all rows: {', '.join(f'{name} {value}' for name, value in same.items())}." if same else ""
 
 
 def _training(run: Run) -> None:
@@ -156,7 +179,7 @@ def _training(run: Run) -> None:
     run.report.text("## What the encoders learn")
     grid = "ladder" if "ladder" in chosen.grids else chosen.grids[0]
     drawn = {
-        "alignment/backbone": "alignment E||f(x_1) - f(x_2)||^2",
+        "alignment/backbone": "alignment",
         "divergence_mean/backbone": "mean mu_k . mu_l",
         "divergence_max/backbone": "largest mu_k . mu_l",
         "knn_error/backbone": "kNN error",
@@ -178,7 +201,8 @@ def _training(run: Run) -> None:
         run.report.figure(
             figure,
             f"{method}, {grid}, seed {chosen.seeds[0]}: on L2-normalised backbone features of 300 test images, 8 views of each under the "
-            "augmentation trained with; epoch 0 is the untrained network. Alignment is measured under each cell's own augmentation.",
+            "augmentation trained with; epoch 0 is the untrained network. Alignment is E ||f(x_1) - f(x_2)||^2 over two views of an image, "
+            "under each cell's own augmentation; mu_k is the center of class k.",
         )
 
 
@@ -200,8 +224,8 @@ def _published(run: Run) -> None:
             columns = {"grid": grid, "letters": row["letters"], "strength": float(row["strength"]), "method": method}
             ours = [1 - error for error in _last(run, "knn_error/backbone", **columns)]
             if ours:
-                theirs = {f"published, {NAMED[data]}, %": float(row["knn_accuracy"]), "std": float(row["std"]), "from": row["table"]}
-                table.append({**columns, f"ours, {chosen.data}, kNN accuracy, %": 100 * float(np.mean(ours)), **theirs})
+                theirs = {f"published, {NAMED[data]}": float(row["knn_accuracy"]), "their std": float(row["std"]), "from": row["table"]}
+                table.append({**columns, f"ours, {chosen.data}": 100 * float(np.mean(ours)), **theirs})
     if table:
         run.report.text(
             "## Beside the published tables\n\n"
@@ -209,4 +233,6 @@ def _published(run: Run) -> None:
             f"runs. Here: {chosen.backbone}, {chosen.epochs} epochs, batch {chosen.batch}, "
             f"{chosen.images or 'all'} training images of {chosen.data}, the last epoch. Compare orders, not levels."
         )
-        run.report.table(table, "kNN accuracy, ours and published (Huang et al., ICLR 2023, Tables 1 and 2).")
+        same = len({entry["method"] for entry in table}) == 1
+        shown = [{name: value for name, value in entry.items() if name != "method" or not same} for entry in table]
+        run.report.table(shown, "kNN accuracy in per cent, ours and published (Huang et al., ICLR 2023, Tables 1 and 2).")
