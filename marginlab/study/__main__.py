@@ -1,4 +1,4 @@
-"""The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `--resume RUN`."""
+"""The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `keep RUN FILE.csv`, `--resume RUN`."""
 
 import argparse
 import sys
@@ -10,6 +10,8 @@ from marginlab.study.definition import Study, load, presets_of, shelf, shipped, 
 from marginlab.study.engine import conclude, execute
 from marginlab.study.files import read_json
 from marginlab.study.folder import check, reopen
+from marginlab.study.keep import keep
+from marginlab.study.run import open_run
 from marginlab.study.team import join, leave
 
 PROG = "python -m marginlab.study"
@@ -23,11 +25,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"{PROG} NAME [--preset PRESET] [--folder FOLDER] [settings]\n"
-        f"       {PROG} [NAME] --resume RUN\n       {PROG} report RUN\n       {PROG} list\n       {PROG} NAME --help",
+        f"       {PROG} [NAME] --resume RUN\n       {PROG} report RUN\n       {PROG} keep RUN FILE.csv\n"
+        f"       {PROG} list\n       {PROG} NAME --help",
         description="Compute a study's grid of cells and make its report. Interrupted at any point, the same command goes on.\n"
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
         "NAME is a study that comes with marginlab (`list` shows them), or a path: of a file, or of a folder that holds study.py.\n"
-        "`report` makes the report of a run folder again, and computes no cell.",
+        "`report` makes the report of a run folder again, and computes no cell.\n"
+        "`keep` writes the headline of a finished run, with its command, device and versions, to a small file.",
     )
     front.add_argument("--preset", help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` where there is one")
     front.add_argument("--folder", type=Path, help="the run folder; runs/NAME-HASH, named by the settings, if it is not given")
@@ -41,13 +45,15 @@ def main(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     given, flags = parser().parse_known_args(list(arguments[1:] if name else arguments))
     try:
-        if given.help and name in (None, "list", "report"):
+        if given.help and name in (None, "list", "report", "keep"):
             parser().print_help()
             return 0
         if name == "list":
             return _list(flags)
         if name == "report":
             return _report(flags)
+        if name == "keep":
+            return _keep(flags)
         if name is None and given.resume is None:
             raise SettingsError(f"Which study? Its name comes first, as in: {PROG} {next(iter(shipped()), 'NAME')}. See {PROG} list, and --help.")
         study = None if name is None else load(name)
@@ -98,6 +104,14 @@ def _report(flags: Sequence[str]) -> int:
     study, settings = reopen(folder)
     study.grid(settings)
     return conclude(study, settings, folder, read_json(folder / "about.json")["command"])
+
+
+def _keep(flags: Sequence[str]) -> int:
+    if len(flags) != 2:
+        raise SettingsError(f"Of which run, and where? Say: {PROG} keep RUN FILE.csv.")
+    rows = keep(open_run(flags[0]), Path(flags[1]))
+    print(f"{rows} rows and where they come from, in {flags[1]}")
+    return 0
 
 
 def _resume(study: Study | None, given: argparse.Namespace, flags: Sequence[str], arguments: Sequence[str]) -> int:

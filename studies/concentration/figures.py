@@ -47,6 +47,11 @@ def _label(letters: str, strength: float) -> str:
     return letters if strength == 0.5 else f"{letters}, s={strength:g}"
 
 
+def _colors(labels: Any) -> dict[str, str]:
+    """A colour for each augmentation, the same in all figures."""
+    return {label: qualitative.D3[number % 10] for number, label in enumerate(dict.fromkeys(labels))}
+
+
 def _last(run: Run, name: str, **columns: Any) -> list[float]:
     """Values of the last epoch, one for each seed."""
     rows = run.results.select(name=name, **columns)
@@ -78,10 +83,11 @@ def _curves(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> Non
     chosen = run.settings
     grids = [grid for grid in ("ladder", "strength", "pairs") if any(key[2] == grid for key in kept)]
     names = {"ladder": "ladder (Table 1)", "strength": "strength of colour (Table 2)", "pairs": "pairs (Figure 3)"}
+    colors = _colors(_label(*key[:2]) for key in kept)
     figure = make_subplots(1, len(grids), subplot_titles=[names[grid] for grid in grids], shared_yaxes=True, horizontal_spacing=0.04)
     for column, grid in enumerate(grids, 1):
         for number, (key, found) in enumerate((k, f) for k, f in kept.items() if k[2] == grid):
-            color, deltas = qualitative.D3[number % 10], found["deltas"]
+            color, deltas = colors[_label(*key[:2])], found["deltas"]
             low, high = found["curves"]["mean"]
             band = {"x": deltas + deltas[::-1], "y": [*high, *low[::-1]], "fill": "toself", "opacity": 0.15, "line": {"width": 0}}
             group = {"legendgroup": f"{grid}{number}", "legend": "legend" if column == 1 else f"legend{column}"}
@@ -105,7 +111,8 @@ def _curves(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> Non
     for number, (key, found) in enumerate(kept.items()):
         if any(key[:2] == other[:2] for other in list(kept)[:number]):
             continue  # ab is on the ladder and among the pairs
-        figure.add_scatter(x=found["levels"], y=found["by_level"], name=_label(*key[:2]), mode="lines+markers")
+        label = _label(*key[:2])
+        figure.add_scatter(x=found["levels"], y=found["by_level"], name=label, mode="lines+markers", line={"color": colors[label]})
     figure.update_xaxes(title="V, views of an image", type="log", tickvals=found["levels"])
     figure.update_yaxes(title="1 - sigma", range=[-0.02, 1.02])
     run.report.figure(figure, "The same at the dotted delta, against the number of views: where a line still falls, the estimate has not converged.")
@@ -184,17 +191,18 @@ def _training(run: Run) -> None:
         "divergence_max/backbone": "largest mu_k . mu_l",
         "knn_error/backbone": "kNN error",
     }
+    colors = _colors(_label(str(cell["letters"]), float(cell["strength"])) for cell in run.cells)
     for method in chosen.methods:
         figure = make_subplots(1, len(drawn), subplot_titles=list(drawn.values()), horizontal_spacing=0.05)
         cells = [cell for cell in run.cells if cell["grid"] == grid and cell["method"] == method and cell["seed"] == chosen.seeds[0]]
-        for number, cell in enumerate(cells):
+        for cell in cells:
             label = _label(str(cell["letters"]), float(cell["strength"]))
             for column, name in enumerate(drawn, 1):
                 rows = sorted(
                     (row for row in run.results.select(name=name, **{c: cell[c] for c in ("grid", "letters", "strength", "method", "seed")})),
                     key=lambda row: row["epoch"],
                 )
-                style = {"line": {"color": qualitative.D3[number % 10]}, "name": label, "legendgroup": label, "showlegend": column == 1}
+                style = {"line": {"color": colors[label]}, "name": label, "legendgroup": label, "showlegend": column == 1}
                 figure.add_scatter(x=[r["epoch"] for r in rows], y=[r["value"] for r in rows], mode="lines+markers", **style, row=1, col=column)
         figure.update_xaxes(title="epoch")
         figure.update_layout(height=360)

@@ -134,3 +134,26 @@ def test_two_studies_of_one_name_do_not_meet(shelf):
     assert first.module.__name__ != second.module.__name__
     assert second.module.helper.value == 3
     assert first.module.Settings is not second.module.Settings
+
+
+def test_keep_writes_the_headline_and_where_it_comes_from(shelf, tmp_path, capsys):
+    study = shelf / "counting" / "study.py"
+    study.write_text(study.read_text() + '    cell.record("other", 1.0)\nheadline = ("rate",)\n')
+    assert main(["counting", "--n", "2", "--folder", "run"]) == 0
+    capsys.readouterr()
+    assert main(["keep", "run", "kept/rates.csv"]) == 0
+    assert "2 rows" in capsys.readouterr().out
+    comments = [line for line in Path("kept/rates.csv").read_text().splitlines() if line.startswith("#")]
+    assert comments[0] == "# command: python -m marginlab.study counting --n 2 --folder run"
+    assert [line.split(":")[0] for line in comments] == ["# command", "# measured", "# device", "# versions", "# seconds", "# settings"]
+    assert "torch" in comments[3]
+    assert 'letters = ["a"]' in comments[5]
+    table = Path("kept/rates.csv").read_text().splitlines()[len(comments) :]
+    assert table == ["letter,i,epoch,name,value,low,high,n", "a,0,-1,rate,0.5,nan,nan,0", "a,1,-1,rate,0.5,nan,nan,0"]
+    for arguments, sentence in ((["run"], "keep RUN FILE.csv"), (["run", "rates.txt"], "is a .csv file"), (["nothing", "a.csv"], "nothing")):
+        assert main(["keep", *arguments]) == 2
+        assert sentence in capsys.readouterr().err
+    next(Path("run/cells").glob("*/rows.csv")).unlink()
+    assert main(["keep", "run", "a.csv"]) == 2
+    assert "1 of 2 cells" in capsys.readouterr().err
+    assert not Path("a.csv").exists()

@@ -1,0 +1,55 @@
+"""`keep`: the headline of a run as one small file to be committed, with the command, device and versions it was measured with.
+
+    # command, measured, device, versions, seconds, settings       the source of the numbers, line by line
+    cell columns, epoch, name, value, low, high, n                 the rows of results.csv that the study calls its headline, at every epoch
+
+`numpy.genfromtxt`, `csv` after its first lines, and `pandas.read_csv(file, comment="#")` read it.
+"""
+
+import csv
+import io
+import shlex
+from pathlib import Path
+
+from marginlab import settings
+from marginlab.settings import SettingsError
+from marginlab.study.files import read_json, write
+from marginlab.study.run import Run
+
+
+def keep(run: Run, file: Path) -> int:
+    """Write the file; the number of rows it holds.
+
+    Raises
+    ------
+    SettingsError: a cell is not finished, the study names no headline, or the file is not named .csv.
+
+    """
+    missing = sum(not cell.finished for cell in run.cells)
+    headline = run.study.headline
+    if missing or not headline or file.suffix != ".csv":
+        raise SettingsError(
+            f"{missing} of {len(run.cells)} cells of {run.folder} are missing: finish it with --resume first."
+            if missing
+            else f"The study {run.study.name} names no headline, so there is nothing to keep of it."
+            if not headline
+            else f"A kept table is a .csv file, not {file}."
+        )
+    about = read_json(run.folder / "about.json")
+    versions = "; later ".join(", ".join(f"{name} {version}" for name, version in v.items()) for v in (about["versions"], *about["later_versions"]))
+    source = {
+        "command": shlex.join(["python", *shlex.split(about["command"])[1:]]),
+        "measured": about["started"],
+        "device": "; ".join(dict.fromkeys(str(row["device"]) for row in run.times)),
+        "versions": versions,
+        "seconds": f"{sum(row['seconds'] for row in run.times):.0f}, over all cells",
+        "settings": "; ".join(line for line in settings.to_toml(run.settings).splitlines() if line),
+    }
+    text = io.StringIO()
+    text.writelines(f"# {name}: {value}\n" for name, value in source.items())
+    rows = [row for row in run.results if row["name"] in headline]
+    table = csv.DictWriter(text, list(run.results[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)
+    write(file, text.getvalue())
+    return len(rows)
