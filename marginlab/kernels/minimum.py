@@ -76,6 +76,11 @@ class _Rows(NamedTuple):
     squares: Tensor
     radius: Tensor
 
+    def of(self, images: slice) -> "_Rows":
+        """Those of some of these images."""
+        V = self.squares.shape[1]
+        return _Rows(self.flat[images.start * V : images.stop * V], self.squares[images], self.radius[images])
+
 
 def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: int) -> Minimum:
     other = x if y is None else y
@@ -104,12 +109,22 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
             left[i.start] = _rows(x[i], center)
         if j.start not in right:
             right[j.start] = _rows(other[j], center)
-        _block(x[i], other[j], left[i.start], right[j.start], levels, spread, y is None and i == j, exactly, distance[:, i, j], chosen[:, i, j])
+        a, b = left[i.start], right[j.start]
+        diagonal = y is None and i == j
+        for p, q in _halves(i.stop - i.start) if diagonal else ((slice(0, i.stop - i.start), slice(0, j.stop - j.start)),):
+            out = distance[:, i, j][:, p, q], chosen[:, i, j][:, p, q]
+            _block(x[i][p], other[j][q], a.of(p), b.of(q), levels, spread, diagonal and p == q, exactly, *out)
     if y is None:
         upper = torch.triu(torch.ones(N, N, dtype=torch.bool, device=x.device), 1)
         distance = torch.where(upper, distance, distance.mT)
         chosen = torch.where(upper[..., None], chosen, chosen.transpose(1, 2).flip(-1))
     return Minimum(distance, chosen)
+
+
+def _halves(n: int) -> tuple[tuple[slice, slice], ...]:
+    """A diagonal block of n images without its lower left quarter: less of the product is wasted."""
+    first, second = slice(0, n // 2), slice(n // 2, n)
+    return ((first, first), (first, second), (second, second)) if n > 1 else ((slice(0, n), slice(0, n)),)
 
 
 def _roundoff(x: Tensor) -> float:
@@ -122,7 +137,7 @@ def _roundoff(x: Tensor) -> float:
 
 def _rows(x: Tensor, center: Tensor) -> _Rows:
     flat = (x - center).flatten(0, 1)
-    squares = torch.linalg.vecdot(flat, flat).view(x.shape[:2])
+    squares = torch.linalg.vector_norm(flat, dim=1).square_().view(x.shape[:2])  # a third of the time of vecdot, which writes the squares
     radius = squares.amax(1).sqrt()
     if not bool(radius.isfinite().all()):
         raise ValueError("Views hold a value that is not finite (NaN or infinity), or too large to square. Look for what made it.")
