@@ -21,7 +21,7 @@ from torch import Tensor
 from marginlab.kernels.walk import BUDGET, walk
 
 _CACHE = 3 * 2**19  # bytes of a block on a CPU: what a core's second-level cache keeps between product and reduction
-_GATHERED = 6 * 2**20  # bytes of float64 rows differenced at a time: few parallel regions, and still close to the cache
+_GATHERED = 9 * 2**20  # bytes of float64 rows differenced at a time: those of most blocks at once, for waking threads costs more than memory
 
 
 class Minimum(NamedTuple):
