@@ -11,6 +11,7 @@ Times are medians of repeats; a ratio above 1 means that ours is faster by that 
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import kornia
 import kornia.augmentation as K
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="views of each image")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "measured" / "augment.json")
     options = parser.parse_args()
     here = environment()
     print(f"{here['device']}, {options.device}, {here['cores']} cores, torch {here['torch']}, torchvision {torchvision.__version__}")
@@ -122,8 +123,7 @@ def main() -> None:
             race(letters, size, contestants(letters, images, options.views, here["cores"]), number * options.views)
         for name, runners in functions(size, options.device).items():
             race(name, size, runners, max(1, 2**18 // (3 * size**2)))
-    if options.out:
-        save("augmentation throughput", [{"torchvision": torchvision.__version__, "kornia": kornia.__version__}, *rows], options.out)
+    save("augmentation throughput", [{"torchvision": torchvision.__version__, "kornia": kornia.__version__}, *rows], options.out)
 
 
 if __name__ == "__main__":

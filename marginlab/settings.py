@@ -33,10 +33,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}There are: {', '.join(known)}." if known else "there are none."
 
 
-def call(text: str, room: ModuleType, /, *args: Any, **more: Any) -> Any:
+def call(text: str, room: ModuleType, /, *args: Any) -> Any:
     """Make the object that `text` names in call notation, from the classes in the room's `__all__`.
 
-    `args` and `more` are passed before and beside the literal arguments of the text, for what a text cannot hold (a backbone, a key).
+    `args` are passed before the literal arguments of the text, for what a text cannot hold (a backbone, a key).
 
     >>> from marginlab import optim
     >>> call("SGD(lr=0.1, momentum=0.8)", optim)
@@ -57,7 +57,7 @@ def call(text: str, room: ModuleType, /, *args: Any, **more: Any) -> Any:
         if keyword not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise SettingsError(f"{name} takes no {keyword!r}: {nearest(keyword, parameters)}")
     try:
-        return kind(*args, *positional, **more, **keywords)
+        return kind(*args, *positional, **keywords)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{text!r} cannot be made: {error}") from error
 
@@ -80,8 +80,8 @@ def describe(name: str, /, **arguments: Any) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
-def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (), *, prog: str | None = None, base: T | None = None) -> T:
-    """Settings of a kind: its defaults (or `base`), overridden by a TOML file, overridden by flags such as `--batch 64`.
+def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (), *, prog: str | None = None) -> T:
+    """Settings of a kind: its defaults, overridden by a TOML file, overridden by flags such as `--batch 64`.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (
     SystemExit: from tyro, for wrong flags (status 2) and for `--help`.
 
     """
-    value = base if base is not None else _make(kind, {}, "the defaults")
+    value = _make(kind, {}, "the defaults")
     if toml is not None:
         path = Path(toml)
         try:

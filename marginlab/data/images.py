@@ -6,6 +6,7 @@ An image's place in its own class decides everything: the first n in the order o
 growing n contain each other, and the images with place below one fifth of their class are the test split of a source that has none.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,6 +72,13 @@ class ImageSet:
         order = torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
         chosen = order[:n].sort().values.to(self.labels.device)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the images, labels and class names: equal for equal sets, wherever they were read from."""
+        found = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        for part in (self.labels, self.images):
+            found.update(part.cpu().contiguous().numpy().data)
+        return found.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on a device."""

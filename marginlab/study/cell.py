@@ -94,11 +94,6 @@ class Cell(Mapping[str, Value]):
             self._progress(text, done)
 
     @property
-    def progress(self) -> Callable[[str], None]:
-        """`say`, as a callback to hand on."""
-        return self.say
-
-    @property
     def finished(self) -> bool:
         """Whether its rows are written."""
         return self.rows_file.exists()

@@ -3,7 +3,7 @@
     Settings          frozen dataclass, read by marginlab.settings: defaults < presets/NAME.toml beside the file < flags
     cells(settings)   the grid, in order: a list of dicts with the same keys, the cell's columns in results.csv
     run(cell)         computes one cell (marginlab.study.Cell)
-    check(settings)   optional: refuses, before anything is written, what only data can tell
+    check(settings)   optional: refuses, before anything is written, what only data can tell; may return a digest of the data
     report(run)       optional: adds sections to the report (marginlab.study.Run)
     headline          optional: names of recorded values for the closing table
 
@@ -13,6 +13,7 @@ A bare NAME is a study that comes with marginlab; a path, to a file or to a fold
 import ast
 import dataclasses
 import hashlib
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def locate(name: str) -> Path:
 
     """
     path = Path(name)
-    if len(path.parts) == 1 and path.suffix != ".py" and name not in (".", ".."):
+    if os.sep not in name and path.suffix != ".py" and name not in (".", ".."):
         known = shipped()
         if name in known:
             return known[name]
@@ -147,8 +148,10 @@ class Study:
             seen[identify(cell)] = cell
         return cells
 
-    def check(self, settings: Any) -> None:
+    def check(self, settings: Any) -> str:
         """Ask the module's own `check(settings)`, if it has one, what only data can tell; once, before anything is computed or written.
+
+        What it returns, if it returns a text, stands for what the run is made of beside its settings: a digest of the data.
 
         Raises
         ------
@@ -156,7 +159,7 @@ class Study:
 
         """
         try:
-            getattr(self.module, "check", lambda _: None)(settings)
+            return str(getattr(self.module, "check", lambda _: None)(settings) or "")
         except SettingsError:
             raise
         except (ValueError, TypeError, OSError, ImportError) as error:

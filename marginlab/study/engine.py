@@ -51,9 +51,9 @@ def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Seque
     """
     study.grid(settings)
     team, folder = join(), Path(folder).resolve()
-    team.first(lambda: study.check(settings))
+    ground = team.first(lambda: study.check(settings))
     command = command_line(arguments or [str(study.file), "--resume", str(folder)], team)
-    team.first(lambda: prepare(study, settings, folder, command))
+    team.first(lambda: prepare(study, settings, folder, command, ground))
     grid = _Grid(study, settings, folder, team)
     with _signals():
         try:

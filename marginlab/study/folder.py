@@ -28,12 +28,13 @@ TIMES = ("seconds", "host", "device", "started")
 _SHOWN = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "plotly")
 
 
-def prepare(study: Study, settings: Any, folder: Path, command: str) -> None:
+def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str = "") -> None:
     """Make a run folder, or find that the one there is of this study with these settings.
 
     Raises
     ------
-    SettingsError: it is something else, or of another study, or made with other settings (the first that differs is named).
+    SettingsError: it is something else, or of another study, or made with other settings (the first that differs is named) or other data
+        (`ground` is their digest).
 
     """
     folder = folder.resolve()
@@ -42,7 +43,7 @@ def prepare(study: Study, settings: Any, folder: Path, command: str) -> None:
     if not (folder / "config.toml").exists():
         # built beside its place and renamed into it, so that two processes that start together agree on one
         beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
-        write_json(beside / "about.json", about(study, command))
+        write_json(beside / "about.json", {**about(study, command), "ground": ground})
         write(beside / "config.toml", to_toml(settings))
         try:
             beside.rename(folder)
@@ -52,6 +53,8 @@ def prepare(study: Study, settings: Any, folder: Path, command: str) -> None:
                 raise
     check(study, settings, folder)
     written, here = read_json(folder / "about.json"), about(study, command)
+    if written.get("ground", ground) != ground:
+        raise SettingsError(f"{folder} was made with the same settings but other data. Give --folder another path, or bring the data back.")
     if here["versions"] not in (written["versions"], *written["later_versions"]):  # a run that goes on after an update says so
         write_json(folder / "about.json", {**written, "later_versions": [*written["later_versions"], here["versions"]]})
 

@@ -37,9 +37,10 @@ def main(arguments: list[str]) -> int:
                 if row.epoch == recipe.epochs:
                     sys.stdout.write(f"{row.name:36} {row.value:.4f}\n")
             sys.stdout.write(f"{run.images_per_second:,.0f} images/s. Kept in {run.folder.absolute()}\n")
-    except (settings.SettingsError, FileNotFoundError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # SettingsError is a ValueError
+        if ranks.rank() == 0:
+            sys.stderr.write(f"{error}\n")
+        return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:
         sys.stderr.write(f"Stopped. What {options.folder} holds is whole: the same command goes on from its last checkpoint.\n")
         return 130

@@ -10,7 +10,9 @@ state and that number is whole: on a CPU, a run that was killed and started agai
 
 import contextlib
 import csv
-from collections.abc import Callable
+import dataclasses
+import fcntl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +65,13 @@ def fit(
 
     Raises
     ------
-    SettingsError: the folder holds a run of another recipe (the first difference is named), or the batch exceeds the images or splits unevenly.
+    SettingsError: the folder holds a run of another recipe or monitor (the first difference is named) or on other images, or another process
+        trains in it; or the batch exceeds the images or splits unevenly.
     FloatingPointError: the loss is not finite; the last checkpoint stays.
     Whatever `data.load` refuses. All but the second before any work.
+
+    On several ranks each normalises its batch by its own statistics, and kNN and the other measures are taken by the first; so the numbers of a
+    run depend on how many ranks trained it, those of its loss function do not.
 
     >>> import tempfile
     >>> recipe = Recipe(images=64, backbone="Backbone('resnet18', stem='strided', width=0.25)", epochs=1, batch=32)
@@ -77,10 +83,12 @@ def fit(
     device = torch.device(device) if device is not None else _own_device()
     train, test = check(recipe, root)
     method = recipe.make_method()
-    ranks.first(lambda: _claim(recipe, folder))
-    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loop = _Loop(recipe, folder, monitor, method, train.to(device), test.to(device), device, say)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    ranks.first(lambda: _claim(recipe, monitor, f"{train.digest()} {test.digest()}\n", folder))
+    with contextlib.ExitStack() as stack:
+        ranks.first(lambda: stack.enter_context(_alone(folder)))
+        method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loop = _Loop(recipe, folder, monitor, method, train.to(device), test.to(device), device, say)
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return loop.run()
 
 
@@ -110,14 +118,15 @@ def check(recipe: Recipe, root: Path | str | None = None) -> tuple[ImageSet, Ima
     return train, test
 
 
-def _claim(recipe: Recipe, folder: Path) -> None:
-    """Refuse a folder of something else; otherwise it is this recipe's from now on."""
+def _claim(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
+    """Refuse a folder of something else; otherwise it belongs to this recipe, monitor and images from now on."""
     own = folder / "recipe.toml"
     if own.exists():
-        other = settings.read(Recipe, own)
-        for name, value in vars(recipe).items():
-            if value != getattr(other, name):
-                raise SettingsError(f"{folder} holds a run with {name} = {getattr(other, name)!r}, not {value!r}. Choose another folder.")
+        _same(recipe, settings.read(Recipe, own), folder, "a run")
+        if (folder / "monitor.toml").exists():
+            _same(monitor, settings.read(Monitor, folder / "monitor.toml"), folder, "a run that is measured")
+        if (folder / "images.txt").exists() and (folder / "images.txt").read_text(encoding="utf-8") != images:
+            raise SettingsError(f"{folder} holds a run on other images: {recipe.data} has changed since. Choose another folder.")
         return
     if folder.exists() and any(folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
@@ -125,6 +134,27 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.recipe")  # beside the folder, so that a run killed here leaves it empty
     partial.write_text(settings.to_toml(recipe), encoding="utf-8")
     partial.rename(own)
+    for name, text in (("monitor.toml", settings.to_toml(monitor)), ("images.txt", images)):
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(folder / name)
+
+
+def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds: str) -> None:
+    for field in dataclasses.fields(theirs):
+        before, now = getattr(theirs, field.name), getattr(ours, field.name)
+        if before != now:
+            raise SettingsError(f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. Choose another folder.")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the system lets go of it when this one ends, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from None
+        yield
 
 
 class _Loop:
@@ -215,9 +245,10 @@ class _Loop:
     def end(self, epoch: int, board: Any, *, ended: bool) -> None:
         """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""
         if not torch.tensor(self.losses).isfinite():
+            kept = checkpoint.latest(self.folder)
             raise FloatingPointError(
                 f"The loss is not finite in epoch {epoch}, before step {self.step} of {self.steps}. A smaller learning rate may help; "
-                f"the last checkpoint in {self.folder} is whole."
+                f"{f'the last checkpoint, {kept}, is whole.' if kept else 'no checkpoint was written yet.'}"
             )
         if ended:
             self.note(Row(epoch, "loss", self.losses / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)

@@ -26,6 +26,7 @@ from marginlab.data import ImageSet
 from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error
 from marginlab.measures import Alignment, ClassDivergence
 from marginlab.methods import Method
+from marginlab.settings import SettingsError
 
 
 class Row(NamedTuple):
@@ -56,6 +57,13 @@ class Monitor:
     bank: int = 0
     epsilons: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"The monitor's {name} is at least {least}, not {getattr(self, name)}.")
+        if self.bank < 0 or self.bank == 1:
+            raise SettingsError(f"The monitor's bank is 0, which takes all images, or at least 2, not {self.bank}.")
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Say whether to measure after this epoch."""

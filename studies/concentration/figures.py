@@ -23,11 +23,12 @@ NAMED = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 def write(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> None:
     """Write the report; `kept` holds what `concentrate` measured, by (letters, strength, grid)."""
     chosen, report = run.settings, run.report
+    n = min(found["n"] for found in kept.values())
     report.title = f"Concentration of augmented data and contrastive learning: {chosen.data}"
     report.lead = (
         f"An augmentation is a (sigma, delta)-augmentation if in every class a part of at least sigma of the images lies within an augmented "
         f"distance d_A of delta of each other (Huang et al., ICLR 2023, definition 1). Here 1 - sigma is estimated for each augmentation on "
-        f"{chosen.per_class} images a class and {chosen.views} views of each, and backbones are trained with each: {LETTERS}."
+        f"{n} images a class and {chosen.views} views of each, and backbones are trained with each: {LETTERS}."
     )
     _pictures(run, kept)
     _curves(run, kept)
@@ -76,12 +77,14 @@ def _pictures(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> N
             (np.concatenate(list(four), axis=1), f"{_label(*key[:2])}: {pair['class']}, d_A = {pair['distance']:.2f}")
             for four, pair in zip(pictures["pairs"], kept[key]["pairs"], strict=True)
         ]
-        run.report.images(found[:3])
+        run.report.images(found)
 
 
 def _curves(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> None:
     chosen = run.settings
     grids = [grid for grid in ("ladder", "strength", "pairs") if any(key[2] == grid for key in kept)]
+    n = min(found["n"] for found in kept.values())
+    fewer = " (fewer than asked for: all that the measure's memory budget holds)" if any(found["subsampled"] for found in kept.values()) else ""
     names = {"ladder": "ladder (Table 1)", "strength": "strength of colour (Table 2)", "pairs": "pairs (Figure 3)"}
     colors = _colors(_label(*key[:2]) for key in kept)
     figure = make_subplots(1, len(grids), subplot_titles=[names[grid] for grid in grids], shared_yaxes=True, horizontal_spacing=0.04)
@@ -103,7 +106,7 @@ def _curves(run: Run, kept: dict[tuple[str, float, str], dict[str, Any]]) -> Non
     run.report.text("## How concentrated the augmented data is\n\nThe lower a curve, the sharper the concentration.")
     run.report.figure(
         figure,
-        f"1 - sigma against delta: mean over classes, n = {chosen.per_class} images of each, V = {chosen.views} views, the image among them. "
+        f"1 - sigma against delta: mean over classes, n = {n} images of each{fewer}, V = {chosen.views} views, the image among them. "
         f"The line is the greedy clique's, the band reaches down to the colouring bound. Dotted: where the numbers below are read, "
         f"{chosen.delta:g} of delta_max, the 90 % quantile of the distances between clean images of a class.",
     )

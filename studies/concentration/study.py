@@ -101,18 +101,26 @@ def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
     return grid
 
 
-def check(chosen: Settings) -> None:
-    """Refuse before any work what only the data and the network can tell."""
+def check(chosen: Settings) -> str:
+    """Refuse before any work what only the data and the network can tell; the digest of the data."""
     for cell in cells(chosen):
         if cell["seed"] == chosen.seeds[0]:
             _recipe(cell, chosen).make_method()
-    check_data(_recipe(cells(chosen)[0], chosen))
+    sets = check_data(_recipe(cells(chosen)[0], chosen))
+    counts = torch.bincount(sets[0].labels, minlength=len(sets[0].classes))
+    if int(counts.min()) < 2:
+        alone = [sets[0].classes[label] for label in (counts < 2).nonzero().flatten().tolist()]
+        raise settings.SettingsError(f"{chosen.data}: {', '.join(alone)} has fewer than 2 training images, so no distance within it. Add some.")
+    _monitor(chosen)
+    return " ".join(data.load(chosen.data, split, size=chosen.image_size).digest() for split in ("train", "test"))
 
 
 @functools.cache
 def _stem(backbone: str) -> str:
-    stem: str = settings.call(backbone, models).stem
-    return stem
+    made = settings.call(backbone, models)
+    if not isinstance(made, models.Backbone):
+        raise settings.SettingsError(f"{backbone!r} is no backbone. Write such as Backbone('resnet18', stem='strided', width=0.25).")
+    return made.stem
 
 
 def _augmentations(grid: str, chosen: Settings) -> list[tuple[str, float]]:
@@ -154,13 +162,16 @@ def run(cell: Cell) -> None:
     place = _place(kept, chosen)
     for name, of in (("1-sigma", "mean"), ("1-sigma (worst class)", "worst")):
         low, high = (bound[place] for bound in kept["curves"][of])
-        cell.record(name, high, low, high, chosen.per_class)
-    cell.record("delta_max", kept["delta_max"], n=chosen.per_class)
-    cell.record("smallest d_A", min(pair["distance"] for pair in kept["pairs"]), n=chosen.per_class)
-    monitor = Monitor(every=chosen.measure_every, images=300, views=8, bank=chosen.bank)
-    rows = cell.once("training", functools.partial(train, say=cell.say), _recipe(cell, chosen), monitor)
+        cell.record(name, high, low, high, kept["n"])
+    cell.record("delta_max", kept["delta_max"], n=kept["n"])
+    cell.record("smallest d_A", min(pair["distance"] for pair in kept["pairs"]), n=kept["n"])
+    rows = cell.once("training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen))
     for epoch, name, value, low, high, n in rows:
         cell.record(name, value, low, high, n, epoch)
+
+
+def _monitor(chosen: Settings) -> Monitor:
+    return Monitor(every=chosen.measure_every, images=300, views=8, bank=chosen.bank)
 
 
 def train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> list[list[Any]]:
@@ -178,31 +189,42 @@ def _place(kept: dict[str, Any], chosen: Settings) -> int:
 
 
 def concentrate(spec: str, size: int, augmentation: str, per_class: int, n_views: int, delta: float, *, folder: Path) -> dict[str, Any]:
-    """Concentration curves of an augmentation: the same images, view draws and deltas whatever the augmentation; pictures go into the folder."""
+    """Concentration curves of an augmentation: the same images, view draws and deltas whatever the augmentation; pictures go into the folder.
+
+    Every class gives as many images as the others, so at most those of the smallest. Under torchrun each rank measures all of it, alike.
+    """
     images = data.load(spec, "train", size=size)
-    images = images.subset(per_class * len(images.classes), seed=0)
+    n = min(per_class, int(torch.bincount(images.labels).min()))
+    images = images.subset(n * len(images.classes), seed=0)
     made = settings.call(augmentation, augment)
-    clean = Concentration(levels=(1,))
+    clean = Concentration(levels=(1,), sync_on_compute=False)
     clean.update(images.images[:, None].float() / 255, images.labels)
     within = clean.compute().distances(level=1)
     delta_max = float(np.quantile(np.concatenate([_upper(matrix) for matrix in within]), 0.9))
     deltas = np.linspace(0, delta_max, 41)
 
     levels = (*(level for level in (2, 4, 8, 16, 32, 64, 128, 256) if level < n_views), n_views)
-    views = made.views(images.images, n_views=n_views, seed=VIEW_SEED, identity=True)
-    measure = Concentration(levels=levels)
-    measure.update(views, images.labels)
+    measure = Concentration(levels=levels, sync_on_compute=False)
+
+    def views(rows: Tensor) -> Tensor:
+        return made.views(images.images[rows], index=rows, n_views=n_views, seed=VIEW_SEED, identity=True)
+
+    for rows in torch.arange(len(images)).split(256):  # the measure copies what it is given
+        measure.update(views(rows), images.labels[rows])
     found = measure.compute()
     place = int(np.argmin(np.abs(deltas - delta * delta_max)))
     curves, worst = found.curves(deltas, reduce="mean"), found.curve(deltas, reduce="min")
-    pairs = found.closest(4)
+    pairs = found.closest(3)
+    realised = [(views(torch.tensor([p.i]))[0], views(torch.tensor([p.j]))[0]) for p in pairs]
     np.savez_compressed(
         folder / "pictures.npz",
-        views=_pictures(views[:3, :8]),
-        pairs=_pictures(torch.stack([torch.stack((views[p.i, 0], views[p.i, p.u], views[p.j, p.v], views[p.j, 0])) for p in pairs])),
+        views=_pictures(views(torch.arange(3))[:, :8]),
+        pairs=_pictures(torch.stack([torch.stack((a[0], a[p.u], b[p.v], b[0])) for p, (a, b) in zip(pairs, realised, strict=True)])),
     )
     return {
         "folder": folder.name,
+        "n": int(found.n.min()),
+        "subsampled": found.subsampled,
         "deltas": deltas.tolist(),
         "delta_max": delta_max,
         "curves": {name: [curve.lower.tolist(), curve.upper.tolist()] for name, curve in (("mean", curves[-1]), ("worst", worst))},

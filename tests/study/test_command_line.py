@@ -157,3 +157,11 @@ def test_keep_writes_the_headline_and_where_it_comes_from(shelf, tmp_path, capsy
     assert main(["keep", "run", "a.csv"]) == 2
     assert "1 of 2 cells" in capsys.readouterr().err
     assert not Path("a.csv").exists()
+
+
+def test_a_folder_of_ones_own_runs_by_its_path(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.py").write_text(STUDY.format(title="Mine?"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["./mine", "--n", "1", "--folder", "run"]) == 0
+    capsys.readouterr()

@@ -106,6 +106,9 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
         (["--batch", "100000"], "Take batch <="),
         (["--optimizers", "SGD(lr=0)"], "lr > 0"),
         (["--views", "1"], "at least 2"),
+        (["--bank", "1"], "bank is 0"),
+        (["--measure-every", "-5"], "every is at least 0"),
+        (["--backbone", "Projector((2,3))"], "is no backbone"),
         (["--preset", "cifar11"], "did you mean 'cifar10"),
     ],
 )
@@ -125,3 +128,46 @@ def test_one_class_data_is_refused_before_any_work(tmp_path):
     assert refused.returncode == 2
     assert "two classes" in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def arrays(folder, counts, seed=0):
+    import numpy as np
+
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+    both = {"images": images, "labels": labels}
+    np.savez(folder / "own.npz", **{f"{split}_{key}": value for split in ("train", "test") for key, value in both.items()})
+
+
+OWN = [*SMALL, "--data", "npz:own.npz", "--images", "0", "--grids", "pairs", "--pairs", "ae"]
+
+
+def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(tmp_path):
+    arrays(tmp_path, (30, 5, 12))
+    done = run(*OWN, "--per-class", "9", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with next(tmp_path.glob("runs/*/results.csv")).open(encoding="utf-8") as file:
+        measured = {row["n"] for row in csv.DictReader(file) if row["name"] in ("1-sigma", "delta_max")}
+    assert measured == {"5"}
+    assert "n = 5 images of each" in next(tmp_path.glob("runs/*/report.html")).read_text(encoding="utf-8")
+    arrays(tmp_path, (30, 5, 12), seed=1)
+    refused = run(*OWN, "--per-class", "9", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "other data" in refused.stderr
+    arrays(tmp_path, (30, 1, 12))
+    refused = run(*OWN, "--per-class", "8", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "fewer than 2 training images" in refused.stderr
+    assert len(list(tmp_path.glob("runs/*"))) == 1
+
+
+def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
+    arrays(tmp_path, (12, 12))
+    found = []
+    for name, start in (("one", COMMAND[1:]), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND[1:]])):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *start, *OWN, "--folder", name], cwd=tmp_path, capture_output=True, env=environment, timeout=200)
+        assert done.returncode == 0, done.stderr
+        with (tmp_path / name / "results.csv").open(encoding="utf-8") as file:
+            found.append([row for row in csv.DictReader(file) if row["epoch"] == "-1"])
+    assert found[0] == found[1]

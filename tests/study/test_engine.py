@@ -136,6 +136,8 @@ def test_processes_share_a_grid(study):
     text = (run_folder() / "results.csv").read_bytes()
     assert text.startswith(expected)
     assert len(text.splitlines()) == 1 + 2 * 8
+    log = (run_folder() / "log.txt").read_text()
+    assert len({line.split()[1] for line in log.splitlines() if "finished" in line or "ends" in line or "✓" in line}) == 2, log
 
 
 def test_the_cell_of_a_dead_process_is_taken_over(study):
@@ -144,9 +146,9 @@ def test_the_cell_of_a_dead_process_is_taken_over(study):
     wait_for(lambda: "begin 3" in notes(study))
     second = start(study)
     assert any("waits for 1 cell" in line for line in iter(second.stdout.readline, ""))
-    (study.parent / "hold3").unlink()
     first.kill()
     first.communicate()
+    (study.parent / "hold3").unlink()
     second.communicate(timeout=60)
     assert second.returncode == 0
     assert notes(study).count("begin 2") == 1

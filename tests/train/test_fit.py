@@ -1,6 +1,7 @@
 """Training: it learns, resumes bit for bit after being killed anywhere, and refuses what cannot be trained before it starts."""
 
 import csv
+import fcntl
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from marginlab import settings
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
+from marginlab.train.checkpoint import latest
 
 SMALL = Recipe(
     images=96, augmentation="Augmentation('ade')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
@@ -117,12 +119,54 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_one_that_was_not(whole, 
     deadline = time.monotonic() + 60
     while not list(folder.glob("checkpoints/*")) and time.monotonic() < deadline:  # also one that is just being written
         time.sleep(0.005)
+    assert child.poll() is None, "the child ended before it could be killed"
     time.sleep(moment)
     child.kill()
     child.wait()
+    assert list(folder.glob("checkpoints/*"))
     resumed = fit(SMALL, folder, WATCH, say=quiet)
     assert torch.equal(weights(resumed.method), weights(whole.method))
     np.testing.assert_equal(resumed.rows, whole.rows)
+
+
+def test_a_long_epoch_is_saved_inside_and_gone_on_with(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 2)  # steps 2, 4, 8 lie inside epochs of 3
+
+    class Dying(Monitor):
+        def __call__(self, method, augmentation, train, test, at, *, last):
+            if at == 2:
+                raise Stop
+            return super().__call__(method, augmentation, train, test, at, last=last)
+
+    with pytest.raises(Stop):
+        fit(SMALL, tmp_path / "run", Dying(**vars(WATCH)), say=quiet)
+    assert latest(tmp_path / "run").name == "step-00000004"
+    resumed = fit(SMALL, tmp_path / "run", WATCH, say=quiet)
+    assert torch.equal(weights(resumed.method), weights(whole.method))
+    np.testing.assert_equal(resumed.rows, whole.rows)
+
+
+def test_a_folder_is_of_one_monitor_one_set_of_images_and_one_process(tmp_path):
+    data = {"images": torch.randint(0, 256, (60, 8, 8, 3), dtype=torch.uint8).numpy(), "labels": torch.arange(60).numpy() % 2}
+    np.savez(tmp_path / "own.npz", **data)
+    recipe = replace(SMALL, data=f"npz:{tmp_path / 'own.npz'}", images=0, batch=16, epochs=1)
+    short = Monitor(images=20, views=2, bank=20)
+    fit(recipe, tmp_path / "run", short, say=quiet)
+    with pytest.raises(SettingsError, match="is measured with views = 2, not 3"):
+        fit(recipe, tmp_path / "run", replace(short, views=3), say=quiet)
+    with (tmp_path / "run" / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SettingsError, match="Another process trains in"):
+            fit(recipe, tmp_path / "run", short, say=quiet)
+    np.savez(tmp_path / "own.npz", **{**data, "images": 255 - data["images"]})
+    with pytest.raises(SettingsError, match="on other images"):
+        fit(recipe, tmp_path / "run", short, say=quiet)
+
+
+@pytest.mark.parametrize("wrong", [{"every": -1}, {"images": 1}, {"views": 1}, {"bank": 1}, {"bank": -1}])
+def test_a_monitor_refuses_what_it_cannot_measure(wrong):
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        Monitor(**wrong)
 
 
 def test_a_folder_of_another_recipe_is_refused(whole, tmp_path):
