@@ -3,6 +3,7 @@
     spec = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | npz:PATH | folder:PATH
 """
 
+import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +57,18 @@ def load(spec: str, split: str = "train", root: str | Path | None = None, *, siz
         shapes = Shapes() if spec == "shapes" else EASY
         shapes = replace(shapes, size=size or shapes.size)
         afford(_COUNTS[split], shapes.size, shapes.size, budget, spec)
-        return replace(shapes.load(split, _COUNTS[split]), name=spec)
+        return replace(_rendered(shapes, split, _COUNTS[split]), name=spec)
     if spec == "digits":
         return read_digits(split, size=size, budget=budget)
     if spec in TORCHVISION:
         return read_published(spec, split, root_folder(root), size=size, budget=budget)
     raise SettingsError(f"There is no data {spec!r}: {nearest(spec, _SPECS)}")
+
+
+@functools.lru_cache(maxsize=4)
+def _rendered(shapes: Shapes, split: str, count: int) -> ImageSet:
+    """Rendering takes a second, and a study loads its images for every cell."""
+    return shapes.load(split, count)
 
 
 def root_folder(root: str | Path | None) -> Path:
