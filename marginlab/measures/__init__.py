@@ -2,6 +2,7 @@
 
 from marginlab.measures.alignment import Alignment as Alignment
 from marginlab.measures.alignment import AlignmentResult as AlignmentResult
+from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.divergence import ClassDivergence as ClassDivergence
 from marginlab.measures.divergence import DivergenceResult as DivergenceResult
@@ -13,6 +14,7 @@ __all__ = [
     "Alignment",
     "AlignmentResult",
     "ClassDivergence",
+    "Clique",
     "Concentration",
     "ConcentrationResult",
     "Curve",

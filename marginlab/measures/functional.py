@@ -2,10 +2,22 @@
 
 from marginlab.measures.alignment import alignment as alignment
 from marginlab.measures.alignment import clopper_pearson as clopper_pearson
+from marginlab.measures.cliques import largest_clique as largest_clique
 from marginlab.measures.concentration import augmented_distances as augmented_distances
 from marginlab.measures.divergence import class_divergence as class_divergence
 from marginlab.measures.graphs import colouring as colouring
 from marginlab.measures.graphs import greedy_clique as greedy_clique
+from marginlab.measures.graphs import matching as matching
 from marginlab.measures.sigma import bounds as bounds
 
-__all__ = ["alignment", "augmented_distances", "bounds", "class_divergence", "clopper_pearson", "colouring", "greedy_clique"]
+__all__ = [
+    "alignment",
+    "augmented_distances",
+    "bounds",
+    "class_divergence",
+    "clopper_pearson",
+    "colouring",
+    "greedy_clique",
+    "largest_clique",
+    "matching",
+]

@@ -1,10 +1,14 @@
 """Largest cliques of graphs, from both sides, for many graphs of one size at once.
 
     clique size of a greedy deletion  <=  omega (largest clique)  <=  chi (chromatic number)  <=  colours of a greedy colouring
+                                          omega  <=  n - matching of the missing edges
 
 From below: delete the vertex that misses most of the others until no two remaining vertices miss each other; what remains is a clique. From
 above: the vertices of a clique all need colours of their own. The colouring is DSATUR (Brelaz, Communications of the ACM 22, 1979): next comes
-the vertex that sees most colours, of these the one with most neighbours yet to be coloured; it takes the first colour it does not see.
+the vertex that sees most colours, of these the one with most neighbours yet to be coloured; it takes the first colour it does not see. And of
+the two ends of a missing edge a clique lacks one, so it lacks as many vertices as there are missing edges without a common end: these n - omega
+vertices are a vertex cover of the complement (Papadimitriou and Steiglitz, Combinatorial Optimization, 1982), and the bound on them is at most
+n / 2.
 """
 
 import torch
@@ -65,3 +69,32 @@ def colouring(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T n"]:
         sees[every, colour] = known | neighbours
         open_neighbours -= neighbours.long()
     return colours.view(adjacent.shape[:-1])
+
+
+def matching(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T"]:
+    """Size of a maximal matching of the missing edges of each graph: every clique lacks at least so many vertices.
+
+    Greedy: the vertex with the fewest partners left, at least one, is matched to that of them with the fewest; of equal ones the first. The
+    graphs are symmetric matrices; the diagonal does not matter. Memory: one more copy of them.
+
+    >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
+    >>> matching(path), matching(torch.zeros(5, 5, dtype=torch.bool))
+    (tensor(1), tensor(2))
+    """
+    missing = ~adjacent.flatten(0, -3) if adjacent.ndim > 2 else ~adjacent[None]
+    missing.diagonal(dim1=1, dim2=2).fill_(False)
+    T, n = missing.shape[:2]
+    sizes = torch.zeros(T, dtype=torch.int64, device=adjacent.device)
+    free = torch.ones(T, n, dtype=torch.bool, device=adjacent.device)
+    degree = missing.sum(2)  # partners left
+    graphs = torch.arange(T, device=adjacent.device)  # those not yet done
+    while len(graphs):
+        left = degree[graphs].masked_fill(~free[graphs] | (degree[graphs] == 0), n)  # n: more than any degree
+        fewest, vertex = left.min(1)
+        graphs, left, vertex = graphs[fewest < n], left[fewest < n], vertex[fewest < n]
+        partner = left.masked_fill(~missing[graphs, vertex], n).argmin(1)
+        sizes[graphs] += 1
+        for matched in (vertex, partner):
+            free[graphs, matched] = False
+            degree[graphs] -= missing[graphs, matched].long()
+    return sizes.view(adjacent.shape[:-2])

@@ -1,10 +1,11 @@
 import itertools
 
 import hypothesis.strategies as st
+import networkx
 import torch
 from hypothesis import given
 
-from marginlab.measures.functional import bounds, colouring, greedy_clique
+from marginlab.measures.functional import bounds, colouring, greedy_clique, matching
 
 
 def largest_clique(graph):
@@ -54,8 +55,23 @@ def test_the_search_that_judges_is_right_itself():
 def test_many_graphs_at_once_are_answered_as_one_by_one(n, seed):
     weights = torch.rand(2, 3, n, n, generator=torch.Generator().manual_seed(seed))
     many = (weights + weights.mT) / 2 < 0.6
-    for function in (greedy_clique, colouring):
+    for function in (greedy_clique, colouring, matching):
         assert torch.equal(function(many), torch.stack([torch.stack([function(graph) for graph in row]) for row in many]))
+
+
+@given(graphs())
+def test_the_larger_of_matching_and_colouring_is_at_most_the_truth_which_is_at_most_greedy(graph):
+    n, exact = len(graph), 1 - largest_clique(graph) / len(graph)
+    from_above = max(int(matching(graph)) / n, 1 - (int(colouring(graph).max()) + 1) / n)
+    assert from_above <= exact + 1e-12
+    assert exact <= 1 - int(greedy_clique(graph).sum()) / n + 1e-12
+
+
+@given(graphs(most=20))
+def test_a_matching_is_maximal_and_no_larger_than_the_largest(graph):
+    missing = ~graph & ~torch.eye(len(graph)).bool()
+    largest = len(networkx.max_weight_matching(networkx.from_numpy_array(missing.int().numpy()), maxcardinality=True))
+    assert largest / 2 <= int(matching(graph)) <= largest
 
 
 def test_extremes():
@@ -64,6 +80,7 @@ def test_extremes():
     assert int(greedy_clique(empty).sum()) == 1
     assert colouring(full).tolist() == list(range(6))
     assert colouring(empty).tolist() == [0] * 6
+    assert [int(matching(graph)) for graph in (full, empty, empty[:5, :5], empty[:1, :1])] == [0, 3, 2, 0]
     halves = torch.block_diag(torch.ones(3, 3), torch.ones(4, 4)).bool()
     assert int(greedy_clique(halves).sum()) == 4
     assert int(colouring(halves).max()) == 3
