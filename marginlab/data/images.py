@@ -67,10 +67,32 @@ class ImageSet:
             raise ValueError(f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at least 2, or for 0, which means all.")
         if n == 0 or n >= len(self):
             return self
+        return self._at(self._turns(seed)[:n])
+
+    def blocks(self, n: int, count: int, seed: int = 0) -> tuple["ImageSet", ...]:
+        """`count` disjoint sets of n images of each class, in their old order; the first is `subset(n * C, seed)`, more blocks change none before.
+
+        Raises ValueError for a class of fewer than n * count images, and for n or count below 1.
+
+        >>> images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+        >>> [block.labels.tolist() for block in ImageSet(images, torch.arange(8) % 2, ("cat", "dog"), "pets").blocks(2, 2)]
+        [[0, 0, 1, 1], [0, 1, 0, 1]]
+        """
+        fewest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
+        if n < 1 or count < 1 or n * count > fewest:
+            raise ValueError(
+                f"{self.name}: {count} blocks of {n} images of each class are asked for, but the smallest class has {fewest}. Ask for fewer."
+            )
+        return tuple(self._at(part) for part in self._turns(seed)[: n * count * len(self.classes)].split(n * len(self.classes)))
+
+    def _turns(self, seed: int) -> Int64[Tensor, " N"]:
+        """The order in which images are chosen: one of each class in turn."""
         labels, key = self.labels.cpu(), Key(seed).named("subset")
         turn = key.named("class").permutation(len(self.classes))  # which classes have one more where n is no multiple of C
-        order = torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
-        chosen = order[:n].sort().values.to(self.labels.device)
+        return torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
+
+    def _at(self, chosen: Int64[Tensor, " M"]) -> "ImageSet":
+        chosen = chosen.sort().values.to(self.labels.device)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def digest(self) -> str:

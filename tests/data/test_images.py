@@ -87,3 +87,19 @@ def test_an_image_set_that_cannot_be_used_is_refused(change, error, message):
     assert len(ImageSet(**fields)) == 4
     with pytest.raises(error, match=message):
         ImageSet(**(fields | change))
+
+
+@given(labelled, st.integers(0, 2**40), st.integers(1, 3), st.integers(1, 3))
+def test_blocks_are_disjoint_balanced_and_begin_with_the_subset(labels, seed, n, count):
+    whole = image_set(labels)
+    if n * count > int(torch.bincount(whole.labels, minlength=3).min()):
+        with pytest.raises(ValueError, match="Ask for fewer"):
+            whole.blocks(n, count, seed)
+        return
+    blocks = whole.blocks(n, count, seed)
+    index = torch.cat([block.images[:, 0, 0, 0] for block in blocks])
+    assert len(index.unique()) == len(index) == count * n * 3
+    for block in blocks:
+        assert torch.bincount(block.labels).tolist() == [n] * 3
+    assert torch.equal(blocks[0].images, whole.subset(3 * n, seed).images)
+    assert torch.equal(blocks[0].images, whole.blocks(n, 1, seed)[0].images)
