@@ -2,6 +2,11 @@
 
 from marginlab.measures.alignment import Alignment as Alignment
 from marginlab.measures.alignment import AlignmentResult as AlignmentResult
+from marginlab.measures.anchor import AnchorConcentration as AnchorConcentration
+from marginlab.measures.anchor import AnchorCurve as AnchorCurve
+from marginlab.measures.anchor import AnchorResult as AnchorResult
+from marginlab.measures.anchor import Anchors as Anchors
+from marginlab.measures.anchor_choice import choose_anchors as choose_anchors
 from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.divergence import ClassDivergence as ClassDivergence
@@ -13,6 +18,10 @@ from marginlab.measures.sigma import Pair as Pair
 __all__ = [
     "Alignment",
     "AlignmentResult",
+    "AnchorConcentration",
+    "AnchorCurve",
+    "AnchorResult",
+    "Anchors",
     "ClassDivergence",
     "Clique",
     "Concentration",
@@ -20,4 +29,5 @@ __all__ = [
     "Curve",
     "DivergenceResult",
     "Pair",
+    "choose_anchors",
 ]

@@ -2,6 +2,7 @@
 
 from marginlab.measures.alignment import alignment as alignment
 from marginlab.measures.alignment import clopper_pearson as clopper_pearson
+from marginlab.measures.anchor import anchor_distances as anchor_distances
 from marginlab.measures.cliques import largest_clique as largest_clique
 from marginlab.measures.concentration import augmented_distances as augmented_distances
 from marginlab.measures.divergence import class_divergence as class_divergence
@@ -12,6 +13,7 @@ from marginlab.measures.sigma import bounds as bounds
 
 __all__ = [
     "alignment",
+    "anchor_distances",
     "augmented_distances",
     "bounds",
     "class_divergence",
