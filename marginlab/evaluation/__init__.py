@@ -1,5 +1,11 @@
-"""Numbers from features and labels: what a frozen encoder is good for."""
+"""Numbers from features and labels: what a frozen encoder is good for, and what predicts it."""
 
+from marginlab.evaluation.association import Association as Association
+from marginlab.evaluation.association import Correlation as Correlation
+from marginlab.evaluation.association import ReplicatedAssociation as ReplicatedAssociation
+from marginlab.evaluation.association import Spread as Spread
+from marginlab.evaluation.association import associate as associate
+from marginlab.evaluation.association import associate_replicates as associate_replicates
 from marginlab.evaluation.knn import knn_accuracy as knn_accuracy
 from marginlab.evaluation.knn import knn_predict as knn_predict
 from marginlab.evaluation.linear import LinearProbe as LinearProbe
@@ -9,8 +15,14 @@ from marginlab.evaluation.nearest import NearestCenter as NearestCenter
 from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
 
 __all__ = [
+    "Association",
+    "Correlation",
     "LinearProbe",
     "NearestCenter",
+    "ReplicatedAssociation",
+    "Spread",
+    "associate",
+    "associate_replicates",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",
