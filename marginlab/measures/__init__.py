@@ -9,6 +9,7 @@ from marginlab.measures.anchor import Anchors as Anchors
 from marginlab.measures.anchor_choice import choose_anchors as choose_anchors
 from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
+from marginlab.measures.controls import Between as Between
 from marginlab.measures.divergence import ClassDivergence as ClassDivergence
 from marginlab.measures.divergence import DivergenceResult as DivergenceResult
 from marginlab.measures.sigma import ConcentrationResult as ConcentrationResult
@@ -22,6 +23,7 @@ __all__ = [
     "AnchorCurve",
     "AnchorResult",
     "Anchors",
+    "Between",
     "ClassDivergence",
     "Clique",
     "Concentration",

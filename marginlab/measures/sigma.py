@@ -1,10 +1,14 @@
-"""What d_A matrices say of sigma: bounds from both sides, curves of 1 - sigma over delta, and the pairs of images that lie closest.
+"""What d_A matrices say of sigma: bounds from both sides, curves of 1 - sigma over delta, single numbers, and the pairs of images closest by.
 
-For a graph d_A <= delta of a class, greedy clique / n <= sigma_k <= colours / n. A clique for a smaller delta or fewer views is one for a larger
-delta or more views, so each bound takes the best of those that imply it, and curves move one way in delta and in the number of views.
+    greedy clique / n  <=  sigma_k  <=  min(colours, n - matching) / n          of the graph d_A <= delta of the n images of a class k
+    area = 1/delta_max integral over [0, delta_max] of 1 - sigma(delta)         delta_at(s) = the smallest delta with 1 - sigma(delta) <= s
+
+A clique for a smaller delta or fewer views is one for a larger delta or more views, so each bound takes the best of those that imply it, and
+curves move one way in delta and in the number of views. Whatever the search, both sides bound the largest clique of the sampled graph, and not
+the sigma of the population.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.graphs import colouring, greedy_clique
+from marginlab.measures.cliques import largest_clique
+from marginlab.measures.controls import Between
+from marginlab.measures.graphs import colouring, greedy_clique, matching
 
 Reduce = Literal["min", "mean"]
 Deltas = Float[Tensor, " T"] | Float[np.ndarray, " T"] | Sequence[float]
@@ -29,7 +35,7 @@ class Curve(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two images i < j of a class (indices in order of arrival), the view of each, u and v, that realises their d_A, and d_A itself."""
+    """Two images of a class (indices in order of arrival; i stands before j in `images`), the views u and v that realise their d_A, and d_A."""
 
     label: int
     i: int
@@ -43,7 +49,12 @@ class ConcentrationResult(NamedTuple):
     """d_A within each class, and what follows from it. C classes, L levels (numbers of views used), n_k images of class k.
 
     `d_A` are C matrices (L, n_k, n_k), `views` the realising views (L, n_k, n_k, 2), `images` (n_k,) the indices of the images in order
-    of arrival; `n` (C,) images used and `seen` (C,) images given. `meaning` says which estimates are one-sided.
+    of arrival; `n` (C,) images used and `seen` (C,) images given, the weights of the classes in a mean. `spread` is the root mean square of the
+    distances of all held views from their common mean: flat, dark or cropped views are close to each other only because it is small. `meaning`
+    says which estimates are one-sided.
+
+    With controls, `control` is the result of groups drawn across the classes (its `classes` number the groups), and `between` holds the distances
+    between images of different classes.
     """
 
     classes: Int[Tensor, " C"]
@@ -55,19 +66,33 @@ class ConcentrationResult(NamedTuple):
     levels: tuple[int, ...]
     V: int
     deltas: Float[Tensor, " T"] | None
+    spread: float
     subsampled: bool
     meaning: str
+    control: "ConcentrationResult | None" = None
+    between: Between | None = None
 
-    def sigma(self, delta: float, level: int | None = None) -> tuple[float, float]:
-        """Bounds of the concentration at delta, lower and upper: the least over classes, with `level` views of each image (default: the most)."""
-        lower, upper = self.sigma_per_class(delta, level)
-        return float(lower.min()), float(upper.min())
+    def sigma(self, delta: float, level: int | None = None, *, reduce: Reduce = "min", nodes: int = 0) -> tuple[float, float]:
+        """Bounds of the concentration at delta, lower and upper, with `level` views of each image (default: the most).
 
-    def sigma_per_class(self, delta: float, level: int | None = None) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-        """Bounds of each class's concentration at delta, lower and upper, (C,) each."""
-        lower, upper = self._bounds(torch.tensor([delta], dtype=torch.float64))
+        Of the classes the least is taken, or with `reduce="mean"` the mean weighted by the images given. `nodes`: see `sigma_per_class`.
+        """
+        lower, upper = (self._reduced(bound, reduce) for bound in self.sigma_per_class(delta, level, nodes=nodes))
+        return float(lower), float(upper)
+
+    def sigma_per_class(self, delta: float, level: int | None = None, *, nodes: int = 0) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """Bounds of each class's concentration at delta, lower and upper, (C,) each.
+
+        Where they differ, branch and bound looks at up to `nodes` cliques of the class to bring them closer; they are equal where it ends.
+        """
         at = self._level(level)
-        return lower[at, :, 0], upper[at, :, 0]
+        lower, upper = (bound[at, :, 0] for bound in self._bounds(torch.tensor([delta], dtype=torch.float64)))
+        if nodes:
+            for k, distance in enumerate(self.d_A):
+                if lower[k] < upper[k]:
+                    found, n = largest_clique(_arranged(distance[at]) <= delta, nodes=nodes), distance.shape[-1]
+                    lower[k], upper[k] = max(float(lower[k]), found.lower / n), min(float(upper[k]), found.upper / n)
+        return lower, upper
 
     def curve(self, deltas: Deltas | None = None, level: int | None = None, reduce: Reduce = "min") -> Curve:
         """The band of 1 - sigma over delta, with `level` views; `reduce="mean"` weighs classes by the images given instead of taking the worst.
@@ -78,16 +103,95 @@ class ConcentrationResult(NamedTuple):
 
     def curves(self, deltas: Deltas | None = None, reduce: Reduce = "min") -> tuple[Curve, ...]:
         """`curve` for every level, at the price of one."""
-        if reduce not in ("min", "mean"):
-            raise ValueError(f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by p_k), not {reduce!r}.")
         given = self._default_deltas() if deltas is None else torch.as_tensor(deltas, dtype=torch.float64).reshape(-1)
-        lower, upper = self._bounds(given)
-        if reduce == "min":
-            lower, upper = lower.amin(1), upper.amin(1)
-        else:
-            weight = self.seen.double() / self.seen.sum()
-            lower, upper = (bound.transpose(1, 2) @ weight for bound in (lower, upper))
+        lower, upper = (self._reduced(bound.transpose(1, 2), reduce) for bound in self._bounds(given))
         return tuple(Curve(given, 1 - up, 1 - low, views) for low, up, views in zip(lower, upper, self.levels, strict=True))
+
+    def area(
+        self, delta_max: float, *, points: int = 101, level: int | None = None, reduce: Reduce = "mean", normalized: bool = False
+    ) -> tuple[float, float]:
+        """Bounds of the mean of 1 - sigma over delta in [0, delta_max], lower and upper: small where views concentrate. `level` as in `sigma`.
+
+        1 - sigma is a step function that falls at values of d_A. With fewer than `points` values it is taken on every step; otherwise at
+        `points` deltas, and the bounds count in what it may do between two of them, at most 1 / (points - 1) in all. With `normalized`,
+        delta_max is in units of `spread`. Only the graphs of this level are looked at, so a bound may be wider than one of its `curve`.
+
+        >>> from marginlab.measures import Concentration
+        >>> measure = Concentration(levels=(1,))
+        >>> measure.update(torch.tensor([0.0, 1.0, 3.0])[:, None, None], torch.tensor([0, 0, 0]))          # features of one number, one view
+        >>> lower, upper = measure.compute().area(4.0)        # of 2/3 up to delta = 1, 1/3 up to 3, then 0
+        >>> round(lower, 6), round(upper, 6)
+        (0.333333, 0.333333)
+        """
+        if delta_max <= 0 or points < 2:
+            raise ValueError(f"An area needs delta_max above 0 and at least 2 points, not delta_max={delta_max}, points={points}.")
+        top, at = delta_max * self._unit(normalized), self._level(level)
+        values = self._values(at)
+        end = min(top, float(values[-1]))  # from the largest d_A on 1 - sigma is 0
+        steps = values[(values > 0) & (values < end)]
+        if len(steps) >= points:
+            steps = torch.linspace(float(steps[0]), end, points, dtype=values.dtype, device=values.device)[:-1]
+        edges = torch.cat([steps.new_zeros(1), steps, steps.new_full((1,), end)])
+        low, high = (1 - self._reduced(bound[0].mT, reduce) for bound in self._bounds(edges, at)[::-1])
+        left, right = torch.searchsorted(values, edges[:-1], right=True), torch.searchsorted(values, edges[1:])
+        least = torch.where(left == right, low[:-1], low[1:])  # no value of d_A strictly between: no step
+        width = edges.diff() / top
+        return float(least @ width), float(high[:-1] @ width)
+
+    def delta_at(
+        self, one_minus_sigma: float = 0.5, *, level: int | None = None, reduce: Reduce = "mean", normalized: bool = False
+    ) -> tuple[float, float]:
+        """Bounds of the smallest delta at which 1 - sigma is at most this value, lower and upper; `level` as in `sigma`.
+
+        It is one of the values of d_A, and it always exists: at the largest of them the graph is complete and 1 - sigma is 0. With `normalized`
+        it is divided by `spread`.
+
+        >>> from marginlab.measures import Concentration
+        >>> measure = Concentration(levels=(1,))
+        >>> measure.update(torch.tensor([0.0, 1.0, 3.0])[:, None, None], torch.tensor([0, 0, 0]))          # features of one number, one view
+        >>> measure.compute().delta_at(0.5), measure.compute().delta_at(0.0)
+        ((1.0, 1.0), (3.0, 3.0))
+        """
+        if not 0 <= one_minus_sigma < 1:
+            raise ValueError(f"1 - sigma is a fraction in [0, 1), not {one_minus_sigma}: every class has a clique of one image.")
+        at, unit = self._level(level), self._unit(normalized)
+        values, enough = self._values(at), 1 - one_minus_sigma - 1e-9  # fractions of n are rounded
+
+        def first(side: int) -> float:
+            return float(values[_first(lambda places: self._reduced(self._bounds(values[places], at)[side][0].mT, reduce) >= enough, len(values))])
+
+        return first(1) / unit, first(0) / unit
+
+    def split(self, n: int) -> tuple["ConcentrationResult", ...]:
+        """Disjoint blocks of n images of each class, as results of their own: the first n of `images`, the next n, ...; a remainder is left out.
+
+        For the change of sigma with n and its scatter over images, without another draw. `seen` (the weights of the classes) and `spread` (the
+        unit of delta) stay those of the whole; `control` is split alike, and `between` is left out.
+
+        Raises
+        ------
+        ValueError: n below 2 or above the images of the smallest class.
+
+        """
+        smallest = int(self.n.min())
+        if not 2 <= n <= smallest:
+            raise ValueError(f"A block holds from 2 images of each class to the {smallest} of the smallest class, not n = {n}.")
+        blocks = []
+        controls = None if self.control is None else self.control.split(n)
+        for block, start in enumerate(range(0, smallest - n + 1, n)):
+            part = slice(start, start + n)
+            blocks.append(
+                self._replace(
+                    d_A=tuple(matrix[:, part, part] for matrix in self.d_A),
+                    views=tuple(views[:, part, part] for views in self.views),
+                    images=tuple(images[part] for images in self.images),
+                    n=torch.full_like(self.n, n),
+                    meaning=f"{self.meaning} Of these a block: images {start} to {start + n - 1} of each class, so the estimand is that of n = {n}.",
+                    control=None if controls is None else controls[block],
+                    between=None,
+                )
+            )
+        return tuple(blocks)
 
     def distances(self, level: int | None = None) -> tuple[Float[Tensor, "n n"], ...]:
         """The d_A matrix of each class, with `level` views of each image (default: the most)."""
@@ -117,15 +221,31 @@ class ConcentrationResult(NamedTuple):
             return self.deltas
         return torch.linspace(0, 1, 61, dtype=torch.float64) * max(float(d.max()) for d in self.d_A)
 
-    def _bounds(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        """(L, C, T) bounds of sigma_k from below and above."""
+    def _unit(self, normalized: bool) -> float:
+        if normalized and self.spread == 0:
+            raise ValueError("All views are alike: their spread is 0, and no delta can be divided by it. Ask for normalized=False.")
+        return self.spread if normalized else 1.0
+
+    def _values(self, at: int) -> Tensor:
+        """The values of d_A at a level, in all classes, ascending; 0 is the first."""
+        values: Tensor = torch.cat([d_A[at].flatten() for d_A in self.d_A]).unique()
+        return values
+
+    def _reduced(self, bound: Tensor, reduce: Reduce) -> Tensor:
+        """(..., C) -> (...): the least over classes, or their mean."""
+        if reduce not in ("min", "mean"):
+            raise ValueError(f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by p_k), not {reduce!r}.")
+        return bound.amin(-1) if reduce == "min" else bound @ (self.seen.double() / self.seen.sum())
+
+    def _bounds(self, deltas: Tensor, at: int | None = None) -> tuple[Tensor, Tensor]:
+        """(L, C, T) bounds of sigma_k from below and above; of one level, and by what it says alone, (1, C, T)."""
         if not len(deltas) or not bool((deltas >= 0).all()):
             raise ValueError(f"delta is a distance, at least 0, not {deltas.tolist()}.")
         device = self.d_A[0].device
         ascending, order = deltas.to(device).sort()
         low, high = [], []
         for distance in self.d_A:
-            clique, colours = bounds(distance, ascending)
+            clique, colours = bounds(distance if at is None else distance[at : at + 1], ascending)
             # what holds for fewer views and smaller deltas below, for more views and larger deltas above
             low.append(clique.cummax(0).values.cummax(1).values)
             high.append(colours.flip(0, 1).cummin(0).values.cummin(1).values.flip(0, 1))
@@ -137,7 +257,7 @@ class ConcentrationResult(NamedTuple):
 def bounds(
     distance: Float[Tensor, "L n n"], deltas: Float[Tensor, " T"], *, budget: int = BUDGET
 ) -> tuple[Float[Tensor, "L T"], Float[Tensor, "L T"]]:
-    """Greedy clique and greedy colouring, as fractions of n, of the graphs d_A <= delta, (L, T) each.
+    """Bounds of the largest clique, as fractions of n, of the graphs d_A <= delta, (L, T) each: greedy; the better of colouring and matching.
 
     Equal candidates are told apart by the distances of a vertex to all others, so that the answer does not depend on the order of images.
 
@@ -146,13 +266,32 @@ def bounds(
     """
     L, n, _ = distance.shape
     step = max(budget // (4 * n * n), 1)
-    cliques, colours = [], []
+    cliques, covers = [], []
     for matrix in distance:
-        order = matrix.sort(1).values.sum(1).argsort(descending=True, stable=True)  # sorted before the sum: it rounds alike in every order
-        matrix = matrix[order][:, order]
+        matrix = _arranged(matrix)
         for part in deltas.split(step):
             graph = matrix <= part[:, None, None]
             cliques.append(greedy_clique(graph).sum(1))
-            colours.append(colouring(graph).amax(1) + 1)
-    lower, upper = (torch.cat(parts).view(L, len(deltas)).double() / n for parts in (cliques, colours))
+            covers.append(torch.minimum(colouring(graph).amax(1) + 1, n - matching(graph)))
+    lower, upper = (torch.cat(parts).view(L, len(deltas)).double() / n for parts in (cliques, covers))
     return lower, upper
+
+
+def _arranged(matrix: Tensor) -> Tensor:
+    """A d_A matrix with its images in an order of their own, whatever order they came in: those far from all others first."""
+    order = matrix.sort(1).values.sum(1).argsort(descending=True, stable=True)  # sorted before the sum: it rounds alike in every order
+    return matrix[order][:, order]
+
+
+def _first(holds: Callable[[Tensor], Tensor], n: int) -> int:
+    """The first place in 0..n-1 at which something holds, that holds at all places after it and at n - 1, by asking at 16 places at once."""
+    first, last = 0, n - 1
+    while first < last:
+        places = torch.linspace(first, last - 1, 16, dtype=torch.float64).round().long().unique()
+        found = holds(places).tolist()
+        known = found.index(True) if True in found else len(found)
+        if known < len(found):
+            last = int(places[known])
+        if known > 0:
+            first = int(places[known - 1]) + 1
+    return first

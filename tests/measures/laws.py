@@ -15,9 +15,14 @@ def numbers(result, skip=()):
     found = {}
     for name, value in result._asdict().items():
         if name not in skip:
-            parts = value if isinstance(value, tuple) else (value,)
-            found |= {f"{name}[{place}]": part for place, part in enumerate(parts)}
+            found |= _parts(name, value)
     return found
+
+
+def _parts(name, value):
+    if not isinstance(value, tuple):
+        return {name: value}
+    return {inner: part for place, item in enumerate(value) for inner, part in _parts(f"{name}[{place}]", item).items()}
 
 
 def assert_same(one, two, skip=(), atol=1e-10):
@@ -26,6 +31,8 @@ def assert_same(one, two, skip=(), atol=1e-10):
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, two[name], rtol=0, atol=atol, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")
+        elif isinstance(value, float):
+            assert value == pytest.approx(two[name], rel=0, abs=atol, nan_ok=True), name
         else:
             assert value == two[name], name
 

@@ -55,6 +55,21 @@ class TestSubsampledLaws(MeasureLaws):
     test_merged_states_are_those_of_all_images = None
 
 
+def controlled(**kwargs):
+    return Concentration(levels=(1, 4), controls=True, **kwargs)
+
+
+class TestControlledLaws(MeasureLaws):
+    """Groups are drawn by the place of an image in its class: in another order they are others. Distances between classes are not."""
+
+    make = staticmethod(controlled)
+    ordered = ("d_A", "views", "images", "control")
+    rows = 8
+
+    def data(self, n, generator):
+        return pixels(n, 4, generator), torch.arange(n).div(2, rounding_mode="floor") % 2
+
+
 def measured(views, labels, **kwargs):
     measure = Concentration(**kwargs)
     measure.update(views, labels)
@@ -147,6 +162,7 @@ def test_the_result_says_on_which_side_it_errs():
     meaning = measured(pixels(4, 2, torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])).meaning
     assert "UPPER estimate" in meaning
     assert "not for the sigma of the population" in meaning
+    assert "(n, V) = (2, 2)" in meaning
     assert "Subsampled" not in meaning
 
 
@@ -199,6 +215,30 @@ def test_real_images_and_the_speed_of_curves(real_images):
     assert float(curve.upper[0]) > 0.9 > 0.1 > float(curve.lower[-1])
 
 
+@settings(max_examples=5)
+@given(seeds)
+def test_the_spread_is_that_of_all_views(seed):
+    views = pixels(6, 3, torch.Generator().manual_seed(seed))
+    flat = views.double().flatten(2).flatten(0, 1)
+    spread = measured(views, torch.arange(6) % 2).spread
+    assert spread == pytest.approx(float((flat - flat.mean(0)).norm(dim=1).square().mean().sqrt()), abs=1e-12)
+    kept = flat.view(6, 3, -1)[:4].flatten(0, 1)
+    assert measured(views, torch.arange(6) % 2, max_images=2).spread == pytest.approx(float((kept - kept.mean(0)).norm(dim=1).square().mean().sqrt()))
+
+
+@settings(max_examples=5)
+@given(seeds, st.booleans())
+def test_features_are_measured_as_they_are_or_at_length_one(seed, normalize):
+    z, labels = 5 * torch.randn(8, 3, 7, generator=torch.Generator().manual_seed(seed)), torch.arange(8) % 2
+    result = measured(z, labels, normalize=normalize, controls=True)
+    used = (torch.nn.functional.normalize(z, dim=2) if normalize else z).double()
+    for label in (0, 1):
+        own = used[labels == label]
+        for i, j in itertools.combinations(range(4), 2):
+            assert float(result.d_A[label][0, i, j]) == pytest.approx(float((own[i][:, None] - own[j]).norm(dim=2).min()), abs=1e-6)
+    assert float(result.between.smallest) == float(result.between.by_class[0, 0, 1])
+
+
 def test_feature_distances_are_measured_alike():
     z = torch.randn(5, 3, 7, generator=torch.Generator().manual_seed(0))
     found = augmented_distances(z)
@@ -227,6 +267,16 @@ def test_bad_input_is_refused(unchecked):
     measure.update(good, labels)
     with pytest.raises(ValueError, match=r"= \(3, 3, 2, 2\), those before of \(2, 3, 2, 2\)"):
         measure.update(pixels(1, 3, torch.Generator()), labels[:1])
+    with pytest.raises(ValueError, match=r"\(V, D\) = \(2, 12\), those before of \(2, 3, 2, 2\)"):
+        measure.update(good.flatten(2), labels)
+    with pytest.raises(ValueError, match=r"features of shape \(4, 2, 12\) hold values that are not finite"):
+        Concentration().update(nan.flatten(2), labels)
+    with pytest.raises(ValueError, match="normalize=True is for features"):
+        Concentration(normalize=True).update(good, labels)
+    alone = Concentration(controls=True)
+    alone.update(good, labels * 0 + 5)
+    with pytest.raises(ValueError, match="class 5 alone"):
+        alone.compute()
     measure.update(good[:1], torch.tensor([7]))
     with pytest.raises(ValueError, match=r"Classes \[7\] have one image each"):
         measure.compute()
@@ -245,6 +295,15 @@ def test_bad_input_is_refused(unchecked):
         (lambda: result.sigma(-1.0), "at least 0"),
         (lambda: result.sigma(1.0, level=1), r"no level of 1 views: there are \(2,\)"),
         (lambda: result.curve(reduce="max"), "'min'"),
+        (lambda: result.sigma(1.0, reduce="max"), "'min'"),
+        (lambda: result.split(1), r"from 2 images of each class to the 2 of the smallest class, not n = 1"),
+        (lambda: result.split(3), "not n = 3"),
+        (lambda: result.area(0.0), "delta_max above 0"),
+        (lambda: result.area(1.0, points=1), "at least 2 points"),
+        (lambda: result.area(1.0, reduce="max"), "'min'"),
+        (lambda: result.delta_at(1.0), r"a fraction in \[0, 1\), not 1\.0"),
+        (lambda: result.delta_at(reduce="max"), "'min'"),
+        (lambda: measured(good * 0, labels).area(1.0, normalized=True), "their spread is 0"),
         (lambda: result.closest(1, label=9), r"No class has the label 9: there are \[0, 1\]"),
     ):
         with pytest.raises(ValueError, match=sentence):
