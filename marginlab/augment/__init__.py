@@ -6,5 +6,7 @@ from marginlab.augment.color import ColorJitter as ColorJitter
 from marginlab.augment.color import Grayscale as Grayscale
 from marginlab.augment.geometry import HorizontalFlip as HorizontalFlip
 from marginlab.augment.geometry import ResizedCrop as ResizedCrop
+from marginlab.augment.search import Sharpened as Sharpened
+from marginlab.augment.search import sharpen as sharpen
 
-__all__ = ("Augmentation", "ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "ResizedCrop")
+__all__ = ("Augmentation", "ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "ResizedCrop", "Sharpened", "sharpen")

@@ -20,7 +20,7 @@ from marginlab import settings
 from marginlab.augment.blur import GaussianBlur
 from marginlab.augment.color import ColorJitter, Grayscale
 from marginlab.augment.geometry import HorizontalFlip, ResizedCrop
-from marginlab.augment.operation import Operation
+from marginlab.augment.operation import Operation, Searchable
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
@@ -112,6 +112,38 @@ class Augmentation:
         """
         key = Key(seed).named("augment").at(index[:, None], views.to(index.device)[None, :])
         return {type(operation).__name__: operation.draw(key, size) for operation in self.composed}
+
+    def drawn(
+        self, index: Int[Tensor, " M"], view: Int[Tensor, " M"], *, size: tuple[int, int], seed: int = 0, identity: bool = True
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """What is drawn for one view of each of M images, numbered as in `views`: by name of the operation a NamedTuple of (M, 1) tensors.
+
+        With `identity`, view 0 is the image itself: `unchanged` of each operation, which gives the image back to rounding, in or out of the
+        support (x is in A(x) also where every draw would change it). Without it, view 0 is draw 0.
+
+        Raises
+        ------
+        ValueError: view 0 of an operation that names no parameters for it, or another number of views than images.
+
+        >>> best = Augmentation("ad").drawn(torch.tensor([4, 7]), torch.tensor([0, 31]), size=(32, 32))
+        >>> best["ResizedCrop"].width.shape, best["ResizedCrop"].width[0]
+        (torch.Size([2, 1]), tensor([32.]))
+        """
+        if view.shape != index.shape:
+            raise ValueError(f"view holds one number for each of {len(index)} images, but has the shape {tuple(view.shape)}.")
+        view = view.to(index.device)[:, None]
+        key, itself = Key(seed).named("augment").at(index[:, None], view), view == 0
+        out = {type(operation).__name__: operation.draw(key, size) for operation in self.composed}
+        for operation in self.composed if identity and bool(itself.any()) else ():
+            name = type(operation).__name__
+            if not isinstance(operation, Searchable):
+                raise ValueError(
+                    f"{name} does not say which parameters leave an image as it is, so that view 0 could be the image itself. "
+                    f"Pass identity=False, or give it the methods of marginlab.augment.operation.Searchable."
+                )
+            same = operation.unchanged((len(index), 1), size)
+            out[name] = type(out[name])(*(torch.where(itself, s.to(d), d) for s, d in zip(same, out[name], strict=True)))
+        return out
 
     def apply(self, images: Images, parameters: Mapping[str, tuple[Tensor, ...]]) -> Float[Tensor, "N V 3 H W"]:
         """The views of these parameters, drawn by `parameters`, stored, or searched; differentiable in them where the operations are.

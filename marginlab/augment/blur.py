@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from marginlab.augment.operation import check_probability, check_range, where_on
+from marginlab.augment.operation import can_fall, check_probability, check_range, near_coin, near_number, where_on, within
 from marginlab.rng import Key
 
 
@@ -64,6 +64,24 @@ class GaussianBlur:
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Blur) -> Float[Tensor, "B 3 H W"]:
         """The images, those whose coin is true blurred; differentiable in sigma."""
         return where_on(parameters.on, self._blur, images, parameters.sigma)
+
+    def near(self, parameters: Blur, key: Key, size: tuple[int, int], step: float | Tensor) -> Blur:
+        """Coins turned, sigmas moved."""
+        key = key.named("GaussianBlur", "near")
+        on = near_coin(parameters.on, key.named("on"), self.p, step)
+        return Blur(on, near_number(parameters.sigma, key.named("sigma"), self.sigma, step))
+
+    def supports(self, parameters: Blur, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Coins that can fall so, sigma in its range."""
+        return can_fall(parameters.on, self.p) & within(parameters.sigma, self.sigma)
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Blur:
+        """Not blurred; outside the support where p = 1."""
+        return Blur(torch.zeros(shape, dtype=torch.bool), torch.full(shape, self.sigma[0]))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """That of sigma."""
+        return {"sigma": self.sigma}
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         distance = torch.arange(-self.radius, self.radius + 1, device=sigma.device)

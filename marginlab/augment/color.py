@@ -13,12 +13,12 @@ from itertools import permutations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from kornia.enhance import adjust_brightness_accumulative
 from torch import Tensor
 
 from marginlab.augment.geometry import Coin
-from marginlab.augment.operation import check_probability, per_image, where_on
+from marginlab.augment.operation import can_fall, check_probability, near_coin, near_number, per_image, where_on, within
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
@@ -110,16 +110,39 @@ class ColorJitter:
     def draw(self, key: Key, size: tuple[int, int]) -> Jitter:
         """Coins, orders in 0..23, factors around 1, turns around 0."""
         key = key.named("ColorJitter")
-        brightness, contrast, saturation = (
-            key.named(name).uniform(max(0.0, 1 - amount), 1 + amount)
-            for name, amount in (("brightness", self.brightness), ("contrast", self.contrast), ("saturation", self.saturation))
-        )
-        hue = key.named("hue").uniform(-self.hue, self.hue)
-        return Jitter(key.named("on").bernoulli(self.p), key.named("order").integers(len(ORDERS)), brightness, contrast, saturation, hue)
+        factors = {name: key.named(name).uniform(*interval) for name, interval in self.intervals().items()}
+        return Jitter(key.named("on").bernoulli(self.p), key.named("order").integers(len(ORDERS)), **factors)
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Jitter) -> Float[Tensor, "B 3 H W"]:
         """The images, those whose coin is true adjusted four times; differentiable in the factors and the hue."""
         return where_on(parameters.on, _in_order, images, *parameters[1:])
+
+    def near(self, parameters: Jitter, key: Key, size: tuple[int, int], step: float | Tensor) -> Jitter:
+        """Coins turned, orders drawn again, factors and hues moved."""
+        key = key.named("ColorJitter", "near")
+        factors = {
+            name: near_number(getattr(parameters, name), key.named(name), interval, step) for name, interval in self.intervals().items()
+        }
+        other = key.named("order").integers(len(ORDERS))
+        order = torch.where(key.named("reordered").uniform() < step, other, parameters.order)
+        return Jitter(near_coin(parameters.on, key.named("on"), self.p, step), order, **factors)
+
+    def supports(self, parameters: Jitter, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Coins that can fall so, orders in 0..23, factors and hue in their ranges."""
+        known = (parameters.order >= 0) & (parameters.order < len(ORDERS))
+        for name, interval in self.intervals().items():
+            known = known & within(getattr(parameters, name), interval)
+        return known & can_fall(parameters.on, self.p)
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Jitter:
+        """Factors of 1 and a hue of 0; also not done, where p allows it. Always in the support."""
+        order, one = torch.zeros(shape, dtype=torch.int64), torch.ones(shape)
+        return Jitter(torch.full(shape, self.p == 1), order, one, one, one, torch.zeros(shape))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Those of the three factors and the hue."""
+        amounts = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
+        return {**{name: (max(0.0, 1 - amount), 1 + amount) for name, amount in amounts.items()}, "hue": (-self.hue, self.hue)}
 
 
 def _in_order(images: Tensor, order: Tensor, *factors: Tensor) -> Tensor:
@@ -164,3 +187,19 @@ class Grayscale:
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Coin) -> Float[Tensor, "B 3 H W"]:
         """The images, those whose coin is true in grey."""
         return where_on(parameters.on, lambda chosen: grey(chosen).expand_as(chosen), images)
+
+    def near(self, parameters: Coin, key: Key, size: tuple[int, int], step: float | Tensor) -> Coin:
+        """Coins turned."""
+        return Coin(near_coin(parameters.on, key.named("Grayscale", "near"), self.p, step))
+
+    def supports(self, parameters: Coin, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Coins that can fall so."""
+        return can_fall(parameters.on, self.p)
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Coin:
+        """In colour; outside the support where p = 1."""
+        return Coin(torch.zeros(shape, dtype=torch.bool))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """None: a coin has no values between."""
+        return {}

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from marginlab.augment.operation import check_probability, check_range, where_on
+from marginlab.augment.operation import SLACK, can_fall, check_probability, check_range, near_coin, where_on
 from marginlab.rng import Key
 
 ATTEMPTS = 10  # torchvision's: that many boxes are tried before the central one is taken
@@ -91,6 +91,70 @@ class ResizedCrop:
         # its four weights sum to 1 only up to rounding
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
 
+    def near(self, parameters: Box, key: Key, size: tuple[int, int], step: float | Tensor) -> Box:
+        """Boxes of other sides around other centers; where no draw has such sides, the same box elsewhere, and where none has those, a draw."""
+        drawn, key = self.draw(key, size), key.named("ResizedCrop", "near")
+        height, width = (
+            (old + key.named(name).normal() * (n * step)).round().clamp(1, n)
+            for name, old, n in (("height", parameters.height, size[0]), ("width", parameters.width, size[1]))
+        )
+        fit = self._sides(height, width, size)
+        height, width = torch.where(fit, height, parameters.height), torch.where(fit, width, parameters.width)
+        top, left = (
+            (old + (before - after) / 2 + key.named(name).normal() * (n * step)).round().clamp(min=0).minimum(n - after)
+            for name, old, before, after, n in (
+                ("top", parameters.top, parameters.height, height, size[0]),
+                ("left", parameters.left, parameters.width, width, size[1]),
+            )
+        )
+        fit = self._sides(height, width, size)
+        return Box(*(torch.where(fit, new, other) for new, other in zip((top, left, height, width), drawn, strict=True)))
+
+    def supports(self, parameters: Box, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Boxes of whole pixels inside the image, with sides that area and aspect round to; and the central one, where draws can fail to fit."""
+        (H, W), (top, left, height, width) = size, parameters
+        inside = (top >= 0) & (left >= 0) & (top + height <= H) & (left + width <= W)
+        whole = (top == top.round()) & (left == left.round()) & (height == height.round()) & (width == width.round())
+        found = inside & whole & self._sides(height, width, size)
+        (u, v), _ = self._logarithms(size)
+        if any(high > math.log(n + 0.5) - SLACK or low < math.log(0.5) + SLACK for (low, high), n in ((u, H), (v, W))):
+            central = self._central(H, W)
+            found = found | (top == central[0]) & (left == central[1]) & (height == central[2]) & (width == central[3])
+        return found
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Box:
+        """The whole image; outside the support where scale or ratio exclude it."""
+        H, W = (torch.full(shape, float(n)) for n in size)
+        return Box(torch.zeros(shape), torch.zeros(shape), H, W)
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """None: boxes are of whole pixels."""
+        return {}
+
+    def _sides(self, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
+        """Whether area and aspect, each in its range, can round to sides of these lengths.
+
+        In logarithms, the sides that round to these are a rectangle, and the ranges of area and aspect are one turned by 45 degrees. Two convex
+        polygons have a point in common unless one of their sides' directions separates them: so four intervals are compared.
+        """
+        (u, v), (area, aspect) = self._logarithms(size)
+        low, high = ((height.double() - 0.5).log(), (width.double() - 0.5).log()), ((height.double() + 0.5).log(), (width.double() + 0.5).log())
+        met = (height >= 1) & (width >= 1) & (height <= size[0]) & (width <= size[1])
+        for (first, last), (start, end) in (
+            ((low[0], high[0]), u),
+            ((low[1], high[1]), v),
+            ((low[0] + low[1], high[0] + high[1]), area),
+            ((low[1] - high[0], high[1] - low[0]), aspect),
+        ):
+            met = met & (first <= end + SLACK) & (last >= start - SLACK)
+        return met
+
+    def _logarithms(self, size: tuple[int, int]) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]:
+        """Lowest and highest logarithm of height and width before rounding, and of area and aspect, width / height."""
+        a, b = (math.log(scale * size[0] * size[1]) for scale in self.scale)
+        c, d = (math.log(ratio) for ratio in self.ratio)
+        return (((a - d) / 2, (b - c) / 2), ((a + c) / 2, (b + d) / 2)), ((a, b), (c, d))
+
 
 def _device(key: Key) -> torch.device:
     return next((index.device for index in key.indices if isinstance(index, Tensor)), torch.device("cpu"))
@@ -124,3 +188,19 @@ class HorizontalFlip:
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Coin) -> Float[Tensor, "B 3 H W"]:
         """The images, those whose coin is true mirrored."""
         return where_on(parameters.on, lambda chosen: chosen.flip(-1), images)
+
+    def near(self, parameters: Coin, key: Key, size: tuple[int, int], step: float | Tensor) -> Coin:
+        """Coins turned."""
+        return Coin(near_coin(parameters.on, key.named("HorizontalFlip", "near"), self.p, step))
+
+    def supports(self, parameters: Coin, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Coins that can fall so."""
+        return can_fall(parameters.on, self.p)
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Coin:
+        """Not mirrored; outside the support where p = 1."""
+        return Coin(torch.zeros(shape, dtype=torch.bool))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """None: a coin has no values between."""
+        return {}

@@ -17,6 +17,8 @@ from torch import Tensor
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
+SLACK = 1e-6  # relative, of the ends of a range: 16 units in the last place of the float32 numbers that are drawn from it
+
 
 @runtime_checkable
 class Operation(Protocol):
@@ -32,6 +34,57 @@ class Operation(Protocol):
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Any) -> Float[Tensor, "B 3 H W"]:
         """Images in [0, 1] made from images in [0, 1]; those that are not changed are the same to the bit."""
         ...
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """What an operation has besides draw and apply, that its parameters can be searched: the set that `draw` draws from, its support.
+
+    Parameters have any shapes that broadcast against each other and against the key's indices.
+    """
+
+    def near(self, parameters: Any, key: Key, size: tuple[int, int], step: float | Tensor) -> Any:
+        """Others in the support, drawn near these: numbers move by `step` of their range, coins and orders change with probability `step`.
+
+        The given ones may lie outside the support; the new ones never do.
+        """
+        ...
+
+    def supports(self, parameters: Any, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Which of these parameters `draw` can give, to the rounding of its float32 numbers."""
+        ...
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Any:
+        """Parameters that leave images as they are, to rounding; outside the support where it has none, for x is in A(x) nevertheless."""
+        ...
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each field in which pixels are differentiable, and which takes all values between, whatever the others."""
+        ...
+
+
+def near_coin(on: Tensor, key: Key, p: float, step: float | Tensor) -> Tensor:
+    """Coins turned with probability `step`; one that always falls the same way lies that way."""
+    turned = on ^ (key.uniform() < step)
+    return turned if 0 < p < 1 else torch.full_like(turned, p == 1)
+
+
+def near_number(number: Tensor, key: Key, interval: tuple[float, float], step: float | Tensor) -> Tensor:
+    """Numbers moved by a normal deviate, `step` of the interval wide, and held inside: the nearest pair often lies at an end."""
+    low, high = interval
+    return (number + key.normal() * ((high - low) * step)).clamp(low, high)
+
+
+def can_fall(on: Tensor, p: float) -> Tensor:
+    """Whether coins of this probability can fall so."""
+    return torch.where(on, p > 0, p < 1)
+
+
+def within(number: Tensor, interval: tuple[float, float]) -> Tensor:
+    """Whether numbers lie in the interval, to the rounding of `Key.uniform`."""
+    low, high = interval
+    slack = SLACK * max(1.0, abs(low), abs(high))
+    return (number >= low - slack) & (number <= high + slack)
 
 
 def check_probability(p: float) -> None:
