@@ -3,25 +3,33 @@
     d(i, j) = min over u, v of || x_i^u - x_j^v ||          Huang et al., ICLR 2023, eq. 1, over V views of each image instead of all
 
 Squared distances of a block of pairs are one matrix product, ||x||^2 + ||y||^2 - 2 x.y, reduced while it is in cache. The product alone would
-not do: it cancels, so that a distance of 1e-3 between images of norm 10 drowns. It only elects candidates, all (u, v) within the rounding
-bound of the smallest entry, and their distances are taken again by differences in float64. So the minimum and its (u, v) are those of exact
-arithmetic, to float64 rounding, near zero too, and a pair of images costs hardly more than one exact distance.
+not do: it cancels, so that a distance of 1e-3 between images of norm 10 drowns. It only names candidates. The distance of the views with the
+smallest entry is taken by differences in float64, and so is that of all others whose entry, less its rounding, does not exceed it. So the minimum
+and its (u, v) are those of exact arithmetic, to float64 rounding, near zero too, and a pair of images costs hardly more than one exact distance.
+
+The product need not be of the views: whatever never exceeds their distance names candidates as safely. filter.py makes rows of 128 numbers of
+smooth views, which takes a fifth of the time and less. A block in which these leave too many candidates is done again with the views themselves,
+and after a few such blocks all others are, too.
 
 The bound: an inner product of P terms in arithmetic of unit roundoff w errs by about w sqrt(P) |x||y| (Higham and Mary, SIAM J. Sci. Comput. 41,
 2019); with a factor of 4 for the tail, |x||y| <= (|x|+|y|)^2 / 4, and centring and norms added, an entry errs by (2 sqrt(P) + 8) w (|x|+|y|)^2.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from marginlab.kernels.filter import Rows, Views, prepare
 from marginlab.kernels.walk import BUDGET, walk
 
 _CACHE = 3 * 2**19  # bytes of a block on a CPU: what a core's second-level cache keeps between product and reduction
 _GATHERED = 9 * 2**20  # bytes of float64 rows differenced at a time: those of most blocks at once, for waking threads costs more than memory
+_WORTH = 1 / 32  # candidates of a filter, as a share of all pairs of views, beyond which the whole product takes less time (measured: 1/36)
+_PARTS = 8  # candidates are listed for this fraction of the rows of a block at a time: their lists are wider than the entries
 
 
 class Minimum(NamedTuple):
@@ -69,19 +77,6 @@ def between(
     return _minimum(x, y, levels, budget)
 
 
-class _Rows(NamedTuple):
-    """Centred views of a block of images (I*V, P), their squared norms (I, V), and the largest norm of each image (I,)."""
-
-    flat: Tensor
-    squares: Tensor
-    radius: Tensor
-
-    def of(self, images: slice) -> "_Rows":
-        """Those of some of these images."""
-        V = self.squares.shape[1]
-        return _Rows(self.flat[images.start * V : images.stop * V], self.squares[images], self.radius[images])
-
-
 def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: int) -> Minimum:
     other = x if y is None else y
     (N, V, P), M = x.shape, len(other)
@@ -99,21 +94,25 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
         budget = min(budget, _CACHE)
     entry = x.element_size()
     budget = min(budget, entry * (-(-max(N, M) // 8) * V) ** 2)  # at least 8 blocks a side: on the diagonal half a block is wasted
-    spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)  # of two entries against each other
+    spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)  # of an entry, and of the exact distance and the limit that it is held against
+    filter = prepare(x, None if y is None else other, center, _roundoff(x))
     exactly = _Differences(x)
-    left: dict[int, _Rows] = {}
-    right = left if y is None else {}
+    left = Views(x, center, spread, filter)
+    right = left if y is None else Views(other, center, spread, filter)
+    tried = failed = 0
     for rows, columns in walk(N * V, M * V, entry=entry, budget=budget, unit=(V, V), upper=y is None):
         i, j = (slice(s.start // V, s.stop // V) for s in (rows, columns))
-        if i.start not in left:
-            left[i.start] = _rows(x[i], center)
-        if j.start not in right:
-            right[j.start] = _rows(other[j], center)
-        a, b = left[i.start], right[j.start]
         diagonal = y is None and i == j
         for p, q in _halves(i.stop - i.start) if diagonal else ((slice(0, i.stop - i.start), slice(0, j.stop - j.start)),):
             out = distance[:, i, j][:, p, q], chosen[:, i, j][:, p, q]
-            _block(x[i][p], other[j][q], a.of(p), b.of(q), levels, spread, diagonal and p == q, exactly, *out)
+            pays = filter is not None and failed <= 1 + tried // 4
+            tried += pays
+            for short in (True, False) if pays else (False,):
+                a, b = left.rows(i, short).of(p), right.rows(j, short).of(q)
+                most = _WORTH if short else torch.inf
+                if _block(x[i][p], other[j][q], a, b, levels, spread, diagonal and p == q, exactly, *out, most):
+                    break
+                failed += 1
     if y is None:
         upper = torch.triu(torch.ones(N, N, dtype=torch.bool, device=x.device), 1)
         distance = torch.where(upper, distance, distance.mT)
@@ -135,70 +134,89 @@ def _roundoff(x: Tensor) -> float:
     return {"tf32": 2.0**-11, "bf16": 2.0**-8}.get(str(backend.fp32_precision), 2.0**-24)
 
 
-def _rows(x: Tensor, center: Tensor) -> _Rows:
-    flat = (x - center).flatten(0, 1)
-    squares = torch.linalg.vector_norm(flat, dim=1).square_().view(x.shape[:2])  # a third of the time of vecdot, which writes the squares
-    radius = squares.amax(1).sqrt()
-    if not bool(radius.isfinite().all()):
-        raise ValueError("Views hold a value that is not finite (NaN or infinity), or too large to square. Look for what made it.")
-    return _Rows(flat, squares, radius)
-
-
 def _block(
     x: Tensor,
     y: Tensor,
-    a: _Rows,
-    b: _Rows,
+    a: Rows,
+    b: Rows,
     levels: Sequence[int],
     spread: float,
     diagonal: bool,
     exactly: "_Differences",
     distance: Tensor,
     chosen: Tensor,
-) -> None:
-    """Write the minima of one block of image pairs at every level into `distance` (L, I, J) and `chosen` (L, I, J, 2)."""
+    most: float,
+) -> bool:
+    """Write the minima of one block of image pairs at every level into `distance` (L, I, J) and `chosen` (L, I, J, 2).
+
+    False, and nothing to be relied on, if more than the share `most` of the pairs of views remain as candidates.
+    """
     (I, V, _), J = x.shape, len(y)  # noqa: E741
     product = torch.addmm(b.squares.flatten(), a.flat, b.flat.T, alpha=-2).view(I, V, J, V)  # without the norm of the row, added below
     wanted = torch.ones(I, J, dtype=torch.bool, device=x.device)
     if diagonal:
         wanted = wanted.triu(1)
-    margin = spread * (a.radius[:, None] + b.radius) ** 2
-    lowest = torch.full((I, J), torch.inf, dtype=x.dtype, device=x.device)
+    slack = (a.slack[:, None] + b.slack).double()
+    margin = spread * (a.radius[:, None] + b.radius).double().square()
+
+    def limit(distance: Tensor) -> Tensor:
+        """What the entry of two views this far from each other may be computed as."""
+        return ((distance.view(I, J) + slack).square_() + margin).masked_fill_(~wanted, -torch.inf).to(x.dtype)
+
     best = torch.full((I * J,), torch.inf, dtype=torch.float64, device=x.device)
-    code = torch.zeros(I * J, dtype=torch.int64, device=x.device)
-    before = 0
+    code = torch.zeros(I * J, dtype=torch.int64, device=x.device)  # of views (u, v): u * V + v
+    exact = partial(exactly, x, y)
+    before, count, step = 0, 0, max(I * J * V // _PARTS, 1)
     for at, level in enumerate(levels):  # only what this level adds: new views of the column's image, then of the row's
         fresh = [product[:, before:level, :, :level].amin(3)]
         if before:
             fresh.insert(0, product[:, :before, :, before:level].amin(3))
         smallest = torch.cat(fresh, 1) + a.squares[:, :level, None]
-        lowest = torch.minimum(lowest, smallest.amin(1))
-        limit = (lowest + margin).masked_fill(~wanted, -torch.inf)
-        i, u, j = (smallest <= limit[:, None]).nonzero(as_tuple=True)
-        near = product[i, u, j, :level] + a.squares[i, u, None] <= limit[i, j, None]
-        near[:, :before] &= (u >= before)[:, None]
-        row, v = near.nonzero(as_tuple=True)
-        _elect((i * J + j)[row], u[row] * V + v, best, code, lambda pair, views: exactly(x, y, pair, views))
+        lowest, where = smallest.min(1)
+        i, j = (lowest <= limit(best)).nonzero(as_tuple=True)
+        u, pair = where[i, j], i * J + j
+        row = product[i, u, j, :level]
+        row[:, :before].masked_fill_((u < before)[:, None], torch.inf)
+        likely = torch.full_like(code, -1)
+        likely[pair] = u * V + row.argmin(1)
+        known = torch.full_like(best, torch.inf)
+        known[pair] = exact(pair, likely[pair])
+        bound = limit(torch.minimum(best, known))
+        rows = (smallest <= bound[:, None]).nonzero()
+        for i, u, j in (part.unbind(1) for part in rows.split(step)):
+            near = product[i, u, j, :level] + a.squares[i, u, None] <= bound[i, j, None]
+            near[:, :before] &= (u >= before)[:, None]
+            row, v = near.nonzero(as_tuple=True)
+            count += len(row)
+            if count - I * J > most * I * J * V**2:
+                return False
+            _elect((i * J + j)[row], u[row] * V + v, best, code, likely, known, exact)
         distance[at] = best.view(I, J)
         chosen[at] = torch.stack([code // V, code % V], 1).view(I, J, 2)
         before = level
     if diagonal:
         distance.masked_fill_(~wanted, 0.0)
+    return True
 
 
-def _elect(pair: Tensor, code: Tensor, best: Tensor, chosen: Tensor, exactly: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Lower `best` (exact distances) and set `chosen` at each pair of images (i * J + j) for which a candidate (u * V + v) is nearer."""
-    order = torch.argsort(pair, stable=True)
-    pair, code = pair[order], code[order]
-    first = torch.ones_like(pair, dtype=torch.bool)
-    first[1:] = pair[1:] != pair[:-1]
+def _elect(
+    pair: Tensor, code: Tensor, best: Tensor, chosen: Tensor, likely: Tensor, known: Tensor, exactly: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Lower `best` (exact distances) and set `chosen` at each pair of images (i * J + j) for which a candidate (u * V + v) is nearer.
+
+    The distance of the candidate `likely` is `known`. Of a pair's candidates in several calls, those of earlier calls have smaller u.
+    """
+    none = torch.iinfo(torch.int64).max
+    first = code == torch.full_like(chosen, none).scatter_reduce(0, pair, code, "amin")[pair]
     for part in (first, ~first):  # most pairs have one candidate; where the first is at distance zero (flat views), the others need no look
         tried = part & (best[pair] > 0)
         p, c = pair[tried], code[tried]
-        found = exactly(p, c)
+        if not len(p):
+            continue
+        found, new = known[p], c != likely[p]
+        found[new] = exactly(p[new], c[new])
         lower = best.scatter_reduce(0, p, found, "amin")
         wins = (found == lower[p]) & (found < best[p])
-        none = torch.iinfo(torch.int64).max
         nearer = torch.full_like(chosen, none).scatter_reduce(0, p[wins], c[wins], "amin")
         chosen.copy_(torch.where(nearer < none, nearer, chosen))
         best.copy_(lower)

@@ -1,12 +1,16 @@
+import contextlib
 import sys
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from marginlab.kernels import between, minimum
+from marginlab.kernels import filter as filtered
+
+module = sys.modules["marginlab.kernels.minimum"]  # whose name in the package is the function's
 
 
 def brute(x, y):
@@ -96,9 +100,108 @@ def test_a_product_of_fewer_bits_changes_nothing(monkeypatch):
     exact = minimum(x)
     addmm = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha))
-    monkeypatch.setattr(sys.modules["marginlab.kernels.minimum"], "_roundoff", lambda x: 2.0**-8)
+    monkeypatch.setattr(module, "_roundoff", lambda x: 2.0**-8)
     assert torch.equal(minimum(x).distance, exact.distance)
     assert torch.equal(minimum(x).views, exact.views)
+
+
+@contextlib.contextmanager
+def filtering(directions=3, worth=1 / 32, share=-1.0):
+    """The filter for however small groups; yields what became of the blocks: (short rows, whether they were enough)."""
+    blocks, block = [], module._block
+
+    def spy(*arguments):
+        done = block(*arguments)
+        blocks.append((arguments[-1] == worth, done))
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"_DIRECTIONS": directions, "_LEAST": 1, "_GAIN": 0, "_SHARE": share}.items():
+            patch.setattr(filtered, name, value)
+        patch.setattr(module, "_WORTH", worth)
+        patch.setattr(module, "_block", spy)
+        yield blocks
+
+
+@settings(max_examples=20)
+@given(groups(), st.sampled_from([1 / 32, 1.0]), st.integers(1, 4))
+def test_the_filter_changes_nothing(case, worth, directions):
+    x, n, levels, budget = case
+    whole = minimum(x, levels=levels, budget=budget), between(x[:n], x[n:], levels=levels, budget=budget)
+    with filtering(directions, worth) as blocks:
+        found = minimum(x, levels=levels, budget=budget), between(x[:n], x[n:], levels=levels, budget=budget)
+    assert all(torch.equal(a, b) for one, other in zip(found, whole, strict=True) for a, b in zip(one, other, strict=True))
+    check(found[0], x, x, levels or (x.shape[1],), own=True)
+    check(found[1], x[:n], x[n:], levels or (x.shape[1],))
+    if x.shape[2] > directions:
+        assert any(short for short, _ in blocks)
+    if worth == 1.0:
+        assert all(done for _, done in blocks)
+
+
+@given(st.integers(0, 2**20), st.integers(0, 5), st.booleans(), st.integers(2000, 30000))
+def test_the_filter_on_views_of_few_directions_with_copies_and_flat_ones(seed, rank, noise, budget):
+    """Tied distances, whole images at distance zero, nothing left outside the basis: the first pair of views is named all the same."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, 6, rank, generator=generator) @ torch.randn(rank, 30, generator=generator)
+    x += 1e-3 * noise * torch.randn(8, 6, 30, generator=generator)
+    x = torch.where(torch.rand(8, 6, 1, generator=generator) < 0.3, x[:, :1], x)  # a coin left the view as it was
+    x = torch.where(torch.rand(8, 6, 1, generator=generator) < 0.2, torch.randint(0, 3, (8, 6, 1), generator=generator).float(), x)  # flat
+    levels = (1, 2, 5)
+    whole = minimum(x, levels=levels, budget=budget)
+    with filtering(4, 1.0):
+        found = minimum(x, levels=levels, budget=budget)
+    assert torch.equal(found.distance, whole.distance)
+    assert torch.equal(found.views, whole.views)
+    check(found, x, x, levels, own=True)
+    every = brute(x, x)[:, :, :5, :5].flatten(2)
+    for i, j in zip(*(torch.triu(found.distance[2] == 0, 1)).nonzero(as_tuple=True), strict=True):
+        u, v = found.views[2, i, j].tolist()
+        firsts = (every[i, j] == 0).nonzero()[:, 0].tolist()
+        level = min(next(top for top in levels if max(divmod(k, 5)) < top) for k in firsts)
+        assert u * 5 + v == min(k for k in firsts if max(divmod(k, 5)) < level)
+
+
+def test_blocks_with_many_candidates_end_the_filter_noise_does_not_begin_it_and_smooth_views_keep_it():
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(24, 12, 64, generator=generator)
+    smooth = torch.randn(24, 12, 4, generator=generator) @ torch.randn(4, 64, generator=generator) + 1e-3 * noise
+    many = noise + 5 * torch.arange(12.0)[:, None]  # each of the 12 brightnesses of an image meets its like in any other
+    for x in (noise, smooth, many):
+        for levels in ((12,), (2, 12)):
+            whole = minimum(x, levels=levels)
+            with filtering(6, share=0.5) as blocks:
+                found = minimum(x, levels=levels)
+            assert torch.equal(found.distance, whole.distance)
+            assert torch.equal(found.views, whole.views)
+            tried = [done for short, done in blocks if short]
+            assert len(blocks) > 30
+            if x is many:
+                assert 2 <= tried.count(False) <= 3  # enough to see it
+                assert len(tried) <= 6  # some on the diagonal have no pair of images, or one, and few candidates
+            else:
+                assert len(tried) == (0 if x is noise else len(blocks))
+
+
+def test_the_filter_with_a_product_of_fewer_bits(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(8, 6, 12, generator=generator) * torch.tensor([1.0] * 3 + [0.01] * 9)
+    exact = minimum(x)
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha))
+    monkeypatch.setattr(module, "_roundoff", lambda x: 2.0**-8)
+    with filtering(3, 1.0) as blocks:
+        assert torch.equal(minimum(x).distance, exact.distance)
+    assert all(short for short, _ in blocks)
+
+
+def test_candidates_in_parts_are_the_same(monkeypatch):
+    x = torch.randint(0, 2, (9, 6, 3), generator=torch.Generator().manual_seed(5)).float()  # ties everywhere
+    whole = minimum(x, levels=(2, 6))
+    monkeypatch.setattr(module, "_PARTS", 10**6)
+    found = minimum(x, levels=(2, 6))
+    assert torch.equal(found.distance, whole.distance)
+    assert torch.equal(found.views, whole.views)
 
 
 def test_half_precision_is_computed_in_float32():
