@@ -76,7 +76,7 @@ class ImageSet:
 
         >>> images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
         >>> [block.labels.tolist() for block in ImageSet(images, torch.arange(8) % 2, ("cat", "dog"), "pets").blocks(2, 2)]
-        [[0, 0, 1, 1], [0, 1, 0, 1]]
+        [[1, 1, 0, 0], [0, 0, 1, 1]]
         """
         fewest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if n < 1 or count < 1 or n * count > fewest:

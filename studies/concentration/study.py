@@ -7,25 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from marginlab import augment, data, models, settings
-from marginlab.measures import Concentration
+from marginlab import data, models, settings
 from marginlab.study import Cell, Run
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-from . import figures
+from . import report as pages
+from .measure import Measured, concentrate, encoded
 
-headline = ("1-sigma", "knn_error/backbone", "nearest_center_error/backbone", "linear_error/backbone")
+headline = (
+    "1-sigma",
+    "1-sigma (control)",
+    "knn_error/backbone",
+    "nearest_center_error/backbone",
+    "linear_error/backbone",
+)
 
 LADDER = ("abcde", "abcd", "abc", "ab", "a")  # Huang et al. 2023, Table 1
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)  # their Table 2: crop and colour, the colour always applied
 PAIRS = tuple("".join(pair) for pair in itertools.combinations("abcde", 2))  # their Figure 3
 GRIDS = ("ladder", "strength", "pairs")
-VIEW_SEED = 1_000_003  # of the views whose distances are measured: not those of any training seed in use
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,24 @@ class Settings:
     """One training run for each."""
     measure_every: int = 5
     """Epochs between measurements during training; 0 for the first and the last only."""
+    monitored: int = 300
+    """Training and test images, class-balanced, whose views give alignment, divergence and class centers."""
     bank: int = 2000
     """Training images for kNN and linear probe, and as many test images; 0 takes all."""
     per_class: int = 50
-    """Images of a class whose concentration is measured (n)."""
+    """Images of a class whose concentration is measured together (n)."""
+    blocks: int = 3
+    """Disjoint blocks of so many images of each class, each measured alone: the spread of the estimate."""
     views: int = 32
     """Views of each of them, the clean image first (V)."""
     delta: float = 0.5
     """Where 1-sigma is set against error, in units of delta_max, the 90 % quantile of the clean within-class distances."""
+    deep_views: int = 128
+    """The curve in V goes up to so many views,"""
+    deep_per_class: int = 20
+    """on so many images of a class."""
+    sharpened: int = 8
+    """Images of a class, of these, whose distances are sharpened by a search over the augmentation's parameters; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         for grid in self.grids:
@@ -81,6 +94,13 @@ class Settings:
         if self.per_class < 2 or self.views < 2 or not 0 < self.delta <= 1:
             given = f"{self.per_class}, {self.views}, {self.delta}"
             raise settings.SettingsError(f"per_class and views are at least 2 and delta is in (0, 1], not {given}.")
+        if self.blocks < 1 or self.deep_per_class < 2 or self.deep_views < 2:
+            given = f"{self.blocks}, {self.deep_per_class}, {self.deep_views}"
+            raise settings.SettingsError(f"blocks is at least 1, deep_per_class and deep_views are at least 2, not {given}.")
+        if self.deep_per_class > self.per_class:
+            raise settings.SettingsError(f"deep_per_class = {self.deep_per_class} images are taken from per_class = {self.per_class}: take no more.")
+        if self.sharpened == 1 or not 0 <= self.sharpened <= self.deep_per_class:
+            raise settings.SettingsError(f"sharpened is 0, or from 2 to deep_per_class = {self.deep_per_class}, not {self.sharpened}.")
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------
@@ -151,106 +171,58 @@ def _augmentation(cell: Any) -> str:
     return settings.describe("Augmentation", operations=cell["letters"], strength=cell["strength"], jitter_p=jitter_p)
 
 
+def _monitor(chosen: Settings) -> Monitor:
+    return Monitor(every=chosen.measure_every, images=chosen.monitored, views=8, bank=chosen.bank)
+
+
+def _measured(cell: Any, chosen: Settings) -> Measured:
+    return Measured(
+        chosen.data,
+        chosen.image_size,
+        _augmentation(cell),
+        chosen.per_class,
+        chosen.blocks,
+        chosen.views,
+        chosen.delta,
+        chosen.deep_views,
+        chosen.deep_per_class,
+        chosen.sharpened,
+    )
+
+
 # --- one cell ---------------------------------------------------------------------------------------------------------
 
 
 def run(cell: Cell) -> None:
-    """Measure the augmentation's concentration, train with it, record both."""
+    """Train with the augmentation, measure its concentration in pixels and in the features of what was trained, record all of it."""
     chosen: Settings = cell.settings
-    cell.say("measures concentration")
-    kept = cell.once("concentration", concentrate, *_measured(cell, chosen))
-    place = _place(kept, chosen)
-    for name, of in (("1-sigma", "mean"), ("1-sigma (worst class)", "worst")):
-        low, high = (bound[place] for bound in kept["curves"][of])
-        cell.record(name, high, low, high, kept["n"])
-    cell.record("delta_max", kept["delta_max"], n=kept["n"])
-    cell.record("smallest d_A", min(pair["distance"] for pair in kept["pairs"]), n=kept["n"])
-    rows = cell.once("training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen))
-    for epoch, name, value, low, high, n in rows:
+    trained = cell.once("training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen))
+    for epoch, name, value, low, high, n in trained["rows"]:
         cell.record(name, value, low, high, n, epoch)
+    cell.say("measures concentration")
+    kept = cell.once("concentration", concentrate, _measured(cell, chosen))
+    features = cell.once("features", encoded, _measured(cell, chosen), trained["folder"])
+    for space, numbers in (("", kept["rows"]), ("/features", features["rows"])):
+        for name, (value, low, high, n) in numbers.items():
+            cell.record(f"{name}{space}", value, low, high, n)
 
 
-def _monitor(chosen: Settings) -> Monitor:
-    return Monitor(every=chosen.measure_every, images=300, views=8, bank=chosen.bank)
-
-
-def train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> list[list[Any]]:
-    """Rows of one training run."""
-    return [list(row) for row in fit(recipe, folder / "run", monitor, say=say).rows]
-
-
-def _measured(cell: Any, chosen: Settings) -> tuple[str, int, str, int, int, float]:
-    return chosen.data, chosen.image_size, _augmentation(cell), chosen.per_class, chosen.views, chosen.delta
-
-
-def _place(kept: dict[str, Any], chosen: Settings) -> int:
-    """Where on the grid of deltas the headline number is read."""
-    return int(np.argmin(np.abs(np.array(kept["deltas"]) - chosen.delta * kept["delta_max"])))
-
-
-def concentrate(spec: str, size: int, augmentation: str, per_class: int, n_views: int, delta: float, *, folder: Path) -> dict[str, Any]:
-    """Concentration curves of an augmentation: the same images, view draws and deltas whatever the augmentation; pictures go into the folder.
-
-    Every class gives as many images as the others, so at most those of the smallest. Under torchrun each rank measures all of it, alike.
-    """
-    images = data.load(spec, "train", size=size)
-    n = min(per_class, int(torch.bincount(images.labels).min()))
-    images = images.subset(n * len(images.classes), seed=0)
-    made = settings.call(augmentation, augment)
-    clean = Concentration(levels=(1,), sync_on_compute=False)
-    clean.update(images.images[:, None].float() / 255, images.labels)
-    within = clean.compute().distances(level=1)
-    delta_max = float(np.quantile(np.concatenate([_upper(matrix) for matrix in within]), 0.9))
-    deltas = np.linspace(0, delta_max, 41)
-
-    levels = (*(level for level in (2, 4, 8, 16, 32, 64, 128, 256) if level < n_views), n_views)
-    measure = Concentration(levels=levels, sync_on_compute=False)
-
-    def views(rows: Tensor) -> Tensor:
-        return made.views(images.images[rows], index=rows, n_views=n_views, seed=VIEW_SEED, identity=True)
-
-    for rows in torch.arange(len(images)).split(256):  # the measure copies what it is given
-        measure.update(views(rows), images.labels[rows])
-    found = measure.compute()
-    place = int(np.argmin(np.abs(deltas - delta * delta_max)))
-    curves, worst = found.curves(deltas, reduce="mean"), found.curve(deltas, reduce="min")
-    pairs = found.closest(3)
-    realised = [(views(torch.tensor([p.i]))[0], views(torch.tensor([p.j]))[0]) for p in pairs]
-    np.savez_compressed(
-        folder / "pictures.npz",
-        views=_pictures(views(torch.arange(3))[:, :8]),
-        pairs=_pictures(torch.stack([torch.stack((a[0], a[p.u], b[p.v], b[0])) for p, (a, b) in zip(pairs, realised, strict=True)])),
-    )
-    return {
-        "folder": folder.name,
-        "n": int(found.n.min()),
-        "subsampled": found.subsampled,
-        "deltas": deltas.tolist(),
-        "delta_max": delta_max,
-        "curves": {name: [curve.lower.tolist(), curve.upper.tolist()] for name, curve in (("mean", curves[-1]), ("worst", worst))},
-        "levels": list(levels),
-        "by_level": [float(curve.upper[place]) for curve in curves],
-        "pairs": [{"class": images.classes[p.label], "distance": p.distance} for p in pairs],
-    }
-
-
-def _upper(matrix: Tensor) -> Any:
-    return matrix[torch.triu_indices(len(matrix), len(matrix), 1).unbind()].numpy()
-
-
-def _pictures(images: Tensor) -> Any:
-    """Images (..., 3, H, W) in [0, 1] as bytes (..., H, W, 3)."""
-    return (images.movedim(-3, -1) * 255).round().byte().numpy()
+def train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
+    """Rows of one training run, and the folder under once/ in which its encoder is kept (`marginlab.train.load`)."""
+    return {"folder": folder.name, "rows": [list(row) for row in fit(recipe, folder / "run", monitor, say=say).rows]}
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
 def report(run: Run) -> None:
-    """Write what was measured, in figures and tables."""
-    kept = {}
+    """Write what was measured, in figures, tables and findings."""
+    pixels, features = {}, {}
     for cell in run.cells:
         if cell.finished:
-            kept[cell["letters"], cell["strength"], cell["grid"]] = run.once("concentration", concentrate, *_measured(cell, run.settings))
-    if kept:
-        figures.write(run, kept)
+            name = cell["grid"], cell["letters"], cell["strength"]
+            pixels[name] = run.once("concentration", concentrate, _measured(cell, run.settings))
+            trained = run.once("training", train, _recipe(cell, run.settings), _monitor(run.settings))
+            features[(*name, cell["method"], cell["seed"])] = run.once("features", encoded, _measured(cell, run.settings), trained["folder"])
+    if pixels:
+        pages.write(run, pixels, features)

@@ -1,0 +1,229 @@
+"""What the numbers say of the paper's statements: each holds, does not hold, or cannot be said, with the numbers that decide.
+
+Augmentations are compared by paired differences, over disjoint blocks of images for 1 - sigma, over training seeds for errors: one is below another
+if the 95 % Student interval of the difference lies below zero. An order of 1 - sigma is claimed only where it also holds at every V >= 32 of the
+curve in V and after sharpening; otherwise it is an order at that V.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from marginlab.evaluation import Association, associate
+
+from .measure import interval
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be said"
+LADDER = ("abcde", "abcd", "abc", "ab", "a")
+LEAST_VIEWS = 32  # from which number of views an order must hold
+
+
+class Finding(NamedTuple):
+    """A statement, whose it is, the verdict, and why."""
+
+    statement: str
+    source: str
+    verdict: str
+    why: str
+
+
+def below(one: Sequence[float], other: Sequence[float]) -> bool | None:
+    """Whether `one` is below `other` (True), above it (False), or neither for certain (None), from paired values."""
+    difference = [a - b for a, b in zip(one, other, strict=True)]
+    low, high = interval(difference)
+    return True if high < 0 else False if low > 0 else None
+
+
+def smallest(values: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
+    """The verdict on `name` having the smallest of all values, and the words for it."""
+    others = {other: below(values[name], values[other]) for other in values if other != name}
+    means = sorted((float(np.mean(v)), k) for k, v in values.items())
+    ranked = f"smallest are {', '.join(f'{k} {mean:.3f}' for mean, k in means[:3])}"
+    if all(found is True for found in others.values()):
+        return HOLDS, ranked
+    above = [other for other, found in others.items() if found is False]
+    return (FAILS, f"{', '.join(above)} below it; {ranked}") if above else (OPEN, ranked)
+
+
+def increasing(values: Mapping[str, Sequence[float]], order: Sequence[str]) -> tuple[str, str]:
+    """The verdict on values that rise along `order`, and the words for it."""
+    found = [below(values[a], values[b]) for a, b in itertools.pairwise(order)]
+    shown = ", ".join(f"{name} {float(np.mean(values[name])):.3f}" for name in order)
+    if all(found):
+        return HOLDS, shown
+    return (FAILS if False in found else OPEN), shown
+
+
+class Orders(NamedTuple):
+    """Which orders of two augmentations by 1 - sigma hold at every V >= 32 and after sharpening, and which only at the V of the blocks."""
+
+    stable: list[str]
+    local: list[str]
+    undecided: list[str]
+
+    def claims(self, one: str, other: str) -> bool:
+        """Whether `one` < `other` may be said without naming V."""
+        return f"{one} < {other}" in self.stable
+
+
+def orders(pixels: Mapping[str, Mapping[str, Any]]) -> Orders:
+    """The orders of all pairs of augmentations, from what `concentrate` measured of each."""
+    stable, local, undecided = [], [], []
+    for one, other in itertools.permutations(pixels, 2):
+        found = below(by_block(pixels[one]), by_block(pixels[other]))
+        if found is None and one < other:
+            undecided.append(f"{one}, {other}")
+        if found:
+            agrees = all(a < b for a, b in zip(_in_depth(pixels[one]), _in_depth(pixels[other]), strict=True))
+            (stable if agrees else local).append(f"{one} < {other}")
+    return Orders(stable, local, undecided)
+
+
+def by_block(found: Mapping[str, Any]) -> list[float]:
+    """1 - sigma of each block of images."""
+    rows = found["rows"]
+    return [rows[name][0] for name in sorted(name for name in rows if name.startswith("1-sigma (block "))] or [rows["1-sigma"][0]]
+
+
+def _in_depth(found: Mapping[str, Any]) -> list[float]:
+    """1 - sigma at every V >= 32, and after sharpening."""
+    deep = found["deep"]
+    by_level = [high for level, (_, high) in zip(deep["levels"], deep["within"], strict=True) if level >= LEAST_VIEWS]
+    return by_level + ([deep["sharpened"]["within"][1]] if "sharpened" in deep else [])
+
+
+def association(x: Mapping[str, float], y: Mapping[str, float]) -> Association | None:
+    """Over the pairs of operations, if all pairs of the letters in use are there."""
+    try:
+        return associate(x, y)
+    except ValueError:
+        return None
+
+
+def findings(
+    pixels: Mapping[str, Mapping[str, Any]],
+    features: Mapping[str, Sequence[Mapping[str, Any]]],
+    errors: Mapping[str, Mapping[str, Sequence[float]]],
+    curves_at: Sequence[float],
+) -> list[Finding]:
+    """All statements that these measurements speak of.
+
+    `pixels` holds what `concentrate` measured by label, `features` what `encoded` measured for each seed, `errors` by title and label the errors
+    of the seeds; `curves_at` are shares of delta_max at which the correlation is looked at again.
+    """
+    said: list[Finding] = []
+    sigma = {label: by_block(found) for label, found in pixels.items()}
+    order = orders(pixels)
+    pairs = {label: found for label, found in pixels.items() if len(label) == 2}
+    kNN = errors.get("kNN", {})
+    if len(pairs) == 10:
+        verdict, why = smallest({label: sigma[label] for label in pairs}, "ad")
+        if verdict == HOLDS and not all(order.claims("ad", other) for other in pairs if other != "ad"):
+            verdict, why = OPEN, f"at V = {_V(pixels)} only: {why}"
+        said.append(Finding("(a,d) has the smallest 1 - sigma of the ten pairs", "section 5, Figure 3", verdict, why))
+        for title, of in errors.items():
+            said.append(Finding(f"(a,d) has the smallest {title} error of the ten pairs", "section 5, Figure 3", *smallest(of, "ad")))
+    if {"ad", "ac", "ae", "ab"} <= set(pairs):
+        for name, values, source in (("1 - sigma", sigma, True), ("kNN error", kNN, False)):
+            found = [increasing(values, ("ad", "ac", last)) for last in ("ae", "ab")]
+            verdicts = {verdict for verdict, _ in found}
+            verdict = HOLDS if verdicts == {HOLDS} else FAILS if FAILS in verdicts else OPEN
+            if source and verdict == HOLDS and not all(order.claims(*two) for two in (("ad", "ac"), ("ac", "ae"), ("ac", "ab"))):
+                verdict = OPEN
+            words = ", ".join(f"{label} {float(np.mean(values[label])):.3f}" for label in ("ad", "ac", "ae", "ab"))
+            said.append(Finding(f"with (a) fixed, {name} orders as (a,d) < (a,c) < (a,e), (a,b)", "section 5, Figure 3", verdict, words))
+    if len(pairs) == 10:
+        said += _correlations(pairs, errors, curves_at)
+    if set(LADDER) <= set(pixels):
+        said.append(Finding("kNN error rises along abcde, abcd, abc, ab, a", "Table 1", *increasing(kNN, LADDER)))
+        said.append(Finding("1 - sigma rises along abcde, abcd, abc, ab, a", "the theory's reading of Table 1", *increasing(sigma, LADDER)))
+    strengths = [label for label in pixels if label.startswith("ad, s=")]
+    if len(strengths) > 2:
+        ordered = sorted(strengths, key=lambda label: -float(label.split("=")[1]))
+        said.append(Finding("kNN error rises as colour is weakened", "Table 2", *increasing(kNN, ordered)))
+        said.append(Finding("1 - sigma rises as colour is weakened", "the theory's reading of Table 2", *increasing(sigma, ordered)))
+    return said + _of_the_estimate(pixels, features)
+
+
+def _V(pixels: Mapping[str, Mapping[str, Any]]) -> int:  # noqa: N802
+    return int(next(iter(pixels.values()))["views"])
+
+
+def _correlations(
+    pairs: Mapping[str, Mapping[str, Any]], errors: Mapping[str, Mapping[str, Sequence[float]]], shares: Sequence[float]
+) -> list[Finding]:
+    said = []
+    for title, of in errors.items():
+        y = {label: float(np.mean(of[label])) for label in pairs}
+        found = association({label: found["rows"]["1-sigma"][0] for label, found in pairs.items()}, y)
+        if found is None:
+            continue
+        rho, p = found.spearman.value, found.spearman.greater
+        others = []
+        for share in shares:
+            again = association({label: _at(kept, share) for label, kept in pairs.items()}, y)
+            others.append((share, again.spearman.value, again.spearman.greater) if again else (share, float("nan"), float("nan")))
+        verdict = HOLDS if p <= 0.05 else FAILS if rho <= 0 else OPEN
+        why = f"Spearman {rho:.2f}, p = {p:.3f} (one-sided, 120 relabellings)"
+        said.append(Finding(f"over the ten pairs, {title} error rises with 1 - sigma", "section 5, Figure 3", verdict, why))
+        alike = [(value > 0 and q <= 0.05) == (verdict == HOLDS) for _, value, q in others]
+        why = "; ".join(f"delta = {share:g} delta_max: {value:.2f}, p = {q:.3f}" for share, value, q in others)
+        verdict = HOLDS if all(alike) else FAILS
+        said.append(Finding(f"the answer for {title} error does not depend on delta", "section 5, Figure 3", verdict, why))
+    return said
+
+
+def _at(found: Mapping[str, Any], share: float) -> float:
+    """1 - sigma at a share of delta_max, mean over blocks."""
+    return float(np.interp(share * found["delta_max"], found["deltas"], np.mean(found["curves"]["within"]["blocks"], axis=0)))
+
+
+def _of_the_estimate(pixels: Mapping[str, Mapping[str, Any]], features: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Finding]:
+    """What the estimates say of themselves."""
+    gaps = {label: found["rows"]["1-sigma (control minus class)"] for label, found in pixels.items()}
+    seen = [label for label, (_, low, _, _) in gaps.items() if low > 0]
+    mean = float(np.mean([gap[0] for gap in gaps.values()]))
+    verdict = HOLDS if len(seen) == len(gaps) else OPEN if seen else FAILS
+    why = f"for {len(seen)} of {len(gaps)} augmentations; the control lies {mean:+.3f} from the class on average"
+    said = [Finding("in pixels, 1 - sigma is smaller within a class than in groups drawn across classes", "null control", verdict, why)]
+    nearer = {label: (f["rows"]["smallest d_A between classes"][0], f["rows"]["median d_A in a class"][0]) for label, f in pixels.items()}
+    apart = [label for label, (between, within) in nearer.items() if between > within]
+    verdict = HOLDS if len(apart) == len(nearer) else FAILS if not apart else OPEN
+    why = "smallest between classes against the median within: " + ", ".join(f"{label} {a:.2f} / {b:.2f}" for label, (a, b) in nearer.items())
+    said.append(Finding("views of different classes stay apart: assumption (ii), with a gap", "section 2", verdict, why))
+    settled = {}
+    for label, found in pixels.items():
+        levels, within = found["deep"]["levels"], found["deep"]["within"]
+        if len(levels) > 1:
+            settled[label] = within[-2][1] - within[-1][1]
+    if settled:
+        still = [label for label, fall in settled.items() if fall > 0.01]
+        verdict = HOLDS if not still else FAILS
+        last = next(iter(pixels.values()))["deep"]["levels"][-2:]
+        falls = f"from V = {last[0]} to {last[1]} it falls by " + ", ".join(f"{label} {fall:.3f}" for label, fall in settled.items())
+        said.append(Finding("1 - sigma has converged in the number of views (within 0.01)", "estimator", verdict, falls))
+    order = orders(pixels)
+    total = len(order.stable) + len(order.local) + len(order.undecided)
+    why = f"{len(order.stable)} of {total} pairs; {len(order.local)} are orders at V = {_V(pixels)} only, {len(order.undecided)} undecided"
+    verdict = HOLDS if len(order.stable) == total else OPEN
+    said.append(Finding("augmentations can be ordered by 1 - sigma at every V >= 32 and after sharpening", "estimator", verdict, why))
+    learnt = {label: [f["rows"]["1-sigma (control minus class)"][0] for f in found] for label, found in features.items()}
+    if learnt:
+        positive = [label for label, values in learnt.items() if min(values) > 0]
+        mean = float(np.mean([np.mean(values) for values in learnt.values()]))
+        verdict = HOLDS if len(positive) == len(learnt) else OPEN if positive else FAILS
+        why = f"with every seed for {len(positive)} of {len(learnt)} augmentations; on average the control lies {mean:+.3f} from the class"
+        said.append(Finding("in the features of the trained encoders, it is smaller within a class than across", "null control", verdict, why))
+    return said
+
+
+def in_words(found: Sequence[Finding]) -> str:
+    """The findings as a paragraph."""
+    parts = []
+    for verdict, opening in ((HOLDS, "What holds here"), (FAILS, "What does not hold"), (OPEN, "What cannot be said at this scale")):
+        mine = [f"{finding.statement} ({finding.why})" for finding in found if finding.verdict == verdict]
+        if mine:
+            parts.append(f"**{opening}:** {'; '.join(mine)}.")
+    return "\n\n".join(parts)
