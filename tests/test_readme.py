@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # Added to every command that trains, so that it ends within seconds; flags that come later win.
-SHORT_STUDY = "--grids pairs --pairs ad --epochs 1 --measure-every 0 --per-class 4 --views 3 --bank 100 --methods SimCLR(hidden=8,dim=8)".split()
+SHORT_STUDY = "--grids pairs --pairs ad --epochs 1 --measure-every 0 --bank 100 --methods SimCLR(hidden=8,dim=8)".split()
+SHORT_STUDY += "--per-class 4 --views 3 --deep-views 4 --sharpened 2".split()
 SHORT_STUDY += ["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 

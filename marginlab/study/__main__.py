@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
         "NAME is a study that comes with marginlab (`list` shows them), or a path: of a file, or of a folder that holds study.py.\n"
         "`report` makes the report of a run folder again, and computes no cell.\n"
-        "`keep` writes the headline of a finished run, with its command, device and versions, to a small file.",
+        "`keep` writes the main numbers of a finished run, with its command, device and versions, to a small file.",
     )
     front.add_argument("--preset", help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` where there is one")
     front.add_argument("--folder", type=Path, help="the run folder; runs/NAME-HASH, named by the settings, if it is not given")

@@ -6,6 +6,7 @@
     check(settings)   optional: refuses, before anything is written, what only data can tell; may return a digest of the data
     report(run)       optional: adds sections to the report (marginlab.study.Run)
     headline          optional: names of recorded values for the closing table
+    kept              optional: names of recorded values that the command `keep` writes; the headline by default
 
 A bare NAME is a study that comes with marginlab; a path, to a file or to a folder that holds study.py, is the user's own.
 """
@@ -101,6 +102,11 @@ class Study:
     def headline(self) -> tuple[str, ...]:
         """Names of the values that stand in the closing table."""
         return tuple(getattr(self.module, "headline", ()))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the values that `keep` writes into a small file."""
+        return tuple(getattr(self.module, "kept", self.headline))
 
     def preset(self, name: str | None) -> Path | None:
         """The TOML file of a preset; without a name that of `default`, if there is one. A name that ends in .toml is the path of a file."""

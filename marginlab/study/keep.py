@@ -1,7 +1,7 @@
-"""`keep`: the headline of a run as one small file to be committed, with the command, device and versions it was measured with.
+"""`keep`: the main numbers of a run as one small file to be committed, with the command, device and versions they were measured with.
 
     # command, measured, device, versions, seconds, settings       the source of the numbers, line by line
-    cell columns, epoch, name, value, low, high, n                 the rows of results.csv that the study calls its headline, at every epoch
+    cell columns, epoch, name, value, low, high, n                 the rows of results.csv that the study keeps (its headline), at every epoch
 
 `numpy.genfromtxt`, `csv` after its first lines, and `pandas.read_csv(file, comment="#")` read it.
 """
@@ -22,17 +22,17 @@ def keep(run: Run, file: Path) -> int:
 
     Raises
     ------
-    SettingsError: a cell is not finished, the study names no headline, or the file is not named .csv.
+    SettingsError: a cell is not finished, the study names nothing to keep, or the file is not named .csv.
 
     """
     missing = sum(not cell.finished for cell in run.cells)
-    headline = run.study.headline
-    if missing or not headline or file.suffix != ".csv":
+    kept = run.study.kept
+    if missing or not kept or file.suffix != ".csv":
         raise SettingsError(
             f"{missing} of {len(run.cells)} cells of {run.folder} are missing: finish it with --resume first."
             if missing
             else f"The study {run.study.name} names no headline, so there is nothing to keep of it."
-            if not headline
+            if not kept
             else f"A kept table is a .csv file, not {file}."
         )
     about = read_json(run.folder / "about.json")
@@ -47,7 +47,7 @@ def keep(run: Run, file: Path) -> int:
     }
     text = io.StringIO()
     text.writelines(f"# {name}: {value}\n" for name, value in source.items())
-    rows = [row for row in run.results if row["name"] in headline]
+    rows = [row for row in run.results if row["name"] in kept]
     table = csv.DictWriter(text, list(run.results[0]), lineterminator="\n")
     table.writeheader()
     table.writerows({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)

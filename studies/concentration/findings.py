@@ -191,7 +191,10 @@ def _of_the_estimate(pixels: Mapping[str, Mapping[str, Any]], features: Mapping[
     nearer = {label: (f["rows"]["smallest d_A between classes"][0], f["rows"]["median d_A in a class"][0]) for label, f in pixels.items()}
     apart = [label for label, (between, within) in nearer.items() if between > within]
     verdict = HOLDS if len(apart) == len(nearer) else FAILS if not apart else OPEN
-    why = "smallest between classes against the median within: " + ", ".join(f"{label} {a:.2f} / {b:.2f}" for label, (a, b) in nearer.items())
+    same = [label for label, (between, _) in nearer.items() if between == 0]
+    literally = f"views of two classes coincide under {', '.join(same)}; " if same else ""
+    pairs = ", ".join(f"{label} {a:.2f} / {b:.2f}" for label, (a, b) in nearer.items())
+    why = f"{literally}smallest between classes against the median within: {pairs}"
     said.append(Finding("views of different classes stay apart: assumption (ii), with a gap", "section 2", verdict, why))
     settled = {}
     for label, found in pixels.items():
@@ -208,7 +211,7 @@ def _of_the_estimate(pixels: Mapping[str, Mapping[str, Any]], features: Mapping[
     total = len(order.stable) + len(order.local) + len(order.undecided)
     why = f"{len(order.stable)} of {total} pairs; {len(order.local)} are orders at V = {_V(pixels)} only, {len(order.undecided)} undecided"
     verdict = HOLDS if len(order.stable) == total else OPEN
-    said.append(Finding("augmentations can be ordered by 1 - sigma at every V >= 32 and after sharpening", "estimator", verdict, why))
+    said.append(Finding("all augmentations can be ordered by 1 - sigma at every V >= 32 and after sharpening", "estimator", verdict, why))
     learnt = {label: [f["rows"]["1-sigma (control minus class)"][0] for f in found] for label, found in features.items()}
     if learnt:
         positive = [label for label, values in learnt.items() if min(values) > 0]

@@ -88,7 +88,13 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
     for level, values in zip(deep["levels"], deep["within"], strict=True):
         rows[f"1-sigma (V={level})"] = Number(values[1], *values, deep["n"])
     if "sharpened" in deep:
-        rows["1-sigma (sharpened)"] = Number(deep["sharpened"]["within"][1], *deep["sharpened"]["within"], deep["sharpened"]["n"])
+        few = deep["sharpened"]
+        for name, (low, high) in (
+            ("sharpened", few["within"]),
+            ("sharpened, control", few["control"]),
+            ("most views, images sharpened", few["within_by_level"][-1]),
+        ):
+            rows[f"1-sigma ({name})"] = Number(high, low, high, few["n"])
     anchored = _anchored(measured, augmentation, parts, deltas)
     if anchored:
         at = int(np.argmin(np.abs(deltas - delta)))

@@ -181,7 +181,7 @@ def _sigmas(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         entry[f"{few['n']} images, V = {deep['levels'][-1]}"] = few["within_by_level"][-1][1]
         entry["sharpened"] = few["within"][1]
         entry["its control"] = few["control"][1]
-        entry["d_A"] = f"x {few['within_ratio']:.2f}"
+        entry["d_A, times"] = few["within_ratio"]
     return entry
 
 

@@ -24,6 +24,17 @@ headline = (
     "nearest_center_error/backbone",
     "linear_error/backbone",
 )
+kept = (  # by the command `keep`
+    *headline,
+    *(f"1-sigma (block {number})" for number in range(10)),
+    *(f"1-sigma (V={2**power})" for power in range(1, 9)),
+    *("1-sigma (worst class)", "1-sigma (sharpened)", "1-sigma (sharpened, control)", "1-sigma (most views, images sharpened)"),
+    "1-sigma (anchor form)",
+    *("area", "area, contrast-normalized", "area (control)", "delta at 1-sigma = 0.5", "delta at 1-sigma = 0.5, contrast-normalized"),
+    *("median d_A in a class", "median d_A between classes", "smallest d_A in a class", "smallest d_A between classes", "delta_max"),
+    *(f"{name}/features" for name in ("1-sigma", "1-sigma (control)", "area", "area (control)")),
+    *("alignment/backbone", "divergence_mean/backbone", "loss"),
+)
 
 LADDER = ("abcde", "abcd", "abc", "ab", "a")  # Huang et al. 2023, Table 1
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)  # their Table 2: crop and colour, the colour always applied
@@ -76,7 +87,7 @@ class Settings:
     deep_views: int = 128
     """The curve in V goes up to so many views,"""
     deep_per_class: int = 20
-    """on so many images of a class."""
+    """on so many images of a class (at most per_class)."""
     sharpened: int = 8
     """Images of a class, of these, whose distances are sharpened by a search over the augmentation's parameters; 0 leaves it out."""
 
@@ -97,10 +108,8 @@ class Settings:
         if self.blocks < 1 or self.deep_per_class < 2 or self.deep_views < 2:
             given = f"{self.blocks}, {self.deep_per_class}, {self.deep_views}"
             raise settings.SettingsError(f"blocks is at least 1, deep_per_class and deep_views are at least 2, not {given}.")
-        if self.deep_per_class > self.per_class:
-            raise settings.SettingsError(f"deep_per_class = {self.deep_per_class} images are taken from per_class = {self.per_class}: take no more.")
-        if self.sharpened == 1 or not 0 <= self.sharpened <= self.deep_per_class:
-            raise settings.SettingsError(f"sharpened is 0, or from 2 to deep_per_class = {self.deep_per_class}, not {self.sharpened}.")
+        if self.sharpened == 1 or self.sharpened < 0:
+            raise settings.SettingsError(f"sharpened is 0, which leaves it out, or at least 2 images of a class, not {self.sharpened}.")
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------

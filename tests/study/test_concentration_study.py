@@ -16,10 +16,17 @@ from marginlab.study.__main__ import main
 HERE = study.load("concentration")
 SMALL = [
     *"--data shapes-5 --images 60 --grids pairs strength --pairs ad ae --methods SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
-    *"--per-class 6 --views 4 --measure-every 0 --bank 100 --backbone".split(),
+    *"--per-class 6 --views 4 --deep-views 8 --deep-per-class 5 --sharpened 3 --measure-every 0 --bank 100 --backbone".split(),
     "Backbone('resnet18', stem='strided', width=0.125)",
 ]
-SECTIONS = ("What the augmentations do", "How concentrated", "Concentration and error", "What the encoders learn", "Beside the published tables")
+SECTIONS = (
+    "What the augmentations do",
+    "How concentrated",
+    "What the encoders learn",
+    "Concentration and error",
+    "Beside the published tables",
+    "What follows",
+)
 COMMAND = [sys.executable, "-m", "marginlab.study", "concentration"]
 
 
@@ -63,8 +70,9 @@ def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed
     folder, said = undisturbed
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert str(folder / "report.html") in said
-    for heading in SECTIONS:
-        assert heading in report
+    places = [report.index(f"<h2>{heading}") for heading in SECTIONS]
+    assert places == sorted(places)  # the order of the story
+    assert "this run has 2 of them, and claims none" in report
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", report)
     with (folder / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -72,8 +80,18 @@ def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed
     assert cells == {("pairs", "ad", "0.5"), ("pairs", "ae", "0.5"), *(("strength", "ad", s) for s in ("1.0", "0.5", "0.25", "0.125"))}
     assert {row["stem"] for row in rows} == {"strided"}
     for row in rows:
-        if row["name"] == "1-sigma":
+        if row["name"].startswith("1-sigma (block"):
             assert 0 <= float(row["low"]) <= float(row["value"]) == float(row["high"]) <= 1
+    for cell in cells:
+        mine = {row["name"]: float(row["value"]) for row in rows if (row["grid"], row["letters"], row["strength"]) == cell and row["epoch"] == "-1"}
+        blocks = [value for name, value in mine.items() if name.startswith("1-sigma (block")]
+        assert len(blocks) == 3
+        assert mine["1-sigma"] == pytest.approx(sum(blocks) / 3)
+        assert mine["1-sigma (control minus class)"] == pytest.approx(mine["1-sigma (control)"] - mine["1-sigma"])
+        assert mine["1-sigma (V=2)"] >= mine["1-sigma (V=4)"] >= mine["1-sigma (V=8)"]  # views are added, never redrawn
+        assert mine["1-sigma (most views, images sharpened)"] >= mine["1-sigma (sharpened)"]
+        assert 0 <= mine["area/features"] <= 1
+        assert 0 <= mine["1-sigma (anchor form)"] <= 1
     names = {(row["name"], row["epoch"]) for row in rows}
     assert {("knn_error/backbone", "0"), ("knn_error/backbone", "1"), ("nearest_center_error/backbone", "1"), ("linear_error/backbone", "1")} <= names
 
@@ -107,6 +125,8 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
         (["--batch", "100000"], "Take batch <="),
         (["--optimizers", "SGD(lr=0)"], "lr > 0"),
         (["--views", "1"], "at least 2"),
+        (["--blocks", "0"], "blocks is at least 1"),
+        (["--sharpened", "1"], "leaves it out"),
         (["--bank", "1"], "bank is 0"),
         (["--measure-every", "-5"], "every is at least 0"),
         (["--backbone", "Projector((2,3))"], "is no backbone"),
@@ -153,7 +173,7 @@ def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(
     with next(tmp_path.glob("runs/*/results.csv")).open(encoding="utf-8") as file:
         measured = {row["n"] for row in csv.DictReader(file) if row["name"] in ("1-sigma", "delta_max")}
     assert measured == {"5"}
-    assert "n = 5 images of each" in next(tmp_path.glob("runs/*/report.html")).read_text(encoding="utf-8")
+    assert "n = 5 images a class" in next(tmp_path.glob("runs/*/report.html")).read_text(encoding="utf-8")
     arrays(tmp_path, (30, 5, 12), seed=1)
     refused = run(*OWN, "--per-class", "9", folder=tmp_path)
     assert refused.returncode == 2
@@ -173,5 +193,7 @@ def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
         done = subprocess.run([sys.executable, *start, *OWN, "--folder", name], cwd=tmp_path, capture_output=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr
         with (tmp_path / name / "results.csv").open(encoding="utf-8") as file:
-            found.append([row for row in csv.DictReader(file) if row["epoch"] == "-1"])
+            # in pixels; the encoders differ, for batch statistics are of a rank's own images
+            found.append([row for row in csv.DictReader(file) if row["epoch"] == "-1" and not row["name"].endswith("/features")])
+    assert len(found[0]) > 20
     assert found[0] == found[1]
