@@ -298,14 +298,13 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
         f"{next(iter(named.values()))['blocks']} blocks "
         f"of images and {_seeds(run)}; a cross stands where the null control's 1 - sigma is; dashed: the untrained network.",
     )
-    table = [{"augmentation": "untrained", "1 - sigma": math.nan, **{f"{title} error": value for title, value in untrained.items()}}]
+    table = [{"augmentation": "untrained", "1 - sigma": math.nan, **{f"{title} error": f"{value:.4f}" for title, value in untrained.items()}}]
     for name in errors["kNN"]:
         entry: dict[str, Any] = {"augmentation": name, "1 - sigma": float(np.mean(sigma[name]))}
         for title in ERRORS:
             values = errors[title][name]
-            entry[f"{title} error"] = float(np.mean(values))
-            if len(values) > 1:
-                entry[f"{title}, seeds"] = f"{min(values):.3f} to {max(values):.3f}"
+            over_seeds = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            entry[f"{title} error"] = f"{np.mean(values):.4f}{over_seeds}"
         table.append(entry)
     over = f"mean and range over {_seeds(run)}"
     report.table(table, f"Errors on clean test images after the last epoch, {over}, all on L2-normalised backbone features.")
@@ -325,7 +324,8 @@ def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: M
         name: float(np.mean([f["rows"]["area"][0] for key, f in features.items() if key[0] == "pairs" and key[1] == name and key[3] == method]))
         for name in pairs
     }
-    headline, table = [], []
+    headline: list[dict[str, Any]] = []
+    table: dict[str, dict[str, Any]] = {name: {"predictor": name} for name in PREDICTORS}
     for title, of in errors.items():
         y = {name: float(np.mean(of[name])) for name in pairs}
         seeds = [{name: of[name][seed] for name in pairs} for seed in range(min(len(of[name]) for name in pairs))]
@@ -342,7 +342,7 @@ def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: M
             x = {pair: kept["rows"][row][0] if row in kept["rows"] else math.nan for pair, kept in pairs.items()} if row else inside
             other = None if any(math.isnan(value) for value in x.values()) else association(x, y)
             if other is not None:
-                table.append({"predictor": name, "error": title, "Spearman": other.spearman.value, "p, one-sided": other.spearman.greater})
+                table[name][f"{title} error"] = f"{other.spearman.value:.2f} (p = {other.spearman.greater:.3f})"
     blocks = len(by_block(next(iter(pairs.values()))))
     run.report.table(
         headline,
@@ -353,7 +353,10 @@ def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: M
         "and no confidence interval for others.",
     )
     run.report.table(
-        table, "Other numbers of an augmentation as predictors, same test. They were not chosen beforehand: of so many, some will be small by chance."
+        list(table.values()),
+        "Other numbers as predictors of error: Spearman's correlation and its one-sided p, by the same test. They were not chosen beforehand: of "
+        "so many, "
+        "some p will be small by chance. The area in features is of the trained encoder, not of the augmentation alone.",
     )
 
 
