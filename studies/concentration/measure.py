@@ -266,19 +266,22 @@ def _sides(found: ConcentrationResult, delta: float, level: int | None = None) -
 
 def _sharpened(found: ConcentrationResult, block: Block, augmentation: Augmentation) -> tuple[ConcentrationResult, float]:
     """The result with every d_A of the most views lowered by a search that starts from the best sampled pair; the mean ratio of distances."""
-    size = (block.images.images.shape[2], block.images.images.shape[3])
-    at, ratios, matrices = len(found.levels) - 1, [], []
-    for d_A, views, images in zip(found.d_A, found.views, found.images, strict=True):
-        i, j = torch.triu_indices(len(images), len(images), 1)
-        u, v = views[at, i, j].long().unbind(1)
-        starts = [
-            augmentation.drawn(images[row] + block.first, view, size=size, seed=VIEW_SEED, identity=True) for row, view in ((i, u), (j, v))
-        ]
-        nearer = sharpen(augmentation, block.images.images[images[i]], block.images.images[images[j]], *starts).distance
+    pixels, at = block.images.images, len(found.levels) - 1
+    n = int(found.n[0])
+    i, j = torch.triu_indices(n, n, 1)
+    rows = [torch.cat([images[place] for images in found.images]) for place in (i, j)]
+    realised = torch.cat([views[at, i, j] for views in found.views]).long().unbind(1)
+    size = (pixels.shape[2], pixels.shape[3])
+    starts = [
+        augmentation.drawn(row + block.first, view, size=size, seed=VIEW_SEED, identity=True) for row, view in zip(rows, realised, strict=True)
+    ]
+    nearer = sharpen(augmentation, pixels[rows[0]], pixels[rows[1]], *starts).distance.split(len(i))
+    matrices, ratios = [], []
+    for d_A, distance in zip(found.d_A, nearer, strict=True):
         matrix = torch.zeros_like(d_A[at])
-        matrix[i, j] = torch.minimum(nearer, d_A[at, i, j])  # redrawn alone, a start may differ in the last bit
+        matrix[i, j] = torch.minimum(distance, d_A[at, i, j])  # redrawn alone, a start may differ in the last bit
         matrices.append((matrix + matrix.T)[None])
-        ratios.append((matrix[i, j].sum() / d_A[at, i, j].sum().clamp(min=1e-12)).item())
+        ratios.append((matrix.sum() / d_A[at].sum().clamp(min=1e-12)).item())
     return found._replace(d_A=tuple(matrices), views=tuple(v[at:] for v in found.views), levels=found.levels[at:]), float(np.mean(ratios))
 
 

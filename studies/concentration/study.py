@@ -76,7 +76,7 @@ class Settings:
     """Training and test images, class-balanced, whose views give alignment, divergence and class centers."""
     bank: int = 2000
     """Training images for kNN and linear probe, and as many test images; 0 takes all."""
-    per_class: int = 50
+    per_class: int = 30
     """Images of a class whose concentration is measured together (n)."""
     blocks: int = 3
     """Disjoint blocks of so many images of each class, each measured alone: the spread of the estimate."""
@@ -84,11 +84,11 @@ class Settings:
     """Views of each of them, the clean image first (V)."""
     delta: float = 0.5
     """Where 1-sigma is set against error, in units of delta_max, the 90 % quantile of the clean within-class distances."""
-    deep_views: int = 128
+    deep_views: int = 64
     """The curve in V goes up to so many views,"""
-    deep_per_class: int = 20
+    deep_per_class: int = 12
     """on so many images of a class (at most per_class)."""
-    sharpened: int = 8
+    sharpened: int = 4
     """Images of a class, of these, whose distances are sharpened by a search over the augmentation's parameters; 0 leaves it out."""
 
     def __post_init__(self) -> None:
