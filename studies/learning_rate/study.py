@@ -14,7 +14,7 @@ from marginlab.study import Cell, Run
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-headline = ("knn_error/backbone", "loss")
+headline = ("knn_error/backbone", "linear_error/backbone", "loss")
 
 
 @dataclass(frozen=True)
