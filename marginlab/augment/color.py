@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from kornia.enhance import adjust_brightness_accumulative
 from torch import Tensor
 
-from marginlab.augment.geometry import Coin
+from marginlab.augment.geometry import Coin, Tossed
 from marginlab.augment.operation import can_fall, check_probability, near_coin, near_number, per_image, where_on, within
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
@@ -168,7 +168,7 @@ def _each(images: Float[Tensor, "B 3 H W"], step: Int[Tensor, " B"], factors: li
 
 
 @dataclass(frozen=True)
-class Grayscale:
+class Grayscale(Tossed):
     """Grey in all three channels with probability p, (c).
 
     >>> Grayscale().apply(torch.rand(1, 3, 2, 2), Coin(torch.tensor([True]))).std(dim=1).max()
@@ -187,19 +187,3 @@ class Grayscale:
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Coin) -> Float[Tensor, "B 3 H W"]:
         """The images, those whose coin is true in grey."""
         return where_on(parameters.on, lambda chosen: grey(chosen).expand_as(chosen), images)
-
-    def near(self, parameters: Coin, key: Key, size: tuple[int, int], step: float | Tensor) -> Coin:
-        """Coins turned."""
-        return Coin(near_coin(parameters.on, key.named("Grayscale", "near"), self.p, step))
-
-    def supports(self, parameters: Coin, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Coins that can fall so."""
-        return can_fall(parameters.on, self.p)
-
-    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Coin:
-        """In colour; outside the support where p = 1."""
-        return Coin(torch.zeros(shape, dtype=torch.bool))
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """None: a coin has no values between."""
-        return {}

@@ -34,6 +34,28 @@ class Coin(NamedTuple):
     on: Tensor
 
 
+class Tossed:
+    """The search's view of an operation that only a coin of probability p decides."""
+
+    p: float
+
+    def near(self, parameters: Coin, key: Key, size: tuple[int, int], step: float | Tensor) -> Coin:
+        """Coins turned."""
+        return Coin(near_coin(parameters.on, key.named(type(self).__name__, "near"), self.p, step))
+
+    def supports(self, parameters: Coin, size: tuple[int, int]) -> Bool[Tensor, "..."]:
+        """Coins that can fall so."""
+        return can_fall(parameters.on, self.p)
+
+    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Coin:
+        """Not done; outside the support where p = 1."""
+        return Coin(torch.zeros(shape, dtype=torch.bool))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """None: a coin has no values between."""
+        return {}
+
+
 @dataclass(frozen=True)
 class ResizedCrop:
     """Random resized crop to the image's own size, (a): a box of random area and aspect ratio, enlarged to the whole image.
@@ -168,7 +190,7 @@ def _coordinates(n: int, start: Float[Tensor, " B"], length: Float[Tensor, " B"]
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(Tossed):
     """Mirror left and right with probability p, (e).
 
     >>> image = torch.arange(6.0).view(1, 1, 2, 3).expand(1, 3, 2, 3) / 6
@@ -188,19 +210,3 @@ class HorizontalFlip:
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Coin) -> Float[Tensor, "B 3 H W"]:
         """The images, those whose coin is true mirrored."""
         return where_on(parameters.on, lambda chosen: chosen.flip(-1), images)
-
-    def near(self, parameters: Coin, key: Key, size: tuple[int, int], step: float | Tensor) -> Coin:
-        """Coins turned."""
-        return Coin(near_coin(parameters.on, key.named("HorizontalFlip", "near"), self.p, step))
-
-    def supports(self, parameters: Coin, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Coins that can fall so."""
-        return can_fall(parameters.on, self.p)
-
-    def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Coin:
-        """Not mirrored; outside the support where p = 1."""
-        return Coin(torch.zeros(shape, dtype=torch.bool))
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """None: a coin has no values between."""
-        return {}
