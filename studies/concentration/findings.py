@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from marginlab.evaluation import Association, associate
+from marginlab.evaluation import associate
 
 from .measure import interval
 
@@ -94,14 +94,6 @@ def _in_depth(found: Mapping[str, Any]) -> list[float]:
     return by_level + ([deep["sharpened"]["within"][1]] if "sharpened" in deep else [])
 
 
-def association(x: Mapping[str, float], y: Mapping[str, float]) -> Association | None:
-    """Over the pairs of operations, if all pairs of the letters in use are there."""
-    try:
-        return associate(x, y)
-    except ValueError:
-        return None
-
-
 def findings(
     pixels: Mapping[str, Mapping[str, Any]],
     features: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -157,14 +149,12 @@ def _correlations(
     said = []
     for title, of in errors.items():
         y = {label: float(np.mean(of[label])) for label in pairs}
-        found = association({label: found["rows"]["1-sigma"][0] for label, found in pairs.items()}, y)
-        if found is None:
-            continue
+        found = associate({label: found["rows"]["1-sigma"][0] for label, found in pairs.items()}, y)
         rho, p = found.spearman.value, found.spearman.greater
         others = []
         for share in shares:
-            again = association({label: _at(kept, share) for label, kept in pairs.items()}, y)
-            others.append((share, again.spearman.value, again.spearman.greater) if again else (share, float("nan"), float("nan")))
+            again = associate({label: _at(kept, share) for label, kept in pairs.items()}, y)
+            others.append((share, again.spearman.value, again.spearman.greater))
         verdict = HOLDS if p <= 0.05 else FAILS if rho <= 0 else OPEN
         why = f"Spearman {rho:.2f}, p = {p:.3f} (one-sided, 120 relabellings)"
         said.append(Finding(f"over the ten pairs, {title} error rises with 1 - sigma", "section 5, Figure 3", verdict, why))

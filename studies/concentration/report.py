@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from marginlab.evaluation import associate_replicates
+from marginlab.evaluation import associate, associate_replicates
 from marginlab.study import Run
 
 from . import beside, figures
 from .beside import last
 from .figures import GRIDS, label
-from .findings import Orders, association, by_block, findings, in_words, orders
+from .findings import Orders, by_block, findings, in_words, orders
 
 LETTERS = "(a) resized crop, (b) Gaussian blur, (c) grey, (d) colour jitter, (e) horizontal flip"
 ERRORS = {"kNN": "knn_error/backbone", "nearest center": "nearest_center_error/backbone", "linear": "linear_error/backbone"}
@@ -321,9 +321,7 @@ def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: M
         y = {name: float(np.mean(of[name])) for name in pairs}
         seeds = [{name: of[name][seed] for name in pairs} for seed in range(min(len(of[name]) for name in pairs))]
         sigma = [{name: by_block(found)[block] for name, found in pairs.items()} for block in range(min(len(by_block(f)) for f in pairs.values()))]
-        found, spread = association({name: found["rows"]["1-sigma"][0] for name, found in pairs.items()}, y), associate_replicates(sigma, seeds)
-        if found is None:
-            continue
+        found, spread = associate({name: found["rows"]["1-sigma"][0] for name, found in pairs.items()}, y), associate_replicates(sigma, seeds)
         for statistic in ("spearman", "kendall", "pearson"):
             one, over = getattr(found, statistic), getattr(spread, statistic)
             entry = {"error": title, "statistic": statistic.capitalize(), "value": one.value}
@@ -331,7 +329,7 @@ def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: M
             headline.append({**entry, **tested, "lowest": over.least, "highest": over.largest, "standard deviation": over.deviation})
         for name, row in PREDICTORS.items():
             x = {pair: kept["rows"][row][0] if row in kept["rows"] else math.nan for pair, kept in pairs.items()} if row else inside
-            other = None if any(math.isnan(value) for value in x.values()) else association(x, y)
+            other = None if any(math.isnan(value) for value in x.values()) else associate(x, y)
             if other is not None:
                 table[name][f"{title} error"] = f"{other.spearman.value:.2f} (p = {other.spearman.greater:.3f})"
     blocks = len(by_block(next(iter(pairs.values()))))
