@@ -1,0 +1,58 @@
+"""CurricularFace: ArcFace's target, and non-target cosines that pass it weigh more as training goes on.
+
+    psi(c) = cos(theta + m)       a non-target c_j > psi(c_y) becomes c_j (t + c_j), slope t + 2 c_j       t <- (1 - momentum) t + momentum mean(c_y)
+
+t is a moving average of the mean target cosine over global batches: near 0 at first, when hard negatives are weakened, and larger later, when
+those with t + c_j > 1 are strengthened. The classifier applies it, with `Targets.hardness`; c_j is compared with psi(c_y) as it stands in the logit.
+
+Source: Huang et al. 2020 (CVPR).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from marginlab.margins.combined import combined
+from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_momentum, move
+from marginlab.settings import describe
+
+
+class CurricularFace(Margin):
+    """Angular margin with a curriculum over the hard negatives.
+
+    Parameters
+    ----------
+    m: angular margin, radians in [0, pi).
+    momentum: share of the newest batch in t.
+    gradient: "exact" or "straight_through", see `Margin`; it concerns the target only.
+
+    State: buffer `t`, moved in training mode before it is used; an empty batch, or a mean that is not finite, does not move it.
+
+    Raises
+    ------
+    ValueError: settings out of these ranges.
+
+    >>> margin = CurricularFace(0.5)
+    >>> margin.targets(torch.tensor([0.5, 0.7]), torch.ones(2)).hardness  # 0.01 * 0.6
+    tensor(0.0060)
+
+    """
+
+    batchwise = True
+    t: Tensor
+
+    def __init__(self, m: float = 0.5, momentum: float = 0.01, *, gradient: Gradient = "exact"):
+        super().__init__(gradient=gradient)
+        check_angle("m", m)
+        check_momentum(momentum)
+        self.m, self.momentum = m, momentum
+        self.register_buffer("t", torch.tensor(0.0))
+
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+        """Move t, then give ArcFace's targets with it."""
+        if self.training and len(cosine) > 0:
+            move(self.t, cosine.mean(), self.momentum)
+        return Targets(*combined(cosine, m2=self.m), hardness=self.t.to(cosine, copy=True))  # the buffer may move before the backward pass
+
+    def __repr__(self) -> str:
+        return describe("CurricularFace", m=self.m, momentum=self.momentum, gradient=self.gradient)

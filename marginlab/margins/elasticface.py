@@ -1,0 +1,87 @@
+"""ElasticFace: each row of each batch draws its own margin from a normal distribution around m.
+
+    m_i = m + std e_i,  e_i ~ N(0, 1)        psi(c_i) = cos(theta_i + m_i)  ("arc")    or    c_i - m_i  ("cos")
+
+The draw is a function of (seed, step, row of the global batch): equal on any device and for any number of ranks. "plus" gives the drawn margins
+out by rank: the row with the largest target cosine gets the smallest margin, and so on, so that what is already near is pulled less. The
+published code of that variant takes the sorting permutation where its inverse is meant, so that its pairing follows no rank.
+
+Source: Boutros et al. 2022 (CVPR workshops) and its code: m = 0.5 with "arc", 0.35 with "cos", std 0.0125.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from marginlab.margins.combined import combined
+from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite
+from marginlab.rng import Key
+from marginlab.settings import describe, nearest
+
+Kind = Literal["arc", "cos"]
+
+FARTHEST = 6.67  # Key.normal makes a normal number of a 32-bit word: none is beyond sqrt(2 log 2^32) = 6.661
+
+
+class ElasticFace(Margin):
+    """Margins drawn anew for each row.
+
+    Parameters
+    ----------
+    m: mean margin; radians with kind "arc".
+    std: standard deviation of the margins, not negative. With "arc" the farthest draw, m + 6.67 std, stays below pi.
+    kind: "arc": the margin is added to the angle; "cos": it is subtracted from the cosine.
+    plus: pair the drawn margins with the rows by the rank of their cosines.
+    seed: of the draws.
+    gradient: "exact" or "straight_through", see `Margin`.
+
+    State: buffer `step` (int64), the number of batches drawn for. In evaluation mode every row has the margin m and nothing moves; nor does
+    it for an empty batch.
+
+    Raises
+    ------
+    ValueError: settings out of these ranges.
+
+    >>> ElasticFace(0.35, std=0.05, kind="cos", plus=True).targets(torch.tensor([0.2, 0.6, 0.4]), torch.ones(3)).value
+    tensor([-0.1671,  0.2467,  0.0355])
+
+    """
+
+    batchwise = True  # a row's place in the global batch addresses its draw; its rank there, its margin
+    step: Tensor
+
+    def __init__(self, m: float = 0.5, std: float = 0.0125, kind: Kind = "arc", plus: bool = False, seed: int = 0, *, gradient: Gradient = "exact"):
+        super().__init__(gradient=gradient)
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind is not {kind!r}: {nearest(kind, get_args(Kind))}")
+        if not 0 <= std < math.inf:
+            raise ValueError(f"The standard deviation std of the margins is finite and not negative, such as 0.0125, not {std}.")
+        if kind == "arc":
+            check_angle("m", m)
+            if not m + FARTHEST * std < math.pi:
+                raise ValueError(f"The farthest draw of the margin, m + {FARTHEST} std = {m + FARTHEST * std:.4g}, reaches pi. Take a smaller std.")
+        else:
+            check_finite("m", m)
+        self.m, self.std, self.kind, self.plus, self.seed = m, std, kind, plus, seed
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+        """Draw the margins, pair them, and take the step."""
+        margins = self._drawn(cosine) if self.training and len(cosine) > 0 else torch.full_like(cosine, self.m)
+        return Targets(*(combined(cosine, m2=margins) if self.kind == "arc" else combined(cosine, m3=margins)))
+
+    def _drawn(self, cosine: Tensor) -> Tensor:
+        rows = torch.arange(len(cosine), device=cosine.device)
+        draws = Key(self.seed).named("elastic").at(self.step.to(cosine.device), rows).normal()
+        self.step += 1
+        margins = self.m + self.std * draws.to(cosine)
+        if self.plus:
+            farthest_last = cosine.argsort(descending=True, stable=True)
+            margins = torch.empty_like(margins).index_copy_(0, farthest_last, margins.sort().values)
+        return margins
+
+    def __repr__(self) -> str:
+        return describe("ElasticFace", **{name: getattr(self, name) for name in ("m", "std", "kind", "plus", "seed", "gradient")})

@@ -1,0 +1,128 @@
+"""The interface of a margin: what it makes of the cosine between a feature and the center of its own class.
+
+    target logit = scale * psi(c),    c = x . w_y / (|x| |w_y|),    d loss / d c = (d loss / d target logit) * scale * psi'(c)
+
+A margin is a module because some have state: it moves to a device and is saved with the classifier that holds it. It sees the target cosines
+and the feature norms only, never a (B, C) matrix: what it says about the other cosines of a row is one number for all of them (`hardness`).
+It answers with values and derivatives, detached: the classifier multiplies by them in its own backward pass.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab.settings import nearest
+
+Gradient = Literal["exact", "straight_through"]
+
+
+class Targets(NamedTuple):
+    """What a margin makes of the target cosines of a (global) batch: (B,) each, float32 or float64, detached from autograd.
+
+    value: psi(c), which stands where the target cosine stood; the target logit is scale * value.
+    slope: d psi / d c; the true one, or 1 with gradient="straight_through". Finite and not negative.
+    norm_slope: d psi / d |x|, where the margin depends on the norm of the feature and is learned through it (MagFace).
+    penalty: added to each row's loss, a function of |x| (MagFace's regulariser, its weight included).
+    penalty_slope: d penalty / d |x|.
+    hardness: t of CurricularFace, a tensor without dimensions: a non-target cosine c_j > value becomes c_j (t + c_j), with slope t + 2 c_j.
+    """
+
+    value: Float[Tensor, " B"]
+    slope: Float[Tensor, " B"]
+    norm_slope: Float[Tensor, " B"] | None = None
+    penalty: Float[Tensor, " B"] | None = None
+    penalty_slope: Float[Tensor, " B"] | None = None
+    hardness: Float[Tensor, ""] | None = None
+
+
+class Margin(nn.Module, ABC):
+    """What every margin has. A margin of one's own overrides `compute`, and sets `batchwise` where one row's margin depends on the others.
+
+    gradient: "exact": the slope is d psi / d c. "straight_through": it is 1, so that the margin moves the target logit but not the size of its
+        gradient (insightface since December 2022). It concerns the cosine only: slopes by the norm stay the true ones.
+    batchwise: True: `targets` needs the cosines and norms of the whole global batch, in the order of the ranks. False: any part will do.
+
+    >>> class Halved(Margin):
+    ...     def compute(self, cosine, norm):
+    ...         return Targets(cosine / 2, torch.full_like(cosine, 0.5))
+    >>> Halved(gradient="straight_through").targets(torch.tensor([0.4]), torch.ones(1))[:2]
+    (tensor([0.2000]), tensor([1.]))
+    """
+
+    batchwise: bool = False
+
+    def __init__(self, *, gradient: Gradient = "exact"):
+        super().__init__()
+        if gradient not in get_args(Gradient):
+            raise ValueError(f"gradient is not {gradient!r}: {nearest(gradient, get_args(Gradient))}")
+        self.gradient: Gradient = gradient
+
+    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+        """What stands for these target cosines. In training mode it moves the margin's own state on, so call it once a batch.
+
+        Parameters
+        ----------
+        cosine: between each feature and the center of its class; rounding beyond [-1, 1] is clamped, half precisions become float32.
+        norm: of each feature before it was normalised.
+
+        Raises
+        ------
+        ValueError: not one norm for each cosine.
+        TypeError: not floating point.
+
+        """
+        if cosine.ndim != 1 or cosine.shape != norm.shape:
+            raise ValueError(
+                f"A margin takes target cosines (B,) and as many feature norms (B,), not {tuple(cosine.shape)} and {tuple(norm.shape)}. "
+                "Take the column of each row's own class; norms are embeddings.norm(dim=1)."
+            )
+        with torch.no_grad():
+            cosine = clamped(cosine)
+            made = self.compute(cosine, norm.detach().to(cosine.dtype))
+        return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
+
+    @abstractmethod
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+        """The rule itself, with the true slope; cosines in [-1, 1], both float32 or both float64, detached, without autograd."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refuse to be called like a loss (TypeError)."""
+        raise TypeError(
+            f"{type(self).__name__} is a margin, no loss: write MarginSoftmax(num_classes, dim, margin={self!r}) and call that with "
+            "(embeddings, labels). The margin's own numbers are targets(cosine, norm)."
+        )
+
+
+def clamped(cosine: Tensor) -> Tensor:
+    """Cosines detached, in float32 or float64 and in [-1, 1]; a NaN stays one. TypeError for what is not floating point."""
+    if not cosine.is_floating_point():
+        raise TypeError(f"Cosines are floating point, not {cosine.dtype}. Were labels given in their place?")
+    return cosine.detach().to(torch.promote_types(cosine.dtype, torch.float32)).clamp(-1, 1)
+
+
+def move(state: Tensor, new: Tensor, momentum: float) -> None:
+    """One step of an exponential moving average in place; a number that is not finite, of an overflowing step under fp16, moves nothing."""
+    old = state.to(new)
+    state.copy_(torch.where(new.isfinite(), old.lerp(new, momentum), old))
+
+
+def check_angle(name: str, value: float) -> None:
+    """Refuse what is no angular margin (ValueError)."""
+    if not 0 <= value < math.pi:
+        raise ValueError(f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees are turned by math.radians.")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Refuse what is no number (ValueError)."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is a finite number, such as 0.35, not {value}.")
+
+
+def check_momentum(value: float) -> None:
+    """Refuse what is no momentum of a moving average (ValueError)."""
+    if not 0 < value <= 1:
+        raise ValueError(f"The momentum of a moving average is the share of the new batch, in (0, 1], such as 0.01, not {value}.")
