@@ -1,7 +1,9 @@
-"""Optimizers and learning-rate schedules as small values in call notation; they are given parameters, or steps, when training begins."""
+"""Optimizers and schedules: values in call notation, and the row-sparse optimizers, which are made with their parameters as torch's are."""
 
+from marginlab.optim.lazy_adamw import LazyAdamW as LazyAdamW
+from marginlab.optim.lazy_sgd import LazySGD as LazySGD
 from marginlab.optim.schedules import Constant as Constant
 from marginlab.optim.schedules import WarmupCosine as WarmupCosine
 from marginlab.optim.sgd import SGD as SGD
 
-__all__ = ["SGD", "Constant", "WarmupCosine"]
+__all__ = ["SGD", "Constant", "LazyAdamW", "LazySGD", "WarmupCosine"]
