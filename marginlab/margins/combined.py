@@ -53,19 +53,19 @@ def combined(
     floor = SMALLEST_SINE[c.dtype]
     sine = ((1 - c) * (1 + c)).sqrt()
     safe = sine.clamp_min(floor)
+    theta = torch.atan2(sine, c)
     if m1 == 1:  # the addition theorem alone: without m2, psi is c - m3 and its slope 1, to the last bit
         cosine_m1, sine_m1, ratio = c, sine, torch.ones_like(c)
     else:
-        angle = m1 * torch.atan2(sine, c)
-        cosine_m1, sine_m1 = angle.cos(), angle.sin()
+        cosine_m1, sine_m1 = (m1 * theta).cos(), (m1 * theta).sin()
         ratio = torch.where((sine < floor) & (c > 0), m1, sine_m1 / safe)  # sin(m1 theta) / sin(theta) -> m1
     curve = cosine_m1 * shift.cos() - sine_m1 * shift.sin()
     slope = m1 * (ratio * shift.cos() + cosine_m1 * shift.sin() / safe)
 
     turning = ((math.pi - shift) / m1).clamp(0, math.pi).cos()
-    highest = (-shift / m1).clamp(0, math.pi).cos()
-    value = torch.where(c < turning, c - turning - 1, torch.where(c > highest, 1.0, curve))
-    slope = torch.where(c < turning, 1.0, torch.where(c > highest, 0.0, slope.clamp_min(0)))  # at the joints it rounds to either side of 0
+    clipped = m1 * theta < -shift  # asked of angles: the cosine of a small one rounds to 1
+    value = torch.where(c < turning, c - turning - 1, torch.where(clipped, 1.0, curve))
+    slope = torch.where(c < turning, 1.0, torch.where(clipped, 0.0, slope.clamp_min(0)))  # at the joints it rounds to either side of 0
     return value - (m3.detach().to(c) if isinstance(m3, Tensor) else m3), slope
 
 

@@ -108,6 +108,22 @@ def test_the_value_rises_with_the_cosine_and_has_no_jump(triple):
         torch.testing.assert_close(value_there, torch.full_like(joint, at), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_the_joints_the_slope_does_not_round_below_zero(dtype):
+    m2 = torch.linspace(-3, 3, 4001, dtype=dtype)
+    joint = torch.where(m2 > 0, -m2.cos(), m2.cos())
+    for towards in (-2.0, 2.0):
+        value, slope = combined(torch.nextafter(joint, torch.full_like(joint, towards)), m2=m2)
+        assert bool((slope >= 0).all())
+        torch.testing.assert_close(value, torch.where(m2 > 0, -torch.ones_like(m2), torch.ones_like(m2)), rtol=0, atol=4e-7)
+
+
+def test_a_small_clipped_angle_is_flat_at_the_center_though_its_sine_is_clamped():
+    for dtype, m2 in ((torch.float32, -1e-4), (torch.float64, -1e-7)):
+        value, slope = combined(torch.ones(1, dtype=dtype), m2=m2)
+        assert (float(value), float(slope)) == (1, 0)
+
+
 @given(triples, st.floats(0.01, 0.1))
 def test_the_value_falls_with_each_margin(triple, more):
     value = CombinedMargin(*triple).value(grid(301))
