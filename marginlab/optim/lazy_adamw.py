@@ -97,8 +97,7 @@ class LazyAdamW(RowSparse):
             factor[place, None].to(w.dtype) for factor in (decay**k, b1**k, b2**k, lr * _drift(b1, b2, decay, pairs[0], pairs[1]))
         )
         w.mul_(kept)
-        if b1:  # else no step follows a gradient, and v = 0, m = 0 with eps = 0 would be no number
-            w.sub_(torch.where(m == 0, m, way * m / v.sqrt().add_(group["eps"])))
+        w.sub_(torch.where(m == 0, m, way * m / v.sqrt().add_(group["eps"])))  # a row that was never met has m = v = 0, and eps may be 0
         m.mul_(mean)
         v.mul_(square)
 

@@ -245,3 +245,13 @@ def test_the_first_update_of_a_row_met_late_is_one_learning_rate_when_lazy():
     assert moved["lazy"] == pytest.approx(1.0, abs=1e-6)
     assert moved["dense"] == pytest.approx(0.1 / 0.001**0.5, rel=0.03)  # 3.16
     assert moved["decayed"] == pytest.approx(moved["dense"], rel=1e-9)
+
+
+def test_a_row_that_was_never_met_decays_alone_when_eps_is_zero():
+    w = torch.nn.Parameter(torch.ones(2, 1, dtype=torch.float64))
+    optimizer = LazyAdamW([w], 0.1, eps=0.0, weight_decay=0.5, semantics="decayed")
+    for _ in range(3):
+        w.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 1, dtype=torch.float64), (2, 1), check_invariants=True)
+        optimizer.step()
+    optimizer.catch_up(w)
+    assert float(w.detach()[1]) == pytest.approx(0.95**3, rel=1e-12)
