@@ -7,14 +7,18 @@ and any one of them can be made again alone. The words are made of integer opera
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Philox's constants for four 32-bit words
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+_UNIFORM_BITS = 32  # two places of `Key.shuffle` are jointly uniform to about this many bits
+_FEWEST_ROUNDS = 4
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -29,6 +33,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
         a, b, c, d = (q >> 32 & _MASK) ^ b ^ low, q & _MASK, (p >> 32 & _MASK) ^ d ^ high, p & _MASK
         low, high = low + _WEYL[0] & _MASK, high + _WEYL[1] & _MASK
     return a, b, c, d
+
+
+def _below(high: int, a: Tensor, b: Tensor) -> Tensor:
+    """floor(high * (a * 2**32 + b) / 2**64), in 64-bit steps that do not overflow: uniform in [0, high) for uniform 32-bit words."""
+    return (a * high + (b * high >> 32)) >> 32
 
 
 def _hash(*parts: int | str) -> int:
@@ -113,8 +122,7 @@ class Key:
         if not 0 < high <= 1 << 31:
             raise ValueError(f"integers(high) draws from [0, high) with 1 <= high <= 2**31, not {high}.")
         a, b, _, _ = self.words()
-        # floor(high * (a * 2**32 + b >> 2) / 2**62), in 64-bit steps that do not overflow
-        return (a * high + (b * high >> 32)) >> 32
+        return _below(high, a, b)
 
     def normal(self) -> Tensor:
         """Standard normal numbers, float32, by Box and Muller in float64 (equal across devices to float32 rounding)."""
@@ -125,6 +133,73 @@ class Key:
     def permutation(self, n: int) -> Tensor:
         """A uniform permutation of 0..n-1, int64; the key's own indices must be plain integers."""
         return torch.argsort(self.at(torch.arange(n)).bits(), stable=True)
+
+    def shuffle(self, index: Int[Tensor, "n"], n: int) -> Int[Tensor, "*keys n"]:
+        """Where a keyed permutation of 0..n-1 takes the places in `index`, without the rest of it: time O(len(index) + sqrt(n)).
+
+        A place is a pair (l, r) in Z_a x Z_b, with a = ceil(sqrt(n)) and b = ceil(n / a), both at least 2. A round adds to each half a random
+        function of the other, and can be undone, so that t rounds permute the a*b pairs:
+
+            l <- l + F(r) mod a,        r <- r + G(l) mod b.
+
+        The functions are tables: one Philox call on t*a counters makes all of them, of 64 bits an entry (bias below a * 2**-64). A place that
+        comes out at n or beyond (from n = 3 on fewer than a do) goes through again until it is inside (cycle-walking: Black and Rogaway 2002,
+        "Ciphers with arbitrary finite domains"); what remains is a permutation of 0..n-1, uniform if the one of a*b is.
+
+        Two places apart in one half only stay so through a round with probability at most 1/b, and any other round spreads them: their
+        joint distribution nears the uniform one as b**-t, and t is taken so that this is at most 2**-32, and at least 4. That is a law of
+        pairs (tests look at triples too), not of the whole: the n! orders cannot all be reached from a few words; for those see `permutation`,
+        which is another permutation, not this one. A power-of-two Feistel network would walk up to 3 times, and mixes small n badly.
+
+        Parameters
+        ----------
+        index: places in [0, n), one dimension, any order, repeated or not.
+        n: length of the permutation, 1 <= n <= 2**32.
+
+        Returns int64 of the shape of the key's own indices (plain integers: none), then of `index`, on the device of `index`. The key's
+        indices are at most three.
+
+        Raises
+        ------
+        ValueError: n out of range, or a place outside [0, n).
+
+        >>> key = Key(0).named("negatives").at(7)
+        >>> sorted(key.shuffle(torch.arange(5), 5).tolist())
+        [0, 1, 2, 3, 4]
+        >>> whole, part = key.shuffle(torch.arange(100), 100), key.shuffle(torch.tensor([42, 3]), 100)
+        >>> bool((part == whole[[42, 3]]).all())
+        True
+
+        """
+        if not 1 <= n <= 1 << 32:
+            raise ValueError(f"shuffle(index, n) permutes 0..n-1 with 1 <= n <= 2**32, not n = {n}.")
+        if index.numel():
+            low, high = (int(bound) for bound in index.aminmax())
+            if low < 0 or high >= n:
+                raise ValueError(f"shuffle(index, {n}) takes places in [0, {n}), not {low if low < 0 else high}. Give indices of the permutation.")
+        a = max(2, math.isqrt(n - 1) + 1)
+        b = max(2, -(-n // a))
+        rounds = max(_FEWEST_ROUNDS, -(-_UNIFORM_BITS // (b.bit_length() - 1)))
+        entries = torch.arange(rounds * a, device=index.device)
+        key = replace(self, indices=tuple(i[..., None] if isinstance(i, Tensor) else i for i in self.indices))
+        words = key.named("shuffle", n).at(entries).words()
+        keys = words[0].shape[:-1]
+        to_left, to_right = _below(a, *words[:2]).flatten(), _below(b, *words[2:]).flatten()
+        # Places and tables lie flat: the tables of key number j begin at j * rounds * a
+        tables = torch.arange(keys.numel(), device=index.device).repeat_interleave(len(index)) * len(entries)
+        places = index.long().repeat(keys.numel())
+        walking = torch.arange(len(places), device=index.device)
+        while len(walking):
+            first, place = tables[walking], places[walking]
+            left, right = place // b, place % b
+            for _ in range(rounds):
+                left = (left + to_left.index_select(0, first + right)) % a
+                right = (right + to_right.index_select(0, first + left)) % b
+                first = first + a
+            place = left * b + right
+            places[walking] = place
+            walking = walking[place >= n]
+        return places.view(*keys, len(index))
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """A torch.Generator seeded by this key, for what draws in order: initial weights."""

@@ -1,10 +1,13 @@
+import math
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
+from hypothesis import example, given
 
+from marginlab import rng
 from marginlab.rng import Key, philox
 
 
@@ -72,6 +75,104 @@ def test_permutations_are_uniform():
     counts = np.unique(seen.numpy(), axis=0, return_counts=True)[1]
     assert len(counts) == 6
     assert scipy.stats.chisquare(counts).pvalue > 0.01
+
+
+@given(st.integers(0, 2**40), st.one_of(st.integers(1, 80), st.integers(81, 3_000)), st.randoms())
+@example(0, 1, None)
+@example(0, 2, None)
+@example(5, 1_000_000, None)
+def test_a_shuffle_is_a_permutation_and_a_part_of_it_is_the_same(seed, n, random):
+    key = Key(seed).named("classes").at(3)
+    whole = key.shuffle(torch.arange(n), n)
+    assert torch.equal(whole.sort().values, torch.arange(n))
+    part = torch.tensor([random.randrange(n) for _ in range(9)] if random else [n - 1, 0, n // 2, 0])
+    assert torch.equal(key.shuffle(part, n), whole[part])
+    assert torch.equal(key.shuffle(part.int(), n), whole[part])
+    assert key.shuffle(part[:0], n).tolist() == []
+
+
+def test_the_largest_shuffle_stays_in_range_and_repeats_nothing():
+    index = torch.cat((torch.arange(2**32 - 5_000, 2**32), torch.arange(5_000)))
+    places = Key(0).shuffle(index, 2**32)
+    assert places.min() >= 0
+    assert places.max() < 2**32
+    assert len(places.unique()) == len(index)
+    assert scipy.stats.kstest(places.numpy() / 2**32, "uniform").pvalue > 0.01
+
+
+def test_shuffles_of_other_seeds_names_places_and_lengths_differ():
+    keys = [Key(0), Key(1), Key(0).named("a"), Key(0).at(1), Key(0).at(2), Key(0).at(0, 0, 1)]
+    assert len({tuple(key.shuffle(torch.arange(50), 50).tolist()) for key in keys}) == len(keys)
+    assert Key(0).shuffle(torch.arange(20), 99).tolist() != Key(0).shuffle(torch.arange(20), 100).tolist()
+
+
+def test_many_keys_shuffle_at_once_each_as_alone():
+    index = torch.tensor([6, 0, 3, 3])
+    for n in (7, 11, 100):  # at 7 and 11 some places walk
+        together = Key(4).at(torch.arange(12).view(4, 3), 5).shuffle(index, n)
+        assert together.shape == (4, 3, 4)
+        alone = [Key(4).at(step, 5).shuffle(index, n) for step in range(12)]
+        assert torch.equal(together.view(12, 4), torch.stack(alone))
+
+
+def pair_uniformity(n):
+    """The p values of chi-square over all ordered pairs of places: of two that begin in one half, in the other, and in none."""
+    b = -(-n // (math.isqrt(n - 1) + 1))
+    index = torch.tensor([0, 1, b, n - 1])
+    cells = n * (n - 1)
+    first, *others = Key(1).named("pairs").at(torch.arange(max(4_000, 6 * cells))).shuffle(index, n).T
+    counts = (torch.bincount(first * (n - 1) + other - (other > first).long(), minlength=cells) for other in others)
+    return [scipy.stats.chisquare(count.numpy()).pvalue for count in counts]
+
+
+def test_two_places_of_a_shuffle_are_jointly_uniform():
+    values = [value for n in (*range(5, 18), *range(18, 65, 5), 64) for value in pair_uniformity(n)]
+    assert min(values) > 0.01 / len(values)  # Bonferroni
+    assert scipy.stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_the_test_of_pairs_sees_rounds_that_are_too_few(monkeypatch):
+    monkeypatch.setattr(rng, "_UNIFORM_BITS", 4)
+    monkeypatch.setattr(rng, "_FEWEST_ROUNDS", 2)
+    assert max(min(pair_uniformity(n)) for n in range(13, 20)) < 1e-6  # two rounds leave 4**-2
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_short_shuffles_are_uniform_over_all_orders(n):
+    seen = Key(2).named("orders").at(torch.arange(6_000)).shuffle(torch.arange(n), n)
+    counts = np.unique(seen.numpy(), axis=0, return_counts=True)[1]
+    assert len(counts) == math.factorial(n)
+    assert scipy.stats.chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("n", [9, 12, 16])  # 9 = 3 x 3 reaches even permutations only, and triples do not see it
+def test_three_places_of_a_shuffle_are_jointly_uniform(n):
+    for index in ([0, 1, 2], [0, 4, n - 1]):
+        x, y, z = Key(3).named("triples").at(torch.arange(20_000)).shuffle(torch.tensor(index), n).T
+        assert ((x != y) & (y != z) & (x != z)).all()
+        counts = np.unique((x * n + y) * n + z, return_counts=True)[1]
+        cells = n * (n - 1) * (n - 2)
+        assert scipy.stats.chisquare(np.pad(counts, (0, cells - len(counts)))).pvalue > 0.001
+
+
+def test_the_first_places_of_a_shuffle_are_a_simple_random_sample():
+    taken = Key(5).named("sets").at(torch.arange(3_000)).shuffle(torch.arange(100), 1_000)
+    law = scipy.stats.hypergeom(1_000, 250, 100)
+    edges = law.ppf(np.linspace(0.1, 0.9, 9))
+    expected = np.diff([0, *law.cdf(edges), 1])
+    for name, inside in {"a block": taken < 250, "one residue": taken % 4 == 1}.items():
+        counts = np.bincount(np.searchsorted(edges, inside.sum(1).numpy()), minlength=10)
+        assert scipy.stats.chisquare(counts, 3_000 * expected).pvalue > 0.01, name
+
+
+def test_bad_shuffles_are_refused():
+    for n in (0, 2**32 + 1):
+        with pytest.raises(ValueError, match=f"not n = {n}"):
+            Key(0).shuffle(torch.arange(1), n)
+    with pytest.raises(ValueError, match=r"takes places in \[0, 5\), not 5"):
+        Key(0).shuffle(torch.arange(6), 5)
+    with pytest.raises(ValueError, match="not -1"):
+        Key(0).shuffle(torch.tensor([-1, 2]), 5)
 
 
 def test_a_generator_is_seeded_by_its_key():
