@@ -17,8 +17,8 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Philox's constants for four 32-bit words
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_UNIFORM_BITS = 32  # two places of `Key.shuffle` are jointly uniform to about this many bits
-_FEWEST_ROUNDS = 4
+_UNIFORM_BITS = 32  # two places of `Key.shuffle` are jointly uniform to this many bits
+_FEWEST_ROUNDS = 4  # of two steps each: twice the four steps of Luby and Rackoff 1988
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,10 +146,10 @@ class Key:
         comes out at n or beyond (from n = 3 on fewer than a do) goes through again until it is inside (cycle-walking: Black and Rogaway 2002,
         "Ciphers with arbitrary finite domains"); what remains is a permutation of 0..n-1, uniform if the one of a*b is.
 
-        Two places apart in one half only stay so through a round with probability at most 1/b, and any other round spreads them: their
-        joint distribution nears the uniform one as b**-t, and t is taken so that this is at most 2**-32, and at least 4. That is a law of
-        pairs (tests look at triples too), not of the whole: the n! orders cannot all be reached from a few words; for those see `permutation`,
-        which is another permutation, not this one. A power-of-two Feistel network would walk up to 3 times, and mixes small n badly.
+        Two places that differ in one half only stay so through a round with probability at most 1/b, and are spread otherwise: where a*b = n,
+        the law of a pair is within b**(1-t) of the uniform one in total variation (a test computes it), and t, at least 4, makes that less
+        than 2**-32. This is a law of pairs (tests look at triples and whole sets too): of the n! orders not all can be reached from the bits of
+        a key, nor an odd one where a*b = n is odd. `permutation` draws all orders of a short list; it is another permutation, not this one.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class Key:
                 raise ValueError(f"shuffle(index, {n}) takes places in [0, {n}), not {low if low < 0 else high}. Give indices of the permutation.")
         a = max(2, math.isqrt(n - 1) + 1)
         b = max(2, -(-n // a))
-        rounds = max(_FEWEST_ROUNDS, -(-_UNIFORM_BITS // (b.bit_length() - 1)))
+        rounds = max(_FEWEST_ROUNDS, 1 - (-_UNIFORM_BITS // (b.bit_length() - 1)))
         entries = torch.arange(rounds * a, device=index.device)
         key = replace(self, indices=tuple(i[..., None] if isinstance(i, Tensor) else i for i in self.indices))
         words = key.named("shuffle", n).at(entries).words()

@@ -132,9 +132,42 @@ def test_two_places_of_a_shuffle_are_jointly_uniform():
 
 
 def test_the_test_of_pairs_sees_rounds_that_are_too_few(monkeypatch):
-    monkeypatch.setattr(rng, "_UNIFORM_BITS", 4)
+    monkeypatch.setattr(rng, "_UNIFORM_BITS", 1)
     monkeypatch.setattr(rng, "_FEWEST_ROUNDS", 2)
-    assert max(min(pair_uniformity(n)) for n in range(13, 20)) < 1e-6  # two rounds leave 4**-2
+    assert max(min(pair_uniformity(n)) for n in range(13, 26)) < 1e-6
+
+
+def law_of_a_difference(a, b, rounds):
+    """The exact chance that two places of Z_a x Z_b that differ by row i differ by column i after so many rounds."""
+    left, right = np.eye(a * b), np.eye(a * b)
+    for dl in range(a):
+        for dr in range(b):
+            if dr:  # other rows: other words are added to the left halves
+                left[dl * b + dr] = np.tile(np.eye(b)[dr], a) / a
+            if dl:
+                right[dl * b + dr] = np.repeat(np.eye(a)[dl], b) / b
+    return np.linalg.matrix_power(left @ right, rounds)[1:, 1:]
+
+
+def test_a_pair_is_as_near_to_uniform_as_it_is_said():
+    for a, b in [(2, 2), (3, 2), (3, 3), (4, 3), (5, 5), (8, 7), (13, 12)]:
+        for rounds in range(1, 9):
+            law = law_of_a_difference(a, b, rounds)
+            np.testing.assert_allclose(law.sum(1), 1)
+            assert 0.5 * np.abs(law - 1 / (a * b - 1)).sum(1).max() <= b ** (1 - rounds)
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_pair_follows_its_exact_law(monkeypatch, rounds):
+    a, b = 4, 3  # 12 places, none walks
+    monkeypatch.setattr(rng, "_FEWEST_ROUNDS", rounds)
+    monkeypatch.setattr(rng, "_UNIFORM_BITS", 1)
+    origin, *others = Key(6).named("law").at(torch.arange(20_000)).shuffle(torch.arange(12), 12).T
+    law = law_of_a_difference(a, b, rounds)
+    for start, other in enumerate(others):
+        difference = (other // b - origin // b) % a * b + (other % b - origin % b) % b
+        counts = torch.bincount(difference, minlength=12)[1:]
+        assert scipy.stats.chisquare(counts.numpy(), 20_000 * law[start]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
