@@ -64,21 +64,23 @@ def counts(n: int, group: dist.ProcessGroup | None = None, device: torch.device 
     return held.tolist()
 
 
-def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def gather(x: Tensor, group: dist.ProcessGroup | None = None, *, held: list[int] | None = None, factor: float = 1.0) -> Tensor:
     """The rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...). Ranks may hold different numbers of rows, also none.
 
-    The backward pass sums over the ranks the gradients that each has for this rank's rows, so a loss that uses gathered rows is exact.
+    The backward pass sums over the ranks the gradients that each has for this rank's rows, so a loss that uses gathered rows is exact; `factor`
+    multiplies that sum. `held` are the ranks' `counts` where they are known already.
 
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
-    return x if size(group) == 1 else _Gather.apply(x, group)
+    return x if size(group) == 1 else _Gather.apply(x, group, held, factor)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group, ctx.rows = group, counts(len(x), group, x.device)
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float) -> Tensor:
+        ctx.group, ctx.factor = group, factor
+        ctx.rows = counts(len(x), group, x.device) if held is None else held
         widest = max(ctx.rows)  # gloo refuses unequal sizes: every rank sends the widest
         sent = x.new_zeros(widest, *x.shape[1:])
         sent[: len(x)] = x
@@ -87,11 +89,74 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(out, ctx.rows, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.group)
         start = sum(ctx.rows[: rank(ctx.group)])
-        return grad[start : start + ctx.rows[rank(ctx.group)]], None
+        return grad[start : start + ctx.rows[rank(ctx.group)]] * ctx.factor, None, None, None
+
+
+def own(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """This rank's rows of a tensor (B, ...) that every rank has computed alike; the backward pass brings together what each makes of its own.
+
+    >>> own(torch.ones(2), [2])
+    tensor([1., 1.])
+    """
+    return x if size(group) == 1 else _Own.apply(x, held, group)
+
+
+class _Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None) -> Tensor:
+        ctx.held, ctx.group = held, group
+        start = sum(held[: rank(group)])
+        return x[start : start + held[rank(group)]].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return gather(grad, ctx.group, held=ctx.held), None, None
+
+
+def agreed(n: int, error: Exception | None, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> list[int]:
+    """`counts`, and whether any rank has found an error: then every rank raises, so that none waits for a collective that another never enters.
+
+    Raises the error where it was found, and ValueError with its words and the number of the rank elsewhere.
+
+    >>> agreed(3, None)
+    [3]
+    """
+    if size(group) == 1:
+        if error is not None:
+            raise error
+        return [n]
+    held = torch.zeros(size(group), 2, dtype=torch.int64, device=device)
+    held[rank(group)] = torch.tensor([n, error is not None], device=device)
+    dist.all_reduce(held, group=group)
+    rows: list[int]
+    rows, failed = held.T.tolist()
+    if any(failed):
+        said: list[str | None] = [None] * size(group)
+        dist.all_gather_object(said, None if error is None else str(error), group=group)
+        if error is not None:
+            raise error
+        number = next(r for r, text in enumerate(said) if text is not None)
+        raise ValueError(f"Rank {number} of {size(group)} refused its batch: {said[number]}")
+    return rows
+
+
+def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The tensors of all ranks, of one shape everywhere, stacked in the order of the ranks: (...) -> (N, ...). Without gradient.
+
+    What every rank then computes of it is the same on each, to the last bit.
+
+    >>> all_equal(torch.ones(3)).shape
+    torch.Size([1, 3])
+    """
+    if size(group) == 1:
+        return x[None]
+    out = [torch.empty_like(x) for _ in range(size(group))]
+    dist.all_gather(out, x.contiguous(), group=group)
+    return torch.stack(out)
 
 
 def broadcast(value: Any, group: dist.ProcessGroup | None = None) -> Any:

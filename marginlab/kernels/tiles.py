@@ -1,0 +1,250 @@
+"""Tiles of the logits between rows and class centers: what a softmax over classes is summed from, one tile of columns at a time.
+
+    z_ij = s max_k x_i . w_jk / (|x_i| |w_jk|) + lift_j,        -inf where row i leaves column j out, and at its own class
+
+The centers are read where they lie: their norms enter as a factor of the product's columns, so there is no normalised copy of them, and of a
+sample of classes only a tile's rows are gathered. What can change a logit is done on the tile, in this order: the largest of K sub-centers
+(Deng et al. 2022, section 3.2), the inter-class filter (An et al. 2022; margin.md B5), CurricularFace's harder negatives (Huang et al. 2020).
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHORTEST = 1e-35  # a vector shorter than this has no direction: its cosine with everything is 0 and it gets no gradient
+TILE = 8 * 2**20  # bytes of a tile on a CPU, where the later passes then find it in cache
+TILE_CUDA = 256 * 2**20  # and on a GPU, where a tile has to outweigh its launches
+ALIGNED = 16  # columns: then every row of a tile begins where a GPU loads 16 bytes at once
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What enters a softmax sum besides the cosines.
+
+    scale: s, 1/temperature.
+    smoothing: epsilon of label smoothing.
+    interclass: non-target cosines above it are filtered; None filters nothing.
+    masks: a filtered class leaves the sum; otherwise its cosine counts as 0, as published. Either way it gets no gradient.
+    operands: the dtype of the factors of the products; sums are float32 or wider.
+    budget: bytes held between the passes or in one tile.
+    compiled: the pointwise part by torch.compile.
+    """
+
+    scale: float
+    smoothing: float = 0.0
+    interclass: float | None = None
+    masks: bool = False
+    operands: torch.dtype = torch.float32
+    budget: int = 0
+    compiled: bool = False
+
+
+class Rows(NamedTuple):
+    """What a row knows of itself (all of one height): its direction, its own column, and the columns it leaves out."""
+
+    direction: Tensor  # (B, D), unit length, wide
+    column: Tensor  # (B,), its own class among the columns; negative where it has none here
+    exclude: Tensor | None  # (B, E) further columns it leaves out; a number outside the columns leaves out nothing
+    value: Tensor | None = None  # (B,), psi(cosine): from it on CurricularFace calls a negative hard
+    hardness: Tensor | None = None  # CurricularFace's t
+
+
+class Columns:
+    """The class centers (C, K, D), or those of a sample of the classes, by tiles."""
+
+    def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype):
+        self.weight, self.classes, self.lift, self.terms, self.wide = weight, classes, lift, terms, wide
+        self.n = len(weight) if classes is None else len(classes)
+        self.K, self.D = weight.shape[1:]
+        self.inverse = torch.empty(self.n, self.K, dtype=wide, device=weight.device)  # 1 / |w|, filled by the first pass
+
+    def held(self) -> torch.dtype:
+        """The dtype that products come in: a CPU gives those of bf16 operands in bf16 only."""
+        return self.wide if self.weight.device.type == "cuda" else self.terms.operands
+
+    def width(self, rows: int) -> int:
+        """Columns of a tile: the product, its pointwise copies and the tile's centers in two forms fit into it."""
+        item = torch.finfo(self.wide).bits // 8
+        column = rows * item * (self.K + 2) + self.K * self.D * item * 2
+        limit = min(self.terms.budget, TILE_CUDA if self.weight.device.type == "cuda" else TILE)
+        width = max(1, min(self.n, limit // column))
+        return width - width % ALIGNED if ALIGNED < width < self.n else width
+
+    def tiles(self, rows: int) -> Iterator[slice]:
+        """The columns in order, as many at a time as a tile of so many rows holds."""
+        width = self.width(rows)
+        for left in range(0, self.n, width):
+            yield slice(left, min(left + width, self.n))
+
+    def centers(self, tile: slice) -> Tensor:
+        """The tile's centers (T, K, D) as they are stored."""
+        return self.weight[tile] if self.classes is None else self.weight.index_select(0, self.classes[tile])
+
+    def product(self, operand: Tensor, tile: slice, out: Tensor | None = None, *, measure: bool = False) -> Tensor:
+        """Inner products (B, T, K) of rows, already in the operands' dtype, with the tile's centers; `measure` takes their norms too."""
+        centers = self.centers(tile)
+        if measure:
+            self.inverse[tile] = inverse(torch.linalg.vector_norm(centers, dim=-1, dtype=torch.float64)).to(self.wide)
+        flat = centers.to(self.terms.operands).flatten(0, 1)
+        into = None if out is None else out.view(len(operand), len(flat))
+        return multiply(operand, flat.T, self.held(), into).view(len(operand), len(centers), self.K)
+
+    def directions(self, tile: slice) -> Tensor:
+        """The tile's centers (T, K, D) at unit length."""
+        return self.centers(tile).to(self.wide) * self.inverse[tile, :, None]
+
+
+def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Give a @ b in a dtype; bf16 factors are summed into float32 where the device can (CUDA)."""
+    if a.dtype == dtype:
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=dtype) if out is None else torch.mm(a, b, out_dtype=dtype, out=out)
+    result = torch.mm(a, b).to(dtype)
+    return result if out is None else out.copy_(result)
+
+
+def inverse(norm: Tensor) -> Tensor:
+    """1 / norm, and 0 for what has no direction."""
+    return norm.reciprocal().masked_fill_(norm < SHORTEST, 0.0)
+
+
+class Tile(NamedTuple):
+    """Logits of a tile and what a gradient needs to go back through them."""
+
+    logits: Tensor  # (B, T)
+    slope: Tensor | None  # (B, T), d logit / d (s cosine) where it is not 1
+    winner: Tensor | None  # (B, T), which sub-center is the nearest
+
+
+def logits(product: Tensor, columns: Columns, rows: Rows, tile: slice) -> Tile:
+    """The logits of a tile of products (B, T, K)."""
+    terms = columns.terms
+    nearest, winner = product.to(columns.wide).mul(columns.inverse[tile]), None
+    if columns.K == 1:
+        z = nearest.squeeze(2)
+    else:
+        z, winner = nearest.max(2)
+    slope = None
+    if terms.interclass is not None:
+        hot = z > terms.interclass * terms.scale
+        z = z.masked_fill_(hot, -torch.inf if terms.masks else 0.0)
+        slope = (~hot).to(z.dtype)
+    if rows.hardness is not None and rows.value is not None:
+        hard = z > (rows.value * terms.scale)[:, None]
+        cosine = z / terms.scale
+        more = torch.where(hard, rows.hardness + 2 * cosine, 1.0)
+        slope = more if slope is None else slope * more
+        z = torch.where(hard, z * (rows.hardness + cosine), z)
+    if columns.lift is not None:
+        z = z.add_(columns.lift[tile])
+    leave_out(z, rows.column[:, None], tile)
+    if rows.exclude is not None:
+        leave_out(z, rows.exclude, tile)
+    return Tile(z, slope, winner)
+
+
+def leave_out(z: Tensor, columns: Tensor, tile: slice) -> None:
+    """Put -inf where a row's columns (B, E) lie in the tile."""
+    here = columns - tile.start
+    inside = (here >= 0) & (here < z.shape[1])
+    # Only a minimum with -inf changes an entry, one with +inf does not: nothing of the tile's size, no index list that a GPU has to wait for
+    bound = z.new_full(here.shape, torch.inf).masked_fill_(inside, -torch.inf)
+    z.scatter_reduce_(1, here.clamp(0, z.shape[1] - 1), bound, "amin")
+
+
+class Sums(NamedTuple):
+    """The running sums of a softmax over columns, and over the finite logits, all (B,)."""
+
+    highest: Tensor
+    total: Tensor  # sum of exp(z - highest)
+    plain: Tensor  # sum of z
+    finite: Tensor  # how many
+
+    @classmethod
+    def none(cls, rows: int, like: Tensor) -> "Sums":
+        """Of no columns."""
+        return cls(like.new_full((rows,), -torch.inf), *like.new_zeros(3, rows).unbind())
+
+    def with_tile(self, z: Tensor, smoothing: bool) -> "Sums":
+        """The sums with a tile's logits (B, T) added; the tile is used up."""
+        plain, finite = self.plain, self.finite
+        if smoothing:
+            there = z > -torch.inf
+            plain, finite = plain + z.masked_fill(~there, 0.0).sum(1), finite + there.sum(1)
+        highest = torch.maximum(self.highest, z.amax(1))
+        origin = highest.masked_fill(highest == -torch.inf, 0.0)  # -inf minus -inf is no number
+        total = self.total * (self.highest - origin).exp() + z.sub_(origin[:, None]).exp_().sum(1)
+        return Sums(highest, total, plain, finite)
+
+    def logarithm(self) -> Tensor:
+        """Give log sum exp: -inf over no columns."""
+        return self.highest.masked_fill(self.highest == -torch.inf, 0.0) + self.total.log()
+
+
+def forward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sums: Sums) -> Sums:
+    """Add a tile's products to the sums."""
+    return sums.with_tile(logits(product, columns, rows, tile).logits, columns.terms.smoothing > 0)
+
+
+class Slopes(NamedTuple):
+    """What the backward pass needs of each row, all (B,)."""
+
+    whole: Tensor  # log of the whole softmax sum, own class included
+    spread: Tensor  # epsilon / number of columns: what label smoothing takes from every logit's gradient
+    own: Tensor  # d loss / d (s cosine of the own class)
+    winner: Tensor  # which sub-center of the own class is the nearest
+
+
+def backward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, slopes: Slopes) -> Tensor:
+    """Give d loss / d (s cosine) of a tile, (B, T K), without the upstream factor of the row."""
+    z, slope, winner = logits(product, columns, rows, tile)
+    if columns.terms.smoothing > 0:
+        spread = slopes.spread[:, None] * (z > -torch.inf)
+        grad = z.sub_(slopes.whole[:, None]).exp_().sub_(spread)
+    else:
+        grad = z.sub_(slopes.whole[:, None]).exp_()
+    if slope is not None:
+        grad = grad.mul_(slope)
+    if winner is not None:
+        grad = torch.zeros(*grad.shape, columns.K, dtype=grad.dtype, device=grad.device).scatter_(2, winner[..., None], grad[..., None]).flatten(1)
+    here = rows.column - tile.start
+    inside = (here >= 0) & (here < tile.stop - tile.start)
+    place = here * columns.K + slopes.winner
+    # the own class was left out, so its place holds 0; one entry a row: nothing depends on an order of adding
+    return grad.scatter_add_(1, place.masked_fill(~inside, 0)[:, None], slopes.own.masked_fill(~inside, 0.0)[:, None])
+
+
+Pointwise = tuple[Callable[..., Sums], Callable[..., Tensor]]
+
+
+def pointwise(columns: Columns, rows: Rows) -> Pointwise:
+    """The two functions of a tile: compiled ones (made once and kept), in the plain case on CUDA Triton's, otherwise torch's operations."""
+    if columns.terms.compiled:
+        return _compiled()
+    if columns.weight.device.type == "cuda" and plain(columns, rows) and importlib.util.find_spec("triton") is not None:
+        from marginlab.kernels import triton_tile  # here, because it loads Triton, and because it is made of what stands above
+
+        if triton_tile.runs(columns.weight.device):
+            return triton_tile.forward_tile, triton_tile.backward_tile
+    return forward_tile, backward_tile
+
+
+def plain(columns: Columns, rows: Rows) -> bool:
+    """Whether a tile's logits are its float32 cosines, lifted or not, with only the own class left out."""
+    terms = columns.terms
+    changed = columns.K > 1 or terms.interclass is not None or terms.smoothing > 0 or rows.hardness is not None or rows.exclude is not None
+    return columns.wide == torch.float32 and not changed
+
+
+_KEPT: list[Pointwise] = []
+
+
+def _compiled() -> Pointwise:
+    if not _KEPT:
+        _KEPT.append((torch.compile(forward_tile, dynamic=True), torch.compile(backward_tile, dynamic=True)))
+    return _KEPT[0]

@@ -1,0 +1,244 @@
+"""A classifier that owns class centers (C, K, D): its settings, its checks, and its loss over all or some of the classes.
+
+The loss of a batch is the weighted mean of its rows' losses, sum_i w_i loss_i / sum_i w_i, with w_i the weight of row i's class (1 without class
+weights) and 0 where the label says to ignore the row; over all rows of all ranks.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from marginlab import ranks
+from marginlab.kernels.margin_softmax import Over, margin_cross_entropy
+from marginlab.losses.centers import draw_
+from marginlab.losses.faults import Faults, Validate, check_shapes
+from marginlab.losses.pair import check_word
+from marginlab.margins import ArcFace, Margin
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Classifier(nn.Module):
+    """Class centers (C, K, D) under a margin: what `MarginSoftmax` and `PartialFC` share; the first says what the settings mean."""
+
+    class_weights: Tensor | None
+    part: slice  # of the classes, whose centers this rank has
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        margin: Margin | None = None,
+        scale: float = 64.0,
+        subcenters: int = 1,
+        *,
+        class_weights: Float[Tensor, " C"] | None = None,
+        label_smoothing: float = 0.0,
+        interclass_filter: float | None = None,
+        interclass_masks: bool = False,
+        ignore_index: int | None = -100,
+        reduction: Reduction = "mean",
+        operands: torch.dtype | None = None,
+        budget: int | None = None,
+        compiled: bool = False,
+        validate: Validate | None = None,
+        group: dist.ProcessGroup | None = None,
+        grads: ranks.Gradients = "mean",
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("dim", dim), ("subcenters", subcenters)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, not {value}.")
+        margin = ArcFace(0.5) if margin is None else margin
+        check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget)
+        check_word("grads", grads, ("mean", "sum"))
+        if validate is not None:
+            check_word("validate", validate, ("now", "deferred", "never"))
+        if ignore_index is not None and 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index is the number of no class, such as -100: {ignore_index} is one of 0..{num_classes - 1}.")
+        if class_weights is not None and (class_weights.shape != (num_classes,) or not bool((class_weights >= 0).all())):
+            raise ValueError(f"Class weights are ({num_classes},) numbers that are not negative, not {tuple(class_weights.shape)}, or one is.")
+        self.num_classes, self.dim, self.subcenters = num_classes, dim, subcenters
+        self.margin, self.scale, self.label_smoothing = margin, float(scale), label_smoothing
+        self.interclass_filter, self.interclass_masks, self.ignore_index = interclass_filter, interclass_masks, ignore_index
+        self.reduction, self.operands, self.budget, self.compiled = reduction, operands, budget, compiled
+        self.group, self.grads, self.seed = group, grads, seed
+        self.faults = Faults(num_classes, ignore_index, validate)
+        self.register_buffer("class_weights", None if class_weights is None else class_weights.detach().clone())
+        self.part = self._part()
+        own = torch.empty(self.part.stop - self.part.start, subcenters, dim, device=device, dtype=dtype)
+        self.centers = nn.Parameter(draw_(own, seed=seed, first=self.part.start))
+
+    def _part(self) -> slice:
+        return slice(0, self.num_classes)
+
+    @torch.no_grad()
+    def load_centers(self, centers: Float[Tensor, "... D"]) -> None:
+        """Put centers (C K, D), class-major (class c owns rows c K to c K + K - 1), or (C, K, D), in place of the present ones.
+
+        Raises ValueError when they are of another number or width.
+        """
+        C, K, D = self.num_classes, self.subcenters, self.dim
+        if tuple(centers.shape) not in ((C * K, D), (C, K, D)):
+            raise ValueError(f"{C} classes with {K} centers each want ({C * K}, {D}) or ({C}, {K}, {D}) centers, not {tuple(centers.shape)}.")
+        self.centers.copy_(centers.view(C, K, D)[self.part])
+
+    @torch.no_grad()
+    def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """The scaled cosine with every class, without margin, for evaluation: s max_k cos. They are (B, C): give few rows at a time."""
+        check_shapes(embeddings, None, self.centers)
+        wide = wide_of(embeddings, self.centers)
+        directions = nn.functional.normalize(embeddings.to(wide), dim=1)
+        cosines = [
+            torch.einsum("bd,ckd->bck", directions, nn.functional.normalize(block.to(wide), dim=2)).amax(2) for block in self.centers.split(1 << 14)
+        ]
+        return torch.cat(cosines, 1) * self.scale
+
+    def _checked(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The labels, int64, and which rows count (None: all); raises what is wrong with them, or was with the batch before."""
+        self.faults.raise_deferred()
+        check_shapes(embeddings, labels, self.centers)
+        labels = labels.long()
+        valid = None if self.ignore_index is None else labels != self.ignore_index
+        self.faults.before(embeddings, labels, valid)
+        return labels, valid
+
+    def _loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        column: Tensor,
+        valid: Tensor | None,
+        *,
+        classes: Tensor | None = None,
+        lift: Tensor | None = None,
+        exclude: Tensor | None = None,
+        dense_grad: bool = False,
+        spread: bool = False,
+    ) -> Tensor:
+        """The loss of a checked batch whose rows' own columns are known; `spread`: these are the rows of all ranks, over this rank's classes."""
+        loss = weighted_loss(
+            embeddings,
+            self.centers,
+            labels,
+            column,
+            valid,
+            self.margin,
+            scale=self.scale,
+            classes=classes,
+            lift=lift,
+            exclude=exclude,
+            class_weights=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            interclass_filter=self.interclass_filter,
+            interclass_masks=self.interclass_masks,
+            reduction=self.reduction,
+            operands=self.operands,
+            budget=self.budget,
+            compiled=self.compiled,
+            dense_grad=dense_grad,
+            over=Over(self.group, classes=spread),
+            grads=self.grads,
+        )
+        self.faults.after(embeddings, labels, valid, loss)
+        return loss
+
+    def extra_repr(self) -> str:
+        """Say the sizes and the scale."""
+        return f"num_classes={self.num_classes}, dim={self.dim}, scale={self.scale}, subcenters={self.subcenters}"
+
+
+def check_settings(
+    margin: Margin, scale: float, label_smoothing: float, interclass_filter: float | None, reduction: str, budget: int | None
+) -> None:
+    """Refuse what a loss cannot be made of (ValueError; TypeError for a margin that is none)."""
+    if not isinstance(margin, Margin):
+        raise TypeError(f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}.")
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"A scale is positive and finite, such as 64.0, not {scale}.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing lies in [0, 1), not at {label_smoothing}.")
+    if interclass_filter is not None and not -1 <= interclass_filter <= 1:
+        raise ValueError(f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {interclass_filter}.")
+    check_word("reduction", reduction, ("mean", "sum", "none"))
+    if budget is not None and budget <= 0:
+        raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
+
+
+def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"] | None:
+    """Checked class numbers that each row leaves out, int64."""
+    if exclude is None:
+        return None
+    if exclude.ndim != 2 or len(exclude) != rows or exclude.is_floating_point():
+        raise ValueError(f"Excluded classes are ({rows}, E) integers, one row for each embedding, not {tuple(exclude.shape)} of {exclude.dtype}.")
+    return exclude.long()
+
+
+def wide_of(embeddings: Tensor, centers: Tensor) -> torch.dtype:
+    """The dtype of the sums: float32, or float64 where an operand is."""
+    return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
+
+
+def weighted_loss(
+    embeddings: Float[Tensor, "B D"],
+    centers: Float[Tensor, "C K D"],
+    labels: Int[Tensor, " B"],
+    column: Int[Tensor, " B"],
+    valid: Bool[Tensor, " B"] | None,
+    margin: Margin,
+    *,
+    scale: float,
+    classes: Int[Tensor, " n"] | None,
+    lift: Float[Tensor, " n"] | None,
+    exclude: Int[Tensor, "B E"] | None,
+    class_weights: Float[Tensor, " C"] | None,
+    label_smoothing: float,
+    interclass_filter: float | None,
+    interclass_masks: bool,
+    reduction: Reduction,
+    operands: torch.dtype | None,
+    budget: int | None,
+    compiled: bool,
+    dense_grad: bool,
+    over: Over,
+    grads: ranks.Gradients,
+) -> Float[Tensor, "*rows"]:
+    """The reduced loss of rows whose own columns are known; nothing is checked."""
+    wide = wide_of(embeddings, centers)
+    weights = torch.ones(len(labels), dtype=wide, device=labels.device) if valid is None else valid.to(wide)
+    if class_weights is not None:
+        weights = weights * class_weights.to(weights)[labels.clamp(0, len(class_weights) - 1)]
+    share = None if reduction == "none" else weights
+    if reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
+        whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
+        share = weights / whole.clamp_min(torch.finfo(wide).tiny)
+    loss = margin_cross_entropy(
+        embeddings,
+        centers,
+        column,
+        margin,
+        scale=scale,
+        classes=classes,
+        lift=lift,
+        exclude=exclude,
+        valid=valid,
+        share=share,
+        smoothing=label_smoothing,
+        interclass=interclass_filter,
+        masks=interclass_masks,
+        operands=operands,
+        budget=budget,
+        compiled=compiled,
+        dense_grad=dense_grad,
+        over=over,
+    )
+    if share is None:
+        return loss * weights
+    return loss if over.classes else ranks.total(loss, over.group, grads)

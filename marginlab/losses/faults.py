@@ -1,0 +1,90 @@
+"""What a classifier refuses: shapes and types before anything is read, values now, or one step later where reading them would stop a GPU.
+
+    "now"       the tensors are read before work starts, and the loss after it
+    "deferred"  three flags are made on the device and sent to the host; the next call finds them there and raises
+    "never"     nothing is read
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Validate = Literal["now", "deferred", "never"]
+
+
+def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> None:
+    """Refuse what can be seen without reading the tensors: ValueError for shapes and devices, TypeError for types."""
+    if not embeddings.is_floating_point():
+        raise TypeError(f"Embeddings are floating point, not {embeddings.dtype}. A classifier takes (embeddings, labels), in this order.")
+    if embeddings.ndim != 2 or embeddings.shape[1] != centers.shape[-1]:
+        raise ValueError(f"Embeddings are a matrix (B, {centers.shape[-1]}), as wide as the class centers, not {tuple(embeddings.shape)}.")
+    if embeddings.device != centers.device:
+        raise ValueError(f"Embeddings are on {embeddings.device}, the class centers on {centers.device}. Move one of them: head.to(...).")
+    if labels is None:
+        return
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"Labels are integers, not {labels.dtype}. Convert whole numbers with .long().")
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"Labels are ({len(embeddings)},), one class for each embedding, not {tuple(labels.shape)}.")
+
+
+class Faults:
+    """The values that a classifier of so many classes refuses, and when it says so; None: "deferred" on CUDA, "now" elsewhere."""
+
+    def __init__(self, num_classes: int, ignore_index: int | None, validate: Validate | None):
+        self.num_classes, self.ignore_index, self.validate = num_classes, ignore_index, validate
+        self._waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def when(self, device: torch.device) -> Validate:
+        """Say when values on this device are read."""
+        return self.validate or ("deferred" if device.type == "cuda" else "now")
+
+    def before(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None) -> None:
+        """Raise ValueError for NaN, inf and labels that are no class, if it is to be said now."""
+        if self.when(embeddings.device) == "now":
+            self._raise(self._seen(embeddings, labels, valid, None), "")
+
+    def after(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor) -> None:
+        """The same with the loss, which NaN or inf in any center shows in; or keep it for the next call."""
+        when = self.when(embeddings.device)
+        if when == "never":
+            return
+        seen = self._seen(embeddings, labels, valid, loss)
+        if when == "now":
+            self._raise(seen, "")
+        elif seen.device.type == "cuda":
+            host = torch.empty(3, dtype=torch.bool, pin_memory=True)
+            host.copy_(seen, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._waiting = host, event
+        else:
+            self._waiting = seen, None
+
+    def raise_deferred(self) -> None:
+        """Raise ValueError for what was wrong with the batch before."""
+        if self._waiting is None:
+            return
+        (seen, event), self._waiting = self._waiting, None
+        if event is not None:
+            event.synchronize()  # of the step before: long done, so nothing is waited for
+        self._raise(seen, " This is said of the batch before this one; validate='now' says it at once.")
+
+    def _seen(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor | None) -> Tensor:
+        outside = (labels < 0) | (labels >= self.num_classes)
+        outside = outside if valid is None else outside & valid
+        finite = embeddings.detach().isfinite().all()
+        lost = torch.zeros_like(finite) if loss is None else finite & ~loss.detach().isfinite().all()
+        return torch.stack((outside.any(), ~finite, lost))
+
+    def _raise(self, seen: Tensor, when: str) -> None:
+        labels, embeddings, loss = seen.tolist()
+        others = "" if self.ignore_index is None else f" that are not the ignore_index {self.ignore_index}"
+        said = [
+            *([f"labels outside 0..{self.num_classes - 1}{others}"] if labels else ()),
+            *(["embeddings with NaN or inf"] if embeddings else ()),
+            *(["class centers with NaN or inf (the embeddings are finite, the loss is not; was the learning rate too large?)"] if loss else ()),
+        ]
+        if said:
+            raise ValueError(f"The classifier was given {' and '.join(said)}.{when}")

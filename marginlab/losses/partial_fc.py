@@ -1,0 +1,171 @@
+"""Partial FC: the margin softmax over the batch's own classes and a fresh uniform sample of the others, with the classes spread over the ranks.
+
+    loss_i = -log( e^{s psi(cos theta_i)} / (e^{s psi(cos theta_i)} + sum_{j in S, j != y_i} e^{s cos theta_ij}) )
+    S contains P,  |S| = max(|P|, floor(r C))
+
+P are the distinct labels of the global batch, the rest of S is uniform without replacement. Of C centers only those of S are read, and get a
+gradient (row-sparse).
+
+With `log_q` the logits of the negatives in S are raised by log((C - |P|) / (|S| - |P|)): their sum is then an unbiased estimate of the sum over all
+classes outside P. Without it, as published, the sum is smaller by about that factor, which acts like a smaller margin.
+
+Rank k of N holds the centers of classes k ceil(C/N) to (k+1) ceil(C/N) - 1 (as torch.chunk cuts, so that DTensor's Shard(0) is the same), and
+sees the rows of all ranks. S is drawn from (seed, step, labels), alike on every rank, so the loss does not depend on N. A step exchanges the
+embeddings and labels, one packed (max, sum, target cosine) for each row, and the embeddings' gradient; that of the centers stays where it is.
+
+Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 2010.05222).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab import ranks
+from marginlab.losses.classifier import Classifier, excluded, wide_of
+from marginlab.losses.sampling import columns, sample
+from marginlab.margins import Margin
+
+
+class _Batch(NamedTuple):
+    """The rows of all ranks, checked."""
+
+    embeddings: Tensor
+    labels: Tensor
+    valid: Tensor | None
+    exclude: Tensor | None
+    held: list[int]
+
+
+class PartialFC(Classifier):
+    """`MarginSoftmax` over a sample of the classes while it trains, over all of them in evaluation mode; one process or many.
+
+    Parameters
+    ----------
+    sample_rate: r in [0, 1]; 1 is `MarginSoftmax`, 0 takes the batch's own classes only. More classes in the batch than r C: exactly those.
+    log_q: correct the sum for the sampling.
+    dense_grad: a dense gradient of the centers, zero where nothing was sampled, for the optimizers of torch; otherwise a sparse one, for
+        `marginlab.optim.LazySGD` and `LazyAdamW`, which touch the sampled rows only.
+    seed: of the initial centers and of the samples. A sample is a function of (seed, step, labels); `step` counts the batches of training and
+        is part of the state dict.
+    group: the ranks over which rows and classes are spread; None: the default group, or one rank. `centers` are this rank's part, (C_k, K, D); their
+        gradient is that of the global loss. Keep the head outside DDP and FSDP.
+    grads: the gradients of the embeddings are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or
+        exactly those ("sum").
+    num_classes, dim, margin, scale, subcenters and all others: as in `MarginSoftmax`.
+
+    Raises
+    ------
+    ValueError, TypeError: as `MarginSoftmax`; what one rank refuses, all raise.
+
+    >>> from marginlab.margins import ArcFace
+    >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
+    >>> head(torch.randn(8, 16), torch.arange(8)).backward()
+    >>> head.centers.grad.coalesce().indices().shape                             # 100 of the 1,000 classes, the 8 among them
+    torch.Size([1, 100])
+
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        margin: Margin | None = None,
+        scale: float = 64.0,
+        subcenters: int = 1,
+        *,
+        sample_rate: float = 0.1,
+        log_q: bool = False,
+        dense_grad: bool = False,
+        **settings: Any,
+    ):
+        if not 0 <= sample_rate <= 1:
+            raise ValueError(f"A sample rate is a part of the classes, in [0, 1], not {sample_rate}.")
+        super().__init__(num_classes, dim, margin, scale, subcenters, **settings)
+        self.sample_rate, self.log_q, self.dense_grad = sample_rate, log_q, dense_grad
+        self.step = 0
+
+    def _part(self) -> slice:
+        per = -(-self.num_classes // ranks.size(self.group))
+        start = min(ranks.rank(self.group) * per, self.num_classes)
+        return slice(start, min(start + per, self.num_classes))
+
+    def forward(
+        self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"], exclude: Int[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "*rows"]:
+        """The loss of this rank's embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out (a known twin; -1 for none)."""
+        batch = self._together(embeddings, labels, exclude)
+        loss = self._sampled_loss(batch) if self.training and self.sample_rate < 1 else self._whole_loss(batch)
+        return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
+
+    def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
+        """The rows of all ranks, once all have accepted theirs."""
+        error: Exception | None = None
+        try:
+            labels, _ = self._checked(embeddings, labels)
+            exclude = excluded(exclude, len(labels))
+        except (ValueError, TypeError) as raised:
+            error = raised
+        group = self.group
+        held = ranks.agreed(len(embeddings), error, group, self.centers.device)
+        factor = float(len(held)) if self.grads == "mean" and self.reduction != "none" else 1.0
+        rows, labels = ranks.gather(embeddings, group, held=held, factor=factor), ranks.gather(labels, group, held=held)
+        exclude = None if exclude is None else ranks.gather(exclude, group, held=held)
+        return _Batch(rows, labels, None if self.ignore_index is None else labels != self.ignore_index, exclude, held)
+
+    def _whole_loss(self, batch: _Batch) -> Tensor:
+        exclude = None if batch.exclude is None else batch.exclude - self.part.start
+        column = batch.labels - self.part.start
+        column = column.masked_fill(column >= len(self.centers), -1) if len(batch.held) > 1 else column
+        return self._loss(batch.embeddings, batch.labels, column, batch.valid, exclude=exclude, spread=len(batch.held) > 1)
+
+    def _sampled_loss(self, batch: _Batch) -> Tensor:
+        kept = batch.labels.clamp(-1, self.num_classes - 1)  # with validate="deferred" a wrong label comes as far as here
+        kept = kept if batch.valid is None else kept.masked_fill(~batch.valid, -1)
+        classes, positives = sample(kept, self.num_classes, math.floor(self.sample_rate * self.num_classes), seed=self.seed, step=self.step)
+        self.step += 1
+        lift = self._lift(batch.embeddings, classes, kept, positives) if self.log_q else None
+        if len(batch.held) > 1:
+            low, high = torch.searchsorted(classes, torch.tensor([self.part.start, self.part.stop], device=classes.device)).tolist()
+            classes, lift = classes[low:high], None if lift is None else lift[low:high]
+        elif len(classes) == 0:
+            classes = classes.new_zeros(1)  # all rows are ignored: any column will do
+        return self._loss(
+            batch.embeddings,
+            batch.labels,
+            columns(classes, kept),
+            batch.valid,
+            classes=classes - self.part.start,
+            lift=lift,
+            exclude=None if batch.exclude is None else columns(classes, batch.exclude),
+            dense_grad=self.dense_grad,
+            spread=len(batch.held) > 1,
+        )
+
+    def _lift(self, embeddings: Tensor, classes: Tensor, kept: Tensor, positives: int) -> Tensor | None:
+        """What raises the logits of the columns: log(others / drawn) at the drawn ones."""
+        drawn, others = len(classes) - positives, self.num_classes - positives
+        if drawn <= 0:
+            return None
+        lift = torch.full((len(classes),), math.log(others / drawn), dtype=wide_of(embeddings, self.centers), device=classes.device)
+        lift[columns(classes, kept[kept >= 0])] = 0.0
+        return lift
+
+    @torch.no_grad()
+    def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """The scaled cosine with every class, without margin, for evaluation; on several ranks all give the same embeddings and get all classes."""
+        return ranks.gather(super().logits(embeddings).T.contiguous(), self.group).T
+
+    def get_extra_state(self) -> Tensor:
+        """The number of batches that were sampled for."""
+        return torch.tensor(self.step)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from that number."""
+        self.step = int(state)
+
+    def extra_repr(self) -> str:
+        """Say the sizes, the scale and the rate."""
+        return f"{super().extra_repr()}, sample_rate={self.sample_rate}"

@@ -1,0 +1,119 @@
+"""Partial FC across ranks is Partial FC on one: value, every gradient, state of the margin, errors."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from margin_oracle import MARGINS, make, problems, settings_of_the_loss
+
+from marginlab.losses import PartialFC
+
+
+def head_on(w, group, text, arguments):
+    C, K, D = w.shape
+    head = PartialFC(C, D, margin=make(text), subcenters=K, dtype=w.dtype, group=group, seed=5, **arguments)
+    head.load_centers(w)
+    return head
+
+
+def weights_of(value, first, seed=0):
+    """Upstream weights that belong to the rows of the global batch; 1 for a scalar."""
+    if value.ndim == 0:
+        return torch.ones_like(value)
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(64, dtype=value.dtype, generator=generator) - 0.3)[first : first + len(value)]
+
+
+def several_steps(head, x, labels, exclude, first=0):
+    """Three losses of one head, whose samples differ, and the gradients of the last."""
+    values = []
+    for step in range(3):
+        x = x.detach().clone().requires_grad_()
+        head.centers.grad = None
+        value = head(x * (1 + step), labels, exclude)
+        (value * weights_of(value, first)).sum().backward()
+        values.append(value.detach())
+    grad = head.centers.grad
+    state = {name: buffer.clone() for name, buffer in head.margin.named_buffers()}
+    return values, x.grad, grad.to_dense() if grad.is_sparse else grad, state
+
+
+def on_a_rank(group, rank, w, text, arguments, x, labels, exclude, rows):
+    own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+    head = head_on(w, group, text, arguments)
+    return several_steps(head, x[own], labels[own], None if exclude is None else exclude[own], own.start), head.logits(x)
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("text", MARGINS)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_n_ranks_are_one_rank(pool, text, data):
+    n = data.draw(st.integers(2, 4))
+    rows = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
+    x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(1, 11)))
+    labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
+    arguments["scale"] = min(arguments["scale"], 8.0)
+    exclude = arguments.pop("exclude", None)
+    arguments |= {
+        "sample_rate": data.draw(st.sampled_from([0.0, 0.3, 1.0])),
+        "log_q": data.draw(st.booleans()),
+        "budget": data.draw(st.sampled_from([1, 500, 2**27])),
+    }
+    values, to_x, to_w, state = several_steps(head_on(w, None, text, arguments), x, labels, exclude)
+    for grads, factor in (("sum", 1), ("mean", 1 if arguments["reduction"] == "none" else n)):
+        answers = pool.run(n, on_a_rank, w, text, arguments | {"grads": grads}, x, labels, exclude, rows)
+        for (theirs, _, _, moved), logits in answers:
+            for name, buffer in state.items():
+                torch.testing.assert_close(moved[name], buffer)
+            assert logits.shape == (len(x), len(w))
+            if arguments["reduction"] != "none":
+                for a, b, first in zip(theirs, values, answers[0][0][0], strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+                    assert torch.equal(a, first)
+        if arguments["reduction"] == "none":
+            for step, value in enumerate(values):
+                torch.testing.assert_close(torch.cat([a[0][0][step] for a in answers]), value, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(torch.cat([a[0][1] for a in answers]), factor * to_x, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(torch.cat([a[0][2] for a in answers]), to_w, rtol=1e-9, atol=1e-10)
+
+
+def refusal(group, rank, labels, x):
+    head = PartialFC(10, 3, group=group)
+    try:
+        head(x[rank], labels[rank])
+    except (ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.xdist_group("ranks")
+def test_what_one_rank_refuses_all_refuse(pool):
+    x = [torch.randn(2, 3) for _ in range(3)]
+    labels = [torch.tensor([0, 1]), torch.tensor([2, 10]), torch.tensor([3, 4])]
+    first, second, third = pool.run(3, refusal, labels, x)
+    assert "labels outside 0..9" in second
+    assert first == third
+    assert "Rank 1 of 3 refused its batch: The classifier was given labels outside 0..9" in first
+    labels[1] = torch.tensor([2.0, 3.0])
+    answers = pool.run(3, refusal, labels, x)
+    assert answers[1].startswith("TypeError: Labels are integers")
+    assert "Rank 1 of 3" in answers[0]
+    x[1] = torch.full((2, 3), torch.nan)
+    labels[1] = torch.tensor([2, 3])
+    assert all("embeddings with NaN or inf" in answer for answer in pool.run(3, refusal, labels, x))
+
+
+def drawn_on_a_rank(group, rank, C, K, D):
+    head = PartialFC(C, D, subcenters=K, group=group, seed=2)
+    return head.part, head.centers.detach()
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("C", [3, 4, 5, 2050])
+def test_shards_are_torchs_chunks_of_the_centers_of_one_rank(pool, C):
+    whole = PartialFC(C, 3, subcenters=2, seed=2).centers.detach()
+    answers = pool.run(4, drawn_on_a_rank, C, 2, 3)
+    chunks = list(whole.chunk(4))
+    chunks += [whole[:0]] * (4 - len(chunks))
+    for (_, centers), chunk in zip(answers, chunks, strict=True):
+        assert torch.equal(centers, chunk)
