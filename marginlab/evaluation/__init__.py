@@ -13,14 +13,23 @@ from marginlab.evaluation.linear import linear_probe as linear_probe
 from marginlab.evaluation.linear import linear_probe_accuracy as linear_probe_accuracy
 from marginlab.evaluation.nearest import NearestCenter as NearestCenter
 from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
+from marginlab.evaluation.verification import Pairs as Pairs
+from marginlab.evaluation.verification import TarAtFar as TarAtFar
+from marginlab.evaluation.verification import Verification as Verification
+from marginlab.evaluation.verification import pairs as pairs
+from marginlab.evaluation.verification import tar_at_far as tar_at_far
+from marginlab.evaluation.verification import verification_accuracy as verification_accuracy
 
 __all__ = [
     "Association",
     "Correlation",
     "LinearProbe",
     "NearestCenter",
+    "Pairs",
     "ReplicatedAssociation",
     "Spread",
+    "TarAtFar",
+    "Verification",
     "associate",
     "associate_replicates",
     "knn_accuracy",
@@ -28,4 +37,7 @@ __all__ = [
     "linear_probe",
     "linear_probe_accuracy",
     "nearest_center_error",
+    "pairs",
+    "tar_at_far",
+    "verification_accuracy",
 ]
