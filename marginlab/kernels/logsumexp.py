@@ -66,13 +66,13 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, exclude: Tensor | None, budget: int) -> Tensor:
         highest, total = x.new_full((len(x),), -math.inf), x.new_zeros(len(x))
-        for rows, _, block in _blocks(x * scale, y, exclude, budget):
+        for rows, _, block in blocks(x * scale, y, exclude, budget):
             before = highest[rows]
             now = torch.maximum(before, block.amax(1))
-            origin = _finite(now, 0.0)  # -inf minus -inf is no number
+            origin = finite(now, 0.0)  # -inf minus -inf is no number
             total[rows] = total[rows] * (before - origin).exp() + block.sub_(origin[:, None]).exp_().sum(1)
             highest[rows] = now
-        out = _finite(highest, 0.0) + total.log()
+        out = finite(highest, 0.0) + total.log()
         ctx.budget = budget
         ctx.save_for_backward(x, y, scale, exclude, out)
         return out
@@ -84,32 +84,34 @@ class _LogSumExp(torch.autograd.Function):
         x, y, scale, exclude, out = ctx.saved_tensors
         for_rows, for_columns, for_scale = ctx.needs_input_grad[:3]
         grad = grad.masked_fill(out == -math.inf, 0.0)  # log 0 has no slope: whatever comes from above would make NaN of it
-        origin = _finite(out, math.inf)
+        origin = finite(out, math.inf)
         scaled = x * scale
         upstream = scaled * grad[:, None]  # the row weights enter here and after the walk, so a block is passed over once less
         expected = torch.zeros_like(x)  # sum_j p_ij y_j
         to_columns = torch.zeros_like(y) if for_columns else None
-        for rows, columns, block in _blocks(scaled, y, exclude, ctx.budget):
+        for rows, columns, block in blocks(scaled, y, exclude, ctx.budget):
             block.sub_(origin[rows, None]).exp_()
             if for_rows or for_scale:
-                with _unlowered(x):
+                with unlowered(x):
                     expected[rows].addmm_(block, y[columns])
             if to_columns is not None:
-                with _unlowered(x):
+                with unlowered(x):
                     to_columns[columns].addmm_(block.T, upstream[rows])
         expected.mul_(grad[:, None])
         return expected * scale if for_rows else None, to_columns, (expected * x).sum() if for_scale else None, None, None
 
 
-def _blocks(x: Tensor, y: Tensor, exclude: Tensor | None, budget: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of x @ y.T, in one buffer used again for each, with -inf at the excluded columns."""
+def blocks(
+    x: Tensor, y: Tensor, exclude: Tensor | None, budget: int, *, entry: int | None = None, upper: bool = False
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of x @ y.T, in one buffer used again for each, with -inf at the excluded columns; `entry` and `upper` as in `walk`."""
     buffer: Tensor | None = None
-    for rows, columns in walk(len(x), len(y), entry=x.element_size(), budget=budget):
+    for rows, columns in walk(len(x), len(y), entry=entry or x.element_size(), budget=budget, upper=upper):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if buffer is None:
             buffer = x.new_empty(height * width)  # the first block is the largest
         block = buffer[: height * width].view(height, width)
-        with _unlowered(x):
+        with unlowered(x):
             torch.mm(x[rows], y[columns].T, out=block)
         if exclude is not None:
             here = exclude[rows] - columns.start
@@ -119,9 +121,11 @@ def _blocks(x: Tensor, y: Tensor, exclude: Tensor | None, budget: int) -> Iterat
         yield rows, columns, block
 
 
-def _unlowered(x: Tensor) -> torch.autocast:
+def unlowered(x: Tensor) -> torch.autocast:
+    """No autocast within."""
     return torch.autocast(x.device.type, enabled=False)  # autocast would take products in bf16: their spacing near 60 is 0.25
 
 
-def _finite(x: Tensor, instead: float) -> Tensor:
+def finite(x: Tensor, instead: float) -> Tensor:
+    """The tensor with another number in place of -inf."""
     return x.masked_fill(x == -math.inf, instead)

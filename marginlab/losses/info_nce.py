@@ -6,12 +6,18 @@ For an anchor a with its positive p and its negatives n, with the cosine s and t
 
 The positive is left out of the running sum and enters once, at the end: a well-placed anchor has a loss of the size of its negatives' share,
 which a sum that already holds the far larger positive has rounded away. For the same reason the anchor itself (s = 1, always the largest)
-is never summed and subtracted.
+is never summed and subtracted. Two variations, which may be joined:
+
+    decoupled:  log sum_n e^{s_an/T} - s_ap/T, without the positive below the bar: its gradient does not fade as the pair comes close;
+    debiased:   with the share tau_plus of negatives that are of the anchor's own class, and M negatives, their sum is replaced by
+                max( (sum_n e^{s_an/T} - M tau_plus e^{s_ap/T}) / (1 - tau_plus),  M e^{-1/T} ).
 
 Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 2020 (SimCLR), eq. 1; two towers ("other_view"):
-Radford et al. 2021 (CLIP), fig. 3; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
+Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022, eq. 6; debiased: Chuang et al. 2020, eqs. 7 and 8, with the positive itself as
+the one sample of its class; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -21,24 +27,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
-from marginlab.kernels import BUDGET, logsumexp
-from marginlab.losses.pair import check_word, wide, widened
+from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
+from marginlab.losses.pair import check_word, directions, wide, widened
 from marginlab.settings import describe
 
 Negatives = Literal["both_views", "other_view"]
 Reduction = Literal["mean", "sum", "none"]
-
-SHORTEST = 1e-12  # a row shorter than this has no direction
 
 
 def info_nce(
     z1: Float[Tensor, "B D"],
     z2: Float[Tensor, "B D"],
     *,
-    temperature: float = 0.5,
+    temperature: float | Float[Tensor, ""] = 0.5,
     negatives: Negatives = "both_views",
     extra_negatives: Float[Tensor, "M D"] | None = None,
     symmetric: bool = True,
+    decoupled: bool = False,
+    tau_plus: float = 0.0,
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
@@ -50,12 +56,14 @@ def info_nce(
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are L2-normalised here; a row shorter
         than 1e-12 has no direction: its cosine with everything is 0 and it gets no gradient.
-    temperature: divides the cosines; 1/scale.
+    temperature: divides the cosines; 1/scale. A tensor without dimensions may learn; its gradient is this rank's part, as that of a weight.
     negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and the other 2N - 2 are each one's negatives.
         "other_view", two towers: the anchors are z1 against the other N - 1 rows of z2, and z2 against those of z1.
     extra_negatives: rows that join every anchor's negatives, such as a queue. Each rank gives its own part, as of z1 and z2, also (0, D);
         all ranks give one or none does.
     symmetric: with "other_view", False keeps the anchors z1 only.
+    decoupled: leave the positive out of the sum over candidates. The loss may then be negative.
+    tau_plus: the share of negatives that are of the anchor's own class, in [0, 1), such as 1/classes; 0 is the ordinary loss.
     reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on every rank; "none": the losses of this rank's
         anchors, first those of z1, then those of z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.total`.
     group: process group; None is the default one, or one rank.
@@ -65,7 +73,8 @@ def info_nce(
 
     Raises
     ------
-    ValueError: shapes that differ, a temperature that is not positive, an unknown word, or a global batch without negatives.
+    ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0, 1), an unknown word, or a global batch without
+        negatives.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.eye(4)
@@ -73,43 +82,57 @@ def info_nce(
     tensor(0.5944)
 
     """
-    check(temperature, negatives, symmetric, reduction, grads)
+    check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, negatives, symmetric, tau_plus, reduction, grads)
     z1, z2 = wide(z1, z2)
     if extra_negatives is not None and (extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]):
         raise ValueError(f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not {tuple(extra_negatives.shape)}.")
     with torch.autocast(z1.device.type, enabled=False):
-        x1, x2 = _directions(z1), _directions(z2)
+        x1, x2 = directions(z1), directions(z2)
         held = ranks.counts(len(x1), group, x1.device)
         n, first = sum(held), sum(held[: ranks.rank(group)])
         y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
-        more = y1[:0] if extra_negatives is None else ranks.gather(_directions(widened(extra_negatives, x1.dtype)), group)
+        more = y1[:0] if extra_negatives is None else ranks.gather(directions(widened(extra_negatives, x1.dtype)), group)
         if n == 0 or (n == 1 and len(more) == 0):
             raise ValueError(f"InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows or extra_negatives.")
         own = torch.arange(first, first + len(x1), device=x1.device)
-        near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) / temperature
+        scale = 1 / temperature
+        near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) * scale
         if negatives == "both_views":
-            columns, exclude = torch.cat((y1, y2, more)), torch.stack((own, own + n), 1)  # itself and its positive, for either view
-            far = logsumexp(torch.cat((x1, x2)), columns, scale=1 / temperature, exclude=exclude.repeat(2, 1), budget=budget)
+            exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
+            if ranks.size(group) == 1 and extra_negatives is None:
+                far = symmetric_logsumexp(torch.cat((x1, x2)), scale=scale, exclude=exclude, budget=budget)
+            else:
+                far = logsumexp(torch.cat((x1, x2)), torch.cat((y1, y2, more)), scale=scale, exclude=exclude, budget=budget)
         else:
             towers = ((x1, y2), (x2, y1)) if symmetric else ((x1, y2),)
-            far = torch.cat([logsumexp(x, torch.cat((y, more)), scale=1 / temperature, exclude=own[:, None], budget=budget) for x, y in towers])
+            far = torch.cat([logsumexp(x, torch.cat((y, more)), scale=scale, exclude=own[:, None], budget=budget) for x, y in towers])
+        if tau_plus:
+            far = _debiased(far, near, (2 * n - 2 if negatives == "both_views" else n - 1) + len(more), scale, tau_plus)
         # From a threshold on softplus is taken for the identity: torch's 20 leaves an error of 2e-9, 40 one of 4e-18
-        losses: Tensor = F.softplus(far - near, threshold=40.0)
+        losses: Tensor = far - near if decoupled else F.softplus(far - near, threshold=40.0)
         if reduction == "none":
             return losses
         anchors = 2 * n if symmetric else n
         return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
 
 
-def _directions(z: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return torch.div(z, norm.masked_fill(norm < SHORTEST, torch.inf))  # F.normalize would give a zero row a gradient of 1e12
+def _debiased(far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, tau_plus: float) -> Tensor:
+    """The logarithm of max( (e^far - M tau e^near) / (1 - tau), M e^-scale ), without leaving the logarithms."""
+    share = near + math.log(negatives * tau_plus) - far  # log of what is taken away, relative to the sum
+    left = share < 0
+    corrected = far + torch.where(left, share, -1.0).expm1().neg().log() - math.log1p(-tau_plus)
+    floor = math.log(negatives) - scale
+    return torch.where(left, corrected, -torch.inf).maximum(floor * torch.ones_like(far))
 
 
-def check(temperature: float, negatives: str, symmetric: bool, reduction: str, grads: str) -> None:
+def check(temperature: float, negatives: str, symmetric: bool, tau_plus: float, reduction: str, grads: str) -> None:
     """Refuse what InfoNCE cannot be made of (ValueError)."""
     if not temperature > 0:
         raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
+    if not 0 <= tau_plus < 1:
+        raise ValueError(
+            f"tau_plus is the share of an anchor's own class among its negatives, in [0, 1), such as 0.1 for ten classes, not {tau_plus}."
+        )
     check_word("negatives", negatives, ("both_views", "other_view"))
     check_word("reduction", reduction, ("mean", "sum", "none"))
     check_word("grads", grads, ("mean", "sum"))
@@ -120,9 +143,15 @@ def check(temperature: float, negatives: str, symmetric: bool, reduction: str, g
 class InfoNCE(nn.Module):
     """`info_nce` with its settings: `InfoNCE(temperature=0.5)(z1, z2)`. See there for what they mean.
 
+    With `learnable=True` the temperature starts at the given one and learns, as the parameter `log_scale` = -log(temperature), which keeps it
+    positive. Radford et al. 2021 hold the scale below 100: `loss.log_scale.data.clamp_(max=math.log(100))` after each step.
+
     >>> z = torch.eye(4)
     >>> InfoNCE(0.5)(z, z)
     tensor(0.5944)
+    >>> loss = InfoNCE(0.07, negatives="other_view", learnable=True)
+    >>> loss.temperature, [name for name, _ in loss.named_parameters()]
+    (tensor(0.0700, grad_fn=<ExpBackward0>), ['log_scale'])
     """
 
     def __init__(
@@ -130,15 +159,24 @@ class InfoNCE(nn.Module):
         temperature: float = 0.5,
         negatives: Negatives = "both_views",
         symmetric: bool = True,
+        decoupled: bool = False,
+        tau_plus: float = 0.0,
+        learnable: bool = False,
         reduction: Reduction = "mean",
         group: dist.ProcessGroup | None = None,
         grads: ranks.Gradients = "mean",
         budget: int = BUDGET,
     ):
         super().__init__()
-        check(temperature, negatives, symmetric, reduction, grads)
-        self.temperature, self.negatives, self.symmetric, self.reduction = temperature, negatives, symmetric, reduction
-        self.group, self.grads, self.budget = group, grads, budget
+        check(temperature, negatives, symmetric, tau_plus, reduction, grads)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
+        self.fixed, self.negatives, self.symmetric, self.decoupled, self.tau_plus = temperature, negatives, symmetric, decoupled, tau_plus
+        self.reduction, self.group, self.grads, self.budget = reduction, group, grads, budget
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature: a number, or a tensor with gradient if it learns."""
+        return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
     def forward(
         self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], extra_negatives: Float[Tensor, "M D"] | None = None
@@ -151,6 +189,8 @@ class InfoNCE(nn.Module):
             negatives=self.negatives,
             extra_negatives=extra_negatives,
             symmetric=self.symmetric,
+            decoupled=self.decoupled,
+            tau_plus=self.tau_plus,
             reduction=self.reduction,
             group=self.group,
             grads=self.grads,
@@ -158,5 +198,6 @@ class InfoNCE(nn.Module):
         )
 
     def __repr__(self) -> str:
-        settings = ("temperature", "negatives", "symmetric", "reduction", "grads", "budget")
-        return describe("InfoNCE", **{name: getattr(self, name) for name in settings})
+        temperature = self.fixed if self.log_scale is None else math.exp(-self.log_scale.item())
+        settings = ("negatives", "symmetric", "decoupled", "tau_plus", "reduction", "grads", "budget")
+        return describe("InfoNCE", temperature=temperature, learnable=self.log_scale is not None, **{name: getattr(self, name) for name in settings})

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from marginlab.settings import nearest
 
+SHORTEST = 1e-12  # a row shorter than this has no direction
+
 
 def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """The two views in float32, or in float64 where one of them is.
@@ -35,6 +37,12 @@ def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
     if not z.is_floating_point():
         raise TypeError(f"Embeddings are floating point, not {z.dtype}. Were labels given in their place?")
     return z.to(dtype)
+
+
+def directions(z: Tensor) -> Tensor:
+    """Rows of length 1. A row shorter than 1e-12 has no direction: it becomes zero and gets no gradient."""
+    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    return torch.div(z, norm.masked_fill(norm < SHORTEST, torch.inf))  # F.normalize would give a zero row a gradient of 1e12
 
 
 def check_word(what: str, word: str, known: Sequence[str]) -> None:

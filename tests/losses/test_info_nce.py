@@ -9,23 +9,38 @@ import torch.nn.functional as F
 from hypothesis import given
 from loss_laws import LossLaws, draw_views, few, on_a_rank, several, value_and_gradients
 
+import marginlab.losses
 from marginlab import ranks
 from marginlab.losses import InfoNCE
 from marginlab.losses.functional import info_nce
+from marginlab.settings import call
 
 
-def naive(z1, z2, extra_negatives=None, temperature=0.5, negatives="both_views", symmetric=True, reduction="mean", budget=0):
-    """The cross-entropy of the whole matrix of similarities."""
+def naive(
+    z1, z2, extra_negatives=None, temperature=0.5, negatives="both_views", symmetric=True, decoupled=False, tau_plus=0.0, reduction="mean", budget=0
+):
+    """The softmax of the whole matrix of similarities."""
     n = len(z1)
     x1, x2 = F.normalize(z1), F.normalize(z2)
     more = F.normalize(extra_negatives) if extra_negatives is not None else x1[:0]
     index = torch.arange(n)
     if negatives == "both_views":
         x = torch.cat((x1, x2))
-        logits = (x @ torch.cat((x, more)).T).masked_fill(torch.eye(2 * n, 2 * n + len(more), dtype=torch.bool), -math.inf)
-        return F.cross_entropy(logits / temperature, torch.cat((index + n, index)), reduction=reduction)
-    logits = [a @ torch.cat((b, more)).T for a, b in ((x1, x2), (x2, x1))[: 2 if symmetric else 1]]
-    return F.cross_entropy(torch.cat(logits) / temperature, index.repeat(len(logits)), reduction=reduction)
+        cosines, itself, pair = x @ torch.cat((x, more)).T, torch.arange(2 * n), torch.cat((index + n, index))
+    else:
+        cosines = torch.cat([a @ torch.cat((b, more)).T for a, b in ((x1, x2), (x2, x1))[: 2 if symmetric else 1]])
+        itself, pair = index.repeat(len(cosines) // n), index.repeat(len(cosines) // n)
+    anchors, columns = torch.arange(len(pair)), torch.arange(cosines.shape[1])
+    s = (cosines / temperature).exp()
+    positive = s[anchors, pair]
+    s = torch.where((columns == itself[:, None]) | (columns == pair[:, None]), 0.0, s)
+    count = cosines.shape[1] - (2 if negatives == "both_views" else 1)
+    negative = s.sum(1)
+    if tau_plus:
+        floor = count * (-torch.ones_like(negative) / temperature).exp()
+        negative = torch.maximum((negative - count * tau_plus * positive) / (1 - tau_plus), floor)
+    losses = -(positive / (negative + (0 if decoupled else positive))).log()
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
 def with_extra(z1, z2, extra, **arguments):
@@ -41,11 +56,19 @@ def weighted_on_a_rank(group, rank, parts, weights):
     return value.detach(), [x.grad for x in inputs]
 
 
+def averaged_temperature(group, rank, parts, temperature, negatives):
+    temperature = temperature.clone().requires_grad_()
+    info_nce(*parts[rank], temperature=temperature, negatives=negatives, group=group).backward()
+    return ranks.total(temperature.grad, group) / ranks.size(group)
+
+
 class TestInfoNCE(LossLaws):
     module, function, naive = InfoNCE, staticmethod(info_nce), staticmethod(naive)
     arguments = st.fixed_dictionaries(
         {
             "temperature": st.floats(0.05, 3),
+            "decoupled": st.booleans(),
+            "tau_plus": st.sampled_from([0.0, 0.0, 0.1, 0.7]),
             "reduction": st.sampled_from(["mean", "sum", "none"]),
             "budget": st.sampled_from([64, 1000, 2**20]),
         }
@@ -160,6 +183,61 @@ class TestInfoNCE(LossLaws):
         assert 100 < float(opposite) < 200.0 + math.log(11)
         assert all(bool(s.isfinite().all()) for s in slopes)
 
+    @several
+    @given(st.integers(0, 2**20), st.floats(0.05, 3))
+    def test_alignment_and_divergence_are_its_two_parts(self, seed, temperature):
+        """L = L1 + L2 with L1 = -E s_p / T = (E |x1 - x2|^2 / 2 - 1) / T and L2 the log of the sum over all candidates: Huang et al., section 4.1."""
+        x1, x2 = (F.normalize(z) for z in torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+        aligned = ((x1 - x2).square().sum(1).mean() / 2 - 1) / temperature
+        x = torch.cat((x1, x2))
+        divergence = (x @ x.T / temperature).fill_diagonal_(-math.inf).logsumexp(1).mean()
+        torch.testing.assert_close(info_nce(x1, x2, temperature=temperature), aligned + divergence)
+
+    @several
+    @given(data=st.data())
+    def test_a_temperature_that_learns_has_the_gradient_of_the_formula(self, data):
+        arguments = data.draw(self.arguments)
+        temperature = torch.tensor(arguments.pop("temperature"), dtype=torch.float64)
+        z1, z2, _ = draw_views(data, data.draw(st.integers(2, 5)))
+        got = value_and_gradients(lambda t: info_nce(z1, z2, temperature=t, **arguments), temperature)
+        self.same(got, value_and_gradients(lambda t: naive(z1, z2, temperature=t, **arguments), temperature))
+        module = InfoNCE(float(temperature), learnable=True, **arguments)
+        value = module(z1, z2)
+        torch.testing.assert_close(value, got[0], rtol=1e-5, atol=1e-5)
+        value.sum().backward()  # d/d(-log T) = -T d/dT
+        torch.testing.assert_close(float(module.log_scale.grad), -float(temperature * got[1][0]), rtol=1e-4, atol=1e-4)
+        again = call(repr(module), marginlab.losses)
+        assert repr(again) == repr(module)
+        assert torch.equal(again.log_scale, module.log_scale)
+        assert again.state_dict().keys() == {"log_scale"}
+
+    @pytest.mark.xdist_group("ranks")
+    @pytest.mark.parametrize("negatives", ["both_views", "other_view"])
+    def test_averaged_over_ranks_the_gradient_of_the_temperature_is_exact(self, pool, negatives):
+        z1, z2 = torch.randn(2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        temperature, rows = torch.tensor(0.4, dtype=torch.float64), [3, 0, 4]
+        _, (expected,) = value_and_gradients(lambda t: info_nce(z1, z2, temperature=t, negatives=negatives), temperature)
+        for slope in pool.run(3, averaged_temperature, list(zip(z1.split(rows), z2.split(rows), strict=True)), temperature, negatives):
+            torch.testing.assert_close(slope, expected, rtol=1e-10, atol=1e-10)
+
+    def test_decoupled_its_gradient_does_not_fade_as_the_pair_comes_close(self):
+        z = torch.eye(8, dtype=torch.float64)
+        near = z + 0.01 * z.roll(1, 0)
+        for decoupled, least in ((False, 0.0), (True, 0.001)):
+            _, (slope, _) = value_and_gradients(functools.partial(info_nce, temperature=0.05, decoupled=decoupled), near, z)
+            assert (float(slope.norm(dim=1).min()) > least) is True
+            assert (float(slope.norm(dim=1).max()) < 1e-5) is not decoupled
+
+    def test_a_debiased_sum_never_falls_below_its_smallest_possible_value(self):
+        """All negatives equal to the positive: what is taken away is more than there is, and the floor M e^(-1/T) has no slope."""
+        z = torch.ones(5, 3, dtype=torch.float64)
+        value, slopes = value_and_gradients(functools.partial(info_nce, temperature=0.5, tau_plus=1 - 1e-9), z, z)
+        torch.testing.assert_close(float(value), 0.0 + math.log1p(8.0), rtol=1e-6, atol=0)  # all alike: the estimate is the sum itself
+        x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        value, slopes = value_and_gradients(functools.partial(info_nce, temperature=0.5, tau_plus=0.5), x, x)
+        torch.testing.assert_close(float(value), math.log1p(2 * math.exp(-2.0) / math.exp(2.0)), rtol=1e-12, atol=0)
+        assert all(bool(s.isfinite().all()) for s in slopes)
+
     def test_lightly_agrees(self):
         lightly = self.library("lightly.loss")
         self.against(lightly.NTXentLoss(temperature=0.3))
@@ -189,6 +267,11 @@ class TestInfoNCE(LossLaws):
         for temperature in (0.0, -1.0, math.nan):
             with pytest.raises(ValueError, match=f"A temperature is positive, such as 0.5, not {temperature}"):
                 InfoNCE(temperature)
+        for share in (-0.1, 1.0, math.nan):
+            with pytest.raises(ValueError, match=rf"in \[0, 1\), such as 0.1 for ten classes, not {share}"):
+                InfoNCE(tau_plus=share)
+        with pytest.raises(ValueError, match="A temperature is positive"):
+            info_nce(z, z, temperature=torch.tensor(0.0))
         with pytest.raises(ValueError, match=r"negatives is not 'both': did you mean 'both_views'\?"):
             InfoNCE(negatives="both")
         with pytest.raises(ValueError, match=r"reduction is not 'average'.*There are: mean, sum, none"):

@@ -1,0 +1,92 @@
+"""Softmax sum of a symmetric matrix from half of its blocks: l_i = log sum_j exp(scale x_i . x_j), over the columns j that row i does not exclude.
+
+With the origin r = scale max |x|^2, which no entry exceeds, e_ij = exp(s_ij - r) serves row i and, as e_ji, row j:
+
+    S_i = sum_j e_ij,  l_i = r + log S_i,  and backward  dx_i = scale sum_j (a_i + a_j) e_ij x_j,  a_i = g_i / S_i,
+
+for g_i p_ij + g_j p_ji = (a_i + a_j) e_ij: one exponential and one recomputed product for both. So each unordered pair of rows is computed once
+forward (half a product instead of one) and once backward (one and a half instead of three).
+
+One origin for all rows serves as long as exp(-2 r), the smallest possible entry, is a normal number: r <= 40 in float32 and 350 in float64. A
+cosine keeps to that at temperatures from 0.025 on; below, the walk over all blocks with a maximum for each row (logsumexp.py) is taken.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.kernels.logsumexp import blocks, logsumexp, unlowered
+from marginlab.kernels.walk import BUDGET
+
+
+def symmetric_logsumexp(
+    x: Float[Tensor, "B D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+    exclude: Int[Tensor, "B E"] | None = None,
+    budget: int = BUDGET,
+) -> Float[Tensor, " B"]:
+    """`logsumexp(x, x)` in half its time; differentiable in x and scale.
+
+    Parameters
+    ----------
+    x: the rows, which are the columns too. Products and sums are float32, or float64 where x is, also inside autocast.
+    scale: 1/temperature; a tensor without dimensions may learn.
+    exclude: columns that row i leaves out (itself, its positive). Where i leaves out j, j leaves out i: the caller's promise, not checked.
+    budget: bytes of the one block that is held, in either pass.
+
+    Returns
+    -------
+    (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
+
+    Raises
+    ------
+    ValueError: shapes that do not fit, or a budget that is not positive.
+    RuntimeError: a second derivative is asked for (create_graph=True).
+
+    >>> symmetric_logsumexp(torch.eye(2), exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
+    tensor([0., 0.])
+
+    """
+    if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
+        raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
+    with torch.no_grad():
+        reach = float(factor.abs() * x.square().sum(1).amax()) if len(x) else 0.0
+    if not reach <= (350 if x.dtype == torch.float64 else 40):
+        return logsumexp(x, x, scale=factor, exclude=exclude, budget=budget)
+    out: Tensor = _Symmetric.apply(x, factor, None if exclude is None else exclude.long(), reach, budget)
+    return out
+
+
+class _Symmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, exclude: Tensor | None, reach: float, budget: int) -> Tensor:
+        total = x.new_zeros(len(x))
+        for rows, columns, block in blocks(x * scale, x, exclude, budget, upper=True):
+            block.sub_(reach).exp_()
+            total[rows] += block.sum(1)
+            if rows != columns:
+                total[columns] += block.sum(0)
+        ctx.reach, ctx.budget = reach, budget
+        ctx.save_for_backward(x, scale, exclude, total)
+        return reach + total.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
+            raise RuntimeError("The blockwise softmax sum has no second derivative: call backward or grad without create_graph=True.")
+        x, scale, exclude, total = ctx.saved_tensors
+        share = torch.where(total > 0, grad / total, 0.0)  # log 0 has no slope
+        expected = torch.zeros_like(x)  # sum_j (a_i + a_j) e_ij x_j
+        for rows, columns, block in blocks(x * scale, x, exclude, ctx.budget, entry=2 * x.element_size(), upper=True):
+            block.sub_(ctx.reach).exp_().mul_(share[rows, None] + share[columns])
+            with unlowered(x):
+                expected[rows].addmm_(block, x[columns])
+                if rows != columns:
+                    expected[columns].addmm_(block.T, x[rows])
+        for_scale = (expected * x).sum() / 2 if ctx.needs_input_grad[1] else None  # both (i, j) and (j, i) are in the sum
+        return expected * scale, for_scale, None, None, None
