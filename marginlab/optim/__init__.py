@@ -3,7 +3,9 @@
 from marginlab.optim.lazy_adamw import LazyAdamW as LazyAdamW
 from marginlab.optim.lazy_sgd import LazySGD as LazySGD
 from marginlab.optim.schedules import Constant as Constant
+from marginlab.optim.schedules import Schedule as Schedule
 from marginlab.optim.schedules import WarmupCosine as WarmupCosine
+from marginlab.optim.schedules import WarmupPolynomial as WarmupPolynomial
 from marginlab.optim.sgd import SGD as SGD
 
-__all__ = ["SGD", "Constant", "LazyAdamW", "LazySGD", "WarmupCosine"]
+__all__ = ["SGD", "Constant", "LazyAdamW", "LazySGD", "WarmupCosine", "WarmupPolynomial"]

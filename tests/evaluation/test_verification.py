@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 
@@ -187,9 +187,8 @@ def test_pairs_are_distinct_balanced_and_of_the_kind_they_say(labels, folds, see
     n = 4 * folds
     try:
         drawn = pairs(labels, n, seed=seed, folds=folds)
-    except ValueError as error:
-        assert "Ask for fewer pairs or folds" in str(error)
-        return
+    except ValueError:  # a fold with too few pairs: what is refused, and how, is tested below
+        reject()
     assert ((labels[drawn.first] == labels[drawn.second]) == drawn.same).all()
     assert (drawn.first != drawn.second).all()
     assert len({frozenset(pair) for pair in zip(drawn.first.tolist(), drawn.second.tolist(), strict=True)}) == n
