@@ -159,6 +159,23 @@ def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return torch.stack(out)
 
 
+def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """This rank's part of a matrix of so many rows, cut as torch.chunk cuts, as a DTensor: what checkpoints can save on N ranks and load on M."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = DeviceMesh.from_group(dist.group.WORLD if group is None else group, x.device.type)
+    shape = torch.Size((rows, *x.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(x, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def local(x: Tensor) -> Tensor:
+    """The part of a DTensor that this rank holds; any other tensor as it is."""
+    to_local = getattr(x, "to_local", None)  # without importing DTensor where there is none
+    return x if to_local is None else to_local()
+
+
 def broadcast(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Rank 0's value (any picklable object) on every rank."""
     if size(group) == 1:

@@ -158,13 +158,28 @@ class PartialFC(Classifier):
         """The scaled cosine with every class, without margin, for evaluation; on several ranks all give the same embeddings and get all classes."""
         return ranks.gather(super().logits(embeddings).T.contiguous(), self.group).T
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if ranks.size(self.group) > 1:
+            key = f"{prefix}centers"
+            destination[key] = ranks.shard(destination[key], self.num_classes, self.group)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        key = f"{prefix}centers"
+        if key in state_dict:
+            found = ranks.local(state_dict[key])
+            if len(found) == self.num_classes:  # of all classes, from one process or a file
+                found = found[self.part]
+            state_dict = {**state_dict, key: found}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def get_extra_state(self) -> Tensor:
         """The number of batches that were sampled for."""
         return torch.tensor(self.step)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Go on from that number."""
-        self.step = int(state)
+        self.step = int(ranks.local(state))
 
     def extra_repr(self) -> str:
         """Say the sizes, the scale and the rate."""
