@@ -5,22 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from marginlab.data.images import ImageSet
-from marginlab.data.loading import load, root_folder
+from marginlab.data.loading import load, root_folder, splits
 from marginlab.data.published import TORCHVISION, torchvision_set
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, download if asked to, and describe both splits."""
     parser = argparse.ArgumentParser(prog="python -m marginlab.data", description=__doc__)
-    parser.add_argument("spec", help="shapes, shapes-5, digits, cifar10, cifar100, stl10, npz:PATH or folder:PATH")
+    parser.add_argument("spec", help="shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, npz:PATH or folder:PATH")
     parser.add_argument("--root", help="folder of the published sets (default: MARGINLAB_DATA, else data)")
     parser.add_argument("--size", type=int, default=0, help="resize to this many pixels")
     asked = parser.parse_args(arguments)
     root = root_folder(asked.root)
     try:
-        if asked.spec in TORCHVISION and not (root / f"{asked.spec}.npz").exists():
-            _download(asked.spec, root)
-        for split in ("train", "test"):
+        name = asked.spec.removesuffix("-upright")  # one file for both
+        if name in TORCHVISION and not (root / f"{name}.npz").exists():
+            _download(name, root)
+        for split in splits(asked.spec):
             print(describe(load(asked.spec, split, root, size=asked.size), split))
     except (ValueError, TypeError, OSError) as error:
         parser.exit(2, f"{error}\n")
@@ -36,7 +37,7 @@ def describe(images: ImageSet, split: str) -> str:
 def _download(name: str, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     try:
-        for split in ("train", "test"):
+        for split in splits(name):
             torchvision_set(name, split, root, download=True)  # what is already there and whole is not fetched again
     except (OSError, RuntimeError) as error:
         raise OSError(f"{name} could not be downloaded into {root}: {error}. Run the command again, or put {name}.npz there.") from error

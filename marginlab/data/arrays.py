@@ -1,11 +1,13 @@
 """Image sets from npz files: everything is checked from headers and labels before the first pixel is read, and nothing is unpickled.
 
     PATH.npz: images, labels [, classes]     or     train_images, train_labels, test_images, test_labels [, classes]
+              or parts with classes of their own: PART_images, PART_labels, PART_classes
     images: N x H x W x 3, N x 3 x H x W, or N x H x W in grey; uint8, or floats in [0, 1], which become round(255 x)
 
 Images are read as a stream of blocks, cut to their size as they come, so memory holds the result and one block, whatever the file's size.
 """
 
+import contextlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,17 +27,39 @@ _BLOCK = 32 * 2**20  # bytes
 
 def read_npz(path: Path, split: str, name: str, *, size: int, budget: int) -> ImageSet:
     """The split of an npz file; where the file has none, one fifth of each class is its test."""
+    with _opened(path, name) as archive:
+        return _read(archive, split, name, size, budget)
+
+
+def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> ImageSet:
+    """All images of a part of an npz file that numbers and names its own classes."""
+    with _opened(path, name) as archive:
+        keys = _keys(archive)
+        for key in (f"{part}_images", f"{part}_labels", f"{part}_classes"):
+            if key not in keys:
+                raise ValueError(f"{name}: {path} has no {key!r}; its keys are: {', '.join(keys) or 'none'}.")
+        labels = _labels(archive, f"{part}_labels", name)
+        classes = _names(archive, f"{part}_classes", name)
+        return _filled(archive, f"{part}_images", labels, torch.ones_like(labels, dtype=torch.bool), classes, name, size, budget)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
         raise FileNotFoundError(f"{name}: there is no file {path}. Write one with numpy.savez({str(path)!r}, images=..., labels=...).")
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(archive, split, name, size, budget)
+            yield archive
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{name}: {path} is no whole npz file: {error}. Write it again with numpy.savez.") from error
 
 
+def _keys(archive: zipfile.ZipFile) -> list[str]:
+    return [key.removesuffix(".npy") for key in archive.namelist()]
+
+
 def _read(archive: zipfile.ZipFile, split: str, name: str, size: int, budget: int) -> ImageSet:
-    keys = [key.removesuffix(".npy") for key in archive.namelist()]
+    keys = _keys(archive)
     own = any(f"{side}_images" in keys for side in ("train", "test"))
     prefix = f"{split}_" if own else ""
     for key in (f"{prefix}images", f"{prefix}labels"):
@@ -44,30 +68,47 @@ def _read(archive: zipfile.ZipFile, split: str, name: str, size: int, budget: in
                 f"{name} has no {key!r}; its keys are: {', '.join(keys) or 'none'}. "
                 "Save `images` and `labels`, or both with `train_` and with `test_` before them."
             )
-    header = _header(archive, f"{prefix}images")
-    shape, dtype = header.shape, header.dtype
-    if dtype != np.uint8 and dtype.kind != "f":
-        raise TypeError(f"{name}: {prefix}images are of dtype {dtype}. Save bytes as uint8, or floats in [0, 1].")
-    layout = _layout(shape, name)
+    _pixels(archive, f"{prefix}images", name)
     # classes are numbered over both splits
     sides: tuple[str, ...] = ("train_labels", "test_labels") if own else ("labels",)
     every = {key: _labels(archive, key, name) for key in sides if key in keys}
     labels = every[f"{prefix}labels"]
-    if len(labels) != shape[0] or not len(labels):
-        raise ValueError(f"{name}: {shape[0]} images of shape {shape} and {len(labels)} labels. One label for each of at least two images.")
+    _one_each(archive, f"{prefix}images", labels, name)
     classes = _classes(archive, keys, [found for found in every.values() if len(found)], name)
     check_labels(labels, len(classes), name)
     chosen = torch.ones_like(labels, dtype=torch.bool) if own else in_split(labels, split)
-    labels = labels[chosen]
-    if not len(labels):
+    if not bool(chosen.any()):
         raise ValueError(f"{name}: no class has two images, so none is left for the {split} split. Save {split}_images and {split}_labels.")
-    check_labels(labels, len(classes), f"{name} ({split})")
-    height, width = (size, size) if size else (shape[layout.index("H")], shape[layout.index("W")])
-    afford(len(labels), height, width, budget, name)
+    check_labels(labels[chosen], len(classes), f"{name} ({split})")
+    return _filled(archive, f"{prefix}images", labels, chosen, classes, name, size, budget)
 
+
+def _pixels(archive: zipfile.ZipFile, key: str, name: str) -> tuple["_Header", str]:
+    """The header of stored images and the order of their axes, refused where they are none."""
+    header = _header(archive, key)
+    if header.dtype != np.uint8 and header.dtype.kind != "f":
+        raise TypeError(f"{name}: {key} are of dtype {header.dtype}. Save bytes as uint8, or floats in [0, 1].")
+    return header, _layout(header.shape, name)
+
+
+def _one_each(archive: zipfile.ZipFile, key: str, labels: Tensor, name: str) -> None:
+    shape = _header(archive, key).shape
+    if len(labels) != shape[0] or not len(labels):
+        raise ValueError(f"{name}: {shape[0]} images of shape {shape} and {len(labels)} labels. One label for each of at least two images.")
+
+
+def _filled(
+    archive: zipfile.ZipFile, key: str, labels: Tensor, chosen: Tensor, classes: tuple[str, ...], name: str, size: int, budget: int
+) -> ImageSet:
+    """The chosen images of an array, read block by block."""
+    header, layout = _pixels(archive, key, name)
+    _one_each(archive, key, labels, name)
+    labels = labels[chosen]
+    height, width = (size, size) if size else (header.shape[layout.index("H")], header.shape[layout.index("W")])
+    afford(len(labels), height, width, budget, name)
     images = torch.empty(len(labels), 3, height, width, dtype=torch.uint8)
     filled = start = 0
-    for block in _blocks(archive, f"{prefix}images", header):
+    for block in _blocks(archive, key, header):
         kept = chosen[start : start + len(block)]
         part = resized(_bytes(block, layout, name, start)[kept], size) if bool(kept.any()) else images[:0]
         images[filled : filled + len(part)] = part
@@ -125,14 +166,18 @@ def _labels(archive: zipfile.ZipFile, key: str, name: str) -> Tensor:
 
 def _classes(archive: zipfile.ZipFile, keys: list[str], labels: list[Tensor], name: str) -> tuple[str, ...]:
     if "classes" in keys:
-        shape, _, dtype, _ = _header(archive, "classes")
-        if dtype.kind not in "US" or len(shape) != 1:
-            raise TypeError(f"{name}: classes are of dtype {dtype} and shape {shape}. Save them as numpy.array([...], dtype=str), or leave them out.")
-        return tuple(str(text) for text in _array(archive, "classes").astype(str))
+        return _names(archive, "classes", name)
     highest, n = max(int(found.max()) for found in labels), sum(len(found) for found in labels)
     if highest >= max(n, 2):
         raise ValueError(f"{name}: the label {highest} is out of range for {n} images. Number the classes from 0, or save their names as `classes`.")
     return tuple(str(number) for number in range(highest + 1))
+
+
+def _names(archive: zipfile.ZipFile, key: str, name: str) -> tuple[str, ...]:
+    shape, _, dtype, _ = _header(archive, key)
+    if dtype.kind not in "US" or len(shape) != 1:
+        raise TypeError(f"{name}: {key} are of dtype {dtype} and shape {shape}. Save them as numpy.array([...], dtype=str), or leave them out.")
+    return tuple(str(text) for text in _array(archive, key).astype(str))
 
 
 def _blocks(archive: zipfile.ZipFile, key: str, header: _Header) -> Iterator[NDArray[Any]]:

@@ -1,6 +1,6 @@
 """One verb for every source of images: `load(spec, split)`.
 
-    spec = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | npz:PATH | folder:PATH
+    spec = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright | npz:PATH | folder:PATH
 """
 
 import functools
@@ -11,12 +11,13 @@ from pathlib import Path
 from marginlab.data.arrays import read_npz
 from marginlab.data.folders import read_folder
 from marginlab.data.images import ImageSet
+from marginlab.data.omniglot import OMNIGLOT, read_omniglot
 from marginlab.data.pixels import BUDGET, afford
 from marginlab.data.published import TORCHVISION, read_digits, read_published
 from marginlab.data.shapes import EASY, Shapes
 from marginlab.settings import SettingsError, nearest
 
-_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "npz:PATH", "folder:PATH")
+_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "npz:PATH", "folder:PATH")
 _COUNTS = {"train": 5_000, "test": 2_000}  # of the embedded sets
 
 
@@ -27,8 +28,10 @@ def load(spec: str, split: str = "train", root: str | Path | None = None, *, siz
     ----------
     spec: `shapes` and its easy variant `shapes-5` (rendered), `digits` (scikit-learn's), `cifar10`, `cifar100`, `stl10` (ROOT/NAME.npz, else
         torchvision's folder under ROOT; never downloaded), `npz:PATH` (keys `images`, `labels`, or with `train_` and `test_` before them;
-        optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS).
-    split: `train` or `test`. A source without a split gives one fifth of each class to the test, the same fifth every time.
+        optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS), `omniglot` (its quarter turns are
+        classes: 3,856 to train on) and `omniglot-upright` (964), as the published sets.
+    split: `train` or `test`; of the omniglots also `unseen`, whose classes are in neither, for verification. A source without a split gives
+        one fifth of each class to the test, the same fifth every time.
     root: the folder of the published sets; by default the environment's MARGINLAB_DATA, else `data`.
     size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0 keeps the images' own size. `shapes` are
         rendered at it instead.
@@ -45,8 +48,8 @@ def load(spec: str, split: str = "train", root: str | Path | None = None, *, siz
     TypeError, ValueError: images or labels that cannot be used, one class only, or more bytes than the budget.
 
     """
-    if split not in _COUNTS:
-        raise SettingsError(f"There is no split {split!r}: {nearest(split, _COUNTS)}")
+    if split not in splits(spec):
+        raise SettingsError(f"There is no split {split!r}: {nearest(split, splits(spec))}")
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
     kind, colon, rest = spec.partition(":")
@@ -60,9 +63,16 @@ def load(spec: str, split: str = "train", root: str | Path | None = None, *, siz
         return replace(_rendered(shapes, split, _COUNTS[split]), name=spec)
     if spec == "digits":
         return read_digits(split, size=size, budget=budget)
+    if spec in OMNIGLOT:
+        return read_omniglot(spec, split, root_folder(root), size=size, budget=budget)
     if spec in TORCHVISION:
         return read_published(spec, split, root_folder(root), size=size, budget=budget)
     raise SettingsError(f"There is no data {spec!r}: {nearest(spec, _SPECS)}")
+
+
+def splits(spec: str) -> tuple[str, ...]:
+    """The splits that a spec has."""
+    return ("train", "test", "unseen") if spec in OMNIGLOT else ("train", "test")
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""Published sets: scikit-learn's digits, and torchvision's CIFAR-10, CIFAR-100 and STL-10, which are never downloaded without being asked.
+"""Published sets: scikit-learn's digits, and torchvision's CIFAR-10, CIFAR-100, STL-10 and Omniglot, never downloaded without being asked.
 
     a set NAME is looked for as ROOT/NAME.npz, then as torchvision's own folder under ROOT
 """
@@ -14,7 +14,7 @@ from marginlab.data.arrays import read_npz
 from marginlab.data.images import ImageSet, in_split
 from marginlab.data.pixels import afford, resized
 
-TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}  # our spec, torchvision's class
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10", "omniglot": "Omniglot"}  # our spec, torchvision's class
 
 
 def read_digits(split: str, *, size: int, budget: int) -> ImageSet:
@@ -38,10 +38,7 @@ def read_published(name: str, split: str, root: Path, *, size: int, budget: int)
     try:
         source = torchvision_set(name, split, root)
     except RuntimeError as error:  # torchvision's word for absent, incomplete and changed files
-        raise FileNotFoundError(
-            f"{name} is not in the folder {root} ({error}). Put {name}.npz there, or set MARGINLAB_DATA to the folder that has it, "
-            f"or run `python -m marginlab.data {name} --root {root}`, which downloads it."
-        ) from error
+        raise absent(name, root, error) from error
     labels = torch.as_tensor(np.asarray(source.labels if name == "stl10" else source.targets)).long()
     images = torch.from_numpy(source.data)
     if name != "stl10":
@@ -50,12 +47,25 @@ def read_published(name: str, split: str, root: Path, *, size: int, budget: int)
     return ImageSet(resized(images.contiguous(), size), labels, tuple(source.classes), name)
 
 
+def absent(name: str, root: Path, error: Exception) -> FileNotFoundError:
+    """What to say of a published set that is neither there as npz nor as torchvision's folder."""
+    return FileNotFoundError(
+        f"{name} is not in the folder {root} ({error}). Put {name}.npz there, or set MARGINLAB_DATA to the folder that has it, "
+        f"or run `python -m marginlab.data {name} --root {root}`, which downloads it."
+    )
+
+
 def torchvision_set(name: str, split: str, root: Path, *, download: bool = False) -> Any:
     """The data set of torchvision for one of our names."""
     from torchvision import datasets
 
     kind = getattr(datasets, TORCHVISION[name])
+    which: dict[str, Any] = {"train": split == "train"}
+    if name == "stl10":
+        which = {"split": split}
+    elif name == "omniglot":
+        which = {"background": split != "unseen"}
     with warnings.catch_warnings():
         # numpy 2.4.0 to 2.4.4 mind that CIFAR's pickles, which are older, say align=0 and not False (numpy pull request 31177)
         warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean.*")
-        return kind(str(root), **({"split": split} if name == "stl10" else {"train": split == "train"}), download=download)
+        return kind(str(root), **which, download=download)
