@@ -1,0 +1,231 @@
+"""Forward and backward of the ArcFace loss over many classes, beside its three bare matrix products and beside peers.
+
+    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--rounds 5] [--skip TEXT] [--out benchmarks/measured/head.json]
+    python benchmarks/head.py --small                           # to try it: 64 rows, 5,000 classes, 64 features, and nothing is saved without --out
+    python benchmarks/head.py --rows 1024 --classes 1000000     # where there is a CUDA device, it is used
+
+Printed for each task: median seconds, the ratio to the bare products in float32, the most memory beyond embeddings, centers and their two
+gradients, and the loss. Tasks take turns, round by round, so that what slows the machine slows them alike; figures are medians over rounds, of
+seconds and of the ratio within a round. All outputs are allocated by the task.
+
+    bare products       x W^T, G W and G^T x, in float32 and in bfloat16: what any implementation that keeps the logits has to do
+    margin_softmax      each of its three ways to hold little. With its default budget of 128 MiB (CUDA: 512 MiB) 256 rows and 100,000 classes are
+                        "one buffer"; here the budget says which. Row chunks, of half of the rows, are otherwise taken from 1,000 rows only:
+                        marginlab.kernels.margin_softmax.ROWS is lowered for them, and raised for class tiles
+    naive autograd      normalise, product, margin on the target, cross_entropy; also compiled, and under autocast to bfloat16
+    ArcFaceLoss         of pytorch-metric-learning; the same loss while theta + m <= pi
+    linear_cross_entropy  of torch: the plain softmax, without margin and without normalising, so that its loss is another number. Plain, and in
+                        chunks of half of the rows. Its automatic chunks (of 2 rows at these sizes) take minutes: --automatic
+
+Then the relative errors of loss and gradients against float64, for random embeddings (target angles of 90 degrees) and for embeddings as a trained
+network gives them (45 degrees).
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _memory import extra_bytes
+from _report import median_seconds, save
+from torch import Tensor
+
+import marginlab.kernels.margin_softmax as kernel
+from marginlab.losses.functional import margin_softmax
+from marginlab.margins import ArcFace
+
+SCALE, MARGIN = 64.0, 0.5
+Result = tuple[Any, Tensor, Tensor]  # loss (None of bare products), gradient of the embeddings, gradient of the centers
+Task = Callable[[], Result]
+Maker = Callable[[Tensor, Tensor, Tensor], Task]  # of embeddings (B, D), centers (C, D) and labels (B,)
+
+
+def inputs(kind: str, B: int, C: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (B, D), centers (C, D) and labels (B,): "random", or "trained", at about 45 degrees from the own center."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device).manual_seed(0)
+    W = torch.empty(C, D, device=device).normal_(0, 0.01, generator=generator)
+    y = torch.randint(C, (B,), generator=generator, device=device)
+    x = torch.empty(B, D, device=device).normal_(generator=generator)
+    return (x if kind == "random" else x / math.sqrt(D) + F.normalize(W[y])), W, y
+
+
+def bare(dtype: torch.dtype) -> Maker:
+    """The three products."""
+
+    def make(x: Tensor, W: Tensor, y: Tensor) -> Task:
+        x, W = x.to(dtype), W.to(dtype)
+
+        def run() -> Result:
+            G = x @ W.T
+            return None, G @ W, G.T @ x
+
+        return run
+
+    return make
+
+
+def ours(way: str, operands: torch.dtype, *, compiled: bool = False) -> Maker:
+    """`margin_softmax` with a budget that leads to the way that is asked for."""
+
+    def make(x: Tensor, W: Tensor, y: Tensor) -> Task:
+        B, C = len(x), len(W)
+        held = 2 if operands == torch.bfloat16 and x.device.type == "cpu" else 4  # bytes a product is kept in
+        row = C * (8 if x.dtype == torch.float64 else held)
+        most = kernel.BUDGET_CUDA if x.device.type == "cuda" else kernel.BUDGET_CPU
+        budget = {"one buffer": B * row, "row chunks": B // 2 * row, "class tiles": min(most, B // 2 * row)}[way]
+
+        def run() -> Result:
+            kernel.ROWS = 1 if way == "row chunks" else B + 1
+            return gradients(
+                lambda x, W: margin_softmax(x, y, W, margin=ArcFace(MARGIN), scale=SCALE, operands=operands, budget=budget, compiled=compiled), x, W
+            )
+
+        return run
+
+    return make
+
+
+def gradients(loss_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, W: Tensor) -> Result:
+    """The loss of embeddings and centers, and its gradients."""
+    x, W = x.detach().requires_grad_(), W.detach().requires_grad_()
+    loss = loss_of(x, W)
+    dx, dw = torch.autograd.grad(loss, (x, W))
+    return loss.detach(), dx, dw
+
+
+def naive_loss(x: Tensor, W: Tensor, y: Tensor) -> Tensor:
+    """ArcFace as one writes it down, for theta + m <= pi."""
+    cosine = F.normalize(x) @ F.normalize(W).T
+    theta = cosine.gather(1, y[:, None]).float().clamp(-1 + 1e-6, 1 - 1e-6).acos()
+    return F.cross_entropy(cosine.scatter(1, y[:, None], (theta + MARGIN).cos().to(cosine)) * SCALE, y)
+
+
+def naive(*, autocast: bool = False, compiled: bool = False) -> Maker:
+    """The loss above by autograd."""
+    function = torch.compile(naive_loss) if compiled else naive_loss
+
+    def make(x: Tensor, W: Tensor, y: Tensor) -> Task:
+        def loss_of(x: Tensor, W: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+                return function(x, W, y)
+
+        return lambda: gradients(loss_of, x, W)
+
+    return make
+
+
+def metric_learning(x: Tensor, W: Tensor, y: Tensor) -> Task:
+    """ArcFaceLoss of pytorch-metric-learning, with its centers as it lays them: (D, C)."""
+    from pytorch_metric_learning.losses import ArcFaceLoss  # the peer is imported where it is run
+
+    peer = ArcFaceLoss(len(W), x.shape[1], margin=math.degrees(MARGIN), scale=SCALE).to(x.device)
+    peer.W = torch.nn.Parameter(W.T.contiguous())
+
+    def run() -> Result:
+        leaf = x.detach().requires_grad_()
+        loss = peer(leaf, y)
+        return loss.detach(), *torch.autograd.grad(loss, (leaf, peer.W))
+
+    return run
+
+
+def linear_cross_entropy(chunks: str) -> Maker:
+    """The plain softmax of torch: "none", "half" of the rows, or "automatic" ones."""
+
+    def make(x: Tensor, W: Tensor, y: Tensor) -> Task:
+        half = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(len(x) // 2, 1), chunking_method=None)
+        options = {"none": None, "half": half, "automatic": torch.nn.LinearCrossEntropyOptions()}[chunks]
+        return lambda: gradients(lambda x, W: F.linear_cross_entropy(x, W, y, options=options), x, W)
+
+    return make
+
+
+def tasks(automatic: bool) -> dict[str, Maker]:
+    """All that take turns, by name."""
+    names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    made = {f"bare products, {name}": bare(dtype) for dtype, name in names.items()}
+    for dtype, name in names.items():
+        for way in ("one buffer", "row chunks", "class tiles"):
+            made |= {
+                f"margin_softmax, {way}, {name}{', compiled' if compiled else ''}": ours(way, dtype, compiled=compiled) for compiled in (False, True)
+            }
+    made |= {"naive autograd": naive(), "naive autograd, compiled": naive(compiled=True), "naive autograd, autocast": naive(autocast=True)}
+    made["pytorch-metric-learning ArcFaceLoss"] = metric_learning
+    for chunks in ("none", "half", *(("automatic",) if automatic else ())):
+        made[f"linear_cross_entropy (no margin), chunks: {chunks}"] = linear_cross_entropy(chunks)
+    return made
+
+
+def peak(task: Task) -> int | None:
+    """Bytes beyond embeddings, centers and their gradients at the worst moment of a call that is not the first."""
+    _, dx, dw = task()
+    of_gradients = dx.nbytes + dw.nbytes
+    del dx, dw
+    extra = extra_bytes(task)
+    return None if extra is None else extra - of_gradients
+
+
+def errors(B: int, C: int, D: int) -> list[dict[str, Any]]:
+    """Relative errors of loss and gradients against `margin_softmax` in float64."""
+    rows = []
+    for kind in ("random", "trained"):
+        x, W, y = inputs(kind, B, C, D)
+        exact = ours("class tiles", torch.float64)(x.double(), W.double(), y)()
+        makers = {
+            "margin_softmax, float32": ours("one buffer", torch.float32),
+            "margin_softmax, bfloat16": ours("one buffer", torch.bfloat16),
+            "naive autograd": naive(),
+            "naive autograd, autocast": naive(autocast=True),
+        }
+        for name, maker in makers.items():
+            value, *slopes = (float((a.double() - b).norm() / b.norm()) for a, b in zip(maker(x, W, y)(), exact, strict=True))
+            row = {"error_of": name, "inputs": kind, "loss": float(exact[0]), "loss_error": value}
+            row |= {"embeddings_gradient_error": slopes[0], "centers_gradient_error": slopes[1]}
+            rows.append(row)
+            print(f"{name:28} {kind:8} loss {row['loss']:9.5f}, error {value:.1e}, of gradients {slopes[0]:.1e} {slopes[1]:.1e}", flush=True)
+    return rows
+
+
+def main() -> None:
+    torch._dynamo.config.recompile_limit = 64  # many sizes and dtypes take turns here: one head compiles fewer times than the default allows
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=256, help="B")
+    parser.add_argument("--classes", type=int, default=100_000, help="C")
+    parser.add_argument("--dim", type=int, default=512, help="D")
+    parser.add_argument("--small", action="store_true", help="64 rows, 5,000 classes, 64 features")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--automatic", action="store_true", help="linear_cross_entropy in chunks of its own choice too: minutes")
+    parser.add_argument("--skip", action="append", default=[], metavar="TEXT", help="leave out tasks with this in their names")
+    parser.add_argument("--out", help="benchmarks/measured/head.json; with --small nowhere")
+    chosen = parser.parse_args()
+    B, C, D = (64, 5000, 64) if chosen.small else (chosen.rows, chosen.classes, chosen.dim)
+    x, W, y = inputs("random", B, C, D)
+    makers = {name: maker for name, maker in tasks(chosen.automatic).items() if not any(text in name for text in chosen.skip)}
+    ready = {name: maker(x, W, y) for name, maker in makers.items()}
+    losses = {name: None if (loss := task()[0]) is None else float(loss) for name, task in ready.items()}
+    peaks = {name: peak(task) for name, task in ready.items()}
+    times = [{name: median_seconds(task, 1) for name, task in ready.items()} for _ in range(chosen.rounds)]
+    rows: list[dict[str, Any]] = []
+    for name in ready:
+        extra, loss = peaks[name], losses[name]
+        row = {"task": name, "rows": B, "classes": C, "dim": D, "seconds": round(statistics.median(one[name] for one in times), 5)}
+        row["of_bare_products"] = round(statistics.median(one[name] / one["bare products, float32"] for one in times), 3)
+        row |= {"extra_mb": None if extra is None else round(extra / 1e6, 1), "loss": loss}
+        rows.append(row)
+        print(
+            f"{name:52} {row['seconds']:9.4f} s  {row['of_bare_products']:6.2f} of the bare products  "
+            f"{'?' if extra is None else format(extra / 1e6, '.0f'):>6} MB  {'' if loss is None else format(loss, '9.5f')}",
+            flush=True,
+        )
+    rows += errors(B, C, D)
+    if chosen.out or not chosen.small:
+        save("head", rows, chosen.out or Path(__file__).parent / "measured" / "head.json")
+
+
+if __name__ == "__main__":
+    main()
