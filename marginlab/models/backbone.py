@@ -6,6 +6,9 @@ The stem decides what a ResNet does with 32 x 32 images, and more than one publi
     "cifar"     3x3 convolution, stride 1, no pooling     the paper's, for 32 x 32
     "strided"   3x3 convolution, stride 2, no pooling     a quarter of the work, for small machines
     "imagenet"  as timm makes it: 7x7, stride 2, pooling, for 224 x 224
+
+The norm decides whether ranks see each other: batch normalisation takes its statistics over the rank's own images, so that training on two ranks is
+not training on one; group normalisation (Wu and He, ECCV 2018), over 16 or more channels of an image, is alike on any number.
 """
 
 import difflib
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from marginlab.settings import describe, nearest
 
 STEMS = ("cifar", "strided", "imagenet")
+NORMS = ("batch", "group")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -30,33 +34,39 @@ class Backbone(nn.Module):
     name: a model of timm, such as "resnet18".
     stem: "cifar", "strided" or "imagenet" (see above); the first two need a model with timm's ResNet stem.
     width: factor on the channels of a ResNet's four stages; 1 is timm's own.
+    norm: "batch", as timm makes it, or "group" (see above), for ResNets.
 
     `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed them, or make it through a `Recipe`.
 
-    Raises ValueError for an unknown model or stem, a width below 1/16, or a stem or width that the model does not know.
+    Raises ValueError for an unknown model, stem or norm, a width below 1/16, or a stem, width or norm that the model does not know.
 
     >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
     >>> backbone(torch.rand(2, 3, 32, 32)).shape, backbone.dim
     (torch.Size([2, 128]), 128)
     """
 
-    def __init__(self, name: str = "resnet18", *, stem: str = "cifar", width: float = 1.0):
+    def __init__(self, name: str = "resnet18", *, stem: str = "cifar", width: float = 1.0, norm: str = "batch"):
         super().__init__()
-        if stem not in STEMS:
-            raise ValueError(f"There is no stem {stem!r}: {nearest(stem, STEMS)}")
+        for what, given, known in (("stem", stem, STEMS), ("norm", norm, NORMS)):
+            if given not in known:
+                raise ValueError(f"There is no {what} {given!r}: {nearest(given, known)}")
         if not width >= 1 / 16:
             raise ValueError(f"A width is a factor of at least 1/16, not {width}.")
         if name not in list_models():
             near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5)
             raise ValueError(f"timm has no model {name!r}; near it are: {', '.join(near) or 'none, see timm.list_models()'}.")
-        self.name, self.stem, self.width = name, stem, width
+        self.name, self.stem, self.width, self.norm = name, stem, width, norm
         options: dict[str, Any] = {}
         if width != 1.0:
             options["channels"] = tuple(int(channels * width) for channels in (64, 128, 256, 512))
+        if norm == "group":
+            options["norm_layer"] = _group_norm
         try:
             net = create_model(name, pretrained=False, num_classes=0, **options)
         except TypeError as error:
-            raise ValueError(f"{name} has no width to change; leave width at 1. ({error})") from error
+            raise ValueError(f"{name} has no width or norm to change; leave width at 1 and norm at 'batch'. ({error})") from error
+        if norm == "group" and not isinstance(getattr(net, "bn1", None), nn.GroupNorm):
+            raise ValueError(f"{name} has no batch normalisation of a ResNet to replace; use norm='batch'.")
         if stem != "imagenet":
             if not isinstance(getattr(net, "conv1", None), nn.Conv2d) or not hasattr(net, "maxpool"):
                 raise ValueError(f"{name} has no single first convolution and pooling to replace; use stem='imagenet'.")
@@ -77,4 +87,12 @@ class Backbone(nn.Module):
         return features
 
     def __repr__(self) -> str:
-        return describe("Backbone", name=self.name, stem=self.stem, width=self.width)
+        return describe("Backbone", name=self.name, stem=self.stem, width=self.width, norm=self.norm)
+
+
+def _group_norm(channels: int, **options: Any) -> nn.GroupNorm:
+    """Groups of 16 channels, or of the next larger number that divides them."""
+    groups = max(1, channels // 16)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, **options)

@@ -4,6 +4,7 @@ from torch import nn
 
 from marginlab import models, settings
 from marginlab.models import Backbone, Projector
+from marginlab.models.backbone import _group_norm
 
 
 @pytest.mark.parametrize(("stem", "stride", "side"), [("cifar", 1, 32), ("strided", 2, 16), ("imagenet", 2, 8)])
@@ -36,6 +37,18 @@ def test_any_other_model_of_timm_keeps_its_own_stem():
     assert backbone(torch.rand(1, 3, 224, 224)).shape == (1, 192)
 
 
+def test_group_normalisation_leaves_images_to_themselves():
+    images = torch.rand(4, 3, 32, 32)
+    for norm, alone in (("batch", False), ("group", True)):
+        backbone = Backbone("resnet18", stem="strided", width=0.25, norm=norm).double()
+        together, one = backbone(images.double()), backbone(images[:1].double())
+        assert torch.allclose(together[:1], one) == alone
+        assert settings.call(repr(backbone), models).norm == norm
+    groups = {(module.num_channels, module.num_groups) for module in backbone.modules() if isinstance(module, nn.GroupNorm)}
+    assert groups == {(64, 4), (16, 1), (32, 2), (64, 4), (128, 8)}
+    assert [_group_norm(channels).num_groups for channels in (8, 38, 89, 153)] == [1, 2, 1, 9]  # a number that divides them
+
+
 def test_its_repr_reads_back():
     made = settings.call(repr(Backbone("resnet18", stem="strided", width=0.25)), models)
     assert (made.name, made.stem, made.width, made.dim) == ("resnet18", "strided", 0.25, 128)
@@ -46,9 +59,11 @@ def test_its_repr_reads_back():
     [
         ({"name": "resnet19"}, "timm has no model 'resnet19'; near it are: resnet1"),
         ({"stem": "cifr"}, "no stem 'cifr': did you mean 'cifar'"),
+        ({"norm": "layer"}, "no norm 'layer': .*batch, group"),
+        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "norm": "group"}, "no batch normalisation of a ResNet to replace"),
         ({"width": 0.0}, r"at least 1/16, not 0\.0"),
         ({"name": "vit_tiny_patch16_224"}, "use stem='imagenet'"),
-        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width to change"),
+        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width or norm to change"),
     ],
 )
 def test_what_cannot_be_made_is_refused(arguments, sentence):
