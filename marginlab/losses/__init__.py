@@ -7,5 +7,6 @@ from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelat
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax
 from marginlab.losses.partial_fc import PartialFC as PartialFC
+from marginlab.losses.sup_con import SupCon as SupCon
 
-__all__ = ("CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC")
+__all__ = ("CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC", "SupCon")
