@@ -164,7 +164,8 @@ def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tenso
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = DeviceMesh.from_group(dist.group.WORLD if group is None else group, x.device.type)
+    default = dist.distributed_c10d._get_default_group() if group is None else group
+    mesh = DeviceMesh.from_group(default, x.device.type)
     shape = torch.Size((rows, *x.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(x, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)

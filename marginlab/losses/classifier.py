@@ -122,15 +122,21 @@ class Classifier(nn.Module):
         exclude: Tensor | None = None,
         dense_grad: bool = False,
         spread: bool = False,
+        margin: Margin | None = None,
+        whole: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a checked batch whose rows' own columns are known; `spread`: these are the rows of all ranks, over this rank's classes."""
+        """The loss of a checked batch whose rows' own columns are known.
+
+        spread: these are the rows of all ranks, over this rank's classes. margin: instead of the classifier's own. whole: the weight that the mean is
+        over, where the batch is a part of a larger one.
+        """
         loss = weighted_loss(
             embeddings,
             self.centers,
             labels,
             column,
             valid,
-            self.margin,
+            self.margin if margin is None else margin,
             scale=self.scale,
             classes=classes,
             lift=lift,
@@ -145,6 +151,7 @@ class Classifier(nn.Module):
             compiled=self.compiled,
             dense_grad=dense_grad,
             over=Over(self.group, classes=spread),
+            whole=whole,
             grads=self.grads,
         )
         self.faults.after(embeddings, labels, valid, loss)
@@ -181,6 +188,12 @@ def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"
     return exclude.long()
 
 
+def row_weights(labels: Tensor, valid: Tensor | None, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weight of each row: that of its class, 0 where it is ignored."""
+    weights = torch.ones(len(labels), dtype=dtype, device=labels.device) if valid is None else valid.to(dtype)
+    return weights if class_weights is None else weights * class_weights.to(weights)[labels.clamp(0, len(class_weights) - 1)]
+
+
 def wide_of(embeddings: Tensor, centers: Tensor) -> torch.dtype:
     """The dtype of the sums: float32, or float64 where an operand is."""
     return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
@@ -209,16 +222,16 @@ def weighted_loss(
     dense_grad: bool,
     over: Over,
     grads: ranks.Gradients,
+    whole: Tensor | None = None,
 ) -> Float[Tensor, "*rows"]:
     """The reduced loss of rows whose own columns are known; nothing is checked."""
     wide = wide_of(embeddings, centers)
-    weights = torch.ones(len(labels), dtype=wide, device=labels.device) if valid is None else valid.to(wide)
-    if class_weights is not None:
-        weights = weights * class_weights.to(weights)[labels.clamp(0, len(class_weights) - 1)]
+    weights = row_weights(labels, valid, class_weights, wide)
     share = None if reduction == "none" else weights
     if reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
-        whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
-        share = weights / whole.clamp_min(torch.finfo(wide).tiny)
+        if whole is None:
+            whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
+        share = weights / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
     loss = margin_cross_entropy(
         embeddings,
         centers,

@@ -16,16 +16,19 @@ embeddings and labels, one packed (max, sum, target cosine) for each row, and th
 Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 2010.05222).
 """
 
+import contextlib
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.losses.classifier import Classifier, excluded, wide_of
+from marginlab.losses.classifier import Classifier, excluded, row_weights, wide_of
 from marginlab.losses.sampling import columns, sample
+from marginlab.losses.window import Draw, Window
 from marginlab.margins import Margin
 
 
@@ -86,6 +89,7 @@ class PartialFC(Classifier):
         super().__init__(num_classes, dim, margin, scale, subcenters, **settings)
         self.sample_rate, self.log_q, self.dense_grad = sample_rate, log_q, dense_grad
         self.step = 0
+        self._window: Window | None = None
 
     def _part(self) -> slice:
         per = -(-self.num_classes // ranks.size(self.group))
@@ -97,8 +101,56 @@ class PartialFC(Classifier):
     ) -> Float[Tensor, "*rows"]:
         """The loss of this rank's embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out (a known twin; -1 for none)."""
         batch = self._together(embeddings, labels, exclude)
-        loss = self._sampled_loss(batch) if self.training and self.sample_rate < 1 else self._whole_loss(batch)
+        draw = None
+        if self.training and self.sample_rate < 1:
+            draw = self._draw(batch.labels, batch.valid) if self._window is None else self._window.draw
+        if self._window is not None:
+            self._window.take(batch.labels, batch.valid, batch.held)
+        loss = self._whole_loss(batch) if draw is None else self._sampled_loss(batch, draw)
         return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
+
+    @contextlib.contextmanager
+    def window(self, labels: Int[Tensor, " B"], *, statistics: Literal["previous"] | None = None) -> Iterator[None]:
+        """Accumulate one step over several forward and backward passes: `with head.window(all_labels): for ...: head(part, labels).backward()`.
+
+        The gradients that add up are those of one batch of all the rows: the sample is drawn once, for all labels, and the mean is over all rows. The
+        parts come in the order of `labels`, on every rank as many parts (also empty ones).
+
+        Parameters
+        ----------
+        labels: all labels of this rank's rows in this window.
+        statistics: "previous" for a margin whose averages a batch moves before it is used (AdaFace, CurricularFace): all parts use those of earlier
+            steps, and the whole batch moves them once, when the window closes.
+
+        Raises
+        ------
+        ValueError: such a margin without statistics="previous", reduction="none", rows that are not those announced, a window inside a window.
+
+        >>> head = PartialFC(100, 8, sample_rate=0.2)
+        >>> embeddings, labels = torch.randn(6, 8), torch.arange(6)
+        >>> with head.window(labels):
+        ...     for part in (slice(0, 3), slice(3, 6)):
+        ...         head(embeddings[part], labels[part]).backward()
+
+        """
+        if self._window is not None:
+            raise ValueError("A window is open already: close it before the next begins.")
+        if self.reduction == "none":
+            raise ValueError("A window adds up one loss, so it needs reduction='mean' or 'sum', not 'none'.")
+        if self.margin.averages and statistics != "previous":
+            raise ValueError(
+                f"{self.margin!r} moves its averages by a batch before it uses them, and the parts of a window come one by one. "
+                "With statistics='previous' they use the averages of earlier steps."
+            )
+        batch = self._together(self.centers.new_zeros(len(labels), self.dim), labels, None)
+        weights = row_weights(batch.labels, batch.valid, self.class_weights, torch.float64)
+        draw = self._draw(batch.labels, batch.valid) if self.training and self.sample_rate < 1 else None
+        self._window = Window(batch.labels, batch.valid, batch.held, weights.sum(), draw, self.margin)
+        try:
+            yield
+            self._window.close()
+        finally:
+            self._window = None
 
     def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
         """The rows of all ranks, once all have accepted theirs."""
@@ -116,17 +168,15 @@ class PartialFC(Classifier):
         return _Batch(rows, labels, None if self.ignore_index is None else labels != self.ignore_index, exclude, held)
 
     def _whole_loss(self, batch: _Batch) -> Tensor:
+        """Over all classes."""
         exclude = None if batch.exclude is None else batch.exclude - self.part.start
         column = batch.labels - self.part.start
         column = column.masked_fill(column >= len(self.centers), -1) if len(batch.held) > 1 else column
-        return self._loss(batch.embeddings, batch.labels, column, batch.valid, exclude=exclude, spread=len(batch.held) > 1)
+        return self._loss(batch.embeddings, batch.labels, column, batch.valid, exclude=exclude, **self._setting(batch))
 
-    def _sampled_loss(self, batch: _Batch) -> Tensor:
-        kept = batch.labels.clamp(-1, self.num_classes - 1)  # with validate="deferred" a wrong label comes as far as here
-        kept = kept if batch.valid is None else kept.masked_fill(~batch.valid, -1)
-        classes, positives = sample(kept, self.num_classes, math.floor(self.sample_rate * self.num_classes), seed=self.seed, step=self.step)
-        self.step += 1
-        lift = self._lift(batch.embeddings, classes, kept, positives) if self.log_q else None
+    def _sampled_loss(self, batch: _Batch, draw: Draw) -> Tensor:
+        """Over those of a draw."""
+        classes, lift = draw
         if len(batch.held) > 1:
             low, high = torch.searchsorted(classes, torch.tensor([self.part.start, self.part.stop], device=classes.device)).tolist()
             classes, lift = classes[low:high], None if lift is None else lift[low:high]
@@ -135,23 +185,36 @@ class PartialFC(Classifier):
         return self._loss(
             batch.embeddings,
             batch.labels,
-            columns(classes, kept),
+            columns(classes, self._kept(batch.labels, batch.valid)),
             batch.valid,
             classes=classes - self.part.start,
-            lift=lift,
+            lift=None if lift is None else lift.to(wide_of(batch.embeddings, self.centers)),
             exclude=None if batch.exclude is None else columns(classes, batch.exclude),
             dense_grad=self.dense_grad,
-            spread=len(batch.held) > 1,
+            **self._setting(batch),
         )
 
-    def _lift(self, embeddings: Tensor, classes: Tensor, kept: Tensor, positives: int) -> Tensor | None:
-        """What raises the logits of the columns: log(others / drawn) at the drawn ones."""
+    def _setting(self, batch: _Batch) -> dict[str, Any]:
+        """What a batch of several ranks, or a part of a window, changes."""
+        spread: dict[str, Any] = {"spread": len(batch.held) > 1}
+        return spread if self._window is None else {**spread, "margin": self._window.margin, "whole": self._window.whole}
+
+    def _kept(self, labels: Tensor, valid: Tensor | None) -> Tensor:
+        """The labels, with -1 for ignored rows; with validate="deferred" a wrong one comes as far as here."""
+        kept = labels.clamp(-1, self.num_classes - 1)
+        return kept if valid is None else kept.masked_fill(~valid, -1)
+
+    def _draw(self, labels: Tensor, valid: Tensor | None) -> Draw:
+        """The sample of the next step, alike on every rank."""
+        kept = self._kept(labels, valid)
+        classes, positives = sample(kept, self.num_classes, math.floor(self.sample_rate * self.num_classes), seed=self.seed, step=self.step)
+        self.step += 1
         drawn, others = len(classes) - positives, self.num_classes - positives
-        if drawn <= 0:
-            return None
-        lift = torch.full((len(classes),), math.log(others / drawn), dtype=wide_of(embeddings, self.centers), device=classes.device)
+        if not self.log_q or drawn <= 0:
+            return Draw(classes, None)
+        lift = torch.full((len(classes),), math.log(others / drawn), dtype=torch.float64, device=classes.device)
         lift[columns(classes, kept[kept >= 0])] = 0.0
-        return lift
+        return Draw(classes, lift)
 
     @torch.no_grad()
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:

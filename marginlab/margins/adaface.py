@@ -44,6 +44,7 @@ class AdaFace(Margin):
     """
 
     batchwise = True
+    averages = True
     mean: Tensor
     std: Tensor
 

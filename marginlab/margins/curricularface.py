@@ -39,6 +39,7 @@ class CurricularFace(Margin):
     """
 
     batchwise = True
+    averages = True
     t: Tensor
 
     def __init__(self, m: float = 0.5, momentum: float = 0.01, *, gradient: Gradient = "exact"):

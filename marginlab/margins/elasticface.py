@@ -13,11 +13,11 @@ import math
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.margins.combined import combined
-from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite
+from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite, clamped
 from marginlab.rng import Key
 from marginlab.settings import describe, nearest
 
@@ -70,18 +70,35 @@ class ElasticFace(Margin):
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
         """Draw the margins, pair them, and take the step."""
-        margins = self._drawn(cosine) if self.training and len(cosine) > 0 else torch.full_like(cosine, self.m)
-        return Targets(*(combined(cosine, m2=margins) if self.kind == "arc" else combined(cosine, m3=margins)))
-
-    def _drawn(self, cosine: Tensor) -> Tensor:
-        rows = torch.arange(len(cosine), device=cosine.device)
-        draws = Key(self.seed).named("elastic").at(self.step.to(cosine.device), rows).normal()
+        if not self.training or len(cosine) == 0:
+            return self._targets(cosine, torch.full_like(cosine, self.m))
+        margins = self._drawn(cosine, torch.arange(len(cosine), device=cosine.device))
         self.step += 1
-        margins = self.m + self.std * draws.to(cosine)
         if self.plus:
             farthest_last = cosine.argsort(descending=True, stable=True)
             margins = torch.empty_like(margins).index_copy_(0, farthest_last, margins.sort().values)
-        return margins
+        return self._targets(cosine, margins)
+
+    def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
+        """The targets that these rows have in the whole batch. Raises ValueError with plus=True: the pairing needs all rows at once."""
+        if self.plus:
+            raise ValueError("ElasticFace(plus=True) pairs margins with all rows of a batch at once, which has no parts. Take plus=False.")
+        if not self.training:
+            return self.targets(cosine, norm)
+        cosine = clamped(cosine)
+        made = self._targets(cosine, self._drawn(cosine, rows))
+        return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
+
+    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> None:
+        """Take the step of a batch that was given in parts; an empty one has none."""
+        self.step += int(self.training and len(cosine) > 0)
+
+    def _targets(self, cosine: Tensor, margins: Tensor) -> Targets:
+        return Targets(*(combined(cosine, m2=margins) if self.kind == "arc" else combined(cosine, m3=margins)))
+
+    def _drawn(self, cosine: Tensor, rows: Tensor) -> Tensor:
+        draws = Key(self.seed).named("elastic").at(self.step.to(cosine.device), rows).normal()
+        return self.m + self.std * draws.to(cosine)
 
     def __repr__(self) -> str:
         return describe("ElasticFace", **{name: getattr(self, name) for name in ("m", "std", "kind", "plus", "seed", "gradient")})

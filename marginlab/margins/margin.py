@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from marginlab.settings import nearest
@@ -54,6 +54,8 @@ class Margin(nn.Module, ABC):
     """
 
     batchwise: bool = False
+    averages: bool = False
+    """Whether the state is an average that a batch moves before it is used."""
 
     def __init__(self, *, gradient: Gradient = "exact"):
         super().__init__()
@@ -84,6 +86,21 @@ class Margin(nn.Module, ABC):
             cosine = clamped(cosine)
             made = self.compute(cosine, norm.detach().to(cosine.dtype))
         return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
+
+    def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
+        """Targets of a part of a global batch whose rows have these numbers in it; the state stays: an average is that of earlier batches.
+
+        A part of a batch is a micro-batch of an accumulated step; `closed` follows when all parts have been given.
+        """
+        training = self.training
+        try:
+            return self.eval().targets(cosine, norm)
+        finally:
+            self.train(training)
+
+    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> None:
+        """Move the state on by a batch that was given in parts."""
+        self.targets(cosine, norm)
 
     @abstractmethod
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:

@@ -1,5 +1,7 @@
 """Partial FC across ranks is Partial FC on one: value, every gradient, state of the margin, errors."""
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -117,3 +119,78 @@ def test_shards_are_torchs_chunks_of_the_centers_of_one_rank(pool, C):
     chunks += [whole[:0]] * (4 - len(chunks))
     for (_, centers), chunk in zip(answers, chunks, strict=True):
         assert torch.equal(centers, chunk)
+
+
+def in_parts(head, x, labels, cuts, statistics):
+    """The gradients of one window over parts of this rank's rows, and the sum of the losses."""
+    x = x.detach().clone().requires_grad_()
+    total = 0.0
+    with head.window(labels, statistics=statistics):
+        for start, stop in itertools.pairwise(cuts):
+            loss = head(x[start:stop], labels[start:stop])
+            loss.backward()
+            total = total + loss.detach()
+    grad = head.centers.grad
+    state = {name: buffer.clone() for name, buffer in head.margin.named_buffers()}
+    return total, x.grad, grad.to_dense() if grad.is_sparse else grad, state
+
+
+def in_parts_on_a_rank(group, rank, w, text, arguments, x, labels, rows, cuts, statistics):
+    own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+    return in_parts(head_on(w, group, text, arguments), x[own], labels[own], cuts[rank], statistics)
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("text", [text for text in MARGINS if "plus=True" not in text])
+@settings(max_examples=4)
+@given(data=st.data())
+def test_a_window_of_parts_is_one_batch_on_any_number_of_ranks(pool, text, data):
+    n = data.draw(st.integers(1, 3))
+    rows = data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
+    x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(2, 9)))
+    labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
+    arguments |= {
+        "scale": 8.0,
+        "reduction": data.draw(st.sampled_from(["mean", "sum"])),
+        "sample_rate": data.draw(st.sampled_from([0.4, 1.0])),
+        "log_q": data.draw(st.booleans()),
+        "grads": "sum",
+    }
+    arguments.pop("exclude", None)
+    statistics = "previous" if make(text).averages else None
+    expected = in_parts(head_on(w, None, text, arguments), x, labels, [0, len(x)], statistics)
+    if statistics is None:  # then a window changes nothing: it is the step without one
+        head = head_on(w, None, text, arguments)
+        y = x.clone().requires_grad_()
+        head(y, labels).backward()
+        torch.testing.assert_close(y.grad, expected[1], rtol=1e-10, atol=1e-10)
+    cuts = [sorted(data.draw(st.lists(st.integers(0, r), min_size=2, max_size=2))) for r in rows]
+    answers = pool.run(n, in_parts_on_a_rank, w, text, arguments, x, labels, rows, [[0, *c, r] for c, r in zip(cuts, rows, strict=True)], statistics)
+    for total, _, _, state in answers:
+        torch.testing.assert_close(total, expected[0], rtol=1e-10, atol=1e-10)
+        for name, buffer in expected[3].items():
+            torch.testing.assert_close(state[name], buffer)
+    torch.testing.assert_close(torch.cat([a[1] for a in answers]), expected[1], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(torch.cat([a[2] for a in answers]), expected[2], rtol=1e-9, atol=1e-10)
+
+
+def test_a_window_refuses_what_it_cannot_make_one_batch_of():
+    x, labels = torch.randn(4, 3), torch.arange(4)
+    for text in ("AdaFace(0.4)", "CurricularFace(0.5)"):
+        with pytest.raises(ValueError, match="statistics='previous'"), PartialFC(6, 3, margin=make(text)).window(labels):
+            pass
+    head = PartialFC(6, 3, sample_rate=0.5)
+    with pytest.raises(ValueError, match=r"opened for \[4\] rows of each rank and closed after \[2\]"), head.window(labels):
+        head(x[:2], labels[:2])
+    with pytest.raises(ValueError, match="not the next ones"), head.window(labels):
+        head(x[:2], labels[2:])
+    with pytest.raises(ValueError, match=r"not for \[4\] more after \[4\]"), head.window(labels):
+        _ = head(x, labels), head(x, labels)
+    with pytest.raises(ValueError, match="open already"), head.window(labels), head.window(labels):
+        pass
+    with pytest.raises(ValueError, match="reduction"), PartialFC(6, 3, reduction="none").window(labels):
+        pass
+    plus = PartialFC(6, 3, margin=make("ElasticFace(0.5, plus=True)"))
+    with pytest.raises(ValueError, match="pairs margins with all rows"), plus.window(labels):
+        plus(x, labels)
+    assert head(x, labels).isfinite()  # a window that failed is closed

@@ -1,0 +1,78 @@
+"""The accumulation window of a sampled classifier: what is fixed for all parts of one batch before the first part is seen.
+
+    sum over the parts of sum_i w_i loss_i / W,    W = sum of w_i over the rows of all parts
+
+has the gradient of the one batch of all rows if all parts share W, the sample of classes, and what the margin takes from the whole batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.margins import Margin, Targets
+
+
+class Draw(NamedTuple):
+    """The sampled classes of a step, ascending, and what their logits are raised by."""
+
+    classes: Int[Tensor, " n"]
+    lift: Float[Tensor, " n"] | None
+
+
+class Window:
+    """The rows that were announced, of all ranks in their order, and how many of each rank's have come."""
+
+    def __init__(self, labels: Tensor, valid: Tensor | None, held: list[int], whole: Tensor, draw: Draw | None, margin: Margin):
+        self.labels, self.held, self.whole, self.draw = labels, held, whole, draw
+        self.used = [0] * len(held)
+        counted = torch.ones_like(labels) if valid is None else valid.long()
+        self._numbers = counted.cumsum(0) - 1  # of a row among those that count: what addresses its draw
+        self.margin = _InParts(margin) if margin.batchwise else margin
+
+    def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> None:
+        """Check that the next rows of every rank are those announced (ValueError)."""
+        starts = [sum(self.held[:rank]) + used for rank, used in enumerate(self.used)]
+        if any(used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)):
+            raise ValueError(f"The window was opened for {self.held} rows of each rank, not for {held} more after {self.used}. Give all labels to it.")
+        rows = torch.cat([torch.arange(start, start + more, device=labels.device) for start, more in zip(starts, held, strict=True)])
+        if not torch.equal(self.labels[rows], labels):
+            raise ValueError("The labels of this part are not the next ones of the window. Give the parts in the order of its labels.")
+        self.used = [used + more for used, more in zip(self.used, held, strict=True)]
+        if isinstance(self.margin, _InParts):
+            self.margin.rows = self._numbers[rows] if valid is None else self._numbers[rows][valid]
+
+    def close(self) -> None:
+        """Move the margin's state on by all rows; ValueError when some have not come."""
+        if self.used != self.held:
+            raise ValueError(f"The window was opened for {self.held} rows of each rank and closed after {self.used}. Give all parts before it ends.")
+        if isinstance(self.margin, _InParts):
+            self.margin.finish()
+
+
+class _InParts(Margin):
+    """A margin that is shown a batch part by part."""
+
+    batchwise = True
+
+    def __init__(self, margin: Margin):
+        super().__init__()
+        self.whole = margin
+        self.rows: Tensor | None = None
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+        """The targets of the part whose rows were named."""
+        assert self.rows is not None
+        self._seen.append((cosine.detach(), norm.detach()))
+        return self.whole.part(cosine, norm, self.rows)
+
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+        """The rule of the whole margin."""
+        return self.whole.compute(cosine, norm)
+
+    def finish(self) -> None:
+        """Move the state by all parts; in evaluation mode there is nothing to move."""
+        if self.whole.training and self._seen:
+            self.whole.closed(*(torch.cat(each) for each in zip(*self._seen, strict=True)))
