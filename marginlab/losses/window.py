@@ -35,7 +35,7 @@ class Window:
         """Check that the next rows of every rank are those announced (ValueError)."""
         starts = [sum(self.held[:rank]) + used for rank, used in enumerate(self.used)]
         if any(used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)):
-            raise ValueError(f"The window was opened for {self.held} rows of each rank, not for {held} more after {self.used}. Give all labels to it.")
+            raise ValueError(f"The window was opened for {self.held} rows of each rank, not for {held} more after {self.used}. Announce all.")
         rows = torch.cat([torch.arange(start, start + more, device=labels.device) for start, more in zip(starts, held, strict=True)])
         if not torch.equal(self.labels[rows], labels):
             raise ValueError("The labels of this part are not the next ones of the window. Give the parts in the order of its labels.")
