@@ -33,10 +33,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}There are: {', '.join(known)}." if known else "there are none."
 
 
-def call(text: str, room: ModuleType, /, *args: Any) -> Any:
+def call(text: str, room: ModuleType, /, *args: Any, offered: Mapping[str, Any] | None = None) -> Any:
     """Make the object that `text` names in call notation, from the classes in the room's `__all__`.
 
-    `args` are passed before the literal arguments of the text, for what a text cannot hold (a backbone, a key).
+    `args` are passed before the literal arguments of the text, for what a text cannot hold (a backbone, a key). `offered` arguments are passed by
+    name to a class that has a parameter of that name, and a text cannot set them (the number of classes, which the data decide).
 
     >>> from marginlab import optim
     >>> call("SGD(lr=0.1, momentum=0.8)", optim)
@@ -56,8 +57,11 @@ def call(text: str, room: ModuleType, /, *args: Any) -> Any:
     for keyword in keywords:
         if keyword not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise SettingsError(f"{name} takes no {keyword!r}: {nearest(keyword, parameters)}")
+    offered = {key: value for key, value in (offered or {}).items() if key in parameters}
+    if given := sorted(offered.keys() & keywords.keys()):
+        raise SettingsError(f"{text!r} sets {given[0]!r}, which is not a setting: it is {offered[given[0]]!r} here. Leave it out.")
     try:
-        return kind(*args, *positional, **keywords)
+        return kind(*args, *positional, **keywords, **offered)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{text!r} cannot be made: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What training asks of a method, and what the two-view methods share.
+"""What training asks of a method, and what all methods share.
 
     features = backbone(images)      what is kept, measured and evaluated
     embeddings = projector(features) what the loss sees
@@ -6,6 +6,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,10 +18,14 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Method(nn.Module, ABC):
-    """A backbone under a head, trained by the loss between two views of an image. A method of one's own overrides `loss`.
+    """A backbone under a head, trained by a loss on views of images. A method of one's own overrides `loss`.
 
-    `loss` is also what calling the module does, so that DistributedDataParallel sees the forward pass.
+    `loss` is also what calling the module does, so that DistributedDataParallel sees the forward pass. A method whose constructor has a parameter
+    `num_classes` is given the number of classes of the data.
     """
+
+    n_views: ClassVar[int] = 2
+    """Views of an image that training draws for one step; the two-view losses need two, classifiers one."""
 
     def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
@@ -44,7 +49,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """Give `loss` and, detached, whatever else is worth recording; labels are there for methods that use them."""
+        """Give `loss` and, detached, the scalars worth recording (training keeps their means); labels are there for methods that use them."""
 
     def forward(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
         """Give the loss: see `loss`."""

@@ -1,6 +1,7 @@
-"""Backbones and projectors: images in [0, 1] in, features out."""
+"""Backbones, projectors and embedding layers: images in [0, 1] in, features out."""
 
 from marginlab.models.backbone import Backbone as Backbone
+from marginlab.models.embedding import EmbeddingLayer as EmbeddingLayer
 from marginlab.models.projector import Projector as Projector
 
-__all__ = ["Backbone", "Projector"]
+__all__ = ["Backbone", "EmbeddingLayer", "Projector"]

@@ -1,10 +1,12 @@
-"""Stochastic gradient descent with momentum, as a value that makes torch's optimizer when it is given parameters."""
+"""Stochastic gradient descent with momentum, as a value that makes torch's optimizer, or its row-sparse twin, when it is given parameters."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from marginlab.optim.lazy_sgd import LazySGD
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,11 @@ class SGD:
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""
         return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+
+    def lazy(self, parameters: Iterable[nn.Parameter]) -> LazySGD:
+        """Make the row-sparse optimizer with these values, for class centers whose gradient has few rows; rows without gradient stay as they are.
+
+        >>> SGD(lr=0.1).lazy([torch.nn.Parameter(torch.zeros(3, 2))]).param_groups[0]["momentum"]
+        0.9
+        """
+        return LazySGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)

@@ -1,6 +1,7 @@
-"""`python -m marginlab.train RECIPE.toml --folder runs/mine [--epochs 10 ...]`: train one recipe; the same command goes on after a stop.
+"""`python -m marginlab.train RECIPE --folder runs/mine [--epochs 10 ...]`: train one recipe; the same command goes on after a stop.
 
-Under torchrun it trains on all its processes.
+RECIPE is a TOML file, or the name of one that comes with the package (the files of marginlab/train/recipes). Under torchrun it trains on all
+its processes.
 """
 
 import argparse
@@ -11,8 +12,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from marginlab import ranks, settings
+from marginlab import ranks, settings, train
 from marginlab.train import Monitor, Recipe, fit
+
+RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(arguments: list[str]) -> int:
@@ -20,18 +23,25 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m marginlab.train", description=__doc__.split("\n")[0], epilog="All other flags replace settings of the recipe, as --epochs 10."
     )
-    parser.add_argument("recipe", type=Path, help="a TOML file of settings of marginlab.train.Recipe")
+    shipped = sorted(file.stem for file in RECIPES.glob("*.toml"))
+    parser.add_argument("recipe", type=Path, help=f"a TOML file of settings of marginlab.train.Recipe, or one of: {', '.join(shipped)}")
     parser.add_argument("--folder", type=Path, required=True, help="where the run is kept; a folder with a part of it is gone on with")
     parser.add_argument("--root", type=Path, help="folder of the data sets; MARGINLAB_DATA by default")
-    parser.add_argument("--measure-every", type=int, default=0, help="epochs between measurements; 0: the untrained and the trained network only")
+    measured = parser.add_mutually_exclusive_group()
+    measured.add_argument("--measure-every", type=int, default=0, help="epochs between measurements; 0: the untrained and the trained network only")
+    measured.add_argument("--monitor", default="", help="all that is measured, as \"Monitor(every=5, images=1000)\"; see marginlab.train.Monitor")
     options, flags = parser.parse_known_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        recipe = settings.read(Recipe, options.recipe, flags, prog="python -m marginlab.train RECIPE")
-        run = fit(recipe, options.folder, Monitor(every=options.measure_every), root=options.root)
+        named = RECIPES / f"{options.recipe}.toml"
+        recipe = settings.read(Recipe, named if named.exists() else options.recipe, flags, prog="python -m marginlab.train RECIPE")
+        monitor = settings.call(options.monitor, train) if options.monitor else Monitor(every=options.measure_every)
+        if not isinstance(monitor, Monitor):
+            raise settings.SettingsError(f"{options.monitor!r} is no monitor. Write such as Monitor(every=5).")
+        run = fit(recipe, options.folder, monitor, root=options.root)
         if ranks.rank() == 0:
             for row in run.rows:
                 if row.epoch == recipe.epochs:

@@ -1,8 +1,8 @@
 """`fit`: one plain loop, for one process or a group of them.
 
     step t of epoch e:   rows  = the t-th batch of the e-th permutation
-                         views = augmentation.views(images[rows], index=rows, first_view=2e)
-                         loss  = method(views, labels);  backward;  step of every optimizer at lr * schedule(t)
+                         views = augmentation.views(images[rows], index=rows, n_views=V, first_view=V e)
+                         loss  = method(views, labels)["loss"];  backward;  step of every optimizer at lr * schedule(t)
 
 Everything random is drawn from (seed, epoch, image, view), so the position in the run is one number, and a checkpoint that holds weights, optimizer
 state and that number is whole: on a CPU, a run that was killed and started again ends bit for bit as one that was not.
@@ -12,6 +12,7 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def fit(
     Raises
     ------
     SettingsError: the folder holds a run of another recipe or monitor (the first difference is named) or on other images, or another process
-        trains in it; or the batch exceeds the images or splits unevenly.
+        trains in it; or the batch exceeds the images or splits unevenly, or the method cannot be trained on so many ranks or by this optimizer.
     FloatingPointError: the loss is not finite; the last checkpoint stays.
     Whatever `data.load` refuses. All but the second before any work.
 
@@ -82,12 +83,12 @@ def fit(
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else _own_device()
     train, test = check(recipe, root)
-    method = recipe.make_method()
+    method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
     ranks.first(lambda: _claim(recipe, monitor, f"{train.digest()} {test.digest()}\n", folder))
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(_alone(folder)))
-        method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        loop = _Loop(recipe, folder, monitor, method, train.to(device), test.to(device), device, say)
+        loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), device, say)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return loop.run()
 
@@ -166,6 +167,7 @@ class _Loop:
         folder: Path,
         monitor: Monitor,
         method: Method,
+        optimizers: list[torch.optim.Optimizer],
         train: ImageSet,
         test: ImageSet,
         device: torch.device,
@@ -176,18 +178,18 @@ class _Loop:
         )  # fmt: skip
         self.augmentation = recipe.make_augmentation()
         self.schedule = recipe.make_schedule()
-        self.optimizers = method.optimizers(recipe.make_optimizer())
+        self.optimizers = optimizers
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.per_epoch = len(train) // recipe.batch
         self.steps = recipe.epochs * self.per_epoch
-        self.step, self.rows, self.losses = 0, list[Row](), 0.0
+        self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()  # sums over the steps of this epoch: the loss, and what comes with it
         self.say = say
 
     def run(self) -> Fitted:
         last = checkpoint.latest(self.folder)
         if last is not None:
             progress = checkpoint.restore(last, self.method, self.optimizers)
-            self.step, self.losses = progress["step"], progress["losses"]
+            self.step, self.sums = progress["step"], progress["sums"] if "sums" in progress else {"loss": progress["losses"]}
             self.rows = [Row(*row) for row in progress["rows"]]
         forward: Any = self.method
         if ranks.size() > 1:
@@ -199,65 +201,70 @@ class _Loop:
             progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
             if self.step == 0:
                 self.measure(0, board)
-            total = torch.zeros((), device=self.device, dtype=torch.float64)
+            totals: dict[str, Tensor] = {}
             order = torch.empty(0, dtype=torch.long)
             while self.step < self.steps:
                 epoch, place = divmod(self.step, self.per_epoch)
                 if place == 0 or not len(order):
                     order = Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
-                total += self.one_step(forward, order[place * self.recipe.batch : (place + 1) * self.recipe.batch], epoch)
+                for name, value in self.one_step(forward, order[place * self.recipe.batch : (place + 1) * self.recipe.batch], epoch).items():
+                    totals[name] = totals[name] + value if name in totals else value
                 self.step += 1
                 progress_bar.advance()
                 ended = self.step % self.per_epoch == 0
                 if ended or self.step % SAVE_EVERY == 0:
-                    self.losses, total = self.losses + float(ranks.total(total) / ranks.size()), torch.zeros_like(total)
+                    for name, value in totals.items():
+                        self.sums[name] = self.sums.get(name, 0.0) + float(ranks.total(value) / ranks.size())
+                    totals = {}
                     self.end(epoch + 1, board, ended=ended)
             rate = progress_bar.rate()
         self.write_rows()
         self.method.eval()
         return Fitted(self.method, self.rows, self.folder, rate)
 
-    def one_step(self, forward: Any, rows: Tensor, epoch: int) -> Tensor:
-        recipe, dtype = self.recipe, PRECISIONS[self.recipe.precision]
+    def one_step(self, forward: Any, rows: Tensor, epoch: int) -> dict[str, Tensor]:
+        """Step the optimizers on these images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
+        recipe, dtype, n_views = self.recipe, PRECISIONS[self.recipe.precision], self.method.n_views
         factor = self.schedule(self.step, self.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())  # for stochastic layers
-        loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        said: dict[str, Tensor] = {}
         micro = rows.split(len(rows) // recipe.accumulate)
         for number, part in enumerate(micro):
             own = part[ranks.share(len(part))]
             there = own.to(self.device)
-            views = self.augmentation.views(self.train.images[there], index=own, n_views=2, seed=recipe.seed, first_view=2 * epoch)
+            views = self.augmentation.views(self.train.images[there], index=own, n_views=n_views, seed=recipe.seed, first_view=n_views * epoch)
             wait = number < len(micro) - 1 and isinstance(forward, DistributedDataParallel)
             with forward.no_sync() if wait else contextlib.nullcontext():
                 with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                    out = forward(views, self.train.labels[there])["loss"] / len(micro)
-                out.backward()
-            loss += out.detach()
+                    out = {name: value / len(micro) for name, value in forward(views, self.train.labels[there]).items()}
+                out["loss"].backward()
+            for name, value in out.items():
+                said[name] = value.detach().double() + said.get(name, 0.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.method.after_step()
-        return loss
+        return said
 
     def end(self, epoch: int, board: Any, *, ended: bool) -> None:
         """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""
-        if not torch.tensor(self.losses).isfinite():
+        if not math.isfinite(self.sums["loss"]):
             kept = checkpoint.latest(self.folder)
             raise FloatingPointError(
                 f"The loss is not finite in epoch {epoch}, before step {self.step} of {self.steps}. A smaller learning rate may help; "
                 f"{f'the last checkpoint, {kept}, is whole.' if kept else 'no checkpoint was written yet.'}"
             )
         if ended:
-            self.note(Row(epoch, "loss", self.losses / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
-            self.losses = 0.0
+            for name, value in self.sums.items():
+                self.note(Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
+            self.sums = {}
             if self.monitor.due(epoch, self.recipe.epochs):
                 self.measure(epoch, board)
-        checkpoint.save(
-            self.folder, self.recipe, self.method, self.optimizers, self.step, {"losses": self.losses, "rows": [list(row) for row in self.rows]}
-        )
+        progress = {"sums": self.sums, "rows": [list(row) for row in self.rows], "num_classes": len(self.train.classes)}
+        checkpoint.save(self.folder, self.recipe, self.method, self.optimizers, self.step, progress)
 
     def measure(self, epoch: int, board: Any) -> None:
         """Rank 0 measures, the others wait for its rows."""

@@ -7,7 +7,7 @@ float32, and measures on L2-normalised features (r = 1), named `backbone` or `pr
     divergence_max, divergence_mean      largest and mean mu_k . mu_l over pairs of classes
     center_norm_min, delta_mu            smallest ||mu_k||; 1 - min_k ||mu_k||^2
     knn_error, nearest_center_error      clean test images against the training images (centers over their augmented views)
-    linear_error                         a logistic regression on clean backbone features: first and last epoch only
+    linear_error                         a logistic regression on clean backbone features: first and last epoch only, and not for many classes
 
 Source: Huang et al. 2023, sections 2 to 5.
 """
@@ -45,10 +45,11 @@ class Monitor:
     """What to measure, how often, on how many images.
 
     every: epochs between measurements; 0 measures the untrained and the trained network only.
-    images: class-balanced training and test images whose views are measured.
+    images: class-balanced training and test images whose views are measured; at least two of each class are taken, where the data have them.
     views: views of each of them.
     bank: training images for kNN and linear probe, and as many test images; 0 takes all.
     epsilons: where the curve R_epsilon is recorded.
+    probe_classes: the linear probe is left out where there are more classes, as a logistic regression of a thousand takes minutes.
     """
 
     every: int = 0
@@ -57,9 +58,10 @@ class Monitor:
     bank: int = 0
     epsilons: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     seed: int = 0
+    probe_classes: int = 200
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0)):
+        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"The monitor's {name} is at least {least}, not {getattr(self, name)}.")
         if self.bank < 0 or self.bank == 1:
@@ -77,7 +79,8 @@ class Monitor:
         rows: list[Row] = []
         classes = len(train.classes)
         seen: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-        for split, images in (("train", train.subset(self.images, self.seed)), ("test", test.subset(self.images, self.seed))):
+        watched = max(self.images, 2 * classes)  # an image of every class for its center, and a second for its length without bias
+        for split, images in (("train", train.subset(watched, self.seed)), ("test", test.subset(watched, self.seed))):
             encoded = encode_views(method, augmentation, images, self.views, seed=self.seed, device=device, split=split)
             seen[split] = {space: (encoded[space], images.labels.to(device)) for space in encoded}
         bank, queries = train.subset(self.bank, self.seed), test.subset(self.bank, self.seed)
@@ -91,7 +94,7 @@ class Monitor:
             centers, center_labels = seen["train"][space]
             wrong = nearest_center_error(centers, center_labels, asked[space], query_labels)
             rows.append(_rate(epoch, f"nearest_center_error/{space}", wrong.error, len(query_labels)))
-        if last or epoch == 0:
+        if (last or epoch == 0) and classes <= self.probe_classes:
             error = 1 - linear_probe_accuracy(banked["backbone"], bank_labels, asked["backbone"], query_labels)
             rows.append(_rate(epoch, "linear_error/backbone", error, len(query_labels)))
         method.train(training)

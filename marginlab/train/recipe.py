@@ -69,24 +69,30 @@ class Recipe:
 
     def make_optimizer(self) -> methods.MakeOptimizer:
         """Make the function from parameters to their optimizer."""
+        kind = getattr(optim, self.optimizer.partition("(")[0].strip(), None)
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+            raise SettingsError(f"{self.optimizer!r} is made by a method for its class centers. A recipe takes SGD(...), whose values they get.")
         made = settings.call(self.optimizer, optim)
-        if isinstance(made, optim.WarmupCosine | optim.Constant):
+        if isinstance(made, optim.Schedule):
             raise SettingsError(f"{self.optimizer!r} is a schedule, not an optimizer.")
         return made  # type: ignore[no-any-return]
 
     def make_schedule(self) -> Any:
         """Make the function from (step, steps) to the factor on the learning rate."""
         made = settings.call(self.schedule, optim)
-        if not isinstance(made, optim.WarmupCosine | optim.Constant):
+        if not isinstance(made, optim.Schedule):
             raise SettingsError(f"{self.schedule!r} is an optimizer, not a schedule.")
         return made
 
-    def make_method(self) -> methods.Method:
-        """Make the untrained method; its weights are a function of the seed and leave torch's global generator as it was."""
+    def make_method(self, num_classes: int = 2) -> methods.Method:
+        """Make the untrained method; its weights are a function of the seed and leave torch's global generator as it was.
+
+        num_classes: of the data, for methods that own class centers. Two are enough to see whether the settings make a method.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Key(self.seed).named("weights").word())
             backbone = settings.call(self.backbone, models)
             if not isinstance(backbone, models.Backbone):
                 raise SettingsError(f"{self.backbone!r} is not a backbone.")
-            made: methods.Method = settings.call(self.method, methods, backbone)
+            made: methods.Method = settings.call(self.method, methods, backbone, offered={"num_classes": num_classes})
         return made

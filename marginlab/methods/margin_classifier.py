@@ -1,0 +1,128 @@
+"""Training by a margin classifier: the embedding of one view of an image against the centers of all classes, or of a sample of them.
+
+    embedding = BN(W backbone(view)),    loss = margin softmax of cos(embedding, centers) on the label
+
+Deng et al. 2022 (ArcFace); with sample_rate < 1 An et al. 2022 (Partial FC).
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from marginlab import margins, ranks, settings
+from marginlab.losses import MarginSoftmax, PartialFC
+from marginlab.methods.method import MakeOptimizer, Method
+from marginlab.models import Backbone, EmbeddingLayer
+from marginlab.settings import SettingsError, describe
+
+
+class MarginClassifier(Method):
+    """Backbone, embedding layer D - dim with batch normalisation, class centers under a margin.
+
+    Parameters
+    ----------
+    num_classes: C, of the data; training passes it, and a recipe does not name it.
+    margin: of marginlab.margins, in call notation.
+    scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
+    subcenters: K centers of each class, of which the nearest counts.
+    sample_rate: below 1 each step takes the batch's classes and others up to this part of all. The centers then have a row-sparse optimizer with the
+        settings of the recipe's; one process only.
+    log_q: correct the sampled sum for the sampling.
+    dim: dimensions of the embedding.
+    label_smoothing, interclass_filter: as in `marginlab.losses.MarginSoftmax`.
+
+    Initial centers and samples come from a seed that torch's generator draws, as the other weights do.
+
+    Besides `loss`, `loss()` gives `target_angle`: the mean angle, in degrees, between embeddings and the (nearest) center of their class, without the
+    margin. It begins near 90 and falls; to about 30 in published trainings of ArcFace.
+
+    Raises
+    ------
+    SettingsError: a margin that cannot be made.
+    ValueError: what `MarginSoftmax` and `PartialFC` refuse.
+
+    >>> from marginlab.models import Backbone
+    >>> method = MarginClassifier(Backbone("resnet18", stem="strided", width=0.25), 10, margin="CosFace(0.35)", scale=32.0)
+    >>> sorted(method.loss(torch.rand(4, 1, 3, 32, 32), torch.arange(4)))
+    ['loss', 'target_angle']
+
+    """
+
+    n_views: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        margin: str = "ArcFace(0.5)",
+        scale: float = 64.0,
+        subcenters: int = 1,
+        sample_rate: float = 1.0,
+        log_q: bool = False,
+        dim: int = 128,
+        label_smoothing: float = 0.0,
+        interclass_filter: float | None = None,
+    ):
+        super().__init__(backbone, EmbeddingLayer(backbone.dim, dim))
+        made: margins.Margin = settings.call(margin, margins)
+        seed = int(torch.randint(2**31, ()))
+        # fit looks at the loss itself, and data sets at their labels, so the classifier need not read the tensors at every step
+        kept: dict[str, Any] = {"label_smoothing": label_smoothing, "interclass_filter": interclass_filter, "seed": seed, "validate": "never"}
+        self.classifier: MarginSoftmax | PartialFC
+        if sample_rate == 1:
+            self.classifier = MarginSoftmax(num_classes, dim, made, scale, subcenters, **kept)
+        else:
+            self.classifier = PartialFC(num_classes, dim, made, scale, subcenters, sample_rate=sample_rate, log_q=log_q, **kept)
+        self.sample_rate, self.log_q = float(sample_rate), log_q
+
+    def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """Margin softmax over the views of all images, and the mean target angle in degrees."""
+        embeddings = self.embed(views).flatten(0, 1)
+        labels = labels.repeat_interleave(views.shape[1])
+        angle = self._angle(embeddings.detach(), labels)
+        return {"loss": self.classifier(embeddings, labels), "target_angle": angle}
+
+    @torch.no_grad()
+    def _angle(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            own = F.normalize(self.classifier.centers[labels], dim=2)
+            cosine = torch.linalg.vecdot(F.normalize(embeddings, dim=1)[:, None], own).amax(1)
+            return torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).mean()
+
+    def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
+        """One of everything; or, with sampled classes, one of backbone and embedding layer and a row-sparse one of the centers.
+
+        Raises SettingsError with sampled classes on more than one rank, and for a choice of optimizer that has no row-sparse twin (a method `lazy`).
+        """
+        if self.sample_rate == 1:
+            return [make(self.parameters())]
+        if ranks.size() > 1:
+            raise SettingsError(
+                f"sample_rate={self.sample_rate} draws its classes on one process, and here are {ranks.size()}. "
+                "Train on one, or with sample_rate=1.0."
+            )
+        lazy = getattr(make, "lazy", None)
+        if lazy is None:
+            raise SettingsError(
+                f"sample_rate={self.sample_rate} gives the class centers row-sparse gradients, for which {make!r} makes no optimizer. "
+                "Take SGD(...), or sample_rate=1.0."
+            )
+        return [make([*self.backbone.parameters(), *self.head.parameters()]), lazy(self.classifier.parameters())]
+
+    def __repr__(self) -> str:
+        kept = self.classifier
+        return describe(
+            "MarginClassifier",
+            margin=repr(kept.margin),
+            scale=kept.scale,
+            subcenters=kept.subcenters,
+            sample_rate=self.sample_rate,
+            log_q=self.log_q,
+            dim=kept.dim,
+            label_smoothing=kept.label_smoothing,
+            interclass_filter=kept.interclass_filter,
+        )

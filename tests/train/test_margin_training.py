@@ -1,0 +1,241 @@
+"""Margin training: it learns, a sampled run that died ends bit for bit as one that did not, ranks, shipped recipes, the monitor with many classes."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from marginlab import ranks, settings
+from marginlab.augment import Augmentation
+from marginlab.data import ImageSet
+from marginlab.optim import LazySGD
+from marginlab.settings import SettingsError
+from marginlab.train import Monitor, Recipe, checkpoint, fit, load
+from marginlab.train.__main__ import RECIPES, main
+
+SMALL = Recipe(
+    images=96, augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MarginClassifier(scale=16.0, dim=16)", epochs=3, batch=32, optimizer="SGD(lr=0.05)",
+)  # fmt: skip
+# 5 of 10 classes at a time, a margin with buffers, and one with a count of its steps
+SAMPLED = replace(SMALL, method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", batch=8, images=80)
+ELASTIC = replace(SAMPLED, method="MarginClassifier(margin=\"ElasticFace(0.3)\", scale=16.0, dim=16, sample_rate=0.5, subcenters=2)")
+WATCH = Monitor(every=1, images=20, views=2, bank=40)
+
+
+def quiet(line: str) -> None:
+    """Where progress goes in tests."""
+
+
+def state(method):
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+class Stop(Exception):
+    pass
+
+
+def dying(at_epoch):
+    class Dying(Monitor):
+        def __call__(self, method, augmentation, train, test, at, *, last):
+            if at == at_epoch:
+                raise Stop
+            return super().__call__(method, augmentation, train, test, at, last=last)
+
+    return Dying(**vars(WATCH))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "bfloat16", "method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, sample_rate=0.5)", "accumulate": 2}],
+    ids=["all classes", "sampled"],
+)
+def test_it_learns(tmp_path, changes):
+    # Flips only: on a small set under crops a small network takes longer than a test may.
+    recipe = replace(SMALL, images=500, epochs=8, batch=50, augmentation="Augmentation('e')", optimizer="SGD(lr=0.1)", **changes)
+    run = fit(recipe, tmp_path / "run", Monitor(images=20, views=2, bank=400), say=quiet)
+    named = {(row.epoch, row.name): row.value for row in run.rows}
+    angles = [named[epoch, "target_angle"] for epoch in range(1, 9)]
+    assert 60 < angles[0] < 100
+    assert angles[-1] < angles[0] - 15
+    assert named[8, "loss"] < 0.7 * named[1, "loss"]
+    for space in ("backbone", "projector"):
+        assert named[8, f"nearest_center_error/{space}"] < named[0, f"nearest_center_error/{space}"] - 0.1
+    assert named[8, "knn_error/projector"] < named[0, "knn_error/projector"] - 0.1
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    return fit(SAMPLED, tmp_path_factory.mktemp("sampled") / "run", WATCH, say=quiet)
+
+
+@pytest.mark.parametrize("recipe", [SAMPLED, ELASTIC], ids=["AdaFace", "ElasticFace, sub-centers"])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(tmp_path, monkeypatch, sampled, recipe, epoch):
+    monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 4)  # also inside the epochs of 10 steps
+    whole = sampled if recipe is SAMPLED else fit(recipe, tmp_path / "whole", WATCH, say=quiet)
+    with pytest.raises(Stop):
+        fit(recipe, tmp_path / "run", dying(epoch), say=quiet)
+    resumed = fit(recipe, tmp_path / "run", WATCH, say=quiet)
+    ours, theirs = state(resumed.method), state(whole.method)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert resumed.method.classifier.step == 30
+    np.testing.assert_equal(resumed.rows, whole.rows)
+
+
+def test_a_checkpoint_holds_the_state_of_every_optimizer_and_restores_it_without_a_step(sampled, monkeypatch):
+    last = checkpoint.latest(sampled.folder)
+    method = SAMPLED.make_method(10)
+    optimizers = method.optimizers(SAMPLED.make_optimizer())
+    monkeypatch.setattr(LazySGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped"))
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped"))
+    assert checkpoint.restore(last, method, optimizers)["num_classes"] == 10
+    held = optimizers[1].state[method.classifier.centers]
+    assert int(held["steps"]) == 30
+    assert held["momentum_buffer"].shape == (10, 1, 16)
+    assert bool((held["momentum_buffer"] != 0).any())
+    weight = method.backbone.net.conv1.weight
+    assert optimizers[0].state[weight]["momentum_buffer"].shape == weight.shape
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(method.parameters(), sampled.method.parameters(), strict=True))
+
+
+def test_state_of_other_types_and_shapes_is_restored_bit_for_bit(tmp_path):
+    method = SAMPLED.make_method(10)
+    others = [*method.backbone.parameters(), *method.head.parameters()]
+
+    def both():
+        lazy = LazySGD([method.classifier.centers], lr=0.1, semantics="decayed", momentum_dtype=torch.bfloat16)
+        return [torch.optim.AdamW(others, lr=0.1), lazy]
+
+    optimizers = both()
+    method.loss(torch.rand(8, 1, 3, 16, 16), torch.arange(8))["loss"].backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    place = checkpoint.save(tmp_path, SAMPLED, method, optimizers, 1, {})
+    again = both()
+    checkpoint.restore(place, method, again)
+    for before, after in zip(optimizers, again, strict=True):
+        assert before.state.keys() == after.state.keys()
+        for parameter, values in before.state.items():
+            assert values.keys() == after.state[parameter].keys()
+            for name, value in values.items():
+                other = after.state[parameter][name]
+                assert (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
+                assert torch.equal(value, other)
+
+
+def test_load_gives_the_classifier_back(sampled):
+    method = load(sampled.folder)
+    theirs = state(sampled.method)
+    assert all(torch.equal(value, theirs[name]) for name, value in state(method).items())
+    assert not method.training
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(method.project(method.encode(images)), sampled.method.project(sampled.method.encode(images)))
+        assert method.classifier.logits(method.project(method.encode(images))).shape == (3, 10)
+
+
+def test_a_checkpoint_of_before_classifiers_loads_and_is_gone_on_with(tmp_path):
+    recipe = replace(SMALL, method="SimCLR(hidden=16, dim=16)")
+    whole = fit(recipe, tmp_path / "whole", WATCH, say=quiet)
+    with pytest.raises(Stop):
+        fit(recipe, tmp_path / "run", dying(2), say=quiet)
+    place = checkpoint.latest(tmp_path / "run") / "progress.json"
+    progress = json.loads(place.read_text())
+    del progress["num_classes"], progress["sums"]
+    place.write_text(json.dumps({**progress, "losses": 0.0}))
+    with torch.no_grad():
+        assert load(tmp_path / "run").encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
+    resumed = fit(recipe, tmp_path / "run", WATCH, say=quiet)
+    assert all(torch.equal(value, state(whole.method)[name]) for name, value in state(resumed.method).items())
+    np.testing.assert_equal(resumed.rows, whole.rows)
+
+
+@pytest.mark.parametrize(("method", "n_views"), [(SMALL.method, 1), ("SimCLR(hidden=16, dim=16)", 2)])
+def test_training_draws_as_many_views_as_the_method_wants_each_once(tmp_path, monkeypatch, method, n_views):
+    asked = []
+    views = Augmentation.views
+
+    def recorded(self, images, **arguments):
+        asked.append((arguments["first_view"], arguments["n_views"]))
+        return views(self, images, **arguments)
+
+    monkeypatch.setattr(Augmentation, "views", recorded)
+    fit(replace(SMALL, method=method, batch=48), tmp_path / "run", WATCH, say=quiet)
+    training = [(first, n) for first, n in asked if first < 1 << 31]
+    assert training == [(n_views * epoch, n_views) for epoch in range(3) for _ in range(2)]
+
+
+def test_a_margin_run_that_diverges_says_so(tmp_path):
+    wild = replace(SMALL, optimizer="SGD(lr=1e30)", schedule="Constant()")
+    with pytest.raises(FloatingPointError, match="not finite in epoch"):
+        fit(wild, tmp_path / "run", WATCH, say=quiet)
+
+
+@pytest.mark.parametrize("optimizer", ["LazySGD(lr=0.1)", "LazyAdamW(lr=0.1)"])
+def test_a_sparse_optimizer_is_not_the_recipes(optimizer):
+    with pytest.raises(SettingsError, match=r"takes SGD\(\.\.\.\)"):
+        replace(SMALL, optimizer=optimizer)
+
+
+def test_more_classes_than_watched_images_are_measured_and_not_probed(tmp_path):
+    images = torch.randint(0, 256, (120, 3, 8, 8), dtype=torch.uint8)
+    many = ImageSet(images, torch.arange(120) % 30, tuple(str(c) for c in range(30)), "many")
+    method = replace(SMALL).make_method(30)
+    monitor = Monitor(images=10, views=2, probe_classes=29)
+    rows = {row.name: row for row in monitor(method, Augmentation("e"), many, many, 0, last=True)}
+    assert rows["divergence_max/projector"].n == 60
+    assert all(np.isfinite(rows[f"{name}/backbone"].value) for name in ("divergence_max", "delta_mu", "center_norm_min", "nearest_center_error"))
+    assert "linear_error/backbone" not in rows
+    assert "linear_error/backbone" in {row.name for row in replace(monitor, probe_classes=30)(method, Augmentation("e"), many, many, 0, last=True)}
+
+
+@pytest.mark.parametrize("name", ["cifar10-arcface", "omniglot-arcface"])
+def test_a_shipped_recipe_reads_and_makes_a_method(name):
+    recipe = settings.read(Recipe, RECIPES / f"{name}.toml")
+    assert recipe.make_method(10).n_views == 1
+    assert recipe.epochs * recipe.batch > 0
+
+
+def test_the_command_knows_shipped_recipes_by_name_and_a_monitor_in_call_notation(tmp_path, capsys):
+    small = ["--data", "shapes", "--images", "64", "--batch", "32", "--epochs", "1", "--backbone", SMALL.backbone]
+    words = ["cifar10-arcface", "--folder", str(tmp_path / "run"), "--monitor", "Monitor(images=20, views=2, bank=40)", *small]
+    assert main(words) == 0
+    assert "target_angle" in capsys.readouterr().out
+    assert 'precision = "bfloat16"' in (tmp_path / "run" / "recipe.toml").read_text()
+    assert "bank = 40" in (tmp_path / "run" / "monitor.toml").read_text()
+    assert main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--monitor", "Recipe()"]) == 2
+    assert "is no monitor" in capsys.readouterr().err
+
+
+def test_a_sampled_classifier_on_two_ranks_is_refused_before_the_folder_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "size", lambda group=None: 2)
+    with pytest.raises(SettingsError, match=r"sample_rate=0\.5 draws its classes on one process, and here are 2"):
+        fit(SAMPLED, tmp_path / "run", WATCH, say=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def _steps(group, rank, images, labels):
+    """One step by DistributedDataParallel on this rank's images; the loss, and a digest of the centers' gradient."""
+    method = SMALL.make_method(10).double().eval()  # in evaluation mode: the statistics of batch normalisation are each rank's own
+    method.classifier.group = group
+    own = ranks.share(len(labels), group)
+    forward = DistributedDataParallel(method, process_group=group) if ranks.size(group) > 1 else method
+    said = forward(images[own], labels[own])
+    said["loss"].backward()
+    gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+    return said["loss"].item(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@pytest.mark.xdist_group("ranks")
+def test_two_ranks_under_ddp_make_the_step_of_one(pool):
+    images, labels = torch.rand(8, 1, 3, 16, 16, dtype=torch.float64), torch.arange(8)
+    ((loss, gradient),) = pool.run(1, _steps, images, labels)
+    for other, their in pool.run(2, _steps, images, labels):
+        assert other == pytest.approx(loss, abs=1e-10)
+        torch.testing.assert_close(their, gradient, atol=1e-10, rtol=0)
