@@ -114,11 +114,16 @@ def blocks(
         with unlowered(x):
             torch.mm(x[rows], y[columns].T, out=block)
         if exclude is not None:
-            here = exclude[rows] - columns.start
-            # Only a minimum with -inf changes an entry, one with +inf does not: nothing of the block's size, no index list that a GPU has to wait for
-            bound = x.new_full(here.shape, math.inf).masked_fill_((here >= 0) & (here < width), -math.inf)
-            block.scatter_reduce_(1, here.clamp(0, width - 1), bound, "amin")
+            leave_out(block, exclude[rows] - columns.start, -math.inf)
         yield rows, columns, block
+
+
+def leave_out(block: Tensor, here: Tensor, smallest: float) -> None:
+    """Put the smallest possible entry at the columns `here` (rows, E) of a block, in place; columns beside it exclude nothing."""
+    width = block.shape[1]
+    # Only a minimum with the smallest changes an entry, one with +inf does not: nothing of the block's size, no index list that a GPU has to wait for
+    bound = block.new_full(here.shape, math.inf).masked_fill_((here >= 0) & (here < width), smallest)
+    block.scatter_reduce_(1, here.clamp(0, width - 1), bound, "amin")
 
 
 def unlowered(x: Tensor) -> torch.autocast:

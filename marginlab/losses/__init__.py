@@ -3,10 +3,13 @@
 Each is a module here and a function in `marginlab.losses.functional`.
 """
 
+from marginlab.losses.align_uniform import AlignUniform as AlignUniform
 from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelation
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax
 from marginlab.losses.partial_fc import PartialFC as PartialFC
+from marginlab.losses.spectral_contrastive import SpectralContrastive as SpectralContrastive
 from marginlab.losses.sup_con import SupCon as SupCon
+from marginlab.losses.t_info_nce import TInfoNCE as TInfoNCE
 
-__all__ = ("CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC", "SupCon")
+__all__ = ("AlignUniform", "CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC", "SpectralContrastive", "SupCon", "TInfoNCE")

@@ -1,8 +1,11 @@
 """The losses as functions: one formula, two doors. The modules of `marginlab.losses` call these with settings kept."""
 
+from marginlab.losses.align_uniform import align_uniform as align_uniform
 from marginlab.losses.cross_correlation import cross_correlation as cross_correlation
 from marginlab.losses.info_nce import info_nce as info_nce
 from marginlab.losses.margin_softmax import margin_softmax as margin_softmax
+from marginlab.losses.spectral_contrastive import spectral_contrastive as spectral_contrastive
 from marginlab.losses.sup_con import sup_con as sup_con
+from marginlab.losses.t_info_nce import t_info_nce as t_info_nce
 
-__all__ = ("cross_correlation", "info_nce", "margin_softmax", "sup_con")
+__all__ = ("align_uniform", "cross_correlation", "info_nce", "margin_softmax", "spectral_contrastive", "sup_con", "t_info_nce")

@@ -13,7 +13,7 @@ is never summed and subtracted. Two variations, which may be joined:
                 max( (sum_n e^{s_an/T} - M tau_plus e^{s_ap/T}) / (1 - tau_plus),  M e^{-1/T} ).
 
 Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 2020 (SimCLR), eq. 1; two towers ("other_view"):
-Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022, eq. 6; debiased: Chuang et al. 2020, eqs. 7 and 8, with the positive itself as
+Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022 (DCL); debiased: Chuang et al. 2020, with the positive itself as
 the one sample of its class; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
 """
 

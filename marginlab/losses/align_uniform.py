@@ -1,0 +1,132 @@
+"""Alignment and uniformity on the unit sphere: views of an image near each other, images spread as by a repelling potential.
+
+    loss = a E |x - y|^alpha + u (U(x) + U(y)) / 2,   U(x) = log( 1/(N (N - 1)) sum_{i != j} exp(-t |x_i - x_j|^2) ),
+
+with x and y the directions of the two views. The law that minimises U is the uniform one on the sphere. On directions
+-t |x_i - x_j|^2 = 2 t x_i . x_j - 2 t, so U is a softmax sum at the temperature 1/(2 t), taken over blocks like that of InfoNCE.
+
+Source: Wang and Isola 2020, section 4.1, and their code (pairs i < j of each view by itself, the mean of both).
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab import ranks
+from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
+from marginlab.losses.pair import check_word, directions, wide
+from marginlab.settings import describe
+
+
+def align_uniform(
+    z1: Float[Tensor, "B D"],
+    z2: Float[Tensor, "B D"],
+    *,
+    alignment_weight: float = 1.0,
+    uniformity_weight: float = 1.0,
+    alpha: float = 2.0,
+    t: float = 2.0,
+    group: dist.ProcessGroup | None = None,
+    grads: ranks.Gradients = "mean",
+    budget: int = BUDGET,
+) -> Float[Tensor, ""]:
+    """Alignment plus uniformity of two views, over the rows of all ranks; the same number on every rank.
+
+    Parameters
+    ----------
+    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are L2-normalised here; a row shorter
+        than 1e-12 has no direction: it counts as at distance 1 from its other view and sqrt 2 from other images, and gets no gradient.
+    alignment_weight, uniformity_weight: a and u.
+    alpha: power of the distance between the views, at least 1.
+    t: steepness of the potential.
+    group: process group; None is the default one, or one rank.
+    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    budget: bytes of the block of similarities that is held.
+
+    Raises
+    ------
+    ValueError: shapes that differ, a global batch of fewer than two rows, a negative weight, alpha below 1, t not positive, or an unknown word.
+    TypeError: embeddings that are not floating point.
+
+    >>> z = torch.eye(4)
+    >>> align_uniform(z, z), align_uniform(z, -z)  # all pairs at sqrt 2: U = -4; then views at distance 2
+    (tensor(-4.), tensor(0.))
+
+    """
+    check(alignment_weight, uniformity_weight, alpha, t, grads)
+    z1, z2 = wide(z1, z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        x = torch.stack((directions(z1), directions(z2)), 1)
+        held = ranks.counts(len(x), group, x.device)
+        n, first = sum(held), sum(held[: ranks.rank(group)])
+        if n < 2:
+            raise ValueError(f"Uniformity is of pairs of images: a global batch of {n} has none. Give at least two rows.")
+        y = ranks.gather(x, group)
+        own = torch.arange(first, first + len(x), device=x.device)[:, None]
+        if ranks.size(group) == 1:
+            sums = [symmetric_logsumexp(view, scale=2 * t, exclude=own, budget=budget) for view in x.unbind(1)]
+        else:
+            sums = [logsumexp(*pair, scale=2 * t, exclude=own, budget=budget) for pair in zip(x.unbind(1), y.unbind(1), strict=True)]
+        potential = torch.stack(sums, 1)  # (B, 2)
+        # The largest of all ranks is a constant: the sum over the rows is taken relative to it, and it is given back after the logarithm
+        largest = ranks.gather(potential.detach(), group).amax(0)
+        distance = torch.linalg.vector_norm(x[:, 0] - x[:, 1], dim=1).pow(alpha)
+        totals = ranks.total(torch.cat((distance.sum()[None], (potential - largest).exp().sum(0))), group, grads)
+        uniformity = (totals[1:].log() + largest).mean() - 2 * t - math.log(n * (n - 1))
+        return alignment_weight * totals[0] / n + uniformity_weight * uniformity
+
+
+def check(alignment_weight: float, uniformity_weight: float, alpha: float, t: float, grads: str) -> None:
+    """Refuse what the loss cannot be made of (ValueError)."""
+    for name, weight in (("alignment_weight", alignment_weight), ("uniformity_weight", uniformity_weight)):
+        if not weight >= 0:
+            raise ValueError(f"{name} is not negative, such as 1.0, not {weight}.")
+    if not alpha >= 1:
+        raise ValueError(f"The power alpha of a distance is at least 1 (below, its slope at 0 is infinite), such as 2.0, not {alpha}.")
+    if not t > 0:
+        raise ValueError(f"The steepness t of the potential is positive, such as 2.0, not {t}.")
+    check_word("grads", grads, ("mean", "sum"))
+
+
+class AlignUniform(nn.Module):
+    """`align_uniform` with its settings: `AlignUniform(uniformity_weight=1.0)(z1, z2)`. See there for what they mean.
+
+    >>> AlignUniform()(torch.eye(4), torch.eye(4))
+    tensor(-4.)
+    """
+
+    def __init__(
+        self,
+        alignment_weight: float = 1.0,
+        uniformity_weight: float = 1.0,
+        alpha: float = 2.0,
+        t: float = 2.0,
+        group: dist.ProcessGroup | None = None,
+        grads: ranks.Gradients = "mean",
+        budget: int = BUDGET,
+    ):
+        super().__init__()
+        check(alignment_weight, uniformity_weight, alpha, t, grads)
+        self.alignment_weight, self.uniformity_weight, self.alpha, self.t = alignment_weight, uniformity_weight, alpha, t
+        self.group, self.grads, self.budget = group, grads, budget
+
+    def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+        """The loss of two views (B, D)."""
+        return align_uniform(
+            z1,
+            z2,
+            alignment_weight=self.alignment_weight,
+            uniformity_weight=self.uniformity_weight,
+            alpha=self.alpha,
+            t=self.t,
+            group=self.group,
+            grads=self.grads,
+            budget=self.budget,
+        )
+
+    def __repr__(self) -> str:
+        settings = ("alignment_weight", "uniformity_weight", "alpha", "t", "grads", "budget")
+        return describe("AlignUniform", **{name: getattr(self, name) for name in settings})

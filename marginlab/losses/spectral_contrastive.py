@@ -1,0 +1,99 @@
+"""Spectral contrastive loss: positives of large product, and all other products near zero in square.
+
+    loss = -2/N sum_i x_i . y_i + 1/(N (N - 1)) sum_{i != j} (x_i . y_j)^2,
+
+an unbiased estimate of -2 E f(x) . f(x+) + E (f(x) . f(x'))^2, whose minimum factorises the matrix of the augmentation graph. Over all pairs the
+squares are a product of two (D, D) matrices, sum_ij (x_i . y_j)^2 = <sum_i x_i x_i^T, sum_j y_j y_j^T>, from which the pairs i = j are taken away:
+nothing of N x N, and over ranks only sums. At perfect alignment it is |M - I|^2 - D, the cross-correlation loss of weight 1 without centring.
+
+Sources: HaoChen, Wei, Gaidon and Ma 2021 (population form and its estimate from a batch); the link to cross-correlation follows from |M|^2 - 2 tr M.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab import ranks
+from marginlab.losses.pair import check_word, wide
+from marginlab.settings import describe
+
+Negatives = Literal["other_view", "both_views"]
+
+
+def spectral_contrastive(
+    z1: Float[Tensor, "B D"],
+    z2: Float[Tensor, "B D"],
+    *,
+    negatives: Negatives = "other_view",
+    group: dist.ProcessGroup | None = None,
+    grads: ranks.Gradients = "mean",
+) -> Float[Tensor, ""]:
+    """Spectral contrastive loss of two views, over the rows of all ranks; the same number on every rank.
+
+    Parameters
+    ----------
+    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are taken as they are: the loss sets
+        their length itself. Zero rows give the loss 0, equal rows of length r give r^4 - 2 r^2.
+    negatives: "other_view", as published: squares of z1 against z2. "both_views": the mean of the four squares of two images' views, of the
+        same expectation and less variance.
+    group: process group; None is the default one, or one rank.
+    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+
+    Two (D, D) matrices are held.
+
+    Raises
+    ------
+    ValueError: shapes that differ, a global batch of fewer than two rows, or an unknown word.
+    TypeError: embeddings that are not floating point.
+
+    >>> z = torch.eye(4)
+    >>> spectral_contrastive(z, z), spectral_contrastive(z, z.roll(1, 0))
+    (tensor(-2.), tensor(0.3333))
+
+    """
+    check(negatives, grads)
+    z1, z2 = wide(z1, z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        n, width = sum(ranks.counts(len(z1), group, z1.device)), z1.shape[1]
+        if n < 2:
+            raise ValueError(f"The spectral loss compares an image with others: a global batch of {n} has none. Give at least two rows.")
+        z = torch.stack((z1, z2))
+        positive = (z1 * z2).sum(1)
+        own = positive.square()
+        if negatives == "both_views":
+            own = (2 * own + z.square().sum(2).square().sum(0)) / 4
+        # One sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks
+        parts = ranks.total(torch.cat(((z.mT @ z).flatten(), positive.sum()[None], own.sum()[None])), group, grads)
+        one, two = parts[:-2].view(2, width, width)
+        squares = (one * two).sum() if negatives == "other_view" else (one + two).square().sum() / 4
+        loss: Tensor = (squares - parts[-1]) / (n * (n - 1)) - 2 * parts[-2] / n
+        return loss
+
+
+def check(negatives: str, grads: str) -> None:
+    """Refuse what the loss cannot be made of (ValueError)."""
+    check_word("negatives", negatives, ("other_view", "both_views"))
+    check_word("grads", grads, ("mean", "sum"))
+
+
+class SpectralContrastive(nn.Module):
+    """`spectral_contrastive` with its settings: `SpectralContrastive()(z1, z2)`. See there for what they mean.
+
+    >>> SpectralContrastive()(torch.eye(4), torch.eye(4))
+    tensor(-2.)
+    """
+
+    def __init__(self, negatives: Negatives = "other_view", group: dist.ProcessGroup | None = None, grads: ranks.Gradients = "mean"):
+        super().__init__()
+        check(negatives, grads)
+        self.negatives, self.group, self.grads = negatives, group, grads
+
+    def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+        """The loss of two views (B, D)."""
+        return spectral_contrastive(z1, z2, negatives=self.negatives, group=self.group, grads=self.grads)
+
+    def __repr__(self) -> str:
+        return describe("SpectralContrastive", negatives=self.negatives, grads=self.grads)

@@ -1,0 +1,85 @@
+"""InfoNCE with the heavy-tailed kernel of t-SNE in place of the exponential of a cosine (t-InfoNCE).
+
+    loss_a = -log( q_ap / (q_ap + sum_n q_an) ) = softplus( log sum_n q_an - log q_ap ),   q_ij = 1 / (1 + |z_i - z_j|^2),
+
+for an anchor a with its positive p, and as negatives n all other rows of both views. Distances are those of the rows as they are, not of their
+directions: embeddings of two features can be drawn as they come. It parts like InfoNCE into an alignment, E log(1 + |z_a - z_p|^2), and
+a divergence, E log of the sum over all candidates.
+
+Sources: Hu et al. 2022 (t-InfoNCE); Boehm et al. 2023 (t-SimCNE); decomposition: Huang et al. 2023.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab import ranks
+from marginlab.kernels import BUDGET, log_cauchy_sum
+from marginlab.losses.pair import check_word, wide
+from marginlab.settings import describe
+
+
+def t_info_nce(
+    z1: Float[Tensor, "B D"],
+    z2: Float[Tensor, "B D"],
+    *,
+    group: dist.ProcessGroup | None = None,
+    grads: ranks.Gradients = "mean",
+    budget: int = BUDGET,
+) -> Float[Tensor, ""]:
+    """t-InfoNCE of two views: the mean over the 2N anchors of all ranks, the same number on every rank.
+
+    Parameters
+    ----------
+    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). Rows that are all equal have the loss
+        log(2N - 1) and no gradient.
+    group: process group; None is the default one, or one rank.
+    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    budget: bytes of the block of similarities that is held.
+
+    Raises
+    ------
+    ValueError: shapes that differ, a global batch of fewer than two rows, or an unknown word.
+    TypeError: embeddings that are not floating point.
+
+    >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # two negatives at distance 5
+    >>> t_info_nce(z, z)  # log(1 + 2/26)
+    tensor(0.0741)
+
+    """
+    check_word("grads", grads, ("mean", "sum"))
+    z1, z2 = wide(z1, z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        held = ranks.counts(len(z1), group, z1.device)
+        n, first = sum(held), sum(held[: ranks.rank(group)])
+        if n < 2:
+            raise ValueError(f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows.")
+        columns = torch.cat(ranks.gather(torch.stack((z1, z2), 1), group).unbind(1))
+        own = torch.arange(first, first + len(z1), device=z1.device)
+        exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
+        far = log_cauchy_sum(torch.cat((z1, z2)), columns, exclude=exclude, budget=budget)
+        near = -(z1 - z2).square().sum(1).log1p().repeat(2)
+        return ranks.total(F.softplus(far - near, threshold=40.0).sum() / (2 * n), group, grads)
+
+
+class TInfoNCE(nn.Module):
+    """`t_info_nce` with its settings: `TInfoNCE()(z1, z2)`. See there for what they mean.
+
+    >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    >>> TInfoNCE()(z, z)
+    tensor(0.0741)
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, grads: ranks.Gradients = "mean", budget: int = BUDGET):
+        super().__init__()
+        check_word("grads", grads, ("mean", "sum"))
+        self.group, self.grads, self.budget = group, grads, budget
+
+    def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+        """The loss of two views (B, D)."""
+        return t_info_nce(z1, z2, group=self.group, grads=self.grads, budget=self.budget)
+
+    def __repr__(self) -> str:
+        return describe("TInfoNCE", grads=self.grads, budget=self.budget)
