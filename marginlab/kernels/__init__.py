@@ -1,6 +1,7 @@
 """One walk over the blocks of a matrix under a byte budget, and its reductions."""
 
 from marginlab.kernels.cauchy import log_cauchy_sum as log_cauchy_sum
+from marginlab.kernels.correlation import off_diagonal_squares as off_diagonal_squares
 from marginlab.kernels.logsumexp import logsumexp as logsumexp
 from marginlab.kernels.minimum import between as between
 from marginlab.kernels.minimum import minimum as minimum

@@ -8,8 +8,10 @@ from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelat
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax
 from marginlab.losses.partial_fc import PartialFC as PartialFC
+from marginlab.losses.partial_fc import outside_ddp as outside_ddp
 from marginlab.losses.spectral_contrastive import SpectralContrastive as SpectralContrastive
 from marginlab.losses.sup_con import SupCon as SupCon
 from marginlab.losses.t_info_nce import TInfoNCE as TInfoNCE
+from marginlab.losses.vicreg import VICReg as VICReg
 
-__all__ = ("AlignUniform", "CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC", "SpectralContrastive", "SupCon", "TInfoNCE")
+__all__ = ("AlignUniform", "CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC", "SpectralContrastive", "SupCon", "TInfoNCE", "VICReg")

@@ -5,10 +5,15 @@ With both views standardised feature by feature over the global batch of N rows,
     loss = sum_i (1 - C_ii)^2 + w sum_{i != j} C_ij^2.
 
 Statistics of the batch: the mean, and the standard deviation with `correction` 0 (divided by N, so that C_ii = 1 and the loss is 0 for equal,
-decorrelated views) or 1 (divided by N - 1, as in the published code: C_ii is then at most (N - 1) / N).
+decorrelated views; so does the batch normalisation of Zbontar et al.'s code) or 1 (divided by N - 1, as in Huang et al.'s: C_ii is then at most
+(N - 1) / N).
+
+C is held where it fits the budget; beyond (D above 2,896 in float32), the squares off its diagonal are summed block by block.
 
 Sources: Zbontar et al. 2021, eqs. 1 and 2; (1 - w) L1 + w L2 of Huang et al. 2023, section 4.2, with L1 the diagonal part.
 """
+
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,8 +21,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
+from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.losses.pair import check_word, wide
 from marginlab.settings import describe
+
+Gradients = Literal["mean", "sum", "published"]
 
 
 def cross_correlation(
@@ -27,7 +35,8 @@ def cross_correlation(
     off_diagonal_weight: float = 5e-3,
     correction: int = 0,
     group: dist.ProcessGroup | None = None,
-    grads: ranks.Gradients = "mean",
+    grads: Gradients = "mean",
+    budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
     """Cross-correlation loss of two views, over the rows of all ranks; the same number on every rank.
 
@@ -35,9 +44,13 @@ def cross_correlation(
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D).
     off_diagonal_weight: w.
-    correction: 0, deviations of the batch itself, or 1, unbiased ones as in the published code.
+    correction: 0, deviations of the batch itself, or 1, unbiased ones.
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+        "published": as the code of Zbontar et al. trains. It sums C over the ranks outside of autograd, so that each rank has the gradient of its own
+        rows, and DDP's average is the exact gradient divided by the number of ranks: the same numbers as "sum". LARS hides the factor for
+        weights, which it rescales, not for biases and norms: published learning rates for those go with it.
+    budget: bytes up to which C is held whole; with more features its blocks are of this size, and there is no second derivative.
 
     A feature that is constant over the batch, to 16 units of rounding of its mean, has no correlation: it counts as 0 with every feature
     (so it adds 1 to the loss by its diagonal) and gets no gradient.
@@ -55,30 +68,34 @@ def cross_correlation(
     check(off_diagonal_weight, correction, grads)
     z1, z2 = wide(z1, z2)
     with torch.autocast(z1.device.type, enabled=False):
-        c = correlation(z1, z2, correction, group, grads)
-        diagonal = c.diagonal()
-        others = c - torch.diag(diagonal)  # exact zeros; the difference of two sums of squares would cancel
-        return (1 - diagonal).square().sum() + off_diagonal_weight * others.square().sum()
-
-
-def correlation(z1: Tensor, z2: Tensor, correction: int, group: dist.ProcessGroup | None, grads: ranks.Gradients) -> Tensor:
-    """The (D, D) correlation of the features of z1 with those of z2 over the rows of all ranks, the same on each, with gradient."""
-    rows, width = sum(ranks.counts(len(z1), group, z1.device)), z1.shape[1]
-    if rows < 2:
-        raise ValueError(f"Features are standardised over the global batch: one of {rows} has no deviation. Give at least two rows.")
-    z = torch.stack((z1, z2))
-    # Two passes: squares of uncentred features would lose the deviation of a feature whose mean is large. The origin is a constant; what the
-    # batch's mean is off from it is taken away below, with gradient, so the result depends on the origin in no derivative, only in its rounding.
-    # Each moment goes through one sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks.
-    origin = ranks.total(z.detach().sum(1), group) / rows
-    z = z - origin[:, None]
-    moments = ranks.total(torch.cat((z[0].T @ z[1], z.sum(1), z.square().sum(1))), group, grads) / rows
-    shared, shift, square = moments[:width], moments[width : width + 2], moments[width + 2 :]
-    variance = square - shift.square()
-    alive = variance > (16 * torch.finfo(z.dtype).eps * origin).square()
-    inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)  # twice, or the slope of the branch not taken makes NaN
-    covariance = shared - torch.outer(shift[0], shift[1])
-    return covariance * inverse[0, :, None] * inverse[1] * ((rows - correction) / rows)
+        contract: ranks.Gradients = "sum" if grads == "published" else grads
+        n, width = sum(ranks.counts(len(z1), group, z1.device)), z1.shape[1]
+        if n < 2:
+            raise ValueError(f"Features are standardised over the global batch: one of {n} has no deviation. Give at least two rows.")
+        z = torch.stack((z1, z2))
+        # Two passes: squares of uncentred features would lose the deviation of a feature whose mean is large. The origin is a constant; what the
+        # batch's mean is off from it is taken away below, with gradient, so the result depends on the origin in no derivative, only in its rounding.
+        # Each moment goes through one sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks.
+        origin = ranks.total(z.detach().sum(1), group) / n
+        z = z - origin[:, None]
+        whole = width * width * z.element_size() <= budget
+        shared = z[0].T @ z[1] if whole else (z[0] * z[1]).sum(0)[None]
+        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1))), group, contract) / n
+        shared, shift, square = moments[:-4], moments[-4:-2], moments[-2:]
+        variance = square - shift.square()
+        alive = variance > (16 * torch.finfo(z.dtype).eps * origin).square()
+        inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)  # twice, or the slope of the branch not taken makes NaN
+        inverse = inverse * ((n - correction) / n) ** 0.5
+        if whole:
+            c = (shared - torch.outer(shift[0], shift[1])) * inverse[0, :, None] * inverse[1]
+            diagonal = c.diagonal()
+            squares = (c - torch.diag(diagonal)).square().sum()  # exact zeros; the difference of two sums of squares would cancel
+        else:
+            diagonal = (shared[0] - shift[0] * shift[1]) * inverse[0] * inverse[1]
+            means, scales = (shift[0], shift[1]), (inverse[0], inverse[1])
+            squares = off_diagonal_squares(z[0], z[1], means, scales, rows=n, group=group, grads=contract, budget=budget)
+        loss: Tensor = (1 - diagonal).square().sum() + off_diagonal_weight * squares
+        return loss
 
 
 def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
@@ -87,7 +104,7 @@ def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
         raise ValueError(f"The weight of the off-diagonal terms is not negative, such as 0.005, not {off_diagonal_weight}.")
     if correction not in (0, 1):
         raise ValueError(f"The correction of the deviation is 0 (divide by N) or 1 (by N - 1), not {correction}.")
-    check_word("grads", grads, ("mean", "sum"))
+    check_word("grads", grads, ("mean", "sum", "published"))
 
 
 class CrossCorrelation(nn.Module):
@@ -103,15 +120,26 @@ class CrossCorrelation(nn.Module):
         off_diagonal_weight: float = 5e-3,
         correction: int = 0,
         group: dist.ProcessGroup | None = None,
-        grads: ranks.Gradients = "mean",
+        grads: Gradients = "mean",
+        budget: int = BUDGET,
     ):
         super().__init__()
         check(off_diagonal_weight, correction, grads)
-        self.off_diagonal_weight, self.correction, self.group, self.grads = off_diagonal_weight, correction, group, grads
+        self.off_diagonal_weight, self.correction = off_diagonal_weight, correction
+        self.group, self.grads, self.budget = group, grads, budget
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
-        return cross_correlation(z1, z2, off_diagonal_weight=self.off_diagonal_weight, correction=self.correction, group=self.group, grads=self.grads)
+        return cross_correlation(
+            z1,
+            z2,
+            off_diagonal_weight=self.off_diagonal_weight,
+            correction=self.correction,
+            group=self.group,
+            grads=self.grads,
+            budget=self.budget,
+        )
 
     def __repr__(self) -> str:
-        return describe("CrossCorrelation", off_diagonal_weight=self.off_diagonal_weight, correction=self.correction, grads=self.grads)
+        settings = ("off_diagonal_weight", "correction", "grads", "budget")
+        return describe("CrossCorrelation", **{name: getattr(self, name) for name in settings})

@@ -7,5 +7,6 @@ from marginlab.losses.margin_softmax import margin_softmax as margin_softmax
 from marginlab.losses.spectral_contrastive import spectral_contrastive as spectral_contrastive
 from marginlab.losses.sup_con import sup_con as sup_con
 from marginlab.losses.t_info_nce import t_info_nce as t_info_nce
+from marginlab.losses.vicreg import vicreg as vicreg
 
-__all__ = ("align_uniform", "cross_correlation", "info_nce", "margin_softmax", "spectral_contrastive", "sup_con", "t_info_nce")
+__all__ = ("align_uniform", "cross_correlation", "info_nce", "margin_softmax", "spectral_contrastive", "sup_con", "t_info_nce", "vicreg")

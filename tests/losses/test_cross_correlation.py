@@ -5,14 +5,15 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from loss_laws import LossLaws, draw_views, several, value_and_gradients
+from loss_laws import LossLaws, averaged_over_ranks, draw_views, several, value_and_gradients
 from torch.autograd import gradcheck, gradgradcheck
 
+from marginlab import ranks
 from marginlab.losses import CrossCorrelation
 from marginlab.losses.functional import cross_correlation
 
 
-def naive(z1, z2, off_diagonal_weight=5e-3, correction=0):
+def naive(z1, z2, off_diagonal_weight=5e-3, correction=0, budget=0):
     standard = [(z - z.mean(0)) / z.std(0, correction=correction) for z in (z1, z2)]
     c = standard[0].T @ standard[1] / len(z1)
     weights = torch.full_like(c, off_diagonal_weight).fill_diagonal_(1)
@@ -24,9 +25,23 @@ def decorrelated(rows, features, dtype=torch.float64):
     return torch.linalg.qr(z - z.mean(0)).Q.to(dtype)
 
 
+def published(z1, z2, group):
+    """Statistics of synchronised batch normalisation, with gradient; the correlation summed over the ranks outside of autograd."""
+    standard = []
+    for z in (z1, z2):
+        everyone = ranks.gather(z, group)
+        standard.append((z - everyone.mean(0)) / everyone.std(0, correction=0))
+    c = standard[0].T @ standard[1] / len(everyone)
+    c = c + (ranks.total(c.detach(), group) - c.detach())
+    weights = torch.full_like(c, 5e-3).fill_diagonal_(1)
+    return (weights * (torch.eye(len(c), dtype=c.dtype) - c).square()).sum()
+
+
 class TestCrossCorrelation(LossLaws):
     module, function, naive = CrossCorrelation, staticmethod(cross_correlation), staticmethod(naive)
-    arguments = st.fixed_dictionaries({"off_diagonal_weight": st.floats(0, 2), "correction": st.sampled_from([0, 1])})
+    arguments = st.fixed_dictionaries(
+        {"off_diagonal_weight": st.floats(0, 2), "correction": st.sampled_from([0, 1]), "budget": st.sampled_from([16, 100, 2**20])}
+    )
     fewest = 3  # at two rows every correlation is 1 or -1 and every gradient 0: brute force is rounding there
 
     @staticmethod
@@ -67,6 +82,8 @@ class TestCrossCorrelation(LossLaws):
         function = functools.partial(cross_correlation, off_diagonal_weight=0.3, correction=1)
         assert gradcheck(function, (z1, z2))
         assert gradgradcheck(function, (z1, z2))
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(cross_correlation(z1, z2, budget=8), z1, create_graph=True)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("constant", [0.0, 0.1, 1e3, -7e-5])
@@ -97,6 +114,29 @@ class TestCrossCorrelation(LossLaws):
     def test_a_large_mean_does_not_drown_the_deviation(self):
         z1, z2 = (torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0)) + 1e4).unbind()
         torch.testing.assert_close(cross_correlation(z1, z2).double(), naive(z1.double(), z2.double()), rtol=1e-5, atol=0)
+
+    def test_blocks_give_constant_features_and_large_means_what_the_whole_matrix_gives(self):
+        z1, z2 = torch.randn(2, 60, 5, generator=torch.Generator().manual_seed(0)) + 100
+        z1[:, 2], z2[:, 3] = 0.3, 7.0
+        whole, blocks = (value_and_gradients(cross_correlation, z1, z2, off_diagonal_weight=0.3, budget=b) for b in (2**20, 40))
+        torch.testing.assert_close(blocks[0], whole[0])
+        for a, b in zip(blocks[1], whole[1], strict=True):
+            torch.testing.assert_close(a, b)
+
+    @pytest.mark.xdist_group("ranks")
+    @pytest.mark.parametrize("budget", [2**20, 100])
+    def test_published_by_name_is_the_gradient_of_the_published_code(self, pool, budget):
+        """Averaged over the ranks, the exact gradient divided by their number."""
+        generator = torch.Generator().manual_seed(5)
+        x1, x2 = torch.randn(2, 7, 4, dtype=torch.float64, generator=generator)
+        weight = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+        rows = [3, 1, 3]
+        parts = list(zip(x1.split(rows), x2.split(rows), strict=True))
+        _, (exact,) = value_and_gradients(lambda w: cross_correlation(x1 @ w.T, x2 @ w.T), weight)
+        ours = pool.run(3, averaged_over_ranks, functools.partial(cross_correlation, grads="published", budget=budget), parts, weight)
+        for got, theirs in zip(ours, pool.run(3, averaged_over_ranks, published, parts, weight), strict=True):
+            torch.testing.assert_close(got, theirs, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(got, exact / 3, rtol=1e-10, atol=1e-12)
 
     def test_lightly_agrees(self):
         with warnings.catch_warnings():

@@ -1,0 +1,124 @@
+"""Sum of squares off the diagonal of a covariance or correlation that is never held, over the rows of all ranks.
+
+For the features of two sets of N rows, with means m and n and scales u and v,
+
+    C_ij = (sum_b x_bi y_bj / N - m_i n_j) u_i v_j,   loss = sum_{i != j} C_ij^2.
+
+Each block of sum_b x_bi y_bj is a product of a rank's own rows, summed over the ranks, and forgotten; backward it is computed and summed once
+more. With K_ij = C_ij / (u_i v_j), the upstream gradient g and P_ij = 2 g K_ij u_i^2 v_j^2:
+
+    dx_bi = sum_j P_ij y_bj / N,  dy_bj = sum_i P_ij x_bi / N,  dm_i = -sum_j P_ij n_j,  dn_j = -sum_i P_ij m_i,
+    du_i = 2 g u_i sum_j K_ij^2 v_j^2,  dv_j = 2 g v_j sum_i K_ij^2 u_i^2.
+
+So at D = 8,192 features, whose matrix takes 256 MiB, one block is held, and no rank sees the rows of another.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from marginlab import ranks
+from marginlab.kernels.logsumexp import unlowered
+from marginlab.kernels.walk import BUDGET, walk
+
+
+def off_diagonal_squares(
+    x: Float[Tensor, "B D"],
+    y: Float[Tensor, "B D"],
+    means: tuple[Float[Tensor, " D"], Float[Tensor, " D"]],
+    scales: tuple[Float[Tensor, " D"], Float[Tensor, " D"]],
+    *,
+    rows: int,
+    half: bool = False,
+    group: dist.ProcessGroup | None = None,
+    grads: ranks.Gradients = "sum",
+    budget: int = BUDGET,
+) -> Float[Tensor, ""]:
+    """Sum over i != j of the squares of the scaled covariance, the same on every rank; differentiable in x, y, means and scales.
+
+    Parameters
+    ----------
+    x, y: this rank's rows, also none (0, D); float32 or float64. Rows far from the origin lose digits: take a common origin away first.
+    means, scales: m, n and u, v: the same numbers on every rank, such as those that come from `ranks.total`, with the same `grads`.
+    rows: N, the number of rows of all ranks.
+    half: y, n and v are x, m and u but for a factor of all scales: the matrix is symmetric, and each unordered pair is computed once.
+    group: process group; None is the default one, or one rank.
+    grads: gradients of x and y are the exact ones times the number of ranks ("mean") or exactly those ("sum").
+    budget: bytes of the block that is held with its square, in either pass.
+
+    Raises
+    ------
+    ValueError: shapes that differ, or a budget that is not positive.
+    RuntimeError: a second derivative is asked for (create_graph=True).
+
+    >>> x, zero, one = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2), torch.ones(2)
+    >>> off_diagonal_squares(x, x, (zero, zero), (one, one), rows=2)  # twice (1 * 2 + 3 * 4)^2 / 4
+    tensor(98.)
+
+    """
+    if x.ndim != 2 or x.shape != y.shape or any(v.shape != x.shape[1:] for v in (*means, *scales)):
+        raise ValueError(f"Both sides are matrices (B, D) of one shape, with D means and scales each, not {tuple(x.shape)} and {tuple(y.shape)}.")
+    factor = float(ranks.size(group)) if grads == "mean" else 1.0
+    out: Tensor = _Squares.apply(x, y, *means, *scales, rows, half, group, factor, budget)
+    return out
+
+
+class _Squares(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, m: Tensor, n: Tensor, u: Tensor, v: Tensor, rows: int, half: bool, group: Any, factor: float, budget: int
+    ) -> Tensor:
+        value = x.new_zeros(())
+        for i, j, block in _blocks(x, y, m, n, rows, half, group, budget):
+            value += _times(half, i, j) * block.mul_(u[i, None]).mul_(v[j]).square_().sum()
+        ctx.rows, ctx.half, ctx.group, ctx.factor, ctx.budget = rows, half, group, factor, budget
+        ctx.save_for_backward(x, y, m, n, u, v)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
+            raise RuntimeError("The blockwise covariance has no second derivative: call backward or grad without create_graph=True.")
+        x, y, m, n, u, v = ctx.saved_tensors
+        to = [torch.zeros_like(t) for t in ctx.saved_tensors]
+        for i, j, block in _blocks(x, y, m, n, ctx.rows, ctx.half, ctx.group, ctx.budget):
+            slope = 2 * _times(ctx.half, i, j) * grad
+            with unlowered(x):
+                square = block.square()
+                to[4][i] += slope * u[i] * (square @ v[j].square())
+                to[5][j] += slope * v[j] * (square.T @ u[i].square())
+                block.mul_((slope * u[i].square())[:, None]).mul_(v[j].square())
+                to[2][i] -= block @ n[j]
+                to[3][j] -= block.T @ m[i]
+                to[0][:, i].addmm_(y[:, j], block.T, alpha=ctx.factor / ctx.rows)
+                to[1][:, j].addmm_(x[:, i], block, alpha=ctx.factor / ctx.rows)
+        return (*to, None, None, None, None, None)
+
+
+def _times(half: bool, i: slice, j: slice) -> float:
+    return 2.0 if half and i != j else 1.0
+
+
+def _blocks(
+    x: Tensor, y: Tensor, m: Tensor, n: Tensor, rows: int, half: bool, group: dist.ProcessGroup | None, budget: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of the covariance, in one buffer used again for each, with 0 on the diagonal of the whole."""
+    width = x.shape[1]
+    buffer: Tensor | None = None
+    for i, j in walk(width, width, entry=2 * x.element_size(), budget=budget, upper=half):
+        shape = i.stop - i.start, j.stop - j.start
+        if buffer is None:
+            buffer = x.new_empty(shape[0] * shape[1])  # the first block is the largest
+        block = buffer[: shape[0] * shape[1]].view(shape)
+        with unlowered(x):
+            torch.mm(x[:, i].T, y[:, j], out=block)
+            if ranks.size(group) > 1:
+                dist.all_reduce(block, group=group)
+            block.div_(rows).addr_(m[i], n[j], alpha=-1)
+        if -shape[0] < i.start - j.start < shape[1]:
+            block.diagonal(i.start - j.start).zero_()
+        yield i, j, block
