@@ -242,6 +242,11 @@ class TestInfoNCE(LossLaws):
         lightly = self.library("lightly.loss")
         self.against(lightly.NTXentLoss(temperature=0.3))
 
+    def test_lightly_agrees_on_the_decoupled_form(self):
+        """Yeh et al. 2022, unweighted."""
+        lightly = self.library("lightly.loss")
+        self.against(lambda z1, z2: lightly.DCLLoss(temperature=0.3)(z1, z2), decoupled=True)
+
     def test_pytorch_metric_learning_agrees(self):
         losses = self.library("pytorch_metric_learning.losses")
         theirs = losses.NTXentLoss(temperature=0.3)
@@ -253,12 +258,12 @@ class TestInfoNCE(LossLaws):
             warnings.simplefilter("ignore")
             return pytest.importorskip(name)
 
-    def against(self, theirs):
+    def against(self, theirs, **arguments):
         z1, z2 = torch.randn(2, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected = value_and_gradients(theirs, z1, z2)
-        got = value_and_gradients(functools.partial(info_nce, temperature=0.3), z1, z2)
+        got = value_and_gradients(functools.partial(info_nce, temperature=0.3, **arguments), z1, z2)
         self.same(got, expected)
 
     @pytest.mark.usefixtures("unchecked")

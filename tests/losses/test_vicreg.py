@@ -1,3 +1,5 @@
+import warnings
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -66,6 +68,13 @@ class TestVICReg(LossLaws):
         assert gradgradcheck(vicreg, (z1, z2))
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(vicreg(z1, z2, budget=8), z1, create_graph=True)
+
+    def test_lightly_agrees(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lightly = pytest.importorskip("lightly.loss")
+        z1, z2 = torch.randn(2, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        self.same(value_and_gradients(vicreg, z1, z2), value_and_gradients(lightly.VICRegLoss(), z1, z2))
 
     @pytest.mark.usefixtures("unchecked")
     def test_bad_settings_are_refused(self):
