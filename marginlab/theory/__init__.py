@@ -1,0 +1,71 @@
+"""The bounds of the theory as code: each takes named quantities and returns both sides of its inequality, printed and sharpened forms together.
+
+    Population        a finite population and every quantity of the theory of it, exactly
+    lemma_3_1 theorem_1 theorem_2 theorem_3 theorem_4 lemma_4_1                  Huang et al. 2023
+    per_class fixed_centers companion                                            corollaries and a companion, ours
+    saunshi haochen infonce_limit                                                neighbouring theory
+    clique_part anchor_part observed_stretch                                     main parts of classes
+
+What is not in the papers is derived in docs/derivations.md.
+"""
+
+from marginlab.theory.bound import Bound, PairBound
+from marginlab.theory.companion import companion
+from marginlab.theory.fixed_centers import FixedCenters, fixed_centers
+from marginlab.theory.haochen import HaoChen, haochen
+from marginlab.theory.lemma_3_1 import Lemma31, lemma_3_1
+from marginlab.theory.main_parts import MainPart, anchor_part, clique_part, observed_stretch
+from marginlab.theory.per_class import PerClass, per_class
+from marginlab.theory.population import Population
+from marginlab.theory.saunshi import Saunshi, saunshi
+from marginlab.theory.theorem_1 import Theorem1, center_radius, divergence_limit, largest_rho, rho_2, theorem_1
+from marginlab.theory.theorem_2 import Theorem2, eta, theorem_2, theorem_2_discrete
+from marginlab.theory.theorem_3 import Theorem3, tau, theorem_3, theorem_3_printed
+from marginlab.theory.theorem_4 import Normalisation, Theorem4, closed_tau, lemma_4_1, normalisation, theorem_4
+from marginlab.theory.wang_isola import InfoNCELimit, infonce_floor, infonce_limit, log_mean_exp, uniformity_floor
+
+__all__ = [
+    "Bound",
+    "FixedCenters",
+    "HaoChen",
+    "InfoNCELimit",
+    "Lemma31",
+    "MainPart",
+    "Normalisation",
+    "PairBound",
+    "PerClass",
+    "Population",
+    "Saunshi",
+    "Theorem1",
+    "Theorem2",
+    "Theorem3",
+    "Theorem4",
+    "anchor_part",
+    "center_radius",
+    "clique_part",
+    "closed_tau",
+    "companion",
+    "divergence_limit",
+    "eta",
+    "fixed_centers",
+    "haochen",
+    "infonce_floor",
+    "infonce_limit",
+    "largest_rho",
+    "lemma_3_1",
+    "lemma_4_1",
+    "log_mean_exp",
+    "normalisation",
+    "observed_stretch",
+    "per_class",
+    "rho_2",
+    "saunshi",
+    "tau",
+    "theorem_1",
+    "theorem_2",
+    "theorem_2_discrete",
+    "theorem_3",
+    "theorem_3_printed",
+    "theorem_4",
+    "uniformity_floor",
+]

@@ -1,0 +1,96 @@
+"""What a theorem returns: an inequality left <= right with both sides, and in words why it certifies nothing where it does not.
+
+A bound certifies something when its premise holds and its right side is below `trivial`, the value that holds of every encoder. All three are
+shown, because the bounds of the theory often say nothing, and a reader must see which of the two is to blame.
+
+A premise that is a strict inequality counts as true only if it is true by more than `SLACK` in squares of the radius: what float64 cannot tell
+from equality is no certificate.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SLACK = 1e-12
+ROUNDING = 1e-9  # of both sides of an inequality, relative
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One inequality, left <= right.
+
+    `left` is what is bounded (NaN where it was not given), `right` what the theorem says, `trivial` what holds of every encoder, and `premise`
+    a sentence on what fails of the theorem's premise ("" where it holds).
+
+    >>> bound = Bound("Theorem 2", left=0.0, right=3.5, trivial=1.0)
+    >>> bound.certifies, bound.reason
+    (False, 'The right side, 3.5, is not below 1, which holds of every encoder.')
+    """
+
+    name: str
+    left: float
+    right: float
+    trivial: float
+    premise: str = ""
+
+    @property
+    def certifies(self) -> bool:
+        """Whether the premise holds and the right side says more than nothing."""
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why this certifies nothing; empty if it certifies something."""
+        if self.premise:
+            return self.premise
+        vacuous = f"The right side, {self.right:.4g}, is not below {self.trivial:.4g}, which holds of every encoder."
+        return "" if self.right < self.trivial else vacuous
+
+    @property
+    def holds(self) -> bool:
+        """Whether left <= right up to rounding, as it is where quantities are exact and the premise holds; an unknown left side violates nothing."""
+        return math.isnan(self.left) or self.left <= self.right + ROUNDING * max(1.0, abs(self.left))
+
+
+@dataclass(frozen=True, eq=False)
+class PairBound:
+    """An inequality for each pair of classes, matrices (C, C) with NaN on the diagonal; the fields are those of `Bound`.
+
+    >>> off = torch.tensor([[torch.nan, 0.2], [0.2, torch.nan]])
+    >>> PairBound("Theorem 3", left=off, right=off + 0.3, trivial=1.0).certifies
+    tensor([[False,  True],
+            [ True, False]])
+    """
+
+    name: str
+    left: Float[Tensor, "C C"]
+    right: Float[Tensor, "C C"]
+    trivial: float
+    premise: str = ""
+
+    @property
+    def certifies(self) -> Bool[Tensor, "C C"]:
+        """For which pairs the bound says something."""
+        return (self.right < self.trivial) & (self.premise == "")
+
+    @property
+    def reason(self) -> str:
+        """Why no pair is certified; empty if some pair is."""
+        if self.premise:
+            return self.premise
+        least = float(self.right.nan_to_num(nan=math.inf).min())
+        return "" if least < self.trivial else f"The least right side, {least:.4g}, is not below {self.trivial:.4g}, which holds of every encoder."
+
+    @property
+    def holds(self) -> bool:
+        """Whether left <= right for all pairs, up to rounding."""
+        excess = self.left - self.right - ROUNDING * self.left.abs().clamp(min=1)
+        return bool((excess.nan_to_num(nan=-1.0) <= 0).all())
+
+
+def off_diagonal(matrix: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
+    """The matrix with NaN on its diagonal: a class forms no pair with itself."""
+    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), torch.nan)

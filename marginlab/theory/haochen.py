@@ -1,0 +1,110 @@
+"""HaoChen et al. on a finite population: the linear probe of the spectral contrastive features, bounded by an eigenvalue of the augmentation graph.
+
+    w_xx' = E over images of A(x | image) A(x' | image)        w_x = sum_x' w_xx'        A_bar = D^{-1/2} W D^{-1/2}, eigenvalues 1 - lambda_i
+
+    P over views [probe != y_hat]  <=  2 phi / lambda_{k+1}         phi = sum_{x,x'} w_xx' 1[ y_hat(x) != y_hat(x') ]  <=  2 alpha
+    P over images and views [probe != y(image)]  <=  2 phi / lambda_{k+1} + alpha  <=  (4 / lambda_{k+1} + 1) alpha
+
+for the minimiser of the spectral contrastive loss in k dimensions (the top k eigenvectors of A_bar) and the least-squares probe on it. y_hat(x) is
+the likeliest label of a view, alpha = P[y_hat(x) != y(image)], and 0 = lambda_1 <= lambda_2 <= ... . HaoChen et al. 2021, section 3, print the bound
+with an O-tilde and the conductance rho_{k/2}, which is no number; the eigenvalue form with its constants is derived in docs/derivations.md, 7. It
+needs images that share views. Continuous draws never do: their graph falls into one component for each image, lambda_{k+1} is 0 for k < N, and
+nothing follows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.theory.bound import Bound
+
+ZERO = 1e-10  # an eigenvalue of the Laplacian that float64 cannot tell from 0
+
+
+@dataclass(frozen=True, eq=False)
+class HaoChen:
+    """Laplacian eigenvalues (X,) in increasing order, the minimiser's features f(x) (X, k), y_hat (X,), alpha, phi, and
+    the bounds of the probe's error against y_hat and against the images' labels, with the errors of the least-squares probe on their left.
+    """
+
+    eigenvalues: Float[Tensor, " X"]
+    features: Float[Tensor, "X k"]
+    likeliest: Int[Tensor, " X"]
+    alpha: float
+    phi: float
+    views: Bound
+    images: Bound
+
+
+def haochen(*, draws: Float[Tensor, "N X"], labels: Int[Tensor, " N"], dim: int, weights: Float[Tensor, " N"] | None = None) -> HaoChen:
+    """The bound on a population of N images whose views are among X common ones.
+
+    Parameters
+    ----------
+    draws: A(x | image), each row a probability distribution over the X views.
+    labels: of the images.
+    dim: k, the dimension of the features, less than X.
+    weights: probabilities of the images; equal if None.
+
+    Holds (X, X) in float64: for populations that can be written down.
+
+    Raises
+    ------
+    ValueError: rows that are no distributions, a view that is never drawn, shapes that do not fit, or k outside 1..X-1.
+
+    >>> draws = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 0.5]])
+    >>> result = haochen(draws=draws, labels=torch.tensor([0, 0, 1, 1]), dim=2)
+    >>> result.eigenvalues.abs().round(decimals=6).tolist(), result.images.left, result.images.right
+    ([0.0, 0.0, 1.0, 1.0], 0.0, 0.0)
+
+    """
+    N, X = draws.shape
+    a = draws.double()
+    w = a.new_full((N,), 1 / N) if weights is None else weights.double()
+    if labels.shape != (N,) or w.shape != (N,) or bool((w < 0).any()) or abs(float(w.sum()) - 1) > 1e-6:
+        raise ValueError(f"{N} images have as many labels and probabilities that sum to 1, not {tuple(labels.shape)} and {w.tolist()}.")
+    if bool((a < 0).any()) or float((a.sum(1) - 1).abs().max()) > 1e-6:
+        raise ValueError(f"Each row of draws {tuple(draws.shape)} is a distribution over the views, not one that sums to {a.sum(1).tolist()}.")
+    joint = a * w[:, None]  # P[image, view]
+    mass = joint.sum(0)
+    if not bool((mass > 0).all()):
+        raise ValueError(f"Views {(mass <= 0).nonzero()[:, 0].tolist()} are drawn of no image: leave these columns out.")
+    if not 1 <= dim < X:
+        raise ValueError(f"The features have from 1 to X - 1 = {X - 1} dimensions, not {dim}.")
+    graph = joint.T @ a
+    adjacency = graph / (mass[:, None] * mass).sqrt()
+    values, vectors = torch.linalg.eigh(adjacency)
+    eigenvalues = (1 - values.flip(0)).clamp(min=0)
+    top, gaps = vectors.flip(1)[:, :dim], (1 - eigenvalues[:dim]).clamp(min=0)
+    features = top * gaps.sqrt() / mass.sqrt()[:, None]  # the rows f(x): sqrt(w_x) f(x) are those of the best factor of A_bar
+
+    classes, index = labels.unique(return_inverse=True)
+    by_class = joint.new_zeros(len(classes), X).index_add(0, index, joint)  # P[class, view]
+    likeliest = by_class.argmax(0)
+    alpha = float(1 - by_class.amax(0).sum())
+    differ = likeliest[:, None] != likeliest
+    phi = float(graph[differ].sum())
+    kept = top[:, gaps > ZERO]  # the least-squares probe on f is the projection onto what f spans
+    scores = kept @ (kept.T @ (mass.sqrt()[:, None] * torch.eye(len(classes), dtype=a.dtype, device=a.device)[likeliest]))
+    read = scores.argmax(1)
+    error_views = float(mass[read != likeliest].sum())
+    error_images = float(1 - by_class[read, torch.arange(X, device=a.device)].sum())
+
+    limit = float(eigenvalues[dim])
+    premise = ""
+    if limit <= ZERO:
+        components = int((eigenvalues <= ZERO).sum())
+        premise = f"The graph of shared views falls into {components} components, more than k = {dim}: lambda_(k+1) is 0. Images must share views."
+    right = 2 * max(phi, 0.0) / limit if not premise else math.inf
+    return HaoChen(
+        eigenvalues,
+        features,
+        classes[likeliest],
+        max(alpha, 0.0),
+        max(phi, 0.0),
+        Bound("HaoChen, eigenvalue form, views", error_views, right, 1.0, premise),
+        Bound("HaoChen, eigenvalue form, images", max(error_images, 0.0), right + max(alpha, 0.0), 1.0, premise),
+    )

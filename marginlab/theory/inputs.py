@@ -1,0 +1,64 @@
+"""Refusals that the theorems share: a quantity that cannot be what it is named is an error before anything is computed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+SUM = 1e-6  # class priors may have been estimated in float32
+
+
+def priors(p: Tensor) -> Tensor:
+    """Class priors p (C,) as float64; refuse fewer than two classes, an empty class, or a sum other than 1."""
+    wide = p.detach().double()
+    if wide.ndim != 1 or len(wide) < 2 or not bool((wide > 0).all()) or abs(float(wide.sum()) - 1) > SUM:
+        raise ValueError(f"Class priors are at least two positive numbers that sum to 1, not {p.tolist()}. Drop empty classes.")
+    return wide / wide.sum()
+
+
+def gram_matrix(gram: Tensor, classes: int) -> Tensor:
+    """Inner products of class centers (C, C) as float64; refuse another shape, values not finite, or a matrix that is not symmetric."""
+    wide = gram.detach().double()
+    if wide.shape != (classes, classes) or not bool(wide.isfinite().all()):
+        raise ValueError(f"Inner products of {classes} class centers are finite and ({classes}, {classes}), not {tuple(gram.shape)} or not finite.")
+    scale = float(wide.abs().max())
+    if float((wide - wide.T).abs().max()) > 1e-6 * max(scale, 1e-300) or float(wide.diagonal().min()) < -1e-6 * scale:
+        raise ValueError(f"Inner products of class centers are symmetric with squared lengths on the diagonal, not {wide.tolist()}.")
+    return wide
+
+
+def fraction(name: str, value: float) -> float:
+    """A probability, as float; refuse one outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a probability in [0, 1], not {value}.")
+    return float(value)
+
+
+def fractions(name: str, values: Tensor, classes: int) -> Tensor:
+    """A probability for each class (C,), as float64."""
+    wide = values.detach().double()
+    if wide.shape != (classes,) or not bool(((wide >= 0) & (wide <= 1)).all()):
+        raise ValueError(f"{name} is a probability in [0, 1] for each of {classes} classes, not {values.tolist()} of shape {tuple(values.shape)}.")
+    return wide
+
+
+def not_negative(**values: float) -> None:
+    """Refuse a quantity that is negative, infinite or NaN."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is finite and not negative, not {value}.")
+
+
+def positive(**values: float) -> None:
+    """Refuse a quantity that is not positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is positive and finite, not {value}.")
+
+
+def of_each_class(name: str, values: Tensor, classes: int) -> Tensor:
+    """A quantity for each class (C,), not negative, as float64."""
+    wide = values.detach().double()
+    if wide.shape != (classes,) or not bool((wide >= 0).all()) or not bool(torch.isfinite(wide).all()):
+        raise ValueError(f"{name} is finite and not negative for each of {classes} classes, not {values.tolist()} of shape {tuple(values.shape)}.")
+    return wide
