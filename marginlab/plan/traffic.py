@@ -1,0 +1,52 @@
+"""Bytes that a rank gives into each exchange of a step, and what of them goes over the wire.
+
+    what                            collective      payload of a rank
+    rows of each rank, and faults   all-reduce      16 N                          (N, 2) int64
+    embeddings                      all-gather      B D bytes of an embedding     padded to the largest batch
+    labels                          all-gather      8 B
+    target cosines                  all-reduce      4 G                           only margins that look at the whole batch
+    (max, sum[, target])            all-gather      4 G x 3; x 2 for those margins; 2 more with label smoothing
+    gradient of the embeddings      all-reduce      G D bytes of an embedding
+
+The payload is what the program gives to the collective, and does not depend on how a library does it. A ring sends of a payload p from each
+rank (N - 1) p in an all-gather and 2 (N - 1) / N p in an all-reduce, which is the least there is for the largest of them. The gradients of the
+backbone, which DDP or FSDP exchanges, are not counted here. One rank exchanges nothing.
+
+A test counts the payloads of a real step and finds these numbers.
+"""
+
+from typing import NamedTuple
+
+from marginlab.plan.setup import BYTES, WIDE, Setup
+
+
+class Exchange(NamedTuple):
+    """One collective of a step: what is exchanged, how, and the bytes that a rank gives into it."""
+
+    what: str
+    collective: str
+    payload: int
+
+    def wire(self, ranks: int) -> int:
+        """Bytes that a rank sends in a ring."""
+        return (ranks - 1) * self.payload if self.collective == "all-gather" else -(-2 * (ranks - 1) * self.payload // ranks)
+
+
+def traffic(setup: Setup) -> list[Exchange]:
+    """The collectives of a training step in their order.
+
+    >>> [exchange.payload for exchange in traffic(Setup(batch=128, ranks=8, dim=512))]
+    [128, 262144, 1024, 12288, 2097152]
+    """
+    if setup.ranks == 1:
+        return []
+    rows, item = setup.rows, BYTES[setup.embeddings]
+    numbers = (2 if setup.batchwise else 3) + (2 if setup.label_smoothing > 0 else 0)
+    return [
+        Exchange("rows and faults", "all-reduce", 16 * setup.ranks),
+        Exchange("embeddings", "all-gather", setup.batch * setup.dim * item),
+        Exchange("labels", "all-gather", 8 * setup.batch),
+        *([Exchange("target cosines", "all-reduce", WIDE * rows)] if setup.batchwise else ()),
+        Exchange("maxima, sums" + ("" if setup.batchwise else ", targets"), "all-gather", numbers * WIDE * rows),
+        Exchange("gradient of embeddings", "all-reduce", rows * setup.dim * item),
+    ]
