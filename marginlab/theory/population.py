@@ -127,7 +127,8 @@ class Population:
     @cached_property
     def diameters(self) -> Float[Tensor, " N"]:
         """Largest distance between two views of each image, in feature space."""
-        return torch.linalg.vector_norm(self.f[:, :, None] - self.f[:, None], dim=-1).flatten(1).amax(1)
+        apart: Tensor = torch.linalg.vector_norm(self.f[:, :, None] - self.f[:, None], dim=-1)
+        return apart.flatten(1).amax(1)
 
     def aligned(self, epsilon: float) -> Bool[Tensor, " N"]:
         """S_eps: the images whose views all lie within epsilon of each other."""

@@ -26,6 +26,8 @@ from marginlab.theory.logsum import expected_log_sum
 
 LARGEST_EPSILON = 1 - math.log(1 - 1 / math.e)  # up to here phi(1 - eps, v) >= 0 for all v >= -1, so that terms may be dropped
 
+DIGITS = 1e-12  # of L_2: at low temperature it depends on the centers only in its last digits, and its rounding must not become a certificate
+
 
 @dataclass(frozen=True, eq=False)
 class Theorem3:
@@ -89,7 +91,8 @@ def theorem_3(
     p: class priors.
     gram: inner products of the class centers. The bounds of pairs and of the average use the squared lengths on its diagonal only.
     A: A_k, the mean squared distance of two views of an image of class k.
-    L_2: E log(e^{s_+/T} + sum over M negatives of e^{s_j/T}) of features of length 1, the negatives drawn from the whole population.
+    L_2: E log(e^{s_+/T} + sum over M negatives of e^{s_j/T}) of features of length 1, the negatives drawn from the whole population; where it is
+        estimated, an upper limit.
     temperature, negatives: T and M. With more than one negative the bounds of pairs and of the average are not made (their premise says so).
 
     Raises
@@ -122,6 +125,7 @@ def theorem_3(
             PairBound(f"{name}: pairs", off_diagonal(gram), nothing, 1.0, more),
             Bound(f"{name}: average", mean, math.inf, 1.0, more),
         )
+    L_2 += DIGITS * max(1.0, abs(L_2))
     weight = p[:, None] * p
     lengths = gram.diagonal().clamp(min=0)
     alike = float((p.square() * torch.logaddexp(a, lengths / temperature)).sum())
