@@ -4,8 +4,9 @@
     memory rate     bytes/s, read and written, of copying 128 MiB
     exchange rate   bytes/s that a rank sends in an all-reduce of 16 MiB, as a ring counts them: 2 (N - 1) / N of the payload
 
-Under torchrun the exchange is that of its own ranks, over NCCL on GPUs and gloo on CPUs, which is what training has. Otherwise two gloo
-processes are started on this machine for it: they share its cores and its memory, so this is no figure for a network.
+Seconds are those of the clock, so the machine should be idle otherwise. Under torchrun the exchange is that of its own ranks, over NCCL on GPUs
+and gloo on CPUs, which is what training has. Otherwise two gloo processes are started on this machine for it: they share its cores and its
+memory, so this is no figure for a network.
 """
 
 import os

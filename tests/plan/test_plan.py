@@ -121,18 +121,21 @@ def test_the_issue_s_example():
     assert not fits(replace(setup, memory=15.0))
 
 
-@pytest.mark.parametrize("setup", [SMALL, replace(SMALL, ranks=2, sample_rate=1.0), replace(SMALL, batch=900, sample_rate=0.9)])
-def test_the_largest_number_of_classes_is_that_of_a_search_one_by_one(setup):
-    """Also where holding fewer logits lets more classes in: the buffer, of a quarter of a MiB at most, is a good part of the memory here."""
-    setup = replace(setup, dim=64, budget=0.25, memory=1.5 / 1024)
+HOLDS = replace(SMALL, dim=8, batch=200, sample_rate=0.9, budget=0.2, memory=0.3 / 1024)  # fits up to 83 classes and, in tiles, to 771
 
+
+@pytest.mark.parametrize("setup", [HOLDS, replace(HOLDS, memory=0.2 / 1024), replace(HOLDS, dim=64, batch=32, ranks=2, memory=0.6 / 1024)])
+def test_the_largest_number_of_classes_is_that_of_a_search_one_by_one(setup):
     def at(classes):
         return replace(setup, classes=classes)
 
-    found = largest(setup, at)
-    every = [C for C in range(1, 4_000) if fits(at(C))]
-    assert found == every[-1] < 3_999
-    assert largest(replace(setup, memory=1e-6), lambda classes: replace(setup, memory=1e-6, classes=classes)) == 0
+    every = [C for C in range(1, 1_300) if fits(at(C))]
+    assert largest(setup, at) == every[-1] < 1_299
+    assert (every == list(range(1, every[-1] + 1))) == (setup is not HOLDS)
+
+
+def test_where_not_one_class_fits_none_is_the_largest():
+    assert largest(SMALL, lambda classes: replace(SMALL, memory=1e-6, classes=classes)) == 0
 
 
 def test_seconds_need_their_rates():
