@@ -171,6 +171,18 @@ def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tenso
     return DTensor.from_local(x, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
+def shard_like(x: Any, like: Tensor) -> Any:
+    """A tensor with a row for each row of this rank's part of a DTensor, cut as that is; anything else as it is."""
+    part = local(like)
+    if part is like or not isinstance(x, Tensor) or x.shape[:1] != part.shape[:1]:
+        return x
+    from torch.distributed.tensor import DTensor
+
+    shape = torch.Size((like.shape[0], *x.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(x, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)  # type: ignore[attr-defined]
+
+
 def local(x: Tensor) -> Tensor:
     """The part of a DTensor that this rank holds; any other tensor as it is."""
     to_local = getattr(x, "to_local", None)  # without importing DTensor where there is none

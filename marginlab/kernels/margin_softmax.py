@@ -70,8 +70,8 @@ def margin_cross_entropy(
     compiled: bool = False,
     dense_grad: bool = False,
     over: Over | None = None,
-) -> Float[Tensor, "*rows"]:
-    """The loss of each row, (B,), or with `share` their weighted sum; differentiable in x and weight.
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
+    """The loss of each row, (B,), or with `share` their weighted sum, differentiable in x and weight; and the target cosines, which are not.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def margin_cross_entropy(
 
     >>> from marginlab.margins import NoMargin
     >>> margin_cross_entropy(torch.eye(2), torch.eye(2)[:, None], torch.arange(2), NoMargin(), scale=1.0)  # log(1 + e^-1)
-    tensor([0.3133, 0.3133])
+    (tensor([0.3133, 0.3133]), tensor([1., 1.]))
 
     """
     wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
@@ -109,7 +109,7 @@ def margin_cross_entropy(
         budget = BUDGET_CUDA if x.device.type == "cuda" else BUDGET_CPU
     over = Over(None) if over is None else over
     terms = Terms(scale, smoothing, interclass, masks, operands, budget, compiled)
-    out: Tensor = _MarginSoftmax.apply(x, weight, target, margin, classes, lift, exclude, valid, share, terms, dense_grad, over)
+    out: tuple[Tensor, Tensor] = _MarginSoftmax.apply(x, weight, target, margin, classes, lift, exclude, valid, share, terms, dense_grad, over)
     return out
 
 
@@ -289,7 +289,7 @@ class _MarginSoftmax(torch.autograd.Function):
         terms: Terms,
         dense_grad: bool,
         over: Over,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             columns = Columns(weight, classes, lift, terms, wide)
@@ -311,10 +311,12 @@ class _MarginSoftmax(torch.autograd.Function):
                 problem.forward(everything, None, measure=True)
             ctx.save_for_backward(weight, held)  # autograd notices when the weight is changed before the backward pass, and frees the buffer after it
             loss: Tensor = problem.loss if valid is None else problem.loss.masked_fill(~valid, 0.0)
-            return loss if share is None else (loss * share).sum()
+            cosine = problem.cosine.detach()
+            ctx.mark_non_differentiable(cosine)
+            return loss if share is None else (loss * share).sum(), cosine
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the tiles are made in place: their own derivative would be silently missing
             raise RuntimeError("The margin softmax has no second derivative: call backward or grad without create_graph=True.")
         weight, held = ctx.saved_tensors

@@ -27,6 +27,8 @@ class Classifier(nn.Module):
 
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
+    target_cosines: Tensor | None = None
+    """Of the last batch, between each row and the nearest center of its class, detached; of `PartialFC` on several ranks those of all rows."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class Classifier(nn.Module):
         spread: these are the rows of all ranks, over this rank's classes. margin: instead of the classifier's own. whole: the weight that the mean is
         over, where the batch is a part of a larger one.
         """
-        loss = weighted_loss(
+        loss, self.target_cosines = weighted_loss(
             embeddings,
             self.centers,
             labels,
@@ -223,8 +225,8 @@ def weighted_loss(
     over: Over,
     grads: ranks.Gradients,
     whole: Tensor | None = None,
-) -> Float[Tensor, "*rows"]:
-    """The reduced loss of rows whose own columns are known; nothing is checked."""
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
+    """The reduced loss of rows whose own columns are known, and their target cosines; nothing is checked."""
     wide = wide_of(embeddings, centers)
     weights = row_weights(labels, valid, class_weights, wide)
     share = None if reduction == "none" else weights
@@ -232,7 +234,7 @@ def weighted_loss(
         if whole is None:
             whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
         share = weights / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
-    loss = margin_cross_entropy(
+    loss, cosine = margin_cross_entropy(
         embeddings,
         centers,
         column,
@@ -253,5 +255,5 @@ def weighted_loss(
         over=over,
     )
     if share is None:
-        return loss * weights
-    return loss if over.classes else ranks.total(loss, over.group, grads)
+        return loss * weights, cosine
+    return loss if over.classes else ranks.total(loss, over.group, grads), cosine

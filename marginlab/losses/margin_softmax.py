@@ -58,7 +58,7 @@ def margin_softmax(
     valid = None if ignore_index is None else labels != ignore_index
     faults = Faults(len(centers), ignore_index, "now" if validate else "never")
     faults.before(embeddings, labels, valid)
-    loss = weighted_loss(
+    loss, _ = weighted_loss(
         embeddings,
         centers.unsqueeze(1) if centers.ndim == 2 else centers,
         labels,

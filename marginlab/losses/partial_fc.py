@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from marginlab import ranks
 from marginlab.losses.classifier import Classifier, excluded, row_weights, wide_of
@@ -42,6 +43,17 @@ class _Batch(NamedTuple):
     held: list[int]
 
 
+def outside_ddp(module: nn.Module) -> None:
+    """Keep the centers of every PartialFC inside a module out of DistributedDataParallel: call it before wrapping the module.
+
+    Each rank has other centers, whose gradients are whole already; DDP would average them.
+
+    >>> outside_ddp(nn.Sequential(nn.Linear(4, 4), PartialFC(10, 4)))
+    """
+    names = [f"{name}.centers".removeprefix(".") for name, part in module.named_modules() if isinstance(part, PartialFC)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
 class PartialFC(Classifier):
     """`MarginSoftmax` over a sample of the classes while it trains, over all of them in evaluation mode; one process or many.
 
@@ -54,7 +66,7 @@ class PartialFC(Classifier):
     seed: of the initial centers and of the samples. A sample is a function of (seed, step, labels); `step` counts the batches of training and
         is part of the state dict.
     group: the ranks over which rows and classes are spread; None: the default group, or one rank. `centers` are this rank's part, (C_k, K, D); their
-        gradient is that of the global loss. Keep the head outside DDP and FSDP.
+        gradient is that of the global loss. Keep the head outside DDP and FSDP, or see `outside_ddp`.
     grads: the gradients of the embeddings are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or
         exactly those ("sum").
     num_classes, dim, margin, scale, subcenters and all others: as in `MarginSoftmax`.

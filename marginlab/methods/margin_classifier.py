@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from marginlab import margins, ranks, settings
+from marginlab import margins, settings
 from marginlab.losses import MarginSoftmax, PartialFC
 from marginlab.methods.method import MakeOptimizer, Method
 from marginlab.models import Backbone, EmbeddingLayer
@@ -29,7 +28,7 @@ class MarginClassifier(Method):
     scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
     subcenters: K centers of each class, of which the nearest counts.
     sample_rate: below 1 each step takes the batch's classes and others up to this part of all. The centers then have a row-sparse optimizer with the
-        settings of the recipe's; one process only.
+        settings of the recipe's, and on several ranks each has its part of them.
     log_q: correct the sampled sum for the sampling.
     dim: dimensions of the embedding.
     label_smoothing, interclass_filter: as in `marginlab.losses.MarginSoftmax`.
@@ -83,35 +82,25 @@ class MarginClassifier(Method):
         """Margin softmax over the views of all images, and the mean target angle in degrees."""
         embeddings = self.embed(views).flatten(0, 1)
         labels = labels.repeat_interleave(views.shape[1])
-        angle = self._angle(embeddings.detach(), labels)
-        return {"loss": self.classifier(embeddings, labels), "target_angle": angle}
-
-    @torch.no_grad()
-    def _angle(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            own = F.normalize(self.classifier.centers[labels], dim=2)
-            cosine = torch.linalg.vecdot(F.normalize(embeddings, dim=1)[:, None], own).amax(1)
-            return torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).mean()
+        loss = self.classifier(embeddings, labels)
+        assert self.classifier.target_cosines is not None
+        return {"loss": loss, "target_angle": torch.rad2deg(torch.acos(self.classifier.target_cosines.clamp(-1, 1))).mean()}
 
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
         """One of everything; or, with sampled classes, one of backbone and embedding layer and a row-sparse one of the centers.
 
-        Raises SettingsError with sampled classes on more than one rank, and for a choice of optimizer that has no row-sparse twin (a method `lazy`).
+        Raises SettingsError for sampled classes with a choice of optimizer that has no row-sparse twin (a method `lazy`).
         """
         if self.sample_rate == 1:
             return [make(self.parameters())]
-        if ranks.size() > 1:
-            raise SettingsError(
-                f"sample_rate={self.sample_rate} draws its classes on one process, and here are {ranks.size()}. "
-                "Train on one, or with sample_rate=1.0."
-            )
         lazy = getattr(make, "lazy", None)
         if lazy is None:
             raise SettingsError(
                 f"sample_rate={self.sample_rate} gives the class centers row-sparse gradients, for which {make!r} makes no optimizer. "
                 "Take SGD(...), or sample_rate=1.0."
             )
-        return [make([*self.backbone.parameters(), *self.head.parameters()]), lazy(self.classifier.parameters())]
+        shared = [*self.backbone.parameters(), *self.head.parameters()]
+        return [make(shared), lazy(self.classifier.parameters(), first_row=self.classifier.part.start)]
 
     def __repr__(self) -> str:
         kept = self.classifier

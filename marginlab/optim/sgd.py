@@ -32,10 +32,13 @@ class SGD:
         """Make the optimizer of these parameters."""
         return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
 
-    def lazy(self, parameters: Iterable[nn.Parameter]) -> LazySGD:
+    def lazy(self, parameters: Iterable[nn.Parameter], *, first_row: int = 0) -> LazySGD:
         """Make the row-sparse optimizer with these values, for class centers whose gradient has few rows; rows without gradient stay as they are.
+
+        first_row: number of the first row in the whole matrix of which the parameters are a shard.
 
         >>> SGD(lr=0.1).lazy([torch.nn.Parameter(torch.zeros(3, 2))]).param_groups[0]["momentum"]
         0.9
         """
-        return LazySGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+        shard = {"params": list(parameters), "first_row": first_row}
+        return LazySGD([shard], self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)

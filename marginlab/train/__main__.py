@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--root", type=Path, help="folder of the data sets; MARGINLAB_DATA by default")
     measured = parser.add_mutually_exclusive_group()
     measured.add_argument("--measure-every", type=int, default=0, help="epochs between measurements; 0: the untrained and the trained network only")
-    measured.add_argument("--monitor", default="", help="all that is measured, as \"Monitor(every=5, images=1000)\"; see marginlab.train.Monitor")
+    measured.add_argument("--measure", default="", help="all that is measured, as \"Monitor(every=5, images=1000)\"; see marginlab.train.Monitor")
     options, flags = parser.parse_known_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if torch.cuda.is_available():
@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
     try:
         named = RECIPES / f"{options.recipe}.toml"
         recipe = settings.read(Recipe, named if named.exists() else options.recipe, flags, prog="python -m marginlab.train RECIPE")
-        monitor = settings.call(options.monitor, train) if options.monitor else Monitor(every=options.measure_every)
+        monitor = settings.call(options.measure, train) if options.measure else Monitor(every=options.measure_every)
         if not isinstance(monitor, Monitor):
-            raise settings.SettingsError(f"{options.monitor!r} is no monitor. Write such as Monitor(every=5).")
+            raise settings.SettingsError(f"{options.measure!r} is no monitor. Write such as Monitor(every=5).")
         run = fit(recipe, options.folder, monitor, root=options.root)
         if ranks.rank() == 0:
             for row in run.rows:

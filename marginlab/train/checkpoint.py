@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch import nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from marginlab import ranks, settings
 from marginlab.methods import Method
+from marginlab.train.optimizer_state import named, put, saved_as
 from marginlab.train.recipe import Recipe
 
 
@@ -54,12 +53,12 @@ def latest(folder: Path) -> Path | None:
 
 def restore(checkpoint: Path, method: Method, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Load a checkpoint into the method and its optimizers; returns the loop's progress."""
-    state = {"method": method.state_dict(), **_saved_as(checkpoint, method, optimizers)}
+    state = {"method": method.state_dict(), **saved_as(checkpoint, method, optimizers)}
     with _quiet():
         load_state(state, checkpoint_id=checkpoint, no_dist=ranks.size() == 1)
     method.load_state_dict(state["method"])
     for number, optimizer in enumerate(optimizers):
-        _put(method, optimizer, state[f"optimizer{number}"])
+        put(method, optimizer, state[f"optimizer{number}"])
     progress: dict[str, Any] = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     return progress
 
@@ -73,50 +72,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _state(method: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    return {"method": method.state_dict(), **{f"optimizer{number}": _named(method, optimizer) for number, optimizer in enumerate(optimizers)}}
-
-
-def _names(method: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names in the method of an optimizer's parameters, in the order in which its state dict numbers them."""
-    known = {parameter: name for name, parameter in method.named_parameters()}
-    return [known[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _named(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state dict with the names of parameters for their numbers.
-
-    As torch's `get_optimizer_state_dict` writes it; but that steps an optimizer without state by a gradient of zeros, which costs a row-sparse one
-    as much as all classes and more than it should ever hold.
-    """
-    names, held = _names(method, optimizer), optimizer.state_dict()
-    groups = [{**group, "params": [names[number] for number in group["params"]]} for group in held["param_groups"]]
-    return {"state": {names[number]: values for number, values in held["state"].items()}, "param_groups": groups}
-
-
-def _put(method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The inverse of `_named`."""
-    numbers = {name: number for number, name in enumerate(_names(method, optimizer))}
-    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
-    optimizer.load_state_dict({"state": {numbers[name]: values for name, values in state["state"].items()}, "param_groups": groups})
-
-
-def _saved_as(checkpoint: Path, method: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Optimizer states of the shapes and types that a checkpoint holds, to be filled: an optimizer that has not stepped has none of its own."""
-    found = {f"optimizer{number}": {**_named(method, optimizer), "state": {}} for number, optimizer in enumerate(optimizers)}
-    parameters = dict(method.named_parameters())
-    metadata = FileSystemReader(checkpoint).read_metadata()
-    for key, place in metadata.planner_data.items():  # such as ("optimizer0", "state", "head.0.weight", "momentum_buffer")
-        if place[0] in found and place[1] == "state":
-            saved, like = metadata.state_dict_metadata[key], parameters[place[2]]
-            value: Tensor | None = None  # what is no tensor
-            if isinstance(saved, TensorStorageMetadata):
-                dtype = saved.properties.dtype
-                if saved.size == like.shape:
-                    value = torch.empty_like(like, dtype=dtype, requires_grad=False)
-                else:  # counts: torch keeps a single one on the CPU
-                    value = torch.empty(saved.size, dtype=dtype, device=like.device if saved.size else "cpu")
-            found[place[0]]["state"].setdefault(place[2], {})[place[3]] = value
-    return found
+    return {"method": method.state_dict(), **{f"optimizer{number}": named(method, optimizer) for number, optimizer in enumerate(optimizers)}}
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Method:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from marginlab import ranks, settings
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
+from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
@@ -193,6 +194,7 @@ class _Loop:
             self.rows = [Row(*row) for row in progress["rows"]]
         forward: Any = self.method
         if ranks.size() > 1:
+            outside_ddp(self.method)
             forward = DistributedDataParallel(self.method, device_ids=[self.device] if self.device.type == "cuda" else None)
         if self.recipe.compile:
             forward = torch.compile(forward)

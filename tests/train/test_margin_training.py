@@ -1,6 +1,8 @@
 """Margin training: it learns, a sampled run that died ends bit for bit as one that did not, ranks, shipped recipes, the monitor with many classes."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from marginlab import ranks, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
+from marginlab.losses import PartialFC, outside_ddp
 from marginlab.optim import LazySGD
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, checkpoint, fit, load
@@ -204,38 +207,56 @@ def test_a_shipped_recipe_reads_and_makes_a_method(name):
 
 def test_the_command_knows_shipped_recipes_by_name_and_a_monitor_in_call_notation(tmp_path, capsys):
     small = ["--data", "shapes", "--images", "64", "--batch", "32", "--epochs", "1", "--backbone", SMALL.backbone]
-    words = ["cifar10-arcface", "--folder", str(tmp_path / "run"), "--monitor", "Monitor(images=20, views=2, bank=40)", *small]
+    words = ["cifar10-arcface", "--folder", str(tmp_path / "run"), "--measure", "Monitor(images=20, views=2, bank=40)", *small]
     assert main(words) == 0
     assert "target_angle" in capsys.readouterr().out
     assert 'precision = "bfloat16"' in (tmp_path / "run" / "recipe.toml").read_text()
     assert "bank = 40" in (tmp_path / "run" / "monitor.toml").read_text()
-    assert main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--monitor", "Recipe()"]) == 2
+    assert main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--measure", "Recipe()"]) == 2
     assert "is no monitor" in capsys.readouterr().err
 
 
-def test_a_sampled_classifier_on_two_ranks_is_refused_before_the_folder_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "size", lambda group=None: 2)
-    with pytest.raises(SettingsError, match=r"sample_rate=0\.5 draws its classes on one process, and here are 2"):
-        fit(SAMPLED, tmp_path / "run", WATCH, say=quiet)
-    assert not (tmp_path / "run").exists()
-
-
-def _steps(group, rank, images, labels):
-    """One step by DistributedDataParallel on this rank's images; the loss, and a digest of the centers' gradient."""
+def _steps(group, rank, images, labels, sampled):
+    """One step by DistributedDataParallel on this rank's images: the loss, the shared gradients, and that of this rank's centers."""
     method = SMALL.make_method(10).double().eval()  # in evaluation mode: the statistics of batch normalisation are each rank's own
+    if sampled:
+        method.classifier = PartialFC(10, 16, scale=16.0, sample_rate=0.9, group=group, seed=4).double()  # in training mode
     method.classifier.group = group
     own = ranks.share(len(labels), group)
+    outside_ddp(method)
     forward = DistributedDataParallel(method, process_group=group) if ranks.size(group) > 1 else method
     said = forward(images[own], labels[own])
     said["loss"].backward()
-    gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
-    return said["loss"].item(), torch.cat([gradient.flatten() for gradient in gradients])
+    shared = [p.grad.flatten() for name, p in method.named_parameters() if p.grad is not None and "centers" not in name]
+    return said["loss"].item(), torch.cat(shared), method.classifier.centers.grad.to_dense()
 
 
 @pytest.mark.xdist_group("ranks")
-def test_two_ranks_under_ddp_make_the_step_of_one(pool):
+@pytest.mark.parametrize("sampled", [False, True])
+def test_two_ranks_under_ddp_make_the_step_of_one(pool, sampled):
     images, labels = torch.rand(8, 1, 3, 16, 16, dtype=torch.float64), torch.arange(8)
-    ((loss, gradient),) = pool.run(1, _steps, images, labels)
-    for other, their in pool.run(2, _steps, images, labels):
+    ((loss, gradient, centers),) = pool.run(1, _steps, images, labels, sampled)
+    answers = pool.run(2, _steps, images, labels, sampled)
+    for other, their, _ in answers:
         assert other == pytest.approx(loss, abs=1e-10)
         torch.testing.assert_close(their, gradient, atol=1e-10, rtol=0)
+    theirs = torch.cat([own for _, _, own in answers]) if sampled else answers[0][2]
+    torch.testing.assert_close(theirs, centers, atol=1e-10, rtol=0)
+    assert len(centers) == 10
+
+
+def test_a_sampled_classifier_trained_by_two_processes_goes_on_with_one(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(settings.to_toml(replace(SAMPLED, epochs=1)))
+    command = ["-m", "marginlab.train", str(recipe), "--folder", str(tmp_path / "run"), "--measure", repr(WATCH)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *command], capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    one = load(tmp_path / "run")
+    assert one.classifier.centers.shape == (10, 1, 16)
+    assert one.classifier.step == 1 * (SAMPLED.images // SAMPLED.batch)
+    (tmp_path / "run" / "recipe.toml").write_text(settings.to_toml(replace(SAMPLED, epochs=2)))
+    method = fit(replace(SAMPLED, epochs=2), tmp_path / "run", WATCH, say=quiet).method
+    assert method.classifier.step == 2 * (SAMPLED.images // SAMPLED.batch)
+    assert not torch.equal(method.classifier.centers, one.classifier.centers)
