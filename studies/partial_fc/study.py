@@ -1,0 +1,221 @@
+"""Does a margin classifier that sees a sample of the classes at each step verify identities it was not trained on as well as one that sees all?"""
+
+import csv
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+import marginlab.train
+from marginlab import data, ranks, settings
+from marginlab.evaluation import pairs, tar_at_far, verification_accuracy
+from marginlab.study import Cell, Run
+from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import check as check_data
+
+headline = ("accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001", "target_angle", "images_per_second")
+kept = (*headline, "loss", "knn_error/projector", "alignment/projector", "divergence_mean/projector", "divergence_max/projector")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The defaults are the preset `default`: 964 upright characters, some minutes on two cores."""
+
+    data: str = "omniglot-upright"
+    """What to train on: omniglot (3,856 classes), omniglot-upright (964), ..."""
+    unseen: str = "omniglot-upright"
+    """Whose split `unseen` is verified."""
+    image_size: int = 28
+    images: int = 0
+    """Training images, class-balanced; 0 takes all."""
+    rates: tuple[float, ...] = (1.0, 0.1)
+    """Parts of the classes that a step sees."""
+    margin: str = "ArcFace(0.5)"
+    """A class of marginlab.margins."""
+    scale: float = 32.0
+    dim: int = 128
+    """Of the embedding."""
+    augmentation: str = "Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))"
+    """Of marginlab.augment; a mirrored character is another one."""
+    backbone: str = "Backbone('resnet18', stem='strided', width=0.25, norm='group')"
+    """Of marginlab.models; group normalisation is alike on one rank and on many."""
+    optimizer: str = "SGD(lr=0.1)"
+    schedule: str = "WarmupPolynomial(warmup=0.1, power=2.0)"
+    epochs: int = 6
+    batch: int = 64
+    precision: str = "bfloat16"
+    """float32, or bfloat16 for autocast."""
+    seeds: tuple[int, ...] = (0,)
+    ranks: int = 1
+    """Processes that train together: start the study under torchrun with as many."""
+    measure_every: int = 0
+    """Epochs between the monitor's measurements; 0 for the first and the last only."""
+    monitored: int = 2000
+    """Training and test images whose views the monitor measures."""
+    bank: int = 4000
+    """Training images for kNN, and as many test images; 0 takes all."""
+    pairs: int = 6000
+    """Pairs of unseen images, half genuine, for the accuracy,"""
+    folds: int = 10
+    """in so many folds of their own characters."""
+    roc_pairs: int = 200_000
+    """Pairs, half genuine, for the true accept rate"""
+    fars: tuple[float, ...] = (0.01, 0.001)
+    """at these false accept rates."""
+
+    def __post_init__(self) -> None:
+        if not self.rates or not self.seeds or not self.fars:
+            raise settings.SettingsError("rates, seeds and fars each name at least one.")
+        for rate in self.rates:
+            if not 0 <= rate <= 1:
+                raise settings.SettingsError(f"A rate is a part of the classes, in [0, 1], not {rate}.")
+        for far in self.fars:
+            if not 0 < far < 1 or far * (self.roc_pairs // 2) < 1:
+                raise settings.SettingsError(f"A FAR of {far} needs 2 / FAR roc_pairs or more, not {self.roc_pairs}.")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What decides the numbers of a verification, but for the features."""
+
+    data: str
+    image_size: int
+    pairs: int
+    folds: int
+    roc_pairs: int
+    fars: tuple[float, ...]
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
+    """One training for each rate and seed."""
+    grid: list[dict[str, str | int | float]] = [{"rate": rate, "seed": seed, "ranks": chosen.ranks} for rate in chosen.rates for seed in chosen.seeds]
+    for cell in grid:  # a wrong setting is refused before any work
+        _recipe(cell, chosen)
+    return grid
+
+
+def check(chosen: Settings) -> str:
+    """Refuse before any work what only the data and the processes can tell; the digest of the data."""
+    if ranks.size() != chosen.ranks:
+        command = f"torchrun --nproc-per-node {chosen.ranks} -m marginlab.study partial_fc --ranks {chosen.ranks}"
+        raise settings.SettingsError(f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} processes. Start `{command}`.")
+    train, test = check_data(_recipe(cells(chosen)[0], chosen))
+    for cell in cells(chosen):
+        _recipe(cell, chosen).make_method(len(train.classes))
+    unseen = data.load(chosen.unseen, "unseen", size=chosen.image_size)
+    if shared := sorted(set(unseen.classes) & set(train.classes)):
+        raise settings.SettingsError(f"{shared[0]} and {len(shared) - 1} other classes of {chosen.unseen} are trained on. Take others to verify.")
+    pairs(unseen.labels, chosen.pairs, folds=chosen.folds)
+    pairs(unseen.labels, chosen.roc_pairs, folds=1)
+    return " ".join(images.digest() for images in (train, test, unseen))
+
+
+def _recipe(cell: Any, chosen: Settings) -> Recipe:
+    same = ("data", "image_size", "images", "augmentation", "backbone", "optimizer", "schedule", "epochs", "batch", "precision")
+    method = settings.describe("MarginClassifier", margin=chosen.margin, scale=chosen.scale, sample_rate=cell["rate"], dim=chosen.dim)
+    return Recipe(**{name: getattr(chosen, name) for name in same}, method=method, seed=cell["seed"])
+
+
+def _verified(chosen: Settings) -> Verified:
+    return Verified(chosen.unseen, chosen.image_size, chosen.pairs, chosen.folds, chosen.roc_pairs, chosen.fars)
+
+
+# --- one cell ---------------------------------------------------------------------------------------------------------
+
+
+def run(cell: Cell) -> None:
+    """Train at the rate, and verify pairs of unseen characters with what was trained; once in a run, also with bare pixels."""
+    chosen: Settings = cell.settings
+    monitor = Monitor(every=chosen.measure_every, images=chosen.monitored, views=2, bank=chosen.bank)
+    trained = cell.once("training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), monitor)
+    for epoch, name, value, low, high, n in trained["rows"]:
+        cell.record(name, value, low, high, n, epoch)
+    cell.record("images_per_second", trained["images_per_second"])
+    cell.say("verifies unseen characters")
+    for space, rows in (
+        ("", cell.once("verification", _verify, _verified(chosen), trained["folder"])),
+        (" of pixels", cell.once("verification of pixels", _verify, _verified(chosen), "")),
+    ):
+        for name, (value, low, high, n) in rows.items():
+            cell.record(f"{name}{space}", value, low, high, n)
+
+
+def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
+    """Rows of the training, how fast it was, and the folder under once/ in which its network is kept."""
+    done = fit(recipe, folder / "run", monitor, say=say)
+    return {"folder": folder.name, "rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
+
+
+def _verify(verified: Verified, trained: str, *, folder: Path) -> dict[str, tuple[float, float, float, int]]:
+    """Accuracy over folds with the 95 % interval of its standard error, and TAR at each FAR with its own; of pixels without a network.
+
+    Under torchrun each rank does all of it, alike.
+    """
+    unseen = data.load(verified.data, "unseen", size=verified.image_size)
+    features = _embedded(folder.parent / trained / "run", unseen.images) if trained else unseen.images.float().flatten(1) / 255
+    drawn = pairs(unseen.labels, verified.pairs, folds=verified.folds)
+    found = verification_accuracy(features[drawn.first], features[drawn.second], drawn.same, verified.folds)
+    half = 1.96 * found.standard_error
+    rows = {"accuracy": (found.accuracy, found.accuracy - half, found.accuracy + half, verified.pairs)}
+    drawn = pairs(unseen.labels, verified.roc_pairs, folds=1)
+    for far in verified.fars:
+        rate = tar_at_far(features[drawn.first], features[drawn.second], drawn.same, far)
+        rows[f"TAR@FAR={far:g}"] = (rate.tar, rate.low, rate.high, rate.genuine)
+    return rows
+
+
+@torch.no_grad()
+def _embedded(run_folder: Path, images: Tensor) -> Tensor:
+    method = marginlab.train.load(run_folder)
+    return torch.cat([method.project(method.encode(part.float() / 255)) for part in images.split(512)])
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(run: Run) -> None:
+    """Verification by rate beside that of pixels, the target angle over training, and the published tables."""
+    chosen: Settings = run.settings
+    names = ("accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
+    run.report.title = f"Sampled classes and verification: {chosen.data}"
+    run.report.lead = (
+        f"{chosen.margin} at s = {chosen.scale:g} on {chosen.data}, {chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). "
+        f"Each step sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of characters of {chosen.unseen}, of other alphabets."
+    )
+    table = []
+    for rate in chosen.rates:
+        rows = run.results.select(rate=rate)
+        entry: dict[str, Any] = {"rate": f"{rate:g}"}
+        for name in (*names, "images_per_second"):
+            values = [row["value"] for row in rows.select(name=name)]
+            entry[name] = float(np.mean(values)) if values else float("nan")
+        table.append(entry)
+    bare = {name: [row["value"] for row in run.results.select(name=f"{name} of pixels")] for name in names}
+    table.append({"rate": "pixels, untrained", **{name: values[0] for name, values in bare.items() if values}})
+    words = f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.roc_pairs:,} pairs; means over {len(chosen.seeds)} seed(s)."
+    run.report.table(table, words)
+    figure = go.Figure()
+    for rate in chosen.rates:
+        rows = run.results.select(rate=rate, seed=chosen.seeds[0], name="target_angle")
+        figure.add_scatter(x=[row["epoch"] for row in rows], y=[row["value"] for row in rows], name=f"rate {rate:g}")
+    figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")
+    run.report.figure(figure, "The angle between embeddings and their class's center during training: of fewer other classes it need fall less.")
+    intervals = [
+        {"rate": row["rate"], "seed": row["seed"], "name": row["name"], "value": row["value"], "low": row["low"], "high": row["high"]}
+        for name in names
+        for row in run.results.select(name=name)
+    ]
+    run.report.table(intervals, "With 95 % intervals: of the accuracy from the spread over folds, of a TAR as if pairs were independent.")
+    with (run.home / "published.csv").open(encoding="utf-8") as file:
+        published = [{key: row[key] for key in ("data", "backbone", "rate", "name", "value", "source")} for row in csv.DictReader(file)]
+    run.report.text("## Published\n\nFaces, of 85,742 to 2,059,906 identities; percent.")
+    run.report.table(published, "What others have measured at full and at small rates.")

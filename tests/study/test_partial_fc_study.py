@@ -1,0 +1,90 @@
+"""The study of sampled classes: its presets, its refusals, and a small run on drawn characters, with its report."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from marginlab import settings, study
+from marginlab.study.__main__ import main
+
+HERE = study.load("partial_fc")
+
+
+def test_the_default_preset_is_the_defaults():
+    assert HERE.settings("default") == HERE.module.Settings()
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml")))
+def test_every_preset_reads_and_gives_a_grid(preset):
+    chosen = HERE.settings(preset)
+    assert [(cell["rate"], cell["seed"]) for cell in HERE.grid(chosen)] == [(rate, seed) for rate in chosen.rates for seed in chosen.seeds]
+
+
+def test_the_two_presets_of_all_turned_characters_differ_in_the_rate_alone():
+    full, tenth = (settings.to_toml(HERE.settings(name)).splitlines() for name in ("omniglot", "omniglot-r01"))
+    assert [pair for pair in zip(full, tenth, strict=True) if pair[0] != pair[1]] == [("rates = [1.0]", "rates = [0.1]")]
+
+
+def test_the_published_rows_are_whole():
+    with (HERE.home / "published.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(60 < float(row["value"]) < 100 and 0 < float(row["rate"]) <= 1 and row["source"] and "TAR@FAR" in row["name"] for row in rows)
+    assert len({(row["table"], row["rate"], row["name"]) for row in rows}) == len(rows)  # each number once
+    for table in {row["table"] for row in rows}:
+        assert "1.0" in {row["rate"] for row in rows if row["table"] == table}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rates": ()}, "each name at least one"),
+        ({"rates": (1.1,)}, r"a part of the classes, in \[0, 1\], not 1.1"),
+        ({"fars": (1e-6,)}, "needs 2 / FAR roc_pairs or more, not 200000"),
+        ({"margin": "Arc(0.5)"}, "Arc"),
+        ({"ranks": 2}, "here are 1 processes. Start `torchrun --nproc-per-node 2 -m marginlab.study partial_fc --ranks 2`"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, characters):
+    with pytest.raises(settings.SettingsError, match=sentence):
+        HERE.module.check(settings.replaced(HERE.module.Settings(), changes))
+
+
+@pytest.fixture
+def characters(tmp_path, monkeypatch):
+    """A set like Omniglot: a character is a few strokes of random pixels, and a drawing of it loses some."""
+    random = np.random.default_rng(0)
+    fields = {}
+    for part, n in (("background", 12), ("evaluation", 10)):
+        ink = np.kron(random.random((n, 1, 4, 4)) < 0.4, np.ones((1, 1, 4, 4)))
+        drawn = ink * (random.random((n, 20, 16, 16)) < 0.8)
+        fields[f"{part}_images"] = (255 * (1 - drawn)).astype(np.uint8).reshape(-1, 16, 16)
+        fields[f"{part}_labels"] = np.repeat(np.arange(n), 20)
+        fields[f"{part}_classes"] = np.array([f"{part}/{number}" for number in range(n)])
+    np.savez(tmp_path / "omniglot.npz", **fields)
+    monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
+    small = "--image-size 16 --epochs 3 --batch 24 --rates 1.0 0.5 --precision float32 --optimizer SGD(lr=0.05) --scale 16.0 --dim 16 --monitored 24"
+    more = "--bank 24 --pairs 200 --folds 2 --roc-pairs 600 --fars 0.1".split()
+    backbone = "Backbone('resnet18', stem='strided', width=0.125, norm='group')"
+    assert main(["partial_fc", *small.split(), *more, "--backbone", backbone]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    folder = next((characters / "runs").iterdir())
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["rate"], row["name"]): row for row in rows if row["epoch"] in ("-1", "3")}
+    for rate in ("1.0", "0.5"):
+        row = found[rate, "accuracy"]
+        assert 0.7 < float(row["value"]) <= 1  # of characters that differ by much more than their drawings do
+        assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+        assert 0 <= float(found[rate, "TAR@FAR=0.1"]["low"]) <= float(found[rate, "TAR@FAR=0.1"]["value"])
+        assert float(found[rate, "target_angle"]["value"]) < 90
+    assert found["1.0", "accuracy of pixels"] != found["1.0", "accuracy"]
+    assert found["1.0", "accuracy of pixels"]["value"] == found["0.5", "accuracy of pixels"]["value"]
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    for words in ("pixels, untrained", "mean target angle", "WebFace12M", "95 % intervals"):
+        assert words in report
