@@ -17,7 +17,7 @@ from pool import Pool  # noqa: E402
 
 torch.set_num_threads(1)  # two xdist workers share two cores
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=30, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.register_profile("nightly", hypothesis.settings.get_profile("lab"), max_examples=4000, derandomize=False)
+hypothesis.settings.register_profile("nightly", hypothesis.settings.get_profile("lab"), max_examples=5000, derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lab"))
 
 

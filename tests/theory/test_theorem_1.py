@@ -38,6 +38,8 @@ def test_theorem_1_holds_under_each_of_its_conditions(case):
         if not bound.premise:
             assert not bool((good & population.misread).any()), bound
             assert bound.holds, bound
+    if not theorem.printed.premise and case.quantities["R_epsilon"] == 0:
+        assert not theorem.distance.premise  # (P) implies (T) where no image is outside S_eps
     if not theorem.printed.premise or not theorem.distance.premise:
         assert not theorem.with_lengths.premise  # the sharpest form is never weaker than the two others
     if bool((population.share(good) > 0).all()):
