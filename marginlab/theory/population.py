@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from marginlab.kernels import BUDGET
+from marginlab.measures.alignment import alignment
 from marginlab.theory.logsum import expected_log_sum
 
 
@@ -127,8 +129,9 @@ class Population:
     @cached_property
     def diameters(self) -> Float[Tensor, " N"]:
         """Largest distance between two views of each image, in feature space."""
-        apart: Tensor = torch.linalg.vector_norm(self.f[:, :, None] - self.f[:, None], dim=-1)
-        return apart.flatten(1).amax(1)
+        if self.f.shape[1] == 1:
+            return self.f.new_zeros(len(self.f))
+        return alignment(self.f, normalize=False)[1]
 
     def aligned(self, epsilon: float) -> Bool[Tensor, " N"]:
         """S_eps: the images whose views all lie within epsilon of each other."""
@@ -175,11 +178,15 @@ class Population:
         The negatives are views of images drawn independently of x, x itself included (Huang et al. 2023, section 4.1, has T = 1 and M = 1).
         """
         N, V, _ = self.f.shape
-        near = torch.einsum("nvd,nud->nvu", self.f, self.f) / temperature
-        far = (self.f.flatten(0, 1) @ self.f.flatten(0, 1).T / temperature).view(N, V, 1, N * V).expand(N, V, V, N * V)
-        atoms = (self.w / V).repeat_interleave(V)
-        second = expected_log_sum(near.flatten(), far.reshape(-1, N * V), atoms, negatives).view(N, V * V).mean(1)
-        return -float(self.w @ near.flatten(1).mean(1)), float(self.w @ second)
+        views, atoms = self.f.flatten(0, 1), (self.w / V).repeat_interleave(V)
+        first = second = 0.0
+        for images in torch.arange(N).split(max(BUDGET // (8 * N * V**3), 1)):
+            f, w = self.f[images], self.w[images]
+            near = (f @ f.mT / temperature).flatten()
+            far = (f.flatten(0, 1) @ views.T / temperature).repeat_interleave(V, 0)  # row (x, u, v) of near has the anchor u
+            first -= float(w @ near.view(len(f), -1).mean(1))
+            second += float(w @ expected_log_sum(near, far, atoms, negatives).view(len(f), -1).mean(1))
+        return first, second
 
     @cached_property
     def correlation(self) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from marginlab.kernels import logsumexp
 from marginlab.theory.bound import Bound
 from marginlab.theory.inputs import positive
 from marginlab.theory.population import Population
@@ -45,8 +46,10 @@ def infonce_limit(population: Population, *, temperature: float, negatives: int)
     if abs(population.radius - 1) > 1e-6:
         raise ValueError(f"The limits are of features of length 1, not {population.radius:.6g}: normalize them.")
     f, V = population.f, population.f.shape[1]
-    views, atoms = f.flatten(0, 1), (population.w / f.shape[1]).repeat_interleave(V)
-    uniformity = float(atoms @ torch.logsumexp(views @ views.T / temperature + atoms.log(), 1))
+    views, atoms = f.flatten(0, 1), (population.w / V).repeat_interleave(V)
+    views, atoms = views[atoms > 0], atoms[atoms > 0]
+    rows = torch.cat((views / temperature, torch.ones_like(views[:, :1])), 1)
+    uniformity = float(atoms @ logsumexp(rows, torch.cat((views, atoms.log()[:, None]), 1)))  # a weight is one more coordinate
     first, second = population.infonce(temperature, negatives)
     gap = first + second - math.log(negatives) - (first + uniformity)
     widest = math.exp(min(2 / temperature, 300.0))

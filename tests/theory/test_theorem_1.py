@@ -190,6 +190,26 @@ def test_the_printed_condition_does_not_imply_the_one_of_distances_but_that_with
     assert theorem.with_lengths.certifies
 
 
+@given(st.integers(0, 2**20), st.integers(11, 14))
+def test_the_printed_theorem_with_two_classes_and_a_rho_above_one_half(seed, strays):
+    """Most images of a class lie outside S_eps, and wherever (P) holds all the same, the others are right."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10 ** -float(torch.rand(1, generator=generator) * 4)
+    f = torch.zeros(40, 2, 3, dtype=torch.float64)
+    f[:20, :, 0], f[20:, :, 0] = 1, -1
+    f[:strays] += scale * torch.randn(strays, 2, 3, generator=generator, dtype=torch.float64)
+    population = Population(torch.nn.functional.normalize(f, dim=-1), torch.arange(40) // 20)
+    theorem = theorem_1(
+        p=population.p, gram=population.gram, sigma=1.0, R_epsilon=population.R(0.0), epsilon=0.0, stretch=0.0, error=population.error
+    )
+    assert float(theorem.rho.max()) > 0.5
+    assert theorem.printed.premise == "" or scale > 0.1
+    if not theorem.printed.premise:
+        assert theorem.printed.holds
+        assert not bool((population.misread & population.aligned(0.0)).any())
+        assert not theorem.with_lengths.premise
+
+
 def test_the_condition_with_lengths_follows_from_the_printed_one():
     """Over all (sigma, a, t, lengths) that some encoder can have, two classes included: the proof is in docs/derivations.md, 2.4."""
     generator = torch.Generator().manual_seed(0)
