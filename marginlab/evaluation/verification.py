@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from marginlab.rng import Key
 
 _GRID = torch.arange(400, dtype=torch.float64) * 0.01  # 0, 0.01, ..., 3.99
+_BLOCK = 1 << 22  # numbers that are widened to float64 at a time
 
 
 class Verification(NamedTuple):
@@ -236,7 +237,9 @@ def _distances(first: Tensor, second: Tensor, same: Tensor) -> Float64[Tensor, "
     genuine = int(same.sum())
     if not 0 < genuine < len(same):
         raise ValueError(f"Of {len(same)} pairs {genuine} are genuine: at least one of each kind is needed. Draw them with `pairs`.")
-    return (normalize(first.detach().double(), dim=1) - normalize(second.detach().double(), dim=1)).square().sum(1).cpu()
+    rows = max(1, _BLOCK // max(1, first.shape[1]))
+    blocks = zip(first.detach().split(rows), second.detach().split(rows), strict=True)
+    return torch.cat([(normalize(x.double(), dim=1) - normalize(y.double(), dim=1)).square().sum(1).cpu() for x, y in blocks])
 
 
 def _candidates(distances: Float64[Tensor, " n"]) -> Float64[Tensor, " m"]:

@@ -161,7 +161,7 @@ def _verify(verified: Verified, trained: str, *, folder: Path) -> dict[str, tupl
     Under torchrun each rank does all of it, alike.
     """
     unseen = data.load(verified.data, "unseen", size=verified.image_size)
-    features = _embedded(folder.parent / trained / "run", unseen.images) if trained else unseen.images.float().flatten(1) / 255
+    features = _embedded(folder.parent / trained / "run", unseen.images) if trained else unseen.images[:, 0].float().flatten(1) / 255  # grey
     drawn = pairs(unseen.labels, verified.pairs, folds=verified.folds)
     found = verification_accuracy(features[drawn.first], features[drawn.second], drawn.same, verified.folds)
     half = 1.96 * found.standard_error

@@ -93,6 +93,13 @@ def test_between_neighbouring_floats_there_is_a_threshold():
     assert [int((d < t).sum()) for t in _candidates(d)] == [0, 1, 2]
 
 
+def test_pairs_are_compared_in_blocks(monkeypatch):
+    first, second, same = drawn(3, 50)
+    whole = verification_accuracy(first, second, same)
+    monkeypatch.setattr("marginlab.evaluation.verification._BLOCK", 28)  # 7 rows
+    assert verification_accuracy(first, second, same) == whole
+
+
 # TAR at FAR
 
 
