@@ -189,12 +189,12 @@ def local(x: Tensor) -> Tensor:
     return x if to_local is None else to_local()
 
 
-def broadcast(value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """Rank 0's value (any picklable object) on every rank."""
+def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int = 0) -> Any:
+    """One rank's value (any picklable object) on every rank; by default rank 0's."""
     if size(group) == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0 if group is None else dist.get_global_rank(group, 0), group=group)
+    dist.broadcast_object_list(box, src=source if group is None else dist.get_global_rank(group, source), group=group)
     return box[0]
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from marginlab import ranks, settings, train
 from marginlab.train import Monitor, Recipe, fit
+from marginlab.train.watch import Stopped
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -47,9 +48,13 @@ def main(arguments: list[str]) -> int:
                 if row.epoch == recipe.epochs:
                     sys.stdout.write(f"{row.name:36} {row.value:.4f}\n")
             sys.stdout.write(f"{run.images_per_second:,.0f} images/s. Kept in {run.folder.absolute()}\n")
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # SettingsError is a ValueError
+    except Stopped as stopped:
         if ranks.rank() == 0:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"{stopped} The same command goes on from there.\n")
+        return 143
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # SettingsError is a ValueError
+        # every rank says its own: the others may never hear of it, and wait until they are stopped
+        sys.stderr.write(f"{error}\n" if ranks.size() == 1 else f"Rank {ranks.rank()}: {error}\n")
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:
         sys.stderr.write(f"Stopped. What {options.folder} holds is whole: the same command goes on from its last checkpoint.\n")

@@ -12,7 +12,6 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
-from marginlab.train import checkpoint
+from marginlab.train import checkpoint, watch
 from marginlab.train.monitor import Monitor, Row
 from marginlab.train.progress import Progress
 from marginlab.train.recipe import PRECISIONS, Recipe
@@ -69,7 +68,8 @@ def fit(
     ------
     SettingsError: the folder holds a run of another recipe or monitor (the first difference is named) or on other images, or another process
         trains in it; or the batch exceeds the images or splits unevenly, or the method cannot be trained on so many ranks or by this optimizer.
-    FloatingPointError: the loss is not finite; the last checkpoint stays.
+    FloatingPointError: a loss or gradient is not finite on some rank; the message names step, rank, layer and images, the last checkpoint stays.
+    Stopped: SIGTERM came; the step that was under way is kept in a checkpoint.
     Whatever `data.load` refuses. All but the second before any work.
 
     On several ranks each normalises its batch by its own statistics, and kNN and the other measures are taken by the first; so the numbers of a
@@ -184,6 +184,8 @@ class _Loop:
         self.per_epoch = len(train) // recipe.batch
         self.steps = recipe.epochs * self.per_epoch
         self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()  # sums over the steps of this epoch: the loss, and what comes with it
+        self.totals = dict[str, Tensor]()  # the same of this rank since they were last brought together
+        self.signal, self.stopping = watch.Signal(), False
         self.say = say
 
     def run(self) -> Fitted:
@@ -192,6 +194,9 @@ class _Loop:
             progress = checkpoint.restore(last, self.method, self.optimizers)
             self.step, self.sums = progress["step"], progress["sums"] if "sums" in progress else {"loss": progress["losses"]}
             self.rows = [Row(*row) for row in progress["rows"]]
+            for name, values in progress.get("totals", {}).items():
+                own = values[ranks.rank()] if len(values) == ranks.size() else sum(values) / len(values)
+                self.totals[name] = torch.tensor(own, device=self.device, dtype=torch.float64)
         forward: Any = self.method
         if ranks.size() > 1:
             outside_ddp(self.method)
@@ -203,22 +208,24 @@ class _Loop:
             progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
             if self.step == 0:
                 self.measure(0, board)
-            totals: dict[str, Tensor] = {}
             order = torch.empty(0, dtype=torch.long)
+            stack.enter_context(self.signal.watched())
             while self.step < self.steps:
                 epoch, place = divmod(self.step, self.per_epoch)
                 if place == 0 or not len(order):
                     order = Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
                 for name, value in self.one_step(forward, order[place * self.recipe.batch : (place + 1) * self.recipe.batch], epoch).items():
-                    totals[name] = totals[name] + value if name in totals else value
+                    self.totals[name] = self.totals[name] + value if name in self.totals else value
                 self.step += 1
                 progress_bar.advance()
                 ended = self.step % self.per_epoch == 0
                 if ended or self.step % SAVE_EVERY == 0:
-                    for name, value in totals.items():
+                    for name, value in self.totals.items():
                         self.sums[name] = self.sums.get(name, 0.0) + float(ranks.total(value) / ranks.size())
-                    totals = {}
+                    self.totals = {}
                     self.end(epoch + 1, board, ended=ended)
+                if self.stopping:
+                    raise watch.Stopped(f"Stopped after step {self.step} of {self.steps}, which is kept in {self.save()}.")
             rate = progress_bar.rate()
         self.write_rows()
         self.method.eval()
@@ -246,27 +253,46 @@ class _Loop:
                 out["loss"].backward()
             for name, value in out.items():
                 said[name] = value.detach().double() + said.get(name, 0.0)
+        self.agree(said["loss"], views, own)
+        if recipe.clip:
+            shared = [p for p in self.method.parameters() if p.grad is not None and not p.grad.is_sparse]
+            torch.nn.utils.clip_grad_norm_(shared, recipe.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.method.after_step()
         return said
 
-    def end(self, epoch: int, board: Any, *, ended: bool) -> None:
-        """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""
-        if not math.isfinite(self.sums["loss"]):
+    def agree(self, loss: Tensor, views: Tensor, rows: Tensor) -> None:
+        """Stop on every rank when a number of any rank is not finite, or one was told to end; the optimizers have not moved then."""
+        faulty, stop = watch.agreed(loss, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal)
+        if any(faulty):
+            own = watch.diagnosis(self.method, views, rows, loss) if faulty[ranks.rank()] else ""
+            causes = {number: ranks.broadcast(own, source=number) for number, bad in enumerate(faulty) if bad}
+            # what one rank's rows break shows in the loss of all: the rank that finds more than the loss has the cause
+            number = next((number for number, cause in causes.items() if watch.LOSS not in cause), min(causes))
+            cause = causes[number]
             kept = checkpoint.latest(self.folder)
             raise FloatingPointError(
-                f"The loss is not finite in epoch {epoch}, before step {self.step} of {self.steps}. A smaller learning rate may help; "
+                f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller learning rate may help, or recipe.clip; "
                 f"{f'the last checkpoint, {kept}, is whole.' if kept else 'no checkpoint was written yet.'}"
             )
+        self.stopping = stop
+
+    def end(self, epoch: int, board: Any, *, ended: bool) -> None:
+        """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""
         if ended:
             for name, value in self.sums.items():
                 self.note(Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
             self.sums = {}
             if self.monitor.due(epoch, self.recipe.epochs):
                 self.measure(epoch, board)
-        progress = {"sums": self.sums, "rows": [list(row) for row in self.rows], "num_classes": len(self.train.classes)}
-        checkpoint.save(self.folder, self.recipe, self.method, self.optimizers, self.step, progress)
+        self.save()
+
+    def save(self) -> Path:
+        """Keep all that the run needs to go on from this step."""
+        totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}  # of each rank: adding them here would round
+        progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows], "num_classes": len(self.train.classes)}
+        return checkpoint.save(self.folder, self.recipe, self.method, self.optimizers, self.step, progress)
 
     def measure(self, epoch: int, board: Any) -> None:
         """Rank 0 measures, the others wait for its rows."""

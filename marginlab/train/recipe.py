@@ -41,6 +41,8 @@ class Recipe:
     """Images of one optimizer step, over all ranks and micro-batches."""
     accumulate: int = 1
     """Micro-batches of a step; a contrastive loss takes its negatives from one micro-batch only."""
+    clip: float = 0.0
+    """Largest norm of the gradient of all shared parameters together (not of sampled class centers); 0 does not clip."""
     precision: str = "float32"
     """float32, or bfloat16 for autocast."""
     compile: bool = False
@@ -49,7 +51,7 @@ class Recipe:
     """Seed of weights, order and views."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 2), ("accumulate", 1), ("images", 0), ("image_size", 0), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch", 2), ("accumulate", 1), ("images", 0), ("image_size", 0), ("seed", 0), ("clip", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is at least {least}, not {getattr(self, name)}.")
         if self.batch % self.accumulate:
