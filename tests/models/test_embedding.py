@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import torch
 
+from marginlab.margins import ArcFace
 from marginlab.models import EmbeddingLayer
 
 
@@ -17,6 +20,14 @@ def test_embeddings_cannot_all_point_one_way():
     features = torch.rand(40, 12) + 100 * torch.rand(12)
     directions = torch.nn.functional.normalize(layer(features), dim=1)
     assert float(directions.detach().mean(0).norm()) < 0.3
+
+
+def test_a_margin_costs_a_quarter_where_all_embeddings_point_one_way():
+    # why there is no shift: what the file's head says of angles t common to all embeddings and centers
+    cosine = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    cost = cosine - ArcFace(0.5).value(cosine)
+    torch.testing.assert_close(cost, torch.tensor([math.sin(0.5), 1 - math.cos(0.5), 1 - math.cos(0.5)], dtype=torch.float64))
+    assert 0.25 < cost[1] / cost[0] < 0.26
 
 
 def test_it_stays_in_float32_inside_autocast():
