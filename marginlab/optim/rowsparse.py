@@ -232,11 +232,12 @@ def _blocks(gradient: Tensor, matrix: Tensor, whole: bool, wide: torch.dtype) ->
         gradient = gradient.reshape(C, D)
         yield from ((rows, gradient[rows].to(wide)) for rows in every)
         return
-    if not gradient.is_coalesced():  # repeated rows add up in float32
-        values = gradient._values().to(wide)
-        gradient = torch.sparse_coo_tensor(gradient._indices(), values, gradient.shape, check_invariants=False).coalesce()
-    index = gradient.indices()[0]
-    values = gradient.values().reshape(len(index), D)
+    index, values = gradient._indices()[0], gradient._values()
+    # autograd forgets that a gradient was coalesced; looking at the rows is far cheaper than sorting the values once more
+    if not gradient.is_coalesced() and not bool((index[1:] > index[:-1]).all()):  # repeated rows add up in float32
+        gradient = torch.sparse_coo_tensor(index[None], values.to(wide), gradient.shape, check_invariants=False).coalesce()
+        index, values = gradient.indices()[0], gradient.values()
+    values = values.reshape(len(index), D)
     if not whole:
         yield from ((rows, part.to(wide)) for rows, part in zip(index.split(size), values.split(size), strict=True) if len(rows))
         return

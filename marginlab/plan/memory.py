@@ -128,6 +128,4 @@ def _updating(s: Setup) -> int:
     if s.optimizer == "AdamW":
         return numbers * s.weight * (1 if s.device == "cuda" else 2)
     block = min(BLOCK, numbers) * WIDE * (2 + MOMENTS[s.optimizer])
-    if s.whole:
-        return block
-    return block + s.sampled * (s.subcenters * s.dim * WIDE * (1 if s.weight == WIDE else 2) + 24)
+    return block if s.whole else block + s.sampled * 24  # and the rows' numbers
