@@ -68,9 +68,11 @@ def test_make_knows_its_targets():
 
 
 def test_its_python_runs(home, monkeypatch):
-    library, reading = PYTHON
+    library, classifier, reading = PYTHON
     names: dict[str, object] = {}
     exec(library, names)
+    exec(classifier, names)
+    assert names["head"].centers.grad.coalesce().indices().shape == (1, 10_000)
     assert 0 < names["lower"] <= names["upper"] <= 1
     assert names["views"].shape[1] == 16
     words = ["recipe.toml", "--folder", "runs/photos", *SHORT_TRAIN]
