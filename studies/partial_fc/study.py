@@ -20,7 +20,15 @@ from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
 headline = ("accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001", "target_angle", "images_per_second")
-kept = (*headline, "loss", "knn_error/projector", "alignment/projector", "divergence_mean/projector", "divergence_max/projector")
+kept = (
+    *headline,
+    *(f"{name} of pixels" for name in headline[:3]),
+    "loss",
+    "knn_error/projector",
+    "alignment/projector",
+    "divergence_mean/projector",
+    "divergence_max/projector",
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,9 @@ class Settings:
     """Training images, class-balanced; 0 takes all."""
     rates: tuple[float, ...] = (1.0, 0.1)
     """Parts of the classes that a step sees."""
-    margin: str = "ArcFace(0.5)"
+    margin: str = "ArcFace(0.3)"
     """A class of marginlab.margins."""
-    scale: float = 32.0
+    scale: float = 16.0
     dim: int = 128
     """Of the embedding."""
     augmentation: str = "Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))"
@@ -47,7 +55,7 @@ class Settings:
     """Of marginlab.models; group normalisation is alike on one rank and on many."""
     optimizer: str = "SGD(lr=0.1)"
     schedule: str = "WarmupPolynomial(warmup=0.1, power=2.0)"
-    epochs: int = 6
+    epochs: int = 8
     batch: int = 64
     precision: str = "bfloat16"
     """float32, or bfloat16 for autocast."""
@@ -208,7 +216,7 @@ def report(run: Run) -> None:
         rows = run.results.select(rate=rate, seed=chosen.seeds[0], name="target_angle")
         figure.add_scatter(x=[row["epoch"] for row in rows], y=[row["value"] for row in rows], name=f"rate {rate:g}")
     figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")
-    run.report.figure(figure, "The angle between embeddings and their class's center during training: of fewer other classes it need fall less.")
+    run.report.figure(figure, "The angle between embeddings and the center of their class during training, as a mean over each epoch.")
     intervals = [
         {"rate": row["rate"], "seed": row["seed"], "name": row["name"], "value": row["value"], "low": row["low"], "high": row["high"]}
         for name in names
