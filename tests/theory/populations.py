@@ -50,11 +50,12 @@ def samples(draw, r=None, most_classes=4, most_views=4, tame=None):
     labels = torch.cat([torch.full((n,), k) for k, n in enumerate(each)])[torch.randperm(sum(each), generator=generator)]
     N, V, D, P = len(labels), draw(st.integers(1, most_views)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
     spread, jitter, strays = (draw(st.sampled_from(s)) for s in ([0.001, 0.02, 0.2, 1.0], [0.001, 0.01, 0.1, 1.0], [0.0, 0.0, 0.1, 0.4]))
-    if tame if tame is not None else draw(st.booleans()):
+    tame = draw(st.booleans()) if tame is None else tame
+    if tame:  # classes that an encoder could tell apart: here the conditions of the theorems hold, and their conclusions are tested
         spread, jitter, strays = min(spread, 0.02), min(jitter, 0.01), min(strays, 0.1)
     pixels = 4 * normal(generator, classes, 1, P)[labels] + spread * normal(generator, N, 1, P) + jitter * normal(generator, N, V, P)
     simplex = torch.eye(classes, dtype=torch.float64) - 1 / classes
-    chosen = draw(st.sampled_from([simplex, simplex, normal(generator, classes, D), torch.ones(classes, D, dtype=torch.float64)]))
+    chosen = simplex if tame else draw(st.sampled_from([simplex, normal(generator, classes, D), torch.ones(classes, D, dtype=torch.float64)]))
     center = torch.nn.functional.normalize(chosen, dim=1)
     # a smooth encoder: the deviation of a view from its class, through a random map; so that views close in pixels are close in features
     middle = pixels.new_zeros(classes, 1, P).index_add(0, labels, pixels.mean(1, keepdim=True)) / torch.bincount(labels)[:, None, None]
@@ -62,7 +63,7 @@ def samples(draw, r=None, most_classes=4, most_views=4, tame=None):
     z = center[labels][:, None] + torch.tanh(own @ normal(generator, P, center.shape[1]))
     stray = torch.rand(N, V, generator=generator) < strays
     z = torch.where(stray[..., None], normal(generator, *z.shape), z)
-    if draw(st.integers(0, 5)) == 0:
+    if not tame and draw(st.integers(0, 5)) == 0:
         z = normal(generator, *z.shape)  # an encoder that knows nothing
     r = draw(st.sampled_from([1.0, 1.0, 3.0])) if r is None else r
     features = r * torch.nn.functional.normalize(z + 1e-6 * normal(generator, *z.shape), dim=-1)
