@@ -54,6 +54,30 @@ class _Total(torch.autograd.Function):
         return grad * ctx.factor, None, None
 
 
+def statistic(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum of x over the ranks, which each then uses in its own way (a mean that every rank takes from its rows): the gradients are added, too.
+
+    >>> statistic(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    return x if size(group) == 1 else _Statistic.apply(x, group)
+
+
+class _Statistic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        out = x.clone()
+        dist.all_reduce(out, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
 def counts(n: int, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> list[int]:
     """The number of rows that each rank holds, in the order of the ranks."""
     if size(group) == 1:

@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from marginlab.models.batch_norm import GlobalBatchNorm1d
+
 
 class EmbeddingLayer(nn.Module):
     """A linear layer without bias and batch normalisation: features (B, D) to embeddings (B, E), in float32 also inside autocast.
 
-    In training mode a batch has at least two rows (ValueError, from torch).
+    Statistics are over the rows of all ranks. In training mode those are at least two (ValueError).
 
     >>> EmbeddingLayer(512, 128)(torch.rand(4, 512)).shape
     torch.Size([4, 128])
@@ -29,7 +31,7 @@ class EmbeddingLayer(nn.Module):
         super().__init__()
         if dim < 1 or out < 1:
             raise ValueError(f"An embedding layer goes from at least 1 feature to at least 1, not from {dim} to {out}.")
-        self.linear, self.norm = nn.Linear(dim, out, bias=False), nn.BatchNorm1d(out, affine=False)
+        self.linear, self.norm = nn.Linear(dim, out, bias=False), GlobalBatchNorm1d(out)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         """Embeddings, not of length 1: the classifier divides by the length, and margins such as MagFace's look at it."""
