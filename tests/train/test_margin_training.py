@@ -245,18 +245,22 @@ def test_two_ranks_under_ddp_make_the_step_of_one(pool, sampled):
     assert len(centers) == 10
 
 
-def test_a_sampled_classifier_trained_by_two_processes_goes_on_with_one(tmp_path):
+def test_a_sampled_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_one(tmp_path):
+    alike = replace(SAMPLED, epochs=1, backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')", clip=5.0)
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(settings.to_toml(replace(SAMPLED, epochs=1)))
+    recipe.write_text(settings.to_toml(alike))
     command = ["-m", "marginlab.train", str(recipe), "--folder", str(tmp_path / "run"), "--measure", repr(WATCH)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, *command], capture_output=True, text=True, env=environment, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    one = load(tmp_path / "run")
-    assert one.classifier.centers.shape == (10, 1, 16)
-    assert one.classifier.step == 1 * (SAMPLED.images // SAMPLED.batch)
-    (tmp_path / "run" / "recipe.toml").write_text(settings.to_toml(replace(SAMPLED, epochs=2)))
-    method = fit(replace(SAMPLED, epochs=2), tmp_path / "run", WATCH, say=quiet).method
+    two, one = load(tmp_path / "run"), fit(alike, tmp_path / "one", WATCH, say=quiet)
+    assert two.classifier.centers.shape == (10, 1, 16)
+    assert two.classifier.step == one.method.classifier.step == SAMPLED.images // SAMPLED.batch
+    torch.testing.assert_close(two.classifier.centers, one.method.classifier.centers, rtol=1e-3, atol=1e-4)
+    losses = {name: [line for line in (tmp_path / name / "monitor.csv").read_text().splitlines() if ",loss," in line] for name in ("run", "one")}
+    assert float(losses["run"][0].split(",")[2]) == pytest.approx(float(losses["one"][0].split(",")[2]), rel=1e-4)
+    (tmp_path / "run" / "recipe.toml").write_text(settings.to_toml(replace(alike, epochs=2)))
+    method = fit(replace(alike, epochs=2), tmp_path / "run", WATCH, say=quiet).method
     assert method.classifier.step == 2 * (SAMPLED.images // SAMPLED.batch)
-    assert not torch.equal(method.classifier.centers, one.classifier.centers)
+    assert not torch.equal(method.classifier.centers, two.classifier.centers)
