@@ -1,0 +1,77 @@
+"""LARS: every layer's step is a part of the length of its weights, so that large batches do not need a learning rate for each.
+
+    r = trust |w| / (|g| + wd |w|),      v <- mu v + r (g + wd w),      w <- w - lr v
+
+A parameter with at most one dimension (biases, scales of norms, temperatures) has r = 1 and wd = 0; a weight or gradient of length 0 has r = 1.
+The rate multiplies v and is not in it, so that a schedule acts at once, as in torch.optim.SGD; You et al. have it inside v, which is the same
+at a constant rate.
+
+Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR), Zbontar et al. 2021 (Barlow Twins).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LARS:
+    """Settings of LARS, as a value that makes the optimizer when it is given parameters; the defaults are SimCLR's at batch 512.
+
+    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is; published are 0.3 (SimCLR) and 0.2 (Barlow Twins, VICReg)
+        times batch / 256. Biases and norms step by it without adaptation.
+    momentum, weight_decay: mu and wd.
+    trust: the part of a layer's length that it may move by at rate 1.
+
+    Raises ValueError for a value outside its range.
+
+    >>> w = torch.nn.Parameter(torch.ones(2, 2))
+    >>> optimizer = LARS(lr=1.0, weight_decay=0.0, trust=0.1)([w])
+    >>> w.grad = torch.full((2, 2), 7.0)
+    >>> optimizer.step()                                                         # by a tenth of its length, however long its gradient
+    >>> w.detach()
+    tensor([[0.9000, 0.9000],
+            [0.9000, 0.9000]])
+    """
+
+    lr: float = 0.6
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    trust: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0 or not self.trust > 0:
+            raise ValueError(f"{self} wants lr > 0, momentum in [0, 1), weight_decay >= 0 and trust > 0.")
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        return _LARS(parameters, {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay, "trust": self.trust})
+
+
+class _LARS(torch.optim.Optimizer):
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is not None:
+                    self._move(w, w.grad, group)
+        return loss
+
+    def _move(self, w: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if w.ndim > 1:
+            long, steep = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
+            adapted = group["trust"] * long / (steep + group["weight_decay"] * long)
+            g = g.add(w, alpha=group["weight_decay"]) * torch.where((long > 0) & (steep > 0), adapted, 1.0)
+        if group["momentum"]:
+            state = self.state[w]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(w)
+            g = state["momentum_buffer"].mul_(group["momentum"]).add_(g)
+        w.sub_(g, alpha=float(group["lr"]))
