@@ -1,0 +1,142 @@
+"""MoCo: a query is to find the key of its image's other view among keys of earlier batches, which a slowly moving copy of the network made.
+
+For a query q with its key k, the queue n_1 .. n_K and the temperature T, all of length 1,
+
+    loss_q = -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T}) ) = softplus( log sum_j e^{q.n_j/T} - q.k/T ),
+    after each step:   w_key <- m w_key + (1 - m) w_query,   and the step's keys take the place of the oldest in the queue.
+
+The other keys of the batch are no negatives: only the queue is.
+
+Shuffled batch normalisation. A query and its key from one batch share its statistics, a mark that the network learns to read in place of the
+images. He et al. take the keys through other GPUs than their queries. Here, on every rank alone, the images of a view are normalised in `splits`
+parts: consecutive ones for the queries, those of a random permutation for the keys. With splits=1 a view is normalised as a whole, and nothing
+is shuffled; so should it be for a backbone without batch normalisation.
+
+Sources: He et al. 2020 (MoCo), algorithm 1 and section 3.3; the two-layer head: Chen et al. 2020 (MoCo v2); settings of Huang et al. 2023 (T = 0.1,
+K = 4096, m = 0.99, symmetric, 8 splits, SGD(lr=0.08) at batch 512).
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab import ranks
+from marginlab.kernels import logsumexp
+from marginlab.losses.pair import directions, widened
+from marginlab.methods.method import MakeOptimizer, Method
+from marginlab.models import Backbone, Projector
+from marginlab.settings import describe
+
+
+class MoCo(Method):
+    """Backbone, head D - hidden - dim with ReLU, their momentum copies, and a queue of keys.
+
+    Parameters
+    ----------
+    temperature: T.
+    queue: K, the keys that are kept: negatives of every query. A step that makes more keeps its newest.
+    momentum: m, what the momentum encoder keeps of itself at a step, in [0, 1).
+    symmetric: both views are queries and both are keys, and the loss is their mean; False: the first view asks for the second, as in algorithm 1.
+    splits: parts of this rank's batch (of a micro-batch) that are normalised by themselves; each has at least two images.
+
+    The queue (K, dim), which begins with random directions, and where its oldest key is are buffers: a checkpoint holds them, the same on any number
+    of ranks. All ranks put all keys in, in the order of the batch. So N ranks give the loss and gradients of one, but for batch normalisation.
+
+    `after_step` moves the momentum encoder and fills the queue with what `loss` has made since in training mode; call it after the optimizer.
+
+    Raises ValueError for a value outside its range and, from `loss` in training mode, for a batch with fewer than 2 * splits images.
+
+    >>> from marginlab.models import Backbone
+    >>> method = MoCo(Backbone("resnet18", stem="strided", width=0.25), queue=16, splits=2)
+    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+    ['loss']
+    >>> method.after_step()
+    >>> int(method.oldest)                                                       # 8 of the 16 keys are new
+    8
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        temperature: float = 0.1,
+        queue: int = 4096,
+        momentum: float = 0.99,
+        symmetric: bool = True,
+        splits: int = 8,
+        hidden: int = 512,
+        dim: int = 128,
+    ):
+        super().__init__(backbone, Projector((backbone.dim, hidden, dim)))
+        if not temperature > 0:
+            raise ValueError(f"A temperature is positive, such as 0.1, not {temperature}.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"The momentum encoder keeps a part of itself in [0, 1), such as 0.99, not {momentum}.")
+        if queue < 1 or splits < 1:
+            raise ValueError(f"A queue holds at least 1 key and a batch has at least 1 split, not {queue} and {splits}.")
+        self.temperature, self.momentum, self.symmetric, self.splits = temperature, momentum, symmetric, splits
+        self.hidden, self.dim = hidden, dim
+        self.key_backbone, self.key_head = (copy.deepcopy(part).requires_grad_(False) for part in (self.backbone, self.head))
+        self.queue: Tensor
+        self.oldest: Tensor
+        self.register_buffer("queue", F.normalize(torch.randn(queue, dim)))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+        self.fresh: list[Tensor] = []  # keys of this step's micro-batches: the queue stays as it is until the backward pass has used it
+
+    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """InfoNCE of the queries against their keys and the queue, over the rows of all ranks."""
+        if self.training and len(views) < 2 * self.splits:
+            raise ValueError(
+                f"MoCo normalises a batch in {self.splits} splits of at least two images each, and this rank's has {len(views)}. "
+                f"Give at least {2 * self.splits}, or MoCo(splits={max(len(views) // 2, 1)})."
+            )
+        order = (0, 1) if self.symmetric else (0,)
+        asked = torch.stack([self._in_splits(lambda x: self.project(self.encode(x)), views[:, view]) for view in order], 1)
+        with torch.no_grad():
+            made = torch.stack([self._keys(views[:, 1 - view]) for view in order], 1)
+        with torch.autocast(views.device.type, enabled=False):
+            q, k = (directions(widened(z, self.queue.dtype).flatten(0, 1)) for z in (asked, made))
+            rows = sum(ranks.counts(len(q), device=q.device))
+            far = logsumexp(q, self.queue, scale=1 / self.temperature)
+            losses = F.softplus(far - (q * k).sum(1) / self.temperature, threshold=40.0)  # torch's threshold of 20 leaves an error of 2e-9
+            if self.training and torch.is_grad_enabled():
+                self.fresh.append(ranks.gather(k))
+            return {"loss": ranks.total(losses.sum() / rows, grads="mean")}
+
+    def _in_splits(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Embeddings of images, in parts that batch normalisation sees by themselves; in evaluation mode it sees none."""
+        parts = images.tensor_split(self.splits) if self.training else (images,)
+        return torch.cat([encode(part) for part in parts])
+
+    def _keys(self, images: Tensor) -> Tensor:
+        """Embeddings by the momentum encoder, in splits of a random permutation of the images."""
+        order = torch.arange(len(images), device=images.device)
+        if self.training and self.splits > 1:
+            order = order[torch.randperm(len(images), device=images.device)]
+        keys = self._in_splits(lambda x: self.key_head(self.key_backbone(x)), images[order])
+        return torch.empty_like(keys).index_copy_(0, order, keys)
+
+    def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
+        """One, of what learns by gradient: backbone and head."""
+        return [make([*self.backbone.parameters(), *self.head.parameters()])]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the momentum encoder towards the encoder, and let this step's keys take the place of the oldest."""
+        for kept, now in ((self.key_backbone, self.backbone), (self.key_head, self.head)):
+            for mean, parameter in zip(kept.parameters(), now.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - self.momentum)  # buffers, such as running statistics, are the key encoder's own
+        if self.fresh:
+            keys = torch.cat(self.fresh)[-len(self.queue) :]
+            place = (self.oldest + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+            self.queue.index_copy_(0, place, keys)
+            self.oldest.add_(len(keys)).remainder_(len(self.queue))
+            self.fresh = []
+
+    def __repr__(self) -> str:
+        named = {"temperature": self.temperature, "queue": len(self.queue), "momentum": self.momentum, "symmetric": self.symmetric}
+        return describe("MoCo", **named, splits=self.splits, hidden=self.hidden, dim=self.dim)
