@@ -119,6 +119,8 @@ def test_main_parts_are_main_parts(sample, delta):
     distance = augmented(x)[0]
     points = torch.stack([x[labels == k][0, 0] for k in range(int(labels.max()) + 1)]) + 0.05
     clique, anchor = clique_part(x, labels, delta), anchor_part(x, labels, points, delta)
+    near = (x - points[labels][:, None]).norm(dim=-1).amin(1) - delta / 2
+    assert bool((anchor.members == (near <= 0))[near.abs() > 1e-9].all())
     for part in (clique, anchor):
         pair = part.members[:, None] & part.members & (labels[:, None] == labels)
         assert part.delta <= delta + 1e-12
@@ -141,6 +143,50 @@ def test_conditions_hold_often_enough_for_the_tests_to_mean_something():
     count()
     assert bool((held[1:] >= 0.05 * held[0]).all()), held  # five random runs had 11 to 42 of 100; none would make the other tests empty
     assert held[3] > held[1], held  # and the sharpest holds where the others do not
+
+
+def test_the_terms_of_the_bounds_are_needed():
+    """A population in which every image that a bound gives up is indeed misread: no smaller right side would be true."""
+    g = torch.tensor([1.0, 0.0])
+    clean, others = g.expand(1, 2), -g.expand(49, 2)
+    good, stray = torch.cat((clean, -others)), torch.cat((-clean, -others))  # of class 0: all views at g, or the image itself at -g
+    far = -good  # of class 0 too, outside its main part: all its views are at -g
+    features = torch.stack([good] * 17 + [stray] + [far] * 2 + [-good] * 20).double()
+    population = Population(features, torch.tensor([0] * 20 + [1] * 20))
+    members = torch.tensor([True] * 18 + [False] * 2 + [True] * 20)
+    R, sigma = population.R(0.0), float(population.share(members).min())
+    assert abs(sigma - 0.9) < 1e-12
+    assert abs(population.error - 3 / 40) < 1e-12
+    theorem = theorem_1(p=population.p, gram=population.gram, sigma=sigma, R_epsilon=R, epsilon=0.0, stretch=0.0, error=population.error)
+    assert abs(theorem.distance.right - (0.1 + 1 / 40)) < 1e-12
+    q = population.share(members & population.aligned(0.0))
+    none = torch.zeros(2).double()
+    result = per_class(p=population.p, gram=population.gram, q=q, epsilon=none, stretch=none, error=population.error)
+    assert bool(result.holds.all())
+    assert abs(result.bound.right - population.error) < 1e-12
+    lemma = lemma_3_1(p=population.p, sigma=population.share(members), R_epsilon=R, outside=population.error)
+    assert abs(lemma.per_class.right - population.error) < 1e-12
+
+
+def test_epsilon_and_stretch_enter_the_radius_of_each_class():
+    half, one = torch.tensor([0.5, 0.5]).double(), torch.ones(2).double()
+    gram = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()  # sqrt 2 apart, and rho2 = t at q = 1
+    for epsilon, stretch, held in ((0.17, 0.36, True), (0.18, 0.36, False), (0.17, 0.37, False), (0.35, 0.0, True), (0.36, 0.0, False)):
+        result = per_class(p=half, gram=gram, q=one, epsilon=epsilon * one, stretch=stretch * one)
+        assert bool(result.holds.all()) is held, (epsilon, stretch)
+        theorem = theorem_1(p=half, gram=gram, sigma=1.0, R_epsilon=0.0, epsilon=epsilon, stretch=stretch)
+        assert theorem.distance.certifies is held
+
+
+def test_fixed_centers_need_all_of_delta_and_epsilon():
+    """A view at delta/2 of its center, the image itself epsilon farther: it is misread as soon as the other center is at delta + 2 epsilon."""
+    centers = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).double()
+    half, one = torch.tensor([0.5, 0.5]).double(), torch.ones(2).double()
+    for delta, epsilon, held in ((0.5, 0.24, True), (0.5, 0.26, False), (0.9, 0.04, True), (0.9, 0.06, False)):
+        result = fixed_centers(p=half, centers=centers, q=one, delta=delta * one, epsilon=epsilon * one)
+        image = torch.tensor([delta / 2 + epsilon, 0.0]).double()
+        right = float((image - centers[0]).norm()) < float((image - centers[1]).norm())
+        assert bool(result.holds.all()) is held is right
 
 
 def test_rho_is_monotone_and_vanishes_in_the_sane_case():

@@ -64,6 +64,13 @@ def test_what_images_that_are_not_aligned_take_is_at_most_tau(sample, epsilon, v
     assert mean >= math.log(math.exp(1 - epsilon) + math.exp(v)) - tau(R, epsilon) - 1e-12
 
 
+def test_tau_is_what_the_worst_image_takes():
+    for epsilon in (0.0, 0.3, 1.0, 2.0):
+        worst = torch.logaddexp(torch.tensor(1 - epsilon), torch.tensor(-1.0)) - torch.logaddexp(torch.tensor(-1.0), torch.tensor(-1.0))
+        assert abs(tau(0.25, epsilon) - 0.25 * float(worst)) < 1e-6
+    assert tau(0.0, 0.0) == 0.0
+
+
 def test_collapse_onto_antipodal_points_is_recovered_exactly_where_the_printed_form_says_5_6():
     population = collapsed([[1.0, 0.0], [-1.0, 0.0]])
     _, L_2 = population.infonce()

@@ -77,6 +77,21 @@ def test_closed_tau_is_above_the_exact_one(case):
     assert result.refined.holds
 
 
+def test_closed_tau_is_reached_where_classes_are_as_spread_as_they_can_be():
+    """Many orthogonal features lie sqrt 2 r apart, V = r^2 (1 - 1/n); a small share at the antipode has V = 4 r^2 q (1 - q)."""
+    n = 200
+    p = torch.tensor([0.5, 0.5])
+    orthogonal = Population(torch.eye(n, dtype=torch.float64)[:, None], torch.arange(n) // (n // 2))
+    spread = math.sqrt(closed_tau(p=p, sigma=1.0, R_epsilon=0.0, epsilon=0.0, stretch=math.sqrt(2) / 2, r=1.0))
+    near = 0.25  # half the distance: a quarter of the variance
+    assert spread >= near * float(orthogonal.within.mean())
+    assert spread <= near * float(orthogonal.within.mean()) * 1.02
+    for q in (0.99, 0.999):
+        bound = math.sqrt(closed_tau(p=p, sigma=q, R_epsilon=0.0, epsilon=0.0, stretch=0.0, r=1.0))
+        assert 4 * q * (1 - q) <= bound <= 4 * q * (1 - q) * 1.01
+    assert closed_tau(p=p, sigma=1.0, R_epsilon=0.0, epsilon=0.0, stretch=0.0, r=3.0) == 0.0
+
+
 def test_collapse_onto_orthogonal_centers_is_recovered_exactly_where_the_printed_form_says_539():
     C, d = 10, 128
     f = (torch.eye(d, dtype=torch.float64)[:C] * math.sqrt(d))[:, None]
