@@ -2,10 +2,8 @@
 
     x = BN(W f),    BN(y) = (y - mean) / sqrt(var + eps),  per dimension over the batch, with neither scale nor shift of its own
 
-Why no shift. If all embeddings lie at one angle t to all C class centers, an angular margin m costs log(1 + (C - 1) e^{s (cos t - psi(cos t))}). The
-exponent is s sin(m) at t = 90 degrees, where training begins, but s (1 - cos m) at 0 and at 180 degrees: for m = 0.5 a quarter of it. A network
-that can point all its embeddings one way finds this before it has learned anything, and stays: with a learned shift, ArcFace(0.5) at s = 16 on
-CIFAR-10 ended at target angles of 155 degrees. Embeddings whose mean is 0 cannot. A scale that all dimensions share is not seen by cosines.
+Features that come straight from a pooled ReLU all lie in one orthant, at small angles to each other; the layer centres them first. Cosines do not
+see a scale that all dimensions share, and a shift would take the centring back.
 
 Sources: Deng et al. 2022 (ArcFace) for the order of the layers (batch normalisation, dropout, linear, batch normalisation); batch
 normalisation without scale and shift as in the published code of Kim et al. 2022 (AdaFace).

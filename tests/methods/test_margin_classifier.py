@@ -1,11 +1,14 @@
 """The margin classifier as a method: what its loss is, which optimizers it has, what it refuses, and that its call notation reads back."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from marginlab import methods, settings
-from marginlab.margins import ArcFace
+from marginlab.losses.functional import margin_softmax
+from marginlab.margins import ArcFace, CosFace, NoMargin
 from marginlab.methods import BarlowTwins, MarginClassifier, SimCLR
 from marginlab.models import Backbone
 from marginlab.optim import SGD, LazySGD
@@ -154,3 +157,26 @@ def test_training_by_hand_lowers_the_loss_and_the_angle():
         method.after_step()
     assert seen[-1][0] < 0.5 * seen[0][0]
     assert seen[-1][1] < seen[0][1] - 20
+
+
+@pytest.mark.parametrize(
+    ("margin", "pushed"),
+    [(ArcFace(0.5), True), (ArcFace(0.5, gradient="straight_through"), False), (CosFace(0.35), False), (NoMargin(), False)],
+    ids=repr,
+)
+@pytest.mark.parametrize("degrees", [80, 90, 120])
+def test_what_drives_all_embeddings_away_from_all_centers(margin, pushed, degrees):
+    # the collapse that the head of marginlab.methods.margin_classifier tells of: centers that are all one, at one angle to the embedding
+    angle = torch.tensor(math.radians(degrees), dtype=torch.float64)
+    embedding = torch.stack((angle.cos(), angle.sin()))[None].requires_grad_()
+    centers = torch.tensor([[1.0, 0.0]] * 10, dtype=torch.float64)
+    margin_softmax(embedding, torch.tensor([3]), centers, margin=margin, scale=16.0).backward()
+    towards = -embedding.grad[0, 0]  # what descent does to the cosine with all centers
+    assert (float(towards) < -0.1) if pushed else (abs(float(towards)) < 1e-9)
+
+
+def test_what_an_angular_margin_costs_where_all_embeddings_point_one_way():
+    cosine = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    cost = cosine - ArcFace(0.5).value(cosine)
+    torch.testing.assert_close(cost, torch.tensor([math.sin(0.5), 1 - math.cos(0.5), 1 - math.cos(0.5)], dtype=torch.float64))
+    assert 0.25 < cost[1] / cost[0] < 0.26

@@ -1,9 +1,6 @@
-import math
-
 import pytest
 import torch
 
-from marginlab.margins import ArcFace
 from marginlab.models import EmbeddingLayer
 
 
@@ -15,19 +12,10 @@ def test_it_is_a_linear_layer_whose_output_is_centred_and_scaled_over_the_batch(
     assert [name for name, _ in layer.named_parameters()] == ["linear.weight"]
 
 
-def test_embeddings_cannot_all_point_one_way():
-    layer = EmbeddingLayer(12, 5)
+def test_features_of_one_orthant_are_centred():
     features = torch.rand(40, 12) + 100 * torch.rand(12)
-    directions = torch.nn.functional.normalize(layer(features), dim=1)
+    directions = torch.nn.functional.normalize(EmbeddingLayer(12, 5)(features), dim=1)
     assert float(directions.detach().mean(0).norm()) < 0.3
-
-
-def test_a_margin_costs_a_quarter_where_all_embeddings_point_one_way():
-    # why there is no shift: what the file's head says of angles t common to all embeddings and centers
-    cosine = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
-    cost = cosine - ArcFace(0.5).value(cosine)
-    torch.testing.assert_close(cost, torch.tensor([math.sin(0.5), 1 - math.cos(0.5), 1 - math.cos(0.5)], dtype=torch.float64))
-    assert 0.25 < cost[1] / cost[0] < 0.26
 
 
 def test_it_stays_in_float32_inside_autocast():
