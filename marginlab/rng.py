@@ -100,7 +100,10 @@ class Key:
         """Four int64 tensors of independent uniform 32-bit words, of the common shape of the indices."""
         device = next((index.device for index in self.indices if isinstance(index, Tensor)), torch.device("cpu"))
         padded = (*self.indices, *(0,) * (4 - len(self.indices)))
-        a, b, c, d = torch.broadcast_tensors(*(torch.as_tensor(index, dtype=torch.int64, device=device) for index in padded))
+        # a number is filled in on the device: a copy to it would wait for it
+        a, b, c, d = torch.broadcast_tensors(
+            *(i.to(device, torch.int64) if isinstance(i, Tensor) else torch.full((), i, dtype=torch.int64, device=device) for i in padded)
+        )
         return philox((a, b, c, d), _hash(self.seed, *self.names))
 
     def bits(self) -> Tensor:

@@ -122,6 +122,9 @@ class _Problem:
         self.length = norm.to(columns.wide)
         self.inverse = inverse(norm).to(columns.wide)
         self.direction = x.to(columns.wide) * self.inverse[:, None]
+        if valid is not None:  # what an ignored row holds, be it NaN, is to reach no sum
+            self.direction = self.direction.masked_fill(~valid[:, None], 0.0)
+            self.length, self.inverse = self.length.masked_fill(~valid, 1.0), self.inverse.masked_fill(~valid, 0.0)
         self.cosine, winner = self._own_cosines()
         self.exclude = exclude
         self.targets: Targets | None = None
@@ -151,17 +154,8 @@ class _Problem:
         if not self.over.classes:
             before = sum(ranks.counts(len(rows), self.over.group, rows.device)[: ranks.rank(self.over.group)])
             everyone = ranks.gather(rows, self.over.group)
-        if self.valid is None:
-            made, there = self.margin.targets(everyone[:, 0], everyone[:, 1]), None
-        else:
-            there = everyone[:, 2].nonzero().squeeze(1)
-            made = self.margin.targets(everyone[there, 0], everyone[there, 1])
-
-        def own(each: Tensor) -> Tensor:  # what a row that does not count gets here goes nowhere
-            each = each if there is None else each.new_zeros(len(everyone)).index_copy_(0, there, each)
-            return each[before : before + len(rows)]
-
-        return made._replace(**{name: own(each) for name, each in made._asdict().items() if each is not None and each.ndim})
+        made = self.margin.targets(everyone[:, 0], everyone[:, 1], everyone[:, 2].bool())
+        return Targets(*(_rows(each, slice(before, before + len(rows))) for each in made))
 
     def part(self, part: slice) -> Rows:
         """What the tiles need of some rows."""
@@ -171,7 +165,7 @@ class _Problem:
     def forward(self, part: slice, held: Tensor | None, *, measure: bool) -> None:
         """Sum a part of the rows over all tiles: their losses and what the backward pass needs; the products are kept in `held`."""
         rows, columns = self.part(part), self.columns
-        operand = (rows.direction * self.terms.scale).to(self.terms.operands)
+        operand = rows.direction.to(self.terms.operands)
         sums = Sums.none(len(operand), self.length)
         for tile, place in self.places(len(operand), held):
             sums = self.forward_tile(columns.product(operand, tile, place, measure=measure), columns, rows, tile, sums)
@@ -214,8 +208,7 @@ class _Problem:
         """
         rows, columns, operands = self.part(part), self.columns, self.terms.operands
         slopes = Slopes(*(s[part] for s in self.slopes))
-        scaled = rows.direction * self.terms.scale
-        operand, weighted = scaled.to(operands), (scaled * upstream[:, None]).to(operands)
+        operand, weighted = rows.direction.to(operands), (rows.direction * (self.terms.scale * upstream)[:, None]).to(operands)
         for tile, place in self.places(len(operand), held):
             product = columns.product(operand, tile, place) if held is None else place
             assert product is not None
@@ -292,7 +285,7 @@ class _MarginSoftmax(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            columns = Columns(weight, classes, lift, terms, wide)
+            columns = Columns(weight, classes, lift, terms, wide, hardens=margin.hardens)
             problem = _Problem(x, columns, target, exclude, valid, margin, over)
             ctx.problem, ctx.valid, ctx.share, ctx.dense_grad, ctx.kind, ctx.made = problem, valid, share, dense_grad, x.dtype, None
             held = None

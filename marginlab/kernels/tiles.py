@@ -56,11 +56,13 @@ class Rows(NamedTuple):
 class Columns:
     """The class centers (C, K, D), or those of a sample of the classes, by tiles."""
 
-    def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype):
+    def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype, *, hardens: bool = False):
         self.weight, self.classes, self.lift, self.terms, self.wide = weight, classes, lift, terms, wide
+        self.hardens = hardens  # whether hard negatives are raised, which takes room
         self.n = len(weight) if classes is None else len(classes)
         self.K, self.D = weight.shape[1:]
         self.inverse = torch.empty(self.n, self.K, dtype=wide, device=weight.device)  # 1 / |w|, filled by the first pass
+        self.factor = torch.empty_like(self.inverse)  # s / |w|: after the product, which could overflow with s before it
 
     def held(self) -> torch.dtype:
         """The dtype that products come in: a CPU gives those of bf16 operands in bf16 only."""
@@ -69,7 +71,8 @@ class Columns:
     def width(self, rows: int) -> int:
         """Columns of a tile: the product, its pointwise copies and the tile's centers in two forms fit into it."""
         item = torch.finfo(self.wide).bits // 8
-        column = rows * item * (self.K + 2) + self.K * self.D * item * 2
+        more = 3 * (self.terms.interclass is not None) + 2 * (self.terms.smoothing > 0) + 6 * self.hardens + (3 * self.K + 2) * (self.K > 1)
+        column = rows * item * (self.K + 2 + more) + self.K * self.D * item * 2
         limit = min(self.terms.budget, TILE_CUDA if self.weight.device.type == "cuda" else TILE)
         width = max(1, min(self.n, limit // column))
         return width - width % ALIGNED if ALIGNED < width < self.n else width
@@ -89,6 +92,7 @@ class Columns:
         centers = self.centers(tile)
         if measure:
             self.inverse[tile] = inverse(torch.linalg.vector_norm(centers, dim=-1, dtype=torch.float64)).to(self.wide)
+            torch.mul(self.inverse[tile], self.terms.scale, out=self.factor[tile])
         flat = centers.to(self.terms.operands).flatten(0, 1)
         into = None if out is None else out.view(len(operand), len(flat))
         return multiply(operand, flat.T, self.held(), into).view(len(operand), len(centers), self.K)
@@ -104,13 +108,17 @@ def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=dtype) if out is None else torch.mm(a, b, out_dtype=dtype, out=out)
-    result = torch.mm(a, b).to(dtype)
-    return result if out is None else out.copy_(result)
+    raise TypeError(f"A product of {a.dtype} factors comes in {a.dtype} on {a.device.type}, not in {dtype}.")
 
 
 def inverse(norm: Tensor) -> Tensor:
     """1 / norm, and 0 for what has no direction."""
     return norm.reciprocal().masked_fill_(norm < SHORTEST, 0.0)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., D) at unit length, float64; 0 for what has no direction."""
+    return x.double() * inverse(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64))
 
 
 class Tile(NamedTuple):
@@ -124,7 +132,7 @@ class Tile(NamedTuple):
 def logits(product: Tensor, columns: Columns, rows: Rows, tile: slice) -> Tile:
     """The logits of a tile of products (B, T, K)."""
     terms = columns.terms
-    nearest, winner = product.to(columns.wide).mul(columns.inverse[tile]), None
+    nearest, winner = product.to(columns.wide).mul(columns.factor[tile]), None
     if columns.K == 1:
         z = nearest.squeeze(2)
     else:

@@ -47,11 +47,11 @@ def _place(B, T, own, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @no_type_check
 @triton.jit
-def _logits(product, stride, inverse, lift, row, column, B, T, LIFT: tl.constexpr):
+def _logits(product, stride, factor, lift, row, column, B, T, LIFT: tl.constexpr):
     """The block's logits, own columns included, and -inf beyond the last column."""
     there = column < T
     at = product + row.to(tl.int64)[:, None] * stride + column[None, :]  # rows x columns may pass 2^31
-    z = tl.load(at, mask=(row < B)[:, None] & there[None, :], other=0.0) * tl.load(inverse + column, mask=there, other=0.0)[None, :]
+    z = tl.load(at, mask=(row < B)[:, None] & there[None, :], other=0.0) * tl.load(factor + column, mask=there, other=0.0)[None, :]
     if LIFT:
         z += tl.load(lift + column, mask=there, other=0.0).to(tl.float32)[None, :]
     return tl.where(there[None, :], z, float("-inf"))
@@ -59,10 +59,10 @@ def _logits(product, stride, inverse, lift, row, column, B, T, LIFT: tl.constexp
 
 @no_type_check
 @triton.jit(do_not_specialize=["B", "start"])
-def _sums(product, stride, inverse, lift, own, start, top, total, B, T, LIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _sums(product, stride, factor, lift, own, start, top, total, B, T, LIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The largest logit of each row in this block of columns, and the sum of e^(z - largest): (B, blocks) each."""
     row, column, here = _place(B, T, own, start, ROWS, COLUMNS)
-    z = _logits(product, stride, inverse, lift, row, column, B, T, LIFT)
+    z = _logits(product, stride, factor, lift, row, column, B, T, LIFT)
     z = tl.where(column[None, :] == here[:, None], float("-inf"), z)
     highest = tl.max(z, 1)
     origin = tl.where(highest == float("-inf"), 0.0, highest)  # -inf minus -inf is no number
@@ -94,10 +94,10 @@ def _merge(highest, total, tops, totals, new_highest, new_total, B, blocks, ROWS
 
 @no_type_check
 @triton.jit(do_not_specialize=["B", "start"])
-def _gradient(product, stride, inverse, lift, own, start, whole, slope, grad, B, T, LIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _gradient(product, stride, factor, lift, own, start, whole, slope, grad, B, T, LIFT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """e^(z - whole), and the slope at the own column: (B, T), rounded to the dtype of grad."""
     row, column, here = _place(B, T, own, start, ROWS, COLUMNS)
-    z = _logits(product, stride, inverse, lift, row, column, B, T, LIFT)
+    z = _logits(product, stride, factor, lift, row, column, B, T, LIFT)
     p = tl.exp(z - tl.load(whole + row, mask=row < B, other=0.0)[:, None])
     p = tl.where(column[None, :] == here[:, None], tl.load(slope + row, mask=row < B, other=0.0)[:, None], p)
     at = grad + row.to(tl.int64)[:, None] * T + column[None, :]
@@ -143,9 +143,9 @@ def backward_tile(product: Float[Tensor, "B T 1"], columns: Columns, rows: Rows,
 
 def _operands(product: Tensor, columns: Columns, rows: Rows, tile: slice) -> tuple[Tensor, int, Tensor, Tensor, Tensor, int]:
     """What both kernels begin with: products, their row stride, 1 / |w|, lift or something in its place, own columns, the tile's first column."""
-    inverse = columns.inverse[tile, 0]
-    lift = inverse if columns.lift is None else columns.lift[tile].contiguous()
-    return product, product.stride(0), inverse, lift, rows.column.contiguous(), tile.start
+    factor = columns.factor[tile, 0]
+    lift = factor if columns.lift is None else columns.lift[tile].contiguous()
+    return product, product.stride(0), factor, lift, rows.column.contiguous(), tile.start
 
 
 @functools.cache

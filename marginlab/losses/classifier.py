@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels.margin_softmax import Over, margin_cross_entropy
+from marginlab.kernels.tiles import unit
 from marginlab.losses.centers import draw_
 from marginlab.losses.faults import Faults, Validate, check_shapes
 from marginlab.losses.pair import check_word
@@ -28,7 +29,7 @@ class Classifier(nn.Module):
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
     target_cosines: Tensor | None = None
-    """Of the last batch, between each row and the nearest center of its class, detached; of `PartialFC` on several ranks those of all rows."""
+    """Of the last batch, between each row and the nearest center of its class, detached; 0 for ignored rows; of `PartialFC` those of all ranks."""
 
     def __init__(
         self,
@@ -59,14 +60,11 @@ class Classifier(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}.")
         margin = ArcFace(0.5) if margin is None else margin
-        check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget)
+        check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
+        check_classes(num_classes, ignore_index, class_weights)
         check_word("grads", grads, ("mean", "sum"))
         if validate is not None:
             check_word("validate", validate, ("now", "deferred", "never"))
-        if ignore_index is not None and 0 <= ignore_index < num_classes:
-            raise ValueError(f"ignore_index is the number of no class, such as -100: {ignore_index} is one of 0..{num_classes - 1}.")
-        if class_weights is not None and (class_weights.shape != (num_classes,) or not bool((class_weights >= 0).all())):
-            raise ValueError(f"Class weights are ({num_classes},) numbers that are not negative, not {tuple(class_weights.shape)}, or one is.")
         self.num_classes, self.dim, self.subcenters = num_classes, dim, subcenters
         self.margin, self.scale, self.label_smoothing = margin, float(scale), label_smoothing
         self.interclass_filter, self.interclass_masks, self.ignore_index = interclass_filter, interclass_masks, ignore_index
@@ -97,10 +95,8 @@ class Classifier(nn.Module):
         """The scaled cosine with every class, without margin, for evaluation: s max_k cos. They are (B, C): give few rows at a time."""
         check_shapes(embeddings, None, self.centers)
         wide = wide_of(embeddings, self.centers)
-        directions = nn.functional.normalize(embeddings.to(wide), dim=1)
-        cosines = [
-            torch.einsum("bd,ckd->bck", directions, nn.functional.normalize(block.to(wide), dim=2)).amax(2) for block in self.centers.split(1 << 14)
-        ]
+        directions = unit(embeddings).to(wide)
+        cosines = [torch.einsum("bd,ckd->bck", directions, unit(block).to(wide)).amax(2) for block in self.centers.split(1 << 14)]
         return torch.cat(cosines, 1) * self.scale
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -165,7 +161,13 @@ class Classifier(nn.Module):
 
 
 def check_settings(
-    margin: Margin, scale: float, label_smoothing: float, interclass_filter: float | None, reduction: str, budget: int | None
+    margin: Margin,
+    scale: float,
+    label_smoothing: float,
+    interclass_filter: float | None,
+    reduction: str,
+    budget: int | None,
+    operands: torch.dtype | None,
 ) -> None:
     """Refuse what a loss cannot be made of (ValueError; TypeError for a margin that is none)."""
     if not isinstance(margin, Margin):
@@ -179,13 +181,27 @@ def check_settings(
     check_word("reduction", reduction, ("mean", "sum", "none"))
     if budget is not None and budget <= 0:
         raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
+    if operands not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"operands are torch.float32, bfloat16 or float16, or None for the dtype of the centers, not {operands}.")
+
+
+def check_classes(num_classes: int, ignore_index: int | None, class_weights: Tensor | None) -> None:
+    """Refuse an ignore_index that is a class, and weights that are none of so many classes (ValueError)."""
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index is the number of no class, such as -100: {ignore_index} is one of 0..{num_classes - 1}.")
+    if class_weights is None:
+        return
+    if class_weights.shape != (num_classes,):
+        raise ValueError(f"Class weights are ({num_classes},), one for each class, not {tuple(class_weights.shape)}.")
+    if not bool(((class_weights >= 0) & class_weights.isfinite()).all()):
+        raise ValueError("Class weights are finite and not negative, and one is not. A class with weight 0 is not learned from.")
 
 
 def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"] | None:
     """Checked class numbers that each row leaves out, int64."""
     if exclude is None:
         return None
-    if exclude.ndim != 2 or len(exclude) != rows or exclude.is_floating_point():
+    if exclude.ndim != 2 or len(exclude) != rows or exclude.is_floating_point() or exclude.is_complex() or exclude.dtype == torch.bool:
         raise ValueError(f"Excluded classes are ({rows}, E) integers, one row for each embedding, not {tuple(exclude.shape)} of {exclude.dtype}.")
     return exclude.long()
 

@@ -23,6 +23,8 @@ def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> 
         raise ValueError(f"Embeddings are on {embeddings.device}, the class centers on {centers.device}. Move one of them: head.to(...).")
     if labels is None:
         return
+    if labels.device != embeddings.device:
+        raise ValueError(f"Labels are on {labels.device}, the embeddings on {embeddings.device}. Move one of them: labels.to(...).")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"Labels are integers, not {labels.dtype}. Convert whole numbers with .long().")
     if labels.shape != embeddings.shape[:1]:
@@ -68,7 +70,7 @@ class Faults:
             return
         (seen, event), self._waiting = self._waiting, None
         if event is not None:
-            event.synchronize()  # of the step before: long done, so nothing is waited for
+            event.synchronize()  # of the step before, so it is waited for only when the host runs a whole step ahead
         self._raise(seen, " This is said of the batch before this one; validate='now' says it at once.")
 
     def _seen(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor | None) -> Tensor:
@@ -81,10 +83,11 @@ class Faults:
     def _raise(self, seen: Tensor, when: str) -> None:
         labels, embeddings, loss = seen.tolist()
         others = "" if self.ignore_index is None else f" that are not the ignore_index {self.ignore_index}"
+        long = "class centers with NaN, inf or lengths beyond them (the embeddings are finite, the loss is not; was the learning rate too large?)"
         said = [
             *([f"labels outside 0..{self.num_classes - 1}{others}"] if labels else ()),
             *(["embeddings with NaN or inf"] if embeddings else ()),
-            *(["class centers with NaN or inf (the embeddings are finite, the loss is not; was the learning rate too large?)"] if loss else ()),
+            *([long] if loss else ()),
         ]
         if said:
             raise ValueError(f"The classifier was given {' and '.join(said)}.{when}")

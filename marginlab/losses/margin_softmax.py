@@ -15,7 +15,7 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.margin_softmax import Over
-from marginlab.losses.classifier import Classifier, Reduction, check_settings, excluded, weighted_loss
+from marginlab.losses.classifier import Classifier, Reduction, check_classes, check_settings, excluded, weighted_loss
 from marginlab.losses.faults import Faults, check_shapes
 from marginlab.margins import Margin
 
@@ -50,10 +50,11 @@ def margin_softmax(
     tensor(0.5514)
 
     """
-    check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget)
+    check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
     if centers.ndim not in (2, 3):
         raise ValueError(f"Class centers are (C, D) or (C, K, D), not {tuple(centers.shape)}.")
     check_shapes(embeddings, labels, centers)
+    check_classes(len(centers), ignore_index, class_weights)
     labels = labels.long()
     valid = None if ignore_index is None else labels != ignore_index
     faults = Faults(len(centers), ignore_index, "now" if validate else "never")
@@ -94,19 +95,19 @@ class MarginSoftmax(Classifier):
     margin: an object of `marginlab.margins`; None is ArcFace(0.5).
     scale: s, 1/temperature: 64 for thousands of classes, less for few.
     subcenters: K centers for each class, of which the nearest counts. `centers` is a parameter (C, K, D).
-    class_weights: (C,) weights of the rows by their class, as in torch's cross_entropy.
+    class_weights: (C,) weights of the rows by their class; the mean is over the sum of weights, as in torch's cross_entropy.
     label_smoothing: epsilon, spread evenly over all classes that a row has.
     interclass_filter: non-target cosines above it (0.4 in the published runs) are taken for two labels of one identity: they count as 0 and get no
         gradient; with interclass_masks=True they leave the sum.
-    ignore_index: rows with this label count nowhere. None: every row counts; a margin that looks at the whole batch (AdaFace, CurricularFace,
-        ElasticFace) then has no rows to pick out, for which a GPU would be waited for.
+    ignore_index: rows with this label count nowhere. None: every row counts.
     reduction: "mean" over the rows of all ranks, "sum", both the same number on every rank; "none": this rank's (B,).
     operands: dtype of the factors of the large products; None: that of the centers. torch.bfloat16 is several times faster; the target cosine
-        and all sums stay float32. On a CPU the other cosines are also rounded to bfloat16, each by up to 2^-9 of itself.
+        and all sums stay float32. On a CPU the other cosines are also rounded to bfloat16, each by up to 2^-9 of itself. float64 inputs are
+        computed in float64 whatever is said here.
     budget: bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
     compiled: compile the pointwise part with torch.compile.
-    validate: "now" refuses NaN, inf and wrong labels before work starts (default on a CPU); "deferred" raises them at the next call, so that a GPU is
-        never waited for (default there); "never" leaves them to the caller.
+    validate: "now" refuses NaN, inf and wrong labels before work starts (default on a CPU); "deferred" raises them at the next call, so that a GPU
+        need not be waited for (default there; the last batch of all is not checked); "never" leaves them to the caller.
     group: process group over which rows are spread, None: the default one, or one rank. Every rank holds all centers.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
     seed: of the initial centers, N(0, 0.01^2).

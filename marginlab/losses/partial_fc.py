@@ -100,6 +100,7 @@ class PartialFC(Classifier):
             raise ValueError(f"A sample rate is a part of the classes, in [0, 1], not {sample_rate}.")
         super().__init__(num_classes, dim, margin, scale, subcenters, **settings)
         self.sample_rate, self.log_q, self.dense_grad = sample_rate, log_q, dense_grad
+        self.size = math.floor(sample_rate * num_classes + 1e-6)  # 0.29 of 100 classes are 29, though 0.29 * 100 falls short of it
         self.step = 0
         self._window: Window | None = None
 
@@ -192,8 +193,6 @@ class PartialFC(Classifier):
         if len(batch.held) > 1:
             low, high = torch.searchsorted(classes, torch.tensor([self.part.start, self.part.stop], device=classes.device)).tolist()
             classes, lift = classes[low:high], None if lift is None else lift[low:high]
-        elif len(classes) == 0:
-            classes = classes.new_zeros(1)  # all rows are ignored: any column will do
         return self._loss(
             batch.embeddings,
             batch.labels,
@@ -219,7 +218,7 @@ class PartialFC(Classifier):
     def _draw(self, labels: Tensor, valid: Tensor | None) -> Draw:
         """The sample of the next step, alike on every rank."""
         kept = self._kept(labels, valid)
-        classes, positives = sample(kept, self.num_classes, math.floor(self.sample_rate * self.num_classes), seed=self.seed, step=self.step)
+        classes, positives = sample(kept, self.num_classes, self.size, seed=self.seed, step=self.step)
         self.step += 1
         drawn, others = len(classes) - positives, self.num_classes - positives
         if not self.log_q or drawn <= 0:

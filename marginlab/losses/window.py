@@ -8,7 +8,7 @@ has the gradient of the one batch of all rows if all parts share W, the sample o
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.margins import Margin, Targets
@@ -41,7 +41,7 @@ class Window:
             raise ValueError("The labels of this part are not the next ones of the window. Give the parts in the order of its labels.")
         self.used = [used + more for used, more in zip(self.used, held, strict=True)]
         if isinstance(self.margin, _InParts):
-            self.margin.rows = self._numbers[rows] if valid is None else self._numbers[rows][valid]
+            self.margin.rows = self._numbers[rows].clamp_min(0)
 
     def close(self) -> None:
         """Move the margin's state on by all rows; ValueError when some have not come."""
@@ -58,19 +58,19 @@ class _InParts(Margin):
 
     def __init__(self, margin: Margin):
         super().__init__()
-        self.whole = margin
+        self.whole, self.hardens = margin, margin.hardens
         self.rows: Tensor | None = None
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None) -> Targets:
         """The targets of the part whose rows were named."""
         assert self.rows is not None
-        self._seen.append((cosine.detach(), norm.detach()))
+        self._seen.append((cosine.detach(), norm.detach(), torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid))
         return self.whole.part(cosine, norm, self.rows)
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """The rule of the whole margin."""
-        return self.whole.compute(cosine, norm)
+        return self.whole.compute(cosine, norm, valid)
 
     def finish(self) -> None:
         """Move the state by all parts; in evaluation mode there is nothing to move."""

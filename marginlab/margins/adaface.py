@@ -10,7 +10,7 @@ code clips both ends, which leaves a target beyond pi without a gradient.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from marginlab.margins.combined import combined
@@ -58,13 +58,14 @@ class AdaFace(Margin):
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("std", torch.tensor(100.0))
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Move the averages, then give each row the margin of its standardised norm."""
         norm = norm.clamp(SHORTEST, LONGEST)
-        if self.training and len(norm) > 0:
-            move(self.mean, norm.mean(), self.momentum)
-            if len(norm) > 1:
-                move(self.std, norm.std(), self.momentum)
+        if self.training:  # without rows, or with one, a mean or deviation is 0/0, which moves nothing
+            n, counted = valid.sum(), norm.masked_fill(~valid, 0.0)
+            mean = counted.sum() / n
+            move(self.mean, mean, self.momentum)
+            move(self.std, ((norm - mean).masked_fill(~valid, 0.0).square().sum() / (n - 1).clamp_min(0)).sqrt(), self.momentum)
         z = (self.h * (norm - self.mean.to(norm)) / (self.std.to(norm) + 1e-3)).clamp(-1, 1)
         return Targets(*combined(cosine, m2=-self.m * z, m3=self.m + self.m * z))
 

@@ -18,7 +18,7 @@ Sources: Deng et al. 2022 (ArcFace, TPAMI), eq. 4; m2 alone is ArcFace; m3 alone
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite, clamped
@@ -125,7 +125,7 @@ class CombinedMargin(Margin):
         slope = combined(cosine, self.m1, self.m2, self.m3)[1]
         return slope if self.gradient == "exact" else torch.ones_like(slope)
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Value and slope; the norm plays no part."""
         return Targets(*combined(cosine, self.m1, self.m2, self.m3))
 

@@ -9,7 +9,7 @@ Source: Huang et al. 2020 (CVPR).
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from marginlab.margins.combined import combined
@@ -40,6 +40,7 @@ class CurricularFace(Margin):
 
     batchwise = True
     averages = True
+    hardens = True
     t: Tensor
 
     def __init__(self, m: float = 0.5, momentum: float = 0.01, *, gradient: Gradient = "exact"):
@@ -49,10 +50,10 @@ class CurricularFace(Margin):
         self.m, self.momentum = m, momentum
         self.register_buffer("t", torch.tensor(0.0))
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Move t, then give ArcFace's targets with it."""
-        if self.training and len(cosine) > 0:
-            move(self.t, cosine.mean(), self.momentum)
+        if self.training:  # the mean of no rows is 0/0, which moves nothing
+            move(self.t, cosine.masked_fill(~valid, 0.0).sum() / valid.sum(), self.momentum)
         return Targets(*combined(cosine, m2=self.m), hardness=self.t.to(cosine, copy=True))  # the buffer may move before the backward pass
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ import math
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.margins.combined import combined
@@ -68,15 +68,16 @@ class ElasticFace(Margin):
         self.m, self.std, self.kind, self.plus, self.seed = m, std, kind, plus, seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Draw the margins, pair them, and take the step."""
-        if not self.training or len(cosine) == 0:
+        if not self.training:
             return self._targets(cosine, torch.full_like(cosine, self.m))
-        margins = self._drawn(cosine, torch.arange(len(cosine), device=cosine.device))
-        self.step += 1
-        if self.plus:
-            farthest_last = cosine.argsort(descending=True, stable=True)
-            margins = torch.empty_like(margins).index_copy_(0, farthest_last, margins.sort().values)
+        margins = self._drawn(cosine, (valid.cumsum(0) - 1).clamp_min(0))
+        self.step += valid.any().to(self.step)
+        if self.plus:  # rows that do not count come last on both sides
+            farthest_last = cosine.masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)
+            margins = torch.empty_like(margins).index_copy_(0, farthest_last, margins.masked_fill(~valid, torch.inf).sort().values)
+            margins = margins.masked_fill(~valid, self.m)
         return self._targets(cosine, margins)
 
     def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
@@ -89,9 +90,10 @@ class ElasticFace(Margin):
         made = self._targets(cosine, self._drawn(cosine, rows))
         return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
 
-    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> None:
-        """Take the step of a batch that was given in parts; an empty one has none."""
-        self.step += int(self.training and len(cosine) > 0)
+    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
+        """Take the step of a batch that was given in parts; one without rows that count has none."""
+        if self.training:
+            self.step += valid.any().to(self.step)
 
     def _targets(self, cosine: Tensor, margins: Tensor) -> Targets:
         return Targets(*(combined(cosine, m2=margins) if self.kind == "arc" else combined(cosine, m3=margins)))

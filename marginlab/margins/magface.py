@@ -13,7 +13,7 @@ Source: Meng et al. 2021 (CVPR), and its code, where the penalty too sees the cl
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from marginlab.margins.combined import combined
@@ -66,7 +66,7 @@ class MagFace(Margin):
             raise ValueError(f"The weight of the penalty is finite and not negative, such as 35, not {weight}.")
         self.l_a, self.u_a, self.l_m, self.u_m, self.weight = l_a, u_a, l_m, u_m, weight
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Value, penalty, and their slopes by the cosine and by the norm."""
         rate = (self.u_m - self.l_m) / (self.u_a - self.l_a)
         a = norm.clamp(self.l_a, self.u_a)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from marginlab.settings import nearest
@@ -43,17 +43,20 @@ class Margin(nn.Module, ABC):
     """What every margin has. A margin of one's own overrides `compute`, and sets `batchwise` where one row's margin depends on the others.
 
     gradient: "exact": the slope is d psi / d c. "straight_through": it is 1, so that the margin moves the target logit but not the size of its
-        gradient (insightface since December 2022). It concerns the cosine only: slopes by the norm stay the true ones.
+        gradient (insightface since December 2022; beyond theta + m = pi the value is still the one that falls, not theirs, which rises
+        again). It concerns the cosine only: slopes by the norm stay the true ones.
     batchwise: True: `targets` needs the cosines and norms of the whole global batch, in the order of the ranks. False: any part will do.
 
     >>> class Halved(Margin):
-    ...     def compute(self, cosine, norm):
+    ...     def compute(self, cosine, norm, valid):
     ...         return Targets(cosine / 2, torch.full_like(cosine, 0.5))
     >>> Halved(gradient="straight_through").targets(torch.tensor([0.4]), torch.ones(1))[:2]
     (tensor([0.2000]), tensor([1.]))
     """
 
     batchwise: bool = False
+    hardens: bool = False
+    """Whether it raises the cosines of hard negatives (`Targets.hardness`)."""
     averages: bool = False
     """Whether the state is an average that a batch moves before it is used."""
 
@@ -63,13 +66,14 @@ class Margin(nn.Module, ABC):
             raise ValueError(f"gradient is not {gradient!r}: {nearest(gradient, get_args(Gradient))}")
         self.gradient: Gradient = gradient
 
-    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
+    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None) -> Targets:
         """What stands for these target cosines. In training mode it moves the margin's own state on, so call it once a batch.
 
         Parameters
         ----------
         cosine: between each feature and the center of its class; rounding beyond [-1, 1] is clamped, half precisions become float32.
         norm: of each feature before it was normalised.
+        valid: which rows count in averages and draws; None: all.
 
         Raises
         ------
@@ -84,7 +88,8 @@ class Margin(nn.Module, ABC):
             )
         with torch.no_grad():
             cosine = clamped(cosine)
-            made = self.compute(cosine, norm.detach().to(cosine.dtype))
+            counted = torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid
+            made = self.compute(cosine, norm.detach().to(cosine.dtype), counted)
         return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
 
     def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
@@ -98,13 +103,16 @@ class Margin(nn.Module, ABC):
         finally:
             self.train(training)
 
-    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> None:
+    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
         """Move the state on by a batch that was given in parts."""
-        self.targets(cosine, norm)
+        self.targets(cosine, norm, valid)
 
     @abstractmethod
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"]) -> Targets:
-        """The rule itself, with the true slope; cosines in [-1, 1], both float32 or both float64, detached, without autograd."""
+    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+        """The rule itself, with the true slope; cosines in [-1, 1], both float32 or both float64, detached, without autograd.
+
+        Rows that are not `valid` count in no average and get targets that go nowhere; masks, and no lists of rows, keep a GPU from being waited for.
+        """
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse to be called like a loss (TypeError)."""

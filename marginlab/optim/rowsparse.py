@@ -27,7 +27,8 @@ from marginlab.rng import Key
 
 SEMANTICS = ("lazy", "dense", "decayed")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-BLOCK = 1 << 18  # numbers of a parameter in hand at once: 1 MiB of float32, so that the passes over it stay in cache
+BLOCK = 1 << 18  # numbers of a parameter in hand at once: 1 MiB of float32, so that the passes over it stay in a CPU's cache
+BLOCK_CUDA = 1 << 25  # and 128 MiB on a GPU, where each pass is a launch
 
 Rows = slice | Tensor  # neighbouring rows as a slice, others as their indices
 
@@ -129,7 +130,7 @@ class RowSparse(torch.optim.Optimizer):
         for number, (group, p) in enumerate(self._numbered()):
             if p is parameter and group["semantics"] == "decayed" and self.state.get(p):
                 matrix, state = _matrix(p), self.state[p]
-                size = max(1, BLOCK // max(1, matrix.shape[1]))
+                size = max(1, _block(matrix) // max(1, matrix.shape[1]))
                 parts = [slice(a, min(a + size, len(matrix))) for a in range(0, len(matrix), size)] if rows is None else rows.split(size)
                 for part in parts:
                     key = Key(group["seed"]).named("rounding", number, "catch_up")
@@ -223,10 +224,14 @@ def _write(table: Tensor, rows: Rows, new: Tensor) -> None:
         table[rows] = new
 
 
+def _block(matrix: Tensor) -> int:
+    return BLOCK_CUDA if matrix.device.type == "cuda" else BLOCK
+
+
 def _blocks(gradient: Tensor, matrix: Tensor, whole: bool, wide: torch.dtype) -> Iterator[tuple[Rows, Tensor]]:
     """Rows of a matrix to visit with their gradients (n, D), a block at a time: those of the gradient, or all of them."""
     C, D = matrix.shape
-    size = max(1, BLOCK // max(1, D))
+    size = max(1, _block(matrix) // max(1, D))
     every = [slice(start, min(start + size, C)) for start in range(0, C, size)] if whole or not gradient.is_sparse else []
     if not gradient.is_sparse:
         gradient = gradient.reshape(C, D)

@@ -187,7 +187,8 @@ class Setup:
     @property
     def tile(self) -> int:
         """Bytes at work in one tile of columns: as many as the kernel's own rule makes it wide."""
-        column = self.part * WIDE * (self.subcenters + 2) + self.subcenters * self.dim * WIDE * 2
+        entries = self.subcenters + 2 if self.subcenters == 1 else 4 * self.subcenters + 4  # numbers of a tile for each row and column
+        column = self.part * WIDE * entries + self.subcenters * self.dim * WIDE * 2
         limit = min(self.budget_bytes, TILE_CUDA if self.device == "cuda" else TILE)
         width = max(1, min(self.sampled, limit // column))
         return column * (width - width % ALIGNED if ALIGNED < width < self.sampled else width)

@@ -23,8 +23,8 @@ def problem(B, T, *, lifted=False, operands=torch.float32, start=0, seed=0):
     product = (20 * torch.randn(B, T, 1, generator=generator)).to(DEVICE)
     lift = torch.randn(n, generator=generator, dtype=torch.float64).to(DEVICE) if lifted else None
     columns = Columns(torch.zeros(n, 1, 1, device=DEVICE), None, lift, Terms(1.0, operands=operands), torch.float32)
-    columns.inverse.copy_(torch.rand(n, 1, generator=generator) + 0.5)
-    columns.inverse[start + T // 2] = 0.0
+    columns.factor.copy_(torch.rand(n, 1, generator=generator) + 0.5)
+    columns.factor[start + T // 2] = 0.0
     own = torch.randint(-2, T + 3, (B,), generator=generator) + start
     own[0] = start + T - 1
     rows = Rows(torch.zeros(B, 1, device=DEVICE), own.to(DEVICE), None)
@@ -134,7 +134,7 @@ def test_the_whole_loss_and_its_gradients(budget, lifted, monkeypatch):
     def run():
         inputs = [t.clone().requires_grad_() for t in (x, weight)]
         share = torch.full((B,), 1 / B, device=DEVICE)
-        loss = margin_softmax.margin_cross_entropy(*inputs, target, ArcFace(0.5), scale=16.0, lift=lift, share=share, budget=budget)
+        loss, _ = margin_softmax.margin_cross_entropy(*inputs, target, ArcFace(0.5), scale=16.0, lift=lift, share=share, budget=budget)
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 
     calls = []

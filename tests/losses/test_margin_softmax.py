@@ -307,8 +307,9 @@ def test_adversarial_steps_stay_finite(precision, steps):
     generator = torch.Generator().manual_seed(5)
     head = MarginSoftmax(6, 4, margin=ArcFace(0.5), scale=64.0)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
-    rows = torch.randn(8, 4, generator=generator)
+    rows, layer = torch.randn(8, 4, generator=generator), torch.nn.Linear(4, 4, bias=False).requires_grad_(False)
     for step in range(steps):
+        head.operands, head.budget = (None, torch.bfloat16)[step % 3 == 0], (None, 64)[step % 5 == 0]
         with torch.no_grad():
             if step % 50 == 0:
                 head.centers[:3, 0] = torch.tensor([0.0, 1e-30, 1e30])[:, None] * F.normalize(torch.randn(3, 4, generator=generator))
@@ -321,7 +322,8 @@ def test_adversarial_steps_stay_finite(precision, steps):
             x[6] *= 1e30
         x.requires_grad_()
         with torch.autocast("cpu", dtype=precision, enabled=precision == torch.bfloat16):
-            loss = head(x if step % 2 else x * 1.0, torch.tensor([0, 1, 2, 3, 4, 5, 0, 1]))
+            embeddings = layer(x) if step % 2 else x  # of the layer: bfloat16; without it the lengths are what was said
+            loss = head(embeddings, torch.tensor([0, 1, 2, 3, 4, 5, 0, 1]))
         optimizer.zero_grad()
         loss.backward()
         assert bool(loss.isfinite())
@@ -405,6 +407,48 @@ def test_module_and_function_are_one_formula_and_logits_have_no_margin():
     assert torch.equal(again.centers, head.centers)
 
 
+def test_an_ignored_row_may_hold_anything():
+    head = MarginSoftmax(5, 4, validate="never")
+    x, labels = torch.randn(3, 4), torch.tensor([0, -100, 2])
+    x[1] = torch.nan
+    x.requires_grad_()
+    loss = head(x, labels)
+    loss.backward()
+    expected = head(x[[0, 2]], labels[[0, 2]])
+    torch.testing.assert_close(loss, expected)
+    assert bool(head.centers.grad.isfinite().all())
+    assert bool((x.grad[1] == 0).all())
+
+
+def test_lengths_at_the_ends_of_float32_change_nothing():
+    head = MarginSoftmax(5, 4, scale=64.0)
+    x, labels = torch.randn(3, 4), torch.arange(3)
+    loss, logits = head(x, labels).detach(), head.logits(x)
+    for length in (1e-30, 1e30):
+        torch.testing.assert_close(head.logits(x * length), logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(head(x * length, labels).detach(), loss, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        head.centers.mul_(1e37 / head.centers.norm())
+    torch.testing.assert_close(head(x, labels).detach(), loss, rtol=1e-5, atol=1e-5)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes a host wait for a GPU: numbers read, sizes that depend on numbers."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "nonzero", "item", "_unique2", "unique_dim", "masked_select", "is_nonzero"}, name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("text", [text for text in MARGINS if "Elastic" not in text])  # whose draws check their counter, on a CPU only
+def test_without_a_sample_no_number_is_read_while_a_step_is_made(text):
+    head = MarginSoftmax(50, 4, margin=make(text), validate="deferred", budget=2000)
+    x, labels = torch.randn(8, 4, requires_grad=True), torch.randint(50, (8,))
+    with NoWaiting():
+        head(x, labels).backward()
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused():
     head = MarginSoftmax(5, 4)
@@ -424,7 +468,7 @@ def test_bad_input_is_refused():
             head(embeddings, wrong)
     with torch.no_grad():
         head.centers[4] = torch.nan
-    with pytest.raises(ValueError, match="class centers with NaN or inf"):
+    with pytest.raises(ValueError, match="class centers with NaN, inf"):
         head(x, labels)
     for arguments, error, words in (
         ({"scale": 0.0}, ValueError, "scale is positive"),
@@ -437,13 +481,19 @@ def test_bad_input_is_refused():
         ({"ignore_index": 3}, ValueError, "ignore_index"),
         ({"validate": "later"}, ValueError, "validate is not 'later'"),
         ({"class_weights": torch.ones(4)}, ValueError, r"\(5,\)"),
+        ({"class_weights": torch.tensor([1.0, 1, 1, 1, torch.inf])}, ValueError, "finite and not negative"),
+        ({"operands": torch.int32}, ValueError, "operands are torch.float32, bfloat16 or float16"),
     ):
         with pytest.raises(error, match=words):
             MarginSoftmax(5, 4, **arguments)
     with pytest.raises(ValueError, match=r"want \(5, 4\)"):
         MarginSoftmax(5, 4).load_centers(torch.randn(4, 4))
-    with pytest.raises(ValueError, match="Excluded classes"):
-        MarginSoftmax(5, 4)(x, labels, labels)
+    for exclude in (labels, torch.zeros(3, 5, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="Excluded classes"):
+            MarginSoftmax(5, 4)(x, labels, exclude)
+    for arguments in ({"class_weights": torch.ones(2)}, {"class_weights": -torch.ones(5)}, {"ignore_index": 2}):
+        with pytest.raises(ValueError, match=r"Class weights|ignore_index"):
+            margin_softmax(x, labels, torch.randn(5, 4), margin=ArcFace(0.5), **arguments)
     with pytest.raises(TypeError, match="MarginSoftmax"):
         ArcFace(0.5)(x, labels)
 

@@ -43,7 +43,7 @@ def test_it_is_the_cross_entropy_restricted_to_the_sample(text, data):
     valid = labels != -100
     if not bool(valid.any()):
         return
-    classes, positives = sample(labels.masked_fill(~valid, -1), len(w), math.floor(rate * len(w)), seed=3, step=0)
+    classes, positives = sample(labels.masked_fill(~valid, -1), len(w), math.floor(rate * len(w) + 1e-6), seed=3, step=0)
     lift = torch.zeros(len(w), dtype=torch.float64)
     if log_q and len(classes) > positives:
         lift += math.log((len(w) - positives) / (len(classes) - positives))
@@ -175,6 +175,14 @@ def test_a_batch_that_is_ignored_costs_nothing():
         loss.backward()
         assert float(loss.detach()) == 0
         assert bool((head.centers.grad.to_dense() == 0).all())
+        before = head.centers.detach().clone()
+        LazySGD(head.parameters(), lr=0.1, weight_decay=0.1).step()
+        assert rate > 0 or torch.equal(head.centers, before)
+
+
+def test_a_rate_gives_the_classes_it_says():
+    for rate, size in ((0.29, 29), (0.57, 57), (0.1, 10), (1 / 3, 33)):
+        assert PartialFC(100, 4, sample_rate=rate).size == size
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -176,7 +176,7 @@ def test_a_text_names_margins_only():
 
 def test_a_margin_of_ones_own():
     class Fading(Margin):
-        def compute(self, cosine, norm):
+        def compute(self, cosine, norm, valid):
             return Targets(cosine - 1 / norm, torch.ones_like(cosine), norm_slope=1 / norm**2)
 
     targets = Fading().targets(torch.tensor([0.5]), torch.tensor([4.0]))

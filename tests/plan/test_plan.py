@@ -103,7 +103,7 @@ def test_a_rank_holds_and_samples_no_more_than_planned(C, batch, ranks, rate, se
 def test_a_tile_is_as_wide_as_the_kernel_makes_it(n, rows, K, D, budget):
     setup = Setup(classes=n, batch=rows, ranks=1, subcenters=K, dim=D, budget=budget, sample_rate=1.0, device="cpu")
     columns = Columns(torch.empty(1).expand(n, K, D), None, None, Terms(1.0, budget=setup.budget_bytes), torch.float32)
-    assert setup.tile == columns.width(setup.part) * (setup.part * 4 * (K + 2) + K * D * 8)
+    assert setup.tile == columns.width(setup.part) * (setup.part * 4 * (3 if K == 1 else 4 * K + 4) + K * D * 8)
 
 
 def test_the_issue_s_example():
