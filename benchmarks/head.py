@@ -1,12 +1,14 @@
 """Forward and backward of the ArcFace loss over many classes, beside its three bare matrix products and beside peers.
 
-    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--rounds 5] [--skip TEXT] [--out benchmarks/measured/head.json]
+    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--threads 2] [--rounds 5] [--skip TEXT]
+                              [--out benchmarks/measured/head.json]
     python benchmarks/head.py --small                           # to try it: 64 rows, 5,000 classes, 64 features, and nothing is saved without --out
     python benchmarks/head.py --rows 1024 --classes 1000000     # where there is a CUDA device, it is used
 
-Printed for each task: median seconds, the ratio to the bare products in float32, the most memory beyond embeddings, centers and their two
-gradients, and the loss. Tasks take turns, round by round, so that what slows the machine slows them alike; figures are medians over rounds, of
-seconds and of the ratio within a round. All outputs are allocated by the task.
+Printed for each task: median seconds of the clock and of the processor, the ratio to the bare products in float32, the most memory beyond
+embeddings, centers and their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the median of those within a round:
+of processor seconds, of the clock's on CUDA. On a machine that others use too, with --threads 1, so that no thread waits for another, processor
+seconds hardly change and the clock's mean little. All outputs are allocated by the task.
 
     bare products       x W^T, G W and G^T x, in float32 and in bfloat16: what any implementation that keeps the logits has to do
     margin_softmax      each of its three ways to hold little. With its default budget of 128 MiB (CUDA: 512 MiB) 256 rows and 100,000 classes are
@@ -24,6 +26,7 @@ network gives them (45 degrees).
 import argparse
 import math
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _memory import extra_bytes
-from _report import median_seconds, save
+from _report import _wait, save
 from torch import Tensor
 
 import marginlab.kernels.margin_softmax as kernel
@@ -161,13 +164,22 @@ def tasks(automatic: bool) -> dict[str, Maker]:
     return made
 
 
-def peak(task: Task) -> int | None:
-    """Bytes beyond embeddings, centers and their gradients at the worst moment of a call that is not the first."""
-    _, dx, dw = task()
+def peak(task: Task) -> tuple[float | None, int | None]:
+    """The loss, and the bytes beyond embeddings, centers and their gradients at the worst moment of a call that is not the first."""
+    loss, dx, dw = task()
     of_gradients = dx.nbytes + dw.nbytes
     del dx, dw
     extra = extra_bytes(task)
-    return None if extra is None else extra - of_gradients
+    return None if loss is None else float(loss), None if extra is None else extra - of_gradients
+
+
+def seconds(task: Task) -> tuple[float, float]:
+    """Seconds of the clock and of the processor of a call that is not the first."""
+    _wait()
+    start, worked = time.perf_counter(), time.process_time()
+    task()
+    _wait()
+    return time.perf_counter() - start, time.process_time() - worked
 
 
 def errors(B: int, C: int, D: int) -> list[dict[str, Any]]:
@@ -198,30 +210,29 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100_000, help="C")
     parser.add_argument("--dim", type=int, default=512, help="D")
     parser.add_argument("--small", action="store_true", help="64 rows, 5,000 classes, 64 features")
+    parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--automatic", action="store_true", help="linear_cross_entropy in chunks of its own choice too: minutes")
     parser.add_argument("--skip", action="append", default=[], metavar="TEXT", help="leave out tasks with this in their names")
     parser.add_argument("--out", help="benchmarks/measured/head.json; with --small nowhere")
     chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     B, C, D = (64, 5000, 64) if chosen.small else (chosen.rows, chosen.classes, chosen.dim)
     x, W, y = inputs("random", B, C, D)
     makers = {name: maker for name, maker in tasks(chosen.automatic).items() if not any(text in name for text in chosen.skip)}
     ready = {name: maker(x, W, y) for name, maker in makers.items()}
-    losses = {name: None if (loss := task()[0]) is None else float(loss) for name, task in ready.items()}
-    peaks = {name: peak(task) for name, task in ready.items()}
-    times = [{name: median_seconds(task, 1) for name, task in ready.items()} for _ in range(chosen.rounds)]
+    seen = {name: peak(task) for name, task in ready.items()}
+    times = [{name: seconds(task) for name, task in ready.items()} for _ in range(chosen.rounds)]
+    compared = 0 if x.is_cuda else 1
     rows: list[dict[str, Any]] = []
-    for name in ready:
-        extra, loss = peaks[name], losses[name]
-        row = {"task": name, "rows": B, "classes": C, "dim": D, "seconds": round(statistics.median(one[name] for one in times), 5)}
-        row["of_bare_products"] = round(statistics.median(one[name] / one["bare products, float32"] for one in times), 3)
-        row |= {"extra_mb": None if extra is None else round(extra / 1e6, 1), "loss": loss}
-        rows.append(row)
-        print(
-            f"{name:52} {row['seconds']:9.4f} s  {row['of_bare_products']:6.2f} of the bare products  "
-            f"{'?' if extra is None else format(extra / 1e6, '.0f'):>6} MB  {'' if loss is None else format(loss, '9.5f')}",
-            flush=True,
-        )
+    for name, (loss, extra) in seen.items():
+        clock, busy = (statistics.median(one[name][i] for one in times) for i in (0, 1))
+        ratio = statistics.median(one[name][compared] / one["bare products, float32"][compared] for one in times)
+        row = {"task": name, "rows": B, "classes": C, "dim": D, "seconds": round(clock, 5), "processor_seconds": round(busy, 5)}
+        rows.append(row | {"of_bare_products": round(ratio, 3), "extra_mb": None if extra is None else round(extra / 1e6, 1), "loss": loss})
+        memory, value = "?" if extra is None else f"{extra / 1e6:.0f}", "" if loss is None else f"{loss:9.5f}"
+        print(f"{name:50} {clock:8.4f} s, processor {busy:8.4f} s, {ratio:6.2f} of the bare products {memory:>6} MB  {value}", flush=True)
     rows += errors(B, C, D)
     if chosen.out or not chosen.small:
         save("head", rows, chosen.out or Path(__file__).parent / "measured" / "head.json")
