@@ -1,7 +1,7 @@
 """One training step of Partial FC on 10,000 sampled centers: of 100,000 classes, and of 10,000,000.
 
-    python benchmarks/partial_fc.py [--rows 256] [--dim 256] [--sampled 10000] [--classes 100000 10000000] [--rounds 9]
-                                    [--out benchmarks/measured/partial_fc.json]
+    python benchmarks/partial_fc.py [--rows 256] [--dim 256] [--sampled 10000] [--classes 100000 10000000] [--threads 2]
+                                    [--rounds 9] [--out benchmarks/measured/partial_fc.json]
     python benchmarks/partial_fc.py --rows 1024 --classes 1000000 100000000             # where there is a CUDA device, it is used
     python benchmarks/partial_fc.py --hundred-million                                   # 100,000,000 x 512 in bfloat16: 102.4 GB
 
@@ -10,8 +10,9 @@ of the first step, which also makes the momentum, and of a later one: as a whole
 backward pass, the optimizer); and the most memory of a later step beyond centers and momentum. The demand: the step costs at most 1.5 times as much
 with 100 times the classes.
 
-The two take turns, round by round, so that what slows the machine slows them alike: figures are medians over rounds, of seconds and of the ratio
-within a round. With --hundred-million there is no momentum, and one later step.
+The two take turns, round by round, and figures are medians over rounds, of processor seconds and of their ratio within a round (on CUDA, of the
+clock's): on a machine that others use too, with --threads 1, they hardly change, and the clock's mean little. With --hundred-million there is no
+momentum, and one later step.
 """
 
 import argparse
@@ -38,39 +39,37 @@ class Training:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sampled, self.generator = sampled, torch.Generator(self.device).manual_seed(0)
         self.B, self.D = B, D
-        start = time.perf_counter()
+        start = self._now()
         rate = (sampled + 0.5) / C  # the half keeps the floor of the product from falling below
         self.head = PartialFC(C, D, margin=ArcFace(0.5), sample_rate=rate, device=self.device, dtype=torch.bfloat16)
-        _wait()
-        self.seconds_to_draw = time.perf_counter() - start
+        self.seconds_to_draw = self._now() - start
         self.optimizer = LazySGD(self.head.parameters(), lr=0.1, momentum=momentum, momentum_dtype=torch.bfloat16)
 
     def step(self) -> dict[str, float]:
-        """Take a step on a new batch: seconds of its parts and of the whole."""
+        """Take a step on a new batch: seconds of its parts and of the whole, of the processor or on CUDA of the clock."""
         x = torch.empty(self.B, self.D, device=self.device).normal_(generator=self.generator).requires_grad_()
         y = torch.randint(self.head.num_classes, (self.B,), generator=self.generator, device=self.device)
-        times = [_now()]
+        times = [self._now()]
         sample(y, self.head.num_classes, self.sampled, seed=self.head.seed, step=self.head.step)  # once more, and not part of the step
-        times.append(_now())
+        times.append(self._now())
         loss = self.head(x, y)
-        times.append(_now())
+        times.append(self._now())
         loss.backward()
-        times.append(_now())
+        times.append(self._now())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        times.append(_now())
+        times.append(self._now())
         sampling, forward, backward, optimizer = (b - a for a, b in itertools.pairwise(times))
         return {"step": times[-1] - times[1], "sampling": sampling, "forward": forward, "backward": backward, "optimizer": optimizer}
+
+    def _now(self) -> float:
+        _wait()
+        return time.perf_counter() if self.device.type == "cuda" else time.process_time()
 
     def held_bytes(self) -> int:
         """Bytes of the centers and of what the optimizer keeps."""
         kept = [t for state in self.optimizer.state.values() for t in state.values()]
         return sum(t.nbytes for t in (self.head.centers, *kept))
-
-
-def _now() -> float:
-    _wait()
-    return time.perf_counter()
 
 
 def measure(B: int, D: int, sampled: int, classes: list[int], rounds: int, momentum: float) -> list[dict[str, Any]]:
@@ -104,10 +103,13 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256, help="D")
     parser.add_argument("--sampled", type=int, default=10_000, help="centers of a step")
     parser.add_argument("--classes", type=int, nargs="+", default=[100_000, 10_000_000], help="C, of each head")
+    parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--hundred-million", action="store_true", help="one step of 100,000,000 classes of 512 features, without momentum")
     parser.add_argument("--out", help="benchmarks/measured/partial_fc.json; with --hundred-million partial_fc_100m.json")
     chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     folder = Path(__file__).parent / "measured"
     if chosen.hundred_million:
         rows = measure(chosen.rows, 512, chosen.sampled, [100_000_000], 1, momentum=0.0)
