@@ -5,8 +5,8 @@
     python benchmarks/head.py --small                           # to try it: 64 rows, 5,000 classes, 64 features, and nothing is saved without --out
     python benchmarks/head.py --rows 1024 --classes 1000000     # where there is a CUDA device, it is used
 
-Printed for each task: median seconds of the clock and of the processor, the ratio to the bare products in float32, the most memory beyond
-embeddings, centers and their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the median of those within a round:
+Printed for each task: median seconds of the clock and of the processor, the ratio to the bare products in float32, the most memory held at any
+moment beyond embeddings and centers, less the size of their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the median of those within a round:
 of processor seconds, of the clock's on CUDA. On a machine that others use too, with --threads 1, so that no thread waits for another, processor
 seconds hardly change and the clock's mean little. All outputs are allocated by the task.
 
