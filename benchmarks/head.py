@@ -6,9 +6,9 @@
     python benchmarks/head.py --rows 1024 --classes 1000000     # where there is a CUDA device, it is used
 
 Printed for each task: median seconds of the clock and of the processor, the ratio to the bare products in float32, the most memory held at any
-moment beyond embeddings and centers, less the size of their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the median of those within a round:
-of processor seconds, of the clock's on CUDA. On a machine that others use too, with --threads 1, so that no thread waits for another, processor
-seconds hardly change and the clock's mean little. All outputs are allocated by the task.
+moment beyond embeddings and centers, less the size of their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the
+median of those within a round: of processor seconds, of the clock's on CUDA. On a machine that others use too, with --threads 1, so that no thread
+waits for another, processor seconds hardly change and the clock's mean little. All outputs are allocated by the task.
 
     bare products       x W^T, G W and G^T x, in float32 and in bfloat16: what any implementation that keeps the logits has to do
     margin_softmax      each of its three ways to hold little. With its default budget of 128 MiB (CUDA: 512 MiB) 256 rows and 100,000 classes are
