@@ -154,3 +154,16 @@ class TestCrossCorrelation(LossLaws):
             CrossCorrelation(off_diagonal_weight=-1.0)
         with pytest.raises(ValueError, match=r"is 0 \(divide by N\) or 1 \(by N - 1\), not 2"):
             CrossCorrelation(correction=2)
+
+
+@several
+@given(data=st.data())
+def test_it_is_a_mean_of_alignment_and_divergence(data):
+    """The decomposition of Huang et al. 2023, section 4.2: (1 - lambda) sum_i (1 - C_ii)^2 + lambda |C - I|^2."""
+    z1, z2, _ = draw_views(data, data.draw(st.integers(3, 8)))
+    weight = data.draw(st.floats(0.0, 1.0))
+    y1, y2 = ((z - z.mean(0)) / z.std(0, correction=0) for z in (z1, z2))
+    C = y1.T @ y2 / len(z1)
+    off_identity = C - torch.eye(len(C), dtype=C.dtype)
+    mean = (1 - weight) * off_identity.diagonal().square().sum() + weight * off_identity.square().sum()
+    torch.testing.assert_close(cross_correlation(z1, z2, off_diagonal_weight=weight, correction=0), mean, rtol=1e-8, atol=1e-10)

@@ -291,3 +291,16 @@ class TestInfoNCE(LossLaws):
             info_nce(z[:0], z[:0], extra_negatives=z)
         with pytest.raises(ValueError, match="a global batch of 1 has no negatives"):
             info_nce(z[:1], z[:1], extra_negatives=z[:0])
+
+
+@several
+@given(data=st.data())
+def test_it_is_alignment_plus_divergence(data):
+    """The decomposition of Huang et al. 2023, section 4.1: -E[z.z'] + E log(e^{z.z'} + sum of the negatives); the first is E|z - z'|^2 / 2 - 1."""
+    z1, z2, _ = draw_views(data, data.draw(st.integers(2, 8)))
+    x1, x2 = F.normalize(z1), F.normalize(z2)
+    alignment = (x1 - x2).square().sum(1).mean() / 2 - 1
+    cosines = torch.cat((x1 @ x2.T, x2 @ x1.T))
+    divergence = cosines.logsumexp(1).mean()
+    got = info_nce(z1, z2, temperature=1.0, negatives="other_view")
+    torch.testing.assert_close(got, alignment + divergence, rtol=1e-10, atol=1e-10)
