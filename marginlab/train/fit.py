@@ -266,11 +266,9 @@ class _Loop:
         """Stop on every rank when a number of any rank is not finite, or one was told to end; the optimizers have not moved then."""
         faulty, stop = watch.agreed(loss, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal)
         if any(faulty):
-            own = watch.diagnosis(self.method, views, rows, loss) if faulty[ranks.rank()] else ""
-            causes = {number: ranks.broadcast(own, source=number) for number, bad in enumerate(faulty) if bad}
-            # what one rank's rows break shows in the loss of all: the rank that finds more than the loss has the cause
-            number = next((number for number, cause in causes.items() if watch.LOSS not in cause), min(causes))
-            cause = causes[number]
+            own = watch.diagnosis(self.method, views, rows, loss) if faulty[ranks.rank()] else (0, "")
+            found = [(*ranks.broadcast(own, source=number), number) for number, bad in enumerate(faulty) if bad]
+            _, cause, number = min(found, key=lambda each: (each[0], each[2]))  # the rank that finds it earliest in the pass has the cause
             kept = checkpoint.latest(self.folder)
             raise FloatingPointError(
                 f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller learning rate may help, or recipe.clip; "

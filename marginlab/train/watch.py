@@ -55,14 +55,17 @@ def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bo
     return said[:, 0].bool().tolist(), bool(said[:, 1].any())
 
 
-def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> str:
-    """Where the first number that is not finite comes from, on this rank: a layer's output, the loss, or a parameter's gradient; and the images."""
-    found = _first_layer(method, views)
+def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> tuple[int, str]:
+    """Where the first number that is not finite comes from, on this rank: a layer's output, the loss, or a parameter's gradient; and the images.
+
+    The number before it says how early in the forward pass that is: what one rank's rows break, others see later, in what they share.
+    """
+    place, found = _first_layer(method, views)
     if found is None:
         bad = next((name for name, p in method.named_parameters() if p.grad is not None and not _finite(p.grad)), None)
         found = f"the gradient of {bad}" if bad is not None and bool(loss.isfinite()) else LOSS
     images = ", ".join(str(int(row)) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
-    return f"the first number that is not finite is in {found}; the batch is images {images}"
+    return place, f"the first number that is not finite is in {found}; the batch is images {images}"
 
 
 def _finite(x: Tensor) -> bool:
@@ -70,23 +73,28 @@ def _finite(x: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _first_layer(method: Method, views: Tensor) -> str | None:
-    """The first module, in the order of the forward pass, whose output is not finite."""
+def _first_layer(method: Method, views: Tensor) -> tuple[int, str | None]:
+    """The place and name of the first module, in the order of the forward pass, whose output is not finite."""
     if not _finite(views):
-        return "the views themselves"
+        return -1, "the views themselves"
     found: list[str] = []
+    passed = [0]
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            passed[0] += not found
             if isinstance(output, Tensor) and not found and not _finite(output):
                 found.append(f"the output of layer {name} ({type(module).__name__})")
 
         return hook
 
+    training = method.training
+    method.eval()  # in training mode layers may exchange statistics with ranks that are not here
     handles = [module.register_forward_hook(look(name)) for name, module in method.named_modules() if not list(module.children())]
     try:
         method.embed(views)
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+        method.train(training)
+    return (passed[0], found[0]) if found else (passed[0] + 1, None)

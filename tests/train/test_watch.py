@@ -69,12 +69,12 @@ def test_the_layer_the_images_and_the_step_are_named(tmp_path, monkeypatch):
 def test_views_gradients_and_the_loss_are_told_apart():
     method = RECIPE.make_method(10)
     views, rows, one = torch.rand(4, 1, 3, 16, 16), torch.arange(4), torch.tensor(1.0)
-    assert "the loss, of finite embeddings" in diagnosis(method, views, rows, one * torch.nan)
+    assert "the loss, of finite embeddings" in diagnosis(method, views, rows, one * torch.nan)[1]
     method.backbone.requires_grad_(True)
     first = next(method.parameters())
     first.grad = torch.full_like(first, torch.inf)
-    assert "the gradient of backbone." in diagnosis(method, views, rows, one)
-    assert "the views themselves" in diagnosis(method, views / 0, rows, one)
+    assert "the gradient of backbone." in diagnosis(method, views, rows, one)[1]
+    assert "the views themselves" in diagnosis(method, views / 0, rows, one)[1]
 
 
 def flags(group, rank, losses, told):
