@@ -38,6 +38,9 @@ def main(arguments: list[str]) -> int:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         named = RECIPES / f"{options.recipe}.toml"
+        if not named.exists() and not options.recipe.exists():
+            known = settings.nearest(str(options.recipe), shipped)
+            raise settings.SettingsError(f"There is no recipe {options.recipe}, as a file or of the package: {known}")
         recipe = settings.read(Recipe, named if named.exists() else options.recipe, flags, prog="python -m marginlab.train RECIPE")
         monitor = settings.call(options.measure, train) if options.measure else Monitor(every=options.measure_every)
         if not isinstance(monitor, Monitor):
