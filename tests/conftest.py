@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 jaxtyping.install_import_hook("marginlab", "checker.check")
 
 import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from pool import Pool  # noqa: E402
@@ -19,6 +20,12 @@ torch.set_num_threads(1)  # two xdist workers share two cores
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=30, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("nightly", hypothesis.settings.get_profile("lab"), max_examples=5000, derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lab"))
+
+
+def pytest_runtest_setup() -> None:
+    """What a test draws without a generator of its own is the same in every run, whatever ran before it on this worker."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # of libraries that draw from the global state
 
 
 @pytest.fixture
