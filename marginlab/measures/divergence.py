@@ -170,18 +170,16 @@ class ClassDivergence(Measure):
 
     def _errors(self, parts: _Sums, whole: _Sums, centers: Tensor, shortest: int) -> tuple[Tensor, Tensor, Tensor]:
         """Jackknife errors of the Gram matrix, of V_k, and of Delta_mu; group by group, so that no (C, groups, C) array is held."""
-        n, m = whole.n[:, None].double(), parts.n.double()  # (C, 1), (C, G)
+        n, m = whole.n.double(), parts.n.double()  # (C,), (C, G)
         rest = _Sums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
-        means = rest.h / rest.n[..., None]
-        # leaving a group of class k out: an inner product is linear in h, so its pseudo-values are those of the center
-        products = _variance([means[:, g] @ centers.T for g in range(self.groups)], centers @ centers.T, n, m)
+        products = _products(parts, whole, centers)
         lengths, spreads = _length(rest), rest.norms / rest.n
         length, spread = _length(whole), whole.norms / whole.n
-        own = _variance(list(lengths.T), length, n[:, 0], m)
-        within = _variance(list((spreads - lengths).T), spread - length, n[:, 0], m)
+        own = _variance(list(lengths.T), length, n, m)
+        within = _variance(list((spreads - lengths).T), spread - length, n, m)
         r2 = whole.norms.sum() / whole.n.sum()
         shares = 1 - lengths[shortest] / ((whole.norms.sum() - parts.norms[shortest]) / (whole.n.sum() - parts.n[shortest]))
-        delta = _variance(list(shares[:, None]), (1 - length[shortest] / r2)[None], n[shortest], m[shortest, None])
+        delta = _variance(list(shares[:, None]), (1 - length[shortest] / r2)[None], n[shortest, None], m[shortest, None])
         gram = products + products.T
         gram.diagonal().copy_(own)
         return gram.sqrt(), within.sqrt(), delta[0].sqrt()
@@ -193,16 +191,29 @@ def _length(sums: _Sums) -> Tensor:
     return (sums.h.square().sum(-1) - sums.squares) / torch.where(pairs > 0, pairs, torch.nan)
 
 
+def _products(parts: _Sums, whole: _Sums, centers: Tensor) -> Tensor:
+    """Jackknife variance of mu_k . mu_l that comes from class k, (C, C): NaN where k fills fewer than 2 groups, or l has no image.
+
+    An inner product is linear in the sums h, so a group's pseudo-value is the product of its own mean h_g / m_g, and the mean of pseudo-values
+    that of the center:  variance = 1/G sum over g of ((h_g / m_g - mu_k) . mu_l)^2 m_g / (n - m_g).  No more than two (C, C) arrays are held.
+    """
+    n, m = whole.n[:, None].double(), parts.n.double()
+    groups = (m > 0).sum(1, keepdim=True)
+    counted = (m > 0) & (groups > 1)
+    weights = torch.where(counted, m / (n - m) / groups, 0.0).sqrt()
+    deviations = torch.where(counted[..., None], (parts.h / m[..., None] - centers[:, None]) * weights[..., None], 0.0)
+    total = torch.where(groups > 1, 0.0, torch.nan).to(centers).expand(-1, len(centers)).clone()
+    for g in counted.any(0).nonzero().flatten().tolist():
+        total += (deviations[:, g] @ centers.T).square_()
+    return total
+
+
 def _variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
-    """Jackknife variance from the estimates with each group of m (C, G) of n (C, 1 or none) images left out; NaN for fewer than 2 groups."""
+    """Jackknife variance from the estimates with each group of m (C, G) of n (C,) images left out; NaN for fewer than 2 groups."""
     groups = (m > 0).sum(1).double()
-    shape = (-1,) + (1,) * (estimate.ndim - 1)
-    n, groups = n.view(shape), groups.view(shape)
-    sizes = [m[:, g].view(shape) for g in range(m.shape[1])]
+    sizes = list(m.T)
     filled = [size > 0 for size in sizes]
-    mean = groups * estimate - sum(
-        torch.where(here, (1 - size / n) * value, 0.0) for value, size, here in zip(left_out, sizes, filled, strict=True)
-    )
+    mean = groups * estimate - sum(torch.where(here, (1 - size / n) * value, 0.0) for value, size, here in zip(left_out, sizes, filled, strict=True))
     total = torch.zeros_like(estimate)
     for value, size, here in zip(left_out, sizes, filled, strict=True):
         share = n / size

@@ -140,6 +140,30 @@ def test_errors_are_those_of_deleting_one_image_when_groups_are_single():
     torch.testing.assert_close(result.error_gram[0, 0], ((left - left.mean()).square().sum() * 6 / 7).sqrt())
 
 
+@pytest.mark.parametrize("counts", [[45, 60, 7], [2, 3, 1, 40], [5, 0, 21, 2]])
+def test_errors_of_inner_products_are_those_of_deleting_each_group(counts):
+    """The jackknife by its definition: every group of a class deleted in turn, one of each pair of classes at a time."""
+    classes, groups = len(counts), 20
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(classes).repeat_interleave(torch.tensor(counts))
+    z = torch.randn(len(labels), 2, 4, generator=generator).double()
+    result = class_divergence(z, labels, classes, normalize=False, groups=groups)
+    means = [z[labels == k].mean(1) for k in range(classes)]
+    for k, other in itertools.permutations(range(classes), 2):
+        variance = 0.0
+        for own, fixed in ((means[k], means[other]), (means[other], means[k])):
+            n, held = len(own), min(len(own), groups)
+            if n < 2 or not len(fixed):
+                variance = float("nan")
+                break
+            estimate = own.mean(0) @ fixed.mean(0)
+            left = torch.stack([own[torch.arange(n) % groups != g].mean(0) @ fixed.mean(0) for g in range(held)])
+            share = n / torch.tensor([len(own[g::groups]) for g in range(held)]).double()
+            mean = held * estimate - ((1 - 1 / share) * left).sum()
+            variance += (((share * estimate - (share - 1) * left - mean).square() / (share - 1)).sum() / held).item()
+        assert float(result.error_gram[k, other]) == pytest.approx(variance**0.5, rel=1e-9, nan_ok=True)
+
+
 def test_groups_are_filled_in_turn_in_order_of_arrival():
     z, labels = torch.randn(20, 2, 5, generator=torch.Generator().manual_seed(2)), torch.arange(20) % 3
     one, many = make(), make()
