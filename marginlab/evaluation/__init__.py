@@ -19,6 +19,8 @@ from marginlab.evaluation.verification import Verification as Verification
 from marginlab.evaluation.verification import pairs as pairs
 from marginlab.evaluation.verification import tar_at_far as tar_at_far
 from marginlab.evaluation.verification import verification_accuracy as verification_accuracy
+from marginlab.evaluation.verify import Rate as Rate
+from marginlab.evaluation.verify import verify as verify
 
 __all__ = [
     "Association",
@@ -26,6 +28,7 @@ __all__ = [
     "LinearProbe",
     "NearestCenter",
     "Pairs",
+    "Rate",
     "ReplicatedAssociation",
     "Spread",
     "TarAtFar",
@@ -40,4 +43,5 @@ __all__ = [
     "pairs",
     "tar_at_far",
     "verification_accuracy",
+    "verify",
 ]

@@ -84,12 +84,14 @@ def fit(
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else _own_device()
     train, test = check(recipe, root)
+    unseen = monitor.unseen(train, root, recipe.image_size)
     method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
-    ranks.first(lambda: _claim(recipe, monitor, f"{train.digest()} {test.digest()}\n", folder))
+    digests = " ".join(images.digest() for images in (train, test, unseen) if images is not None)
+    ranks.first(lambda: _claim(recipe, monitor, f"{digests}\n", folder))
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(_alone(folder)))
-        loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), device, say)
+        loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return loop.run()
 
@@ -171,11 +173,12 @@ class _Loop:
         optimizers: list[torch.optim.Optimizer],
         train: ImageSet,
         test: ImageSet,
+        unseen: ImageSet | None,
         device: torch.device,
         say: Callable[[str], None] | None,
     ):
-        self.recipe, self.folder, self.monitor, self.method, self.train, self.test, self.device = (
-            recipe, folder, monitor, method, train, test, device,
+        self.recipe, self.folder, self.monitor, self.method, self.train, self.test, self.unseen, self.device = (
+            recipe, folder, monitor, method, train, test, unseen, device,
         )  # fmt: skip
         self.augmentation = recipe.make_augmentation()
         self.schedule = recipe.make_schedule()
@@ -296,7 +299,8 @@ class _Loop:
         """Rank 0 measures, the others wait for its rows."""
 
         def rows() -> list[Row]:
-            return self.monitor(self.method, self.augmentation, self.train, self.test, epoch, last=epoch == self.recipe.epochs)
+            measured = self.monitor(self.method, self.augmentation, self.train, self.test, epoch, last=epoch == self.recipe.epochs)
+            return measured if self.unseen is None else measured + self.monitor.verify(self.method, self.unseen, epoch)
 
         for row in ranks.first(rows):
             self.note(row, board)

@@ -8,12 +8,17 @@ float32, and measures on L2-normalised features (r = 1), named `backbone` or `pr
     center_norm_min, delta_mu            smallest ||mu_k||; 1 - min_k ||mu_k||^2
     knn_error, nearest_center_error      clean test images against the training images (centers over their augmented views)
     linear_error                         a logistic regression on clean backbone features: first and last epoch only, and not for many classes
+    verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where a set with a split `unseen` is named
 
-Source: Huang et al. 2023, sections 2 to 5.
+Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are those of `classes` of them, drawn by the seed;
+kNN and the linear probe know all.
+
+Sources: Huang et al. 2023, sections 2 to 5; of the last two `marginlab.evaluation.verification`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,9 +28,11 @@ from torch.nn import functional as F
 
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
-from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error
+from marginlab.data import load as load_images
+from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
 from marginlab.measures import Alignment, ClassDivergence
 from marginlab.methods import Method
+from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
 
@@ -50,6 +57,10 @@ class Monitor:
     bank: training images for kNN and linear probe, and as many test images; 0 takes all.
     epsilons: where the curve R_epsilon is recorded.
     probe_classes: the linear probe is left out where there are more classes, as a logistic regression of a thousand takes minutes.
+    classes: how many classes are watched, where the data have more; 0 watches all. Every watched one has two images at least.
+    verified: an image set, as `marginlab.data.load` names it, whose split `unseen` is verified ("omniglot-upright"); by default none is.
+    verified_pairs, folds: pairs of its images for the accuracy, in so many folds of different classes.
+    far_pairs, fars: pairs for the true accept rate at these false accept rates.
     """
 
     every: int = 0
@@ -59,17 +70,66 @@ class Monitor:
     epsilons: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     seed: int = 0
     probe_classes: int = 200
+    classes: int = 200
+    verified: str = ""
+    verified_pairs: int = 6000
+    folds: int = 10
+    far_pairs: int = 200_000
+    fars: tuple[float, ...] = (0.01, 0.001)
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0)):
+        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0), ("classes", 0), ("folds", 2)):
             if getattr(self, name) < least:
                 raise SettingsError(f"The monitor's {name} is at least {least}, not {getattr(self, name)}.")
         if self.bank < 0 or self.bank == 1:
             raise SettingsError(f"The monitor's bank is 0, which takes all images, or at least 2, not {self.bank}.")
+        if self.classes == 1:
+            raise SettingsError("The monitor watches 0 classes, which means all, or at least 2, not 1: a divergence is between classes.")
+        for name, unit in (("verified_pairs", 2 * self.folds), ("far_pairs", 2)):
+            if getattr(self, name) < unit or getattr(self, name) % unit:
+                raise SettingsError(f"The monitor's {name} are half genuine, in equal folds: a multiple of {unit}, not {getattr(self, name)}.")
+        for far in self.fars:
+            if not 0 < far < 1 or far * (self.far_pairs // 2) < 1 - 1e-9:
+                raise SettingsError(f"A FAR is in (0, 1), and takes 2 / FAR far_pairs or more: {far} of {self.far_pairs} makes no rate.")
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Say whether to measure after this epoch."""
         return epoch in (0, epochs) or (self.every > 0 and epoch % self.every == 0)
+
+    def unseen(self, train: ImageSet, root: Path | str | None = None, size: int = 0) -> ImageSet | None:
+        """The images whose pairs are verified, resized as those of the training; None where none are asked for.
+
+        Raises
+        ------
+        SettingsError: the set has no split `unseen`, shares a class with the training, or has fewer pairs than asked for.
+        Whatever `data.load` refuses.
+
+        """
+        if not self.verified:
+            return None
+        found = load_images(self.verified, "unseen", root, size=size)
+        if shared := sorted(set(found.classes) & set(train.classes)):
+            more = f" and {len(shared) - 1} other classes" if len(shared) > 1 else ""
+            raise SettingsError(f"{shared[0]}{more} of {self.verified} are trained on by {train.name}. Verify a set of other classes.")
+        try:
+            pairs(found.labels, self.verified_pairs, folds=self.folds, seed=self.seed)
+            pairs(found.labels, self.far_pairs, folds=1, seed=self.seed)
+        except ValueError as error:
+            raise SettingsError(f"{self.verified} cannot be verified so: {error}") from error
+        return found
+
+    def verify(self, method: Method, unseen: ImageSet, epoch: int) -> list[Row]:
+        """Verify pairs of these images by the method as it is; its mode is put back afterwards."""
+        training = method.training
+        method.eval()
+        encoded = encode_images(method, unseen.images, next(method.parameters()).device)
+        method.train(training)
+        rows = []
+        for space, features in encoded.items():
+            labels = unseen.labels.to(features.device)
+            asked = {"n": self.verified_pairs, "folds": self.folds, "far_pairs": self.far_pairs, "seed": self.seed}
+            rows += [Row(epoch, f"{name}/{space}", *rate) for name, rate in verify(features, labels, fars=self.fars, **asked).items()]
+        return rows
 
     def __call__(self, method: Method, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, *, last: bool) -> list[Row]:
         """Measure the method as it is. The mode (training or evaluation) of its modules is put back afterwards."""
@@ -78,27 +138,45 @@ class Monitor:
         method.eval()
         rows: list[Row] = []
         classes = len(train.classes)
+        own_train, own_test = self._watched(train), self._watched(test)
+        few = len(own_train.classes)
         seen: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-        watched = max(self.images, 2 * classes)  # an image of every class for its center, and a second for its length without bias
-        for split, images in (("train", train.subset(watched, self.seed)), ("test", test.subset(watched, self.seed))):
+        watched = max(self.images, 2 * few)  # an image of every class for its center, and a second for its length without bias
+        for split, images in (("train", own_train.subset(watched, self.seed)), ("test", own_test.subset(watched, self.seed))):
             encoded = encode_views(method, augmentation, images, self.views, seed=self.seed, device=device, split=split)
             seen[split] = {space: (encoded[space], images.labels.to(device)) for space in encoded}
         bank, queries = train.subset(self.bank, self.seed), test.subset(self.bank, self.seed)
         banked, asked = encode_images(method, bank.images, device), encode_images(method, queries.images, device)
         bank_labels, query_labels = bank.labels.to(device), queries.labels.to(device)
+        near, near_labels = asked, query_labels
+        if few < classes:
+            own = own_test.subset(self.bank, self.seed)
+            near, near_labels = encode_images(method, own.images, device), own.labels.to(device)
         for space in ("backbone", "projector"):
             features, labels = seen["test"][space]
-            rows += _geometry(features, labels, classes, space, epoch, self.epsilons)
+            rows += _geometry(features, labels, few, space, epoch, self.epsilons)
             error = 1 - knn_accuracy(banked[space], bank_labels, asked[space], query_labels)
             rows.append(_rate(epoch, f"knn_error/{space}", error, len(query_labels)))
             centers, center_labels = seen["train"][space]
-            wrong = nearest_center_error(centers, center_labels, asked[space], query_labels)
-            rows.append(_rate(epoch, f"nearest_center_error/{space}", wrong.error, len(query_labels)))
+            wrong = nearest_center_error(centers, center_labels, near[space], near_labels)
+            rows.append(_rate(epoch, f"nearest_center_error/{space}", wrong.error, len(near_labels)))
         if (last or epoch == 0) and classes <= self.probe_classes:
             error = 1 - linear_probe_accuracy(banked["backbone"], bank_labels, asked["backbone"], query_labels)
             rows.append(_rate(epoch, "linear_error/backbone", error, len(query_labels)))
         method.train(training)
         return rows
+
+    def _watched(self, images: ImageSet) -> ImageSet:
+        """The images of the watched classes alone, which are numbered anew, in their old order; all where there are no more."""
+        n = len(images.classes)
+        if not 0 < self.classes < n:
+            return images
+        chosen = Key(self.seed).named("monitor", "classes").permutation(n)[: self.classes].sort().values
+        labels = images.labels.cpu()
+        kept = torch.isin(labels, chosen)
+        place, here = torch.searchsorted(chosen, labels[kept]), kept.to(images.images.device)
+        names = tuple(images.classes[k] for k in chosen.tolist())
+        return replace(images, images=images.images[here], labels=place.to(images.labels.device), classes=names)
 
 
 def _geometry(features: Tensor, labels: Tensor, classes: int, space: str, epoch: int, epsilons: tuple[float, ...]) -> list[Row]:
