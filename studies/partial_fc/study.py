@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
-from torch import Tensor
 
-import marginlab.train
 from marginlab import data, ranks, settings
-from marginlab.evaluation import pairs, tar_at_far, verification_accuracy
+from marginlab.evaluation import verify
 from marginlab.study import Cell, Run
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-headline = ("accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001", "target_angle", "images_per_second")
+verified = ("verification_accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001")
+headline = (*(f"{name}/projector" for name in verified), "target_angle", "images_per_second")
 kept = (
     *headline,
-    *(f"{name} of pixels" for name in headline[:3]),
+    *(f"{name}/pixels" for name in verified),
     "loss",
     "knn_error/projector",
     "alignment/projector",
@@ -65,14 +63,16 @@ class Settings:
     measure_every: int = 0
     """Epochs between the monitor's measurements; 0 for the first and the last only."""
     monitored: int = 2000
-    """Training and test images whose views the monitor measures."""
+    """Training and test images whose views the monitor measures, of so many"""
+    watched: int = 200
+    """classes; 0 watches all."""
     bank: int = 4000
     """Training images for kNN, and as many test images; 0 takes all."""
     pairs: int = 6000
     """Pairs of unseen images, half genuine, for the accuracy,"""
     folds: int = 10
     """in so many folds of their own characters."""
-    roc_pairs: int = 200_000
+    far_pairs: int = 200_000
     """Pairs, half genuine, for the true accept rate"""
     fars: tuple[float, ...] = (0.01, 0.001)
     """at these false accept rates."""
@@ -80,24 +80,12 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.rates or not self.seeds or not self.fars:
             raise settings.SettingsError("rates, seeds and fars each name at least one.")
+        if not self.unseen:
+            raise settings.SettingsError("unseen names the image set to verify, such as omniglot-upright; it is empty.")
         for rate in self.rates:
             if not 0 <= rate <= 1:
                 raise settings.SettingsError(f"A rate is a part of the classes, in [0, 1], not {rate}.")
-        for far in self.fars:
-            if not 0 < far < 1 or far * (self.roc_pairs // 2) < 1:
-                raise settings.SettingsError(f"A FAR of {far} needs 2 / FAR roc_pairs or more, not {self.roc_pairs}.")
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What decides the numbers of a verification, but for the features."""
-
-    data: str
-    image_size: int
-    pairs: int
-    folds: int
-    roc_pairs: int
-    fars: tuple[float, ...]
+        _monitor(self)
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------
@@ -119,11 +107,8 @@ def check(chosen: Settings) -> str:
     train, test = check_data(_recipe(cells(chosen)[0], chosen))
     for cell in cells(chosen):
         _recipe(cell, chosen).make_method(len(train.classes))
-    unseen = data.load(chosen.unseen, "unseen", size=chosen.image_size)
-    if shared := sorted(set(unseen.classes) & set(train.classes)):
-        raise settings.SettingsError(f"{shared[0]} and {len(shared) - 1} other classes of {chosen.unseen} are trained on. Take others to verify.")
-    pairs(unseen.labels, chosen.pairs, folds=chosen.folds)
-    pairs(unseen.labels, chosen.roc_pairs, folds=1)
+    unseen = _monitor(chosen).unseen(train, size=chosen.image_size)
+    assert unseen is not None
     return " ".join(images.digest() for images in (train, test, unseen))
 
 
@@ -133,58 +118,47 @@ def _recipe(cell: Any, chosen: Settings) -> Recipe:
     return Recipe(**{name: getattr(chosen, name) for name in same}, method=method, seed=cell["seed"])
 
 
-def _verified(chosen: Settings) -> Verified:
-    return Verified(chosen.unseen, chosen.image_size, chosen.pairs, chosen.folds, chosen.roc_pairs, chosen.fars)
+def _monitor(chosen: Settings) -> Monitor:
+    return Monitor(
+        every=chosen.measure_every,
+        images=chosen.monitored,
+        views=2,
+        bank=chosen.bank,
+        classes=chosen.watched,
+        verified=chosen.unseen,
+        verified_pairs=chosen.pairs,
+        folds=chosen.folds,
+        far_pairs=chosen.far_pairs,
+        fars=chosen.fars,
+    )
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------------
 
 
 def run(cell: Cell) -> None:
-    """Train at the rate, and verify pairs of unseen characters with what was trained; once in a run, also with bare pixels."""
+    """Train at the rate; the monitor verifies pairs of unseen characters. Once in a run, the same pairs are verified by bare pixels."""
     chosen: Settings = cell.settings
-    monitor = Monitor(every=chosen.measure_every, images=chosen.monitored, views=2, bank=chosen.bank)
-    trained = cell.once("training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), monitor)
+    trained = cell.once("training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), _monitor(chosen))
     for epoch, name, value, low, high, n in trained["rows"]:
         cell.record(name, value, low, high, n, epoch)
     cell.record("images_per_second", trained["images_per_second"])
-    cell.say("verifies unseen characters")
-    for space, rows in (
-        ("", cell.once("verification", _verify, _verified(chosen), trained["folder"])),
-        (" of pixels", cell.once("verification of pixels", _verify, _verified(chosen), "")),
-    ):
-        for name, (value, low, high, n) in rows.items():
-            cell.record(f"{name}{space}", value, low, high, n)
+    for name, (value, low, high, n) in cell.once("pixels", _pixels, _monitor(chosen), chosen.image_size).items():
+        cell.record(f"{name}/pixels", value, low, high, n)
 
 
 def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
-    """Rows of the training, how fast it was, and the folder under once/ in which its network is kept."""
+    """Rows of the training, and how fast it was."""
     done = fit(recipe, folder / "run", monitor, say=say)
-    return {"folder": folder.name, "rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
+    return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
 
 
-def _verify(verified: Verified, trained: str, *, folder: Path) -> dict[str, tuple[float, float, float, int]]:
-    """Accuracy over folds with the 95 % interval of its standard error, and TAR at each FAR with its own; of pixels without a network.
-
-    Under torchrun each rank does all of it, alike.
-    """
-    unseen = data.load(verified.data, "unseen", size=verified.image_size)
-    features = _embedded(folder.parent / trained / "run", unseen.images) if trained else unseen.images[:, 0].float().flatten(1) / 255  # grey
-    drawn = pairs(unseen.labels, verified.pairs, folds=verified.folds)
-    found = verification_accuracy(features[drawn.first], features[drawn.second], drawn.same, verified.folds)
-    half = 1.96 * found.standard_error
-    rows = {"accuracy": (found.accuracy, found.accuracy - half, found.accuracy + half, verified.pairs)}
-    drawn = pairs(unseen.labels, verified.roc_pairs, folds=1)
-    for far in verified.fars:
-        rate = tar_at_far(features[drawn.first], features[drawn.second], drawn.same, far)
-        rows[f"TAR@FAR={far:g}"] = (rate.tar, rate.low, rate.high, rate.genuine)
-    return rows
-
-
-@torch.no_grad()
-def _embedded(run_folder: Path, images: Tensor) -> Tensor:
-    method = marginlab.train.load(run_folder)
-    return torch.cat([method.project(method.encode(part.float() / 255)) for part in images.split(512)])
+def _pixels(monitor: Monitor, size: int, *, folder: Path) -> dict[str, tuple[float, float, float, int]]:
+    """The monitor's verification with the grey values of the pixels as features. Under torchrun each rank does all of it, alike."""
+    unseen = data.load(monitor.verified, "unseen", size=size)
+    asked = {"n": monitor.verified_pairs, "folds": monitor.folds, "far_pairs": monitor.far_pairs, "seed": monitor.seed}
+    found = verify(unseen.images[:, 0].float().flatten(1) / 255, unseen.labels, fars=monitor.fars, **asked)
+    return {name: tuple(rate) for name, rate in found.items()}
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -193,23 +167,26 @@ def _embedded(run_folder: Path, images: Tensor) -> Tensor:
 def report(run: Run) -> None:
     """Verification by rate beside that of pixels, the target angle over training, and the published tables."""
     chosen: Settings = run.settings
-    names = ("accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
+    names = ("verification_accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
     run.report.title = f"Sampled classes and verification: {chosen.data}"
     run.report.lead = (
         f"{chosen.margin} at s = {chosen.scale:g} on {chosen.data}, {chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). "
         f"Each step sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of characters of {chosen.unseen}, of other alphabets."
     )
-    table = []
-    for rate in chosen.rates:
-        rows = run.results.select(rate=rate)
-        entry: dict[str, Any] = {"rate": f"{rate:g}"}
-        for name in (*names, "images_per_second"):
-            values = [row["value"] for row in rows.select(name=name)]
-            entry[name] = float(np.mean(values)) if values else float("nan")
-        table.append(entry)
-    bare = {name: [row["value"] for row in run.results.select(name=f"{name} of pixels")] for name in names}
-    table.append({"rate": "pixels, untrained", **{name: values[0] for name, values in bare.items() if values}})
-    words = f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.roc_pairs:,} pairs; means over {len(chosen.seeds)} seed(s)."
+
+    def mean(name: str, **of: Any) -> float:
+        values = [row["value"] for row in run.results.select(name=name, **of)]
+        return float(np.mean(values)) if values else float("nan")
+
+    table = [
+        {"rate": f"{rate:g}"}
+        | {name: mean(f"{name}/projector", rate=rate, epoch=chosen.epochs) for name in names}
+        | {"images_per_second": mean("images_per_second", rate=rate)}
+        for rate in chosen.rates
+    ]
+    table.append({"rate": "untrained network"} | {name: mean(f"{name}/projector", epoch=0) for name in names})
+    table.append({"rate": "pixels"} | {name: mean(f"{name}/pixels") for name in names})
+    words = f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.far_pairs:,} pairs; means over {len(chosen.seeds)} seed(s)."
     run.report.table(table, words)
     figure = go.Figure()
     for rate in chosen.rates:
@@ -220,7 +197,7 @@ def report(run: Run) -> None:
     intervals = [
         {"rate": row["rate"], "seed": row["seed"], "name": row["name"], "value": row["value"], "low": row["low"], "high": row["high"]}
         for name in names
-        for row in run.results.select(name=name)
+        for row in run.results.select(name=f"{name}/projector", epoch=chosen.epochs)
     ]
     run.report.table(intervals, "With 95 % intervals: of the accuracy from the spread over folds, of a TAR as if pairs were independent.")
     with (run.home / "published.csv").open(encoding="utf-8") as file:

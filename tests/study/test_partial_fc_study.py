@@ -40,8 +40,11 @@ def test_the_published_rows_are_whole():
     [
         ({"rates": ()}, "each name at least one"),
         ({"rates": (1.1,)}, r"a part of the classes, in \[0, 1\], not 1.1"),
-        ({"fars": (1e-6,)}, "needs 2 / FAR roc_pairs or more, not 200000"),
+        ({"fars": (1e-6,)}, "1e-06 of 200000 makes no rate"),
         ({"margin": "Arc(0.5)"}, "Arc"),
+        ({"unseen": ""}, "unseen names the image set to verify"),
+        ({"unseen": "digits"}, "There is no split 'unseen'"),
+        ({"pairs": 10_000_000}, "cannot be verified so"),
         ({"ranks": 2}, "here are 1 processes. Start `torchrun --nproc-per-node 2 -m marginlab.study partial_fc --ranks 2`"),
     ],
 )
@@ -69,22 +72,23 @@ def characters(tmp_path, monkeypatch):
 
 def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
     small = "--image-size 16 --epochs 3 --batch 24 --rates 1.0 0.5 --precision float32 --optimizer SGD(lr=0.05) --scale 16.0 --dim 16 --monitored 24"
-    more = "--bank 24 --pairs 200 --folds 2 --roc-pairs 600 --fars 0.1".split()
+    more = "--bank 24 --pairs 200 --folds 2 --far-pairs 600 --fars 0.1".split()
     backbone = "Backbone('resnet18', stem='strided', width=0.125, norm='group')"
     assert main(["partial_fc", *small.split(), *more, "--backbone", backbone]) == 0
-    assert "accuracy" in capsys.readouterr().out
+    assert "verification_accuracy" in capsys.readouterr().out
     folder = next((characters / "runs").iterdir())
     with (folder / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     found = {(row["rate"], row["name"]): row for row in rows if row["epoch"] in ("-1", "3")}
     for rate in ("1.0", "0.5"):
-        row = found[rate, "accuracy"]
+        row = found[rate, "verification_accuracy/projector"]
         assert 0.7 < float(row["value"]) <= 1  # of characters that differ by much more than their drawings do
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-        assert 0 <= float(found[rate, "TAR@FAR=0.1"]["low"]) <= float(found[rate, "TAR@FAR=0.1"]["value"])
+        assert 0 <= float(found[rate, "TAR@FAR=0.1/projector"]["low"]) <= float(found[rate, "TAR@FAR=0.1/projector"]["value"])
         assert float(found[rate, "target_angle"]["value"]) < 90
-    assert found["1.0", "accuracy of pixels"] != found["1.0", "accuracy"]
-    assert found["1.0", "accuracy of pixels"]["value"] == found["0.5", "accuracy of pixels"]["value"]
+    pixels = "verification_accuracy/pixels"
+    assert found["1.0", pixels]["value"] == found["0.5", pixels]["value"]
+    assert found["1.0", pixels]["value"] != found["1.0", "verification_accuracy/projector"]["value"]
     report = (folder / "report.html").read_text(encoding="utf-8")
-    for words in ("pixels, untrained", "mean target angle", "WebFace12M", "95 % intervals"):
+    for words in ("untrained network", "mean target angle", "WebFace12M", "95 % intervals"):
         assert words in report
