@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from populations import normal, samples
+from populations import MANY, normal, samples
 
 from marginlab.theory import Bound, PairBound, Population, haochen, infonce_floor, infonce_limit, log_mean_exp, saunshi, uniformity_floor
 
@@ -39,6 +39,7 @@ def class_losses(population, loss):
     return un, equal / (1 - different), supervised / different, error / different
 
 
+@MANY
 @given(samples(most_classes=3, most_views=2), st.sampled_from(sorted(LOSSES)))
 def test_saunshi_holds_with_positives_of_a_class(sample, loss):
     population = sample.population
@@ -83,7 +84,7 @@ def graphs(draw):
     return draws / draws.sum(1, keepdim=True), labels, weights / weights.sum(), k
 
 
-@settings(max_examples=max(80, settings().max_examples))
+@MANY
 @given(graphs())
 def test_haochen_holds_on_populations_with_shared_views(graph):
     draws, labels, weights, k = graph
@@ -152,6 +153,7 @@ def test_a_view_that_is_never_drawn_is_refused():
         haochen(draws=torch.tensor([[1.0, 0.0], [1.0, 0.0]]), labels=torch.tensor([0, 1]), dim=1)
 
 
+@MANY
 @given(samples(r=1.0, most_classes=3, most_views=2), st.sampled_from([2.0, 1.0, 0.5]), st.sampled_from([1, 2, 10, 1000]))
 def test_infonce_comes_to_its_limit_as_fast_as_is_said(sample, temperature, negatives):
     result = infonce_limit(sample.population, temperature=temperature, negatives=negatives)
@@ -160,6 +162,7 @@ def test_infonce_comes_to_its_limit_as_fast_as_is_said(sample, temperature, nega
     assert result.limit >= result.floor - 1e-9
 
 
+@MANY
 @given(samples(r=1.0), st.sampled_from([0.5, 2.0, 8.0]))
 def test_no_population_is_more_uniform_than_the_sphere(sample, t):
     population = sample.population

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from populations import ROUND, augmented, cases, epsilons, samples
+from populations import MANY, ROUND, augmented, cases, epsilons, samples
 
 from marginlab.theory import (
     Population,
@@ -25,7 +25,7 @@ from marginlab.theory import (
 )
 
 
-@settings(max_examples=max(100, settings().max_examples))
+@MANY
 @given(cases())
 def test_theorem_1_holds_under_each_of_its_conditions(case):
     population, good, sample = case.population, case.good, case.sample
@@ -46,6 +46,7 @@ def test_theorem_1_holds_under_each_of_its_conditions(case):
         assert theorem.Delta_mu <= divergence_limit(float(theorem.rho2.max())) + ROUND
 
 
+@MANY
 @given(cases())
 def test_lemma_3_1_holds_and_its_forms_are_ordered(case):
     population, good = case.population, case.good
@@ -67,7 +68,7 @@ def test_lemma_3_1_holds_and_its_forms_are_ordered(case):
         assert lemma.printed.holds
 
 
-@settings(max_examples=max(40, settings().max_examples))
+@MANY
 @given(cases(), st.data())
 def test_per_class_corollary_holds_and_beats_the_theorem(case, data):
     sample, population, C = case.sample, case.population, len(case.population.p)
@@ -87,7 +88,7 @@ def test_per_class_corollary_holds_and_beats_the_theorem(case, data):
         assert result.bound.right <= theorem.with_lengths.right + ROUND
 
 
-@settings(max_examples=max(40, settings().max_examples))
+@MANY
 @given(cases(), st.booleans(), st.data())
 def test_fixed_centers_corollary_holds(case, moved, data):
     sample, population, C = case.sample, case.population, len(case.population.p)
@@ -104,6 +105,7 @@ def test_fixed_centers_corollary_holds(case, moved, data):
     assert result.bound.premise or result.bound.holds
 
 
+@MANY
 @given(samples())
 def test_the_companion_holds_of_every_encoder(sample):
     population = sample.population
@@ -236,6 +238,7 @@ def test_the_printed_condition_does_not_imply_the_one_of_distances_but_that_with
     assert theorem.with_lengths.certifies
 
 
+@MANY
 @given(st.integers(0, 2**20), st.integers(11, 14))
 def test_the_printed_theorem_with_two_classes_and_a_rho_above_one_half(seed, strays):
     """Most images of a class lie outside S_eps, and wherever (P) holds all the same, the others are right."""

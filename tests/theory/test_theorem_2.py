@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from populations import epsilons, samples
+from populations import MANY, epsilons, samples
 
 from marginlab.theory import eta, theorem_2, theorem_2_discrete
 
@@ -59,6 +59,7 @@ def test_the_variance_form_is_below_the_printed_one_where_that_says_something(ep
     assert forms.variance.right <= forms.linear.right * (1 + 1e-9)
 
 
+@MANY
 @given(samples(), st.data())
 def test_discrete_views(sample, data):
     population, epsilon = sample.population, data.draw(epsilons(sample))
@@ -98,6 +99,7 @@ def longest(speed, angles):
     return 2 * math.sin(min((high - low) / 2, math.pi / 2))
 
 
+@MANY
 @given(circles())
 def test_continuous_views_of_an_analytic_family(family):
     m, images, epsilon = family

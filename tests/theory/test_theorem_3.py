@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from populations import epsilons, samples
+from populations import MANY, epsilons, samples
 
 from marginlab.theory import Population, tau, theorem_1, theorem_3, theorem_3_printed
 
@@ -24,7 +24,7 @@ def exact(population, temperature=1.0, negatives=1):
     return theorem_3(p=population.p, gram=population.gram, A=population.A, L_2=L_2, temperature=temperature, negatives=negatives)
 
 
-@settings(max_examples=max(60, settings().max_examples))
+@MANY
 @given(samples(r=1.0), st.sampled_from([1.0, 1.0, 0.5, 0.1]), st.data())
 def test_theorem_3_holds_exact_and_printed_and_the_exact_form_is_never_weaker(sample, temperature, data):
     population = sample.population
@@ -43,7 +43,7 @@ def test_theorem_3_holds_exact_and_printed_and_the_exact_form_is_never_weaker(sa
     assert bool((excess.nan_to_num(nan=-1.0) <= 1e-9).all())
 
 
-@settings(max_examples=15 if settings().max_examples == 30 else settings().max_examples)
+@MANY
 @given(samples(r=1.0, most_classes=3, most_views=2), st.sampled_from([1.0, 0.2]), st.sampled_from([2, 5, 1000]))
 def test_the_exact_form_holds_with_any_number_of_negatives(sample, temperature, negatives):
     result = exact(sample.population, temperature, negatives)
@@ -54,6 +54,7 @@ def test_the_exact_form_holds_with_any_number_of_negatives(sample, temperature, 
     assert not result.average.certifies
 
 
+@MANY
 @given(samples(r=1.0), st.floats(0, 2), st.floats(-1, 1))
 def test_what_images_that_are_not_aligned_take_is_at_most_tau(sample, epsilon, v):
     """E phi(f_1 . f_2, v) >= phi(1 - eps, v) - tau, the step in which the printed form needs tau."""

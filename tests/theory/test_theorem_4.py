@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from populations import ROUND, cases, samples
+from populations import MANY, ROUND, cases, samples
 
 from marginlab.theory import Normalisation, Population, closed_tau, lemma_4_1, normalisation, rho_2, theorem_4
 
@@ -26,7 +26,7 @@ def standardised(population):
     return Population(f[..., varied] / square[varied].sqrt(), population.labels, population.w) if bool(varied.any()) else population
 
 
-@settings(max_examples=max(60, settings().max_examples))
+@MANY
 @given(samples(), st.booleans())
 def test_theorem_4_holds_of_any_features_and_the_refined_form_is_never_weaker(sample, standard):
     population = standardised(sample.population) if standard else sample.population
@@ -41,6 +41,7 @@ def test_theorem_4_holds_of_any_features_and_the_refined_form_is_never_weaker(sa
     assert population.correlation[1] + float(population.sigma_within.square().sum()) >= half * (1 - 1e-9) - ROUND
 
 
+@MANY
 @given(samples())
 def test_lemma_4_1_holds_and_refuses_other_scales(sample):
     standard = standardised(sample.population)
@@ -56,7 +57,7 @@ def test_lemma_4_1_holds_and_refuses_other_scales(sample):
     assert standard is sample.population or normalisation(standard).square < 1e-8
 
 
-@settings(max_examples=max(60, settings().max_examples))
+@MANY
 @given(cases())
 def test_closed_tau_is_above_the_exact_one(case):
     population = case.population
