@@ -9,7 +9,6 @@ state and that number is whole: on a CPU, a run that was killed and started agai
 """
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 from collections.abc import Callable, Iterator
@@ -28,9 +27,10 @@ from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 from marginlab.train import checkpoint, watch
-from marginlab.train.monitor import Monitor, Row
+from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
 from marginlab.train.recipe import PRECISIONS, Recipe
+from marginlab.train.rows import Row, write
 
 SAVE_EVERY = 1000  # steps between checkpoints inside a long epoch; one is written at the end of every epoch anyway
 
@@ -312,16 +312,7 @@ class _Loop:
 
     def write_rows(self) -> None:
         """Keep what was measured as a table beside the checkpoints."""
-
-        def write() -> None:
-            partial = self.folder / "monitor.partial"
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(Row._fields)
-                table.writerows([row.epoch, row.name, repr(row.value), repr(row.low), repr(row.high), row.n] for row in self.rows)
-            partial.rename(self.folder / "monitor.csv")
-
-        ranks.first(write)
+        ranks.first(lambda: write(self.rows, self.folder / "monitor.csv"))
 
 
 @contextlib.contextmanager

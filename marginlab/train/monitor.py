@@ -8,6 +8,7 @@ float32, and measures on L2-normalised features (r = 1), named `backbone` or `pr
     center_norm_min, delta_mu            smallest ||mu_k||; 1 - min_k ||mu_k||^2
     knn_error, nearest_center_error      clean test images against the training images (centers over their augmented views)
     linear_error                         a logistic regression on clean backbone features: first and last epoch only, and not for many classes
+    MEASURE.NUMBER                       what more measures say of the views of test images (field `measures`)
     verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where a set with a split `unseen` is named
 
 Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are those of `classes` of them, drawn by the seed;
@@ -16,35 +17,44 @@ kNN and the linear probe know all.
 Sources: Huang et al. 2023, sections 2 to 5; of the last two `marginlab.evaluation.verification`.
 """
 
-import math
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from marginlab import measures, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
 from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
-from marginlab.measures import Alignment, ClassDivergence
-from marginlab.methods import Method
+from marginlab.measures.measure import Measure
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
+from marginlab.train.rows import Row, geometry, measured, rate
 
 
-class Row(NamedTuple):
-    """One number: value, the bounds of its interval (NaN where there is none), and how many images it rests on."""
+@runtime_checkable
+class Encoder(Protocol):
+    """What is asked of a network: features of images, and what the loss sees of features, or None where that is the same."""
 
-    epoch: int
-    name: str
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    n: int = 0
+    @property
+    def project(self) -> Any:
+        """A function of features (B, D), or None."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """As of a torch module."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of a torch module."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Monitor:
     verified: an image set, as `marginlab.data.load` names it, whose split `unseen` is verified ("omniglot-upright"); by default none is.
     verified_pairs, folds: pairs of its images for the accuracy, in so many folds of different classes.
     far_pairs, fars: pairs for the true accept rate at these false accept rates.
+    measures: more measures of the views of the test images, as calls of `marginlab.measures`: ("Uniformity()", "NeuralCollapse()").
     """
 
     every: int = 0
@@ -76,6 +87,7 @@ class Monitor:
     folds: int = 10
     far_pairs: int = 200_000
     fars: tuple[float, ...] = (0.01, 0.001)
+    measures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0), ("classes", 0), ("folds", 2)):
@@ -88,6 +100,8 @@ class Monitor:
         for name, unit in (("verified_pairs", 2 * self.folds), ("far_pairs", 2)):
             if getattr(self, name) < unit or getattr(self, name) % unit:
                 raise SettingsError(f"The monitor's {name} are half genuine, in equal folds: a multiple of {unit}, not {getattr(self, name)}.")
+        for text in self.measures:
+            self._measure(text, classes=2, dim=2)
         for far in self.fars:
             if not 0 < far < 1 or far * (self.far_pairs // 2) < 1 - 1e-9:
                 raise SettingsError(f"A FAR is in (0, 1), and takes 2 / FAR far_pairs or more: {far} of {self.far_pairs} makes no rate.")
@@ -118,12 +132,10 @@ class Monitor:
             raise SettingsError(f"{self.verified} cannot be verified so: {error}") from error
         return found
 
-    def verify(self, method: Method, unseen: ImageSet, epoch: int) -> list[Row]:
+    def verify(self, method: Encoder, unseen: ImageSet, epoch: int) -> list[Row]:
         """Verify pairs of these images by the method as it is; its mode is put back afterwards."""
-        training = method.training
-        method.eval()
-        encoded = encode_images(method, unseen.images, next(method.parameters()).device)
-        method.train(training)
+        with evaluating(method) as device:
+            encoded = encode_images(method, unseen.images, device)
         rows = []
         for space, features in encoded.items():
             labels = unseen.labels.to(features.device)
@@ -131,11 +143,14 @@ class Monitor:
             rows += [Row(epoch, f"{name}/{space}", *rate) for name, rate in verify(features, labels, fars=self.fars, **asked).items()]
         return rows
 
-    def __call__(self, method: Method, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, *, last: bool) -> list[Row]:
+    def __call__(self, method: Encoder, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, *, last: bool) -> list[Row]:
         """Measure the method as it is. The mode (training or evaluation) of its modules is put back afterwards."""
-        device = next(method.parameters()).device
-        training = method.training
-        method.eval()
+        with evaluating(method) as device:
+            return self._rows(method, augmentation, train, test, epoch, device, last=last)
+
+    def _rows(
+        self, method: Encoder, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, device: torch.device, *, last: bool
+    ) -> list[Row]:
         rows: list[Row] = []
         classes = len(train.classes)
         own_train, own_test = self._watched(train), self._watched(test)
@@ -152,19 +167,28 @@ class Monitor:
         if few < classes:
             own = own_test.subset(self.bank, self.seed)
             near, near_labels = encode_images(method, own.images, device), own.labels.to(device)
-        for space in ("backbone", "projector"):
+        for space in banked:
             features, labels = seen["test"][space]
-            rows += _geometry(features, labels, few, space, epoch, self.epsilons)
+            rows += geometry(features, labels, few, space, epoch, self.epsilons)
+            for text in self.measures:
+                made = self._measure(text, classes=few, dim=features.shape[-1]).to(device)
+                rows += measured(made, features, labels, space, epoch)
             error = 1 - knn_accuracy(banked[space], bank_labels, asked[space], query_labels)
-            rows.append(_rate(epoch, f"knn_error/{space}", error, len(query_labels)))
+            rows.append(rate(epoch, f"knn_error/{space}", error, len(query_labels)))
             centers, center_labels = seen["train"][space]
             wrong = nearest_center_error(centers, center_labels, near[space], near_labels)
-            rows.append(_rate(epoch, f"nearest_center_error/{space}", wrong.error, len(near_labels)))
+            rows.append(rate(epoch, f"nearest_center_error/{space}", wrong.error, len(near_labels)))
         if (last or epoch == 0) and classes <= self.probe_classes:
             error = 1 - linear_probe_accuracy(banked["backbone"], bank_labels, asked["backbone"], query_labels)
-            rows.append(_rate(epoch, "linear_error/backbone", error, len(query_labels)))
-        method.train(training)
+            rows.append(rate(epoch, "linear_error/backbone", error, len(query_labels)))
         return rows
+
+    @staticmethod
+    def _measure(text: str, classes: int, dim: int) -> Measure:
+        made = settings.call(text, measures, offered={"num_classes": classes, "dim": dim})
+        if not isinstance(made, Measure):
+            raise SettingsError(f"{text!r} is no measure of features. The monitor takes such as 'Uniformity()'.")
+        return made
 
     def _watched(self, images: ImageSet) -> ImageSet:
         """The images of the watched classes alone, which are numbered anew, in their old order; all where there are no more."""
@@ -179,48 +203,16 @@ class Monitor:
         return replace(images, images=images.images[here], labels=place.to(images.labels.device), classes=names)
 
 
-def _geometry(features: Tensor, labels: Tensor, classes: int, space: str, epoch: int, epsilons: tuple[float, ...]) -> list[Row]:
-    alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(features.device)  # rank 0 measures alone
-    divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False).to(features.device)
-    alignment.update(features, labels)
-    divergence.update(features, labels)
-    aligned, apart = alignment.compute(), divergence.compute()
-    n = len(features)
-
-    def row(name: str, value: Tensor, error: Tensor | None = None) -> Row:
-        middle, half = float(value), 1.96 * float(error) if error is not None else math.nan
-        return Row(epoch, f"{name}/{space}", middle, middle - half, middle + half, n)
-
-    rows = [row("alignment", aligned.L_align, aligned.standard_error)]
-    for number, epsilon in enumerate(epsilons):
-        low, high = float(aligned.lower[number]), float(aligned.upper[number])
-        rows.append(Row(epoch, f"R_epsilon[{epsilon:g}]/{space}", float(aligned.exceeding[number]), low, high, n))
-    apart_pairs = ~torch.eye(classes, dtype=torch.bool, device=apart.gram.device)
-    largest = apart.gram.masked_fill(~apart_pairs, -math.inf).flatten().argmax()
-    rows.append(row("divergence_max", apart.gram.flatten()[largest], apart.error_gram.flatten()[largest]))
-    rows.append(row("divergence_mean", apart.gram[apart_pairs].mean()))
-    rows.append(row("center_norm_min", apart.norms.min()))
-    rows.append(row("delta_mu", apart.Delta_mu, apart.error_Delta_mu))
-    return rows
-
-
-def _rate(epoch: int, name: str, value: float | Tensor, n: int) -> Row:
-    """An error rate with its 95 % Wilson interval."""
-    p, z = float(value), 1.96
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Row(epoch, name, p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n)), n)
-
-
 @torch.no_grad()
-def encode_images(method: Method, images: UInt8[Tensor, "N 3 H W"], device: torch.device, batch: int = 512) -> dict[str, Float[Tensor, "N D"]]:
+def encode_images(method: Encoder, images: UInt8[Tensor, "N 3 H W"], device: torch.device, batch: int = 512) -> dict[str, Float[Tensor, "N D"]]:
     """L2-normalised features of clean images, of the backbone and of the projector, in float32."""
     parts = [_both(method, part.to(device).float() / 255) for part in images.split(batch)]
-    return {space: torch.cat([part[space] for part in parts]) for space in ("backbone", "projector")}
+    return {space: torch.cat([part[space] for part in parts]) for space in parts[0]}
 
 
 @torch.no_grad()
 def encode_views(
-    method: Method, augmentation: Augmentation, images: ImageSet, n_views: int, *, seed: int, device: torch.device, split: str, batch: int = 512
+    method: Encoder, augmentation: Augmentation, images: ImageSet, n_views: int, *, seed: int, device: torch.device, split: str, batch: int = 512
 ) -> dict[str, Float[Tensor, "N V D"]]:
     """L2-normalised features (N, V, D) of views of images, drawn apart from those of training; the clean image is not among them."""
     per = max(1, batch // n_views)
@@ -229,9 +221,25 @@ def encode_views(
     for rows in torch.arange(len(images.labels)).split(per):
         views = augmentation.views(images.images[rows].to(device), index=rows + offset, n_views=n_views, seed=seed, first_view=1 << 31)
         parts.append(_both(method, views.flatten(0, 1)))
-    return {space: torch.cat([part[space] for part in parts]).unflatten(0, (-1, n_views)) for space in ("backbone", "projector")}
+    return {space: torch.cat([part[space] for part in parts]).unflatten(0, (-1, n_views)) for space in parts[0]}
 
 
-def _both(method: Method, images: Tensor) -> dict[str, Tensor]:
+def _both(method: Encoder, images: Tensor) -> dict[str, Tensor]:
     features = method.encode(images.contiguous(memory_format=torch.channels_last))
-    return {"backbone": F.normalize(features, dim=-1), "projector": F.normalize(method.project(features), dim=-1)}
+    spaces = {"backbone": F.normalize(features, dim=-1)}
+    if method.project is not None:
+        spaces["projector"] = F.normalize(method.project(features), dim=-1)
+    return spaces
+
+
+@contextlib.contextmanager
+def evaluating(module: Encoder) -> Iterator[torch.device]:
+    """Evaluation mode, and afterwards each part in the mode it was in: a frozen batch normalisation stays frozen. Gives the device."""
+    before = [(part, part.training) for part in module.modules()]
+    for part, _ in before:
+        part.training = False
+    try:
+        yield next((p.device for p in module.parameters()), torch.device("cpu"))
+    finally:
+        for part, training in before:
+            part.training = training

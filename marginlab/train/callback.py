@@ -1,0 +1,90 @@
+"""The monitor in somebody else's training loop: a callback that measures a network as it is, with no recipe and no `fit`."""
+
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab.augment import Augmentation
+from marginlab.data import ImageSet
+from marginlab.methods import Method
+from marginlab.train.monitor import Monitor
+from marginlab.train.rows import Row, write
+
+
+class Callback:
+    """Call it with the number of the epoch that has ended; it measures where the monitor's schedule says so.
+
+    Parameters
+    ----------
+    model: a module from images (B, 3, H, W) in [0, 1] to features (B, D); or a method of `marginlab.methods`, whose projector is measured too. It
+        is put into evaluation mode while it is measured, and back.
+    train, test: the images, as `marginlab.data.load` gives them (or `ImageSet`s of your own), of the same classes.
+    augmentation: makes the views that alignment and concentration speak of: that of the training.
+    epochs: how many the training has; the first (0, before any training) and the last are always measured.
+    monitor: what to measure, and how often; every epoch by default.
+    project: a module from features to what the loss sees, measured as `projector` beside the `backbone`.
+    csv: a file that holds all rows so far, written anew after each measurement.
+
+    Where a process group exists, call it on one rank only.
+
+    >>> from marginlab.data import load
+    >>> train, test = load("digits", "train", size=16).subset(60), load("digits", "test", size=16).subset(60)
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8))
+    >>> callback = Callback(model, train, test, Augmentation("a"), epochs=2, monitor=Monitor(every=1, images=20, views=2, measures=("Alignment()",)))
+    >>> for epoch in range(3):
+    ...     _ = callback(epoch)                                              # after your own loop over the batches
+    >>> sorted({row.epoch for row in callback.rows})
+    [0, 1, 2]
+
+    Raises
+    ------
+    ValueError: training and test images of different classes, or an epoch beyond the last.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Method,
+        train: ImageSet,
+        test: ImageSet,
+        augmentation: Augmentation,
+        *,
+        epochs: int,
+        monitor: Monitor | None = None,
+        project: nn.Module | None = None,
+        csv: Path | str | None = None,
+    ):
+        if train.classes != test.classes:
+            raise ValueError(f"Training and test images have the same classes, not {train.classes} and {test.classes}.")
+        self.model = model if isinstance(model, Method) else _Bare(model, project)
+        self.train, self.test, self.augmentation, self.epochs = train, test, augmentation, epochs
+        self.monitor, self.csv = monitor or Monitor(every=1), None if csv is None else Path(csv)
+        self.rows: list[Row] = []
+
+    def __call__(self, epoch: int) -> list[Row]:
+        """Measure after this epoch, if the schedule says so: the new rows, or none."""
+        if not 0 <= epoch <= self.epochs:
+            raise ValueError(f"The training has epochs 0 (before it begins) to {self.epochs}, not {epoch}.")
+        if not self.monitor.due(epoch, self.epochs):
+            return []
+        rows = self.monitor(self.model, self.augmentation, self.train, self.test, epoch, last=epoch == self.epochs)
+        self.rows += rows
+        if self.csv is not None:
+            write(self.rows, self.csv)
+        return rows
+
+
+class _Bare(nn.Module):
+    """What the monitor asks of a method, by a module that knows nothing of methods."""
+
+    def __init__(self, model: nn.Module, project: nn.Module | None):
+        super().__init__()
+        self.model = model
+        self.project = project
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        features: Tensor = self.model(images)
+        if features.ndim != 2:
+            raise ValueError(f"A model to be monitored gives features (B, D), not {tuple(features.shape)}. Pool and flatten them.")
+        return features

@@ -1,0 +1,95 @@
+"""What is measured during training, as rows: a name, a value, the ends of its interval, and how many images it rests on.
+
+Standard errors become 95 % intervals by the normal distribution, error rates have Wilson's.
+"""
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.measures import Alignment, ClassDivergence
+from marginlab.measures.measure import Measure
+
+
+class Row(NamedTuple):
+    """One number: value, the bounds of its interval (NaN where there is none), and how many images it rests on."""
+
+    epoch: int
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+
+
+def rate(epoch: int, name: str, value: float | Tensor, n: int) -> Row:
+    """An error rate with its 95 % Wilson interval."""
+    p, z = float(value), 1.96
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Row(epoch, name, p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n)), n)
+
+
+def geometry(
+    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], classes: int, space: str, epoch: int, epsilons: tuple[float, ...]
+) -> list[Row]:
+    """Alignment, R_epsilon at each epsilon, and how the class centers lie, in a feature space of this name."""
+    alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(features.device)  # rank 0 measures alone
+    divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False).to(features.device)
+    alignment.update(features, labels)
+    divergence.update(features, labels)
+    aligned, apart = alignment.compute(), divergence.compute()
+    n = len(features)
+
+    def row(name: str, value: Tensor, error: Tensor | None = None) -> Row:
+        middle, half = float(value), 1.96 * float(error) if error is not None else math.nan
+        return Row(epoch, f"{name}/{space}", middle, middle - half, middle + half, n)
+
+    rows = [row("alignment", aligned.L_align, aligned.standard_error)]
+    for number, epsilon in enumerate(epsilons):
+        low, high = float(aligned.lower[number]), float(aligned.upper[number])
+        rows.append(Row(epoch, f"R_epsilon[{epsilon:g}]/{space}", float(aligned.exceeding[number]), low, high, n))
+    apart_pairs = ~torch.eye(classes, dtype=torch.bool, device=apart.gram.device)
+    largest = apart.gram.masked_fill(~apart_pairs, -math.inf).flatten().argmax()
+    rows.append(row("divergence_max", apart.gram.flatten()[largest], apart.error_gram.flatten()[largest]))
+    rows.append(row("divergence_mean", apart.gram[apart_pairs].mean()))
+    rows.append(row("center_norm_min", apart.norms.min()))
+    rows.append(row("delta_mu", apart.Delta_mu, apart.error_Delta_mu))
+    return rows
+
+
+def measured(measure: Measure, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int) -> list[Row]:
+    """A row `Measure.field/space` for each number in the result of a measure; arrays, counts and standard errors make none of their own.
+
+    The interval of a number `x` is that of `error_x`, or of `standard_error` if the result names no other number.
+    """
+    measure.distributed_available_fn = lambda: False  # rank 0 measures alone
+    measure.update(features, labels)
+    result: Any = measure.compute()
+    numbers = {name: float(value) for name in result._fields if name != "standard_error" and _number(value := getattr(result, name))}
+    values = {name: value for name, value in numbers.items() if not name.startswith("error_")}
+    single = float(result.standard_error) if len(values) == 1 and _number(getattr(result, "standard_error", None)) else math.nan
+    rows = []
+    for name, value in values.items():
+        half = 1.96 * numbers.get(f"error_{name}", single)
+        rows.append(Row(epoch, f"{type(measure).__name__}.{name}/{space}", value, value - half, value + half, len(features)))
+    return rows
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point())
+
+
+def write(rows: Iterable[Row], file: Path) -> None:
+    """Keep rows as a table; the one before is there until this is whole."""
+    partial = file.with_name(f"{file.stem}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as opened:
+        table = csv.writer(opened, lineterminator="\n")
+        table.writerow(Row._fields)
+        table.writerows([row.epoch, row.name, repr(row.value), repr(row.low), repr(row.high), row.n] for row in rows)
+    partial.rename(file)

@@ -1,0 +1,100 @@
+"""The monitor's measures by name, and the monitor in a loop that is not ours."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from marginlab.augment import Augmentation
+from marginlab.data import load
+from marginlab.measures.functional import alignment
+from marginlab.settings import SettingsError
+from marginlab.train import Callback, Monitor, Recipe, fit
+from marginlab.train.monitor import encode_views
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return tuple(load("digits", split, size=16).subset(60) for split in ("train", "test"))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 16))
+
+
+def plain_loop(model, train, callback, epochs):
+    """Somebody's loop: a cross-entropy on logits, no augmentation, no recipe."""
+    torch.manual_seed(1)
+    head = nn.Linear(16, 10)
+    optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
+    callback(0)
+    for epoch in range(1, epochs + 1):
+        for rows in torch.arange(len(train)).split(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(model(train.images[rows] / 255)), train.labels[rows]).backward()
+            optimizer.step()
+        callback(epoch)
+
+
+def test_a_plain_loop_is_measured_on_the_schedule_and_left_as_it_was(digits, tmp_path):
+    train, test = digits
+    monitor = Monitor(every=2, images=40, views=3, measures=("Alignment(normalize=True)",))
+    watched, alone = network(), network()
+    callback = Callback(watched, train, test, Augmentation("ae"), epochs=5, monitor=monitor, csv=tmp_path / "rows.csv")
+    plain_loop(watched, train, callback, 5)
+    plain_loop(alone, train, lambda epoch: None, 5)
+    assert sorted({row.epoch for row in callback.rows}) == [0, 2, 4, 5]
+    assert all(torch.equal(a, b) for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True))  # it only looks
+    assert {row.name.split("/")[1] for row in callback.rows} == {"backbone"}
+    by_name = {row.name: row for row in callback.rows if row.epoch == 5}
+    own = encode_views(callback.model.eval(), Augmentation("ae"), test.subset(40), 3, seed=0, device=torch.device("cpu"), split="test")["backbone"]
+    expected = float(alignment(own)[0].mean())
+    assert by_name["Alignment.L_align/backbone"].value == pytest.approx(expected)
+    assert by_name["Alignment.L_align/backbone"][2:] == by_name["alignment/backbone"][2:]
+    assert by_name["knn_error/backbone"].value < 0.5
+    with (tmp_path / "rows.csv").open() as file:
+        kept = list(csv.DictReader(file))
+    assert [(int(row["epoch"]), row["name"], float(row["value"])) for row in kept] == [row[:3] for row in callback.rows]
+
+
+def test_parts_of_a_network_keep_their_own_modes_and_a_projector_is_measured_beside(digits):
+    train, test = digits
+    model = network().train()
+    model[1].eval()  # a frozen batch normalisation
+    callback = Callback(model, train, test, Augmentation("a"), epochs=3, monitor=Monitor(images=20, views=2), project=nn.Linear(16, 4))
+    assert callback(1) == callback(2) == []
+    rows = callback(3)
+    assert {row.name.split("/")[1] for row in rows} == {"backbone", "projector"}
+    assert model.training
+    assert not model[1].training
+    assert model[0].training
+
+
+def test_what_cannot_be_measured_is_refused(digits):
+    train, test = digits
+    with pytest.raises(ValueError, match="same classes"):
+        Callback(network(), train, load("shapes-5", "test"), Augmentation("a"), epochs=1)
+    callback = Callback(network()[:3], train, test, Augmentation("a"), epochs=1)
+    with pytest.raises(ValueError, match=r"epochs 0 .* to 1, not 2"):
+        callback(2)
+    with pytest.raises(ValueError, match=r"features \(B, D\), not .* Pool and flatten"):
+        callback(0)
+    with pytest.raises(SettingsError, match=r"names no class of marginlab\.measures"):
+        Monitor(measures=("Alinment()",))
+    with pytest.raises(SettingsError, match="is no measure"):
+        Monitor(measures=("AnchorCurve(1, 2, 3, 4)",))
+
+
+def test_measures_of_a_run_stand_in_its_table(tmp_path):
+    recipe = Recipe(
+        data="digits", image_size=16, images=60, augmentation="Augmentation('a')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
+        method="SimCLR(hidden=8, dim=4)", epochs=1, batch=20,
+    )  # fmt: skip
+    run = fit(recipe, tmp_path / "run", Monitor(images=40, views=2, bank=40, measures=("ClassDivergence()",)), say=lambda line: None)
+    names = {row.name for row in run.rows}
+    assert {"ClassDivergence.Delta_mu/backbone", "ClassDivergence.Delta_mu/projector", "delta_mu/projector"} <= names
+    own, other = (next(row for row in run.rows if row.name == f"{name}/projector") for name in ("ClassDivergence.Delta_mu", "delta_mu"))
+    assert own[2:] == other[2:]
+    assert not any("error_" in name or name.startswith("ClassDivergence.n") for name in names)
