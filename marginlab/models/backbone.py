@@ -9,6 +9,11 @@ The stem decides what a ResNet does with 32 x 32 images, and more than one publi
 
 The norm decides whether ranks see each other: batch normalisation takes its statistics over the rank's own images, so that training on two ranks is
 not training on one; group normalisation (Wu and He, ECCV 2018), over 16 or more channels of an image, is alike on any number.
+
+The activation decides how far rounding goes. The gradient of a ReLU jumps at 0. Of millions of activations some lie within rounding of it, and one
+that changes sides moves the gradient of a bias over n places by the order of 1 / sqrt(n), which is no rounding any more. SiLU, x sigmoid(x)
+(Elfwing, Uchibe and Doya 2018), has no such place. In margin training of Omniglot on one process and on two, in float32, the first 20 losses
+differed by 0.02 to 0.16 with ReLU and by at most 2e-5 with SiLU, over three seeds at two sampling rates; in float64 they agree with both.
 """
 
 import difflib
@@ -23,6 +28,7 @@ from marginlab.settings import describe, nearest
 
 STEMS = ("cifar", "strided", "imagenet")
 NORMS = ("batch", "group")
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -35,19 +41,20 @@ class Backbone(nn.Module):
     stem: "cifar", "strided" or "imagenet" (see above); the first two need a model with timm's ResNet stem.
     width: factor on the channels of a ResNet's four stages; 1 is timm's own.
     norm: "batch", as timm makes it, or "group" (see above), for ResNets.
+    activation: "relu", as timm makes a ResNet, or "silu" (see above); other models keep their own unless it is "silu".
 
     `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed them, or make it through a `Recipe`.
 
-    Raises ValueError for an unknown model, stem or norm, a width below 1/16, or a stem, width or norm that the model does not know.
+    Raises ValueError for an unknown model, stem, norm or activation, a width below 1/16, or one of them that the model does not know.
 
     >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
     >>> backbone(torch.rand(2, 3, 32, 32)).shape, backbone.dim
     (torch.Size([2, 128]), 128)
     """
 
-    def __init__(self, name: str = "resnet18", *, stem: str = "cifar", width: float = 1.0, norm: str = "batch"):
+    def __init__(self, name: str = "resnet18", *, stem: str = "cifar", width: float = 1.0, norm: str = "batch", activation: str = "relu"):
         super().__init__()
-        for what, given, known in (("stem", stem, STEMS), ("norm", norm, NORMS)):
+        for what, given, known in (("stem", stem, STEMS), ("norm", norm, NORMS), ("activation", activation, tuple(ACTIVATIONS))):
             if given not in known:
                 raise ValueError(f"There is no {what} {given!r}: {nearest(given, known)}")
         if not width >= 1 / 16:
@@ -55,16 +62,19 @@ class Backbone(nn.Module):
         if name not in list_models():
             near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5)
             raise ValueError(f"timm has no model {name!r}; near it are: {', '.join(near) or 'none, see timm.list_models()'}.")
-        self.name, self.stem, self.width, self.norm = name, stem, width, norm
+        self.name, self.stem, self.width, self.norm, self.activation = name, stem, width, norm, activation
         options: dict[str, Any] = {}
         if width != 1.0:
             options["channels"] = tuple(int(channels * width) for channels in (64, 128, 256, 512))
         if norm == "group":
             options["norm_layer"] = _group_norm
+        if activation != "relu":
+            options["act_layer"] = ACTIVATIONS[activation]
         try:
             net = create_model(name, pretrained=False, num_classes=0, **options)
         except TypeError as error:
-            raise ValueError(f"{name} has no width or norm to change; leave width at 1 and norm at 'batch'. ({error})") from error
+            remedy = "leave width at 1, norm at 'batch' and activation at 'relu'"
+            raise ValueError(f"{name} has no width, norm or activation to change; {remedy}. ({error})") from error
         if norm == "group" and not isinstance(getattr(net, "bn1", None), nn.GroupNorm):
             raise ValueError(f"{name} has no batch normalisation of a ResNet to replace; use norm='batch'.")
         if stem != "imagenet":
@@ -87,7 +97,7 @@ class Backbone(nn.Module):
         return features
 
     def __repr__(self) -> str:
-        return describe("Backbone", name=self.name, stem=self.stem, width=self.width, norm=self.norm)
+        return describe("Backbone", name=self.name, stem=self.stem, width=self.width, norm=self.norm, activation=self.activation)
 
 
 def _group_norm(channels: int, **options: Any) -> nn.GroupNorm:

@@ -49,6 +49,17 @@ def test_group_normalisation_leaves_images_to_themselves():
     assert [_group_norm(channels).num_groups for channels in (8, 38, 89, 153)] == [1, 2, 1, 9]  # a number that divides them
 
 
+def test_a_smooth_activation_takes_every_place_of_the_other():
+    made = {kind: Backbone("resnet18", stem="strided", width=0.125, activation=kind) for kind in ("relu", "silu")}
+    for kind, other in (("relu", "SiLU"), ("silu", "ReLU")):
+        assert [type(module).__name__ for module in made[kind].modules()].count(other) == 0
+        assert settings.call(repr(made[kind]), models).activation == kind
+    counts = [sum(isinstance(module, torch.nn.ReLU | torch.nn.SiLU) for module in backbone.modules()) for backbone in made.values()]
+    assert counts[0] == counts[1] == 17
+    with pytest.raises(ValueError, match=r"no activation 'gelu': .*relu, silu"):
+        Backbone("resnet18", activation="gelu")
+
+
 def test_its_repr_reads_back():
     made = settings.call(repr(Backbone("resnet18", stem="strided", width=0.25)), models)
     assert (made.name, made.stem, made.width, made.dim) == ("resnet18", "strided", 0.25, 128)
@@ -63,7 +74,7 @@ def test_its_repr_reads_back():
         ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "norm": "group"}, "no batch normalisation of a ResNet to replace"),
         ({"width": 0.0}, r"at least 1/16, not 0\.0"),
         ({"name": "vit_tiny_patch16_224"}, "use stem='imagenet'"),
-        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width or norm to change"),
+        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width, norm or activation to change"),
     ],
 )
 def test_what_cannot_be_made_is_refused(arguments, sentence):
