@@ -7,6 +7,8 @@ from marginlab.measures.anchor import AnchorCurve as AnchorCurve
 from marginlab.measures.anchor import AnchorResult as AnchorResult
 from marginlab.measures.anchor import Anchors as Anchors
 from marginlab.measures.anchor_choice import choose_anchors as choose_anchors
+from marginlab.measures.augmentation_confusion import AugmentationConfusion as AugmentationConfusion
+from marginlab.measures.augmentation_confusion import ConfusionResult as ConfusionResult
 from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.controls import Between as Between
@@ -23,11 +25,13 @@ __all__ = [
     "AnchorCurve",
     "AnchorResult",
     "Anchors",
+    "AugmentationConfusion",
     "Between",
     "ClassDivergence",
     "Clique",
     "Concentration",
     "ConcentrationResult",
+    "ConfusionResult",
     "Curve",
     "DivergenceResult",
     "Pair",

@@ -3,6 +3,8 @@
 from marginlab.measures.alignment import alignment as alignment
 from marginlab.measures.alignment import clopper_pearson as clopper_pearson
 from marginlab.measures.anchor import anchor_distances as anchor_distances
+from marginlab.measures.augmentation_confusion import augmentation_confusion as augmentation_confusion
+from marginlab.measures.augmentation_confusion import relative_confusion as relative_confusion
 from marginlab.measures.cliques import largest_clique as largest_clique
 from marginlab.measures.concentration import augmented_distances as augmented_distances
 from marginlab.measures.divergence import class_divergence as class_divergence
@@ -14,6 +16,7 @@ from marginlab.measures.sigma import bounds as bounds
 __all__ = [
     "alignment",
     "anchor_distances",
+    "augmentation_confusion",
     "augmented_distances",
     "bounds",
     "class_divergence",
@@ -22,4 +25,5 @@ __all__ = [
     "greedy_clique",
     "largest_clique",
     "matching",
+    "relative_confusion",
 ]
