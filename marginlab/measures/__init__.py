@@ -7,6 +7,10 @@ from marginlab.measures.anchor import AnchorCurve as AnchorCurve
 from marginlab.measures.anchor import AnchorResult as AnchorResult
 from marginlab.measures.anchor import Anchors as Anchors
 from marginlab.measures.anchor_choice import choose_anchors as choose_anchors
+from marginlab.measures.angles import AngleResult as AngleResult
+from marginlab.measures.angles import AngleStatistics as AngleStatistics
+from marginlab.measures.angles import IntraAngle as IntraAngle
+from marginlab.measures.angles import IntraResult as IntraResult
 from marginlab.measures.augmentation_confusion import AugmentationConfusion as AugmentationConfusion
 from marginlab.measures.augmentation_confusion import ConfusionResult as ConfusionResult
 from marginlab.measures.cliques import Clique as Clique
@@ -25,6 +29,8 @@ __all__ = [
     "AnchorCurve",
     "AnchorResult",
     "Anchors",
+    "AngleResult",
+    "AngleStatistics",
     "AugmentationConfusion",
     "Between",
     "ClassDivergence",
@@ -34,6 +40,8 @@ __all__ = [
     "ConfusionResult",
     "Curve",
     "DivergenceResult",
+    "IntraAngle",
+    "IntraResult",
     "Pair",
     "choose_anchors",
 ]

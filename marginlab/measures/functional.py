@@ -3,6 +3,8 @@
 from marginlab.measures.alignment import alignment as alignment
 from marginlab.measures.alignment import clopper_pearson as clopper_pearson
 from marginlab.measures.anchor import anchor_distances as anchor_distances
+from marginlab.measures.angles import angle_statistics as angle_statistics
+from marginlab.measures.angles import nearest_class_angles as nearest_class_angles
 from marginlab.measures.augmentation_confusion import augmentation_confusion as augmentation_confusion
 from marginlab.measures.augmentation_confusion import relative_confusion as relative_confusion
 from marginlab.measures.cliques import largest_clique as largest_clique
@@ -16,6 +18,7 @@ from marginlab.measures.sigma import bounds as bounds
 __all__ = [
     "alignment",
     "anchor_distances",
+    "angle_statistics",
     "augmentation_confusion",
     "augmented_distances",
     "bounds",
@@ -25,5 +28,6 @@ __all__ = [
     "greedy_clique",
     "largest_clique",
     "matching",
+    "nearest_class_angles",
     "relative_confusion",
 ]
