@@ -5,11 +5,14 @@
     per_class fixed_centers companion                                            corollaries and a companion, ours
     saunshi haochen infonce_limit                                                neighbouring theory
     clique_part anchor_part observed_stretch                                     main parts of classes
+    certify                                                                      all of them, of an encoder's features: a Certificate
 
 What is not in the papers is derived in docs/derivations.md.
 """
 
 from marginlab.theory.bound import Bound, PairBound
+from marginlab.theory.certificate import Certificate, Form
+from marginlab.theory.certify import certify
 from marginlab.theory.companion import companion
 from marginlab.theory.fixed_centers import FixedCenters, fixed_centers
 from marginlab.theory.haochen import HaoChen, haochen
@@ -26,7 +29,9 @@ from marginlab.theory.wang_isola import InfoNCELimit, infonce_floor, infonce_lim
 
 __all__ = [
     "Bound",
+    "Certificate",
     "FixedCenters",
+    "Form",
     "HaoChen",
     "InfoNCELimit",
     "Lemma31",
@@ -42,6 +47,7 @@ __all__ = [
     "Theorem4",
     "anchor_part",
     "center_radius",
+    "certify",
     "clique_part",
     "closed_tau",
     "companion",

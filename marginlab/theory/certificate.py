@@ -1,0 +1,167 @@
+"""A certificate: what each theorem says of an encoder, of which images, at which price, and why where it says nothing."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.theory.bound import Bound
+
+SAMPLED = "these images and views"
+NEW = "new images"
+COLORS = ("#2458a6", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#3a9fb5", "#c23b5a", "#6b6f76")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One theorem at its best (delta, epsilon): the bound, whom it is about, and what its terms cost.
+
+    `outside` is 1 - sigma, the share outside the main parts that were found, and `outside_least` what no larger parts could go below; `rho` is the
+    theorem's measure of how far good points lie from their center. NaN where a form has no such term.
+    """
+
+    bound: Bound
+    of: str = SAMPLED
+    delta: float = math.nan
+    epsilon: float = math.nan
+    outside: float = math.nan
+    outside_least: float = math.nan
+    R_epsilon: float = math.nan
+    rho: float = math.nan
+
+    @property
+    def name(self) -> str:
+        """The theorem and its condition."""
+        return self.bound.name
+
+    @property
+    def value(self) -> float:
+        """What is certified: the bound, or 1 where it certifies nothing."""
+        return self.bound.right if self.bound.certifies else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What `certify` found. `print(certificate)`, `certificate.table()`, `certificate.figure()`.
+
+    Attributes
+    ----------
+    forms: each theorem at its best, those of new images last.
+    error: Err(G_f) of the clean images, by the nearest of the class centers of these features.
+    new_error: the same of new images by the same centers, with its exact upper limit at the certificate's confidence; NaN without new images.
+    classes, images, views, new_images: how many there are.
+    confidence: of what is said of new images.
+    deltas, epsilons: the grid.
+    holds: (deltas, epsilons), how many conditions of Theorem 1 hold at a point: 0 none, 1 (T'), 2 (T) too, 3 (P) too.
+    bounds: (deltas, epsilons), (1 - sigma) + R_eps.
+    v_curve: the certified values by form with only the first views: {views: {name: value}}.
+
+    """
+
+    forms: tuple[Form, ...]
+    error: float
+    new_error: tuple[float, float]
+    classes: int
+    images: int
+    views: int
+    new_images: int
+    confidence: float
+    deltas: Float[Tensor, " d"]
+    epsilons: Float[Tensor, " e"]
+    holds: Int[Tensor, "d e"]
+    bounds: Float[Tensor, "d e"]
+    v_curve: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def chance(self) -> float:
+        """The error of guessing among equally frequent classes, 1 - 1/C."""
+        return 1 - 1 / self.classes
+
+    def __getitem__(self, name: str) -> Form:
+        """The form whose name holds this text; KeyError unless it is one."""
+        found = [form for form in self.forms if name in form.name]
+        if len(found) != 1:
+            raise KeyError(f"{name!r} is part of {len(found)} names of forms: {', '.join(form.name for form in self.forms)}.")
+        return found[0]
+
+    def best(self, of: str = SAMPLED) -> Form:
+        """The form that certifies the least error, of these images and views or of `new images`."""
+        return min((form for form in self.forms if form.of == of), key=lambda form: form.value)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each form."""
+        return [
+            {
+                "form": form.name,
+                "of": form.of,
+                "bound": form.bound.right,
+                "certifies": form.bound.certifies,
+                "delta": form.delta,
+                "epsilon": form.epsilon,
+                "1 - sigma": form.outside,
+                "1 - sigma, at least": form.outside_least,
+                "R_epsilon": form.R_epsilon,
+                "rho": form.rho,
+                "reason": form.bound.reason,
+            }
+            for form in self.forms
+        ]
+
+    def __str__(self) -> str:
+        """What is certified, in some lines of a terminal."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.images} images of {self.classes} classes in {self.views} views; nearest-center error {self.error:.4f}, chance {self.chance:.4f}"
+        width = max(len(form.name) for form in self.forms)
+        for form in self.forms:
+            said = f"<= {form.bound.right:.4f}" if form.bound.certifies else "   -   "
+            terms = (("delta", form.delta), ("eps", form.epsilon), ("1-sigma", form.outside), ("R_eps", form.R_epsilon), ("rho", form.rho))
+            at = ", ".join(f"{name} {value:.3g}" for name, value in terms if not math.isnan(value))
+            yield f"  {form.name:<{width}}  {said}  {form.of}{f': {at}' if at else ''}"
+            if form.bound.reason:
+                yield f"  {'':<{width}}           {form.bound.reason}"
+        yield "Of these images and views each bound is exact; for views that were not drawn it is optimistic."
+        if self.new_images:
+            wrong, upper = self.new_error
+            yield (
+                f"{self.new_images} new images: error {wrong:.4f}, at most {upper:.4f} by their own count, each with confidence {self.confidence:g}. "
+                "A certificate explains; it does not beat a test set."
+            )
+
+    def figure(self) -> Any:
+        """A plotly figure: what each form certifies beside the error, where on the grid Theorem 1 holds, and what more views change."""
+        from plotly.subplots import make_subplots
+
+        titles = ("certified error", "conditions of Theorem 1", "by number of views")
+        figure = make_subplots(1, 3, subplot_titles=titles, column_widths=[0.36, 0.34, 0.3], horizontal_spacing=0.11)
+        names = [form.name.replace(", ", ",<br>") for form in self.forms]
+        values = [form.value for form in self.forms]
+        figure.add_bar(
+            y=names, x=values, orientation="h", marker={"color": [COLORS[0] if form.of == SAMPLED else COLORS[2] for form in self.forms]},
+            text=[f"{form.value:.3f}" if form.bound.certifies else "nothing" for form in self.forms], textposition="inside",
+            insidetextanchor="start", hovertext=[form.bound.reason or form.of for form in self.forms], showlegend=False, row=1, col=1,
+        )  # fmt: skip
+        for value, text, color in ((self.error, "error", COLORS[1]), (self.chance, "chance", COLORS[7])):
+            figure.add_vline(x=value, line_dash="dot", line_color=color, annotation_text=text, annotation_position="bottom right", row=1, col=1)
+        shades = ("#f2f4f7", "#f2c9a1", "#8fb3de", "#2458a6")
+        scale = [[(k + edge) / 4, shade] for k, shade in enumerate(shades) for edge in (0, 1)]
+        bar = {
+            "tickvals": [0.375, 1.125, 1.875, 2.625], "ticktext": ["none", "(T')", "and (T)", "and (P)"], "x": 0.69, "len": 0.9, "thickness": 12,
+        }  # fmt: skip
+        figure.add_heatmap(
+            x=[f"{e:.3g}" for e in self.epsilons.tolist()], y=[f"{d:.3g}" for d in self.deltas.tolist()], z=self.holds.tolist(), zmin=0, zmax=3,
+            colorscale=scale, colorbar=bar, customdata=self.bounds.tolist(), row=1, col=2,
+            hovertemplate="eps %{x}, delta %{y}<br>(1 - sigma) + R_eps = %{customdata:.3f}<extra></extra>",
+        )  # fmt: skip
+        for color, name in zip(COLORS, (form.name for form in self.forms if form.of == SAMPLED), strict=False):
+            if any(name in at for at in self.v_curve.values()):
+                line = {"mode": "lines+markers", "line": {"color": color}, "name": name}
+                figure.add_scatter(x=list(self.v_curve), y=[at.get(name) for at in self.v_curve.values()], **line, row=1, col=3)
+        figure.update_xaxes(range=[0, 1.02], row=1, col=1).update_yaxes(autorange="reversed", row=1, col=1)
+        figure.update_xaxes(title="epsilon", type="category", row=1, col=2).update_yaxes(title="delta", type="category", row=1, col=2)
+        figure.update_xaxes(title="views", type="log", tickvals=list(self.v_curve), row=1, col=3).update_yaxes(range=[0, 1.05], row=1, col=3)
+        return figure.update_layout(height=460, legend={"orientation": "h", "y": -0.28}, margin={"l": 10, "r": 10, "t": 40, "b": 40})

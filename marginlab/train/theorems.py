@@ -1,0 +1,82 @@
+"""What the theorems say of an encoder while it trains, as rows: both sides of each inequality, on a finite population of test images and views.
+
+    InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1 and one negative               Theorem 3 bounds the mean mu_k . mu_l by it
+    CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates                      Theorem 4 bounds |mu_k . mu_l| by it and tau' = ||Sigma_W||_F^2
+    companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2)                 bounds the error of views, without a premise
+
+All are exact for the population that is made of these images and views, and for no other. Bounds of pairs are given by the least right side, and
+those of Theorem 4 in units of r^2, where 1 is what holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from marginlab.theory import Population, companion, normalisation, theorem_3, theorem_3_printed, theorem_4
+from marginlab.theory.bound import PairBound
+from marginlab.train.rows import Row
+
+PAIRS = 2e7  # of an anchor's pair and a negative in the expectation of InfoNCE, which has no cheaper exact form
+
+
+def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int, epsilon: float) -> list[Row]:
+    """Rows `NAME/space` of features of length one; Theorem 3 takes as many of the images and views as its cost allows (`n` says how many).
+
+    >>> f = torch.nn.functional.normalize(torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> [row.name for row in theorems(f, torch.arange(12) % 3, "backbone", 0, epsilon=0.5)][:2]
+    ['companion/backbone', 'view_error/backbone']
+    """
+    labels = labels.unique(return_inverse=True)[1]  # a class without an image has no center
+    population = Population(features, labels)
+    C = len(population.p)
+    spread = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)
+    found = {"companion": spread.right, "view_error": spread.left}
+    rows = [Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()]
+    if C < 2:
+        return rows
+    views = min(features.shape[1], 4)
+    images = max(2, int(math.sqrt(PAIRS / views**3) / C)) * C
+    order = _balanced(labels)[:images]
+    small = Population(features[order, :views], labels[order])
+    L_2 = small.infonce()[1]
+    exact = theorem_3(p=small.p, gram=small.gram, A=small.A, L_2=L_2)
+    printed = theorem_3_printed(p=small.p, gram=small.gram, L_2=L_2, R_epsilon=min(small.R(epsilon), 1.0), epsilon=epsilon)
+    found = {
+        "InfoNCE.L_2": L_2, "theorem_3.mean_product": exact.average.left, "theorem_3.all_terms": exact.average.right,
+        "theorem_3.printed": _least(printed),
+    }  # fmt: skip
+    rows += [Row(epoch, f"{name}/{space}", value, n=len(order)) for name, value in found.items()]
+    standard = _standardised(population)
+    if standard is None:
+        return rows
+    dim, r = standard.f.shape[2], float(standard.f.norm(dim=-1).max())
+    L_2, tau = standard.correlation[1], float(standard.sigma_within.square().sum())
+    theorem = theorem_4(p=standard.p, gram=standard.gram, L_2=L_2, tau=tau, dim=dim, r=r)
+    found = {
+        "CrossCorrelation.L_2": L_2, "tau": tau, "theorem_4.product": float(theorem.printed.left.nan_to_num(nan=0.0).max()) / r**2,
+        "theorem_4.printed": _least(theorem.printed) / r**2, "theorem_4.refined": _least(theorem.refined) / r**2,
+        "theorem_4.length_deviation": normalisation(standard).length,
+    }  # fmt: skip
+    return rows + [Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()]
+
+
+def _least(bound: PairBound) -> float:
+    return float(bound.right.nan_to_num(nan=math.inf).min())
+
+
+def _balanced(labels: Tensor) -> Tensor:
+    """Indices of images, the first of each class, then the second of each, and so on."""
+    by_class = labels.argsort(stable=True)
+    sorted_labels = labels[by_class]
+    place = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
+    return by_class[place.argsort(stable=True)]
+
+
+def _standardised(population: Population) -> Population | None:
+    """E f_i = 0 and E f_i^2 = 1, as the paper's cross-correlation asks; coordinates that do not vary are left out."""
+    f = population.f - population.w @ population.nu
+    square = population.w @ f.square().mean(1)
+    varied = square > 1e-9
+    return Population(f[..., varied] / square[varied].sqrt(), population.labels) if bool(varied.any()) else None

@@ -1,0 +1,198 @@
+"""`certify`: no form is below the true error of a population where it certifies, each is what the theorems say, and new images are counted."""
+
+import dataclasses
+import math
+
+import plotly.graph_objects as go
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from populations import ROUND, samples
+from scipy import stats
+
+from marginlab.augment import Augmentation
+from marginlab.data import load
+from marginlab.theory import Population, certify, clique_part, theorem_1
+from marginlab.theory.new_images import fix_centers, of_new
+
+
+def clusters(seed=0, classes=4, each=15, views=4, dim=6, spread=0.05, jitter=0.02, strays=0):
+    g = torch.Generator().manual_seed(seed)
+    centers = torch.eye(dim)[:classes].repeat_interleave(each, 0)[:, None]
+    features = centers + spread * torch.randn(classes * each, 1, dim, generator=g) + jitter * torch.randn(classes * each, views, dim, generator=g)
+    labels = torch.arange(classes).repeat_interleave(each)
+    features[:strays] = features[:strays].roll(1, dims=-1)
+    return features, labels
+
+
+@given(samples(r=1.0))
+def test_what_is_certified_is_true_of_the_population(sample):
+    population = sample.population
+    if population.f.shape[1] < 2 or population.weights is not None or len(population.p) < 2:
+        return
+    certificate = certify(population.features, population.labels, v_curve=False)
+    assert certificate.error == population.error
+    for form in certificate.forms:
+        left = population.view_error if form.name.startswith("Companion") else population.error
+        assert form.value >= left - ROUND, form
+        assert form.bound.left == pytest.approx(left)
+    # the sharper forms never certify less
+    by_name = {form.name: form.value for form in certificate.forms}
+    printed, distance, lengths = (by_name[f"Theorem 1 under {end}"] for end in ("(P), printed", "(T), distances", "(T'), distances and lengths"))
+    assert lengths <= min(printed, distance) + 1e-6
+    assert by_name["Corollary, per class"] <= lengths + 1e-6
+
+
+def test_the_best_point_of_the_grid_is_that_of_a_search_by_hand():
+    features, labels = clusters(classes=3, each=30, spread=0.02, jitter=0.01, strays=1)
+    deltas, epsilons = [0.03, 0.06, 0.3], [0.03, 0.05, 0.2]
+    certificate = certify(features, labels, deltas=deltas, epsilons=epsilons, v_curve=False)
+    population = Population(torch.nn.functional.normalize(features.double(), dim=-1), labels)
+    found = {}
+    for i, delta in enumerate(deltas):
+        part = clique_part(population.f, labels, delta)
+        sigma = float(population.share(part.members).min())
+        for j, epsilon in enumerate(epsilons):
+            R = population.R(epsilon)
+            theorem = theorem_1(p=population.p, gram=population.gram, sigma=sigma, R_epsilon=R, epsilon=epsilon, stretch=part.delta)
+            assert float(certificate.bounds[i, j]) == pytest.approx(1 - sigma + R)
+            assert int(certificate.holds[i, j]) == (
+                3 if theorem.printed.certifies else 2 if theorem.distance.certifies else int(theorem.with_lengths.certifies)
+            )
+            found[i, j] = theorem
+    for name, which in (("(P)", "printed"), ("(T),", "distance"), ("(T')", "with_lengths")):
+        bounds = [getattr(theorem, which).right for theorem in found.values() if getattr(theorem, which).certifies]
+        assert certificate[name].value == pytest.approx(min(bounds, default=1.0))
+    assert certificate["(T')"].value < 0.2
+
+
+def test_far_clusters_are_certified_and_mixed_ones_are_not_with_a_reason():
+    certificate = certify(*clusters(spread=0.02, jitter=0.01), v_curve=False)
+    assert [form.value for form in certificate.forms[:5]] == [0.0] * 5
+    assert certificate.best().value == certificate.error == 0.0
+    features, labels = clusters()
+    mixed = certify(features, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))], v_curve=False)
+    assert all(form.value == 1.0 and form.bound.reason for form in mixed.forms if "per class" not in form.name and "fixed" not in form.name)
+    assert mixed.best().value >= mixed.error > 0.3
+
+
+def test_more_views_never_certify_more_by_the_same_centers():
+    features, labels = clusters(each=8, views=8, jitter=0.05)
+    certificate = certify(features, labels)
+    assert list(certificate.v_curve) == [2, 4, 8]
+    assert certificate.v_curve[8] == {form.name: form.value for form in certificate.forms}
+    R = [certify(features[:, :V], labels, epsilons=[0.3], deltas=[0.2], v_curve=False)["(P)"].R_epsilon for V in (2, 4, 8)]
+    assert R[0] <= R[1] <= R[2]
+    assert R[0] < R[2]
+
+
+@given(st.integers(0, 2**20), st.sampled_from([0.05, 0.15, 0.3]), st.integers(0, 8))
+def test_fixed_centers_hold_the_most_images_that_any_choice_holds(seed, jitter, strays):
+    features, labels = clusters(seed, each=8, views=3, jitter=jitter, strays=strays)
+    population = Population(torch.nn.functional.normalize(features.double(), dim=-1), labels)
+    reach = fix_centers(population)
+    apart = torch.cdist(reach.centers, reach.centers).fill_diagonal_(math.inf).amin(1)
+    assert bool((reach.delta + 2 * reach.epsilon < apart).all())
+    near = (population.f - reach.centers[labels, None]).norm(dim=-1).amin(1)
+    for k in range(4):
+        own = labels == k
+        held = ((near[own] <= reach.delta[k] / 2) & (population.diameters[own] <= reach.epsilon[k])).sum()
+        for epsilon in torch.linspace(0, float(apart[k]) / 2, 101, dtype=torch.float64):
+            other = ((near[own] <= (apart[k] - 2e-7) / 2 - epsilon) & (population.diameters[own] <= epsilon)).sum()
+            assert held >= other
+
+
+def test_of_new_images_as_many_as_are_not_good_are_counted_and_the_direct_limit_is_below():
+    fitted, new = clusters(0), clusters(1, spread=0.12, jitter=0.05)
+    certificate = certify(*fitted, new=new, v_curve=False)
+    form = certificate.best("new images")
+    assert form.name == "Fixed centers, new images, confidence 0.95"
+    population = Population(torch.nn.functional.normalize(fitted[0].double(), dim=-1), fitted[1])
+    reach, f = fix_centers(population), torch.nn.functional.normalize(new[0].double(), dim=-1)
+    bad = wrong = 0
+    for x, k in zip(f, new[1].tolist(), strict=True):
+        near = min(float((view - reach.centers[k]).norm()) for view in x)
+        wide = max(float((a - b).norm()) for a in x for b in x)
+        bad += near > reach.delta[k] / 2 or wide > reach.epsilon[k]
+        wrong += int((x[0] - reach.centers).norm(dim=1).argmin()) != k
+    assert 0 <= wrong < bad < len(f)
+    assert form.bound.right == pytest.approx(stats.binomtest(bad, len(f), alternative="less").proportion_ci(0.95).high)
+    assert certificate.new_error[0] == form.bound.left == wrong / len(f)
+    assert certificate.new_error[1] <= form.bound.right
+
+
+def test_the_limit_covers_the_error_of_new_images_as_often_as_it_says():
+    features, labels = clusters(each=10, spread=0.12, jitter=0.05)
+    many, classes = clusters(9, each=1000, spread=0.14, jitter=0.06)
+    population = Population(torch.nn.functional.normalize(features.double(), dim=-1), labels)
+    reach = fix_centers(population)
+    f = torch.nn.functional.normalize(many.double(), dim=-1)
+    bad = ~(((f - reach.centers[classes, None]).norm(dim=-1).amin(1) <= reach.delta[classes] / 2)
+            & ((f[:, :, None] - f[:, None]).norm(dim=-1).flatten(1).amax(1) <= reach.epsilon[classes]))  # fmt: skip
+    true, missed = float(bad.double().mean()), 0
+    assert 0.05 < true < 0.95
+    for seed in range(200):
+        drawn = torch.randint(len(f), (50,), generator=torch.Generator().manual_seed(seed))
+        forms, _, n = of_new(reach, (many[drawn], classes[drawn]), torch.arange(4), confidence=0.95)
+        assert n == 50
+        missed += forms[0].bound.right < true
+    assert missed <= 20  # of 200 with 5 % each: more has a probability of 0.1 %
+
+
+def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
+    images = load("shapes-5", "train", size=16).subset(30)
+    views = Augmentation("e").views(images.images, n_views=4, seed=0, identity=True)
+    features = torch.eye(5)[images.labels][:, None] + 0.02 * views.flatten(2)[..., :5]
+    certificate = certify(features, images.labels, views, images.images, v_curve=False)
+    assert {form.name for form in certificate.forms if "pixels" in form.name} == {
+        f"Theorem 1 under {end}, pixels" for end in ("(P), printed", "(T), distances", "(T'), distances and lengths")
+    }
+    pixel = certificate["(T), distances, pixels"]
+    assert pixel.bound.certifies
+    assert pixel.delta != certificate.deltas[0]
+    without = Augmentation("ae").views(images.images, n_views=4, seed=0)
+    with pytest.raises(ValueError, match=r"first view of \d+ of 30 images is not the image itself.*identity=True"):
+        certify(features, images.labels, without, images.images)
+    with pytest.raises(ValueError, match="given together"):
+        certify(features, images.labels, views)
+
+
+def test_it_prints_tabulates_and_draws_itself():
+    certificate = certify(*clusters(strays=2), new=clusters(1))
+    text = str(certificate)
+    for form in certificate.forms:
+        assert form.name in text
+    assert "does not beat a test set" in text
+    table = certificate.table()
+    assert [row["form"] for row in table] == [form.name for form in certificate.forms]
+    assert all(row["certifies"] == (not row["reason"]) for row in table)
+    figure = certificate.figure()
+    assert isinstance(figure, go.Figure)
+    assert list(figure.data[0].x) == [form.value for form in certificate.forms]
+    assert [list(row) for row in figure.data[1].z] == certificate.holds.tolist()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        certificate.error = 0.0
+    with pytest.raises(KeyError, match="is part of 3 names"):
+        certificate["Theorem 1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"features": torch.rand(60, 1, 6)}, "at least two views"),
+        ({"features": torch.zeros(60, 4, 6)}, "not zero"),
+        ({"labels": torch.zeros(60, dtype=torch.long)}, "at least two classes"),
+        ({"labels": torch.arange(59)}, "one for each of 60"),
+        ({"deltas": []}, "deltas are distances, at least one"),
+        ({"epsilons": [-0.5]}, "epsilons are distances"),
+        ({"confidence": 1.0}, "confidence is between 0 and 1"),
+        ({"new": (torch.rand(3, 4, 6), torch.tensor([0, 1, 9]))}, r"not also of \[9\]"),
+        ({"new": (torch.rand(3, 4, 5), torch.tensor([0, 1, 1]))}, r"New features are \(M, V, 6\)"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, sentence, unchecked):
+    features, labels = clusters()
+    given_ = {"features": features, "labels": labels, **changes}
+    with pytest.raises(ValueError, match=sentence):
+        certify(given_.pop("features"), given_.pop("labels"), v_curve=False, **given_)
