@@ -186,8 +186,8 @@ class AngleStatistics(Measure):
             K=K,
             meaning=(
                 f"Angles in degrees over {int(known.sum())} of {self.num_classes} classes that have a center, {int(self.views)} views of each image, "
-                f"{K} weight(s) of a class. W-Inter is exact. With few images of a class its center is noisy: W-EC leans upwards. Standard errors are "
-                "over classes, as if their angles were independent."
+                f"{K} weight(s) of a class. W-Inter is exact. With few images of a class its center is noisy: W-EC leans upwards. Standard errors "
+                "are over classes, as if their angles were independent."
             ),
         )
 
