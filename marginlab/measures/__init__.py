@@ -13,6 +13,8 @@ from marginlab.measures.angles import IntraAngle as IntraAngle
 from marginlab.measures.angles import IntraResult as IntraResult
 from marginlab.measures.augmentation_confusion import AugmentationConfusion as AugmentationConfusion
 from marginlab.measures.augmentation_confusion import ConfusionResult as ConfusionResult
+from marginlab.measures.augmentation_graph import AugmentationGraph as AugmentationGraph
+from marginlab.measures.augmentation_graph import SmallestConductance as SmallestConductance
 from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.controls import Between as Between
@@ -32,6 +34,7 @@ __all__ = [
     "AngleResult",
     "AngleStatistics",
     "AugmentationConfusion",
+    "AugmentationGraph",
     "Between",
     "ClassDivergence",
     "Clique",
@@ -43,5 +46,6 @@ __all__ = [
     "IntraAngle",
     "IntraResult",
     "Pair",
+    "SmallestConductance",
     "choose_anchors",
 ]

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from marginlab.measures.augmentation_graph import AugmentationGraph
 from marginlab.theory.bound import Bound
 
 ZERO = 1e-10  # an eigenvalue of the Laplacian that float64 cannot tell from 0
@@ -61,50 +62,35 @@ def haochen(*, draws: Float[Tensor, "N X"], labels: Int[Tensor, " N"], dim: int,
     ([0.0, 0.0, 1.0, 1.0], 0.0, 0.0)
 
     """
-    N, X = draws.shape
-    a = draws.double()
-    w = a.new_full((N,), 1 / N) if weights is None else weights.double()
-    if labels.shape != (N,) or w.shape != (N,) or bool((w < 0).any()) or abs(float(w.sum()) - 1) > 1e-6:
-        raise ValueError(f"{N} images have as many labels and probabilities that sum to 1, not {tuple(labels.shape)} and {w.tolist()}.")
-    if bool((a < 0).any()) or float((a.sum(1) - 1).abs().max()) > 1e-6:
-        raise ValueError(f"Each row of draws {tuple(draws.shape)} is a distribution over the views, not one that sums to {a.sum(1).tolist()}.")
-    joint = a * w[:, None]  # P[image, view]
-    mass = joint.sum(0)
-    if not bool((mass > 0).all()):
-        raise ValueError(f"Views {(mass <= 0).nonzero()[:, 0].tolist()} are drawn of no image: leave these columns out.")
+    graph = AugmentationGraph(draws, weights)
+    X = draws.shape[1]
     if not 1 <= dim < X:
         raise ValueError(f"The features have from 1 to X - 1 = {X - 1} dimensions, not {dim}.")
-    graph = joint.T @ a
-    adjacency = graph / (mass[:, None] * mass).sqrt()
-    values, vectors = torch.linalg.eigh(adjacency)
-    eigenvalues = (1 - values.flip(0)).clamp(min=0)
-    top, gaps = vectors.flip(1)[:, :dim], (1 - eigenvalues[:dim]).clamp(min=0)
+    eigenvalues, mass = graph.eigenvalues, graph.mass
+    top, gaps = graph.eigenvectors[:, :dim], (1 - eigenvalues[:dim]).clamp(min=0)
     features = top * gaps.sqrt() / mass.sqrt()[:, None]  # the rows f(x): sqrt(w_x) f(x) are those of the best factor of A_bar
 
-    classes, index = labels.unique(return_inverse=True)
-    by_class = joint.new_zeros(len(classes), X).index_add(0, index, joint)  # P[class, view]
+    by_class = graph.by_label(labels)
     likeliest = by_class.argmax(0)
-    alpha = float(1 - by_class.amax(0).sum())
-    differ = likeliest[:, None] != likeliest
-    phi = float(graph[differ].sum())
+    alpha, phi = graph.alpha(labels), graph.disagreement(likeliest)
     kept = top[:, gaps > ZERO]  # the least-squares probe on f is the projection onto what f spans
-    scores = kept @ (kept.T @ (mass.sqrt()[:, None] * torch.eye(len(classes), dtype=a.dtype, device=a.device)[likeliest]))
+    scores = kept @ (kept.T @ (mass.sqrt()[:, None] * torch.eye(len(by_class), dtype=mass.dtype, device=mass.device)[likeliest]))
     read = scores.argmax(1)
     error_views = float(mass[read != likeliest].sum())
-    error_images = float(1 - by_class[read, torch.arange(X, device=a.device)].sum())
+    error_images = float(1 - by_class[read, torch.arange(X, device=mass.device)].sum())
 
     limit = float(eigenvalues[dim])
     premise = ""
     if limit <= ZERO:
         components = int((eigenvalues <= ZERO).sum())
         premise = f"The graph of shared views falls into {components} components, more than k = {dim}: lambda_(k+1) is 0. Images must share views."
-    right = 2 * max(phi, 0.0) / limit if not premise else math.inf
+    right = 2 * phi / limit if not premise else math.inf
     return HaoChen(
         eigenvalues,
         features,
-        classes[likeliest],
-        max(alpha, 0.0),
-        max(phi, 0.0),
+        graph.likeliest(labels),
+        alpha,
+        phi,
         Bound("HaoChen, eigenvalue form, views", error_views, right, 1.0, premise),
-        Bound("HaoChen, eigenvalue form, images", max(error_images, 0.0), right + max(alpha, 0.0), 1.0, premise),
+        Bound("HaoChen, eigenvalue form, images", max(error_images, 0.0), right + alpha, 1.0, premise),
     )
