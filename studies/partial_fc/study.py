@@ -42,17 +42,17 @@ class Settings:
     """Training images, class-balanced; 0 takes all."""
     rates: tuple[float, ...] = (1.0, 0.1)
     """Parts of the classes that a step sees."""
-    margin: str = "ArcFace(0.3)"
+    margin: str = "ArcFace(0.3, gradient='straight_through')"
     """A class of marginlab.margins."""
     scale: float = 16.0
     dim: int = 128
     """Of the embedding."""
     augmentation: str = "Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))"
     """Of marginlab.augment; a mirrored character is another one."""
-    backbone: str = "Backbone('resnet18', stem='strided', width=0.25, norm='group')"
-    """Of marginlab.models; group normalisation is alike on one rank and on many."""
+    backbone: str = "Backbone('resnet18', stem='strided', width=0.25, norm='group', activation='silu')"
+    """Of marginlab.models; group normalisation is alike on one rank and on many, and SiLU forgives rounding."""
     optimizer: str = "SGD(lr=0.1)"
-    schedule: str = "WarmupPolynomial(warmup=0.1, power=2.0)"
+    schedule: str = "WarmupPolynomial(warmup=0.3, power=2.0)"
     epochs: int = 8
     batch: int = 64
     precision: str = "bfloat16"
