@@ -58,7 +58,7 @@ def certify(
     epsilons: Sequence[float] | None = None,
     confidence: float = 0.95,
     v_curve: bool = True,
-    nodes: int = 1000,
+    nodes: int = 0,
     budget: int = BUDGET,
 ) -> Certificate:
     """What the theory certifies of an encoder from V views of N images, the image itself first.
@@ -72,7 +72,7 @@ def certify(
     deltas, epsilons: the grid; by default quantiles of the distances within classes, and of the largest distances between views of an image.
     confidence: of what is said of new images.
     v_curve: compute the certificate also of the first 2, 4, 8, ... views.
-    nodes: of the search for the largest main parts (`largest_clique`).
+    nodes: of the search for the largest main parts (`largest_clique`); 0 takes greedy ones, which a search improves little.
     budget: bytes of a block of distances.
 
     >>> g = torch.Generator().manual_seed(0)
@@ -90,19 +90,19 @@ def certify(
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
     population = Population(f, y)
-    within = [minimum(f[y == k], levels=_levels(f.shape[1]) if v_curve else None, budget=budget).distance for k in range(len(population.p))]
+    within = _distances(population, budget)
     grid_d = torch.as_tensor(deltas if deltas is not None else _quantiles(within), dtype=torch.float64)
-    grid_e = torch.as_tensor(epsilons if epsilons is not None else _quantiles([population.diameters[None]]), dtype=torch.float64)
-    found = _of_population(population, [d[-1] for d in within], grid_d, grid_e, nodes)
-    forms, holds, bounds = found
-    if pixels is not None:
-        forms += _pixel_form(population, pixels, grid_e, nodes, budget)
+    grid_e = torch.as_tensor(epsilons if epsilons is not None else _quantiles([population.diameters]), dtype=torch.float64)
+    forms, holds, bounds = _of_population(population, within, grid_d, grid_e, nodes)
     reach = fix_centers(population)
     curve = {}
     if v_curve:
-        for place, V in enumerate(_levels(f.shape[1])):
+        for V in _levels(f.shape[1]):
             few = Population(f[:, :V], y)
-            curve[V] = {form.name: form.value for form in _of_population(few, [d[place] for d in within], grid_d, grid_e, nodes)[0]}
+            again = forms if f.shape[1] == V else _of_population(few, _distances(few, budget), grid_d, grid_e, nodes)[0]
+            curve[V] = {form.name: form.value for form in again}
+    if pixels is not None:
+        forms += _pixel_form(population, pixels, grid_e, nodes, budget)
     new_error, count = (math.nan, math.nan), 0
     if new is not None:
         more, new_error, count = of_new(reach, new, names, confidence)
@@ -110,6 +110,11 @@ def certify(
     return Certificate(
         tuple(forms), population.error, new_error, len(population.p), len(f), f.shape[1], count, confidence, grid_d, grid_e, holds, bounds, curve
     )
+
+
+def _distances(population: Population, budget: int) -> list[Tensor]:
+    """The augmented distances between the images of each class."""
+    return [minimum(population.f[population.labels == k], budget=budget).distance[0] for k in range(len(population.p))]
 
 
 def _of_population(
@@ -198,7 +203,7 @@ def _per_class(population: Population, parts: list[_Parts], epsilons: Tensor) ->
 def _pixel_form(population: Population, views: Tensor, epsilons: Tensor, nodes: int, budget: int) -> list[Form]:
     """Theorem 1 with main parts by pixel distances, L delta replaced by the largest distance seen in a part."""
     distances = [minimum(views[population.labels == k].flatten(2), budget=budget).distance[0] for k in range(len(population.p))]
-    deltas = _quantiles([d[None] for d in distances])
+    deltas = _quantiles(distances)
     parts = []
     for delta in deltas.tolist():
         part = _main_parts(population, distances, delta, nodes)
@@ -215,7 +220,7 @@ def _levels(V: int) -> list[int]:
 
 def _quantiles(values: list[Tensor]) -> Tensor:
     """A grid of their positive values, finer where the smaller ones are."""
-    flat = torch.cat([v[-1].flatten() for v in values]).double()
+    flat = torch.cat([v.flatten() for v in values]).double()
     flat = flat[flat > 0] if bool((flat > 0).any()) else flat[:1]
     if len(flat) > 1_000_000:
         flat = flat[:: len(flat) // 1_000_000 + 1]

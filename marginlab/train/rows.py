@@ -4,6 +4,7 @@ Standard errors become 95 % intervals by the normal distribution, error rates ha
 """
 
 import csv
+import inspect
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,7 +70,8 @@ def measured(measure: Measure, features: Float[Tensor, "N V D"], labels: Int[Ten
     The interval of a number `x` is that of `error_x`, or of `standard_error` if the result names no other number.
     """
     measure.distributed_available_fn = lambda: False  # rank 0 measures alone
-    measure.update(features, labels)
+    takes_labels = "labels" in inspect.signature(type(measure).update).parameters
+    measure.update(features, *([labels] if takes_labels else []))
     result: Any = measure.compute()
     numbers = {name: float(value) for name in result._fields if name != "standard_error" and _number(value := getattr(result, name))}
     values = {name: value for name, value in numbers.items() if not name.startswith("error_")}

@@ -1,11 +1,12 @@
 """What the theorems say of an encoder while it trains, as rows: both sides of each inequality, on a finite population of test images and views.
 
-    InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1 and one negative               Theorem 3 bounds the mean mu_k . mu_l by it
-    CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates                      Theorem 4 bounds |mu_k . mu_l| by it and tau' = ||Sigma_W||_F^2
-    companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2)                 bounds the error of views, without a premise
+    InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1, one negative: Theorem 3 bounds the mean mu_k . mu_l by it
+    CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds |mu_k . mu_l| by it and tau = ||Sigma_W||_F^2
+    companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2), which bounds the error of views without a premise
+    certified[...]         what `marginlab.theory.certify` certifies by each form: of training images, and `new` of test images
 
-All are exact for the population that is made of these images and views, and for no other. Bounds of pairs are given by the least right side, and
-those of Theorem 4 in units of r^2, where 1 is what holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
+All but `new` are exact for the population that is made of these images and views, and for no other. Of the bounds of pairs the least right side is
+given, of Theorem 4 in units of r^2, where 1 is what holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
 """
 
 import math
@@ -14,18 +15,47 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.theory import Population, companion, normalisation, theorem_3, theorem_3_printed, theorem_4
+from marginlab.theory import Population, certify, companion, normalisation, theorem_3, theorem_3_printed, theorem_4
 from marginlab.theory.bound import PairBound
 from marginlab.train.rows import Row
 
 PAIRS = 2e7  # of an anchor's pair and a negative in the expectation of InfoNCE, which has no cheaper exact form
 
 
-def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int, epsilon: float) -> list[Row]:
+FORMS = {
+    "(P), printed": "P", "(T), distances": "T", "(T'), distances and lengths": "T'", "per class": "per class", "Corollary, fixed": "fixed centers",
+    "new images": "new",
+}  # fmt: skip
+
+
+def certified(
+    seen: tuple[Float[Tensor, "N V D"], Int[Tensor, " N"]], new: tuple[Float[Tensor, "M V D"], Int[Tensor, " M"]], space: str, epoch: int
+) -> list[Row]:
+    """What each form certifies, 1 where it certifies nothing; what (T') costs at its best point; and the error of the new images with its own limit.
+
+    The first view of each image is the image itself.
+    """
+    certificate = certify(*seen, new=new, v_curve=False)
+    rows = [
+        Row(epoch, f"certified[{key}]/{space}", certificate[name].value, n=certificate.new_images if key == "new" else certificate.images)
+        for name, key in FORMS.items()
+    ]
+    form, printed = certificate["(T')"], certificate["(P)"]
+    terms = {
+        "1 - sigma": form.outside, "R_epsilon": form.R_epsilon, "delta": form.delta, "epsilon": form.epsilon, "D": form.rho, "rho": printed.rho,
+    }  # fmt: skip
+    rows += [Row(epoch, f"certificate.{name}/{space}", value, n=certificate.images) for name, value in terms.items()]
+    error, limit = certificate.new_error
+    return [*rows, Row(epoch, f"new_error/{space}", error, high=limit, n=certificate.new_images)]
+
+
+def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int, epsilon: float = 0.5) -> list[Row]:
     """Rows `NAME/space` of features of length one; Theorem 3 takes as many of the images and views as its cost allows (`n` says how many).
 
+    epsilon: where the printed Theorem 3 takes R_epsilon.
+
     >>> f = torch.nn.functional.normalize(torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
-    >>> [row.name for row in theorems(f, torch.arange(12) % 3, "backbone", 0, epsilon=0.5)][:2]
+    >>> [row.name for row in theorems(f, torch.arange(12) % 3, "backbone", epoch=0)][:2]
     ['companion/backbone', 'view_error/backbone']
     """
     labels = labels.unique(return_inverse=True)[1]  # a class without an image has no center
