@@ -91,8 +91,8 @@ def counts(n: int, group: dist.ProcessGroup | None = None, device: torch.device 
 def gather(x: Tensor, group: dist.ProcessGroup | None = None, *, held: list[int] | None = None, factor: float = 1.0) -> Tensor:
     """The rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...). Ranks may hold different numbers of rows, also none.
 
-    The backward pass sums over the ranks the gradients that each has for this rank's rows, so a loss that uses gathered rows is exact; `factor`
-    multiplies that sum. `held` are the ranks' `counts` where they are known already.
+    The backward pass sums over the ranks the gradients that each has for this rank's rows, in one reduce-scatter, so a loss that uses gathered rows
+    is exact; `factor` multiplies that sum. `held` are the ranks' `counts` where they are known already.
 
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])
@@ -105,19 +105,26 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float) -> Tensor:
         ctx.group, ctx.factor = group, factor
         ctx.rows = counts(len(x), group, x.device) if held is None else held
-        widest = max(ctx.rows)  # gloo refuses unequal sizes: every rank sends the widest
-        sent = x.new_zeros(widest, *x.shape[1:])
-        sent[: len(x)] = x
+        sent = _padded(x, max(ctx.rows))
         out = [torch.empty_like(sent) for _ in ctx.rows]
         dist.all_gather(out, sent, group=group)
         return torch.cat([part[:n] for part, n in zip(out, ctx.rows, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        start = sum(ctx.rows[: rank(ctx.group)])
-        return grad[start : start + ctx.rows[rank(ctx.group)]] * ctx.factor, None, None, None
+        parts = [_padded(part, max(ctx.rows)) for part in grad.split(ctx.rows)]
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts, group=ctx.group)
+        return own[: ctx.rows[rank(ctx.group)]] * ctx.factor, None, None, None
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """So many rows, zeros at the end: gloo exchanges only parts of one size, so every rank sends the size of the largest."""
+    if len(x) == rows:
+        return x.contiguous()
+    out = x.new_zeros(rows, *x.shape[1:])
+    out[: len(x)] = x
+    return out
 
 
 def own(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:

@@ -3,6 +3,7 @@ import os
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 
 from marginlab import ranks
@@ -37,6 +38,30 @@ def test_gather_and_total_have_exact_gradients_on_any_number_of_ranks(pool, n, d
             torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-10)
         torch.testing.assert_close(torch.cat([a[2] for a in answers]), factor * whole.grad, rtol=0, atol=1e-10)
         assert [i for a in answers for i in range(10)[a[4]]] == list(range(10))
+
+
+def _exchanged(group, rank, rows):
+    """The collectives of a gather's backward pass, with the shapes that are given, and the gradient; upstream it is not contiguous."""
+    x = torch.ones(rows[rank], 2, dtype=torch.float64, requires_grad=True)
+    gathered = ranks.gather(x, group, held=rows)
+    seen = []
+    reduce, scatter = dist.all_reduce, dist.reduce_scatter
+    dist.all_reduce = lambda *_, **__: seen.append("all-reduce")
+    dist.reduce_scatter = lambda out, parts, **named: (seen.append([tuple(part.shape) for part in parts]), scatter(out, parts, **named))
+    try:
+        gathered.T.contiguous().backward(torch.arange(2.0 * sum(rows), dtype=torch.float64).view(2, -1))
+    finally:
+        dist.all_reduce, dist.reduce_scatter = reduce, scatter
+    return seen, x.grad
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("rows", [[2, 2, 2], [3, 0, 1]])
+def test_the_gradient_of_gathered_rows_is_one_reduce_scatter_of_parts_of_the_widest(pool, rows):
+    answers = pool.run(3, _exchanged, rows)
+    assert [seen for seen, _ in answers] == [[[(max(rows), 2)] * 3]] * 3
+    upstream = torch.arange(2.0 * sum(rows), dtype=torch.float64).view(2, -1).T
+    assert torch.equal(torch.cat([grad for _, grad in answers]), 3 * upstream)
 
 
 def _fail(group, rank):

@@ -6,11 +6,12 @@
     labels                          all-gather      8 B
     target cosines                  all-reduce      4 G                           only margins that look at the whole batch
     (max, sum[, target])            all-gather      4 G x 3; x 2 for those margins; 2 more with label smoothing
-    gradient of the embeddings      all-reduce      G D bytes of an embedding
+    gradient of the embeddings      reduce-scatter  G D bytes of an embedding     padded to N times the largest batch
 
 The payload is what the program gives to the collective, and does not depend on how a library does it. A ring sends of a payload p from each
-rank (N - 1) p in an all-gather and 2 (N - 1) / N p in an all-reduce, which is the least there is for the largest of them. The gradients of the
-backbone, which DDP or FSDP exchanges, are not counted here. One rank exchanges nothing.
+rank (N - 1) p in an all-gather, (N - 1) / N p in a reduce-scatter and twice that in an all-reduce, which is the least there is for the largest
+of them. gloo is not so thrifty: by the bytes that the loopback interface counts, its reduce-scatter sends as much as its all-reduce (torch 2.14).
+The gradients of the backbone, which DDP or FSDP exchanges, are not counted here. One rank exchanges nothing.
 
 A test counts the payloads of a real step and finds these numbers.
 """
@@ -29,7 +30,10 @@ class Exchange(NamedTuple):
 
     def wire(self, ranks: int) -> int:
         """Bytes that a rank sends in a ring."""
-        return (ranks - 1) * self.payload if self.collective == "all-gather" else -(-2 * (ranks - 1) * self.payload // ranks)
+        if self.collective == "all-gather":
+            return (ranks - 1) * self.payload
+        times = 2 if self.collective == "all-reduce" else 1
+        return -(-times * (ranks - 1) * self.payload // ranks)
 
 
 def traffic(setup: Setup) -> list[Exchange]:
@@ -48,5 +52,5 @@ def traffic(setup: Setup) -> list[Exchange]:
         Exchange("labels", "all-gather", 8 * setup.batch),
         *([Exchange("target cosines", "all-reduce", WIDE * rows)] if setup.batchwise else ()),
         Exchange("maxima, sums" + ("" if setup.batchwise else ", targets"), "all-gather", numbers * WIDE * rows),
-        Exchange("gradient of embeddings", "all-reduce", rows * setup.dim * item),
+        Exchange("gradient of embeddings", "reduce-scatter", rows * setup.dim * item),
     ]

@@ -85,7 +85,7 @@ def peak_of_a_rank(group, rank, setup):
 def payloads():
     """A list of (collective, bytes this rank gives), filled while the context is open."""
     seen: list[tuple[str, int]] = []
-    gather, reduce = dist.all_gather, dist.all_reduce
+    gather, reduce, scatter = dist.all_gather, dist.all_reduce, dist.reduce_scatter
 
     def all_gather(out, x, *arguments, **named):
         seen.append(("all-gather", x.nbytes))
@@ -95,11 +95,15 @@ def payloads():
         seen.append(("all-reduce", x.nbytes))
         return reduce(x, *arguments, **named)
 
-    dist.all_gather, dist.all_reduce = all_gather, all_reduce
+    def reduce_scatter(out, parts, *arguments, **named):
+        seen.append(("reduce-scatter", sum(part.nbytes for part in parts)))
+        return scatter(out, parts, *arguments, **named)
+
+    dist.all_gather, dist.all_reduce, dist.reduce_scatter = all_gather, all_reduce, reduce_scatter
     try:
         yield seen
     finally:
-        dist.all_gather, dist.all_reduce = gather, reduce
+        dist.all_gather, dist.all_reduce, dist.reduce_scatter = gather, reduce, scatter
 
 
 def payloads_of_a_step(group, rank, setup):

@@ -76,10 +76,11 @@ def test_a_step_exchanges_the_planned_bytes(pool, margin, ranks, smoothing, embe
 
 
 def test_a_ring_sends_what_is_said():
-    """4 ranks: an all-gather of p bytes sends 3 p, an all-reduce 2 x 3/4 p."""
+    """4 ranks: an all-gather of p bytes sends 3 p, an all-reduce 2 x 3/4 p, a reduce-scatter 3/4 p."""
     sent = {exchange.what: (exchange.payload, exchange.wire(4)) for exchange in traffic(Setup(batch=8, ranks=4, dim=16))}
     assert sent["embeddings"] == (512, 1536)
-    assert sent["gradient of embeddings"] == (2048, 3072)
+    assert sent["rows and faults"] == (64, 96)
+    assert sent["gradient of embeddings"] == (2048, 1536)
     assert traffic(Setup(ranks=1)) == []
     assert work(Setup(batch=8, ranks=4, dim=16)).sent == sum(wire for _, wire in sent.values())
 
