@@ -23,6 +23,8 @@ from marginlab.measures.divergence import DivergenceResult as DivergenceResult
 from marginlab.measures.sigma import ConcentrationResult as ConcentrationResult
 from marginlab.measures.sigma import Curve as Curve
 from marginlab.measures.sigma import Pair as Pair
+from marginlab.measures.uniformity import Uniformity as Uniformity
+from marginlab.measures.uniformity import UniformityResult as UniformityResult
 
 __all__ = [
     "Alignment",
@@ -47,5 +49,7 @@ __all__ = [
     "IntraResult",
     "Pair",
     "SmallestConductance",
+    "Uniformity",
+    "UniformityResult",
     "choose_anchors",
 ]

@@ -14,6 +14,7 @@ from marginlab.measures.graphs import colouring as colouring
 from marginlab.measures.graphs import greedy_clique as greedy_clique
 from marginlab.measures.graphs import matching as matching
 from marginlab.measures.sigma import bounds as bounds
+from marginlab.measures.uniformity import uniformity as uniformity
 
 __all__ = [
     "alignment",
@@ -30,4 +31,5 @@ __all__ = [
     "matching",
     "nearest_class_angles",
     "relative_confusion",
+    "uniformity",
 ]
