@@ -144,7 +144,8 @@ def _main_parts(population: Population, distances: list[Tensor], delta: float, n
         found.append(float(population.w[own[part]].sum()) / float(population.p[k]))
         most.append(min(1.0, float(population.w[own].sort(descending=True).values[: clique.upper].sum()) / float(population.p[k])))
     size = population.f.new_tensor(sizes) + ROUNDING
-    return _Parts(members, size, min(min(found), 1.0), min(most), size)
+    sigma = min(found)
+    return _Parts(members, size, 1.0 if sigma > 1 - 1e-12 else sigma, min(most), size)
 
 
 def _best_of_grid(population: Population, parts: list[_Parts], deltas: Tensor, epsilons: Tensor) -> tuple[list[Form], Tensor, Tensor]:
