@@ -15,16 +15,19 @@ from marginlab.measures.augmentation_confusion import AugmentationConfusion as A
 from marginlab.measures.augmentation_confusion import ConfusionResult as ConfusionResult
 from marginlab.measures.augmentation_graph import AugmentationGraph as AugmentationGraph
 from marginlab.measures.augmentation_graph import SmallestConductance as SmallestConductance
-from marginlab.measures.class_variance import ClassVariance as ClassVariance
-from marginlab.measures.class_variance import ClassVarianceResult as ClassVarianceResult
 from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.controls import Between as Between
 from marginlab.measures.divergence import ClassDivergence as ClassDivergence
 from marginlab.measures.divergence import DivergenceResult as DivergenceResult
+from marginlab.measures.lipschitz import LipschitzRatio as LipschitzRatio
+from marginlab.measures.lipschitz import LipschitzResult as LipschitzResult
+from marginlab.measures.lipschitz import jacobian_norms as jacobian_norms
 from marginlab.measures.sigma import ConcentrationResult as ConcentrationResult
 from marginlab.measures.sigma import Curve as Curve
 from marginlab.measures.sigma import Pair as Pair
+from marginlab.measures.spectral_bound import LipschitzBound as LipschitzBound
+from marginlab.measures.spectral_bound import lipschitz_upper as lipschitz_upper
 from marginlab.measures.uniformity import Uniformity as Uniformity
 from marginlab.measures.uniformity import UniformityResult as UniformityResult
 
@@ -41,8 +44,6 @@ __all__ = [
     "AugmentationGraph",
     "Between",
     "ClassDivergence",
-    "ClassVariance",
-    "ClassVarianceResult",
     "Clique",
     "Concentration",
     "ConcentrationResult",
@@ -51,9 +52,14 @@ __all__ = [
     "DivergenceResult",
     "IntraAngle",
     "IntraResult",
+    "LipschitzBound",
+    "LipschitzRatio",
+    "LipschitzResult",
     "Pair",
     "SmallestConductance",
     "Uniformity",
     "UniformityResult",
     "choose_anchors",
+    "jacobian_norms",
+    "lipschitz_upper",
 ]

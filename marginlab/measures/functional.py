@@ -7,15 +7,17 @@ from marginlab.measures.angles import angle_statistics as angle_statistics
 from marginlab.measures.angles import nearest_class_angles as nearest_class_angles
 from marginlab.measures.augmentation_confusion import augmentation_confusion as augmentation_confusion
 from marginlab.measures.augmentation_confusion import relative_confusion as relative_confusion
-from marginlab.measures.class_variance import class_distances as class_distances
-from marginlab.measures.class_variance import class_variance as class_variance
 from marginlab.measures.cliques import largest_clique as largest_clique
 from marginlab.measures.concentration import augmented_distances as augmented_distances
 from marginlab.measures.divergence import class_divergence as class_divergence
 from marginlab.measures.graphs import colouring as colouring
 from marginlab.measures.graphs import greedy_clique as greedy_clique
 from marginlab.measures.graphs import matching as matching
+from marginlab.measures.lipschitz import jacobian_norms as jacobian_norms
+from marginlab.measures.lipschitz import lipschitz_ratios as lipschitz_ratios
 from marginlab.measures.sigma import bounds as bounds
+from marginlab.measures.spectral_bound import convolution_norm as convolution_norm
+from marginlab.measures.spectral_bound import lipschitz_upper as lipschitz_upper
 from marginlab.measures.uniformity import uniformity as uniformity
 
 __all__ = [
@@ -25,13 +27,15 @@ __all__ = [
     "augmentation_confusion",
     "augmented_distances",
     "bounds",
-    "class_distances",
     "class_divergence",
-    "class_variance",
     "clopper_pearson",
     "colouring",
+    "convolution_norm",
     "greedy_clique",
+    "jacobian_norms",
     "largest_clique",
+    "lipschitz_ratios",
+    "lipschitz_upper",
     "matching",
     "nearest_class_angles",
     "relative_confusion",
