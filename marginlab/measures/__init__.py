@@ -15,6 +15,8 @@ from marginlab.measures.augmentation_confusion import AugmentationConfusion as A
 from marginlab.measures.augmentation_confusion import ConfusionResult as ConfusionResult
 from marginlab.measures.augmentation_graph import AugmentationGraph as AugmentationGraph
 from marginlab.measures.augmentation_graph import SmallestConductance as SmallestConductance
+from marginlab.measures.class_variance import ClassVariance as ClassVariance
+from marginlab.measures.class_variance import ClassVarianceResult as ClassVarianceResult
 from marginlab.measures.cliques import Clique as Clique
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.controls import Between as Between
@@ -44,6 +46,8 @@ __all__ = [
     "AugmentationGraph",
     "Between",
     "ClassDivergence",
+    "ClassVariance",
+    "ClassVarianceResult",
     "Clique",
     "Concentration",
     "ConcentrationResult",

@@ -7,6 +7,8 @@ from marginlab.measures.angles import angle_statistics as angle_statistics
 from marginlab.measures.angles import nearest_class_angles as nearest_class_angles
 from marginlab.measures.augmentation_confusion import augmentation_confusion as augmentation_confusion
 from marginlab.measures.augmentation_confusion import relative_confusion as relative_confusion
+from marginlab.measures.class_variance import class_distances as class_distances
+from marginlab.measures.class_variance import class_variance as class_variance
 from marginlab.measures.cliques import largest_clique as largest_clique
 from marginlab.measures.concentration import augmented_distances as augmented_distances
 from marginlab.measures.divergence import class_divergence as class_divergence
@@ -27,7 +29,9 @@ __all__ = [
     "augmentation_confusion",
     "augmented_distances",
     "bounds",
+    "class_distances",
     "class_divergence",
+    "class_variance",
     "clopper_pearson",
     "colouring",
     "convolution_norm",
