@@ -22,6 +22,10 @@ from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.controls import Between as Between
 from marginlab.measures.divergence import ClassDivergence as ClassDivergence
 from marginlab.measures.divergence import DivergenceResult as DivergenceResult
+from marginlab.measures.effective_rank import EffectiveRank as EffectiveRank
+from marginlab.measures.effective_rank import EffectiveRankResult as EffectiveRankResult
+from marginlab.measures.lidar import LiDAR as LiDAR
+from marginlab.measures.lidar import LiDARResult as LiDARResult
 from marginlab.measures.lipschitz import LipschitzRatio as LipschitzRatio
 from marginlab.measures.lipschitz import LipschitzResult as LipschitzResult
 from marginlab.measures.lipschitz import jacobian_norms as jacobian_norms
@@ -30,6 +34,8 @@ from marginlab.measures.sigma import Curve as Curve
 from marginlab.measures.sigma import Pair as Pair
 from marginlab.measures.spectral_bound import LipschitzBound as LipschitzBound
 from marginlab.measures.spectral_bound import lipschitz_upper as lipschitz_upper
+from marginlab.measures.spectrum_decay import SpectrumDecay as SpectrumDecay
+from marginlab.measures.spectrum_decay import SpectrumDecayResult as SpectrumDecayResult
 from marginlab.measures.uniformity import Uniformity as Uniformity
 from marginlab.measures.uniformity import UniformityResult as UniformityResult
 
@@ -54,13 +60,19 @@ __all__ = [
     "ConfusionResult",
     "Curve",
     "DivergenceResult",
+    "EffectiveRank",
+    "EffectiveRankResult",
     "IntraAngle",
     "IntraResult",
+    "LiDAR",
+    "LiDARResult",
     "LipschitzBound",
     "LipschitzRatio",
     "LipschitzResult",
     "Pair",
     "SmallestConductance",
+    "SpectrumDecay",
+    "SpectrumDecayResult",
     "Uniformity",
     "UniformityResult",
     "choose_anchors",

@@ -12,14 +12,19 @@ from marginlab.measures.class_variance import class_variance as class_variance
 from marginlab.measures.cliques import largest_clique as largest_clique
 from marginlab.measures.concentration import augmented_distances as augmented_distances
 from marginlab.measures.divergence import class_divergence as class_divergence
+from marginlab.measures.effective_rank import rankme as rankme
 from marginlab.measures.graphs import colouring as colouring
 from marginlab.measures.graphs import greedy_clique as greedy_clique
 from marginlab.measures.graphs import matching as matching
+from marginlab.measures.lidar import lidar as lidar
 from marginlab.measures.lipschitz import jacobian_norms as jacobian_norms
 from marginlab.measures.lipschitz import lipschitz_ratios as lipschitz_ratios
 from marginlab.measures.sigma import bounds as bounds
 from marginlab.measures.spectral_bound import convolution_norm as convolution_norm
 from marginlab.measures.spectral_bound import lipschitz_upper as lipschitz_upper
+from marginlab.measures.spectrum import effective_rank as effective_rank
+from marginlab.measures.spectrum_decay import power_law as power_law
+from marginlab.measures.spectrum_decay import spectrum_decay as spectrum_decay
 from marginlab.measures.uniformity import uniformity as uniformity
 
 __all__ = [
@@ -35,13 +40,18 @@ __all__ = [
     "clopper_pearson",
     "colouring",
     "convolution_norm",
+    "effective_rank",
     "greedy_clique",
     "jacobian_norms",
     "largest_clique",
+    "lidar",
     "lipschitz_ratios",
     "lipschitz_upper",
     "matching",
     "nearest_class_angles",
+    "power_law",
+    "rankme",
     "relative_confusion",
+    "spectrum_decay",
     "uniformity",
 ]

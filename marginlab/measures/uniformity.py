@@ -29,7 +29,6 @@ class UniformityResult(NamedTuple):
 
     L_unif: Float[Tensor, ""]
     standard_error: Float[Tensor, ""]
-    t: float
     n: int
     seen: int
     V: int
@@ -142,7 +141,6 @@ class Uniformity(Measure):
         return UniformityResult(
             value,
             error,
-            self.t,
             n,
             seen,
             V,

@@ -1,0 +1,145 @@
+"""alpha-ReQ: how fast the spectrum of features decays, as the exponent of a power law.
+
+    lambda_j ~ j^-alpha:        alpha = - slope of the least-squares line of log lambda_j on log j,   j = first .. last
+
+with lambda_1 >= lambda_2 >= ... the eigenvalues of the covariance of features. Agrawal, Mondal, Ghosh and Richards, NeurIPS 2022, who find the best
+generalization near alpha = 1 and leave out both ends of the spectrum. (A regression on j itself, or on a linear ramp, would fit exp(-c j), not a
+power: a test shows what it gives.) Unless told, the middle half of log j is fitted: j from r^(1/4) to r^(3/4), r being the number of eigenvalues
+that float64 moments resolve, those above max(D, 100) 2^-52 of the largest one plus the squared mean; all of them where r < 7.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from marginlab.measures.spectrum import SecondMoments, resolved
+
+
+class SpectrumDecayResult(NamedTuple):
+    """alpha of n images with V views each, fitted from j = first to last, both included; NaN where fewer than two eigenvalues are resolved there.
+
+    `error_alpha` is its sampling error (jackknife over images), `error_fit` the standard error of a least-squares slope, which says how straight the
+    line is (NaN for two points). `eigenvalues` (D,) are those of the covariance, largest first, 0 where not resolved.
+    """
+
+    alpha: Float[Tensor, ""]
+    error_alpha: Float[Tensor, ""]
+    error_fit: Float[Tensor, ""]
+    eigenvalues: Float[Tensor, " D"]
+    first: int
+    last: int
+    n: int
+    V: int
+    meaning: str
+
+
+def power_law(values: Float[Tensor, " J"], first: int, last: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Alpha of positive values_j ~ j^-alpha over j = first .. last (from 1, both included), and the standard error of the slope.
+
+    NaN for fewer than two values (three for the error).
+
+    >>> alpha, error = power_law(3 * torch.arange(1, 101).double() ** -0.8, 5, 50)
+    >>> round(float(alpha), 6), float(error) < 1e-12
+    (0.8, True)
+    """
+    y = values[first - 1 : last].double().log()
+    x = torch.arange(first, first + len(y), device=y.device).double().log()
+    if len(y) < 2:
+        return values.new_tensor(torch.nan).double(), values.new_tensor(torch.nan).double()
+    x = x - x.mean()
+    slope = (x @ y) / (x @ x)
+    residual = y - y.mean() - slope * x
+    return -slope, (residual @ residual / (len(y) - 2) / (x @ x)).sqrt() if len(y) > 2 else torch.full_like(slope, torch.nan)
+
+
+def spectrum_decay(
+    features: Float[Tensor, "N V D"], fit_range: tuple[int, int] | None = None, *, normalize: bool = False, groups: int = 10
+) -> SpectrumDecayResult:
+    """What `SpectrumDecay` computes, of features at hand.
+
+    >>> scales = torch.arange(1, 9).double() ** -0.5                       # standard deviations: variances fall as 1/j
+    >>> f = torch.cat([torch.diag(scales), -torch.diag(scales)])[:, None]
+    >>> round(float(spectrum_decay(f).alpha), 6)
+    1.0
+    """
+    measure = SpectrumDecay(features.shape[-1], fit_range, normalize=normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure.update(features)
+    result: SpectrumDecayResult = measure.compute()
+    return result
+
+
+class SpectrumDecay(SecondMoments):
+    """alpha-ReQ from features (N, V, D); streams, merges and reduces over ranks.
+
+    Parameters
+    ----------
+    dim: D.
+    fit_range: (first, last) j of the fit, from 1, both included; the part of it that is resolved is taken. None: the middle half of log j.
+    normalize: give features length 1 first.
+    groups: of images, for the jackknife (see `EffectiveRank`, whose memory and time these are too).
+    kwargs: torchmetrics.Metric's.
+
+    >>> measure = SpectrumDecay(dim=8, fit_range=(1, 8))
+    >>> measure.update(torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
+    >>> measure.update(-torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
+    >>> round(float(measure.compute().alpha), 6)
+    1.0
+
+    Raises
+    ------
+    ValueError: features of another dimension, another number of views than before, values not finite, a range that is none, no image at all.
+
+    """
+
+    def __init__(self, dim: int, fit_range: tuple[int, int] | None = None, normalize: bool = False, *, groups: int = 10, **kwargs: Any):
+        super().__init__(dim, normalize, groups, **kwargs)
+        if fit_range is not None and not 1 <= fit_range[0] < fit_range[1] <= dim:
+            raise ValueError(f"fit_range is (first, last) with 1 <= first < last <= dim = {dim}, not {fit_range}.")
+        self.fit_range = fit_range
+
+    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
+        """Take V views' features of N more images; labels are not looked at (all measures may be called alike)."""
+        self.add(*self.taken(features))
+
+    def compute(self) -> SpectrumDecayResult:
+        """The result; over all ranks under a process group."""
+        n, moment, sums = self.checked(), self.moment.sum(0), self.sums.sum(0)
+        eigenvalues = _spectrum(moment, sums, n)
+        r = int((eigenvalues > 0).sum())
+        first, last = self.fit_range or _middle(r)
+        last = min(last, r)
+        alpha, error_fit = power_law(eigenvalues, first, last)
+
+        def without(g: int) -> Tensor:
+            left = _spectrum(moment - self.moment[g], sums - self.sums[g], n - int(self.n[g]))
+            return power_law(left, first, last)[0] if float(left[max(last - 1, 0)]) > 0 else torch.full_like(alpha, torch.nan)
+
+        return SpectrumDecayResult(
+            alpha=alpha,
+            error_alpha=self.error(alpha, without),
+            error_fit=error_fit,
+            eigenvalues=eigenvalues,
+            first=first,
+            last=last,
+            n=n,
+            V=int(self.views),
+            meaning=(
+                f"Exponent of a power law, by least squares of log eigenvalues on log j, j from {first} to {last} of {r} that are resolved in "
+                f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A sample's spectrum is steeper than that of what it is drawn "
+                f"from: with few images for the dimensions alpha leans upwards. Standard error: jackknife over {self.groups} groups of images."
+            ),
+        )
+
+
+def _spectrum(moment: Tensor, sums: Tensor, n: int) -> Tensor:
+    """Eigenvalues of the covariance, largest first, 0 where a difference of moments does not resolve them."""
+    mean = sums / n
+    eigenvalues = torch.linalg.eigvalsh(moment / n - mean[:, None] * mean)
+    return resolved(eigenvalues, eigenvalues[-1].clamp(min=0) + mean.square().sum())
+
+
+def _middle(r: int) -> tuple[int, int]:
+    return (1, r) if r < 7 else (math.ceil(r**0.25), math.floor(r**0.75))
