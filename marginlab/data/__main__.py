@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in TORCHVISION and not (root / f"{name}.npz").exists():
             _download(name, root)
         for split in splits(asked.spec):
-            print(describe(load(asked.spec, split, root, size=asked.size), split))
+            print(describe(load(asked.spec, split, root, size=asked.size, workers=0), split))
     except (ValueError, TypeError, OSError) as error:
         parser.exit(2, f"{error}\n")
 

@@ -1,21 +1,31 @@
 """Image sets from folders of image files: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png without a split.
 
-    bytes needed = 3 x height x width x number of images, from the files' headers, refused above the budget before one is decoded
+    bytes needed = 3 x height x width x number of images, from the files' headers; above the budget they are refused, or decoded when asked for,
+                   before one is decoded
+    fingerprint  = 64 bits of (length, first 4 KiB, last 4 KiB) of a file: other pixels change the checksum at the end of a PNG, and rarely leave the
+                   length of a JPEG
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import afford, resized
+from marginlab.data.streaming import Streamed
+
+_END = 4096  # bytes of a file's beginning and of its end that tell it from others
 
 
-def read_folder(path: Path, split: str, name: str, *, size: int, budget: int) -> ImageSet:
-    """The split of a folder; where the folder has none, one fifth of each class is its test."""
+def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, workers: int | None = None) -> ImageSet:
+    """The split of a folder; where the folder has none, one fifth of each class is its test. Every file's header is read, also of a streamed one."""
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {path}. Give one with a subfolder of images for each class.")
     splits = {side: path / side for side in ("train", "test") if (path / side).is_dir() and _subfolders(path / side)}
@@ -41,12 +51,33 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int) ->
         if not files:
             raise ValueError(f"{name}: no class has two images, so none is left for the {split} split. Add images, or folders train and test.")
         check_labels(labels, len(classes), f"{name} ({split})")
-    height, width = _measured(files, name, size)
-    afford(len(files), height, width, budget, name)
-    images = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
-    for place, file in enumerate(files):
-        images[place] = resized(_decoded(file, name), size)[0]
-    return ImageSet(images, labels, tuple(classes), name)
+    looked = _looked(files, name, size)
+    images = Streamed(ImageFiles(files, looked.height, looked.width, size, name), torch.arange(len(files)), budget, workers or 0)
+    if workers is None:
+        afford(len(files), looked.height, looked.width, budget, name)
+    return ImageSet(images.at(images.rows), labels, tuple(classes), name, looked.fingerprints)
+
+
+class ImageFiles:
+    """Image files as a source: each is decoded, brought to its size and cut when it is asked for. Raises ValueError for one that cannot be."""
+
+    def __init__(self, files: Sequence[Path], height: int, width: int, size: int, name: str):
+        paths = [os.fsencode(file) for file in files]
+        # of tensors, a worker shares the memory; of a million strings it would make its own
+        self.paths = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
+        self.ends = torch.tensor([len(path) for path in paths]).cumsum(0)
+        self.shape, self.size, self.name = torch.Size((len(files), 3, height, width)), size, name
+
+    def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
+        images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
+        for place, row in enumerate(rows.tolist()):
+            file = Path(os.fsdecode(self.paths[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])].numpy().tobytes()))
+            image = resized(_decoded(file, self.name), self.size)[0]
+            if image.shape != self.shape[1:]:
+                old, new = (f"{shape[-2]} x {shape[-1]}" for shape in (self.shape, image.shape))
+                raise ValueError(f"{self.name}: {file} was of {old} when the work began, and is now of {new}. Leave the files as they are.")
+            images[place] = image
+        return images
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -65,15 +96,26 @@ def _images(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.suffix.lower() in IMG_EXTENSIONS and not child.name.startswith("."))
 
 
-def _measured(files: Sequence[Path], name: str, size: int) -> tuple[int, int]:
-    """The common height and width of the files, or `size`; every header is read, so that a bad file is known before the work starts."""
+class _Looked(NamedTuple):
+    """What a first look at the files says: the common height and width, or that asked for, and what tells the files apart."""
+
+    height: int
+    width: int
+    fingerprints: Tensor
+
+
+def _looked(files: Sequence[Path], name: str, size: int) -> _Looked:
+    """Every header is read, so that a bad file is known before the work starts."""
     from PIL import Image
 
     common: tuple[int, int] | None = None
-    for file in files:
+    prints = torch.empty(len(files), dtype=torch.int64)
+    for place, file in enumerate(files):
         try:
-            with Image.open(file) as image:
-                width, height, mode = *image.size, image.mode
+            with file.open("rb") as stream:
+                prints[place] = _fingerprint(stream)
+                with Image.open(stream) as image:
+                    width, height, mode = *image.size, image.mode
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name}: {file} cannot be read as an image: {error}. Remove it, or save it again.") from error
         if mode.startswith(("I", "F")):
@@ -85,7 +127,16 @@ def _measured(files: Sequence[Path], name: str, size: int) -> tuple[int, int]:
                 "Give size=... to bring them to one."
             )
     assert common is not None
-    return (size, size) if size else common
+    return _Looked(*((size, size) if size else common), prints)
+
+
+def _fingerprint(stream: BinaryIO) -> int:
+    length = os.fstat(stream.fileno()).st_size
+    found = hashlib.blake2b(b"%d:" % length + stream.read(_END), digest_size=8)
+    stream.seek(max(length - _END, _END))  # of a short file all is read, and nothing twice
+    found.update(stream.read(_END))
+    stream.seek(0)
+    return int.from_bytes(found.digest(), "little", signed=True)
 
 
 def _decoded(file: Path, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""An image set: images as bytes with their labels, small enough to live on the training device; and who is chosen from it.
+"""An image set: images as bytes with their labels, on the training device or read when they are asked for; and who is chosen from it.
 
     place(i) = number of images of i's class whose draw is below i's,     draw(i) = bits(seed, "subset", i)
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
+from marginlab.data.streaming import Streamed
 from marginlab.rng import Key
 
 
@@ -20,7 +21,8 @@ from marginlab.rng import Key
 class ImageSet:
     """Labelled images: bytes in [0, 255], which stand for values in [0, 1].
 
-    `images` (N, 3, H, W) uint8, `labels` (N,) int64 in [0, C), `classes` the C class names, `name` the spec it was loaded from.
+    `images` (N, 3, H, W) uint8, `labels` (N,) int64 in [0, C), `classes` the C class names, `name` the spec it was loaded from. Images of more
+    bytes than their budget are `Streamed`, if `load` was asked for it; `fingerprints` (N,) int64 then tell them apart, without reading their pixels.
 
     >>> images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     >>> some = ImageSet(images, torch.tensor([0, 0, 0, 0, 1, 1]), ("cat", "dog"), "pets")
@@ -30,25 +32,29 @@ class ImageSet:
     Raises
     ------
     TypeError: images that are not uint8, or labels that are not int64.
-    ValueError: a wrong shape, lengths that differ, labels outside [0, C), no images, or images of one class only.
+    ValueError: a wrong shape, lengths that differ, labels outside [0, C), no images, images of one class only, or streamed ones without fingerprints.
 
     """
 
-    images: UInt8[Tensor, "N 3 H W"]
+    images: UInt8[Tensor, "N 3 H W"] | Streamed
     labels: Int64[Tensor, "N"]
     classes: tuple[str, ...]
     name: str
+    fingerprints: Int64[Tensor, "N"] | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8:
+        if isinstance(self.images, Tensor) and self.images.dtype != torch.uint8:
             remedy = "Turn values in [0, 1] into (255 * images).round().to(torch.uint8)."
             raise TypeError(f"{self.name}: images are uint8, not {self.images.dtype}. {remedy}")
-        if self.images.ndim != 4 or self.images.shape[1] != 3:
+        if len(self.images.shape) != 4 or self.images.shape[1] != 3:
             raise ValueError(f"{self.name}: images are (N, 3, H, W), not {tuple(self.images.shape)}. Permute the axes, or repeat a grey channel.")
         if self.labels.dtype != torch.int64:
             raise TypeError(f"{self.name}: labels are int64, not {self.labels.dtype}. Convert integers with .long().")
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"{self.name}: {len(self.images)} images need labels of shape ({len(self.images)},), not {tuple(self.labels.shape)}.")
+        prints = 0 if self.fingerprints is None else len(self.fingerprints)
+        if prints != len(self.labels) and (prints or isinstance(self.images, Streamed)):
+            raise ValueError(f"{self.name}: {len(self.images)} images have {prints} fingerprints. Give one for each; held images need none.")
         if 0 in self.images.shape:
             raise ValueError(f"{self.name}: there are no images, but the shape {tuple(self.images.shape)}.")
         check_labels(self.labels, len(self.classes), self.name)
@@ -67,7 +73,7 @@ class ImageSet:
             raise ValueError(f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at least 2, or for 0, which means all.")
         if n == 0 or n >= len(self):
             return self
-        return self._at(self._turns(seed)[:n])
+        return self.at(self._turns(seed)[:n])
 
     def blocks(self, n: int, count: int, seed: int = 0) -> tuple["ImageSet", ...]:
         """`count` disjoint sets of n images of each class, in their old order; the first is `subset(n * C, seed)`, more blocks change none before.
@@ -83,7 +89,7 @@ class ImageSet:
             raise ValueError(
                 f"{self.name}: {count} blocks of {n} images of each class are asked for, but the smallest class has {fewest}. Ask for fewer."
             )
-        return tuple(self._at(part) for part in self._turns(seed)[: n * count * len(self.classes)].split(n * len(self.classes)))
+        return tuple(self.at(part) for part in self._turns(seed)[: n * count * len(self.classes)].split(n * len(self.classes)))
 
     def _turns(self, seed: int) -> Int64[Tensor, " N"]:
         """The order in which images are chosen: one of each class in turn."""
@@ -91,20 +97,33 @@ class ImageSet:
         turn = key.named("class").permutation(len(self.classes))  # which classes have one more where n is no multiple of C
         return torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
 
-    def _at(self, chosen: Int64[Tensor, " M"]) -> "ImageSet":
-        chosen = chosen.sort().values.to(self.labels.device)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+    def at(self, index: Int64[Tensor, " M"]) -> "ImageSet":
+        """The images at these indices, in their old order. Of a streamed set those are read now that fit its budget, otherwise streamed as well.
+
+        Raises what reading the images raises, and ValueError for indices that leave one class.
+        """
+        index = index.sort().values
+        there = index.to(self.images.device)
+        images = self.images[there] if isinstance(self.images, Tensor) else self.images.at(there)
+        labels = self.labels[index.to(self.labels.device)]
+        return replace(self, images=images, labels=labels, fingerprints=None if self.fingerprints is None else self.fingerprints[index.cpu()])
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the images, labels and class names: equal for equal sets, wherever they were read from."""
+        """16 hexadecimal digits of the images, labels and class names: equal for equal sets, wherever they were read from.
+
+        Of images with fingerprints these are taken in place of pixels, so a set has one digest, held or streamed.
+        """
         found = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        for part in (self.labels, self.images):
+        contents = self.fingerprints if self.fingerprints is not None else self.images
+        assert isinstance(contents, Tensor), "streamed images have fingerprints"
+        for part in (self.labels, contents):
             found.update(part.cpu().contiguous().numpy().data)
         return found.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set on a device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        """The same set on a device; streamed images are read into the machine's memory, wherever their labels are."""
+        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
+        return replace(self, images=images, labels=self.labels.to(device))
 
 
 def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:

@@ -21,8 +21,10 @@ _SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "npz
 _COUNTS = {"train": 5_000, "test": 2_000}  # of the embedded sets
 
 
-def load(spec: str, split: str = "train", root: str | Path | None = None, *, size: int = 0, budget: int = BUDGET) -> ImageSet:
-    """The images of a split, as bytes in memory.
+def load(
+    spec: str, split: str = "train", root: str | Path | None = None, *, size: int = 0, budget: int = BUDGET, workers: int | None = None
+) -> ImageSet:
+    """The images of a split, as bytes in memory, or in files of a folder that are decoded as they are asked for.
 
     Parameters
     ----------
@@ -35,7 +37,9 @@ def load(spec: str, split: str = "train", root: str | Path | None = None, *, siz
     root: the folder of the published sets; by default the environment's MARGINLAB_DATA, else `data`.
     size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0 keeps the images' own size. `shapes` are
         rendered at it instead.
-    budget: bytes that the images of the split may take.
+    budget: bytes that the images of the split may take in memory.
+    workers: what becomes of a folder whose images take more. None: it is refused. A number: the set is streamed (`ImageSet.images` is no tensor
+        then, but is read by index), and so many processes decode ahead of a training; 0 leaves it to the one that asks.
 
     >>> digits = load("digits", "test", size=16)
     >>> digits.images.shape, len(digits.classes)
@@ -43,19 +47,23 @@ def load(spec: str, split: str = "train", root: str | Path | None = None, *, siz
 
     Raises
     ------
-    SettingsError: an unknown spec or split, or a size or budget that makes no sense.
+    SettingsError: an unknown spec or split, or a size, budget or number of workers that makes no sense.
     FileNotFoundError: no such file or folder, or a published set that is not under the root; the message says what to do.
-    TypeError, ValueError: images or labels that cannot be used, one class only, or more bytes than the budget.
+    TypeError, ValueError: images or labels that cannot be used, one class only, or more bytes than the budget. Of a streamed folder's files only
+        the headers are read, so one that is cut short is found when it is asked for; the error names it.
 
     """
     if split not in splits(spec):
         raise SettingsError(f"There is no split {split!r}: {nearest(split, splits(spec))}")
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
+    if workers is not None and workers < 0:
+        raise SettingsError(f"workers is a number of processes, or 0 for none beside this one, not {workers}.")
     kind, colon, rest = spec.partition(":")
-    if colon and rest and kind in ("npz", "folder"):
-        read = read_npz if kind == "npz" else read_folder
-        return read(Path(rest).expanduser(), split, spec, size=size, budget=budget)
+    if colon and rest and kind == "npz":
+        return read_npz(Path(rest).expanduser(), split, spec, size=size, budget=budget)
+    if colon and rest and kind == "folder":
+        return read_folder(Path(rest).expanduser(), split, spec, size=size, budget=budget, workers=workers)
     if spec in ("shapes", "shapes-5"):
         shapes = Shapes() if spec == "shapes" else EASY
         shapes = replace(shapes, size=size or shapes.size)

@@ -37,13 +37,14 @@ def read_omniglot(name: str, split: str, root: Path, *, size: int, budget: int) 
     if split != "unseen":
         learnt = _number(whole.labels) < _LEARNT
         chosen = learnt if split == "train" else ~learnt
-        whole = replace(whole, images=whole.images[chosen], labels=whole.labels[chosen])
+        whole = whole.at(chosen.nonzero()[:, 0])
     if name == "omniglot-upright":
         return replace(whole, name=name)
     height, width = whole.images.shape[2:]
     afford(4 * len(whole), height, width, budget, name)
     if height != width:
         raise ValueError(f"{name}: images of {height} x {width} have no quarter turns. Give a size, or take omniglot-upright.")
+    assert isinstance(whole.images, Tensor), "a file of drawings is held"
     images = torch.stack([whole.images.rot90(k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
     labels = (4 * whole.labels[:, None] + torch.arange(4)).flatten()
     return ImageSet(images, labels, tuple(f"{of}@{90 * k}" for of in whole.classes for k in range(4)), name)

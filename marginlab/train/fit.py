@@ -1,6 +1,6 @@
 """`fit`: one plain loop, for one process or a group of them.
 
-    step t of epoch e:   rows  = the t-th batch of the e-th permutation
+    step t of epoch e:   rows  = the t-th batch of the e-th permutation, read ahead by workers where the images exceed a budget of memory
                          views = augmentation.views(images[rows], index=rows, n_views=V, first_view=V e)
                          loss  = method(views, labels)["loss"];  backward;  step of every optimizer at lr * schedule(t)
 
@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from marginlab import ranks, settings
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
+from marginlab.data.pixels import BUDGET
+from marginlab.data.streaming import batches, default_workers
 from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
@@ -52,6 +54,8 @@ def fit(
     root: Path | str | None = None,
     device: torch.device | str | None = None,
     say: Callable[[str], None] | None = None,
+    budget: int = BUDGET,
+    workers: int | None = None,
 ) -> Fitted:
     """Train a recipe in a folder; a folder that holds a part of the same run is gone on with, a finished one is read.
 
@@ -63,6 +67,10 @@ def fit(
     root: the folder of the data sets; by default MARGINLAB_DATA.
     device: by default this rank's GPU, or the CPU.
     say: is told the progress in a line of text; None shows a progress bar on a terminal.
+    budget: bytes of memory that the images of a split may take on each rank. A folder of more is streamed: workers decode the batches of their rank
+        ahead of its steps. Neither budget nor workers change a number, and a run may go on with others.
+    workers: processes of each rank that decode; by default its share of the cores, at most 8; 0 decodes in the loop itself. The memory they take is
+        that of 2 workers + 1 batches. A script that streams calls `fit` under `if __name__ == "__main__":`, since workers import it.
 
     Raises
     ------
@@ -70,7 +78,8 @@ def fit(
         trains in it; or the batch exceeds the images or splits unevenly, or the method cannot be trained on so many ranks or by this optimizer.
     FloatingPointError: a loss or gradient is not finite on some rank; the message names step, rank, layer and images, the last checkpoint stays.
     Stopped: SIGTERM came; the step that was under way is kept in a checkpoint.
-    Whatever `data.load` refuses. All but the second before any work.
+    ValueError, OSError: on every rank, if on one an image of a streamed folder cannot be read or a worker ended; the last checkpoint stays.
+    Whatever `data.load` refuses. All but the second, third and fourth before any work.
 
     On several ranks each normalises its batch by its own statistics, and kNN and the other measures are taken by the first; so the numbers of a
     run depend on how many ranks trained it, those of its loss function do not.
@@ -83,7 +92,7 @@ def fit(
     """
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else _own_device()
-    train, test = check(recipe, root)
+    train, test = check(recipe, root, budget=budget, workers=workers)
     unseen = monitor.unseen(train, root, recipe.image_size)
     method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
@@ -102,8 +111,8 @@ def _own_device() -> torch.device:
     return torch.device("cuda", ranks.rank() % torch.cuda.device_count())
 
 
-def check(recipe: Recipe, root: Path | str | None = None) -> tuple[ImageSet, ImageSet]:
-    """Load the training and test images of a recipe, and refuse what cannot be trained on them; `fit` begins with it.
+def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGET, workers: int | None = None) -> tuple[ImageSet, ImageSet]:
+    """Load the training and test images of a recipe, and refuse what cannot be trained on them; `fit` begins with it, and says what the rest means.
 
     Raises
     ------
@@ -111,8 +120,9 @@ def check(recipe: Recipe, root: Path | str | None = None) -> tuple[ImageSet, Ima
     Whatever `data.load` refuses.
 
     """
-    train = load_images(recipe.data, "train", root, size=recipe.image_size).subset(recipe.images, recipe.seed)
-    test = load_images(recipe.data, "test", root, size=recipe.image_size)
+    workers = default_workers() if workers is None else workers
+    train, test = (load_images(recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers) for split in ("train", "test"))
+    train = train.subset(recipe.images, recipe.seed)
     if recipe.batch > len(train):
         raise SettingsError(f"A batch of {recipe.batch} is more than the {len(train)} training images of {recipe.data}. Take batch <= {len(train)}.")
     if recipe.batch % (recipe.accumulate * ranks.size()):
@@ -211,13 +221,11 @@ class _Loop:
             progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
             if self.step == 0:
                 self.measure(0, board)
-            order = torch.empty(0, dtype=torch.long)
+            parts = stack.enter_context(contextlib.closing(batches(self.train.images, self.own_rows())))
             stack.enter_context(self.signal.watched())
             while self.step < self.steps:
-                epoch, place = divmod(self.step, self.per_epoch)
-                if place == 0 or not len(order):
-                    order = Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
-                for name, value in self.one_step(forward, order[place * self.recipe.batch : (place + 1) * self.recipe.batch], epoch).items():
+                epoch = self.step // self.per_epoch
+                for name, value in self.one_step(forward, parts, epoch).items():
                     self.totals[name] = self.totals[name] + value if name in self.totals else value
                 self.step += 1
                 progress_bar.advance()
@@ -234,8 +242,30 @@ class _Loop:
         self.method.eval()
         return Fitted(self.method, self.rows, self.folder, rate)
 
-    def one_step(self, forward: Any, rows: Tensor, epoch: int) -> dict[str, Tensor]:
-        """Step the optimizers on these images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
+    def own_rows(self) -> Iterator[Tensor]:
+        """This rank's rows of each micro-batch, from this step to the end of the run."""
+        order, batch = torch.empty(0, dtype=torch.long), self.recipe.batch
+        for step in range(self.step, self.steps):
+            epoch, place = divmod(step, self.per_epoch)
+            if place == 0 or not len(order):
+                order = Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
+            for part in order[place * batch : (place + 1) * batch].split(batch // self.recipe.accumulate):
+                yield part[ranks.share(len(part))]
+
+    def read(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The rows of the next micro-batch and their images; those of files on every rank or on none."""
+        if isinstance(self.train.images, Tensor):
+            return next(parts)
+        error, found = None, (torch.empty(0, dtype=torch.long),) * 2
+        try:
+            found = next(parts)
+        except Exception as raised:
+            error = raised
+        ranks.agreed(len(found[0]), error, device=self.device)
+        return found[0], found[1].to(self.device)
+
+    def one_step(self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int) -> dict[str, Tensor]:
+        """Step the optimizers on the next images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
         recipe, dtype, n_views = self.recipe, PRECISIONS[self.recipe.precision], self.method.n_views
         factor = self.schedule(self.step, self.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
@@ -244,15 +274,14 @@ class _Loop:
             optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())  # for stochastic layers
         said: dict[str, Tensor] = {}
-        micro = rows.split(len(rows) // recipe.accumulate)
-        for number, part in enumerate(micro):
-            own = part[ranks.share(len(part))]
-            there = own.to(self.device)
-            views = self.augmentation.views(self.train.images[there], index=own, n_views=n_views, seed=recipe.seed, first_view=n_views * epoch)
-            wait = number < len(micro) - 1 and isinstance(forward, DistributedDataParallel)
+        for number in range(recipe.accumulate):
+            own, images = self.read(parts)
+            labels = self.train.labels[own.to(self.device)]
+            views = self.augmentation.views(images, index=own, n_views=n_views, seed=recipe.seed, first_view=n_views * epoch)
+            wait = number < recipe.accumulate - 1 and isinstance(forward, DistributedDataParallel)
             with forward.no_sync() if wait else contextlib.nullcontext():
                 with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                    out = {name: value / len(micro) for name, value in forward(views, self.train.labels[there]).items()}
+                    out = {name: value / recipe.accumulate for name, value in forward(views, labels).items()}
                 out["loss"].backward()
             for name, value in out.items():
                 said[name] = value.detach().double() + said.get(name, 0.0)
