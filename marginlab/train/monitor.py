@@ -8,6 +8,7 @@ float32, and measures on L2-normalised features (r = 1), named `backbone` or `pr
     center_norm_min, delta_mu            smallest ||mu_k||; 1 - min_k ||mu_k||^2
     knn_error, nearest_center_error      clean test images against the training images (centers over their augmented views)
     linear_error                         a logistic regression on clean backbone features: first and last epoch only, and not for many classes
+    certified[...], theorem_3..., ...    what the theory bounds (field `bounds`): `marginlab.train.theorems`
     MEASURE.NUMBER                       what more measures say of the views of test images (field `measures`)
     verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where a set with a split `unseen` is named
 
@@ -24,20 +25,20 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marginlab import measures, settings
+from marginlab import augment, measures, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
-from marginlab.data.streaming import Streamed, batches
 from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
 from marginlab.measures.measure import Measure
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 from marginlab.train.rows import Row, geometry, measured, rate
+from marginlab.train.theorems import certified, theorems
 
 
 @runtime_checkable
@@ -73,6 +74,8 @@ class Monitor:
     verified_pairs, folds: pairs of its images for the accuracy, in so many folds of different classes.
     far_pairs, fars: pairs for the true accept rate at these false accept rates.
     measures: more measures of the views of the test images, as calls of `marginlab.measures`: ("Uniformity()", "NeuralCollapse()").
+    augmentation: of the views that are measured, as a call of `marginlab.augment`; by default that of the training.
+    bounds: what the theorems say of the test images, and what is certified from the training images, of them and of the test images.
     """
 
     every: int = 0
@@ -89,6 +92,8 @@ class Monitor:
     far_pairs: int = 200_000
     fars: tuple[float, ...] = (0.01, 0.001)
     measures: tuple[str, ...] = ()
+    bounds: bool = False
+    augmentation: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0), ("classes", 0), ("folds", 2)):
@@ -103,6 +108,8 @@ class Monitor:
                 raise SettingsError(f"The monitor's {name} are half genuine, in equal folds: a multiple of {unit}, not {getattr(self, name)}.")
         for text in self.measures:
             self._measure(text, classes=2, dim=2)
+        if self.augmentation:
+            settings.call(self.augmentation, augment)
         for far in self.fars:
             if not 0 < far < 1 or far * (self.far_pairs // 2) < 1 - 1e-9:
                 raise SettingsError(f"A FAR is in (0, 1), and takes 2 / FAR far_pairs or more: {far} of {self.far_pairs} makes no rate.")
@@ -146,6 +153,8 @@ class Monitor:
 
     def __call__(self, method: Encoder, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, *, last: bool) -> list[Row]:
         """Measure the method as it is. The mode (training or evaluation) of its modules is put back afterwards."""
+        if self.augmentation:
+            augmentation = settings.call(self.augmentation, augment)
         with evaluating(method) as device:
             return self._rows(method, augmentation, train, test, epoch, device, last=last)
 
@@ -157,10 +166,12 @@ class Monitor:
         own_train, own_test = self._watched(train), self._watched(test)
         few = len(own_train.classes)
         seen: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        clean: dict[str, dict[str, Tensor]] = {}
         watched = max(self.images, 2 * few)  # an image of every class for its center, and a second for its length without bias
         for split, images in (("train", own_train.subset(watched, self.seed)), ("test", own_test.subset(watched, self.seed))):
             encoded = encode_views(method, augmentation, images, self.views, seed=self.seed, device=device, split=split)
             seen[split] = {space: (encoded[space], images.labels.to(device)) for space in encoded}
+            clean[split] = encode_images(method, images.images, device) if self.bounds else {}
         bank, queries = train.subset(self.bank, self.seed), test.subset(self.bank, self.seed)
         banked, asked = encode_images(method, bank.images, device), encode_images(method, queries.images, device)
         bank_labels, query_labels = bank.labels.to(device), queries.labels.to(device)
@@ -174,6 +185,10 @@ class Monitor:
             for text in self.measures:
                 made = self._measure(text, classes=few, dim=features.shape[-1]).to(device)
                 rows += measured(made, features, labels, space, epoch)
+            if self.bounds:
+                fitted, fresh = (_with_images(clean[split][space], *seen[split][space]) for split in ("train", "test"))
+                if all(bool((f.norm(dim=-1) > 0).all()) for f, _ in (fitted, fresh)):  # a ReLU can leave a feature without direction
+                    rows += [*theorems(*fresh, space, epoch), *certified(fitted, fresh, space, epoch)]
             error = 1 - knn_accuracy(banked[space], bank_labels, asked[space], query_labels)
             rows.append(rate(epoch, f"knn_error/{space}", error, len(query_labels)))
             centers, center_labels = seen["train"][space]
@@ -199,14 +214,18 @@ class Monitor:
         chosen = Key(self.seed).named("monitor", "classes").permutation(n)[: self.classes].sort().values
         labels = images.labels.cpu()
         kept = torch.isin(labels, chosen)
-        some, place = images.at(kept.nonzero()[:, 0]), torch.searchsorted(chosen, labels[kept])
-        return replace(some, labels=place.to(images.labels.device), classes=tuple(images.classes[k] for k in chosen.tolist()))
+        place, here = torch.searchsorted(chosen, labels[kept]), kept.to(images.images.device)
+        names = tuple(images.classes[k] for k in chosen.tolist())
+        return replace(images, images=images.images[here], labels=place.to(images.labels.device), classes=names)
+
+
+def _with_images(clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+    """The features with those of the image itself before its views, as the theory has it among them; and the labels."""
+    return torch.cat((clean[:, None], views), dim=1), labels
 
 
 @torch.no_grad()
-def encode_images(
-    method: Encoder, images: UInt8[Tensor, "N 3 H W"] | Streamed, device: torch.device, batch: int = 512
-) -> dict[str, Float[Tensor, "N D"]]:
+def encode_images(method: Encoder, images: UInt8[Tensor, "N 3 H W"], device: torch.device, batch: int = 512) -> dict[str, Float[Tensor, "N D"]]:
     """L2-normalised features of clean images, of the backbone and of the projector, in float32."""
     parts = [_both(method, part.to(device).float() / 255) for part in images.split(batch)]
     return {space: torch.cat([part[space] for part in parts]) for space in parts[0]}
@@ -220,8 +239,8 @@ def encode_views(
     per = max(1, batch // n_views)
     parts = []
     offset = 0 if split == "train" else 1 << 31  # other draws for other images: the two splits number their images alike
-    for rows, held in batches(images.images, torch.arange(len(images)).split(per)):
-        views = augmentation.views(held.to(device), index=rows + offset, n_views=n_views, seed=seed, first_view=1 << 31)
+    for rows in torch.arange(len(images.labels)).split(per):
+        views = augmentation.views(images.images[rows].to(device), index=rows + offset, n_views=n_views, seed=seed, first_view=1 << 31)
         parts.append(_both(method, views.flatten(0, 1)))
     return {space: torch.cat([part[space] for part in parts]).unflatten(0, (-1, n_views)) for space in parts[0]}
 

@@ -1,6 +1,7 @@
 """The monitor's measures by name, and the monitor in a loop that is not ours."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from marginlab.augment import Augmentation
 from marginlab.data import load
 from marginlab.measures.functional import alignment
 from marginlab.settings import SettingsError
+from marginlab.theory import Population, certify
 from marginlab.train import Callback, Monitor, Recipe, fit
-from marginlab.train.monitor import encode_views
+from marginlab.train.monitor import encode_images, encode_views
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,25 @@ def test_measures_of_a_run_stand_in_its_table(tmp_path):
     own, other = (next(row for row in run.rows if row.name == f"{name}/projector") for name in ("ClassDivergence.Delta_mu", "delta_mu"))
     assert own[2:] == other[2:]
     assert not any("error_" in name or name.startswith("ClassDivergence.n") for name in names)
+
+
+def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
+    train, test = digits
+    callback = Callback(network(), train, test, Augmentation("a"), epochs=1, monitor=Monitor(images=40, views=3, bounds=True))
+    rows = {row.name: row for row in callback(0)}
+    seen = []
+    for split, images in (("train", train.subset(40)), ("test", test.subset(40))):
+        views = encode_views(callback.model.eval(), Augmentation("a"), images, 3, seed=0, device=torch.device("cpu"), split=split)["backbone"]
+        clean = encode_images(callback.model.eval(), images.images, torch.device("cpu"))["backbone"]
+        seen.append((torch.cat((clean[:, None], views), dim=1), images.labels))
+    certificate = certify(*seen[0], new=seen[1], v_curve=False)
+    assert rows["certified[T']/backbone"].value == certificate["(T')"].value
+    assert rows["certified[fixed centers]/backbone"].value == certificate["Corollary, fixed"].value
+    assert rows["certified[new]/backbone"].value == certificate["new images"].value >= rows["new_error/backbone"].high
+    assert rows["new_error/backbone"].value == certificate.new_error[0]
+    population = Population(*seen[1])
+    assert rows["tau/backbone"].value > 0
+    assert rows["companion/backbone"].value >= rows["view_error/backbone"].value == pytest.approx(population.view_error)
+    assert rows["theorem_3.mean_product/backbone"].value <= rows["theorem_3.all_terms/backbone"].value + 1e-9
+    assert rows["theorem_3.printed/backbone"].value > math.log(16 - math.e)
+    assert rows["theorem_4.product/backbone"].value <= rows["theorem_4.refined/backbone"].value <= rows["theorem_4.printed/backbone"].value

@@ -1,0 +1,262 @@
+"""What do the theorems certify of encoders trained by contrastive, supervised-contrastive and margin losses, and which of their terms is to blame?"""
+
+import csv
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from marginlab import methods as rooms
+from marginlab import models, settings
+from marginlab.study import Cell, Run
+from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import check as check_data
+
+FORMS = ("P", "T", "T'", "per class", "fixed centers", "new")
+SPACES = ("projector", "backbone")
+headline = ("new_error/projector", "certified[new]/projector", "certified[T']/projector", "certified[P]/projector", "knn_error/backbone")
+kept = (
+    *(f"certified[{form}]/{space}" for space in SPACES for form in FORMS),
+    *(f"{name}/{space}" for space in SPACES for name in ("new_error", "alignment", "divergence_max", "companion", "view_error")),
+    *(f"certificate.{name}/projector" for name in ("1 - sigma", "R_epsilon", "delta", "epsilon", "D", "rho")),
+    *(f"theorem_3.{name}/projector" for name in ("mean_product", "all_terms", "printed")),
+    *(f"theorem_4.{name}/projector" for name in ("product", "refined", "printed", "length_deviation")),
+    *("InfoNCE.L_2/projector", "CrossCorrelation.L_2/projector", "tau/projector", "knn_error/backbone", "loss"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The defaults are the preset `default`: five silhouettes, five methods, some minutes on two cores."""
+
+    data: str = "shapes-5"
+    """What to train on: shapes-5, shapes, digits, cifar10, ..."""
+    image_size: int = 0
+    """Resize images to this side; 0 keeps their own."""
+    images: int = 1000
+    """Training images, class-balanced; 0 takes all."""
+    methods: tuple[str, ...] = (
+        "SimCLR(temperature=0.2, hidden=256, dim=64)",
+        "BarlowTwins(hidden=256, dim=256)",
+        "SimSiam(hidden=256, bottleneck=64)",
+        "SupCon(temperature=0.1, hidden=256, dim=64)",
+        """MarginClassifier(margin="CosFace(0.3)", scale=16.0, dim=16)""",
+    )
+    """Classes of marginlab.methods."""
+    optimizers: tuple[str, ...] = ("SGD(lr=0.1)", "SGD(lr=0.1)", "SGD(lr=0.05)", "SGD(lr=0.02)", "SGD(lr=0.1)")
+    """Of each method."""
+    augmentations: tuple[str, ...] = (
+        "Augmentation('ade')",
+        "Augmentation('ade')",
+        "Augmentation('ade')",
+        "Augmentation('ae')",
+        "Augmentation('ae')",
+    )
+    """Each method is trained with its own,"""
+    certified: str = "Augmentation('e')"
+    """and all are certified for views of this one."""
+    backbone: str = "Backbone('resnet18', stem='strided', width=0.25)"
+    schedule: str = "WarmupCosine(warmup=0.05)"
+    epochs: int = 20
+    batch: int = 50
+    precision: str = "float32"
+    seeds: tuple[int, ...] = (0,)
+    measure_every: int = 4
+    """Epochs between measurements; the untrained and the trained network always are measured."""
+    monitored: int = 500
+    """Training images that certify, and test images that are certified,"""
+    views: int = 15
+    """in so many views beside the image itself."""
+    bank: int = 1000
+    """Training images for kNN, and as many test images; 0 takes all."""
+    measures: tuple[str, ...] = ("AugmentationConfusion()",)
+    """More of marginlab.measures, of the test images."""
+
+
+def check(chosen: Settings) -> str:
+    """Refuse what cannot be trained; gives a digest of the images."""
+    for name in ("optimizers", "augmentations"):
+        if len(getattr(chosen, name)) != len(chosen.methods):
+            raise settings.SettingsError(f"There are {len(chosen.methods)} methods, but {len(getattr(chosen, name))} {name}. Give one for each.")
+    _monitor(chosen)
+    digest = ""
+    for cell in cells(chosen):
+        recipe = _recipe(cell, chosen)
+        train, test = check_data(recipe)
+        settings.call(recipe.method, rooms, settings.call(recipe.backbone, models), offered={"num_classes": len(train.classes)})
+        digest = f"{train.digest()} {test.digest()}"
+    return digest
+
+
+def cells(chosen: Settings) -> list[dict[str, Any]]:
+    """A method and a seed."""
+    return [{"method": method, "seed": seed} for seed in chosen.seeds for method in chosen.methods]
+
+
+def _recipe(cell: Any, chosen: Settings) -> Recipe:
+    place = chosen.methods.index(cell["method"])
+    same = ("data", "image_size", "images", "backbone", "schedule", "epochs", "batch", "precision")
+    own = {"optimizer": chosen.optimizers[place], "augmentation": chosen.augmentations[place]}
+    return Recipe(**{name: getattr(chosen, name) for name in same}, **own, method=cell["method"], seed=cell["seed"])
+
+
+def _monitor(chosen: Settings) -> Monitor:
+    return Monitor(
+        every=chosen.measure_every, images=chosen.monitored, views=chosen.views, bank=chosen.bank, measures=chosen.measures,
+        augmentation=chosen.certified, bounds=True,
+    )  # fmt: skip
+
+
+def run(cell: Cell) -> None:
+    """Train, and record all that the monitor measured on the way."""
+    trained = cell.once("training", functools.partial(_train, say=cell.say), _recipe(cell, cell.settings), _monitor(cell.settings))
+    for epoch, name, value, low, high, n in trained["rows"]:
+        cell.record(name, value, low, high, n, epoch)
+    cell.record("images_per_second", trained["images_per_second"])
+
+
+def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
+    done = fit(recipe, folder / "run", monitor, say=say)
+    return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(run: Run) -> None:
+    """What is certified at the end, when each condition starts to hold, which term is to blame, and the theorems on the losses themselves."""
+    chosen: Settings = run.settings
+    names = {method: method.partition("(")[0] for method in chosen.methods}
+    run.report.title = f"What is certified: {chosen.data}"
+    run.report.lead = (
+        f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for {chosen.views} views of {chosen.certified} beside the image, from "
+        f"{chosen.monitored} training images, of them and of as many test images. Embeddings are what the loss sees; backbone features follow a ReLU."
+    )
+    ends = {method: _ends(run, method) for method in chosen.methods}
+    run.report.table(
+        [
+            {
+                "method": names[method], "features": space, "error of new images": end.get(f"new_error/{space}"),
+                **{f"certified, {form}": _said(end.get(f"certified[{form}]/{space}")) for form in FORMS},
+            }
+            for method, end in ends.items() for space in SPACES
+        ],
+        f"After the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': Theorem 1 as printed, by distances, and with lengths; a dash "
+        "certifies nothing. All but `new` are of the training images; `new` is of test images, with confidence 0.95.",
+    )  # fmt: skip
+    run.report.text(_words(ends, names, 1 - 1 / _classes(run)))
+    run.report.text("## While they train")
+    run.report.figure(_curves(run, names), "Certified error of new images and, dotted, their error; beside it that of training images.")
+    run.report.table(_beginnings(run, names), "The first epoch at which a form certifies something of embeddings, and that from which on it does.")
+    run.report.text("## Which term is to blame")
+    terms = ("certificate.1 - sigma", "certificate.R_epsilon", "certificate.D", "divergence_max")
+    captions = ("1 - sigma (concentration)", "R_epsilon (alignment)", "D, in the condition", "largest product of two centers (divergence)")
+    run.report.figure(_panels(run, names, terms, captions), "At the best (delta, epsilon) of Theorem 1 under (T'), or where that comes nearest.")
+    run.report.text("## The theorems on the losses")
+    three = ("theorem_3.mean_product", "theorem_3.all_terms", "theorem_3.printed")
+    captions = ("mean product of two centers", "bounded with all terms", "as printed")
+    run.report.figure(_panels(run, names, three, captions), "Theorem 3: what InfoNCE's L_2 says of the centers. 1 holds of every encoder.")
+    run.report.figure(_tension(run, names), "Theorem 4: L_2 against tau', the two parts that cannot both vanish; and its bound in units of r^2.")
+    with (run.home / "published.csv").open(encoding="utf-8") as file:
+        run.report.text("## Published")
+        run.report.table(list(csv.DictReader(file)), "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are not published.")
+
+
+def _ends(run: Run, method: str) -> dict[str, float]:
+    """The last value of each name, as a mean over the seeds."""
+    rows = run.results.select(method=method)
+    last = max((int(row["epoch"]) for row in rows), default=-1)
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["epoch"] == last:
+            found.setdefault(row["name"], []).append(row["value"])
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _classes(run: Run) -> int:
+    chosen: Settings = run.settings
+    return len(check_data(_recipe(cells(chosen)[0], chosen))[0].classes)
+
+
+def _said(value: float | None) -> str:
+    return "" if value is None else "-" if value >= 1 else f"{value:.3f}"
+
+
+def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: float) -> str:
+    """What follows from the table."""
+    lines = []
+    for method, end in ends.items():
+        value, error = end.get("certified[new]/projector", math.nan), end.get("new_error/projector", math.nan)
+        if value < min(0.5, chance):
+            said = f"is certified: its error of new images is at most {value:.3f}, and {error:.3f} was seen"
+        elif value < 1:
+            said = f"is certified for {value:.3f} only, which guessing ({chance:.2f}) or a coin would nearly do; {error:.3f} was seen"
+        else:
+            said = f"is not certified, although its error of new images is {error:.3f}"
+        lines.append(f"- **{names[method]}** {said}.")
+    return "\n".join(["By the form with fixed centers, on embeddings of new images:", "", *lines])
+
+
+def _series(run: Run, method: str, name: str) -> tuple[list[int], list[float]]:
+    rows = run.results.select(method=method, seed=run.settings.seeds[0], name=name)
+    return [row["epoch"] for row in rows], [row["value"] for row in rows]
+
+
+def _curves(run: Run, names: dict[str, str]) -> go.Figure:
+    figure = make_subplots(1, 2, subplot_titles=("new images, fixed centers", "training images, Theorem 1 (T')"), horizontal_spacing=0.08)
+    for number, (method, name) in enumerate(names.items()):
+        line = {"color": _color(number)}
+        for column, shown in ((1, "certified[new]/projector"), (2, "certified[T']/projector")):
+            x, y = _series(run, method, shown)
+            figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, mode="lines+markers", line=line, row=1, col=column)
+        x, y = _series(run, method, "new_error/projector")
+        figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=False, line=line | {"dash": "dot"}, row=1, col=1)
+    return figure.update_xaxes(title="epoch").update_yaxes(range=[0, 1.05]).update_layout(height=420)
+
+
+def _panels(run: Run, names: dict[str, str], shown: tuple[str, ...], titles: tuple[str, ...]) -> go.Figure:
+    figure = make_subplots(1, len(shown), subplot_titles=titles, horizontal_spacing=0.06)
+    for number, (method, name) in enumerate(names.items()):
+        for column, quantity in enumerate(shown, 1):
+            x, y = _series(run, method, f"{quantity}/projector")
+            look = {"mode": "lines+markers", "line": {"color": _color(number)}, "legendgroup": name, "showlegend": column == 1}
+            figure.add_scatter(x=x, y=y, name=name, **look, row=1, col=column)
+    return figure.update_xaxes(title="epoch").update_annotations(font_size=12).update_layout(height=380, legend={"orientation": "h", "y": -0.25})
+
+
+def _tension(run: Run, names: dict[str, str]) -> go.Figure:
+    figure = make_subplots(1, 2, subplot_titles=("L_2 and tau', over training", "bound of |mu_k . mu_l|, in r^2"), horizontal_spacing=0.1)
+    for number, (method, name) in enumerate(names.items()):
+        line = {"color": _color(number)}
+        L_2, tau = (_series(run, method, f"{part}/projector")[1] for part in ("CrossCorrelation.L_2", "tau"))
+        figure.add_scatter(x=tau, y=L_2, name=name, legendgroup=name, mode="lines+markers", line=line, row=1, col=1)
+        for bound, dash in (("printed", "solid"), ("refined", "dot")):
+            x, y = _series(run, method, f"theorem_4.{bound}/projector")
+            style = {"name": f"{name}, {bound}", "legendgroup": name, "showlegend": False, "line": line | {"dash": dash}}
+            figure.add_scatter(x=x, y=y, **style, row=1, col=2)
+    figure.add_hline(y=1, line_dash="dash", annotation_text="1 holds of every encoder; solid: printed, dotted: refined", row=1, col=2)
+    figure.update_xaxes(title="tau'", type="log", row=1, col=1).update_yaxes(title="L_2", type="log", row=1, col=1)
+    return figure.update_xaxes(title="epoch", row=1, col=2).update_yaxes(type="log", row=1, col=2).update_layout(height=420)
+
+
+def _beginnings(run: Run, names: dict[str, str]) -> list[dict[str, Any]]:
+    table = []
+    for method, name in names.items():
+        entry: dict[str, Any] = {"method": name}
+        for form in FORMS:
+            x, y = _series(run, method, f"certified[{form}]/projector")
+            first = next((epoch for epoch, value in zip(x, y, strict=True) if value < 1), None)
+            always = next((epoch for place, epoch in enumerate(x) if all(value < 1 for value in y[place:])), None)
+            later = "not at the end" if always is None else str(always)
+            entry[form] = "never" if first is None else str(first) if first == always else f"{first}, {later}"
+        table.append(entry)
+    return table
+
+
+def _color(number: int) -> str:
+    return ("#2458a6", "#3a9fb5", "#6b6f76", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#c23b5a")[number % 8]
