@@ -33,6 +33,7 @@ from marginlab import augment, measures, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
+from marginlab.data.streaming import Streamed, batches
 from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
 from marginlab.measures.measure import Measure
 from marginlab.rng import Key
@@ -214,9 +215,8 @@ class Monitor:
         chosen = Key(self.seed).named("monitor", "classes").permutation(n)[: self.classes].sort().values
         labels = images.labels.cpu()
         kept = torch.isin(labels, chosen)
-        place, here = torch.searchsorted(chosen, labels[kept]), kept.to(images.images.device)
-        names = tuple(images.classes[k] for k in chosen.tolist())
-        return replace(images, images=images.images[here], labels=place.to(images.labels.device), classes=names)
+        some, place = images.at(kept.nonzero()[:, 0]), torch.searchsorted(chosen, labels[kept])
+        return replace(some, labels=place.to(images.labels.device), classes=tuple(images.classes[k] for k in chosen.tolist()))
 
 
 def _with_images(clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,9 @@ def _with_images(clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], lab
 
 
 @torch.no_grad()
-def encode_images(method: Encoder, images: UInt8[Tensor, "N 3 H W"], device: torch.device, batch: int = 512) -> dict[str, Float[Tensor, "N D"]]:
+def encode_images(
+    method: Encoder, images: UInt8[Tensor, "N 3 H W"] | Streamed, device: torch.device, batch: int = 512
+) -> dict[str, Float[Tensor, "N D"]]:
     """L2-normalised features of clean images, of the backbone and of the projector, in float32."""
     parts = [_both(method, part.to(device).float() / 255) for part in images.split(batch)]
     return {space: torch.cat([part[space] for part in parts]) for space in parts[0]}
@@ -239,8 +241,8 @@ def encode_views(
     per = max(1, batch // n_views)
     parts = []
     offset = 0 if split == "train" else 1 << 31  # other draws for other images: the two splits number their images alike
-    for rows in torch.arange(len(images.labels)).split(per):
-        views = augmentation.views(images.images[rows].to(device), index=rows + offset, n_views=n_views, seed=seed, first_view=1 << 31)
+    for rows, held in batches(images.images, torch.arange(len(images)).split(per)):
+        views = augmentation.views(held.to(device), index=rows + offset, n_views=n_views, seed=seed, first_view=1 << 31)
         parts.append(_both(method, views.flatten(0, 1)))
     return {space: torch.cat([part[space] for part in parts]).unflatten(0, (-1, n_views)) for space in parts[0]}
 
