@@ -29,6 +29,10 @@ from marginlab.measures.lidar import LiDARResult as LiDARResult
 from marginlab.measures.lipschitz import LipschitzRatio as LipschitzRatio
 from marginlab.measures.lipschitz import LipschitzResult as LipschitzResult
 from marginlab.measures.lipschitz import jacobian_norms as jacobian_norms
+from marginlab.measures.nearest_center import MismatchResult as MismatchResult
+from marginlab.measures.nearest_center import NearestCenterMismatch as NearestCenterMismatch
+from marginlab.measures.neural_collapse import NeuralCollapse as NeuralCollapse
+from marginlab.measures.neural_collapse import NeuralCollapseResult as NeuralCollapseResult
 from marginlab.measures.sigma import ConcentrationResult as ConcentrationResult
 from marginlab.measures.sigma import Curve as Curve
 from marginlab.measures.sigma import Pair as Pair
@@ -69,6 +73,10 @@ __all__ = [
     "LipschitzBound",
     "LipschitzRatio",
     "LipschitzResult",
+    "MismatchResult",
+    "NearestCenterMismatch",
+    "NeuralCollapse",
+    "NeuralCollapseResult",
     "Pair",
     "SmallestConductance",
     "SpectrumDecay",

@@ -99,7 +99,7 @@ class ClassVariance(ClassDivergence):
         error_within = _variance(list(_spread(rest)[1].T), within, whole.n.double(), parts.n.double()).sqrt()
         error_cdnv_kl, error_cdnv = self._errors_of_cdnv(parts, rest, centers, (lengths, within), cdnv)
         known = ~within.isnan()
-        weights = torch.where(known, whole.n, 0) / whole.n[known].sum()  # NaN where none is
+        weights = torch.where(known, whole.n, 0).double() / whole.n[known].sum()  # NaN where none is
         pairs = cdnv[~cdnv.isnan()]
         infinite = int(cdnv.isinf().sum()) // 2
         return ClassVarianceResult(

@@ -19,6 +19,8 @@ from marginlab.measures.graphs import matching as matching
 from marginlab.measures.lidar import lidar as lidar
 from marginlab.measures.lipschitz import jacobian_norms as jacobian_norms
 from marginlab.measures.lipschitz import lipschitz_ratios as lipschitz_ratios
+from marginlab.measures.nearest_center import nearest_center_mismatch as nearest_center_mismatch
+from marginlab.measures.neural_collapse import neural_collapse as neural_collapse
 from marginlab.measures.sigma import bounds as bounds
 from marginlab.measures.spectral_bound import convolution_norm as convolution_norm
 from marginlab.measures.spectral_bound import lipschitz_upper as lipschitz_upper
@@ -48,7 +50,9 @@ __all__ = [
     "lipschitz_ratios",
     "lipschitz_upper",
     "matching",
+    "nearest_center_mismatch",
     "nearest_class_angles",
+    "neural_collapse",
     "power_law",
     "rankme",
     "relative_confusion",
