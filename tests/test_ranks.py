@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import pytest
@@ -96,6 +98,42 @@ def test_the_pool_outlives_a_dead_rank(pool):
     with pytest.raises(AssertionError, match="rank 0 of 2 failed"):
         pool.run(2, _die)
     assert pool.run(4, _fail) == [(0, 5)] * 4
+
+
+STARTED_TWICE = """
+import os, sys, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+from marginlab import ranks
+os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE="2", TORCHELASTIC_USE_AGENT_STORE="True")
+store = None
+for start in range(2):
+    pids = []
+    for rank in range(2):
+        came, told = os.pipe()
+        if not (pid := os.fork()):
+            os.environ.update(RANK=str(rank), TORCHELASTIC_RESTART_COUNT=str(start), MASTER_PORT=os.read(came, 9).decode())
+            time.sleep(start * (1 - rank))  # the second time rank 1 looks for rank 0 before that one has come
+            word = ranks.join("gloo", timedelta(seconds=30))
+            said = word.check(["here"])
+            total = ranks.total(torch.tensor(1.0 + rank)).item()
+            word.set("here", "x")
+            dist.destroy_process_group()
+            os._exit(0 if total == 3.0 and not said else 1)
+        pids.append((pid, told))
+    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # after a fork: what serves it is a thread
+    for pid, told in pids:
+        os.write(told, str(store.port).encode())
+    if any([os.waitpid(pid, 0)[1] for pid, _ in pids]):
+        sys.exit(f"start {start} failed")
+"""
+
+
+def test_ranks_that_are_started_again_hear_nothing_of_those_before():
+    """As torchrun's agent starts them: a new number of restarts, the same store."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", STARTED_TWICE], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_group_nothing_is_done():

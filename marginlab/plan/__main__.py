@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         if together:
             if setup.device == "cuda" and torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if setup.device == "cuda" and torch.cuda.is_available() else "gloo")
+            ranks.join("nccl" if setup.device == "cuda" and torch.cuda.is_available() else "gloo")
         measured = ""
         if asked.calibrate:
             setup = calibrate(setup)

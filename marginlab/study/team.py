@@ -60,16 +60,14 @@ def join() -> Team:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Team()
     import torch
-    import torch.distributed as dist
-    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+    from marginlab import ranks
 
     one_gpu_each = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if one_gpu_each:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=30)))
-    backend = "cpu:gloo,cuda:nccl" if one_gpu_each else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timedelta(minutes=30))
-    return Team(size, rank, PrefixStore("engine", store))
+    store = ranks.join("cpu:gloo,cuda:nccl" if one_gpu_each else "gloo")
+    return Team(ranks.size(), ranks.rank(), store)
 
 
 def leave() -> None:

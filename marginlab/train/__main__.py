@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        ranks.join("nccl" if torch.cuda.is_available() else "gloo")
     try:
         named = RECIPES / f"{options.recipe}.toml"
         if not named.exists() and not options.recipe.exists():
