@@ -2,11 +2,14 @@
 
     RUN/recipe.toml
     RUN/checkpoints/step-00000240/      the tensors (.distcp), recipe.toml, progress.json
-A folder is written under another name and renamed into place; the one before is removed only then, so there is always a whole one.
+A folder is written under another name, step-00000240.partial, and renamed into place; the one before is removed only then, and under such a name
+too. So there is always a whole one, and what has the name of a step is whole. A step that is there already is not written again: one step of one
+run is always the same.
 """
 
 import contextlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -28,21 +31,36 @@ def save(folder: Path, recipe: Recipe, method: Method, optimizers: list[torch.op
     """Write the checkpoint of a step (all ranks call it); `progress` is JSON: what the loop itself must know to go on."""
     place = folder / "checkpoints" / f"step-{step:08d}"
     partial = place.with_name(f"{place.name}.partial")
-    ranks.first(lambda: shutil.rmtree(partial, ignore_errors=True))
+
+    def there() -> bool:
+        if place.exists():  # as when the signal to end comes in the last step of an epoch
+            return True
+        shutil.rmtree(partial, ignore_errors=True)
+        return False
+
+    if ranks.first(there):
+        return place
     with _quiet():
         save_state(_state(method, optimizers), checkpoint_id=partial, no_dist=ranks.size() == 1)
 
     def publish() -> None:
-        (partial / "recipe.toml").write_text(settings.to_toml(recipe), encoding="utf-8")
-        (partial / "progress.json").write_text(json.dumps({"step": step, **progress}), encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
+        _put(partial / "recipe.toml", settings.to_toml(recipe))
+        _put(partial / "progress.json", json.dumps({"step": step, **progress}))
         partial.rename(place)
         for old in place.parent.iterdir():
             if old != place:
-                shutil.rmtree(old, ignore_errors=True)
+                shutil.rmtree(old if old.suffix == ".partial" else old.rename(f"{old}.partial"), ignore_errors=True)
 
     ranks.first(publish)
     return place
+
+
+def _put(file: Path, text: str) -> None:
+    """Write a file, on the disk before what follows, as torch does with the tensors."""
+    with file.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def latest(folder: Path) -> Path | None:

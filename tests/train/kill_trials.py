@@ -1,95 +1,309 @@
-"""Kill a rank of a two-process training at random moments, start it again until it ends, and compare with a run that nobody disturbed.
+"""Kill -9 of a rank of a two-process training, at random moments and while it writes a checkpoint; start it again; compare with an undisturbed run.
 
-    python tests/train/kill_trials.py [TRIALS] [SEED]
+    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--seed 0] [--start torchrun elastic] [--record tests/train/measured/kill_trials.json]
 
-A trial starts the same command under torchrun until the run is finished. Each start but the last is ended by SIGKILL to one of the ranks at a moment
-drawn uniformly over the time a whole run takes, the writing of checkpoints included (a checkpoint at the end of each short epoch). Printed for
-each trial: the moments, and whether the final weights and the table of measurements are those of the undisturbed run, to the last bit.
+A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed: it comes as soon as the folder of a checkpoint
+drawn at random appears, and so much later as is drawn uniformly over the time that writing one takes. The others come at a moment drawn uniformly
+over the time that is left of the run, from its first sign of work. What starts the ranks takes turns:
+
+    torchrun   the command is given again after each kill
+    elastic    the command is given once; torchrun's own agent starts the ranks again
+    forked     ranks forked from this process, which has loaded all modules, and stopped as torchrun stops them: the same `fit` in a part of the time
+
+Before a start every process of the last one has to be gone. Printed for each trial, and recorded: the moments, what each kill left (the checkpoint
+that was kept, and whether another was half written), and whether weights, optimizer state and the table of measurements at the end are those of the
+undisturbed run, to the last bit. The status is 1 if one is not, or if a checkpoint was lost.
 """
 
+import argparse
+import contextlib
+import importlib
+import json
 import os
+import platform
 import random
 import signal
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+import marginlab
 from marginlab import settings
-from marginlab.train import Monitor, Recipe, load
+from marginlab.train import Monitor, Recipe, checkpoint, fit
 
-RECIPE = Recipe(
-    images=64, augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
-    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", epochs=6, batch=16, optimizer="SGD(lr=0.05)",
+RECIPE = Recipe(  # of images that `main` makes: to draw shapes anew in each start would take most of its time
+    augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
+    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", epochs=8, batch=16, optimizer="SGD(lr=0.05)",
 )  # fmt: skip
 WATCH = Monitor(images=20, views=2, bank=40)
-KILLS = 2  # of a trial, before it is left to end
+RANKS = 2
+IMAGES = 48
+EPOCH = IMAGES // RECIPE.batch  # steps, and a checkpoint at the end
+STEPS = RECIPE.epochs * EPOCH
+PATIENCE = 300.0  # seconds that a run may take
+GRACE = 30.0  # seconds from the signal to end to the one that does not ask
+WAYS = ("torchrun", "elastic", "forked")
 
 
-def start(folder: Path, recipe: Path) -> subprocess.Popen:
-    """The command, in a process group of its own."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def until(true: Callable[[], bool], otherwise: str, patience: float = PATIENCE) -> None:
+    """Wait for something; TimeoutError if it does not come."""
+    deadline = time.monotonic() + patience
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"After {patience:.0f} s {otherwise}.")
+        time.sleep(0.001)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and is not only kept until somebody asks how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Kill(NamedTuple):
+    """A rank killed so many seconds after the first sign of work, while the checkpoint of step `aim` was written if it was aimed; what it left."""
+
+    aim: int | None
+    after: float
+    rank: int
+    before: int  # the step of the last whole checkpoint when the ranks were started, and now
+    kept: int
+    half_written: list[str]
+
+    def __str__(self) -> str:
+        when = f"in step {self.aim}'s checkpoint" if self.aim else "anywhere"
+        return f"{when}, {self.after:.2f} s, kept {self.kept}, half written {', '.join(self.half_written) or 'none'}"
+
+
+class Start:
+    """A start of the ranks: the process that watches over them (a child of this one), and theirs."""
+
+    def __init__(self, folder: Path, way: str, restarts: int) -> None:
+        self.said = folder.with_suffix(".log")
+        self._status: int | None = None
+        self.leader = _forked(folder, self.said) if way == "forked" else _command(folder, restarts, self.said)
+
+    def ranks(self) -> list[int]:
+        """The processes of the ranks, children of the leader."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return [int(pid) for pid in Path(f"/proc/{self.leader}/task/{self.leader}/children").read_text().split()]
+        return []
+
+    def ended(self) -> bool:
+        """Whether the leader has."""
+        if self._status is None and (ended := os.waitpid(self.leader, os.WNOHANG))[0]:
+            self._status = os.waitstatus_to_exitcode(ended[1])
+        return self._status is not None
+
+    def finish(self) -> None:
+        """Wait until it has ended well."""
+        until(self.ended, "the run goes on")
+        if self._status != 0:
+            raise RuntimeError(f"The run failed:\n{self.said.read_text()[-4000:]}")
+
+
+def _command(folder: Path, restarts: int, said: Path) -> int:
+    """What a user types."""
+    recipe = folder.with_name("recipe.toml")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", str(restarts)]
     command = [*torchrun, "-m", "marginlab.train", str(recipe), "--folder", str(folder), "--measure", repr(WATCH)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **quiet)
+    opened = (os.POSIX_SPAWN_OPEN, 1, str(said), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return os.posix_spawn(sys.executable, command, environment, file_actions=[opened, (os.POSIX_SPAWN_DUP2, 1, 2)])
 
 
-def ranks_of(run: subprocess.Popen) -> list[int]:
-    """The processes of the ranks: children of torchrun."""
-    text = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text()
-    return [int(pid) for pid in text.split()]
+def _forked(folder: Path, said: Path) -> int:
+    """A leader that forks the ranks and watches them as torchrun does: when one has failed the others are told to end, and in the end made to."""
+    store = Path(tempfile.mkdtemp(dir=folder.parent)) / "store"  # a new one for each start
+    if leader := os.fork():
+        return leader
+    left, deadline = set[int](), float("inf")
+    for rank in range(RANKS):
+        if not (pid := os.fork()):
+            _train(folder, rank, store, said)
+        left.add(pid)
+    failed = False
+    while left:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        left.discard(pid)
+        if pid and status and not failed:
+            failed, deadline = True, time.monotonic() + GRACE
+            for other in left:
+                os.kill(other, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+        time.sleep(0.005)
+    os._exit(failed)
 
 
-def undisturbed(folder: Path, recipe: Path) -> float:
-    """Train once without a disturbance; the seconds it took."""
-    begun = time.monotonic()
-    if start(folder, recipe).wait(timeout=600) != 0:
-        raise RuntimeError("The undisturbed run failed.")
-    return time.monotonic() - begun
+def _train(folder: Path, rank: int, store: Path, said: Path) -> None:
+    """What a forked rank does; it does not return."""
+    with said.open("a") as out:
+        try:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+            fit(settings.read(Recipe, folder.with_name("recipe.toml")), folder, WATCH, say=lambda line: None)
+            dist.destroy_process_group()
+        except BaseException:
+            out.write(traceback.format_exc())
+            out.flush()
+            os._exit(1)
+    os._exit(0)
 
 
-def trial(folder: Path, recipe: Path, seconds: float, draw: random.Random) -> list[float]:
-    """Kill, start again, and let it end; the moments of the kills."""
-    moments = []
-    for _ in range(KILLS):
-        run, moment = start(folder, recipe), draw.uniform(0.3, 1.0) * seconds
-        time.sleep(moment)
-        if run.poll() is None and (pids := ranks_of(run)):
-            os.kill(draw.choice(pids), signal.SIGKILL)
-            moments.append(moment)
-        run.wait(timeout=120)
-    if start(folder, recipe).wait(timeout=600) != 0:
-        raise RuntimeError(f"The run did not end after kills at {moments}.")
-    return moments
+def half_written(folder: Path) -> list[str]:
+    """Checkpoints of a run folder that have not got their name yet, or have it no more."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(entry.name for entry in os.scandir(folder / "checkpoints") if entry.name.endswith(".partial"))
+    return []
 
 
-def same(folder: Path, other: Path) -> bool:
-    """Whether two finished runs hold the same weights and the same measurements."""
-    one, two = (load(f).state_dict() for f in (folder, other))
-    return all(torch.equal(one[name], two[name]) for name in one) and (folder / "monitor.csv").read_text() == (other / "monitor.csv").read_text()
+def kept(folder: Path) -> int:
+    """The step from which a run would go on; 0 before the first checkpoint."""
+    last = checkpoint.latest(folder)
+    return 0 if last is None else int(last.name.removeprefix("step-"))
 
 
-def main(trials: int, seed: int) -> int:
-    """Make the trials; returns how many did not end alike."""
-    draw, failed = random.Random(seed), 0
-    with tempfile.TemporaryDirectory() as place:
-        recipe = Path(place) / "recipe.toml"
-        recipe.write_text(settings.to_toml(RECIPE))
-        seconds = undisturbed(Path(place) / "whole", recipe)
-        sys.stdout.write(f"undisturbed: {seconds:.1f} s\n")
-        for number in range(trials):
-            folder = Path(place) / f"trial-{number}"
-            moments = trial(folder, recipe, seconds, draw)
-            alike = same(folder, Path(place) / "whole")
-            failed += not alike
-            sys.stdout.write(f"trial {number}: killed after {', '.join(f'{m:.1f} s' for m in moments)}: {'the same' if alike else 'DIFFERENT'}\n")
-            sys.stdout.flush()
-    return failed
+def stamp(folder: Path) -> int:
+    """A number that changes when ranks begin to work in a folder."""
+    lock = folder / ".lock"
+    return lock.stat().st_mtime_ns if lock.exists() else 0
+
+
+def undisturbed(folder: Path, way: str) -> tuple[float, float]:
+    """Train without a disturbance; the seconds from its first sign of work, and those that writing a checkpoint takes (the median)."""
+    run, begun, since, written = Start(folder, way, 0), 0.0, 0.0, list[float]()
+    while not run.ended():
+        now, there = time.monotonic(), bool(half_written(folder))
+        begun = begun or (now if stamp(folder) else 0.0)
+        if since and not there:
+            written.append(now - since)
+        since = (since or now) if there else 0.0
+        time.sleep(0.001)
+    run.finish()
+    return time.monotonic() - begun, statistics.median(written)
+
+
+def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, writing: float, draw: random.Random) -> Kill | None:
+    """Kill a rank when it is time, and wait until all ranks of that start are gone; None if the run has ended before."""
+    until(lambda: stamp(folder) != before or run.ended(), "no rank has begun")
+    begun, at = time.monotonic(), kept(folder)
+    ranks = run.ranks()
+    left = range(at + EPOCH, STEPS + 1, EPOCH)
+    aim = draw.choice(left) if aimed and left else None
+    wait = draw.uniform(0.0, writing if aim else seconds * (1 - at / STEPS))
+    if aim is not None:
+        place = folder / "checkpoints" / f"step-{aim:08d}.partial"
+        until(lambda: place.exists() or kept(folder) >= aim or run.ended(), f"{place} has not appeared")
+    time.sleep(wait)
+    rank = draw.randrange(RANKS)
+    if run.ended() or len(ranks) != RANKS:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(ranks[rank], signal.SIGKILL)
+    after = time.monotonic() - begun
+    until(lambda: not any(map(alive, ranks)), "a rank lives on", GRACE + 30)
+    return Kill(aim, round(after, 3), rank, at, kept(folder), half_written(folder))
+
+
+def trial(folder: Path, way: str, aimed: list[bool], times: tuple[float, float], draw: random.Random) -> list[Kill]:
+    """Kill, start again, and let it end; what each kill left."""
+    seen, before, run = list[Kill](), 0, Start(folder, way, len(aimed) if way == "elastic" else 0)
+    for one in aimed:
+        killed = kill(run, folder, before, one, *times, draw)
+        seen += [] if killed is None else [killed]
+        before = stamp(folder)
+        if way != "elastic":
+            until(run.ended, "the run goes on with a rank that is dead")
+            run = Start(folder, way, 0)
+    run.finish()
+    return seen
+
+
+def numbers(folder: Path) -> dict[str, object]:
+    """All that the last checkpoint of a run holds, by place."""
+    last = checkpoint.latest(folder)
+    assert last is not None
+    with tempfile.NamedTemporaryFile() as file:
+        dcp_to_torch_save(last, file.name)
+        found, open_ = {}, [("", torch.load(file.name, weights_only=False))]
+    while open_:
+        name, value = open_.pop()
+        if isinstance(value, dict | list | tuple):
+            open_ += [(f"{name}/{key}", item) for key, item in (value.items() if isinstance(value, dict) else enumerate(value))]
+        else:
+            found[name] = value
+    return found
+
+
+def alike(folder: Path, other: Path) -> bool:
+    """Whether two finished runs hold the same numbers, to the last bit, and the same measurements."""
+    one, two = numbers(folder), numbers(other)
+    if one.keys() != two.keys() or (folder / "monitor.csv").read_bytes() != (other / "monitor.csv").read_bytes():
+        return False
+    pairs = [(value, two[name]) for name, value in one.items()]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def main(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
+    """Make the trials; what came of each."""
+    images: dict[str, np.ndarray] = {}
+    draw, pixels, labels = random.Random(options.seed), np.random.default_rng(0), np.arange(IMAGES) % 4
+    for split in ("train", "test"):
+        images[f"{split}_images"], images[f"{split}_labels"] = pixels.integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8), labels
+    np.savez(place / "images.npz", **images)
+    (place / "recipe.toml").write_text(settings.to_toml(replace(RECIPE, data=f"npz:{place / 'images.npz'}")))
+    times = {way: undisturbed(place / way, way) for way in dict.fromkeys(options.start)}
+    for way, (seconds, writing) in times.items():
+        print(f"undisturbed, {way}: {seconds:.1f} s of work, {1000 * writing:.0f} ms for a checkpoint", flush=True)
+    whole, found = place / options.start[0], list[dict[str, Any]]()
+    if not all(alike(place / way, whole) for way in times):
+        raise RuntimeError("The undisturbed runs differ.")
+    for number in range(options.trials):
+        way, folder = options.start[number % len(options.start)], place / f"trial-{number}"
+        aimed = [count % 2 == 0 for count in range(number * options.kills, (number + 1) * options.kills)]
+        seen = trial(folder, way, aimed, times[way], draw)
+        one = {"start": way, "kills": [killed._asdict() for killed in seen], "same": alike(folder, whole)}
+        found.append(one | {"lost": any(killed.kept < killed.before for killed in seen)})
+        ended = ("the same" if one["same"] else "DIFFERENT") + ", LOST" * found[-1]["lost"]
+        print(f"trial {number}, {way}: {ended}\n    " + "\n    ".join(map(str, seen)), flush=True)
+    return found
 
 
 if __name__ == "__main__":
-    trials, seed = [*sys.argv[1:], "20", "0"][:2] if len(sys.argv) != 2 else (sys.argv[1], "0")
-    sys.exit(1 if main(int(trials), int(seed)) else 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", nargs="+", choices=WAYS, default=["torchrun", "elastic"])
+    parser.add_argument("--record", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if "forked" in options.start:  # loads what training needs, so that the ranks find it loaded
+        for name in ("sklearn.linear_model", "torch.utils.tensorboard"):
+            importlib.import_module(name)
+        RECIPE.make_method(10)
+        RECIPE.make_augmentation()
+    with tempfile.TemporaryDirectory() as folder:
+        trials = main(options, Path(folder))
+    if options.record:
+        versions = {"torch": torch.__version__, "python": platform.python_version(), "marginlab": marginlab.__version__}
+        command = " ".join(["python", "tests/train/kill_trials.py", *sys.argv[1:]])
+        record = {"command": command, "device": f"CPU, {os.cpu_count()} cores", "date": str(date.today()), **versions, "trials": trials}
+        options.record.parent.mkdir(exist_ok=True)
+        options.record.write_text(json.dumps(record, indent=1) + "\n")
+    sys.exit(0 if all(one["same"] and not one["lost"] for one in trials) else 1)
