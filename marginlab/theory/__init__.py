@@ -11,6 +11,7 @@ What is not in the papers is derived in docs/derivations.md.
 """
 
 from marginlab.theory.bound import Bound, PairBound
+from marginlab.theory.by_class import ByClass
 from marginlab.theory.certificate import Certificate, Form
 from marginlab.theory.certify import certify
 from marginlab.theory.companion import companion
@@ -29,6 +30,7 @@ from marginlab.theory.wang_isola import InfoNCELimit, infonce_floor, infonce_lim
 
 __all__ = [
     "Bound",
+    "ByClass",
     "Certificate",
     "FixedCenters",
     "Form",

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.theory.bound import Bound
+from marginlab.theory.by_class import ByClass
 
 SAMPLED = "these images and views"
 NEW = "new images"
@@ -20,7 +21,11 @@ class Form:
     """One theorem at its best (delta, epsilon): the bound, whom it is about, and what its terms cost.
 
     `outside` is 1 - sigma, the share outside the main parts that were found, and `outside_least` what no larger parts could go below; `rho` is the
-    theorem's measure of how far good points lie from their center. NaN where a form has no such term.
+    theorem's measure of how far good points lie from their center. `margin` is by how much the condition holds, negative where it fails: for (P) the
+    threshold less the largest mu_l . mu_k, else the least distance of a center from the next less what is asked of it; of the forms that let some
+    classes fail, over those that hold. `union` is the share of images outside main parts or S_eps counted together, which bounds the error of Theorem
+    1 under the same condition, and is at most (1 - sigma) + R_eps (`lemma_3_1`). Where each class has its own delta and epsilon, `outside` and
+    `R_epsilon` are what the classes that hold add to the error of all. NaN where a form has no such term.
     """
 
     bound: Bound
@@ -31,6 +36,8 @@ class Form:
     outside_least: float = math.nan
     R_epsilon: float = math.nan
     rho: float = math.nan
+    margin: float = math.nan
+    union: float = math.nan
 
     @property
     def name(self) -> str:
@@ -58,6 +65,8 @@ class Certificate:
     holds: (deltas, epsilons), how many conditions of Theorem 1 hold at a point: 0 none, 1 (T'), 2 (T) too, 3 (P) too.
     bounds: (deltas, epsilons), (1 - sigma) + R_eps.
     v_curve: the certified values by form with only the first views: {views: {name: value}}.
+    by_class: the form with fixed centers class by class, with limits for new images in any class shares; `by_class.table()`.
+    compared: whether the first view of each image was compared with the image; otherwise it is taken to be the image.
 
     """
 
@@ -73,7 +82,9 @@ class Certificate:
     epsilons: Float[Tensor, " e"]
     holds: Int[Tensor, "d e"]
     bounds: Float[Tensor, "d e"]
-    v_curve: dict[int, dict[str, float]] = field(default_factory=dict)
+    v_curve: dict[int, dict[str, float]]
+    by_class: ByClass
+    compared: bool
 
     @property
     def chance(self) -> float:
@@ -104,7 +115,9 @@ class Certificate:
                 "1 - sigma": form.outside,
                 "1 - sigma, at least": form.outside_least,
                 "R_epsilon": form.R_epsilon,
+                "union": form.union,
                 "rho": form.rho,
+                "margin": form.margin,
                 "reason": form.bound.reason,
             }
             for form in self.forms
@@ -117,20 +130,30 @@ class Certificate:
     def _lines(self) -> Iterator[str]:
         yield f"{self.images} images of {self.classes} classes in {self.views} views; nearest-center error {self.error:.4f}, chance {self.chance:.4f}"
         width = max(len(form.name) for form in self.forms)
+        columns = ("delta", "eps", "1-sigma", "R_eps", "union", "rho", "margin")
+        yield f"  {'':<{width}}     bound" + "".join(f"{column:>9}" for column in columns)
         for form in self.forms:
-            said = f"<= {form.bound.right:.4f}" if form.bound.certifies else "   -   "
-            terms = (("delta", form.delta), ("eps", form.epsilon), ("1-sigma", form.outside), ("R_eps", form.R_epsilon), ("rho", form.rho))
-            at = ", ".join(f"{name} {value:.3g}" for name, value in terms if not math.isnan(value))
-            yield f"  {form.name:<{width}}  {said}  {form.of}{f': {at}' if at else ''}"
+            said = f"<= {form.bound.right:.4f}" if form.bound.certifies else "    -    "
+            terms = (form.delta, form.epsilon, form.outside, form.R_epsilon, form.union, form.rho, form.margin)
+            yield f"  {form.name:<{width}} {said}" + "".join(f"{'' if math.isnan(term) else f'{term:.3g}':>9}" for term in terms)
+        if any(form.bound.reason for form in self.forms):
+            yield "What certifies nothing, and why:"
+        for form in self.forms:
             if form.bound.reason:
-                yield f"  {'':<{width}}           {form.bound.reason}"
-        yield "Of these images and views each bound is exact; for views that were not drawn it is optimistic."
+                yield f"  {form.name}: {form.bound.reason}"
+        yield (
+            "Of these images and views each bound is exact; for views that were not drawn it is optimistic. The first view of an image "
+            + ("is the image." if self.compared else "is taken to be the image (give views and images to have them compared).")
+        )
+        yield "The companion is a bound of the error of views, all others of images."
         if self.new_images:
             wrong, upper = self.new_error
             yield (
                 f"{self.new_images} new images: error {wrong:.4f}, at most {upper:.4f} by their own count, each with confidence {self.confidence:g}. "
                 "A certificate explains; it does not beat a test set."
             )
+            certified, direct = self.by_class.limit()
+            yield f"In whatever shares the classes come: certified {certified:.4f}, by their own count {direct:.4f} (the worst class, all at once)."
 
     def figure(self) -> Any:
         """A plotly figure: what each form certifies beside the error, where on the grid Theorem 1 holds, and what more views change."""

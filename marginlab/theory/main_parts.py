@@ -80,14 +80,26 @@ def observed_stretch(
     """
     if features.shape[:2] != views.shape[:2]:
         raise ValueError(f"Features (N, V, D) are of the same views as the pixels {tuple(views.shape)}, not {tuple(features.shape)}.")
-    largest = 0.0
-    for images in _parts(labels, members):
-        nearest = minimum(views[images].flatten(2), budget=budget).views[0].long()
-        f = features[images].double()
-        here = torch.arange(len(images), device=images.device)
-        apart = f[here[:, None], nearest[..., 0]] - f[here[None], nearest[..., 1]]
-        largest = max(largest, float(apart.norm(dim=-1).fill_diagonal_(0).max()))
-    return largest
+    parts = _parts(labels, members)
+    return max((float(nearest_views(views[images], features[images], budget=budget)[1].max()) for images in parts), default=0.0)
+
+
+def nearest_views(
+    views: Float[Tensor, "N V *P"], features: Float[Tensor, "N V D"], *, budget: int = BUDGET
+) -> tuple[Float[Tensor, "N N"], Float[Tensor, "N N"]]:
+    """d_A of each pair of images of a class, and the distance of the features of the two views that are nearest; both float64, 0 on the diagonal.
+
+    >>> x, f = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
+    >>> [round(float(matrix[0, 1]), 4) for matrix in nearest_views(x, f)]
+    [1.0, 0.6325]
+    """
+    found = minimum(views.flatten(2), budget=budget)
+    f, here = features.double(), torch.arange(len(features), device=features.device)
+    rows = []
+    for i in here.split(max(budget // (16 * f.shape[2] * max(len(f), 1)), 1)):
+        u, v = found.views[0, i].long().unbind(-1)
+        rows.append((f[i[:, None], u] - f[here, v]).norm(dim=-1))
+    return found.distance[0], torch.cat(rows).fill_diagonal_(0)
 
 
 def _parts(labels: Tensor, members: Tensor) -> list[Tensor]:

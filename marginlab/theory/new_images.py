@@ -7,20 +7,27 @@ A new image is good if its class holds and it is in main_k and S_eps_k; the near
 good is binomial, so its exact upper limit (Clopper and Pearson 1934) bounds the error of the nearest c on the population they are drawn from. No
 view that was not drawn enters: if the image and one of its views are within epsilon_k of each other, and that view within delta_k / 2 of c_k, then
 the image itself is nearer to c_k than to any other. The errors are among what is counted, so a direct limit of the error is never above this one.
+
+The limit is for images in the class shares of those that were counted; `by_class` has limits for other shares. Where the numbers of each class were
+fixed beforehand the count is a sum of binomials of several probabilities, whose lower tail is no heavier than that of one binomial of their mean
+(Hoeffding, Annals of Mathematical Statistics 27, 1956; below the mean less one), so that the limit keeps its confidence.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from scipy import stats
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from marginlab.kernels import BUDGET
 from marginlab.measures.alignment import alignment
-from marginlab.theory.bound import Bound
+from marginlab.rng import Key
+from marginlab.theory.bound import SLACK, Bound
+from marginlab.theory.by_class import ByClass, upper_limit
 from marginlab.theory.certificate import NEW, Form
+from marginlab.theory.fixed_centers import fixed_centers
 from marginlab.theory.population import Population
 
 ROUNDING = 1e-7  # distances of float32 features are not better known
@@ -33,6 +40,17 @@ class Reach(NamedTuple):
     centers: Float[Tensor, "C D"]
     delta: Float[Tensor, " C"]
     epsilon: Float[Tensor, " C"]
+
+    @property
+    def nearest(self) -> Float[Tensor, " C"]:
+        """Distance of each center from the nearest other one."""
+        apart: Tensor = torch.cdist(self.centers, self.centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
+        return apart
+
+    @property
+    def holds(self) -> Bool[Tensor, " C"]:
+        """Which classes' good images are nearer to their center than to any other."""
+        return self.nearest - self.delta - 2 * self.epsilon > SLACK
 
 
 def fix_centers(population: Population) -> Reach:
@@ -53,41 +71,100 @@ def fix_centers(population: Population) -> Reach:
         half = (distance - ROUNDING) / 2  # delta_k / 2 + epsilon_k
         edges = torch.cat((spread, spread.new_zeros(1), half - close, spread.new_full((1,), half))).clamp(0, half).unique()
         candidates = torch.cat((edges, (edges[1:] + edges[:-1]) / 2)).sort().values
-        good = ((spread <= candidates[:, None]) & (close <= half - candidates[:, None])).double() @ w
+        blocks = candidates[:, None].split(max(BUDGET // (8 * len(w)), 1))
+        good = torch.cat([((spread <= block) & (close <= half - block)).double() @ w for block in blocks])
         most = candidates[good >= good.max() - 1e-12]
         middle = (most - most.mean()).abs().argmin()
         epsilon[k], delta[k] = most[middle], 2 * (half - most[middle])
     return Reach(centers, delta, epsilon)
 
 
-def of_new(
-    reach: Reach, new: tuple[Tensor, Tensor], names: Tensor, confidence: float
-) -> tuple[list[Form], tuple[float, float], int]:
-    """The form with fixed centers of new images, from the number of those that are not in their main part and S_eps."""
+class Counted(NamedTuple):
+    """Of M images the class (0..C-1), and whether one is outside main_k, outside S_eps_k, not good, and read as another class by the nearest c."""
+
+    labels: Int[Tensor, " M"]
+    outside: Bool[Tensor, " M"]
+    unaligned: Bool[Tensor, " M"]
+    bad: Bool[Tensor, " M"]
+    wrong: Bool[Tensor, " M"]
+
+    def of_class(self, which: Bool[Tensor, " M"], classes: int) -> Int[Tensor, " C"]:
+        """How many of each class."""
+        return torch.bincount(self.labels[which], minlength=classes)
+
+
+def counted(reach: Reach, new: tuple[Float[Tensor, "M W D"], Int[Tensor, " M"]], names: Int[Tensor, " C"]) -> Counted:
+    """What becomes of each new image; ValueError for features of another dimension, no image, or a class that has no center."""
     f, y = unit(new[0], "The new features"), new[1]
     if f.shape[2] != reach.centers.shape[1] or y.shape != (len(f),) or len(f) == 0:
         raise ValueError(f"New features are (M, V, {reach.centers.shape[1]}) with labels (M,), not {tuple(f.shape)} and {tuple(y.shape)}.")
     if not bool(torch.isin(y, names).all()):
         raise ValueError(f"New images are of the classes {names.tolist()}, not also of {y[~torch.isin(y, names)].unique().tolist()}.")
-    y = torch.searchsorted(names, y)
-    wrong = int((torch.cdist(f[:, 0], reach.centers, compute_mode=EXACTLY).argmin(1) != y).sum())
+    return _counted(reach, f, torch.searchsorted(names, y), alignment(f, normalize=False)[1])
+
+
+def _counted(reach: Reach, f: Tensor, y: Tensor, diameters: Tensor) -> Counted:
     near = (f - reach.centers[y, None]).norm(dim=-1).amin(1)
-    diameter = alignment(f, normalize=False)[1]
-    apart = torch.cdist(reach.centers, reach.centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
-    able = apart > reach.delta + 2 * reach.epsilon
-    bad = ~(able[y] & (near <= reach.delta[y] / 2) & (diameter <= reach.epsilon[y]))
-    upper, direct = _upper(int(bad.sum()), len(f), confidence), _upper(wrong, len(f), confidence)
-    premise = "" if bool(able.any()) else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
-    bound = Bound(f"Fixed centers, new images, confidence {confidence:g}", wrong / len(f), upper, 1.0, premise)
+    outside, unaligned = near > reach.delta[y] / 2, diameters > reach.epsilon[y]
+    wrong = torch.cdist(f[:, 0], reach.centers, compute_mode=EXACTLY).argmin(1) != y
+    return Counted(y, outside, unaligned, outside | unaligned | ~reach.holds[y], wrong)
+
+
+def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
+    """The form with fixed centers of the images that they were fixed on."""
+    found = _counted(reach, population.f, population.labels, population.diameters)
+    q = population.share(~(found.outside | found.unaligned)).clamp(0, 1)
+    result = fixed_centers(p=population.p, centers=reach.centers, q=q, delta=reach.delta, epsilon=reach.epsilon, error=population.error)
+    room = result.nearest - reach.delta - 2 * reach.epsilon
+    held = reach.holds[population.labels]
+    outside, unaligned = (min(population.probability(held & which), 1.0) for which in (found.outside, found.unaligned))
     form = Form(
-        bound, NEW, outside=float((near > reach.delta[y] / 2).double().mean()), R_epsilon=float((diameter > reach.epsilon[y]).double().mean())
-    )
-    return [form], (wrong / len(f), direct), len(f)
+        result.bound, outside=outside, R_epsilon=unaligned,
+        margin=float(room[result.holds].min() if bool(result.holds.any()) else room.max()),
+    )  # fmt: skip
+    return form, found
 
 
-def _upper(count: int, n: int, confidence: float) -> float:
-    """One-sided upper limit of a probability, exact (Clopper and Pearson)."""
-    return 1.0 if count == n else float(stats.beta.ppf(confidence, count + 1, n - count))
+def of_new(reach: Reach, found: Counted, confidence: float) -> tuple[Form, tuple[float, float]]:
+    """The form with fixed centers of new images, and their error with its direct limit, from the numbers of those that are not good and wrong."""
+    n, wrong = found.bad.new_full((1,), len(found.bad), dtype=torch.int64), float(found.wrong.double().mean())
+    upper, direct = (float(upper_limit(count.sum()[None], n, confidence)) for count in (found.bad, found.wrong))
+    premise = "" if bool(reach.holds.any()) else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
+    bound = Bound(f"Fixed centers, new images, confidence {confidence:g}", wrong, upper, 1.0, premise)
+    shares = {"outside": float(found.outside.double().mean()), "R_epsilon": float(found.unaligned.double().mean())}
+    return Form(bound, NEW, **shares), (wrong, direct)
+
+
+def by_class(population: Population, reach: Reach, here: Counted, new: Counted | None, names: Int[Tensor, " C"], confidence: float) -> ByClass:
+    """What was fixed and what it costs, class by class, with limits for new images that hold for all classes at once."""
+    C = len(names)
+    if new is None:
+        new = Counted(here.labels[:0], *(found[:0] for found in here[1:]))
+    n, bad, wrong = (new.of_class(which, C) for which in (torch.ones_like(new.bad), new.bad, new.wrong))
+    each = 1 - (1 - confidence) / C
+    outside, unaligned, lost = (population.share(which).clamp(0, 1) for which in (here.outside, here.unaligned, here.bad))
+    return ByClass(
+        names, population.p, reach.nearest, reach.delta, reach.epsilon, reach.holds, outside, unaligned, lost,
+        n, bad, wrong, upper_limit(bad, n, each), upper_limit(wrong, n, each), confidence,
+    )  # fmt: skip
+
+
+def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
+    """Which images to count: of each class this share, at least one and not all, drawn by the seed.
+
+    >>> put_aside(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0).sum()
+    tensor(3)
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"The share of the images that is put aside lies between 0 and 1, not at {share}.")
+    aside = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique().tolist():
+        own = (labels == label).nonzero()[:, 0]
+        if len(own) < 2:
+            raise ValueError(f"Class {label} has one image, of which no share can be put aside: give at least 2, or new images by themselves.")
+        order = Key(seed).named("put aside").at(label).permutation(len(own)).to(labels.device)
+        aside[own[order[: min(max(round(share * len(own)), 1), len(own) - 1)]]] = True
+    return aside
 
 
 def unit(features: Tensor, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from scipy import stats
 from marginlab.augment import Augmentation
 from marginlab.data import load
 from marginlab.theory import Population, certify, clique_part, theorem_1
-from marginlab.theory.new_images import fix_centers, of_new
+from marginlab.theory.new_images import by_class, counted, fix_centers, of_new, put_aside
 
 
 def clusters(seed=0, classes=4, each=15, views=4, dim=6, spread=0.05, jitter=0.02, strays=0):
@@ -28,12 +28,20 @@ def clusters(seed=0, classes=4, each=15, views=4, dim=6, spread=0.05, jitter=0.0
 
 @given(samples(r=1.0))
 def test_what_is_certified_is_true_of_the_population(sample):
-    population = sample.population
-    if population.f.shape[1] < 2 or population.weights is not None or len(population.p) < 2:
+    drawn = sample.population
+    if drawn.f.shape[1] < 2:
         return
-    certificate = certify(population.features, population.labels, v_curve=False)
-    assert certificate.error == population.error
+    # the classes have their own probabilities; within a class, images are alike
+    weights = (drawn.p / torch.bincount(drawn.labels))[drawn.labels]
+    population = Population(drawn.features, drawn.labels, weights)
+    certificate = certify(population.features, population.labels, priors=drawn.p, v_curve=False)
+    assert certificate.error == pytest.approx(population.error)
     for form in certificate.forms:
+        assert not form.union > form.bound.right + ROUND
+        if form.bound.certifies and not math.isnan(form.union):
+            assert form.union >= population.error - ROUND, form  # Lemma 3.1's sharpest form
+        if "Theorem 1" in form.name and abs(form.margin) > 1e-9:
+            assert (form.margin > 0) == (not form.bound.premise), form
         left = population.view_error if form.name.startswith("Companion") else population.error
         assert form.value >= left - ROUND, form
         assert form.bound.left == pytest.approx(left)
@@ -134,10 +142,81 @@ def test_the_limit_covers_the_error_of_new_images_as_often_as_it_says():
     assert 0.05 < true < 0.95
     for seed in range(200):
         drawn = torch.randint(len(f), (50,), generator=torch.Generator().manual_seed(seed))
-        forms, _, n = of_new(reach, (many[drawn], classes[drawn]), torch.arange(4), confidence=0.95)
-        assert n == 50
-        missed += forms[0].bound.right < true
+        form, (_, direct) = of_new(reach, counted(reach, (many[drawn], classes[drawn]), torch.arange(4)), confidence=0.95)
+        assert direct <= form.bound.right
+        missed += form.bound.right < true
     assert missed <= 20  # of 200 with 5 % each: more has a probability of 0.1 %
+
+
+def test_limits_of_classes_hold_for_all_classes_at_once_as_often_as_they_say():
+    features, labels = clusters(each=10, spread=0.12, jitter=0.05)
+    many, classes = clusters(9, each=1000, spread=0.14, jitter=0.06)
+    fitted = Population(torch.nn.functional.normalize(features.double(), dim=-1), labels)
+    reach = fix_centers(fitted)
+    found = counted(reach, (many, classes), torch.arange(4))
+    true = found.of_class(found.bad, 4) / 1000
+    missed = 0
+    for seed in range(200):
+        drawn = torch.randint(len(many), (60,), generator=torch.Generator().manual_seed(seed))
+        count = counted(reach, (many[drawn], classes[drawn]), torch.arange(4))
+        limits = by_class(fitted, reach, counted(reach, (features, labels), torch.arange(4)), count, torch.arange(4), 0.9)
+        assert bool((limits.direct <= limits.upper).all())
+        p = torch.rand(4, generator=torch.Generator().manual_seed(seed)) + 0.1
+        certified, direct = limits.limit(p / p.sum())
+        assert direct <= certified <= limits.limit()[0] + ROUND
+        missed += bool((limits.upper < true).any())
+        if bool((limits.upper >= true).all()):
+            assert certified >= float(p @ true / p.sum()) - 1e-6  # whatever the class shares
+    assert missed <= 33  # of 200 with at most 10 % each: more has a probability of 0.2 %
+
+
+def test_limits_of_classes_are_those_of_scipy_and_a_class_without_new_images_is_not_known():
+    fitted, (f, y) = clusters(0), clusters(1, spread=0.12, jitter=0.05)
+    kept = y != 2
+    certificate = certify(*fitted, new=(f[kept], y[kept]), v_curve=False, confidence=0.9)
+    rows = certificate.by_class.table()
+    assert [row["labels"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        if row["labels"] == 2:
+            assert (row["n"], row["upper"], row["direct"]) == (0, 1.0, 1.0)
+            continue
+        high = stats.binomtest(row["new_bad"], row["n"], alternative="less").proportion_ci(1 - 0.1 / 4).high
+        assert row["upper"] == pytest.approx(high)
+    assert sum(row["new_bad"] for row in rows) / 45 == pytest.approx(1 - _good_share(certificate, f[kept], y[kept]))
+    assert float(certificate.by_class.p @ certificate.by_class.bad) == pytest.approx(certificate["Corollary, fixed"].bound.right)
+    with pytest.raises(ValueError, match="one for each of the classes"):
+        certificate.by_class.limit(torch.tensor([0.5, 0.5]))
+
+
+def _good_share(certificate, f, y):
+    f, k = torch.nn.functional.normalize(f.double(), dim=-1), certificate.by_class
+    fitted = clusters(0)
+    centers = Population(torch.nn.functional.normalize(fitted[0].double(), dim=-1), fitted[1]).centers
+    good = 0
+    for x, label in zip(f, y.tolist(), strict=True):
+        near, wide = (x - centers[label]).norm(dim=1).min(), torch.pdist(x).max()
+        good += bool(k.holds[label]) and float(near) <= float(k.delta[label]) / 2 and float(wide) <= float(k.epsilon[label])
+    return good / len(f)
+
+
+def test_a_share_put_aside_is_counted_and_nothing_else_is_computed_of_it():
+    features, labels = clusters(each=9, spread=0.1, jitter=0.05)
+    certificate = certify(features, labels, new=1 / 3, v_curve=False, seed=3)
+    assert (certificate.images, certificate.new_images) == (24, 12)
+    aside = put_aside(labels, 1 / 3, seed=3)
+    assert torch.bincount(labels[aside]).tolist() == [3, 3, 3, 3]
+    by_hand = certify(features[~aside], labels[~aside], new=(features[aside], labels[aside]), v_curve=False)
+    assert [form.value for form in by_hand.forms] == [form.value for form in certificate.forms]
+    assert not torch.equal(aside, put_aside(labels, 1 / 3, seed=4))
+
+
+def test_priors_weigh_the_classes():
+    features, labels = clusters(strays=6)
+    p = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    even, uneven = certify(features, labels, v_curve=False), certify(features, labels, priors=p, v_curve=False)
+    assert even.error == pytest.approx(6 / 60)
+    assert uneven.error == pytest.approx(0.7 * 6 / 15)
+    assert uneven["Corollary, fixed"].bound.right == pytest.approx(float(p.double() @ uneven.by_class.bad))
 
 
 def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
@@ -154,8 +233,14 @@ def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
     without = Augmentation("ae").views(images.images, n_views=4, seed=0)
     with pytest.raises(ValueError, match=r"first view of \d+ of 30 images is not the image itself.*identity=True"):
         certify(features, images.labels, without, images.images)
-    with pytest.raises(ValueError, match="given together"):
-        certify(features, images.labels, views)
+    assert certificate.compared
+    assert "is the image." in str(certificate)
+    word = certify(features, images.labels, views, v_curve=False)
+    assert not word.compared
+    assert "is taken to be the image" in str(word)
+    assert [form.value for form in word.forms] == [form.value for form in certificate.forms]
+    with pytest.raises(ValueError, match="give views as well"):
+        certify(features, images.labels, images=images.images)
 
 
 def test_it_prints_tabulates_and_draws_itself():
@@ -188,6 +273,10 @@ def test_it_prints_tabulates_and_draws_itself():
         ({"epsilons": [-0.5]}, "epsilons are distances"),
         ({"confidence": 1.0}, "confidence is between 0 and 1"),
         ({"new": (torch.rand(3, 4, 6), torch.tensor([0, 1, 9]))}, r"not also of \[9\]"),
+        ({"new": 1.0}, "between 0 and 1, not at 1.0"),
+        ({"priors": torch.tensor([0.5, 0.5])}, "one for each of 4 classes, not 2"),
+        ({"priors": torch.tensor([0.5, 0.5, 0.5, 0.5])}, "sum to 1"),
+        ({"labels": torch.arange(60).clamp(max=3), "new": 0.5}, "Class 0 has one image"),
         ({"new": (torch.rand(3, 4, 5), torch.tensor([0, 1, 1]))}, r"New features are \(M, V, 6\)"),
     ],
 )
