@@ -13,7 +13,6 @@ from marginlab.theory.by_class import ByClass
 
 SAMPLED = "these images and views"
 NEW = "new images"
-COLORS = ("#2458a6", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#3a9fb5", "#c23b5a", "#6b6f76")
 
 
 @dataclass(frozen=True)
@@ -157,35 +156,6 @@ class Certificate:
 
     def figure(self) -> Any:
         """A plotly figure: what each form certifies beside the error, where on the grid Theorem 1 holds, and what more views change."""
-        from plotly.subplots import make_subplots
+        from marginlab.theory.certificate_figure import draw  # plotly is needed here, and nowhere else in the theory
 
-        titles = ("certified error", "conditions of Theorem 1", "by number of views")
-        figure = make_subplots(1, 3, subplot_titles=titles, column_widths=[0.36, 0.32, 0.32], horizontal_spacing=0.12)
-        names = [form.name.replace(", ", ",<br>") for form in self.forms]
-        values = [form.value for form in self.forms]
-        figure.add_bar(
-            y=names, x=values, orientation="h", marker={"color": [COLORS[0] if form.of == SAMPLED else COLORS[2] for form in self.forms]},
-            text=[f"{form.value:.3f}" if form.bound.certifies else "nothing" for form in self.forms], textposition="auto",
-            insidetextanchor="start", textangle=0, hovertext=[form.bound.reason or form.of for form in self.forms], showlegend=False, row=1, col=1,
-        )  # fmt: skip
-        for value, text, color, place in ((self.error, "error", COLORS[1], "bottom right"), (self.chance, "chance", COLORS[7], "top left")):
-            figure.add_vline(x=value, line_dash="dot", line_color=color, annotation_text=text, annotation_position=place, row=1, col=1)
-        shades = ("#d9dde3", "#f2c9a1", "#8fb3de", "#2458a6")
-        scale = [[(k + edge) / 4, shade] for k, shade in enumerate(shades) for edge in (0, 1)]
-        bar = {
-            "tickvals": [0.375, 1.125, 1.875, 2.625], "ticktext": ["none", "(T')", "and (T)", "and (P)"], "x": 0.685, "len": 0.8, "thickness": 10,
-        }  # fmt: skip
-        figure.add_heatmap(
-            x=[f"{e:.2g}" for e in self.epsilons.tolist()], y=[f"{d:.2g}" for d in self.deltas.tolist()], z=self.holds.tolist(), zmin=0, zmax=3,
-            colorscale=scale, colorbar=bar, customdata=self.bounds.tolist(), row=1, col=2,
-            hovertemplate="eps %{x}, delta %{y}<br>(1 - sigma) + R_eps = %{customdata:.3f}<extra></extra>",
-        )  # fmt: skip
-        for color, name in zip(COLORS, (form.name for form in self.forms if form.of == SAMPLED), strict=False):
-            if any(name in at for at in self.v_curve.values()):
-                line = {"mode": "lines+markers", "line": {"color": color}, "name": name}
-                figure.add_scatter(x=list(self.v_curve), y=[at.get(name) for at in self.v_curve.values()], **line, row=1, col=3)
-        figure.update_xaxes(range=[0, 1.02], row=1, col=1).update_yaxes(autorange="reversed", row=1, col=1)
-        figure.update_xaxes(title="epsilon", type="category", row=1, col=2).update_yaxes(title="delta", type="category", row=1, col=2)
-        figure.update_xaxes(title="views", type="log", tickvals=list(self.v_curve), row=1, col=3)
-        figure.update_yaxes(range=[0, 1.05], side="right", row=1, col=3)
-        return figure.update_layout(height=460, legend={"orientation": "h", "y": -0.28}, margin={"l": 10, "r": 10, "t": 40, "b": 40})
+        return draw(self)

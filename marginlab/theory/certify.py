@@ -93,25 +93,21 @@ def certify(
     population = Population(f, y, weights)
     reach = fix_centers(population)
     found = None if new is None else counted(reach, new, names)
-    within = _distances(population, budget)
-    grid_d = torch.as_tensor(deltas if deltas is not None else quantiles(within, GRID), dtype=torch.float64)
-    grid_e = torch.as_tensor(epsilons if epsilons is not None else quantiles([population.diameters], GRID), dtype=torch.float64)
-    forms, grid = _of_population(population, within, grid_d, grid_e, nodes)
+    forms, grid = _of_population(population, deltas, epsilons, nodes, budget)
     curve = {}
     if v_curve:
         for V in _levels(f.shape[1]):
-            few = Population(f[:, :V], y, weights)
-            again = forms if f.shape[1] == V else _of_population(few, _distances(few, budget), grid_d, grid_e, nodes)[0]
-            curve[V] = {form.name: form.value for form in again}
+            few = forms if f.shape[1] == V else _of_population(Population(f[:, :V], y, weights), deltas, epsilons, nodes, budget)[0]
+            curve[V] = {form.name: form.value for form in few}
     if pixels is not None:
-        forms += _pixel_form(population, pixels, grid_e, nodes, budget)
+        forms += _pixel_form(population, pixels, grid.epsilons, nodes, budget)
     here, new_error = of_sampled(population, reach)[1], (math.nan, math.nan)
     if found is not None:
         form, new_error = of_new(reach, found, confidence)
         forms.append(form)
     return Certificate(
         forms=tuple(forms), error=population.error, new_error=new_error, classes=len(population.p), images=len(f), views=f.shape[1],
-        new_images=0 if found is None else len(found.bad), confidence=confidence, deltas=grid_d, epsilons=grid_e, holds=grid.holds,
+        new_images=0 if found is None else len(found.bad), confidence=confidence, deltas=grid.deltas, epsilons=grid.epsilons, holds=grid.holds,
         bounds=grid.bounds, v_curve=curve, by_class=by_class(population, reach, here, found, names, confidence), compared=images is not None,
     )  # fmt: skip
 
@@ -124,20 +120,18 @@ def _weights(priors: Tensor, y: Tensor) -> Tensor:
     return (p / n)[y]
 
 
-def _distances(population: Population, budget: int) -> list[Tensor]:
-    """The augmented distances between the images of each class."""
-    return [minimum(population.f[population.labels == k], budget=budget).distance[0] for k in range(len(population.p))]
-
-
 def _of_population(
-    population: Population, distances: list[Tensor], deltas: Tensor, epsilons: Tensor, nodes: int
+    population: Population, deltas: Sequence[float] | None, epsilons: Sequence[float] | None, nodes: int, budget: int
 ) -> tuple[list[Form], Grid]:
-    """The forms of a finite population, with delta in feature space, and the maps of where they hold."""
-    parts = main_parts(population, distances, deltas, nodes)
-    grid = over_grid(population, parts, deltas, epsilons)
+    """The forms of a finite population, with delta in feature space, and what the grid says."""
+    distances = [minimum(population.f[population.labels == k], budget=budget).distance[0] for k in range(len(population.p))]
+    d = torch.as_tensor(deltas, dtype=torch.float64) if deltas is not None else quantiles(distances, GRID)
+    e = torch.as_tensor(epsilons, dtype=torch.float64) if epsilons is not None else quantiles([population.diameters], GRID)
+    parts = main_parts(population, distances, d, nodes)
+    grid = over_grid(population, parts, d, e)
     fixed = of_sampled(population, fix_centers(population))[0]
     spread = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)
-    return [*grid.forms, class_by_class(population, parts, epsilons), fixed, Form(spread)], grid
+    return [*grid.forms, class_by_class(population, parts, e), fixed, Form(spread)], grid
 
 
 def _pixel_form(population: Population, views: Tensor, epsilons: Tensor, nodes: int, budget: int) -> list[Form]:

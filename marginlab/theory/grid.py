@@ -41,6 +41,8 @@ class Parts:
 class Grid:
     """Theorem 1 over T deltas and E epsilons: its three forms at their best points, how many conditions hold at each, and (1 - sigma) + R_eps."""
 
+    deltas: Float[Tensor, " T"]
+    epsilons: Float[Tensor, " E"]
     forms: tuple[Form, ...]
     holds: Int[Tensor, "T E"]
     bounds: Float[Tensor, "T E"]
@@ -74,7 +76,7 @@ def main_parts(population: Population, distances: Sequence[Float[Tensor, "_ _"]]
 
 def over_grid(population: Population, parts: Parts, deltas: Float[Tensor, " T"], epsilons: Float[Tensor, " E"]) -> Grid:
     """Theorem 1 at its best over the grid in each form: the least right side where the condition holds, or else the smallest rho."""
-    T, E, p = len(deltas), len(epsilons), population.p
+    E, p = len(epsilons), population.p
     aligned = population.diameters <= epsilons.to(p.device)[:, None]
     R = (~aligned).double().mv(population.w).clamp(0, 1)
     sigma, a = parts.sigma[:, None, None], R[:, None] / p
@@ -107,8 +109,7 @@ def over_grid(population: Population, parts: Parts, deltas: Float[Tensor, " T"],
         ))  # fmt: skip
     P, distance, lengthy = true
     holds = torch.where(P, 3, torch.where(distance, 2, lengthy.long()))
-    assert holds.shape == (T, E)
-    return Grid(tuple(forms), holds.cpu(), bounds.cpu())
+    return Grid(deltas, epsilons, tuple(forms), holds.cpu(), bounds.cpu())
 
 
 def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor, " E"]) -> Form:

@@ -244,7 +244,8 @@ def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
 
 
 def test_it_prints_tabulates_and_draws_itself():
-    certificate = certify(*clusters(strays=2), new=clusters(1))
+    certificate = certify(*clusters(spread=0.02, jitter=0.01, strays=1), new=clusters(1))
+    assert {form.bound.certifies for form in certificate.forms} == {True, False}
     text = str(certificate)
     for form in certificate.forms:
         assert form.name in text
@@ -255,7 +256,14 @@ def test_it_prints_tabulates_and_draws_itself():
     figure = certificate.figure()
     assert isinstance(figure, go.Figure)
     assert list(figure.data[0].x) == [form.value for form in certificate.forms]
-    assert [list(row) for row in figure.data[1].z] == certificate.holds.tolist()
+    drawn = {trace.type: trace for trace in figure.data}
+    assert [list(row) for row in drawn["heatmap"].z] == certificate.bounds.tolist()
+    marked = {(d, e) for trace in figure.data if trace.name.endswith("holds") for d, e in zip(trace.y, trace.x, strict=True)}
+    assert marked == {tuple(at) for at in certificate.holds.nonzero().tolist()} != set()
+    curves = {trace.name: list(trace.y) for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"}
+    assert curves["fixed centers"] == [at["Corollary, fixed centers"] for at in certificate.v_curve.values()]
+    vacuous = certify(torch.randn(60, 4, 6, generator=torch.Generator().manual_seed(0)), clusters()[1], v_curve=False).figure()
+    assert {"no condition holds anywhere", "not computed (v_curve=False)"} <= {note.text for note in vacuous.layout.annotations}
     with pytest.raises(dataclasses.FrozenInstanceError):
         certificate.error = 0.0
     with pytest.raises(KeyError, match="is part of 3 names"):
