@@ -1,6 +1,7 @@
 """The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `keep RUN FILE.csv`, `--resume RUN`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from marginlab.study.files import read_json
 from marginlab.study.folder import check, reopen
 from marginlab.study.keep import keep
 from marginlab.study.run import open_run
-from marginlab.study.team import join, leave
+from marginlab.study.team import leave
 
 PROG = "python -m marginlab.study"
 
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         folder = given.folder or Path("runs") / f"{study.name}-{study.digest(settings)}"
         return execute(study, settings, folder, arguments=arguments)
     except SettingsError as error:
-        if join().leads:
-            print(f"error: {error}", file=sys.stderr)
+        own = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"error: {own}{error}", file=sys.stderr)  # of every rank: the others may never hear of it
         return 2
     except KeyboardInterrupt:  # while the study was imported; the engine answers for itself
         print("Interrupted before any cell was begun; the same command begins again.", file=sys.stderr)

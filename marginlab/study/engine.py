@@ -180,6 +180,7 @@ def conclude(study: Study, settings: Any, folder: Path, command: str, *, stamp: 
     missing = [cell for cell in run.cells if not cell.finished]
     if team.leads:
         _results(run, missing)
+    team.agree(True)  # the first rank to end with an error would have torchrun end the others, in the middle of what they write
     return 1 if missing or not good else 0
 
 

@@ -190,8 +190,12 @@ def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
     found = []
     for name, start in (("one", COMMAND[1:]), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND[1:]])):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *start, *OWN, "--folder", name], cwd=tmp_path, capture_output=True, env=environment, timeout=200)
-        assert done.returncode == 0, done.stderr
+        command = [sys.executable, *start, *OWN, "--folder", name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200)
+        if done.returncode != 0:
+            said = [("stdout", done.stdout), ("stderr", done.stderr)]
+            said += [(file.name, file.read_text()) for file in (tmp_path / name).rglob("*.txt")]  # log.txt, failed.txt
+            pytest.fail("\n".join(f"--- the end of {title}\n{text[-6000:]}" for title, text in said))
         with (tmp_path / name / "results.csv").open(encoding="utf-8") as file:
             # in pixels; the encoders differ, for batch statistics are of a rank's own images
             found.append([row for row in csv.DictReader(file) if row["epoch"] == "-1" and not row["name"].endswith("/features")])
