@@ -2,9 +2,9 @@
 
     python tests/train/kill_trials.py [--trials 20] [--kills 2] [--seed 0] [--start torchrun elastic] [--record tests/train/measured/kill_trials.json]
 
-A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed: it comes as soon as the folder of a checkpoint
-drawn at random appears, and so much later as is drawn uniformly over the time that writing one takes. The others come at a moment drawn uniformly
-over the time that is left of the run, from its first sign of work. What starts the ranks takes turns:
+A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed at a checkpoint drawn at random of those that are
+left: it comes as soon as its folder, or one of the files in it, appears, and up to 3 ms later. The others come at a moment drawn uniformly over one
+of the epochs that are left. What starts the ranks takes turns:
 
     torchrun   the command is given again after each kill
     elastic    the command is given once; torchrun's own agent starts the ranks again
@@ -23,7 +23,6 @@ import os
 import platform
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -54,6 +53,7 @@ EPOCH = IMAGES // RECIPE.batch  # steps, and a checkpoint at the end
 STEPS = RECIPE.epochs * EPOCH
 PATIENCE = 300.0  # seconds that a run may take
 GRACE = 30.0  # seconds from the signal to end to the one that does not ask
+PARTS = ("", *(f"__{rank}_0.distcp" for rank in range(RANKS)), ".metadata.tmp", ".metadata", "recipe.toml", "progress.json")  # of a checkpoint
 WAYS = ("torchrun", "elastic", "forked")
 
 
@@ -75,9 +75,9 @@ def alive(pid: int) -> bool:
 
 
 class Kill(NamedTuple):
-    """A rank killed so many seconds after the first sign of work, while the checkpoint of step `aim` was written if it was aimed; what it left."""
+    """A rank killed so many seconds after the first sign of work, when what it was aimed at appeared (None: any moment); what it left."""
 
-    aim: int | None
+    aim: str | None
     after: float
     rank: int
     before: int  # the step of the last whole checkpoint when the ranks were started, and now
@@ -85,8 +85,7 @@ class Kill(NamedTuple):
     half_written: list[str]
 
     def __str__(self) -> str:
-        when = f"in step {self.aim}'s checkpoint" if self.aim else "anywhere"
-        return f"{when}, {self.after:.2f} s, kept {self.kept}, half written {', '.join(self.half_written) or 'none'}"
+        return f"{self.aim or 'anywhere'}, {self.after:.2f} s, kept {self.kept}, half written {', '.join(self.half_written) or 'none'}"
 
 
 class Start:
@@ -184,33 +183,28 @@ def stamp(folder: Path) -> int:
     return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
-def undisturbed(folder: Path, way: str) -> tuple[float, float]:
-    """Train without a disturbance; the seconds from its first sign of work, and those that writing a checkpoint takes (the median)."""
-    run, begun, since, written = Start(folder, way, 0), 0.0, 0.0, list[float]()
-    while not run.ended():
-        now, there = time.monotonic(), bool(half_written(folder))
-        begun = begun or (now if stamp(folder) else 0.0)
-        if since and not there:
-            written.append(now - since)
-        since = (since or now) if there else 0.0
-        time.sleep(0.001)
+def undisturbed(folder: Path, way: str) -> float:
+    """Train without a disturbance; the seconds from its first sign of work."""
+    run = Start(folder, way, 0)
+    until(lambda: bool(stamp(folder)) or run.ended(), "no rank has begun")
+    begun = time.monotonic()
     run.finish()
-    return time.monotonic() - begun, statistics.median(written)
+    return time.monotonic() - begun
 
 
-def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, writing: float, draw: random.Random) -> Kill | None:
+def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, draw: random.Random) -> Kill | None:
     """Kill a rank when it is time, and wait until all ranks of that start are gone; None if the run has ended before."""
     until(lambda: stamp(folder) != before or run.ended(), "no rank has begun")
-    begun, at = time.monotonic(), kept(folder)
-    ranks = run.ranks()
-    left = range(at + EPOCH, STEPS + 1, EPOCH)
-    aim = draw.choice(left) if aimed and left else None
-    wait = draw.uniform(0.0, writing if aim else seconds * (1 - at / STEPS))
-    if aim is not None:
-        place = folder / "checkpoints" / f"step-{aim:08d}.partial"
-        until(lambda: place.exists() or kept(folder) >= aim or run.ended(), f"{place} has not appeared")
+    begun, at, ranks = time.monotonic(), kept(folder), run.ranks()
+    epoch, part, share, rank = draw.choice(range(at, STEPS, EPOCH) or [at]), draw.choice(PARTS), draw.random(), draw.randrange(RANKS)
+    if aimed and at < STEPS:
+        place, step = folder / "checkpoints" / f"step-{epoch + EPOCH:08d}.partial" / part, epoch + EPOCH
+        until(lambda: place.exists() or kept(folder) >= step or run.ended(), f"{place} has not appeared")
+        aim, wait = str(place.relative_to(folder / "checkpoints")), 0.003 * share
+    else:
+        until(lambda: kept(folder) >= epoch or run.ended(), f"step {epoch} has not been kept")
+        aim, wait = None, seconds * EPOCH / STEPS * share
     time.sleep(wait)
-    rank = draw.randrange(RANKS)
     if run.ended() or len(ranks) != RANKS:
         return None
     with contextlib.suppress(ProcessLookupError):
@@ -220,11 +214,11 @@ def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, wri
     return Kill(aim, round(after, 3), rank, at, kept(folder), half_written(folder))
 
 
-def trial(folder: Path, way: str, aimed: list[bool], times: tuple[float, float], draw: random.Random) -> list[Kill]:
+def trial(folder: Path, way: str, aimed: list[bool], seconds: float, draw: random.Random) -> list[Kill]:
     """Kill, start again, and let it end; what each kill left."""
     seen, before, run = list[Kill](), 0, Start(folder, way, len(aimed) if way == "elastic" else 0)
     for one in aimed:
-        killed = kill(run, folder, before, one, *times, draw)
+        killed = kill(run, folder, before, one, seconds, draw)
         seen += [] if killed is None else [killed]
         before = stamp(folder)
         if way != "elastic":
@@ -268,8 +262,8 @@ def main(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     np.savez(place / "images.npz", **images)
     (place / "recipe.toml").write_text(settings.to_toml(replace(RECIPE, data=f"npz:{place / 'images.npz'}")))
     times = {way: undisturbed(place / way, way) for way in dict.fromkeys(options.start)}
-    for way, (seconds, writing) in times.items():
-        print(f"undisturbed, {way}: {seconds:.1f} s of work, {1000 * writing:.0f} ms for a checkpoint", flush=True)
+    for way, seconds in times.items():
+        print(f"undisturbed, {way}: {seconds:.1f} s of work", flush=True)
     whole, found = place / options.start[0], list[dict[str, Any]]()
     if not all(alike(place / way, whole) for way in times):
         raise RuntimeError("The undisturbed runs differ.")
