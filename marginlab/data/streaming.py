@@ -13,8 +13,10 @@ DistributedDataParallel with NCCL and InfiniBand).
 import itertools
 import multiprocessing
 import os
+import signal
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -91,7 +93,7 @@ class Streamed:
         return images
 
 
-def batches(images: Tensor | Streamed, parts: Iterable[Int64[Tensor, " M"]]) -> Generator[tuple[Tensor, Tensor], None, None]:
+def batches(images: Tensor | Streamed, parts: Iterable[Int64[Tensor, " _"]]) -> Generator[tuple[Tensor, Tensor], None, None]:
     """(index, images at it) for each index, in their order; of a streamed set workers read up to two parts each ahead of the caller.
 
     Close it (`contextlib.closing`) to end the workers before the last part. They do not outlive this process, however it ends, by more than
@@ -117,7 +119,12 @@ def batches(images: Tensor | Streamed, parts: Iterable[Int64[Tensor, " M"]]) -> 
         worker_init_fn=_apart,
         generator=torch.Generator(),  # else the workers' seeds are drawn from the global one, and what the caller draws changes
     )
-    reading: Any = iter(loader)
+    resource_tracker.ensure_running()  # which would take the mask off again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the server begins with this mask, and its copies begin with the server's
+    try:
+        reading: Any = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         for part in ours:
             try:
@@ -161,5 +168,8 @@ def _context(source: Source) -> Any:
 
 
 def _apart(worker: int) -> None:
-    """A process group of its own: on Ctrl-C or SIGTERM to the run's group, the run finishes its step first and then ends its workers."""
+    """A process group of its own, since on Ctrl-C or SIGTERM to the run's group the run finishes its step first and then ends its workers."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # forgets one that came to the group before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -85,7 +85,7 @@ class Backbone(nn.Module):
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
         self.net = net
-        self.dim = int(net.num_features)
+        self.dim = int(getattr(net, "head_hidden_size", net.num_features))  # MobileNetV3 and others end in a wider layer than their features are
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)

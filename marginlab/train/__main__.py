@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from marginlab import ranks, settings, train
+from marginlab.data.pixels import BUDGET
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train.watch import Stopped
 
@@ -28,6 +29,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("recipe", type=Path, help=f"a TOML file of settings of marginlab.train.Recipe, or one of: {', '.join(shipped)}")
     parser.add_argument("--folder", type=Path, required=True, help="where the run is kept; a folder with a part of it is gone on with")
     parser.add_argument("--root", type=Path, help="folder of the data sets; MARGINLAB_DATA by default")
+    parser.add_argument("--budget-gib", type=float, default=BUDGET / 2**30, help="memory for the images of a split; a folder of more is streamed")
+    parser.add_argument("--workers", type=int, help="processes of each rank that decode a streamed folder; its share of the cores by default")
     measured = parser.add_mutually_exclusive_group()
     measured.add_argument("--measure-every", type=int, default=0, help="epochs between measurements; 0: the untrained and the trained network only")
     measured.add_argument("--measure", default="", help="all that is measured, as \"Monitor(every=5, images=1000)\"; see marginlab.train.Monitor")
@@ -45,7 +48,8 @@ def main(arguments: list[str]) -> int:
         monitor = settings.call(options.measure, train) if options.measure else Monitor(every=options.measure_every)
         if not isinstance(monitor, Monitor):
             raise settings.SettingsError(f"{options.measure!r} is no monitor. Write such as Monitor(every=5).")
-        run = fit(recipe, options.folder, monitor, root=options.root)
+        budget = int(options.budget_gib * 2**30)
+        run = fit(recipe, options.folder, monitor, root=options.root, budget=budget, workers=options.workers)
         if ranks.rank() == 0:
             for row in run.rows:
                 if row.epoch == recipe.epochs:

@@ -5,6 +5,7 @@ from torch import nn
 from marginlab import models, settings
 from marginlab.models import Backbone, Projector
 from marginlab.models.backbone import _group_norm
+from marginlab.train import Recipe
 
 
 @pytest.mark.parametrize(("stem", "stride", "side"), [("cifar", 1, 32), ("strided", 2, 16), ("imagenet", 2, 8)])
@@ -35,6 +36,19 @@ def test_normalisation_is_the_first_layer():
 def test_any_other_model_of_timm_keeps_its_own_stem():
     backbone = Backbone("vit_tiny_patch16_224", stem="imagenet")
     assert backbone(torch.rand(1, 3, 224, 224)).shape == (1, 192)
+
+
+@pytest.mark.parametrize(("name", "dim"), [("test_vit", 64), ("test_convnext", 64), ("test_efficientnet", 256), ("mobilenetv3_small_050", 1024)])
+def test_models_of_many_kinds_take_a_step_of_margin_training(name, dim):
+    recipe = Recipe(backbone=f"Backbone({name!r}, stem='imagenet')", method="MarginClassifier(scale=16.0, dim=8)", optimizer="SGD(lr=0.1)")
+    method = recipe.make_method(num_classes=3)
+    assert method.backbone.dim == dim
+    before = torch.cat([p.detach().flatten() for p in method.backbone.parameters()])
+    views, labels = torch.rand(4, 1, 3, 160, 160), torch.tensor([0, 1, 2, 0])
+    method(views, labels)["loss"].backward()
+    for optimizer in method.optimizers(recipe.make_optimizer()):
+        optimizer.step()
+    assert not torch.equal(torch.cat([p.detach().flatten() for p in method.backbone.parameters()]), before)
 
 
 def test_group_normalisation_leaves_images_to_themselves():
