@@ -8,7 +8,7 @@ ranks of l_r, and after `backward` on every rank the gradient of L with respect 
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+T = TypeVar("T")
 Gradients = Literal["mean", "sum"]
 PATIENCE = timedelta(minutes=30)  # one rank may measure for long while the others wait
 
@@ -197,6 +198,23 @@ def agreed(n: int, error: Exception | None, group: dist.ProcessGroup | None = No
         number = next(r for r, text in enumerate(said) if text is not None)
         raise ValueError(f"Rank {number} of {size(group)} refused its batch: {said[number]}")
     return rows
+
+
+def accepted(check: Callable[[], T], x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[T, list[int]]:
+    """What `check` makes of this rank's batch, of which x has a row each, and `counts`; a batch that one rank refuses all refuse, see `agreed`.
+
+    Of what a check may raise, ValueError and TypeError are what it refuses a batch by.
+
+    >>> accepted(lambda: "good", torch.ones(3, 2))
+    ('good', [3])
+    """
+    error: Exception | None = None
+    try:
+        made = check()
+    except (ValueError, TypeError) as raised:
+        error = raised
+    held = agreed(len(x) if x.ndim else 0, error, group, x.device)
+    return made, held
 
 
 def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

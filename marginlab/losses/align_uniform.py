@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
-from marginlab.losses.pair import check_word, directions, wide
+from marginlab.losses.pair import check_word, directions, wide_of_all
 from marginlab.settings import describe
 
 
@@ -57,10 +57,9 @@ def align_uniform(
 
     """
     check(alignment_weight, uniformity_weight, alpha, t, grads)
-    z1, z2 = wide(z1, z2)
+    z1, z2, held = wide_of_all(z1, z2, group)
     with torch.autocast(z1.device.type, enabled=False):
         x = torch.stack((directions(z1), directions(z2)), 1)
-        held = ranks.counts(len(x), group, x.device)
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:
             raise ValueError(f"Uniformity is of pairs of images: a global batch of {n} has none. Give at least two rows.")

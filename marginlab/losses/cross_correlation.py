@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
-from marginlab.losses.pair import check_word, wide
+from marginlab.losses.pair import check_word, wide_of_all
 from marginlab.settings import describe
 
 Gradients = Literal["mean", "sum", "published"]
@@ -66,10 +66,10 @@ def cross_correlation(
 
     """
     check(off_diagonal_weight, correction, grads)
-    z1, z2 = wide(z1, z2)
+    z1, z2, held = wide_of_all(z1, z2, group)
     with torch.autocast(z1.device.type, enabled=False):
         contract: ranks.Gradients = "sum" if grads == "published" else grads
-        n, width = sum(ranks.counts(len(z1), group, z1.device)), z1.shape[1]
+        n, width = sum(held), z1.shape[1]
         if n < 2:
             raise ValueError(f"Features are standardised over the global batch: one of {n} has no deviation. Give at least two rows.")
         z = torch.stack((z1, z2))

@@ -83,15 +83,12 @@ def info_nce(
 
     """
     check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, negatives, symmetric, tau_plus, reduction, grads)
-    z1, z2 = wide(z1, z2)
-    if extra_negatives is not None and (extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]):
-        raise ValueError(f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not {tuple(extra_negatives.shape)}.")
+    (z1, z2, extra), held = ranks.accepted(lambda: _checked(z1, z2, extra_negatives), z1, group)
     with torch.autocast(z1.device.type, enabled=False):
         x1, x2 = directions(z1), directions(z2)
-        held = ranks.counts(len(x1), group, x1.device)
         n, first = sum(held), sum(held[: ranks.rank(group)])
         y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
-        more = y1[:0] if extra_negatives is None else ranks.gather(directions(widened(extra_negatives, x1.dtype)), group)
+        more = y1[:0] if extra is None else ranks.gather(directions(extra), group)
         if n == 0 or (n == 1 and len(more) == 0):
             raise ValueError(f"InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows or extra_negatives.")
         own = torch.arange(first, first + len(x1), device=x1.device)
@@ -99,7 +96,7 @@ def info_nce(
         near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) * scale
         if negatives == "both_views":
             exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
-            if ranks.size(group) == 1 and extra_negatives is None:
+            if ranks.size(group) == 1 and extra is None:
                 far = symmetric_logsumexp(torch.cat((x1, x2)), scale=scale, exclude=exclude, budget=budget)
             else:
                 far = logsumexp(torch.cat((x1, x2)), torch.cat((y1, y2, more)), scale=scale, exclude=exclude, budget=budget)
@@ -114,6 +111,16 @@ def info_nce(
             return losses
         anchors = 2 * n if symmetric else n
         return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
+
+
+def _checked(z1: Tensor, z2: Tensor, extra_negatives: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The batch of this rank in the precision of the sums; raises what is wrong with it."""
+    z1, z2 = wide(z1, z2)
+    if extra_negatives is None:
+        return z1, z2, None
+    if extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]:
+        raise ValueError(f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not {tuple(extra_negatives.shape)}.")
+    return z1, z2, widened(extra_negatives, z1.dtype)
 
 
 def _debiased(far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, tau_plus: float) -> Tensor:

@@ -7,8 +7,10 @@ would be lost, so they are widened once, here.
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from marginlab import ranks
 from marginlab.settings import nearest
 
 SHORTEST = 1e-12  # a row shorter than this has no direction
@@ -30,6 +32,12 @@ def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
     return widened(z1, dtype), widened(z2, dtype)
+
+
+def wide_of_all(z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, list[int]]:
+    """`wide`, and the number of rows of each rank; what one rank refuses all refuse, so that none waits for it."""
+    views, held = ranks.accepted(lambda: wide(z1, z2), z1, group)
+    return *views, held
 
 
 def widened(z: Tensor, dtype: torch.dtype) -> Tensor:

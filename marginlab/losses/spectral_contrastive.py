@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
-from marginlab.losses.pair import check_word, wide
+from marginlab.losses.pair import check_word, wide_of_all
 from marginlab.settings import describe
 
 Negatives = Literal["other_view", "both_views"]
@@ -55,9 +55,9 @@ def spectral_contrastive(
 
     """
     check(negatives, grads)
-    z1, z2 = wide(z1, z2)
+    z1, z2, held = wide_of_all(z1, z2, group)
     with torch.autocast(z1.device.type, enabled=False):
-        n, width = sum(ranks.counts(len(z1), group, z1.device)), z1.shape[1]
+        n, width = sum(held), z1.shape[1]
         if n < 2:
             raise ValueError(f"The spectral loss compares an image with others: a global batch of {n} has none. Give at least two rows.")
         z = torch.stack((z1, z2))

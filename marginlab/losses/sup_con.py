@@ -65,11 +65,9 @@ def sup_con(
 
     """
     check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, variant, reduction, grads)
-    if embeddings.ndim != 2 or embeddings.shape[1] == 0 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(embeddings.shape)} and {tuple(labels.shape)}.")
+    x, held = ranks.accepted(lambda: _checked(embeddings, labels), embeddings, group)
     with torch.autocast(embeddings.device.type, enabled=False):
-        x = directions(widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32)))
-        held = ranks.counts(len(x), group, x.device)
+        x = directions(x)
         first = sum(held[: ranks.rank(group)])
         y, classes = ranks.gather(x, group), ranks.gather(labels.long(), group)
         order = classes.argsort(stable=True)
@@ -99,6 +97,13 @@ def sup_con(
         if reduction == "none":
             return x.new_zeros(len(x)).index_copy(0, rows, losses)
         return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
+
+
+def _checked(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """The embeddings of this rank in the precision of the sums; raises what is wrong with them or the labels."""
+    if embeddings.ndim != 2 or embeddings.shape[1] == 0 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(embeddings.shape)} and {tuple(labels.shape)}.")
+    return widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def check(temperature: float, variant: str, reduction: str, grads: str) -> None:

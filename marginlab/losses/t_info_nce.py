@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, log_cauchy_sum
-from marginlab.losses.pair import check_word, wide
+from marginlab.losses.pair import check_word, wide_of_all
 from marginlab.settings import describe
 
 
@@ -50,9 +50,8 @@ def t_info_nce(
 
     """
     check_word("grads", grads, ("mean", "sum"))
-    z1, z2 = wide(z1, z2)
+    z1, z2, held = wide_of_all(z1, z2, group)
     with torch.autocast(z1.device.type, enabled=False):
-        held = ranks.counts(len(z1), group, z1.device)
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:
             raise ValueError(f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows.")

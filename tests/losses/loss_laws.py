@@ -180,6 +180,15 @@ class LossLaws:
         for message in pool.run(3, refusal, type(self).function, [(z[:0], z[:0]), (z, z), (z[:0], z[:0])]):
             assert "Give at least two rows" in message
 
+    @pytest.mark.xdist_group("ranks")
+    def test_what_one_rank_refuses_all_refuse(self, pool):
+        """Otherwise the others would wait for it in a collective that it never enters."""
+        z = torch.ones(4, 3)
+        parts = [(z, z), (z, z[:, :2]), (z[:0], z[:0])]
+        first, second, third = pool.run(3, refusal, type(self).function, parts)
+        assert second.startswith("Two views are two matrices (B, D) of one shape, row i of both from one image, not (4, 3) and (4, 2).")
+        assert first == third == f"Rank 1 of 3 refused its batch: {second}"
+
     @pytest.mark.usefixtures("unchecked")
     def test_bad_views_and_words_are_refused(self):
         z = torch.ones(4, 3)

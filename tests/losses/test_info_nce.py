@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from loss_laws import LossLaws, draw_views, few, on_a_rank, several, value_and_gradients
+from loss_laws import LossLaws, draw_views, few, on_a_rank, refusal, several, value_and_gradients
 
 import marginlab.losses
 from marginlab import ranks
@@ -304,3 +304,11 @@ def test_it_is_alignment_plus_divergence(data):
     divergence = cosines.logsumexp(1).mean()
     got = info_nce(z1, z2, temperature=1.0, negatives="other_view")
     torch.testing.assert_close(got, alignment + divergence, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_extra_negatives_that_one_rank_refuses_all_refuse(pool):
+    z = torch.ones(4, 3)
+    first, second = pool.run(2, refusal, with_extra, [(z, z, z), (z, z, z[:, :2])])
+    assert second == "Extra negatives are a matrix (M, 3), as wide as the views, not (4, 2)."
+    assert first == f"Rank 1 of 2 refused its batch: {second}"

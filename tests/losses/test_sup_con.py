@@ -150,6 +150,13 @@ class TestSupCon(LossLaws):
         for message in pool.run(3, refusal, [(x[:0], labels[:0]), (x[:2], labels[:2]), (x[2:], labels[2:])]):
             assert "No two rows of the global batch of 3 share a label" in message
 
+    @pytest.mark.xdist_group("ranks")
+    def test_what_one_rank_refuses_all_refuse(self, pool):
+        x, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
+        first, second, third = pool.run(3, refusal, [(x, labels), (x, labels[:3]), (x[:0], labels[:0])])
+        assert second == "Embeddings are a matrix (B, D) with one label for each row, not (4, 3) and (3,)."
+        assert first == third == f"Rank 1 of 3 refused its batch: {second}"
+
     @pytest.mark.usefixtures("unchecked")
     def test_bad_views_and_words_are_refused(self):
         x, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
