@@ -14,6 +14,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -96,8 +97,8 @@ class Streamed:
 def batches(images: Tensor | Streamed, parts: Iterable[Int64[Tensor, " _"]]) -> Generator[tuple[Tensor, Tensor], None, None]:
     """(index, images at it) for each index, in their order; of a streamed set workers read up to two parts each ahead of the caller.
 
-    Close it (`contextlib.closing`) to end the workers before the last part. They do not outlive this process, however it ends, by more than
-    torch's 5 s, and a signal to the process's group, as Ctrl-C and torchrun send it, is the caller's to answer and not theirs.
+    Close it (`contextlib.closing`) to end the workers before the last part. They do not outlive this process, however it ends; a signal to its group,
+    as Ctrl-C and torchrun send it, is the caller's to answer and not theirs.
 
     Raises
     ------
@@ -168,8 +169,19 @@ def _context(source: Source) -> Any:
 
 
 def _apart(worker: int) -> None:
-    """A process group of its own, since on Ctrl-C or SIGTERM to the run's group the run finishes its step first and then ends its workers."""
+    """A process group of its own, since on Ctrl-C or SIGTERM to the run's group the run finishes its step first and then ends its workers.
+
+    Torch's workers look whether the process they were copied from is gone; but that is the server, which waits for them. So they watch the run.
+    """
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # forgets one that came to the group before
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_until_the_run_ends, daemon=True).start()
+
+
+def _until_the_run_ends() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None, "a worker is never the first process"
+    run.join()
+    os._exit(1)

@@ -143,6 +143,34 @@ def session(number):
     return found
 
 
+def left(number, patience=15.0):
+    """What is left of a session after some seconds, at most."""
+    until = time.monotonic() + patience
+    while (found := session(number)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+READING = """
+import signal, torch
+from marginlab.data.streaming import Streamed, batches
+reading = batches(Streamed(torch.zeros(64, 3, 2, 2, dtype=torch.uint8), torch.arange(64), 1, 2), torch.arange(64).split(4))
+next(reading)
+print("read", flush=True)
+signal.pause()
+"""
+
+
+def test_a_process_that_is_killed_leaves_no_worker():
+    run = subprocess.Popen([sys.executable, "-c", READING], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with run.stdout as said:
+        assert said.readline() == "read\n"
+    assert len(session(run.pid)) >= 4  # itself, the server and two workers
+    run.kill()
+    run.wait()
+    assert not left(run.pid)
+
+
 def test_sigterm_to_the_whole_group_keeps_the_step_and_leaves_no_process(recipe, tmp_path):
     own, folder = tmp_path / "recipe.toml", tmp_path / "run"
     own.write_text(settings.to_toml(replace(recipe, epochs=10_000)))
@@ -157,7 +185,4 @@ def test_sigterm_to_the_whole_group_keeps_the_step_and_leaves_no_process(recipe,
     _, said = run.communicate(timeout=60)
     assert run.returncode == 143, said
     assert re.search(r"Stopped after step \d+ of 30000, which is kept in .* The same command goes on from there\.", said), said
-    until = time.monotonic() + 10
-    while (left := session(run.pid)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not left
+    assert not left(run.pid)
