@@ -160,6 +160,14 @@ def test_a_file_of_another_size_than_at_first_is_named(folder, tmp_path):
         some.images.held()
 
 
+def test_workers_read_two_batches_each_ahead_and_no_more():
+    drawn = []
+    parts = (drawn.append(row) or torch.arange(4 * row, 4 * row + 4) for row in range(10))
+    with contextlib.closing(batches(streamed(workers=2), parts)) as reading:
+        for taken, _ in enumerate(reading, 1):
+            assert len(drawn) == min(taken + 4, 10)
+
+
 def test_workers_end_with_their_reader_and_are_apart_from_its_signals():
     parts = [torch.full((8,), row) for row in range(12)]
     reading = batches(streamed(workers=2, source=Processes), iter(parts))
