@@ -24,6 +24,7 @@ from jaxtyping import Float
 from timm import create_model, list_models
 from torch import Tensor, nn
 
+from marginlab.models.convolution import Convolution
 from marginlab.settings import describe, nearest
 
 STEMS = ("cifar", "strided", "imagenet")
@@ -84,6 +85,7 @@ class Backbone(nn.Module):
             net.conv1 = nn.Conv2d(3, old.out_channels, 3, stride=1 if stem == "cifar" else 2, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
+        Convolution.within(net)
         self.net = net
         self.dim = int(getattr(net, "head_hidden_size", net.num_features))  # MobileNetV3 and others end in a wider layer than their features are
         self.mean: Tensor

@@ -35,11 +35,18 @@ def run(*arguments: str, folder: Path, **options) -> subprocess.CompletedProcess
     return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, env=environment, timeout=200, **options)
 
 
+def succeeded(done: subprocess.CompletedProcess, folder: Path) -> None:
+    if done.returncode != 0:
+        said = [("stdout", done.stdout), ("stderr", done.stderr)]
+        said += [(file.name, file.read_text()) for file in folder.rglob("*.txt")]  # log.txt, failed.txt
+        pytest.fail("\n".join(f"--- the end of {title}\n{text[-6000:]}" for title, text in said))
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     done = run(*SMALL, folder=folder)
-    assert done.returncode == 0, done.stderr
+    succeeded(done, folder)
     return next((folder / "runs").iterdir()), done.stdout
 
 
@@ -169,7 +176,7 @@ OWN = [*SMALL, "--data", "npz:own.npz", "--images", "0", "--grids", "pairs", "--
 def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(tmp_path):
     arrays(tmp_path, (30, 5, 12))
     done = run(*OWN, "--per-class", "9", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeeded(done, tmp_path)
     with next(tmp_path.glob("runs/*/results.csv")).open(encoding="utf-8") as file:
         measured = {row["n"] for row in csv.DictReader(file) if row["name"] in ("1-sigma", "delta_max")}
     assert measured == {"5"}
@@ -192,10 +199,7 @@ def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, *start, *OWN, "--folder", name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200)
-        if done.returncode != 0:
-            said = [("stdout", done.stdout), ("stderr", done.stderr)]
-            said += [(file.name, file.read_text()) for file in (tmp_path / name).rglob("*.txt")]  # log.txt, failed.txt
-            pytest.fail("\n".join(f"--- the end of {title}\n{text[-6000:]}" for title, text in said))
+        succeeded(done, tmp_path / name)
         with (tmp_path / name / "results.csv").open(encoding="utf-8") as file:
             # in pixels; the encoders differ, for batch statistics are of a rank's own images
             found.append([row for row in csv.DictReader(file) if row["epoch"] == "-1" and not row["name"].endswith("/features")])
