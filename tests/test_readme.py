@@ -68,16 +68,19 @@ def test_make_knows_its_targets():
 
 
 def test_its_python_runs(home, monkeypatch):
-    library, classifier, reading = PYTHON
+    library, classifier, theory, reading = PYTHON
     names: dict[str, object] = {}
     exec(library, names)
     exec(classifier, names)
     assert names["head"].centers.grad.coalesce().indices().shape == (1, 10_000)
+    monkeypatch.chdir(home)
+    exec(theory, names)
+    assert names["certificate"].best("new images").value < 0.1
+    assert (home / "certificate.html").stat().st_size > 10_000
     assert 0 < names["lower"] <= names["upper"] <= 1
     assert names["views"].shape[1] == 16
     words = ["recipe.toml", "--folder", "runs/photos", *SHORT_TRAIN]
     subprocess.run([sys.executable, "-m", "marginlab.train", *words], cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    monkeypatch.chdir(home)
     exec(reading, names)
     assert names["features"].shape == (8, 64)
     assert bool(torch.isfinite(names["features"]).all())

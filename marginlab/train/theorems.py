@@ -4,6 +4,7 @@
     CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds |mu_k . mu_l| by it and tau = ||Sigma_W||_F^2
     companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2), which bounds the error of views without a premise
     certified[...]         what `marginlab.theory.certify` certifies by each form: of training images, and `new` of test images
+    certified[..., test]   Theorem 1 of the test images by themselves, with their own centers: a population that was not trained on
 
 All but `new` are exact for the population that is made of these images and views, and for no other. Of the bounds of pairs the least right side is
 given, of Theorem 4 in units of r^2, where 1 is what holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
@@ -26,6 +27,7 @@ FORMS = {
     "(P), printed": "P", "(T), distances": "T", "(T'), distances and lengths": "T'", "per class": "per class", "Corollary, fixed": "fixed centers",
     "new images": "new",
 }  # fmt: skip
+CONDITIONS = tuple(FORMS.items())[:3]  # of Theorem 1
 
 
 def certified(
@@ -45,6 +47,8 @@ def certified(
         "1 - sigma": form.outside, "R_epsilon": form.R_epsilon, "delta": form.delta, "epsilon": form.epsilon, "D": form.rho, "rho": printed.rho,
     }  # fmt: skip
     rows += [Row(epoch, f"certificate.{name}/{space}", value, n=certificate.images) for name, value in terms.items()]
+    tested = certify(*new, v_curve=False)
+    rows += [Row(epoch, f"certified[{key}, test]/{space}", tested[name].value, n=tested.images) for name, key in CONDITIONS]
     error, limit = certificate.new_error
     return [*rows, Row(epoch, f"new_error/{space}", error, high=limit, n=certificate.new_images)]
 

@@ -3,6 +3,7 @@
 import csv
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from marginlab.study import Cell, Run
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-FORMS = ("P", "T", "T'", "per class", "fixed centers", "new")
+FORMS = ("P", "T", "T'", "per class", "fixed centers", "P, test", "T, test", "T', test", "new")
 SPACES = ("projector", "backbone")
 headline = ("new_error/projector", "certified[new]/projector", "certified[T']/projector", "certified[P]/projector", "knn_error/backbone")
 kept = (
@@ -27,54 +28,65 @@ kept = (
     *(f"theorem_3.{name}/projector" for name in ("mean_product", "all_terms", "printed")),
     *(f"theorem_4.{name}/projector" for name in ("product", "refined", "printed", "length_deviation")),
     *("InfoNCE.L_2/projector", "CrossCorrelation.L_2/projector", "tau/projector", "knn_error/backbone", "loss"),
+    *(f"{name}/projector" for name in ("NeuralCollapse.NC1", "NeuralCollapse.NC2", "ClassVariance.CDNV", "Uniformity.L_unif")),
+    *("EffectiveRank.RankMe/projector", "AugmentationConfusion.ACR/projector"),
 )
+GEOMETRY = {  # what the panels on geometry show of the measures that a run has, and whether their axis is logarithmic
+    "NeuralCollapse.NC1": ("NC1, 0 at collapse", True),
+    "ClassVariance.CDNV": ("CDNV", True),
+    "Uniformity.L_unif": ("uniformity, least when even", False),
+    "EffectiveRank.RankMe": ("RankMe, directions used", True),
+    "AugmentationConfusion.ACR": ("ACR, confused by views", False),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the preset `default`: five silhouettes, five methods, some minutes on two cores."""
+    """The defaults are the preset `default`: five silhouettes, six methods, some minutes on two cores."""
 
     data: str = "shapes-5"
     """What to train on: shapes-5, shapes, digits, cifar10, ..."""
     image_size: int = 0
     """Resize images to this side; 0 keeps their own."""
-    images: int = 1000
+    images: int = 500
     """Training images, class-balanced; 0 takes all."""
     methods: tuple[str, ...] = (
         "SimCLR(temperature=0.2, hidden=256, dim=64)",
         "BarlowTwins(hidden=256, dim=256)",
         "SimSiam(hidden=256, bottleneck=64)",
-        "SupCon(temperature=0.1, hidden=256, dim=64)",
-        """MarginClassifier(margin="CosFace(0.3)", scale=16.0, dim=16)""",
+        "SupCon(temperature=0.5, hidden=256, dim=64)",
+        "MarginClassifier(margin='ArcFace(0.5)', scale=8.0, dim=16)",
+        "MarginClassifier(margin='CosFace(0.5)', scale=4.0, dim=16)",
     )
     """Classes of marginlab.methods."""
-    optimizers: tuple[str, ...] = ("SGD(lr=0.1)", "SGD(lr=0.1)", "SGD(lr=0.05)", "SGD(lr=0.02)", "SGD(lr=0.1)")
+    optimizers: tuple[str, ...] = ("SGD(lr=0.1)", "SGD(lr=0.1)", "SGD(lr=0.05)", "SGD(lr=0.1)", "SGD(lr=0.1)", "SGD(lr=0.1)")
     """Of each method."""
     augmentations: tuple[str, ...] = (
         "Augmentation('ade')",
         "Augmentation('ade')",
         "Augmentation('ade')",
-        "Augmentation('ae')",
-        "Augmentation('ae')",
+        "Augmentation('e')",
+        "Augmentation('e')",
+        "Augmentation('e')",
     )
     """Each method is trained with its own,"""
     certified: str = "Augmentation('e')"
     """and all are certified for views of this one."""
     backbone: str = "Backbone('resnet18', stem='strided', width=0.25)"
     schedule: str = "WarmupCosine(warmup=0.05)"
-    epochs: int = 20
+    epochs: int = 30
     batch: int = 50
     precision: str = "float32"
     seeds: tuple[int, ...] = (0,)
-    measure_every: int = 4
+    measure_every: int = 5
     """Epochs between measurements; the untrained and the trained network always are measured."""
-    monitored: int = 500
+    monitored: int = 250
     """Training images that certify, and test images that are certified,"""
     views: int = 15
     """in so many views beside the image itself."""
-    bank: int = 1000
+    bank: int = 500
     """Training images for kNN, and as many test images; 0 takes all."""
-    measures: tuple[str, ...] = ("AugmentationConfusion()",)
+    measures: tuple[str, ...] = ("NeuralCollapse()", "ClassVariance()", "Uniformity()", "EffectiveRank()", "AugmentationConfusion()")
     """More of marginlab.measures, of the test images."""
 
 
@@ -131,7 +143,7 @@ def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], fold
 def report(run: Run) -> None:
     """What is certified at the end, when each condition starts to hold, which term is to blame, and the theorems on the losses themselves."""
     chosen: Settings = run.settings
-    names = {method: method.partition("(")[0] for method in chosen.methods}
+    names = _names(chosen.methods)
     run.report.title = f"What is certified: {chosen.data}"
     run.report.lead = (
         f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for {chosen.views} views of {chosen.certified} beside the image, from "
@@ -147,7 +159,8 @@ def report(run: Run) -> None:
             for method, end in ends.items() for space in SPACES
         ],
         f"After the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': Theorem 1 as printed, by distances, and with lengths; a dash "
-        "certifies nothing. All but `new` are of the training images; `new` is of test images, with confidence 0.95.",
+        "certifies nothing. Of the training images, or, `test`, of the test images with their own centers: exact for these images and views. `new` "
+        "is of all images like the test images, by centers of training images, with confidence 0.95.",
     )  # fmt: skip
     run.report.text(_words(ends, names, 1 - 1 / _classes(run)))
     run.report.text("## While they train")
@@ -157,6 +170,13 @@ def report(run: Run) -> None:
     terms = ("certificate.1 - sigma", "certificate.R_epsilon", "certificate.D", "divergence_max")
     captions = ("1 - sigma (concentration)", "R_epsilon (alignment)", "D, in the condition", "largest product of two centers (divergence)")
     run.report.figure(_panels(run, names, terms, captions), "At the best (delta, epsilon) of Theorem 1 under (T'), or where that comes nearest.")
+    shown = {name: look for name, look in GEOMETRY.items() if any(f"{name}/projector" in end for end in ends.values())}
+    if shown:
+        run.report.text("## The geometry of the embeddings")
+        figure = _panels(run, names, tuple(shown), tuple(title for title, _ in shown.values()))
+        for column, (_, logarithmic) in enumerate(shown.values(), 1):
+            figure.update_yaxes(type="log" if logarithmic else "linear", row=1, col=column)
+        run.report.figure(figure, "Of the views of test images. NC1 and CDNV are what the certificates of margin losses feed on.")
     run.report.text("## The theorems on the losses")
     three = ("theorem_3.mean_product", "theorem_3.all_terms", "theorem_3.printed")
     captions = ("mean product of two centers", "bounded with all terms", "as printed")
@@ -176,6 +196,15 @@ def _ends(run: Run, method: str) -> dict[str, float]:
         if row["epoch"] == last:
             found.setdefault(row["name"], []).append(row["value"])
     return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _names(methods: tuple[str, ...]) -> dict[str, str]:
+    """The class of a method, or the margin that it trains with; the whole method where that is another's name too."""
+    short = {}
+    for method in methods:
+        margin = re.search(r"""margin=(['"])(.+?)\1""", method)
+        short[method] = margin[2] if margin else method.partition("(")[0]
+    return {method: name if list(short.values()).count(name) == 1 else method for method, name in short.items()}
 
 
 def _classes(run: Run) -> int:

@@ -13,7 +13,8 @@ from marginlab import settings, study
 HERE = study.load("bounds")
 SMALL = [
     *"--data digits --image-size 16 --images 60 --epochs 2 --batch 20 --measure-every 1 --monitored 40 --views 3 --bank 60 --measures".split(),
-    *["AugmentationConfusion()", "--methods", "SimCLR(hidden=8, dim=8)", "MarginClassifier(margin='CosFace(0.3)', scale=16.0, dim=8)"],
+    *["NeuralCollapse()", "AugmentationConfusion()"],
+    *["--methods", "SimCLR(hidden=8, dim=8)", "MarginClassifier(margin='CosFace(0.3)', scale=16.0, dim=8)"],
     *["--optimizers", "SGD(lr=0.1)", "SGD(lr=0.1)", "--augmentations", "Augmentation('a')", "Augmentation('a')", "--certified", "Augmentation('e')"],
     *["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"],
 ]
@@ -49,9 +50,10 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
             assert forms["T'"] <= min(forms["P"], forms["T"]) + 1e-6
             assert forms["new"] >= seen[method, epoch, "new_error/projector"]
             assert seen[method, epoch, "theorem_3.printed/projector"] > 1
-            assert (method, epoch, "AugmentationConfusion.ACR/projector") in seen
+            assert {(method, epoch, f"{name}/projector") for name in ("AugmentationConfusion.ACR", "NeuralCollapse.NC1")} <= set(seen)
     page = re.sub(r"<script.*?</script>", "", (tmp_path / "run" / "report.html").read_text(encoding="utf-8"), flags=re.DOTALL)
-    for words in ("What is certified: digits", "While they train", "Which term is to blame", "The theorems on the losses", "Published"):
+    headings = ("What is certified: digits", "While they train", "Which term is to blame", "The geometry of the embeddings")
+    for words in (*headings, "The theorems on the losses", "Published"):
         assert words in page
     before = (tmp_path / "run" / "results.csv").read_bytes()
     (tmp_path / "run" / "results.csv").unlink()
@@ -62,7 +64,7 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
 
 def test_methods_want_an_optimizer_and_an_augmentation_each():
     chosen = HERE.settings("default", ["--optimizers", "SGD(lr=0.1)"])
-    with pytest.raises(settings.SettingsError, match=r"There are 5 methods, but 1 optimizers\. Give one for each"):
+    with pytest.raises(settings.SettingsError, match=r"There are 6 methods, but 1 optimizers\. Give one for each"):
         HERE.module.check(chosen)
     with pytest.raises(settings.SettingsError, match="names no class"):
         HERE.module.check(HERE.settings("default", ["--certified", "Agumentation('e')"]))

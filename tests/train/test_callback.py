@@ -116,6 +116,7 @@ def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
     assert rows["certified[fixed centers]/backbone"].value == certificate["Corollary, fixed"].value
     assert rows["certified[new]/backbone"].value == certificate["new images"].value >= rows["new_error/backbone"].high
     assert rows["new_error/backbone"].value == certificate.new_error[0]
+    assert rows["certified[T', test]/backbone"].value == certify(*seen[1], v_curve=False)["(T')"].value
     population = Population(*seen[1])
     assert rows["tau/backbone"].value > 0
     assert rows["companion/backbone"].value >= rows["view_error/backbone"].value == pytest.approx(population.view_error)
