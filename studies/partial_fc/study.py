@@ -55,6 +55,8 @@ class Settings:
     schedule: str = "WarmupPolynomial(warmup=0.3, power=2.0)"
     epochs: int = 8
     batch: int = 64
+    clip: float = 1.0
+    """Largest norm of the gradient of all but sampled centers; 0 does not clip. Without it the first steps multiply what rounding does."""
     precision: str = "bfloat16"
     """float32, or bfloat16 for autocast."""
     seeds: tuple[int, ...] = (0,)
@@ -113,7 +115,7 @@ def check(chosen: Settings) -> str:
 
 
 def _recipe(cell: Any, chosen: Settings) -> Recipe:
-    same = ("data", "image_size", "images", "augmentation", "backbone", "optimizer", "schedule", "epochs", "batch", "precision")
+    same = ("data", "image_size", "images", "augmentation", "backbone", "optimizer", "schedule", "epochs", "batch", "clip", "precision")
     method = settings.describe("MarginClassifier", margin=chosen.margin, scale=chosen.scale, sample_rate=cell["rate"], dim=chosen.dim)
     return Recipe(**{name: getattr(chosen, name) for name in same}, method=method, seed=cell["seed"])
 
