@@ -173,10 +173,14 @@ class _Own(torch.autograd.Function):
         return gather(grad, ctx.group, held=ctx.held), None, None
 
 
-def agreed(n: int, error: Exception | None, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> list[int]:
+def agreed(
+    n: int, error: Exception | None, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu", *, width: int = 0
+) -> list[int]:
     """`counts`, and whether any rank has found an error: then every rank raises, so that none waits for a collective that another never enters.
 
-    Raises the error where it was found, and ValueError with its words and the number of the rank elsewhere.
+    width: columns of excluded classes beside each row, the same number on every rank.
+
+    Raises the error where it was found, and ValueError with its words and the number of the rank elsewhere; ValueError for unequal widths.
 
     >>> agreed(3, None)
     [3]
@@ -186,17 +190,19 @@ def agreed(n: int, error: Exception | None, group: dist.ProcessGroup | None = No
             raise error
         return [n]
     held = torch.zeros(size(group), 2, dtype=torch.int64, device=device)
-    held[rank(group)] = torch.tensor([n, error is not None], device=device)
+    held[rank(group)] = torch.tensor([n, width if error is None else -1], device=device)
     dist.all_reduce(held, group=group)
     rows: list[int]
-    rows, failed = held.T.tolist()
-    if any(failed):
+    rows, widths = held.T.tolist()
+    if min(widths) < 0:
         said: list[str | None] = [None] * size(group)
         dist.all_gather_object(said, None if error is None else str(error), group=group)
         if error is not None:
             raise error
         number = next(r for r, text in enumerate(said) if text is not None)
         raise ValueError(f"Rank {number} of {size(group)} refused its batch: {said[number]}")
+    if min(widths) < max(widths):
+        raise ValueError(f"The ranks' batches have {widths} columns of excluded classes. Give every rank's as many, -1 where there is none.")
     return rows
 
 

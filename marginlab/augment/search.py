@@ -1,4 +1,4 @@
-"""A sharpened augmented distance: from the nearest sampled views of two images, a search for nearer ones (theory.md 3.5, item 3).
+"""A sharpened augmented distance: from the nearest sampled views of two images, a search for nearer ones.
 
     d_A(x, y) = min over all views x' of x, y' of y of || x' - y' ||        Huang et al., ICLR 2023, eq. 1
 

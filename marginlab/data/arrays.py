@@ -43,6 +43,14 @@ def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> Im
         return _filled(archive, f"{part}_images", labels, torch.ones_like(labels, dtype=torch.bool), classes, name, size, budget)
 
 
+def has_part(path: Path, part: str) -> bool:
+    """Whether an npz file holds the images of such a part."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return f"{part}_images" in _keys(archive)
+
+
 @contextlib.contextmanager
 def _opened(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():

@@ -1,4 +1,6 @@
-"""Image sets from folders of image files: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png without a split.
+"""Image sets from folders of image files: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png without a
+split; PATH/unseen/CLASS/*.png are of classes that are in neither.
+
 
     bytes needed = 3 x height x width x number of images, from the files' headers; above the budget they are refused, or decoded when asked for,
                    before one is decoded
@@ -28,11 +30,12 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, wo
     """The split of a folder; where the folder has none, one fifth of each class is its test. Every file's header is read, also of a streamed one."""
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {path}. Give one with a subfolder of images for each class.")
-    splits = {side: path / side for side in ("train", "test") if (path / side).is_dir() and _subfolders(path / side)}
+    sides = () if split == "unseen" else ("train", "test")  # those have their classes in common
+    splits = {side: path / side for side in sides if (path / side).is_dir() and _subfolders(path / side)}
     if splits and split not in splits:
         there = next(iter(splits.values()))
         raise FileNotFoundError(f"{name} has class folders in {there} but none in {path / split}. Add them, or put all classes into {path}.")
-    parents = splits or {split: path}
+    parents = splits or {split: path if sides else path / split}
     classes = sorted({folder.name for parent in parents.values() for folder in _subfolders(parent)})
     files: list[Path] = []
     numbers: list[int] = []
@@ -45,7 +48,7 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, wo
         raise ValueError(f"{name}: {path} holds no class folders. Make one for each class, with its images in it ({_endings()}).")
     labels = torch.tensor(numbers)
     check_labels(labels, len(classes), name)
-    if not splits:
+    if sides and not splits:
         chosen = in_split(labels, split)
         files, labels = [file for file, wanted in zip(files, chosen.tolist(), strict=True) if wanted], labels[chosen]
         if not files:

@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from marginlab.data.arrays import read_npz
+from marginlab.data.arrays import has_part, read_npz, read_part
 from marginlab.data.folders import read_folder
 from marginlab.data.images import ImageSet
 from marginlab.data.omniglot import OMNIGLOT, read_omniglot
@@ -18,6 +18,8 @@ from marginlab.data.shapes import EASY, Shapes
 from marginlab.settings import SettingsError, nearest
 
 _SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "npz:PATH", "folder:PATH")
+SPLITS = ("train", "test", "unseen")
+_UNSEEN = "Such are of omniglot, omniglot-upright, a folder with unseen/CLASS, an npz file with unseen_images, unseen_labels and unseen_classes."
 _COUNTS = {"train": 5_000, "test": 2_000}  # of the embedded sets
 
 
@@ -32,8 +34,9 @@ def load(
         torchvision's folder under ROOT; never downloaded), `npz:PATH` (keys `images`, `labels`, or with `train_` and `test_` before them;
         optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS), `omniglot` (its quarter turns are
         classes: 3,856 to train on) and `omniglot-upright` (964), as the published sets.
-    split: `train` or `test`; of the omniglots also `unseen`, whose classes are in neither, for verification. A source without a split gives
-        one fifth of each class to the test, the same fifth every time.
+    split: `train` or `test`; `unseen`, whose classes are in neither, for verification: of the omniglots, of a folder with PATH/unseen/CLASS, and of
+        an npz file with `unseen_images`, `unseen_labels` and `unseen_classes`. A source without a split gives one fifth of each class to the
+        test, the same fifth every time.
     root: the folder of the published sets; by default the environment's MARGINLAB_DATA, else `data`.
     size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0 keeps the images' own size. `shapes` are
         rendered at it instead.
@@ -53,13 +56,17 @@ def load(
         the headers are read, so one that is cut short is found when it is asked for; the error names it.
 
     """
+    if split not in SPLITS:
+        raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
     if split not in splits(spec):
-        raise SettingsError(f"There is no split {split!r}: {nearest(split, splits(spec))}")
+        raise SettingsError(f"{spec} has no images of classes that are neither in train nor in test: no split 'unseen'. {_UNSEEN}")
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
     if workers is not None and workers < 0:
         raise SettingsError(f"workers is a number of processes, or 0 for none beside this one, not {workers}.")
     kind, colon, rest = spec.partition(":")
+    if colon and rest and kind == "npz" and split == "unseen":
+        return read_part(Path(rest).expanduser(), split, spec, size=size, budget=budget)
     if colon and rest and kind == "npz":
         return read_npz(Path(rest).expanduser(), split, spec, size=size, budget=budget)
     if colon and rest and kind == "folder":
@@ -80,7 +87,10 @@ def load(
 
 def splits(spec: str) -> tuple[str, ...]:
     """The splits that a spec has."""
-    return ("train", "test", "unseen") if spec in OMNIGLOT else ("train", "test")
+    kind, _, rest = spec.partition(":")
+    path = Path(rest).expanduser()
+    unseen = spec in OMNIGLOT or (kind == "folder" and (path / "unseen").is_dir()) or (kind == "npz" and has_part(path, "unseen"))
+    return SPLITS if unseen else SPLITS[:2]
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ def afford(n: int, height: int, width: int, budget: int, name: str) -> None:
     if (needed := n * 3 * height * width) > budget:
         raise ValueError(
             f"{name}: {n:,} images of {height} x {width} take {needed:,} bytes in memory, above the budget of {budget:,}. "
-            "Make them smaller with size=..., use fewer images, or raise budget=...."
+            "Make them smaller with size=... (image_size of a recipe), use fewer images, or raise budget=... (--budget-gib of a command)."
         )
 
 

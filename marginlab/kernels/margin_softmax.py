@@ -33,7 +33,7 @@ from marginlab import ranks
 from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, Terms, inverse, multiply, pointwise
 from marginlab.margins import Margin, Targets
 
-ROWS = 1000  # fewer rows at a time cost more memory traffic on the centers' gradient than the product they save (peers.md B.5)
+ROWS = 1000  # fewer rows at a time cost more memory traffic on the centers' gradient than the product they save
 BUDGET_CPU = 128 * 2**20
 BUDGET_CUDA = 512 * 2**20
 

@@ -4,7 +4,7 @@
 
 The centers are read where they lie: their norms enter as a factor of the product's columns, so there is no normalised copy of them, and of a
 sample of classes only a tile's rows are gathered. What can change a logit is done on the tile, in this order: the largest of K sub-centers
-(Deng et al. 2022, section 3.2), the inter-class filter (An et al. 2022; margin.md B5), CurricularFace's harder negatives (Huang et al. 2020).
+(Deng et al. 2022, section 3.2), the inter-class filter (An et al. 2022), CurricularFace's harder negatives (Huang et al. 2020).
 """
 
 import importlib.util

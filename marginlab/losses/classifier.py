@@ -83,11 +83,13 @@ class Classifier(nn.Module):
     def load_centers(self, centers: Float[Tensor, "... D"]) -> None:
         """Put centers (C K, D), class-major (class c owns rows c K to c K + K - 1), or (C, K, D), in place of the present ones.
 
-        Raises ValueError when they are of another number or width.
+        A DTensor is brought together first, which all of its ranks take part in. Raises ValueError when they are of another number or width.
         """
         C, K, D = self.num_classes, self.subcenters, self.dim
         if tuple(centers.shape) not in ((C * K, D), (C, K, D)):
             raise ValueError(f"{C} classes with {K} centers each want ({C * K}, {D}) or ({C}, {K}, {D}) centers, not {tuple(centers.shape)}.")
+        if (together := getattr(centers, "full_tensor", None)) is not None:
+            centers = together()
         self.centers.copy_(centers.view(C, K, D)[self.part])
 
     @torch.no_grad()

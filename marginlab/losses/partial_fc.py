@@ -74,6 +74,7 @@ class PartialFC(Classifier):
     Raises
     ------
     ValueError, TypeError: as `MarginSoftmax`; what one rank refuses, all raise.
+    RuntimeError: `load_state_dict` of centers of another number of classes; see `marginlab.train.resized`.
 
     >>> from marginlab.margins import ArcFace
     >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
@@ -155,30 +156,41 @@ class PartialFC(Classifier):
                 f"{self.margin!r} moves its averages by a batch before it uses them, and the parts of a window come one by one. "
                 "With statistics='previous' they use the averages of earlier steps."
             )
-        batch = self._together(self.centers.new_zeros(len(labels), self.dim), labels, None)
-        weights = row_weights(batch.labels, batch.valid, self.class_weights, torch.float64)
-        draw = self._draw(batch.labels, batch.valid) if self.training and self.sample_rate < 1 else None
-        self._window = Window(batch.labels, batch.valid, batch.held, weights.sum(), draw, self.margin)
+        labels, _, held = self._agreed(self.centers.new_zeros(len(labels), self.dim), labels, None)
+        labels = ranks.gather(labels, self.group, held=held)
+        valid = self._valid(labels)
+        weights = row_weights(labels, valid, self.class_weights, torch.float64)
+        draw = self._draw(labels, valid) if self.training and self.sample_rate < 1 else None
+        self._window = Window(labels, valid, held, weights.sum(), draw, self.margin)
         try:
             yield
             self._window.close()
         finally:
             self._window = None
 
-    def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
-        """The rows of all ranks, once all have accepted theirs."""
+    def _agreed(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor | None, list[int]]:
+        """This rank's labels and excluded classes, and the number of rows of each rank, once all have accepted theirs."""
         error: Exception | None = None
         try:
             labels, _ = self._checked(embeddings, labels)
             exclude = excluded(exclude, len(labels))
         except (ValueError, TypeError) as raised:
             error = raised
+        width = 0 if error is not None or exclude is None else exclude.shape[1]
+        held = ranks.agreed(len(embeddings), error, self.group, self.centers.device, width=width)
+        return labels, exclude if width else None, held
+
+    def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
+        """The rows of all ranks."""
+        labels, exclude, held = self._agreed(embeddings, labels, exclude)
         group = self.group
-        held = ranks.agreed(len(embeddings), error, group, self.centers.device)
         factor = float(len(held)) if self.grads == "mean" and self.reduction != "none" else 1.0
         rows, labels = ranks.gather(embeddings, group, held=held, factor=factor), ranks.gather(labels, group, held=held)
         exclude = None if exclude is None else ranks.gather(exclude, group, held=held)
-        return _Batch(rows, labels, None if self.ignore_index is None else labels != self.ignore_index, exclude, held)
+        return _Batch(rows, labels, self._valid(labels), exclude, held)
+
+    def _valid(self, labels: Tensor) -> Tensor | None:
+        return None if self.ignore_index is None else labels != self.ignore_index
 
     def _whole_loss(self, batch: _Batch) -> Tensor:
         """Over all classes."""
@@ -238,14 +250,24 @@ class PartialFC(Classifier):
             key = f"{prefix}centers"
             destination[key] = ranks.shard(destination[key], self.num_classes, self.group)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, missing: list[str], unexpected: list[str],
+        errors: list[str],
+    ) -> None:  # fmt: skip
         key = f"{prefix}centers"
         if key in state_dict:
-            found = ranks.local(state_dict[key])
-            if len(found) == self.num_classes:  # of all classes, from one process or a file
-                found = found[self.part]
+            found = state_dict[key]
+            if found.shape[:1] == (self.num_classes,):
+                part = ranks.local(found)
+                found = found[self.part] if part is found else part  # of all classes, from one process or a file; or a shard of them
+            else:  # a shard of more or fewer classes may have as many rows as this rank's
+                errors.append(
+                    f"{key} is of {len(found) if found.ndim else 0} classes, not {self.num_classes}. marginlab.train.resized gives the centers of "
+                    "another number of classes, the old ones kept."
+                )
+                found = self.centers.detach()
             state_dict = {**state_dict, key: found}
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def get_extra_state(self) -> Tensor:
         """The number of batches that were sampled for."""

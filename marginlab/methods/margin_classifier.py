@@ -12,14 +12,16 @@ Omniglot it happened with seed 0, not with seed 1. With gradient="straight_throu
 Deng et al. 2022 (ArcFace); with sample_rate < 1 An et al. 2022 (Partial FC).
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab import margins, settings
-from marginlab.losses import MarginSoftmax, PartialFC
+from marginlab import margins, ranks, settings
+from marginlab.losses import PartialFC
 from marginlab.methods.method import MakeOptimizer, Method
 from marginlab.models import Backbone, EmbeddingLayer
 from marginlab.settings import SettingsError, describe
@@ -35,12 +37,13 @@ class MarginClassifier(Method):
     scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
     subcenters: K centers of each class, of which the nearest counts.
     sample_rate: below 1 each step takes the batch's classes and others up to this part of all. The centers then have a row-sparse optimizer with the
-        settings of the recipe's, and on several ranks each has its part of them.
+        settings of the recipe's.
     log_q: correct the sampled sum for the sampling.
     dim: dimensions of the embedding.
     label_smoothing, interclass_filter: as in `marginlab.losses.MarginSoftmax`.
 
-    Initial centers and samples come from a seed that torch's generator draws, as the other weights do.
+    On several ranks each has its part of the centers, at any rate. Initial centers and samples come from a seed that torch's generator draws, as the
+    other weights do.
 
     Besides `loss`, `loss()` gives `target_angle`: the mean angle, in degrees, between embeddings and the (nearest) center of their class, without the
     margin. It begins near 90 and falls; to about 30 in published trainings of ArcFace.
@@ -48,7 +51,7 @@ class MarginClassifier(Method):
     Raises
     ------
     SettingsError: a margin that cannot be made.
-    ValueError: what `MarginSoftmax` and `PartialFC` refuse.
+    ValueError: what `PartialFC` refuses.
 
     >>> from marginlab.models import Backbone
     >>> method = MarginClassifier(Backbone("resnet18", stem="strided", width=0.25), 10, margin="CosFace(0.35)", scale=32.0)
@@ -78,11 +81,7 @@ class MarginClassifier(Method):
         seed = int(torch.randint(2**31, ()))
         # fit looks at the loss itself, and data sets at their labels, so the classifier need not read the tensors at every step
         kept: dict[str, Any] = {"label_smoothing": label_smoothing, "interclass_filter": interclass_filter, "seed": seed, "validate": "never"}
-        self.classifier: MarginSoftmax | PartialFC
-        if sample_rate == 1:
-            self.classifier = MarginSoftmax(num_classes, dim, made, scale, subcenters, **kept)
-        else:
-            self.classifier = PartialFC(num_classes, dim, made, scale, subcenters, sample_rate=sample_rate, log_q=log_q, **kept)
+        self.classifier = PartialFC(num_classes, dim, made, scale, subcenters, sample_rate=sample_rate, log_q=log_q, **kept)
         self.sample_rate, self.log_q = float(sample_rate), log_q
 
     def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
@@ -93,20 +92,27 @@ class MarginClassifier(Method):
         assert self.classifier.target_cosines is not None
         return {"loss": loss, "target_angle": torch.rad2deg(torch.acos(self.classifier.target_cosines.clamp(-1, 1))).mean()}
 
+    @contextlib.contextmanager
+    def window(self, labels: Int[Tensor, " B"]) -> Iterator[bool]:
+        """The parts are one batch, for margins with averages by those of earlier steps; see `PartialFC.window`."""
+        with self.classifier.window(labels.repeat_interleave(self.n_views), statistics="previous" if self.classifier.margin.averages else None):
+            yield True
+
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
         """One of everything; or, with sampled classes, one of backbone and embedding layer and a row-sparse one of the centers.
 
-        Raises SettingsError for sampled classes with a choice of optimizer that has no row-sparse twin (a method `lazy`).
+        Raises SettingsError for sampled classes, or centers spread over ranks, with a choice of optimizer that has no row-sparse twin (a method
+        `lazy`): it looks at more of a parameter than a row, as LARS at its length.
         """
+        lazy = getattr(make, "lazy", None)
+        if lazy is None and (self.sample_rate < 1 or ranks.size(self.classifier.group) > 1):
+            sparse = f"sample_rate={self.sample_rate} gives the class centers row-sparse gradients"
+            why = sparse if self.sample_rate < 1 else "On several ranks each has its part of the class centers"
+            raise SettingsError(f"{why}, for which {make!r} makes no optimizer. Take SGD(...) or AdamW(...), or one process and sample_rate=1.0.")
         if self.sample_rate == 1:
             return [make(self.parameters())]
-        lazy = getattr(make, "lazy", None)
-        if lazy is None:
-            raise SettingsError(
-                f"sample_rate={self.sample_rate} gives the class centers row-sparse gradients, for which {make!r} makes no optimizer. "
-                "Take SGD(...), or sample_rate=1.0."
-            )
         shared = [*self.backbone.parameters(), *self.head.parameters()]
+        assert lazy is not None
         return [make(shared), lazy(self.classifier.parameters(), first_row=self.classifier.part.start)]
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@
     embeddings = projector(features) what the loss sees
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import ClassVar
@@ -58,6 +59,14 @@ class Method(nn.Module, ABC):
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
         """Optimizers of all parameters, made by the recipe's choice; a head may have its own."""
         return [make(self.parameters())]
+
+    def window(self, labels: Int[Tensor, " B"]) -> contextlib.AbstractContextManager[bool]:
+        """Take the loss of one step in parts, whose rows of this rank have these labels, in their order.
+
+        The context says whether the losses of the parts add up to that of the step (a loss that is one over all rows); here they do not, and the loss
+        of the step is their mean: each part has its own negatives or statistics.
+        """
+        return contextlib.nullcontext(False)
 
     def after_step(self) -> None:
         """Do what follows a step of the optimizer: nothing here; a momentum encoder moves on."""

@@ -43,6 +43,7 @@ class Backbone(nn.Module):
     width: factor on the channels of a ResNet's four stages; 1 is timm's own.
     norm: "batch", as timm makes it, or "group" (see above), for ResNets.
     activation: "relu", as timm makes a ResNet, or "silu" (see above); other models keep their own unless it is "silu".
+    image_size: side of the images, for models that are made for one (transformers of patches); 0 leaves timm's, often 224.
 
     `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed them, or make it through a `Recipe`.
 
@@ -53,7 +54,16 @@ class Backbone(nn.Module):
     (torch.Size([2, 128]), 128)
     """
 
-    def __init__(self, name: str = "resnet18", *, stem: str = "cifar", width: float = 1.0, norm: str = "batch", activation: str = "relu"):
+    def __init__(
+        self,
+        name: str = "resnet18",
+        *,
+        stem: str = "cifar",
+        width: float = 1.0,
+        norm: str = "batch",
+        activation: str = "relu",
+        image_size: int = 0,
+    ):
         super().__init__()
         for what, given, known in (("stem", stem, STEMS), ("norm", norm, NORMS), ("activation", activation, tuple(ACTIVATIONS))):
             if given not in known:
@@ -63,7 +73,7 @@ class Backbone(nn.Module):
         if name not in list_models():
             near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5)
             raise ValueError(f"timm has no model {name!r}; near it are: {', '.join(near) or 'none, see timm.list_models()'}.")
-        self.name, self.stem, self.width, self.norm, self.activation = name, stem, width, norm, activation
+        self.name, self.stem, self.width, self.norm, self.activation, self.image_size = name, stem, width, norm, activation, image_size
         options: dict[str, Any] = {}
         if width != 1.0:
             options["channels"] = tuple(int(channels * width) for channels in (64, 128, 256, 512))
@@ -71,11 +81,15 @@ class Backbone(nn.Module):
             options["norm_layer"] = _group_norm
         if activation != "relu":
             options["act_layer"] = ACTIVATIONS[activation]
+        if image_size:
+            options["img_size"] = image_size
         try:
             net = create_model(name, pretrained=False, num_classes=0, **options)
         except TypeError as error:
-            remedy = "leave width at 1, norm at 'batch' and activation at 'relu'"
-            raise ValueError(f"{name} has no width, norm or activation to change; {remedy}. ({error})") from error
+            remedy = "leave width at 1, norm at 'batch', activation at 'relu' and image_size at 0"
+            raise ValueError(f"{name} has no width, norm, activation or image size to change; {remedy}. ({error})") from error
+        except AssertionError as error:  # as of an image size that is not a number of patches
+            raise ValueError(f"timm does not make {name} with {options}: {error}.") from error
         if norm == "group" and not isinstance(getattr(net, "bn1", None), nn.GroupNorm):
             raise ValueError(f"{name} has no batch normalisation of a ResNet to replace; use norm='batch'.")
         if stem != "imagenet":
@@ -99,7 +113,8 @@ class Backbone(nn.Module):
         return features
 
     def __repr__(self) -> str:
-        return describe("Backbone", name=self.name, stem=self.stem, width=self.width, norm=self.norm, activation=self.activation)
+        own = {name: getattr(self, name) for name in ("name", "stem", "width", "norm", "activation", "image_size")}
+        return describe("Backbone", **own)
 
 
 def _group_norm(channels: int, **options: Any) -> nn.GroupNorm:

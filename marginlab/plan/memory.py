@@ -12,7 +12,7 @@ With W = K D bytes-of-a-weight a class, f = 4 bytes (float32), and the letters o
                 gradient of centers     n_k W; with row chunks n_k K D f; with torch's optimizers a dense C_k W besides
                 sampled classes         their numbers, 8 n + 8 n_k, and 1 / |w|, f n_k K
     update      gradient of centers     n_k W (lazy) or C_k W
-                work of the optimizer   lazy: the rows once more in float32 as they are put in order (twice for bf16), and blocks of 2^18 numbers;
+                work of the optimizer   lazy: blocks of 2^18 numbers (2^25 on CUDA) of weight, gradient and moments in float32, and 24 bytes a row;
                                         torch's SGD: C_k W, the gradient with its decay; AdamW: C_k W on CUDA, twice that on a CPU
 
 The peak is the largest of the three sums. The backbone's gradients count as always there (they are there at the end of its backward pass),
@@ -25,7 +25,7 @@ the same code.
 from collections.abc import Callable
 
 from marginlab.losses.sampling import MANY
-from marginlab.optim.rowsparse import BLOCK
+from marginlab.optim.rowsparse import BLOCK, BLOCK_CUDA
 from marginlab.plan.backbone import backbone
 from marginlab.plan.setup import BYTES, MOMENTS, MOST, WIDE, Setup
 
@@ -127,5 +127,5 @@ def _updating(s: Setup) -> int:
         return numbers * s.weight
     if s.optimizer == "AdamW":
         return numbers * s.weight * (1 if s.device == "cuda" else 2)
-    block = min(BLOCK, numbers) * WIDE * (2 + MOMENTS[s.optimizer])
+    block = min(BLOCK_CUDA if s.device == "cuda" else BLOCK, numbers) * WIDE * (2 + MOMENTS[s.optimizer])
     return block if s.whole else block + s.sampled * 24  # and the rows' numbers

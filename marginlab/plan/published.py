@@ -3,7 +3,7 @@
 They are others' measurements, of others' code: insightface in July 2021, whose sampled rows alone had a gradient and an optimizer step. The
 memory is that of the whole process, backbone (ResNet-50) and driver included.
 
-Source: margin.md B4, which names what each row is from.
+Sources: beside each row of the file.
 """
 
 import csv

@@ -7,7 +7,7 @@ The bytes to and from memory are counted in passes:
 
     logits      G n_k K f      6 passes: product written, read; in the backward pass read, gradient written, read by two products; 7 in tiles
     centers     n_k W          13: gathered, measured, multiplied; gathered, scaled, multiplied; gradient written, made tangent
-    update      lazy           n_k W (1 + 4 + 2 a moment): put in order, weight and moments read and written
+    update      lazy           n_k W (5 + 2 a moment): gradient read; weight read and written, so its block in float32; moments read and written
                 dense          C_k W (4 + 3 a moment), also lazy optimizers with semantics="dense"
 
 Nothing is taken to overlap, launches cost nothing, and tiles that stay in a cache do not show: read it as an estimate within a factor of two.

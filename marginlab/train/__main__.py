@@ -35,11 +35,13 @@ def main(arguments: list[str]) -> int:
     measured.add_argument("--measure-every", type=int, default=0, help="epochs between measurements; 0: the untrained and the trained network only")
     measured.add_argument("--measure", default="", help="all that is measured, as \"Monitor(every=5, images=1000)\"; see marginlab.train.Monitor")
     options, flags = parser.parse_known_args(arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        ranks.join("nccl" if torch.cuda.is_available() else "gloo")
     try:
+        if not 0 < options.budget_gib < float("inf"):
+            raise settings.SettingsError(f"--budget-gib is GiB of memory, above 0, not {options.budget_gib:g}.")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            ranks.join("nccl" if torch.cuda.is_available() else "gloo")
         named = RECIPES / f"{options.recipe}.toml"
         if not named.exists() and not options.recipe.exists():
             known = settings.nearest(str(options.recipe), shipped)

@@ -9,9 +9,10 @@ files says C or N. A folder whose sizes break the rule, or that lacks a rank, is
 told only by the number of classes, which is therefore asked for where it is known.
 
     checkpoint_gpu_{k}.pt            since 2022: a dictionary, the centers at ["state_dict_softmax_fc"]["weight"]
-    rank_{k}_softmax_weight.pt       2021: the tensor itself
+    rank_{k}_softmax_weight.pt       2021: the tensor itself; for a while the name began with rank:{k}
 
-Sources: margin.md D3 (the formats), C3 point 3 (published shards that do not add up).
+On several ranks a head holds a shard, in marginlab's cut; the centers of all ranks are `load(run).classifier.centers`, of any checkpoint on any
+number of processes, or `head.state_dict()["centers"].full_tensor()`, which all ranks call.
 """
 
 import pickle
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from marginlab.losses.centers import draw_
 
-PATTERNS = (re.compile(r"checkpoint_gpu_(\d+)\.pt"), re.compile(r"rank_(\d+)_softmax_weight\.pt"))
+PATTERNS = (re.compile(r"checkpoint_gpu_(\d+)\.pt"), re.compile(r"rank[_:](\d+)_softmax_weight\.pt"))
 
 
 def import_insightface(source: Path | str | Iterable[Path | str], num_classes: int | None = None) -> Float[Tensor, "C D"]:
@@ -79,11 +80,13 @@ def import_insightface(source: Path | str | Iterable[Path | str], num_classes: i
 def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ranks: int) -> None:
     """Write centers (C, D) or (C, 1, D) as `checkpoint_gpu_{k}.pt` of so many ranks: what `import_insightface` and insightface's head read.
 
+    Give the centers of all classes, on one process: not the part of them that a rank of several holds.
+
     The files hold the head alone. insightface's own resume also wants a backbone, an optimizer and a step, and looks for them in the same file.
 
     Raises
     ------
-    ValueError: several centers for a class, which the format has no place for; fewer than one rank.
+    ValueError: several centers for a class, which the format has no place for; fewer than one rank; a DTensor.
     FileExistsError: the folder already holds shards, whose ranks would mix with these.
 
     """
@@ -91,6 +94,7 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
         raise ValueError(f"insightface has one center for a class, here are {tuple(centers.shape)}. Choose one of them for each class first.")
     if ranks < 1:
         raise ValueError(f"Shards are written for 1 rank or more, not {ranks}.")
+    _whole(centers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     there = [path for path in folder.iterdir() if _rank(path) is not None]
@@ -107,7 +111,7 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
 def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
     """Write centers (C, D) or (C, K, D) to one safetensors file: a tensor `centers` (C, K, D), and its sizes as metadata.
 
-    The file is written under another name and renamed into place, so that a whole one is never lost.
+    The file is written under another name and renamed into place, so that a whole one is never lost. Raises ValueError for a DTensor.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -115,6 +119,7 @@ def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
     ...     load_centers(f"{folder}/centers.safetensors").shape
     torch.Size([5, 1, 4])
     """
+    _whole(centers)
     path = Path(path)
     C, K, D = len(centers), centers.shape[1] if centers.ndim == 3 else 1, centers.shape[-1]
     partial = path.with_name(f"{path.name}.partial")
@@ -180,6 +185,11 @@ def sizes(num_classes: int, ranks: int) -> list[int]:
     [3, 2, 2]
     """
     return [num_classes // ranks + (rank < num_classes % ranks) for rank in range(ranks)]
+
+
+def _whole(centers: Tensor) -> None:
+    if hasattr(centers, "full_tensor"):
+        raise ValueError(f"Of these {len(centers)} centers this rank holds a part. Give centers.full_tensor(), which all ranks call, on one of them.")
 
 
 def _rank(path: Path) -> tuple[int, int] | None:

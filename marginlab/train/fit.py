@@ -9,8 +9,7 @@ state and that number is whole: on a CPU, a run that was killed and started agai
 """
 
 import contextlib
-import dataclasses
-import fcntl
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from marginlab import ranks, settings
+from marginlab import ranks
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
 from marginlab.data.pixels import BUDGET
 from marginlab.data.streaming import batches, default_workers
-from marginlab.losses import outside_ddp
+from marginlab.losses import PartialFC, outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 from marginlab.train import checkpoint, watch
+from marginlab.train.claim import alone, claim
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
 from marginlab.train.recipe import PRECISIONS, Recipe
@@ -81,8 +81,8 @@ def fit(
     ValueError, OSError: on every rank, if on one an image of a streamed folder cannot be read or a worker ended; the last checkpoint stays.
     Whatever `data.load` refuses. All but the second, third and fourth before any work.
 
-    On several ranks each normalises its batch by its own statistics, and kNN and the other measures are taken by the first; so the numbers of a
-    run depend on how many ranks trained it, those of its loss function do not.
+    On several ranks each normalises its batch by its own statistics (layers such as GroupNorm have none), and kNN and the other measures are taken by
+    the first. A loss is that of the batch of all ranks, so apart from such layers a run does not depend on how many train it but for rounding.
 
     >>> import tempfile
     >>> recipe = Recipe(images=64, backbone="Backbone('resnet18', stem='strided', width=0.25)", epochs=1, batch=32)
@@ -93,13 +93,16 @@ def fit(
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else _own_device()
     train, test = check(recipe, root, budget=budget, workers=workers)
-    unseen = monitor.unseen(train, root, recipe.image_size)
+    unseen = monitor.unseen(train, root, recipe.image_size, budget=budget, workers=workers)
     method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.start and checkpoint.latest(folder) is None:
+        checkpoint.start(method, recipe.start)
+    _passes(method, train, recipe, device)
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
     digests = " ".join(images.digest() for images in (train, test, unseen) if images is not None)
-    ranks.first(lambda: _claim(recipe, monitor, f"{digests}\n", folder))
+    ranks.first(lambda: claim(recipe, monitor, f"{digests}\n", folder))
     with contextlib.ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(_alone(folder)))
+        ranks.first(lambda: stack.enter_context(alone(folder)))
         loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return loop.run()
@@ -132,43 +135,17 @@ def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGE
     return train, test
 
 
-def _claim(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
-    """Refuse a folder of something else; otherwise it belongs to this recipe, monitor and images from now on."""
-    own = folder / "recipe.toml"
-    if own.exists():
-        _same(recipe, settings.read(Recipe, own), folder, "a run")
-        if (folder / "monitor.toml").exists():
-            _same(monitor, settings.read(Monitor, folder / "monitor.toml"), folder, "a run that is measured")
-        if (folder / "images.txt").exists() and (folder / "images.txt").read_text(encoding="utf-8") != images:
-            raise SettingsError(f"{folder} holds a run on other images: {recipe.data} has changed since. Choose another folder.")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.recipe")  # beside the folder, so that a run killed here leaves it empty
-    partial.write_text(settings.to_toml(recipe), encoding="utf-8")
-    partial.rename(own)
-    for name, text in (("monitor.toml", settings.to_toml(monitor)), ("images.txt", images)):
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(folder / name)
-
-
-def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds: str) -> None:
-    for field in dataclasses.fields(theirs):
-        before, now = getattr(theirs, field.name), getattr(ours, field.name)
-        if before != now:
-            raise SettingsError(f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. Choose another folder.")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of it when this one ends, however it ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from None
-        yield
+def _passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
+    """Refuse images of a size that the backbone does not take."""
+    shape = tuple(train.images.shape[1:])
+    method.eval()
+    try:
+        with torch.no_grad():
+            method.encode(torch.zeros(1, *shape, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        why = str(error).split("\n")[0]
+        raise SettingsError(f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of the recipe or of Backbone(...).") from error
+    method.train()
 
 
 class _Loop:
@@ -200,6 +177,10 @@ class _Loop:
         self.totals = dict[str, Tensor]()  # the same of this rank since they were last brought together
         self.signal, self.stopping = watch.Signal(), False
         self.say = say
+        self.order = functools.lru_cache(maxsize=2)(self._order)  # of this epoch, and of the next, which may be read ahead
+
+    def _order(self, epoch: int) -> Tensor:
+        return Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
 
     def run(self) -> Fitted:
         last = checkpoint.latest(self.folder)
@@ -217,7 +198,8 @@ class _Loop:
         if self.recipe.compile:
             forward = torch.compile(forward)
         with contextlib.ExitStack() as stack:
-            board = stack.enter_context(_board(self.folder, self.step)) if self.step < self.steps else None
+            first = self.step // self.per_epoch + 1 if self.step else 0  # what is written there of this epoch and later ones was not kept
+            board = stack.enter_context(_board(self.folder, first)) if self.step < self.steps else None
             progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
             if self.step == 0:
                 self.measure(0, board)
@@ -244,13 +226,15 @@ class _Loop:
 
     def own_rows(self) -> Iterator[Tensor]:
         """This rank's rows of each micro-batch, from this step to the end of the run."""
-        order, batch = torch.empty(0, dtype=torch.long), self.recipe.batch
         for step in range(self.step, self.steps):
-            epoch, place = divmod(step, self.per_epoch)
-            if place == 0 or not len(order):
-                order = Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
-            for part in order[place * batch : (place + 1) * batch].split(batch // self.recipe.accumulate):
-                yield part[ranks.share(len(part))]
+            yield from self.rows_of(step)
+
+    def rows_of(self, step: int) -> list[Tensor]:
+        """This rank's rows of each micro-batch of a step."""
+        epoch, place = divmod(step, self.per_epoch)
+        batch, order = self.recipe.batch, self.order(epoch)
+        parts = order[place * batch : (place + 1) * batch].split(batch // self.recipe.accumulate)
+        return [part[ranks.share(len(part))] for part in parts]
 
     def read(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The rows of the next micro-batch and their images; those of files on every rank or on none."""
@@ -264,6 +248,12 @@ class _Loop:
         ranks.agreed(len(found[0]), error, device=self.device)
         return found[0], found[1].to(self.device)
 
+    def window(self) -> contextlib.AbstractContextManager[bool]:
+        """What the micro-batches of a step share; says whether their losses add up to that of the step, which is their mean otherwise."""
+        if self.recipe.accumulate == 1:
+            return contextlib.nullcontext(False)
+        return self.method.window(self.train.labels[torch.cat(self.rows_of(self.step)).to(self.device)])
+
     def one_step(self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int) -> dict[str, Tensor]:
         """Step the optimizers on the next images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
         recipe, dtype, n_views = self.recipe, PRECISIONS[self.recipe.precision], self.method.n_views
@@ -274,25 +264,37 @@ class _Loop:
             optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())  # for stochastic layers
         said: dict[str, Tensor] = {}
-        for number in range(recipe.accumulate):
-            own, images = self.read(parts)
-            labels = self.train.labels[own.to(self.device)]
-            views = self.augmentation.views(images, index=own, n_views=n_views, seed=recipe.seed, first_view=n_views * epoch)
-            wait = number < recipe.accumulate - 1 and isinstance(forward, DistributedDataParallel)
-            with forward.no_sync() if wait else contextlib.nullcontext():
-                with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                    out = {name: value / recipe.accumulate for name, value in forward(views, labels).items()}
-                out["loss"].backward()
-            for name, value in out.items():
-                said[name] = value.detach().double() + said.get(name, 0.0)
+        with self.window() as adds_up:
+            for number in range(recipe.accumulate):
+                own, images = self.read(parts)
+                labels = self.train.labels[own.to(self.device)]
+                views = self.augmentation.views(images, index=own, n_views=n_views, seed=recipe.seed, first_view=n_views * epoch)
+                wait = number < recipe.accumulate - 1 and isinstance(forward, DistributedDataParallel)
+                with forward.no_sync() if wait else contextlib.nullcontext():
+                    with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                        out = forward(views, labels)
+                        out = {name: value if adds_up and name == "loss" else value / recipe.accumulate for name, value in out.items()}
+                    out["loss"].backward()
+                for name, value in out.items():
+                    said[name] = value.detach().double() + said.get(name, 0.0)
         self.agree(said["loss"], views, own)
         if recipe.clip:
-            shared = [p for p in self.method.parameters() if p.grad is not None and not p.grad.is_sparse]
-            torch.nn.utils.clip_grad_norm_(shared, recipe.clip)
+            self.clip(recipe.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.method.after_step()
         return said
+
+    def clip(self, most: float) -> None:
+        """Scale the dense gradients down to one norm, of all parameters and of all ranks' class centers, at most; sampled ones stay as they are."""
+        dense = [p for p in self.method.parameters() if p.grad is not None and not p.grad.is_sparse]
+        heads = [part for part in self.method.modules() if isinstance(part, PartialFC) and (part.sample_rate == 1 or part.dense_grad)]
+        spread = {head.centers for head in heads} if ranks.size() > 1 else set[Tensor]()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in dense if p.grad is not None and p not in spread])
+        if spread:
+            squares = [p.grad.square().sum() for p in dense if p.grad is not None and p in spread]
+            norm = (norm.square() + ranks.total(sum(squares, norm.new_zeros(())))).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(dense, most, norm)
 
     def agree(self, loss: Tensor, views: Tensor, rows: Tensor) -> None:
         """Stop on every rank when a number of any rank is not finite, or one was told to end; the optimizers have not moved then."""
@@ -345,14 +347,14 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _board(folder: Path, step: int) -> Any:
-    """TensorBoard's writer on rank 0, None elsewhere."""
+def _board(folder: Path, epoch: int) -> Any:
+    """TensorBoard's writer on rank 0, None elsewhere; what an earlier one wrote from this epoch on no longer counts."""
     if ranks.rank():
         yield None
         return
     from torch.utils.tensorboard import SummaryWriter  # slow to import: only when something is trained
 
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
     try:
         yield writer
     finally:

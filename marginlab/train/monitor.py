@@ -33,6 +33,7 @@ from marginlab import augment, measures, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
+from marginlab.data.pixels import BUDGET
 from marginlab.data.streaming import Streamed, batches
 from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
 from marginlab.measures.measure import Measure
@@ -119,7 +120,9 @@ class Monitor:
         """Say whether to measure after this epoch."""
         return epoch in (0, epochs) or (self.every > 0 and epoch % self.every == 0)
 
-    def unseen(self, train: ImageSet, root: Path | str | None = None, size: int = 0) -> ImageSet | None:
+    def unseen(
+        self, train: ImageSet, root: Path | str | None = None, size: int = 0, *, budget: int = BUDGET, workers: int | None = None
+    ) -> ImageSet | None:
         """The images whose pairs are verified, resized as those of the training; None where none are asked for.
 
         Raises
@@ -130,7 +133,7 @@ class Monitor:
         """
         if not self.verified:
             return None
-        found = load_images(self.verified, "unseen", root, size=size)
+        found = load_images(self.verified, "unseen", root, size=size, budget=budget, workers=workers)
         if shared := sorted(set(found.classes) & set(train.classes)):
             more = f" and {len(shared) - 1} other classes" if len(shared) > 1 else ""
             raise SettingsError(f"{shared[0]}{more} of {self.verified} are trained on by {train.name}. Verify a set of other classes.")

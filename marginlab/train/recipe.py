@@ -38,9 +38,10 @@ class Recipe:
     epochs: int = 200
     """Passes over the images; the last, incomplete batch of each is left out."""
     batch: int = 512
-    """Images of one optimizer step, over all ranks and micro-batches."""
+    """Images of one optimizer step, over all ranks and micro-batches, among which they divide evenly."""
     accumulate: int = 1
-    """Micro-batches of a step; a contrastive loss takes its negatives from one micro-batch only."""
+    """Micro-batches of a step. A contrastive loss takes its negatives from one micro-batch only; that of a margin classifier is the whole batch's,
+    for margins with averages by those of earlier steps. Layers that normalise by the batch see one micro-batch."""
     clip: float = 0.0
     """Largest norm of the gradient of all shared parameters together (not of sampled class centers); 0 does not clip."""
     precision: str = "float32"
@@ -49,6 +50,9 @@ class Recipe:
     """Compile the forward pass with torch.compile."""
     seed: int = 0
     """Seed of weights, order and views."""
+    start: str = ""
+    """A run folder, or a checkpoint of one, whose weights are the first ones instead of drawn ones. Of another number of classes the centers that
+    both have are kept, class by class in their order, and the others are drawn."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch", 2), ("accumulate", 1), ("images", 0), ("image_size", 0), ("seed", 0), ("clip", 0)):
@@ -73,7 +77,9 @@ class Recipe:
         """Make the function from parameters to their optimizer."""
         kind = getattr(optim, self.optimizer.partition("(")[0].strip(), None)
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-            raise SettingsError(f"{self.optimizer!r} is made by a method for its class centers. A recipe takes SGD(...), whose values they get.")
+            raise SettingsError(
+                f"{self.optimizer!r} is made by a method for its class centers. A recipe takes SGD(...) or AdamW(...), whose values they get."
+            )
         made = settings.call(self.optimizer, optim)
         if isinstance(made, optim.Schedule):
             raise SettingsError(f"{self.optimizer!r} is a schedule, not an optimizer.")

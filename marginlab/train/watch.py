@@ -49,7 +49,7 @@ class Signal:
 
 def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bool], bool]:
     """Which ranks have a loss or gradient that is not finite, and whether any was told to stop; the same on every rank."""
-    sums = [g.coalesce().values().sum() if g.is_sparse else g.sum() for g in gradients]
+    sums = [_values(g).sum() for g in gradients]
     finite = torch.stack([loss.detach().float(), *(s.float().to(loss.device) for s in sums)]).isfinite().all()
     said = ranks.all_equal(torch.stack((~finite, torch.tensor(stop.came, device=loss.device))).to(torch.uint8))
     return said[:, 0].bool().tolist(), bool(said[:, 1].any())
@@ -68,8 +68,13 @@ def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> tupl
     return place, f"the first number that is not finite is in {found}; the batch is images {images}"
 
 
+def _values(x: Tensor) -> Tensor:
+    """The stored numbers of a tensor; of a row-sparse one as they are, since to coalesce them takes a sort and a copy."""
+    return x._values() if x.is_sparse else x
+
+
 def _finite(x: Tensor) -> bool:
-    return bool((x.coalesce().values() if x.is_sparse else x).isfinite().all())
+    return bool(_values(x).isfinite().all())
 
 
 @torch.no_grad()

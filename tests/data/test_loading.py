@@ -188,3 +188,27 @@ def test_the_command_downloads_what_is_absent_and_nothing_else(torchvision_root,
     with pytest.raises(SystemExit):
         main(["cifar100", "--root", str(torchvision_root / "other")])
     assert "cifar100 could not be downloaded into" in capsys.readouterr().err
+
+
+def test_classes_that_are_not_trained_are_a_split_of_their_own(tmp_path):
+    from PIL import Image
+
+    for place, shade in (("train/a", 10), ("train/b", 20), ("test/a", 30), ("test/b", 40), ("unseen/c", 50), ("unseen/d", 60)):
+        (tmp_path / "folder" / place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (6, 6), (shade + number,) * 3).save(tmp_path / "folder" / place / f"{number}.png")
+    found = load(f"folder:{tmp_path}/folder", "unseen")
+    assert found.classes == ("c", "d")
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.images[:, 0, 0, 0].tolist() == [50, 51, 60, 61]
+    images, labels = np.full((4, 6, 6), 7, np.uint8), np.array([0, 0, 1, 1])
+    parts = {"unseen_images": images + 1, "unseen_labels": labels, "unseen_classes": np.array(["c", "d"])}
+    np.savez(tmp_path / "with.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels, **parts)
+    found = load(f"npz:{tmp_path}/with.npz", "unseen")
+    assert (found.classes, len(found), int(found.images[0, 0, 0, 0])) == (("c", "d"), 4, 8)
+    np.savez(tmp_path / "without.npz", images=images, labels=labels)
+    for spec in (f"npz:{tmp_path}/without.npz", f"folder:{tmp_path}/folder/train", "digits", "shapes"):
+        with pytest.raises(SettingsError, match=r"no split 'unseen'\. Such are of omniglot"):
+            load(spec, "unseen")
+    with pytest.raises(SettingsError, match="There is no split 'uunseen'"):
+        load("digits", "uunseen")

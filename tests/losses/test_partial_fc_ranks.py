@@ -46,29 +46,17 @@ def on_a_rank(group, rank, w, text, arguments, x, labels, exclude, rows):
     return several_steps(head, x[own], labels[own], None if exclude is None else exclude[own], own.start), head.logits(x)
 
 
-@pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("text", MARGINS)
-@settings(max_examples=6)
-@given(data=st.data())
-def test_n_ranks_are_one_rank(pool, text, data):
-    n = data.draw(st.integers(2, 4))
-    rows = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
-    x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(1, 11)))
-    labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
-    arguments["scale"] = min(arguments["scale"], 8.0)
+def law_1(pool, n, rows, x, w, labels, text, arguments):
+    """On n ranks with so many rows each: the values, all gradients, the margin's state and the logits are those of one rank."""
     exclude = arguments.pop("exclude", None)
-    arguments |= {
-        "sample_rate": data.draw(st.sampled_from([0.0, 0.3, 1.0])),
-        "log_q": data.draw(st.booleans()),
-        "budget": data.draw(st.sampled_from([1, 500, 2**27])),
-    }
     values, to_x, to_w, state = several_steps(head_on(w, None, text, arguments), x, labels, exclude)
+    scores = head_on(w, None, text, arguments).logits(x)
     for grads, factor in (("sum", 1), ("mean", 1 if arguments["reduction"] == "none" else n)):
         answers = pool.run(n, on_a_rank, w, text, arguments | {"grads": grads}, x, labels, exclude, rows)
         for (theirs, _, _, moved), logits in answers:
             for name, buffer in state.items():
-                torch.testing.assert_close(moved[name], buffer)
-            assert logits.shape == (len(x), len(w))
+                torch.testing.assert_close(moved[name], buffer, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(logits, scores, rtol=1e-10, atol=1e-10)
             if arguments["reduction"] != "none":
                 for a, b, first in zip(theirs, values, answers[0][0][0], strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -76,8 +64,43 @@ def test_n_ranks_are_one_rank(pool, text, data):
         if arguments["reduction"] == "none":
             for step, value in enumerate(values):
                 torch.testing.assert_close(torch.cat([a[0][0][step] for a in answers]), value, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(torch.cat([a[0][1] for a in answers]), factor * to_x, rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(torch.cat([a[0][2] for a in answers]), to_w, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(torch.cat([a[0][1] for a in answers]), factor * to_x, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(torch.cat([a[0][2] for a in answers]), to_w, rtol=1e-10, atol=1e-10)
+
+
+RATES = [0.0, 0.3, 1.0]
+SOME = settings(max_examples=max(2, settings().max_examples // 10))  # of each combination
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("text", MARGINS)
+@settings(SOME)
+@given(data=st.data())
+def test_n_ranks_are_one_rank(pool, text, rate, K, data):
+    n = data.draw(st.integers(2, 4))
+    rows = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
+    x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(2, 11), centers=(K, K)))
+    labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
+    arguments["scale"] = min(arguments["scale"], 8.0)
+    arguments |= {"sample_rate": rate, "log_q": data.draw(st.booleans()), "budget": data.draw(st.sampled_from([1, 500, 2**27]))}
+    law_1(pool, n, rows, x, w, labels, text, arguments)
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("text", ["ArcFace(0.5)", "AdaFace(0.4)", "CurricularFace(0.5)", MARGINS[-1]])
+@pytest.mark.parametrize(
+    ("C", "rows", "own"),
+    [(2, [2, 1, 0, 1], [0, 1, 1, 0]), (9, [0, 3, 0, 1], [8, 8, 8, 8]), (3, [1, 1, 1, 1], [0, 1, 2, 0]), (13, [4, 0, 0, 0], [0, 0, 1, 0])],
+    ids=["fewer classes than ranks", "three ranks without positives, two without rows", "one rank without classes", "all rows on one rank"],
+)
+def test_corners_are_one_rank(pool, C, rows, own, text, rate):
+    generator = torch.Generator().manual_seed(C)
+    x = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    w = torch.randn(C, 1, 5, dtype=torch.float64, generator=generator)
+    law_1(pool, 4, rows, x, w, torch.tensor(own), text, {"scale": 8.0, "reduction": "mean", "sample_rate": rate})
 
 
 def refusal(group, rank, labels, x):
@@ -103,6 +126,47 @@ def test_what_one_rank_refuses_all_refuse(pool):
     x[1] = torch.full((2, 3), torch.nan)
     labels[1] = torch.tensor([2, 3])
     assert all("embeddings with NaN or inf" in answer for answer in pool.run(3, refusal, labels, x))
+
+
+def excluding(group, rank, widths):
+    head = PartialFC(10, 3, group=group)
+    exclude = None if widths[rank] is None else torch.full((2, widths[rank]), -1)
+    try:
+        return head(torch.ones(2, 3), torch.tensor([0, 1]), exclude).item()
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_excluded_classes_have_the_same_columns_on_every_rank(pool):
+    for widths in ([None, 2], [1, 2]):
+        for answer in pool.run(2, excluding, widths):
+            assert f"batches have {[w or 0 for w in widths]} columns of excluded classes. Give every rank's as many" in answer
+    assert pool.run(2, excluding, [None, 0]) == pool.run(2, excluding, [1, 1]) == pool.run(2, excluding, [None, None])
+
+
+def reloaded(group, rank, saved, held):
+    """What a head of `held` classes says of the state dict of one of `saved` on the same ranks."""
+    old, new = (PartialFC(C, 4, subcenters=2, group=group, seed=seed) for C, seed in ((saved, 1), (held, 2)))
+    before = new.centers.detach().clone()
+    try:
+        new.load_state_dict(old.state_dict())
+    except RuntimeError as error:
+        assert torch.equal(new.centers, before)
+        return str(error)
+    assert torch.equal(new.centers, old.centers)
+    new.load_centers(old.state_dict()["centers"])  # a DTensor is brought together, and cut
+    assert torch.equal(new.centers, old.centers)
+    return ""
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("n", [1, 4])
+def test_centers_of_another_number_of_classes_are_not_loaded(pool, n):
+    for saved, held in ((10, 9), (9, 10), (10, 11)):  # 9 and 10 classes have as many on three of the four ranks
+        for answer in pool.run(n, reloaded, saved, held):
+            assert f"centers is of {saved} classes, not {held}. marginlab.train.resized gives" in answer
+    assert pool.run(n, reloaded, 10, 10) == [""] * n
 
 
 def drawn_on_a_rank(group, rank, C, K, D):
@@ -141,37 +205,37 @@ def in_parts_on_a_rank(group, rank, w, text, arguments, x, labels, rows, cuts, s
 
 
 @pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("text", [text for text in MARGINS if "plus=True" not in text])
-@settings(max_examples=4)
+@settings(SOME)
 @given(data=st.data())
-def test_a_window_of_parts_is_one_batch_on_any_number_of_ranks(pool, text, data):
+def test_a_window_of_parts_is_one_batch_on_any_number_of_ranks(pool, text, rate, data):
     n = data.draw(st.integers(1, 3))
     rows = data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
     x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(2, 9)))
     labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
-    arguments |= {
-        "scale": 8.0,
-        "reduction": data.draw(st.sampled_from(["mean", "sum"])),
-        "sample_rate": data.draw(st.sampled_from([0.4, 1.0])),
-        "log_q": data.draw(st.booleans()),
-        "grads": "sum",
-    }
+    arguments |= {"scale": 8.0, "reduction": data.draw(st.sampled_from(["mean", "sum"])), "sample_rate": rate, "log_q": data.draw(st.booleans())}
+    arguments["grads"] = "sum"
     arguments.pop("exclude", None)
     statistics = "previous" if make(text).averages else None
     expected = in_parts(head_on(w, None, text, arguments), x, labels, [0, len(x)], statistics)
-    if statistics is None:  # then a window changes nothing: it is the step without one
-        head = head_on(w, None, text, arguments)
-        y = x.clone().requires_grad_()
-        head(y, labels).backward()
-        torch.testing.assert_close(y.grad, expected[1], rtol=1e-10, atol=1e-10)
+    head = head_on(w, None, text, arguments)  # without a window; averages of earlier steps are what a margin in evaluation mode takes
+    head.margin.train(statistics is None)
+    y = x.clone().requires_grad_()
+    value = head(y, labels)
+    value.backward()
+    torch.testing.assert_close(value.detach(), expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(y.grad, expected[1], rtol=1e-10, atol=1e-10)
+    whole = head_on(w, None, text, arguments)
+    whole(x, labels)  # moves the averages by the whole batch
     cuts = [sorted(data.draw(st.lists(st.integers(0, r), min_size=2, max_size=2))) for r in rows]
     answers = pool.run(n, in_parts_on_a_rank, w, text, arguments, x, labels, rows, [[0, *c, r] for c, r in zip(cuts, rows, strict=True)], statistics)
     for total, _, _, state in answers:
         torch.testing.assert_close(total, expected[0], rtol=1e-10, atol=1e-10)
-        for name, buffer in expected[3].items():
-            torch.testing.assert_close(state[name], buffer)
-    torch.testing.assert_close(torch.cat([a[1] for a in answers]), expected[1], rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(torch.cat([a[2] for a in answers]), expected[2], rtol=1e-9, atol=1e-10)
+        for name, buffer in whole.margin.named_buffers():
+            torch.testing.assert_close(state[name], buffer, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat([a[1] for a in answers]), expected[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat([a[2] for a in answers]), expected[2], rtol=1e-10, atol=1e-10)
 
 
 def test_a_window_refuses_what_it_cannot_make_one_batch_of():

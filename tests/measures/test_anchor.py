@@ -71,7 +71,7 @@ def test_members_and_intervals_are_those_of_plain_counting(population, delta, bu
 
 @given(populations, st.floats(0, 4))
 def test_members_are_pairwise_within_delta(population, delta):
-    """The triangle inequality of theory.md section 1: the members are a main part."""
+    """The triangle inequality: the members are a main part."""
     views, labels = population
     anchors = choose_anchors(views, labels, delta, candidates=5)
     distances = anchor_distances(views, labels, anchors)

@@ -1,6 +1,7 @@
 """The margin classifier as a method: what its loss is, which optimizers it has, what it refuses, and that its call notation reads back."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from marginlab.losses.functional import margin_softmax
 from marginlab.margins import ArcFace, CosFace, NoMargin
 from marginlab.methods import BarlowTwins, MarginClassifier, SimCLR
 from marginlab.models import Backbone
-from marginlab.optim import SGD, LazySGD
+from marginlab.optim import LARS, SGD, AdamW, LazyAdamW, LazySGD
 from marginlab.settings import SettingsError
 
 VIEWS, LABELS = torch.rand(6, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 3, 1])
@@ -80,6 +81,27 @@ def test_a_sample_wants_an_optimizer_that_has_a_sparse_twin():
     with pytest.raises(SettingsError, match=r"sample_rate=0\.5 gives the class centers row-sparse gradients.*Take SGD"):
         sampled.optimizers(torch.optim.Adam)
     assert len(make().optimizers(torch.optim.Adam)) == 1
+    dense, sparse = sampled.optimizers(AdamW(lr=0.02, betas=(0.8, 0.95), weight_decay=0.3))
+    assert (type(dense), type(sparse)) == (torch.optim.AdamW, LazyAdamW)
+    for name, value in {"lr": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.3, "eps": 1e-8}.items():
+        assert dense.param_groups[0][name] == sparse.param_groups[0][name] == value
+
+
+def whole_optimizers(group, rank, make_optimizer):
+    method = make()
+    method.classifier.group = group
+    try:
+        return len(method.optimizers(make_optimizer))
+    except SettingsError as error:
+        return str(error)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_on_several_ranks_an_optimizer_sees_rows_only(pool):
+    for answer in pool.run(2, whole_optimizers, LARS()):
+        assert re.search(r"On several ranks each has its part of the class centers, for which LARS.*Take SGD", answer)
+    assert pool.run(2, whole_optimizers, SGD()) == [1, 1]
+    assert pool.run(1, whole_optimizers, LARS()) == [1]
 
 
 def test_initial_centers_and_samples_follow_torchs_seed():

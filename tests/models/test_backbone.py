@@ -88,7 +88,7 @@ def test_its_repr_reads_back():
         ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "norm": "group"}, "no batch normalisation of a ResNet to replace"),
         ({"width": 0.0}, r"at least 1/16, not 0\.0"),
         ({"name": "vit_tiny_patch16_224"}, "use stem='imagenet'"),
-        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width, norm or activation to change"),
+        ({"name": "vit_tiny_patch16_224", "stem": "imagenet", "width": 0.5}, "no width, norm, activation or image size to change"),
     ],
 )
 def test_what_cannot_be_made_is_refused(arguments, sentence):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 
 from marginlab import optim, settings
-from marginlab.optim import SGD, Constant, Schedule, WarmupCosine, WarmupPolynomial
+from marginlab.optim import SGD, AdamW, Constant, Schedule, WarmupCosine, WarmupPolynomial
 
 
 @given(st.floats(0, 0.9), st.integers(1, 500), st.sampled_from([WarmupCosine, WarmupPolynomial]))
@@ -58,7 +58,10 @@ def test_sgd_makes_torchs_with_its_values():
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.2, 0.5, 0.1, True)
 
 
-REFUSED = "SGD(lr=0); SGD(momentum=1.0); SGD(weight_decay=-1); WarmupCosine(1.0); WarmupCosine(-0.1); WarmupPolynomial(1.0); WarmupPolynomial(0, 0)"
+REFUSED = (
+    "AdamW(lr=0); AdamW(betas=(0.9, 1.0)); AdamW(betas=(0.9,)); AdamW(eps=0.0); SGD(lr=0); SGD(momentum=1.0); SGD(weight_decay=-1); "
+    "WarmupCosine(1.0); WarmupCosine(-0.1); WarmupPolynomial(1.0); WarmupPolynomial(0, 0)"
+)
 
 
 @pytest.mark.parametrize("text", REFUSED.split("; "))
@@ -69,5 +72,5 @@ def test_values_that_cannot_be_are_refused(text):
 
 @given(st.floats(1e-6, 10), st.floats(0, 0.99), st.floats(0, 1), st.booleans())
 def test_reprs_read_back(lr, momentum, weight_decay, nesterov):
-    for made in (SGD(lr, momentum, weight_decay, nesterov), WarmupPolynomial(momentum, lr)):
+    for made in (SGD(lr, momentum, weight_decay, nesterov), AdamW(lr, (momentum, 0.99), weight_decay=weight_decay), WarmupPolynomial(momentum, lr)):
         assert settings.call(repr(made), optim) == made

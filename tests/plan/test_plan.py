@@ -108,7 +108,7 @@ def test_a_tile_is_as_wide_as_the_kernel_makes_it(n, rows, K, D, budget):
 
 
 def test_the_issue_s_example():
-    """29 million classes on 8 cards: 7,080 MiB for the centers (margin.md B4), and as much for their momentum."""
+    """29 million classes on 8 cards: 7,080 MiB for the centers (An et al. 2022), and as much for their momentum."""
     setup = Setup(classes=29e6, dim=512, batch=128, ranks=8, memory=80, sample_rate=0.1)
     parts = memory(setup)["loss"]
     assert parts["centers"] // 2**20 == parts["optimizer state"] // 2**20 == 7080

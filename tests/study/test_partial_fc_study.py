@@ -43,7 +43,7 @@ def test_the_published_rows_are_whole():
         ({"fars": (1e-6,)}, "1e-06 of 200000 makes no rate"),
         ({"margin": "Arc(0.5)"}, "Arc"),
         ({"unseen": ""}, "unseen names the image set to verify"),
-        ({"unseen": "digits"}, "There is no split 'unseen'"),
+        ({"unseen": "digits"}, "no split 'unseen'"),
         ({"pairs": 10_000_000}, "cannot be verified so"),
         ({"ranks": 2}, "here are 1 processes. Start `torchrun --nproc-per-node 2 -m marginlab.study partial_fc --ranks 2`"),
     ],

@@ -42,7 +42,8 @@ def test_files_of_2021_and_whole_checkpoints_are_read(tmp_path, zipped):
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     for rank, part in enumerate(centers.split([3, *[2] * 11])):
-        torch.save(part.clone(), tmp_path / "old" / f"rank_{rank}_softmax_weight.pt", _use_new_zipfile_serialization=zipped)
+        name = f"rank{'_' if zipped else ':'}{rank}_softmax_weight.pt"
+        torch.save(part.clone(), tmp_path / "old" / name, _use_new_zipfile_serialization=zipped)
         torch.save(part.clone(), tmp_path / "old" / f"rank_{rank}_softmax_weight_mom.pt")
         whole = {"epoch": 3, "global_step": 70, "state_dict_backbone": {"w": torch.ones(2)}, "state_dict_softmax_fc": {"weight": part.clone()}}
         torch.save({**whole, "state_optimizer": {"param_groups": [{"lr": 0.1}]}}, tmp_path / "new" / f"checkpoint_gpu_{rank}.pt")
@@ -174,3 +175,21 @@ def test_more_classes_are_those_of_a_new_classifier_and_fewer_are_the_first(shap
     assert same.data_ptr() != centers.data_ptr()
     with pytest.raises(ValueError, match="at least 1, not 0"):
         resized(centers, 0, seed=0)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_part_of_the_centers_is_not_written_as_all(pool, tmp_path):
+    for said in pool.run(2, written, tmp_path):
+        assert "Of these 5 centers this rank holds a part. Give centers.full_tensor()" in said
+    assert not list(tmp_path.iterdir())
+
+
+def written(group, rank, folder):
+    centers = PartialFC(5, 4, group=group).state_dict()["centers"]
+    said = []
+    for write in (lambda: save_centers(folder / "centers.safetensors", centers), lambda: export_insightface(centers, folder, 2)):
+        with pytest.raises(ValueError, match="a part") as error:
+            write()
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    return said[0]

@@ -2,7 +2,9 @@
 
 import csv
 import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marginlab import settings
+from marginlab.methods import MarginClassifier
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
-from marginlab.train.checkpoint import latest
+from marginlab.train.checkpoint import latest, restore
 
 SMALL = Recipe(
     images=96, augmentation="Augmentation('ade')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
@@ -272,3 +276,116 @@ def test_two_processes_train_the_same_run_by_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert load(folder).encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
     assert done.stdout.count("knn_error/backbone") == 1
+
+
+def copied(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    return folder, latest(folder)
+
+
+def test_a_damaged_checkpoint_is_refused_with_what_is_wrong(whole, tmp_path):
+    folder, last = copied(whole, tmp_path)
+    (file,) = last.glob("*.distcp")
+    content = file.read_bytes()
+    for damaged, words in ((content[:-9], "cut short"), (None, "has 0 of")):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        for attempt in (lambda: load(folder), lambda: fit(SMALL, folder, WATCH, say=quiet)):
+            with pytest.raises(ValueError, match=words):
+                attempt()
+    file.write_bytes(content)
+    assert torch.equal(weights(load(folder)), weights(whole.method))
+    (last / "progress.json").write_text("{")
+    with pytest.raises(ValueError, match=r"step-00000009 cannot be read: Expecting property name"):
+        load(folder)
+
+
+def test_a_checkpoint_that_is_not_the_runs_is_refused(whole, tmp_path):
+    folder, last = copied(whole, tmp_path)
+    other = last.rename(last.with_name("step-00000001"))
+    with pytest.raises(ValueError, match="says that it is of step 9: it was renamed"):
+        load(folder)
+    other.rename(last)
+    progress = json.loads((last / "progress.json").read_text())
+    assert (progress["step"], progress["ranks"], progress["num_classes"]) == (9, 1, 10)
+    margin = replace(SMALL, method="MarginClassifier(dim=8)", epochs=1)
+    run = fit(margin, tmp_path / "margin", WATCH, say=quiet)
+    there = latest(run.folder)
+    method = margin.make_method(9)
+    with pytest.raises(ValueError, match=r"here classifier\.centers is \(9, 1, 8\), and it holds \(10, 1, 8\)"):
+        restore(there, method, method.optimizers(margin.make_optimizer()))
+    (there / "progress.json").write_text(json.dumps(json.loads((there / "progress.json").read_text()) | {"ranks": 0}))
+    with pytest.raises(ValueError, match="holds files of 1 ranks, but 0 wrote it"):
+        load(run.folder)
+
+
+def test_a_run_killed_while_it_took_its_folder_gets_what_is_missing(whole, tmp_path):
+    folder, _ = copied(whole, tmp_path)
+    (folder / "monitor.toml").unlink()
+    (folder / "images.txt").unlink()
+    fit(SMALL, folder, WATCH, say=quiet)
+    for name in ("monitor.toml", "images.txt"):
+        assert (folder / name).read_text() == (whole.folder / name).read_text()
+
+
+def test_tensorboard_shows_each_epoch_once_also_after_a_stop(whole, tmp_path, monkeypatch):
+    measure = Monitor.__call__
+
+    def dying(self, method, augmentation, train, test, at, *, last):
+        if at == 2:
+            raise KeyboardInterrupt
+        return measure(self, method, augmentation, train, test, at, last=last)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "__call__", dying)
+        with pytest.raises(KeyboardInterrupt):
+            fit(SMALL, tmp_path / "run", WATCH, say=quiet)  # the loss of epoch 2 is written there, and no checkpoint of it
+    fit(SMALL, tmp_path / "run", WATCH, say=quiet)
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("loss")
+    kept = [row for row in whole.rows if row.name == "loss"]
+    assert [event.step for event in shown] == [1, 2, 3] == [row.epoch for row in kept]
+    assert [event.value for event in shown] == pytest.approx([row.value for row in kept], rel=1e-6)
+
+
+def test_the_loss_of_a_margin_classifier_is_that_of_the_batch_however_it_is_cut(tmp_path, monkeypatch):
+    embed = MarginClassifier.embed
+
+    def without_statistics(self, views):  # batch normalisation would see micro-batches
+        self.head.eval()
+        return embed(self, views)
+
+    monkeypatch.setattr(MarginClassifier, "embed", without_statistics)
+    method = "MarginClassifier(margin='CosFace(0.2)', scale=8.0, dim=8, sample_rate=0.5)"
+    backbone = "Backbone('resnet18', stem='strided', width=0.125, norm='group')"
+    one = replace(SMALL, method=method, backbone=backbone, augmentation="Augmentation('e')", epochs=2, images=64)
+    runs = [fit(replace(one, accumulate=n), tmp_path / str(n), WATCH, say=quiet) for n in (1, 4)]
+    losses = [[row.value for row in run.rows if row.name == "loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    torch.testing.assert_close(weights(runs[0].method), weights(runs[1].method), rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_starts_from_another_with_more_classes_and_the_old_centers_kept(tmp_path):
+    margin = replace(SMALL, data="shapes-5", method="MarginClassifier(dim=8)", epochs=1, batch=48)
+    first = fit(margin, tmp_path / "first", WATCH, say=quiet)
+    more = replace(margin, data="shapes", start=str(first.folder), optimizer="SGD(lr=1e-12)")  # ten classes
+    run = fit(more, tmp_path / "more", WATCH, say=quiet)
+    centers = run.method.classifier.centers
+    torch.testing.assert_close(centers[:5], first.method.classifier.centers)
+    torch.testing.assert_close(centers[5:], more.make_method(10).classifier.centers[5:])
+    torch.testing.assert_close(run.method.backbone.net.conv1.weight, first.method.backbone.net.conv1.weight)
+    with pytest.raises(ValueError, match=r"do not fit: head\..* is .* there, .* here"):
+        fit(replace(more, method="MarginClassifier(dim=9)"), tmp_path / "other", WATCH, say=quiet)
+    with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
+        fit(replace(more, start=str(tmp_path / "none")), tmp_path / "other", WATCH, say=quiet)
+    assert not (tmp_path / "other").exists()
+
+
+def test_images_of_a_size_that_a_backbone_does_not_take_are_refused_before_work(tmp_path):
+    vit = "Backbone('vit_tiny_patch16_224', stem='imagenet')"
+    with pytest.raises(SettingsError, match=r"does not take images of \(3, 32, 32\): .* Set image_size"):
+        fit(replace(SMALL, backbone=vit), tmp_path / "run", WATCH, say=quiet)
+    assert not (tmp_path / "run").exists()
+    method = replace(SMALL, backbone=vit.replace(")", ", image_size=32)")).make_method()
+    assert method.encode(torch.rand(2, 3, 32, 32)).shape == (2, 192)
+    with pytest.raises(SettingsError, match="cannot be made"):
+        replace(SMALL, backbone="Backbone(image_size=32)").make_method()

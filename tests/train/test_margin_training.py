@@ -223,9 +223,7 @@ def test_the_command_knows_shipped_recipes_by_name_and_a_monitor_in_call_notatio
 def _steps(group, rank, images, labels, sampled):
     """One step by DistributedDataParallel on this rank's images: the loss, the shared gradients, and that of this rank's centers."""
     method = SMALL.make_method(10).double().eval()  # in evaluation mode: the statistics of batch normalisation are each rank's own
-    if sampled:
-        method.classifier = PartialFC(10, 16, scale=16.0, sample_rate=0.9, group=group, seed=4).double()  # in training mode
-    method.classifier.group = group
+    method.classifier = PartialFC(10, 16, scale=16.0, sample_rate=0.9 if sampled else 1.0, group=group, seed=4).double()  # in training mode
     own = ranks.share(len(labels), group)
     outside_ddp(method)
     forward = DistributedDataParallel(method, process_group=group) if ranks.size(group) > 1 else method
@@ -244,13 +242,16 @@ def test_two_ranks_under_ddp_make_the_step_of_one(pool, sampled):
     for other, their, _ in answers:
         assert other == pytest.approx(loss, abs=1e-10)
         torch.testing.assert_close(their, gradient, atol=1e-10, rtol=0)
-    theirs = torch.cat([own for _, _, own in answers]) if sampled else answers[0][2]
-    torch.testing.assert_close(theirs, centers, atol=1e-10, rtol=0)
+    torch.testing.assert_close(torch.cat([own for _, _, own in answers]), centers, atol=1e-10, rtol=0)
     assert len(centers) == 10
 
 
-def test_a_sampled_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_one(tmp_path):
-    alike = replace(SAMPLED, epochs=1, backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')", clip=5.0)
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_a_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_one(tmp_path, rate):
+    alike = replace(
+        SAMPLED, epochs=1, backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')", clip=1.0,
+        method=SAMPLED.method.replace("sample_rate=0.5", f"sample_rate={rate}"),
+    )  # fmt: skip
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(alike))
     command = ["-m", "marginlab.train", str(recipe), "--folder", str(tmp_path / "run"), "--measure", repr(WATCH)]
@@ -260,11 +261,13 @@ def test_a_sampled_classifier_trained_by_two_processes_is_that_of_one_and_goes_o
     assert done.returncode == 0, done.stderr
     two, one = load(tmp_path / "run"), fit(alike, tmp_path / "one", WATCH, say=quiet)
     assert two.classifier.centers.shape == (10, 1, 16)
-    assert two.classifier.step == one.method.classifier.step == SAMPLED.images // SAMPLED.batch
+    assert two.classifier.step == one.method.classifier.step == (SAMPLED.images // SAMPLED.batch if rate < 1 else 0)
+    parts = torch.distributed.checkpoint.FileSystemReader(checkpoint.latest(tmp_path / "run")).read_metadata()
+    assert len(parts.state_dict_metadata["method.classifier.centers"].chunks) == 2  # each process has its classes
     torch.testing.assert_close(two.classifier.centers, one.method.classifier.centers, rtol=1e-3, atol=1e-4)
     losses = {name: [line for line in (tmp_path / name / "monitor.csv").read_text().splitlines() if ",loss," in line] for name in ("run", "one")}
     assert float(losses["run"][0].split(",")[2]) == pytest.approx(float(losses["one"][0].split(",")[2]), rel=1e-4)
     (tmp_path / "run" / "recipe.toml").write_text(settings.to_toml(replace(alike, epochs=2)))
     method = fit(replace(alike, epochs=2), tmp_path / "run", WATCH, say=quiet).method
-    assert method.classifier.step == 2 * (SAMPLED.images // SAMPLED.batch)
+    assert method.classifier.step == 2 * one.method.classifier.step
     assert not torch.equal(method.classifier.centers, two.classifier.centers)

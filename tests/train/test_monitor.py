@@ -70,7 +70,7 @@ def test_a_run_belongs_to_the_images_it_verifies(characters, tmp_path):
 def test_what_cannot_be_verified_is_refused_before_the_folder_is_taken(characters, tmp_path):
     trained = load("omniglot-upright", "train")
     for monitor, sentence in (
-        (replace(PAIRS, verified="digits"), "There is no split 'unseen'"),
+        (replace(PAIRS, verified="digits"), "no split 'unseen'"),
         (replace(PAIRS, verified="omniglott"), "There is no"),
         (replace(PAIRS, verified_pairs=10_000), "cannot be verified so: Fold 0 holds"),
         (replace(PAIRS, far_pairs=10_000), "cannot be verified so: Fold 0 holds"),
