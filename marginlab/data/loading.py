@@ -58,13 +58,13 @@ def load(
     """
     if split not in SPLITS:
         raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
-    if split not in splits(spec):
+    kind, colon, rest = spec.partition(":")
+    if split not in splits(spec) and (spec in _SPECS or kind in ("npz", "folder")):
         raise SettingsError(f"{spec} has no images of classes that are neither in train nor in test: no split 'unseen'. {_UNSEEN}")
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
     if workers is not None and workers < 0:
         raise SettingsError(f"workers is a number of processes, or 0 for none beside this one, not {workers}.")
-    kind, colon, rest = spec.partition(":")
     if colon and rest and kind == "npz" and split == "unseen":
         return read_part(Path(rest).expanduser(), split, spec, size=size, budget=budget)
     if colon and rest and kind == "npz":
