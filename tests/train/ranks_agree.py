@@ -1,11 +1,12 @@
 """Train the Omniglot recipe on one process and on two, with the same global batches, and compare what they say.
 
-    python tests/train/ranks_agree.py [--presets omniglot omniglot-r01] [--seeds 0] [--steps 20] [--steps64 200] [--timed 40]
+    python tests/train/ranks_agree.py [--presets omniglot omniglot-r01] [--seeds 0] [--steps 20] [--steps64 200] [--timed 40] [--record FILE.json]
 
 Printed, of each preset: the largest difference of the losses of the first steps in float32, and of more of them in float64 (network, centers and
 all between; the views are drawn in float32); the median seconds of a step, in the preset's own precision, on one process with one thread and two,
-and on two processes with one each; and the bytes that a rank gives into the collectives of a step, with those that the planner foresees for a sampled
-head among them, and beside them the gradients that DDP exchanges. The status is 1 if losses differ by more than 1e-4 or 1e-8.
+and on two processes with one each; and the bytes that a rank gives into the collectives of a step, with those that the planner foresees for the head
+among them, and beside them the gradients that DDP exchanges. All that is printed is recorded. The status is 1 if losses differ by more than 1e-4 or
+1e-8.
 
 A process of the comparison is this file again, with `--worker`. It trains by `fit` itself, whose step is only watched.
 """
@@ -13,12 +14,14 @@ A process of the comparison is this file again, with `--worker`. It trains by `f
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,14 +128,13 @@ def apart(one: Said, two: Said) -> float:
 
 
 def exchanged(said: Said, recipe: Recipe, rate: float, classes: int, dim: int, margin: str) -> str:
-    """What a rank of two gives into the collectives of a step, in words; what the planner foresees for a sampled head is looked for among it."""
+    """What a rank of two gives into the collectives of a step, in words; what the planner foresees for the head is looked for among it."""
     rest = [tuple(pair) for pair in said.payloads]
     words = f"{sum(n for _, n in rest):,} bytes of a rank in {len(rest)} collectives of a step"
-    if rate < 1:
-        planned = traffic(Setup(classes=classes, dim=dim, batch=recipe.batch // 2, ranks=2, sample_rate=rate, margin=margin, device="cpu"))
-        for exchange in planned:
-            rest.remove((exchange.collective, exchange.payload))  # a ValueError: the planner is wrong
-        words += f", of which the head's {sum(exchange.payload for exchange in planned):,} are as planned"
+    planned = traffic(Setup(classes=classes, dim=dim, batch=recipe.batch // 2, ranks=2, sample_rate=rate, margin=margin, device="cpu"))
+    for exchange in planned:
+        rest.remove((exchange.collective, exchange.payload))  # a ValueError: the planner is wrong
+    words += f", of which the head's {sum(exchange.payload for exchange in planned):,} are as planned"
     return f"{words}; and {said.gradients:,} bytes of gradients by DDP"
 
 
@@ -148,7 +150,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=20, help="in float32")
     parser.add_argument("--steps64", type=int, default=200, help="in float64")
     parser.add_argument("--timed", type=int, default=40, help="steps of which the seconds are taken")
+    parser.add_argument("--record", type=Path)
     options = parser.parse_args(arguments)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
     failed, of = False, study.load("partial_fc")
     for preset in options.presets:
         chosen = of.settings(preset)
@@ -167,13 +176,12 @@ def main(arguments: list[str]) -> int:
             if processes == 2:
                 classes = len(data.load(own.data, "train", size=own.image_size).classes)
                 say(f"{preset}: {exchanged(said, own, chosen.rates[0], classes, chosen.dim, chosen.margin)}")
+    if options.record:
+        command = f"python tests/train/ranks_agree.py {' '.join(arguments)}"
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        record = {"command": command, "device": f"CPU, {os.cpu_count()} cores", "date": str(date.today()), **versions, "said": lines}
+        options.record.write_text(json.dumps(record, indent=1) + "\n")
     return int(failed)
-
-
-def say(line: str) -> None:
-    """Show a line as soon as it is known."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
