@@ -18,7 +18,7 @@ from marginlab.study import Cell, Run
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-FORMS = ("P", "T", "T'", "per class", "fixed centers", "P, test", "T, test", "T', test", "new")
+FORMS = ("new", "P", "T", "T'", "per class", "fixed centers", "P, test", "T, test", "T', test")
 SPACES = ("projector", "backbone")
 headline = ("new_error/projector", "certified[new]/projector", "certified[T']/projector", "certified[P]/projector", "knn_error/backbone")
 kept = (
@@ -154,34 +154,36 @@ def report(run: Run) -> None:
         [
             {
                 "method": names[method], "features": space, "error of new images": end.get(f"new_error/{space}"),
-                **{f"certified, {form}": _said(end.get(f"certified[{form}]/{space}")) for form in FORMS},
+                **{form: _said(end.get(f"certified[{form}]/{space}")) for form in FORMS},
             }
             for method, end in ends.items() for space in SPACES
         ],
-        f"After the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': Theorem 1 as printed, by distances, and with lengths; a dash "
-        "certifies nothing. Of the training images, or, `test`, of the test images with their own centers: exact for these images and views. `new` "
-        "is of all images like the test images, by centers of training images, with confidence 0.95.",
+        f"Certified error after the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': Theorem 1 as printed, by distances, with lengths; "
+        "a dash certifies nothing. Of the training images, or, `test`, of the test images with their own centers: exact for these images and views. "
+        "`new` is of all images like the test images, by centers of training images, with confidence 0.95.",
     )  # fmt: skip
     run.report.text(_words(ends, names, 1 - 1 / _classes(run)))
     run.report.text("## While they train")
-    run.report.figure(_curves(run, names), "Certified error of new images and, dotted, their error; beside it that of training images.")
+    run.report.figure(_curves(run, names), "Certified error of new images (dotted: their error), and of training images, sharpened and as printed.")
     run.report.table(_beginnings(run, names), "The first epoch at which a form certifies something of embeddings, and that from which on it does.")
     run.report.text("## Which term is to blame")
     terms = ("certificate.1 - sigma", "certificate.R_epsilon", "certificate.D", "divergence_max")
-    captions = ("1 - sigma (concentration)", "R_epsilon (alignment)", "D, in the condition", "largest product of two centers (divergence)")
+    captions = ("1 - sigma (concentration)", "R_epsilon (alignment)", "D, in the condition", "largest mu_k . mu_l (divergence)")
     run.report.figure(_panels(run, names, terms, captions), "At the best (delta, epsilon) of Theorem 1 under (T'), or where that comes nearest.")
     shown = {name: look for name, look in GEOMETRY.items() if any(f"{name}/projector" in end for end in ends.values())}
     if shown:
         run.report.text("## The geometry of the embeddings")
         figure = _panels(run, names, tuple(shown), tuple(title for title, _ in shown.values()))
         for column, (_, logarithmic) in enumerate(shown.values(), 1):
-            figure.update_yaxes(type="log" if logarithmic else "linear", row=1, col=column)
+            if logarithmic:
+                figure.update_yaxes(type="log", dtick=1, row=1, col=column)
         run.report.figure(figure, "Of the views of test images. NC1 and CDNV are what the certificates of margin losses feed on.")
     run.report.text("## The theorems on the losses")
     three = ("theorem_3.mean_product", "theorem_3.all_terms", "theorem_3.printed")
     captions = ("mean product of two centers", "bounded with all terms", "as printed")
     run.report.figure(_panels(run, names, three, captions), "Theorem 3: what InfoNCE's L_2 says of the centers. 1 holds of every encoder.")
-    run.report.figure(_tension(run, names), "Theorem 4: L_2 against tau', the two parts that cannot both vanish; and its bound in units of r^2.")
+    caption = "Theorem 4: L_2 against tau', the two parts that cannot both vanish; and its bound in units of r^2 (dashed: 1 holds of every encoder)."
+    run.report.figure(_tension(run, names), caption)
     with (run.home / "published.csv").open(encoding="utf-8") as file:
         run.report.text("## Published")
         run.report.table(list(csv.DictReader(file)), "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are not published.")
@@ -237,15 +239,16 @@ def _series(run: Run, method: str, name: str) -> tuple[list[int], list[float]]:
 
 
 def _curves(run: Run, names: dict[str, str]) -> go.Figure:
-    figure = make_subplots(1, 2, subplot_titles=("new images, fixed centers", "training images, Theorem 1 (T')"), horizontal_spacing=0.08)
+    titles = ("new images, fixed centers", "training images, Theorem 1 (T')", "the same, as printed (P)")
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
-        for column, shown in ((1, "certified[new]/projector"), (2, "certified[T']/projector")):
-            x, y = _series(run, method, shown)
+        for column, form in enumerate(("new", "T'", "P"), 1):
+            x, y = _series(run, method, f"certified[{form}]/projector")
             figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, mode="lines+markers", line=line, row=1, col=column)
         x, y = _series(run, method, "new_error/projector")
         figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=False, line=line | {"dash": "dot"}, row=1, col=1)
-    return figure.update_xaxes(title="epoch").update_yaxes(range=[0, 1.05]).update_layout(height=420)
+    return figure.update_xaxes(title="epoch").update_yaxes(range=[0, 1.05]).update_annotations(font_size=12).update_layout(height=420)
 
 
 def _panels(run: Run, names: dict[str, str], shown: tuple[str, ...], titles: tuple[str, ...]) -> go.Figure:
@@ -259,7 +262,8 @@ def _panels(run: Run, names: dict[str, str], shown: tuple[str, ...], titles: tup
 
 
 def _tension(run: Run, names: dict[str, str]) -> go.Figure:
-    figure = make_subplots(1, 2, subplot_titles=("L_2 and tau', over training", "bound of |mu_k . mu_l|, in r^2"), horizontal_spacing=0.1)
+    titles = ("L_2 and tau', over training", "bound of |mu_k . mu_l| in r^2; dotted: refined")
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
         L_2, tau = (_series(run, method, f"{part}/projector")[1] for part in ("CrossCorrelation.L_2", "tau"))
@@ -268,9 +272,10 @@ def _tension(run: Run, names: dict[str, str]) -> go.Figure:
             x, y = _series(run, method, f"theorem_4.{bound}/projector")
             style = {"name": f"{name}, {bound}", "legendgroup": name, "showlegend": False, "line": line | {"dash": dash}}
             figure.add_scatter(x=x, y=y, **style, row=1, col=2)
-    figure.add_hline(y=1, line_dash="dash", annotation_text="1 holds of every encoder; solid: printed, dotted: refined", row=1, col=2)
-    figure.update_xaxes(title="tau'", type="log", row=1, col=1).update_yaxes(title="L_2", type="log", row=1, col=1)
-    return figure.update_xaxes(title="epoch", row=1, col=2).update_yaxes(type="log", row=1, col=2).update_layout(height=420)
+    figure.add_hline(y=1, line_dash="dash", row=1, col=2)
+    figure.update_xaxes(title="tau'", type="log", dtick=2, row=1, col=1).update_yaxes(title="L_2", type="log", dtick=1, row=1, col=1)
+    figure.update_xaxes(title="epoch", row=1, col=2).update_yaxes(type="log", dtick=1, row=1, col=2)
+    return figure.update_annotations(font_size=12).update_layout(height=420)
 
 
 def _beginnings(run: Run, names: dict[str, str]) -> list[dict[str, Any]]:
