@@ -22,6 +22,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 SHORT_STUDY = "--grids pairs --pairs ad --epochs 1 --measure-every 0 --bank 100 --methods SimCLR(hidden=8,dim=8)".split()
 SHORT_STUDY += "--per-class 4 --views 3 --deep-views 4 --sharpened 2".split()
 SHORT_STUDY += ["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
+SHORT_BOUNDS = "--epochs 1 --images 100 --monitored 20 --views 3 --bank 50 --methods SupCon(hidden=8,dim=8) --optimizers SGD(lr=0.1)".split()
+SHORT_BOUNDS += ["--augmentations", "Augmentation('e')", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 
 
@@ -51,6 +53,8 @@ def test_every_command_runs(home, command):
         words[0] = sys.executable
     if "concentration" in words and "--help" not in words:
         words += [*SHORT_STUDY, *([] if "--batch" in words else ["--batch", "20"]), "--images", "100"]
+    if "bounds" in words:
+        words += SHORT_BOUNDS
     if "marginlab.train" in words:
         words += SHORT_TRAIN
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MARGINLAB_DATA": str(home), "PYTHONPATH": str(ROOT)}
