@@ -212,26 +212,26 @@ class Augmentation:
             there = places + places // (n_views - first) * first + first  # each image's own place comes before those of its views
             out.flatten(0, 1)[there.to(images.device, non_blocking=True)] = make(places)
 
-        _in_threads(write, pieces, images.device)
+        in_threads(write, pieces, images.device)
         return out
 
     def _pieces(
         self, images: Tensor, parameters: Mapping[str, tuple[Tensor, ...]], V: int
     ) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
         """All places in (N * V), so many at a time as `PIECE` allows, and what makes the views of given places."""
-        drawn = [(operation, _map(lambda field: field.reshape(-1), parameters[type(operation).__name__])) for operation in self.composed]
+        drawn = [(operation, map_fields(lambda field: field.reshape(-1), parameters[type(operation).__name__])) for operation in self.composed]
         rows = max(1, PIECE["cpu" if images.device.type == "cpu" else "cuda"] // (4 * max(images[:1].numel(), 1)))
 
         def make(places: Tensor) -> Tensor:
             pixels = _floating(images.index_select(0, (places // V).to(images.device, non_blocking=True)))
             for operation, fields in drawn:
-                pixels = operation.apply(pixels, _map(lambda field: field[places.to(field.device)], fields))
+                pixels = operation.apply(pixels, map_fields(lambda field: field[places.to(field.device)], fields))
             return pixels
 
         return _alike([field for _, fields in drawn for field in fields], len(images) * V, rows), make
 
 
-def _in_threads(work: Callable[[Tensor], None], pieces: list[Tensor], device: torch.device) -> None:
+def in_threads(work: Callable[[Tensor], None], pieces: list[Tensor], device: torch.device) -> None:
     """Work on pieces; on a CPU in as many threads as torch uses, each with a piece of its own.
 
     The operations are many and short. Sharing each of them among threads, as torch does by itself, means a barrier after each, and where other
@@ -250,7 +250,7 @@ def _in_threads(work: Callable[[Tensor], None], pieces: list[Tensor], device: to
         torch.set_num_threads(threads)
 
 
-def _map(function: Callable[[Tensor], Tensor], fields: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def map_fields(function: Callable[[Tensor], Tensor], fields: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The same NamedTuple of other tensors."""
     return type(fields)(*(function(field) for field in fields))
 

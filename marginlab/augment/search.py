@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
 
-from marginlab.augment.augmentation import Augmentation, _in_threads, _map
+from marginlab.augment.augmentation import Augmentation, in_threads, map_fields
 from marginlab.augment.operation import Searchable
 from marginlab.rng import Key
 
@@ -124,7 +124,7 @@ def sharpen(
                     field[places] = new
 
     batch = max(1, BATCH["cpu" if x.device.type == "cpu" else "cuda"] // max(4 * x[:1].numel() * proposals, 1))
-    _in_threads(work, list(torch.arange(M).split(batch)) if M else [], x.device)
+    in_threads(work, list(torch.arange(M).split(batch)) if M else [], x.device)
     return Sharpened(distance, before, found[0], found[1])
 
 
@@ -249,7 +249,7 @@ def _total(pixels: Float[Tensor, "M P 3 H W"]) -> Float[Tensor, "M P"]:
 
 
 def _each(function: Callable[[Tensor], Tensor], parameters: Parameters) -> dict[str, Any]:
-    return {name: _map(function, fields) for name, fields in parameters.items()}
+    return {name: map_fields(function, fields) for name, fields in parameters.items()}
 
 
 def _at(rows: Tensor, chosen: Tensor, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class AugmentationConfusion(Measure):
         self.views = torch.full_like(self.views, features.shape[1])
         self.seen = self.seen + len(features)
         self.features.append(features.detach().clone())
-        self.priority.append(_priority(features, self.seed))
+        self.priority.append(place_of(features, self.seed))
         if sum(map(len, self.priority)) > 2 * self.max_images:
             kept, priority = self._sample()
             self.features[:], self.priority[:] = [kept], [priority]
@@ -213,7 +213,7 @@ def _check_reductions(within: str, across: str) -> None:
             raise ValueError(f"Distances to the views of an image are reduced by 'min', 'mean' or 'max', not by {name}={how!r}.")
 
 
-def _priority(features: Tensor, seed: int) -> Int[Tensor, " N"]:
+def place_of(features: Tensor, seed: int) -> Int[Tensor, " N"]:
     """A random number of each image, made of the seed and of the bits of its features: two images differ in it unless all their features agree."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
     words = features.detach().flatten(1).contiguous().view(bits).long()

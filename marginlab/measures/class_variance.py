@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.measures.divergence import ClassDivergence, DivergenceResult, _length, _Sums, _variance
+from marginlab.measures.divergence import ClassDivergence, DivergenceResult, GroupSums, jackknife_variance, squared_lengths
 
 _NONE = 1e-13  # of the mean squared norms of two classes: below it a squared distance of centers in float64 is rounding
 
@@ -88,15 +88,15 @@ class ClassVariance(ClassDivergence):
 
     def compute(self) -> ClassVarianceResult:  # type: ignore[override]  # the same sums, another result
         """The result; over all ranks under a process group."""
-        parts = _Sums(self.h, self.squares, self.norms, self.n)
-        whole = _Sums(*(part.sum(1) for part in parts))
+        parts = GroupSums(self.h, self.squares, self.norms, self.n)
+        whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
             raise ValueError("ClassVariance has seen no image of any class: call update(features, labels) first.")
         centers, (lengths, within) = whole.h / whole.n[:, None], _spread(whole)
         gram = centers @ centers.T
         cdnv = _cdnv((lengths, within), (lengths, within), gram)
-        rest = _Sums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
-        error_within = _variance(list(_spread(rest)[1].T), within, whole.n.double(), parts.n.double()).sqrt()
+        rest = GroupSums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
+        error_within = jackknife_variance(list(_spread(rest)[1].T), within, whole.n.double(), parts.n.double()).sqrt()
         error_cdnv_kl, error_cdnv = self._errors_of_cdnv(parts, rest, centers, (lengths, within), cdnv)
         known = ~within.isnan()
         weights = torch.where(known, whole.n, 0).double() / whole.n[known].sum()  # NaN where none is
@@ -122,7 +122,7 @@ class ClassVariance(ClassDivergence):
         )
 
     @staticmethod
-    def _errors_of_cdnv(parts: _Sums, rest: _Sums, centers: Tensor, spread: tuple[Tensor, Tensor], cdnv: Tensor) -> tuple[Tensor, Tensor]:
+    def _errors_of_cdnv(parts: GroupSums, rest: GroupSums, centers: Tensor, spread: tuple[Tensor, Tensor], cdnv: Tensor) -> tuple[Tensor, Tensor]:
         """Jackknife errors of CDNV_kl and of its mean over pairs: a group of class k deleted changes row k, for all k at once.
 
         With d_g the change of an estimate and h_g = n / m_g, its pseudo-values differ from their mean by S - (h_g - 1) d_g, S = sum (1 - 1/h_g) d_g.
@@ -154,9 +154,9 @@ class ClassVariance(ClassDivergence):
         return (pairs + pairs.T).clamp(min=0).sqrt(), of_all.clamp(min=0).sqrt()
 
 
-def _spread(sums: _Sums) -> tuple[Tensor, Tensor]:
+def _spread(sums: GroupSums) -> tuple[Tensor, Tensor]:
     """||mu_k||^2 and V_k, unbiased; NaN below two images."""
-    lengths = _length(sums)
+    lengths = squared_lengths(sums)
     return lengths, sums.norms / sums.n - lengths
 
 

@@ -44,7 +44,7 @@ class DivergenceResult(NamedTuple):
     meaning: str
 
 
-class _Sums(NamedTuple):
+class GroupSums(NamedTuple):
     """Of some images of each class: the sum of h, of ||h||^2, of the mean squared norm of a view, and their number."""
 
     h: Tensor
@@ -138,12 +138,12 @@ class ClassDivergence(Measure):
 
     def compute(self) -> DivergenceResult:
         """The result; over all ranks under a process group."""
-        parts = _Sums(self.h, self.squares, self.norms, self.n)
-        whole = _Sums(*(part.sum(1) for part in parts))
+        parts = GroupSums(self.h, self.squares, self.norms, self.n)
+        whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
             raise ValueError("ClassDivergence has seen no image of any class: call update(features, labels) first.")
         centers = whole.h / whole.n[:, None]
-        lengths, r2_k = _length(whole), whole.norms / whole.n
+        lengths, r2_k = squared_lengths(whole), whole.norms / whole.n
         r2 = whole.norms.sum() / whole.n.sum()
         gram = (centers @ centers.T).fill_diagonal_(0) + lengths.diag()
         shortest = int(lengths.nan_to_num(nan=torch.inf).argmin())
@@ -168,30 +168,30 @@ class ClassDivergence(Measure):
             ),
         )
 
-    def _errors(self, parts: _Sums, whole: _Sums, centers: Tensor, shortest: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _errors(self, parts: GroupSums, whole: GroupSums, centers: Tensor, shortest: int) -> tuple[Tensor, Tensor, Tensor]:
         """Jackknife errors of the Gram matrix, of V_k, and of Delta_mu; group by group, so that no (C, groups, C) array is held."""
         n, m = whole.n.double(), parts.n.double()  # (C,), (C, G)
-        rest = _Sums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
+        rest = GroupSums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
         products = _products(parts, whole, centers)
-        lengths, spreads = _length(rest), rest.norms / rest.n
-        length, spread = _length(whole), whole.norms / whole.n
-        own = _variance(list(lengths.T), length, n, m)
-        within = _variance(list((spreads - lengths).T), spread - length, n, m)
+        lengths, spreads = squared_lengths(rest), rest.norms / rest.n
+        length, spread = squared_lengths(whole), whole.norms / whole.n
+        own = jackknife_variance(list(lengths.T), length, n, m)
+        within = jackknife_variance(list((spreads - lengths).T), spread - length, n, m)
         r2 = whole.norms.sum() / whole.n.sum()
         shares = 1 - lengths[shortest] / ((whole.norms.sum() - parts.norms[shortest]) / (whole.n.sum() - parts.n[shortest]))
-        delta = _variance(list(shares[:, None]), (1 - length[shortest] / r2)[None], n[shortest, None], m[shortest, None])
+        delta = jackknife_variance(list(shares[:, None]), (1 - length[shortest] / r2)[None], n[shortest, None], m[shortest, None])
         gram = products + products.T
         gram.diagonal().copy_(own)
         return gram.sqrt(), within.sqrt(), delta[0].sqrt()
 
 
-def _length(sums: _Sums) -> Tensor:
+def squared_lengths(sums: GroupSums) -> Tensor:
     """U-statistic of ||mu||^2; NaN below two images."""
     pairs = (sums.n * (sums.n - 1)).double()
     return (sums.h.square().sum(-1) - sums.squares) / torch.where(pairs > 0, pairs, torch.nan)
 
 
-def _products(parts: _Sums, whole: _Sums, centers: Tensor) -> Tensor:
+def _products(parts: GroupSums, whole: GroupSums, centers: Tensor) -> Tensor:
     """Jackknife variance of mu_k . mu_l that comes from class k, (C, C): NaN where k fills fewer than 2 groups, or l has no image.
 
     An inner product is linear in the sums h, so a group's pseudo-value is the product of its own mean h_g / m_g, and the mean of pseudo-values
@@ -208,7 +208,7 @@ def _products(parts: _Sums, whole: _Sums, centers: Tensor) -> Tensor:
     return total
 
 
-def _variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
+def jackknife_variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
     """Jackknife variance from the estimates with each group of m (C, G) of n (C,) images left out; NaN for fewer than 2 groups."""
     groups = (m > 0).sum(1).double()
     sizes = list(m.T)

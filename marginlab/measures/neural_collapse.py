@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.measures.divergence import _variance
+from marginlab.measures.divergence import jackknife_variance
 from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
 from marginlab.measures.spectrum import EPS, moments
 
@@ -167,7 +167,7 @@ class NeuralCollapse(Measure):
                 left.append(torch.full_like(values, torch.nan))
             else:
                 left.append(_collapse((h - self.h[g])[present], moment - self.moment[g], rest, weights)[0])
-        errors = _variance(left, values, sizes.sum().expand(5), sizes.expand(5, -1)).clamp(min=0).sqrt()
+        errors = jackknife_variance(left, values, sizes.sum().expand(5), sizes.expand(5, -1)).clamp(min=0).sqrt()
         C = int(present.sum())
         short = f" of {C - 1}" if rank < C - 1 else ""
         return NeuralCollapseResult(

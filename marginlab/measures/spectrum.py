@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marginlab.measures.divergence import _variance
+from marginlab.measures.divergence import jackknife_variance
 from marginlab.measures.measure import Measure, check_features, constant, prepared
 
 EPS = 2.0**-52  # float64's
@@ -81,7 +81,7 @@ class SecondMoments(Measure):
         """Jackknife error of a number, from what it is `without` each group of images; NaN if only one group has any."""
         sizes = self.n.double()
         left = [without(g)[None] if int(self.n[g]) not in (0, int(self.n.sum())) else estimate[None] for g in range(self.groups)]
-        return _variance(left, estimate[None], sizes.sum()[None], sizes[None])[0].clamp(min=0).sqrt()
+        return jackknife_variance(left, estimate[None], sizes.sum()[None], sizes[None])[0].clamp(min=0).sqrt()
 
 
 def moments(z: Float[Tensor, "N V D"], group: Tensor, groups: int) -> Float[Tensor, "G D D"]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from marginlab.kernels import BUDGET, logsumexp
-from marginlab.measures.augmentation_confusion import _priority
+from marginlab.measures.augmentation_confusion import place_of
 from marginlab.measures.measure import Measure, check_features, constant, prepared, rows
 from marginlab.rng import Key
 
@@ -160,7 +160,7 @@ def _places(features: Tensor, seed: int) -> Int[Tensor, " N"]:
 
     Without the last, a network that gives many images one and the same feature would have all of them drawn together, or none.
     """
-    content = _priority(features, seed)
+    content = place_of(features, seed)
     ordered, order = content.sort(stable=True)
     repeated = torch.empty_like(content)
     repeated[order] = torch.arange(len(content), device=content.device) - torch.searchsorted(ordered, ordered)
