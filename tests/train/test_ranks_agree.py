@@ -36,7 +36,6 @@ def test_losses_that_differ_and_bytes_that_were_not_planned_are_seen():
     assert apart(one, two) == 0.25
     with pytest.raises(ValueError, match="not in list"):
         exchanged(two, RECIPE, 0.5, 10, 16, "ArcFace(0.3)")
-    assert exchanged(two, RECIPE, 1.0, 10, 16, "ArcFace(0.3)").startswith("7 bytes of a rank in 1 collectives of a step; and 0 bytes")
 
 
 def test_a_process_that_fails_is_said_with_its_cause():
