@@ -268,6 +268,11 @@ def local(x: Tensor) -> Tensor:
     return x if to_local is None else to_local()
 
 
+def whole(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose DTensors are brought together, on every rank."""
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+
+
 def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int = 0) -> Any:
     """One rank's value (any picklable object) on every rank; by default rank 0's."""
     if size(group) == 1:

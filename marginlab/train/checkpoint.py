@@ -163,11 +163,11 @@ def _state(method: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[s
 
 
 def start(method: Method, path: Path | str) -> None:
-    """Give a method the weights of another run's; class centers (and sub-centers) of more or fewer classes are `resized`.
+    """Give a method the weights of another run's; class centers (and sub-centers) of more or fewer classes are `resized`. All ranks call it.
 
     Raises FileNotFoundError and ValueError as `load`, and ValueError when the two are of other shapes.
     """
-    old, own = load(path).state_dict(), method.state_dict()
+    old, own = ranks.whole(load(path).state_dict()), method.state_dict()
     for name, part in method.named_modules():
         key = f"{name}.centers"
         if isinstance(part, PartialFC) and key in old and old[key].shape[1:] == own[key].shape[1:]:

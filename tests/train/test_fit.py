@@ -20,7 +20,7 @@ from marginlab import settings
 from marginlab.methods import MarginClassifier
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
-from marginlab.train.checkpoint import latest, restore
+from marginlab.train.checkpoint import latest, restore, start
 
 SMALL = Recipe(
     images=96, augmentation="Augmentation('ade')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
@@ -378,6 +378,23 @@ def test_a_run_starts_from_another_with_more_classes_and_the_old_centers_kept(tm
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
         fit(replace(more, start=str(tmp_path / "none")), tmp_path / "other", WATCH, say=quiet)
     assert not (tmp_path / "other").exists()
+
+
+def started(group, rank, recipe, folder):
+    method = recipe.make_method(10)
+    start(method, folder)
+    return method.classifier.part, method.classifier.centers.detach(), method.backbone.net.conv1.weight.detach()
+
+
+@pytest.mark.xdist_group("ranks")
+def test_ranks_start_from_a_run_with_other_classes_each_with_its_part(pool, tmp_path):
+    margin = replace(SMALL, data="shapes-5", method="MarginClassifier(dim=8)", epochs=1, batch=48)
+    first = fit(margin, tmp_path / "first", WATCH, say=quiet)
+    fresh = margin.make_method(10).classifier.centers.detach()
+    expected = torch.cat([first.method.classifier.centers.detach(), fresh[5:]])
+    for part, centers, kernel in pool.run(4, started, margin, first.folder):
+        assert torch.equal(centers, expected[part])
+        assert torch.equal(kernel, first.method.backbone.net.conv1.weight)
 
 
 def test_images_of_a_size_that_a_backbone_does_not_take_are_refused_before_work(tmp_path):
