@@ -163,11 +163,12 @@ class AugmentationGraph:
 
     def alpha(self, labels: Int[Tensor, " N"]) -> float:
         """P[y_hat(x) != y(image)]: no classifier of views is right on more than 1 - alpha of them."""
-        return max(float(1 - self.by_label(labels).amax(0).sum()), 0.0)
+        by_label = self.by_label(labels)  # summed, not 1 minus the rest: small ones keep their digits
+        return float(by_label.scatter(0, by_label.argmax(0, keepdim=True), 0.0).sum())
 
     def disagreement(self, parts: Int[Tensor, " X"]) -> float:
         """The sum of w_xx' over views in different parts, the mean of phi(S) weighted by w(S): for `likeliest(labels)` at most 2 alpha."""
-        return max(float(self.adjacency[parts[:, None] != parts].sum()), 0.0)
+        return float(self.adjacency[parts[:, None] != parts].sum())
 
     def smallest_conductance(self, m: int) -> SmallestConductance:
         """rho_m: exact up to EXHAUSTIVE = 12 views, else between its two sides. Raises ValueError unless 1 <= m <= X."""

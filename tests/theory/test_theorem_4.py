@@ -41,6 +41,18 @@ def test_theorem_4_holds_of_any_features_and_the_refined_form_is_never_weaker(sa
     assert population.correlation[1] + float(population.sigma_within.square().sum()) >= half * (1 - 1e-9) - ROUND
 
 
+@pytest.mark.parametrize("seed", [51, 104, 221, 340, 787])
+def test_the_radicand_is_rounded_up(seed):
+    """Centers that are almost orthogonal, with a rare class far out: the radicand is 1e-14 of its terms, and was rounded below what it bounds."""
+    generator = torch.Generator().manual_seed(seed)
+    f = torch.nn.functional.normalize(0.5 + 1e-3 * torch.randn(2, 3, 4, generator=generator, dtype=torch.float64), dim=-1)
+    population = standardised(Population(f, torch.tensor([1, 0]), torch.tensor([0.9945, 0.0055], dtype=torch.float64)))
+    result = theorem(population, float(population.f.norm(dim=-1).max()))
+    assert result.refined.holds, result.refined
+    assert float(result.refined.right[0, 1]) < 1e-4
+    assert bool((result.refined.right <= result.printed.right).logical_or(result.refined.right.isnan()).all())
+
+
 @MANY
 @given(samples())
 def test_lemma_4_1_holds_and_refuses_other_scales(sample):
