@@ -25,7 +25,7 @@ from marginlab.theory.inputs import fraction, gram_matrix, not_negative, positiv
 from marginlab.theory.population import Population
 
 NORMAL = 1e-6  # a deviation that float32 features cannot tell from none
-# the radicands are differences: a bound is rounded up by what they can lose of their terms, or it would say 0 of centers that are 1e-7 from orthogonal
+# the radicands are differences: the bound is rounded up by what they can lose of their terms, or it says 0 of centers that are 1e-7 off orthogonal
 LOST = 64 * torch.finfo(torch.float64).eps
 
 
