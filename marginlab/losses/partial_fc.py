@@ -138,7 +138,8 @@ class PartialFC(Classifier):
 
         Raises
         ------
-        ValueError: such a margin without statistics="previous", reduction="none", rows that are not those announced, a window inside a window.
+        ValueError: such a margin without statistics="previous", one that needs all rows at once (ElasticFace with plus), reduction="none", rows that
+            are not those announced, a window inside a window.
 
         >>> head = PartialFC(100, 8, sample_rate=0.2)
         >>> embeddings, labels = torch.randn(6, 8), torch.arange(6)
@@ -151,6 +152,8 @@ class PartialFC(Classifier):
             raise ValueError("A window is open already: close it before the next begins.")
         if self.reduction == "none":
             raise ValueError("A window adds up one loss, so it needs reduction='mean' or 'sum', not 'none'.")
+        if self.margin.undivided:
+            raise ValueError(self.margin.undivided)
         if self.margin.averages and statistics != "previous":
             raise ValueError(
                 f"{self.margin!r} moves its averages by a batch before it uses them, and the parts of a window come one by one. "

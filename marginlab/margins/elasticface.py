@@ -66,6 +66,8 @@ class ElasticFace(Margin):
         else:
             check_finite("m", m)
         self.m, self.std, self.kind, self.plus, self.seed = m, std, kind, plus, seed
+        if plus:
+            self.undivided = "ElasticFace(plus=True) pairs margins with all rows of a batch at once, which has no parts. Take plus=False."
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
@@ -83,7 +85,7 @@ class ElasticFace(Margin):
     def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
         """The targets that these rows have in the whole batch. Raises ValueError with plus=True: the pairing needs all rows at once."""
         if self.plus:
-            raise ValueError("ElasticFace(plus=True) pairs margins with all rows of a batch at once, which has no parts. Take plus=False.")
+            raise ValueError(self.undivided)
         if not self.training:
             return self.targets(cosine, norm)
         cosine = clamped(cosine)

@@ -59,6 +59,8 @@ class Margin(nn.Module, ABC):
     """Whether it raises the cosines of hard negatives (`Targets.hardness`)."""
     averages: bool = False
     """Whether the state is an average that a batch moves before it is used."""
+    undivided: str = ""
+    """Why a batch cannot come in parts; empty where it can."""
 
     def __init__(self, *, gradient: Gradient = "exact"):
         super().__init__()

@@ -92,6 +92,11 @@ class MarginClassifier(Method):
         assert self.classifier.target_cosines is not None
         return {"loss": loss, "target_angle": torch.rad2deg(torch.acos(self.classifier.target_cosines.clamp(-1, 1))).mean()}
 
+    @property
+    def undivided(self) -> str:
+        """Why the margin cannot take a batch in parts; empty if it can."""
+        return self.classifier.margin.undivided
+
     @contextlib.contextmanager
     def window(self, labels: Int[Tensor, " B"]) -> Iterator[bool]:
         """The parts are one batch, for margins with averages by those of earlier steps; see `PartialFC.window`."""

@@ -60,6 +60,11 @@ class Method(nn.Module, ABC):
         """Optimizers of all parameters, made by the recipe's choice; a head may have its own."""
         return [make(self.parameters())]
 
+    @property
+    def undivided(self) -> str:
+        """Why the loss of a step cannot be taken in parts; empty if it can."""
+        return ""
+
     def window(self, labels: Int[Tensor, " B"]) -> contextlib.AbstractContextManager[bool]:
         """Take the loss of one step in parts, whose rows of this rank have these labels, in their order.
 

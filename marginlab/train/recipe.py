@@ -103,4 +103,6 @@ class Recipe:
             if not isinstance(backbone, models.Backbone):
                 raise SettingsError(f"{self.backbone!r} is not a backbone.")
             made: methods.Method = settings.call(self.method, methods, backbone, offered={"num_classes": num_classes})
+        if self.accumulate > 1 and made.undivided:
+            raise SettingsError(f"accumulate = {self.accumulate} takes a step in parts, but {made.undivided}")
         return made

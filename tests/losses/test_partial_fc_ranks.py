@@ -259,5 +259,5 @@ def test_a_window_refuses_what_it_cannot_make_one_batch_of():
         pass
     plus = PartialFC(6, 3, margin=make("ElasticFace(0.5, plus=True)"))
     with pytest.raises(ValueError, match="pairs margins with all rows"), plus.window(labels):
-        plus(x, labels)
+        pass
     assert head(x, labels).isfinite()  # a window that failed is closed

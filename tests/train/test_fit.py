@@ -190,12 +190,13 @@ def test_a_folder_of_another_recipe_is_refused(whole, tmp_path):
         ({"backbone": "Backbone('resnt18')"}, SettingsError, "timm has no model 'resnt18'"),
         ({"backbone": "Projector((2, 3))"}, SettingsError, "is not a backbone"),
         ({"method": "SimCRL()"}, SettingsError, "did you mean 'SimCLR'"),
+        ({"method": "MarginClassifier(margin='ElasticFace(plus=True)')", "accumulate": 2}, SettingsError, "accumulate = 2 .* all rows of a batch"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(tmp_path, changes, error, sentence):
     with pytest.raises(error, match=sentence):
         fit(replace(SMALL, **changes), tmp_path / "run", say=quiet)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
