@@ -59,7 +59,8 @@ def load(
     if split not in SPLITS:
         raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
     kind, colon, rest = spec.partition(":")
-    if split not in splits(spec) and (spec in _SPECS or kind in ("npz", "folder")):
+    there = kind in ("npz", "folder") and Path(rest).expanduser().exists()  # if not, that is what its reader says
+    if split not in splits(spec) and (spec in _SPECS or there):
         raise SettingsError(f"{spec} has no images of classes that are neither in train nor in test: no split 'unseen'. {_UNSEEN}")
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")

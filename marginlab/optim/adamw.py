@@ -3,6 +3,7 @@
 Loshchilov and Hutter 2019: the decay of weights is decoupled from the gradient.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,8 +32,9 @@ class AdamW:
     weight_decay: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0 or not self.weight_decay >= 0:
-            raise ValueError(f"{self} wants lr > 0, two betas in [0, 1), eps > 0 and weight_decay >= 0.")
+        two = isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        if not two or not 0 < self.lr < math.inf or not 0 < self.eps < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"{self} wants a finite lr > 0, two betas in [0, 1), such as (0.9, 0.999), eps > 0 and weight_decay >= 0.")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""

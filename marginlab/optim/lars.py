@@ -9,6 +9,7 @@ at a constant rate.
 Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR), Zbontar et al. 2021 (Barlow Twins).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,8 @@ class LARS:
     trust: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0 or not self.trust > 0:
-            raise ValueError(f"{self} wants lr > 0, momentum in [0, 1), weight_decay >= 0 and trust > 0.")
+        if not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf or not 0 < self.trust < math.inf:
+            raise ValueError(f"{self} wants a finite lr > 0, momentum in [0, 1), weight_decay >= 0 and trust > 0.")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""

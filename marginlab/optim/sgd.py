@@ -1,5 +1,6 @@
 """Stochastic gradient descent with momentum, as a value that makes torch's optimizer, or its row-sparse twin, when it is given parameters."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,8 +26,8 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ValueError(f"{self} wants lr > 0, momentum in [0, 1) and weight_decay >= 0.")
+        if not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"{self} wants a finite lr > 0, momentum in [0, 1) and weight_decay >= 0.")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""

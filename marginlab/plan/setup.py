@@ -119,7 +119,7 @@ class Setup:
     @property
     def drawn(self) -> int:
         """Sampled classes of all ranks; all classes at r = 1."""
-        return max(math.floor(self.sample_rate * self.C), min(self.rows, self.C))
+        return max(math.floor(self.sample_rate * self.C + 1e-6), min(self.rows, self.C))
 
     @property
     def sampled(self) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from marginlab.signals import Terminated
 from marginlab.study import display as show
 from marginlab.study.cell import Cell
 from marginlab.study.definition import Study
@@ -29,10 +30,6 @@ from marginlab.study.run import Run
 from marginlab.study.team import Team, join
 
 _POLL = 0.3  # seconds between two looks at cells that other processes compute
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that it ends the run as Ctrl-C does."""
 
 
 def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Sequence[str] = ()) -> int:

@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
             for row in run.rows:
                 if row.epoch == recipe.epochs:
                     sys.stdout.write(f"{row.name:36} {row.value:.4f}\n")
-            sys.stdout.write(f"{run.images_per_second:,.0f} images/s. Kept in {run.folder.absolute()}\n")
+            rate = f"{run.images_per_second:,.0f} images/s." if run.images_per_second else "Nothing was left to train."
+            sys.stdout.write(f"{rate} Kept in {run.folder.absolute()}\n")
     except Stopped as stopped:
         if ranks.rank() == 0:
             sys.stderr.write(f"{stopped} The same command goes on from there.\n")

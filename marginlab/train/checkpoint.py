@@ -7,7 +7,8 @@ too. So there is always a whole one, and what has the name of a step is whole. A
 run is always the same.
 
 Before anything is loaded the folder is held against itself (step, ranks, files and their lengths) and against the method (names and shapes of its
-tensors, the classes, sub-centers and dimensions of class centers among them), so that nothing is half loaded.
+tensors, the classes, sub-centers and dimensions of class centers among them), so that nothing is half loaded. A byte that changed in place is not
+noticed.
 """
 
 import contextlib
@@ -57,14 +58,15 @@ def save(folder: Path, recipe: Recipe, method: Method, optimizers: list[torch.op
         try:
             save_state(_state(method, optimizers), checkpoint_id=partial, no_dist=ranks.size() == 1)
         except CheckpointException as error:  # no Exception
+            _interrupted(error)
             raise OSError(f"The checkpoint {place} could not be written: {_cause(error)}. The one before stays.") from error
 
     def publish() -> None:
         _put(partial / "recipe.toml", settings.to_toml(recipe))
         _put(partial / "progress.json", json.dumps({"step": step, "ranks": ranks.size(), **progress}))
         partial.rename(place)
-        for old in place.parent.iterdir():
-            if old != place:
+        for old in place.parent.glob("step-*"):  # what has another name is somebody's own
+            if old != place and old.name.removeprefix("step-").removesuffix(".partial").isdigit():
                 shutil.rmtree(old if old.suffix == ".partial" else old.rename(f"{old}.partial"), ignore_errors=True)
 
     ranks.first(publish)
@@ -142,11 +144,22 @@ def _cause(error: BaseException) -> str:
     return str(own).split("\n")[0] or type(own).__name__
 
 
+def _interrupted(error: CheckpointException) -> None:
+    """Raise the Ctrl-C that is behind an error: torch collects it as it does the errors of ranks, or fails of it once more."""
+    for each, _ in error.failures.values():
+        cause: BaseException | None = each
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+
+
 def _load(state: dict[str, Any], checkpoint: Path, *, alone: bool) -> None:
     with _quiet():
         try:
             load_state(state, checkpoint_id=checkpoint, no_dist=alone)
         except CheckpointException as error:  # no Exception
+            _interrupted(error)
             raise ValueError(f"{checkpoint} cannot be loaded: {_cause(error)}.") from error
 
 

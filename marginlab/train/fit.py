@@ -9,6 +9,7 @@ state and that number is whole: on a CPU, a run that was killed and started agai
 """
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGE
 
 
 def _passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
-    """Refuse images of a size that the backbone does not take."""
+    """Refuse images of a size that the backbone does not take, and micro-batches too small for its layers."""
     shape = tuple(train.images.shape[1:])
     method.eval()
     try:
@@ -146,6 +147,13 @@ def _passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.devic
         why = str(error).split("\n")[0]
         raise SettingsError(f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of the recipe or of Backbone(...).") from error
     method.train()
+    if recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views == 1:  # batch normalisation has no variance of one value
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                trial = copy.deepcopy(method)
+                trial.project(trial.encode(torch.zeros(1, *shape, device=device)))
+        except ValueError as error:
+            raise SettingsError(f"A micro-batch is one view (batch = {recipe.batch}, accumulate = {recipe.accumulate}): {error}.") from error
 
 
 class _Loop:
@@ -191,6 +199,8 @@ class _Loop:
             for name, values in progress.get("totals", {}).items():
                 own = values[ranks.rank()] if len(values) == ranks.size() else sum(values) / len(values)
                 self.totals[name] = torch.tensor(own, device=self.device, dtype=torch.float64)
+        elif self.recipe.start:
+            self.save()  # the other run may go on before this one's first checkpoint: its weights of now are this run's
         forward: Any = self.method
         if ranks.size() > 1:
             outside_ddp(self.method)
@@ -221,6 +231,8 @@ class _Loop:
                     raise watch.Stopped(f"Stopped after step {self.step} of {self.steps}, which is kept in {self.save()}.")
             rate = progress_bar.rate()
         self.write_rows()
+        if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):  # since the last step
+            raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
         self.method.eval()
         return Fitted(self.method, self.rows, self.folder, rate)
 
@@ -256,28 +268,29 @@ class _Loop:
 
     def one_step(self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int) -> dict[str, Tensor]:
         """Step the optimizers on the next images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
-        recipe, dtype, n_views = self.recipe, PRECISIONS[self.recipe.precision], self.method.n_views
+        recipe, dtype = self.recipe, PRECISIONS[self.recipe.precision]
         factor = self.schedule(self.step, self.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())  # for stochastic layers
-        said: dict[str, Tensor] = {}
+        said, losses = dict[str, Tensor](), list[tuple[Tensor, Tensor]]()
         with self.window() as adds_up:
             for number in range(recipe.accumulate):
                 own, images = self.read(parts)
                 labels = self.train.labels[own.to(self.device)]
-                views = self.augmentation.views(images, index=own, n_views=n_views, seed=recipe.seed, first_view=n_views * epoch)
+                views = self.views(images, own, epoch)
                 wait = number < recipe.accumulate - 1 and isinstance(forward, DistributedDataParallel)
                 with forward.no_sync() if wait else contextlib.nullcontext():
                     with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                         out = forward(views, labels)
                         out = {name: value if adds_up and name == "loss" else value / recipe.accumulate for name, value in out.items()}
                     out["loss"].backward()
+                losses.append((own, out["loss"].detach()))
                 for name, value in out.items():
                     said[name] = value.detach().double() + said.get(name, 0.0)
-        self.agree(said["loss"], views, own)
+        self.agree(losses, epoch)
         if recipe.clip:
             self.clip(recipe.clip)
         for optimizer in self.optimizers:
@@ -296,11 +309,20 @@ class _Loop:
             norm = (norm.square() + ranks.total(sum(squares, norm.new_zeros(())))).sqrt()
         torch.nn.utils.clip_grads_with_norm_(dense, most, norm)
 
-    def agree(self, loss: Tensor, views: Tensor, rows: Tensor) -> None:
-        """Stop on every rank when a number of any rank is not finite, or one was told to end; the optimizers have not moved then."""
-        faulty, stop = watch.agreed(loss, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal)
+    def views(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
+        """The views of these images in an epoch, the same whenever they are drawn."""
+        n = self.method.n_views
+        return self.augmentation.views(images, index=rows, n_views=n, seed=self.recipe.seed, first_view=n * epoch)
+
+    def agree(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> None:
+        """Stop on every rank when a number of any rank is not finite, or one was told to end; the optimizers have not moved then.
+
+        losses: the rows of each micro-batch, and its part of the loss.
+        """
+        total = torch.stack([loss.float() for _, loss in losses]).sum()
+        faulty, stop = watch.agreed(total, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal)
         if any(faulty):
-            own = watch.diagnosis(self.method, views, rows, loss) if faulty[ranks.rank()] else (0, "")
+            own = self.diagnosis(losses, epoch) if faulty[ranks.rank()] else (0, "")
             found = [(*ranks.broadcast(own, source=number), number) for number, bad in enumerate(faulty) if bad]
             _, cause, number = min(found, key=lambda each: (each[0], each[2]))  # the rank that finds it earliest in the pass has the cause
             kept = checkpoint.latest(self.folder)
@@ -309,6 +331,12 @@ class _Loop:
                 f"{f'the last checkpoint, {kept}, is whole.' if kept else 'no checkpoint was written yet.'}"
             )
         self.stopping = stop
+
+    def diagnosis(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> tuple[int, str]:
+        """`watch.diagnosis` of the first micro-batch whose loss is not finite; if only gradients are not, which are of all, the last one's."""
+        rows, loss = next((part for part in losses if not bool(part[1].isfinite())), losses[-1])
+        views = self.views(self.train.images[rows].to(self.device), rows, epoch)
+        return watch.diagnosis(self.method, views, rows, loss)
 
     def end(self, epoch: int, board: Any, *, ended: bool) -> None:
         """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""

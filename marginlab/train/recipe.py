@@ -60,6 +60,8 @@ class Recipe:
                 raise SettingsError(f"{name} is at least {least}, not {getattr(self, name)}.")
         if self.batch % self.accumulate:
             raise SettingsError(f"A batch of {self.batch} does not fall into {self.accumulate} equal micro-batches. Change batch or accumulate.")
+        if self.batch // self.accumulate < 2:
+            raise SettingsError(f"Micro-batches have at least 2 images, not {self.batch} / {self.accumulate} = 1. Make accumulate smaller.")
         if self.precision not in PRECISIONS:
             raise SettingsError(f"There is no precision {self.precision!r}: {settings.nearest(self.precision, PRECISIONS)}")
         self.make_augmentation()

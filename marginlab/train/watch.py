@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.methods import Method
+from marginlab.signals import Terminated
 
 LOSS = "the loss, of finite embeddings"
 
 
-class Stopped(Exception):  # noqa: N818  # no error, as KeyboardInterrupt is none
+class Stopped(Terminated):
     """The signal to end came; what is to be kept has been kept."""
 
 

@@ -210,5 +210,8 @@ def test_classes_that_are_not_trained_are_a_split_of_their_own(tmp_path):
     for spec in (f"npz:{tmp_path}/without.npz", f"folder:{tmp_path}/folder/train", "digits", "shapes"):
         with pytest.raises(SettingsError, match=r"no split 'unseen'\. Such are of omniglot"):
             load(spec, "unseen")
+    for spec in (f"folder:{tmp_path}/nowhere", f"npz:{tmp_path}/nowhere.npz"):
+        with pytest.raises(FileNotFoundError, match="there is no f"):
+            load(spec, "unseen")
     with pytest.raises(SettingsError, match="There is no split 'uunseen'"):
         load("digits", "uunseen")

@@ -118,7 +118,7 @@ def test_a_saved_state_goes_on_and_a_closure_is_called():
 
 @pytest.mark.parametrize("text", ["LARS(lr=0)", "LARS(momentum=1.0)", "LARS(weight_decay=-1)", "LARS(trust=0)"])
 def test_values_of_lars_that_cannot_be_are_refused(text):
-    with pytest.raises(settings.SettingsError, match=r"wants lr > 0, momentum in \[0, 1\)"):
+    with pytest.raises(settings.SettingsError, match=r"wants a finite lr > 0, momentum in \[0, 1\)"):
         settings.call(text, optim)
 
 

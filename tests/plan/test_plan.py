@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from measured_step import payloads_of_a_step, peak_of, peak_of_a_rank, train
 from timm import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from marginlab.kernels.tiles import Columns, Terms
+from marginlab.losses import PartialFC
 from marginlab.losses.sampling import sample
 from marginlab.plan import Setup, calibrate, fits, largest, memory, peak, published, seconds, traffic, work
 from marginlab.plan.__main__ import main
@@ -86,13 +87,15 @@ def test_a_ring_sends_what_is_said():
 
 
 @given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**31))
+@example(100, 1, 1, 0.29, 0)  # 0.29 * 100 falls short of 29
 def test_a_rank_holds_and_samples_no_more_than_planned(C, batch, ranks, rate, seed):
     """Against the shards of torch.chunk and real samples; the plan is of distinct labels, 4 standard deviations from the mean."""
     setup = Setup(classes=C, batch=batch, ranks=ranks, sample_rate=rate)
     shards = torch.arange(C).chunk(ranks)
     assert setup.held_classes == len(shards[0])
     labels = torch.randperm(C, generator=torch.Generator().manual_seed(seed))[: setup.rows]
-    classes = sample(labels, C, math.floor(rate * C), seed=seed, step=0).classes
+    size = PartialFC(C, 2, sample_rate=rate).size
+    classes = sample(labels, C, size, seed=seed, step=0).classes
     assert setup.drawn == len(classes)
     mine = int((classes < len(shards[0])).sum())
     assert mine <= setup.sampled <= min(len(classes), len(shards[0]))

@@ -40,6 +40,8 @@ def run(cell):
         time.sleep(0.02)
     if cell["i"] == cell.settings.fails and (cell.home / "broken").exists():
         raise RuntimeError("the fake cell is broken")
+    if (cell.home / "stop").exists():
+        raise __import__("marginlab.train.watch").train.watch.Stopped("its step is kept")
     time.sleep(cell.settings.pause)
     cell.record("third", cell["i"] / 3 + cell.once("shared", shared, 10, str(cell.home))["base"], low=0.0, n=cell["i"])
     cell.record("loss", float("nan"), epoch=1)
@@ -170,6 +172,17 @@ def test_an_interrupted_run_says_how_to_go_on(study, number, status):
     again = shlex.split(line.split("go on with: ")[1])
     assert subprocess.run(again, env=ENVIRONMENT, check=False, capture_output=True, timeout=60).returncode == 0
     assert notes(study).count("end 0") == 1
+
+
+def test_a_training_that_is_stopped_stops_the_grid(study, capsys):
+    """`fit` keeps its step at SIGTERM and then raises; the cell has not failed, and the next one does not begin."""
+    (study.parent / "stop").touch()
+    assert main([str(study)]) == 143
+    assert "Interrupted: 0 of 4 cells are finished" in capsys.readouterr().err
+    assert notes(study) == ["begin 0"]
+    assert not any(cell.failure_file.exists() for cell in open_run(run_folder()).cells)
+    (study.parent / "stop").unlink()
+    assert main([str(study)]) == 0
 
 
 def test_a_failed_cell_is_reported_and_tried_again(study, capsys):

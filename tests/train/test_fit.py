@@ -21,6 +21,7 @@ from marginlab.methods import MarginClassifier
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
 from marginlab.train.checkpoint import latest, restore, start
+from marginlab.train.fit import _Loop
 
 SMALL = Recipe(
     images=96, augmentation="Augmentation('ade')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
@@ -199,11 +200,27 @@ def test_what_cannot_be_trained_is_refused_before_any_work(tmp_path, changes, er
     assert not (tmp_path / "run").exists()
 
 
+def refused(group, rank, recipe, folder):
+    try:
+        fit(recipe, folder, say=quiet)
+    except SettingsError as error:
+        return str(error)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_view_for_each_rank_is_too_few_for_batch_normalisation(pool, tmp_path):
+    small = replace(SMALL, method="MarginClassifier(dim=8)", batch=4, images=8)
+    for said in pool.run(4, refused, replace(small, image_size=8), tmp_path / "run"):  # the last maps are single pixels
+        assert "A micro-batch is one view (batch = 4, accumulate = 1): Expected more than 1 value per channel" in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"epochs": 0}, "epochs is at least 1, not 0"),
         ({"batch": 10, "accumulate": 3}, "does not fall into 3 equal micro-batches"),
+        ({"batch": 10, "accumulate": 10}, "have at least 2 images, not 10 / 10 = 1"),
         ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"augmentation": "Augmentation('az')"}, "z"),
         ({"augmentation": "HorizontalFlip()"}, "one operation"),
@@ -379,6 +396,22 @@ def test_a_run_starts_from_another_with_more_classes_and_the_old_centers_kept(tm
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
         fit(replace(more, start=str(tmp_path / "none")), tmp_path / "other", WATCH, say=quiet)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_keeps_the_weights_that_it_started_from(tmp_path, monkeypatch):
+    """Killed before its first checkpoint it goes on from them, though the other run has gone on meanwhile."""
+    margin = replace(SMALL, method="MarginClassifier(dim=8, sample_rate=0.5)", epochs=1, batch=48)
+    first = fit(margin, tmp_path / "first", WATCH, say=quiet)
+    more = replace(margin, start=str(first.folder), epochs=2)
+    whole = fit(more, tmp_path / "whole", WATCH, say=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "one_step", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(more, tmp_path / "killed", WATCH, say=quiet)
+    shutil.rmtree(first.folder)
+    again = fit(more, tmp_path / "killed", WATCH, say=quiet)
+    assert torch.equal(weights(again.method), weights(whole.method))
+    assert repr(again.rows) == repr(whole.rows)
 
 
 def started(group, rank, recipe, folder):

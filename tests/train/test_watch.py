@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from marginlab import ranks, settings
+from marginlab.augment import Augmentation
 from marginlab.methods import Method
 from marginlab.train import Monitor, Recipe, checkpoint, fit
 from marginlab.train.watch import Signal, Stopped, agreed, diagnosis
@@ -64,6 +66,56 @@ def test_the_layer_the_images_and_the_step_are_named(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match=words):
         fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
     assert checkpoint.latest(tmp_path / "run") is None
+
+
+def test_the_micro_batch_that_broke_is_named(tmp_path, monkeypatch):
+    two = replace(RECIPE, method="SimCLR(hidden=16, dim=16)", accumulate=2)
+    monkeypatch.setattr(Monitor, "__call__", lambda self, *arguments, **keywords: [])
+    bad, views = [], Augmentation.views
+
+    def broken(self, images, *, index, **keywords):
+        made = views(self, images, index=index, **keywords)
+        bad.extend(index.tolist() if not bad else [])  # of the first micro-batch of the first step
+        return made.index_fill(0, torch.tensor([0]), torch.nan) if index.tolist() == bad[:8] else made
+
+    monkeypatch.setattr(Augmentation, "views", broken)
+    with pytest.raises(FloatingPointError, match=r"Step 0 of 12, rank 0: .* in the views themselves; the batch is images ") as error:
+        fit(two, tmp_path / "run", WATCH, say=quiet)
+    assert f"images {', '.join(map(str, bad))}." in str(error.value)
+
+
+def test_sigterm_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
+    """As in a study, whose next training would begin."""
+    save = checkpoint.save
+    one = replace(RECIPE, epochs=1)
+
+    def told(folder, recipe, method, optimizers, step, progress):
+        place = save(folder, recipe, method, optimizers, step, progress)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return place
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", told)
+        with pytest.raises(Stopped, match="Stopped after the last step"):
+            fit(one, tmp_path / "run", WATCH, say=quiet)
+    assert len(fit(one, tmp_path / "run", WATCH, say=quiet).rows) > 0
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(tmp_path, monkeypatch):
+    """torch collects it with the errors of ranks, or says an error of its own that follows from it."""
+
+    def interrupted(*arguments, **keywords):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            try:
+                raise RuntimeError("unexpected pos")
+            except RuntimeError as error:
+                raise CheckpointException("save", {0: _wrap_exception(error)}) from None
+
+    monkeypatch.setattr(checkpoint, "save_state", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
 
 
 def test_views_gradients_and_the_loss_are_told_apart():
