@@ -62,9 +62,9 @@ class AugmentationGraph:
         if a.ndim != 2 or 0 in a.shape:
             raise ValueError(f"draws hold A(x | image) in the shape (N, X), not {tuple(a.shape)}.")
         w = self.weights
-        if w is not None and (w.shape != (len(a),) or bool((w < 0).any()) or abs(float(w.sum()) - 1) > 1e-6):
+        if w is not None and (w.shape != (len(a),) or not bool((w >= 0).all()) or not abs(float(w.sum()) - 1) <= 1e-6):
             raise ValueError(f"{len(a)} images have as many probabilities, not negative, that sum to 1, not {w.tolist()}.")
-        if not bool((a >= 0).all()) or float((a.sum(1) - 1).abs().max()) > 1e-6:
+        if not bool((a >= 0).all()) or not float((a.sum(1) - 1).abs().max()) <= 1e-6:
             raise ValueError(f"Each row of draws {tuple(a.shape)} is a distribution over the views, not one that sums to {a.sum(1).tolist()}.")
         if not bool((self.mass > 0).all()):
             raise ValueError(f"Views {(self.mass <= 0).nonzero()[:, 0].tolist()} are drawn of no image: leave these columns out.")
@@ -94,10 +94,19 @@ class AugmentationGraph:
         return cls(draws)
 
     @cached_property
+    def conditional(self) -> Float[Tensor, "N X"]:
+        """P[view | image] in float64: rows that were written in float32 sum to 1 to its digits only, which would pass for an eigenvalue."""
+        a = self.draws.detach().double()
+        return a / a.sum(1, keepdim=True)
+
+    @cached_property
     def joint(self) -> Float[Tensor, "N X"]:
         """P[image, view]."""
-        a = self.draws.detach().double()
-        return a / len(a) if self.weights is None else a * self.weights.detach().double()[:, None]
+        a = self.conditional
+        if self.weights is None:
+            return a / len(a)
+        w = self.weights.detach().double()
+        return a * (w / w.sum())[:, None]
 
     @cached_property
     def mass(self) -> Float[Tensor, " X"]:
@@ -107,7 +116,7 @@ class AugmentationGraph:
     @cached_property
     def adjacency(self) -> Float[Tensor, "X X"]:
         """w_xx', the probability that x and x' are the two views of one image."""
-        return self.joint.T @ self.draws.detach().double()
+        return self.joint.T @ self.conditional
 
     @cached_property
     def normalized(self) -> Float[Tensor, "X X"]:
@@ -117,7 +126,9 @@ class AugmentationGraph:
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.normalized)
-        return (1 - values.flip(0)).clamp(min=0), vectors.flip(1)
+        eigenvalues = (1 - values.flip(0)).clamp(min=0)
+        eigenvalues[: self.components] = 0  # as many as that, and rounding does not say how many
+        return eigenvalues, vectors.flip(1)
 
     @property
     def eigenvalues(self) -> Float[Tensor, " X"]:

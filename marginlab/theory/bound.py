@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SLACK = 1e-12
-ROUNDING = 1e-9  # of both sides of an inequality, relative
+ROUNDING = 1e-9  # between the sides of an inequality, of the left one, or of 1 where that is less
+LOST = 64 * torch.finfo(torch.float64).eps  # of the terms of a difference, by which it is rounded to the side that is safe
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,11 @@ class Certificate:
         return found[0]
 
     def best(self, of: str = SAMPLED) -> Form:
-        """The form that certifies the least error, of these images and views or of `new images`."""
-        return min((form for form in self.forms if form.of == of), key=lambda form: form.value)
+        """The form that certifies the least error, of these images and views or of `new images`; ValueError where there is no form of such."""
+        forms = [form for form in self.forms if form.of == of]
+        if not forms:
+            raise ValueError(f"There is no form of {of!r} here, but of {sorted({form.of for form in self.forms})}: certify(new=...) has one.")
+        return min(forms, key=lambda form: form.value)
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each form."""

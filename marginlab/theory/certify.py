@@ -85,7 +85,7 @@ def certify(
 
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
-    if new is not None and not isinstance(new, tuple):
+    if new is not None and not isinstance(new, tuple | list):
         aside = put_aside(y, new, seed)
         new = f[aside], labels[aside]
         f, y, pixels = f[~aside], y[~aside], None if pixels is None else pixels[~aside]
@@ -158,6 +158,8 @@ def _checked(
     confidence: float,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     f = unit(features, "Features")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"Labels are integers, not {labels.dtype}.")
     if labels.shape != (len(f),):
         raise ValueError(f"Labels are one for each of {len(f)} images, not {tuple(labels.shape)}.")
     names, y = labels.unique(return_inverse=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marginlab.theory.bound import Bound
+from marginlab.theory.bound import LOST, Bound
 from marginlab.theory.inputs import gram_matrix, of_each_class, priors
 
 
@@ -23,13 +23,14 @@ def companion(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], within: Flo
     ------
     ValueError: a quantity that cannot be what it is named.
 
-    >>> companion(p=torch.tensor([0.5, 0.5]), gram=torch.eye(2), within=torch.tensor([0.125, 0.0])).right
+    >>> round(companion(p=torch.tensor([0.5, 0.5]), gram=torch.eye(2), within=torch.tensor([0.125, 0.0])).right, 9)
     0.125
 
     """
     p = priors(p)
     gram = gram_matrix(gram, len(p))
     lengths = gram.diagonal()
-    nearest = (lengths[:, None] + lengths - 2 * gram).clamp(min=0).fill_diagonal_(math.inf).amin(1)
+    both = lengths[:, None] + lengths
+    nearest = (both - 2 * gram - LOST * both).clamp(min=0).fill_diagonal_(math.inf).amin(1)
     ratio = torch.where(nearest > 0, 4 * of_each_class("within", within, len(p)) / nearest, math.inf)
     return Bound("Companion, no assumptions", view_error, float(p @ ratio.clamp(max=1)), 1.0)

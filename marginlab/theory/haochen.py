@@ -81,9 +81,10 @@ def haochen(*, draws: Float[Tensor, "N X"], labels: Int[Tensor, " N"], dim: int,
 
     limit = float(eigenvalues[dim])
     premise = ""
-    if limit <= ZERO:
-        components = int((eigenvalues <= ZERO).sum())
-        premise = f"The graph of shared views falls into {components} components, more than k = {dim}: lambda_(k+1) is 0. Images must share views."
+    if graph.components > dim:
+        premise = f"The graph of shared views falls into {graph.components} components, more than k = {dim}: lambda_(k+1) is 0. Share views."
+    elif limit <= ZERO:
+        premise = f"lambda_(k+1) is {limit:.3g}, which float64 cannot tell from 0: the images share views too rarely."
     below = limit - X * torch.finfo(torch.float64).eps  # an eigenvalue is known to that; the bound is rounded up
     right = 2 * phi / below if not premise else math.inf
     return HaoChen(

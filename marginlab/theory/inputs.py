@@ -16,14 +16,17 @@ def priors(p: Tensor) -> Tensor:
     return wide / wide.sum()
 
 
-def gram_matrix(gram: Tensor, classes: int) -> Tensor:
-    """Inner products of class centers (C, C) as float64; refuse another shape, values not finite, or a matrix that is not symmetric."""
+def gram_matrix(gram: Tensor, classes: int, r: float = math.inf) -> Tensor:
+    """Inner products of class centers (C, C) as float64; refuse another shape, values not finite, no symmetry, or centers longer than r."""
     wide = gram.detach().double()
     if wide.shape != (classes, classes) or not bool(wide.isfinite().all()):
         raise ValueError(f"Inner products of {classes} class centers are finite and ({classes}, {classes}), not {tuple(gram.shape)} or not finite.")
     scale = float(wide.abs().max())
     if float((wide - wide.T).abs().max()) > 1e-6 * max(scale, 1e-300) or float(wide.diagonal().min()) < -1e-6 * scale:
         raise ValueError(f"Inner products of class centers are symmetric with squared lengths on the diagonal, not {wide.tolist()}.")
+    if float(wide.diagonal().max()) > r**2 * (1 + 1e-6):
+        longest = math.sqrt(float(wide.diagonal().max()))
+        raise ValueError(f"Centers of features of length {r:g} are no longer than these, not {longest:.6g} long: is r right?")
     return wide
 
 

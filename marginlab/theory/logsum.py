@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FARTHEST = 600.0  # in float64 e^709 is the largest power
 STEP = 0.2
 LEFT = -19.0  # e^{2 * -19} = 3e-17
 
@@ -36,7 +37,9 @@ def expected_log_sum(log_a: Float[Tensor, " R"], log_x: Float[Tensor, "R J"], we
         return torch.logaddexp(log_a[:, None], log_x) @ weights
     mean = torch.logaddexp(log_a, torch.logsumexp(log_x + weights.log(), 1) + math.log(terms))
     a, x = (log_a - mean).exp(), (log_x - mean[:, None]).exp()
-    least = (a + terms * x.amin(1)).log().min()  # exp(-z t) dies only beyond t = 1/z
+    least = torch.logaddexp(log_a - mean, log_x.amin(1) - mean + math.log(terms)).min()  # exp(-z t) dies only beyond t = 1/z
+    if not -float(least) < FARTHEST:
+        raise ValueError(f"The sums lie within a factor of e^{-float(least):.0f} of their mean, beyond e^{FARTHEST:.0f}: take a higher temperature.")
     s = torch.arange(LEFT, float(-least) + 4.0, STEP, dtype=a.dtype, device=a.device)
     total = torch.zeros_like(a)
     for t in s.exp():

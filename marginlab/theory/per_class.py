@@ -56,7 +56,7 @@ def per_class(
     """
     p = priors(p)
     positive(r=r)
-    gram = gram_matrix(gram, len(p)) / r**2
+    gram = gram_matrix(gram, len(p), r) / r**2
     q = fractions("q", q, len(p))
     t = (of_each_class("stretch", stretch, len(p)) + 2 * of_each_class("epsilon", epsilon, len(p))) / r
     radius = center_radius(q, t, gram.diagonal().clamp(min=0))

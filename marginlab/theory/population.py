@@ -19,6 +19,7 @@ from torch import Tensor
 
 from marginlab.kernels import BUDGET
 from marginlab.measures.alignment import alignment
+from marginlab.theory.inputs import positive
 from marginlab.theory.logsum import expected_log_sum
 
 
@@ -45,12 +46,14 @@ class Population:
         f, labels = self.features, self.labels
         if f.ndim != 3 or labels.shape != (len(f),) or min(f.shape) == 0 or not bool(f.isfinite().all()):
             raise ValueError(f"A population has finite features (N, V, D) and labels (N,), not {tuple(f.shape)} and {tuple(labels.shape)}.")
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"Labels are integers, not {labels.dtype}.")
         if sorted(labels.unique().tolist()) != list(range(int(labels.max()) + 1)):
             raise ValueError(f"Labels run over 0..C-1 without a gap, not {labels.unique().tolist()}: take labels.unique(return_inverse=True)[1].")
         if self.weights is None:
             return
         w = self.weights
-        if w.shape != labels.shape or bool((w < 0).any()) or abs(float(w.sum()) - 1) > 1e-6 or float(self.p.min()) <= 0:
+        if w.shape != labels.shape or not bool((w >= 0).all()) or not abs(float(w.sum()) - 1) <= 1e-6 or float(self.p.min()) <= 0:
             raise ValueError(f"Probabilities of {len(f)} images are not negative, sum to 1 and leave no class empty, not {w.tolist()}.")
 
     @cached_property
@@ -177,6 +180,7 @@ class Population:
 
         The negatives are views of images drawn independently of x, x itself included (Huang et al. 2023, section 4.1, has T = 1 and M = 1).
         """
+        positive(temperature=temperature)
         N, V, _ = self.f.shape
         views, atoms = self.f.flatten(0, 1), (self.w / V).repeat_interleave(V)
         first = second = 0.0

@@ -68,6 +68,6 @@ def saunshi(*, p: Float[Tensor, " C"], L_un: float, L_equal: float, positives: P
         )
     return Saunshi(
         tau,
-        Bound("Saunshi, measured collisions", L_sup, (L_un - tau * L_equal) / (1 - tau), 1.0),
-        Bound("Saunshi, printed", L_sup, (L_un - tau) / (1 - tau), 1.0),
+        Bound("Saunshi, measured collisions", L_sup, max(L_un - tau * L_equal, 0.0) / (1 - tau), 1.0),
+        Bound("Saunshi, printed", L_sup, max(L_un - tau, 0.0) / (1 - tau), 1.0),
     )

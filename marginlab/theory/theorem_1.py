@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marginlab.theory.bound import SLACK, Bound
+from marginlab.theory.bound import LOST, SLACK, Bound
 from marginlab.theory.inputs import fraction, gram_matrix, not_negative, positive, priors
 
 
@@ -76,8 +76,8 @@ def theorem_1(
 
     """
     p = priors(p)
-    gram = gram_matrix(gram, len(p)) / r**2
     positive(r=r)
+    gram = gram_matrix(gram, len(p), r) / r**2
     not_negative(epsilon=epsilon, stretch=stretch)
     t = (stretch + 2 * epsilon) / r
     a = fraction("R_epsilon", R_epsilon) / p
@@ -116,11 +116,11 @@ def center_radius(q: Float[Tensor, " C"], t: Float[Tensor, " C"], lengths: Float
     """D_l, in units of r: how far from its center a good point can lie, given ||mu_l||^2 / r^2 too. At most rho2 (docs/derivations.md, 2.3).
 
     >>> one = torch.ones(1)
-    >>> center_radius(one / 2, one * 0, one), rho_2(one / 2, one * 0)       # a center of full length is where all features are
+    >>> center_radius(one / 2, one * 0, one).round(decimals=6), rho_2(one / 2, one * 0)       # a center of full length is where all features are
     (tensor([0.]), tensor([1.]))
     """
-    reach = (1 - q) + q * t.clamp(max=2)  # || mu_l - q f(x) || <= r (1 - q + q t)
-    squared = ((1 - q) * (q - lengths) + reach.square()) / q.clamp(min=1e-9)
+    t = t.clamp(max=2)  # || mu_l - q f(x) || <= r (1 - q + q t); its square is written without a difference of close numbers, over q
+    squared = (1 - q) * ((1 - lengths).clamp(min=0) + LOST) / q.clamp(min=1e-9) + 2 * (1 - q) * t + q * t.square()
     return torch.minimum(rho_2(q, t), torch.where(q > 0, squared.clamp(min=0).sqrt(), 2.0))
 
 

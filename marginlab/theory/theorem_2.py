@@ -56,9 +56,9 @@ def theorem_2(*, L_align: float, epsilon: float, n: int, m: int, L: float, M: fl
     factor = eta(epsilon, n=n, m=m, L=L, M=M)
     c = 2 * math.sqrt(n) * L * M
     h = _side(n / (n + 1), epsilon, c, n, m)
-    linear = 4 * max(h ** (-2 * n), m**2) / (epsilon - c * h) ** 2
+    linear = 4 * max(_power(h, -2 * n), m**2) / (epsilon - c * h) ** 2
     h = _side(n / (n + 2), epsilon, c, n, m)
-    variance = 2 * max(h**-n, m) / (epsilon - c * h) ** 2
+    variance = 2 * max(_power(h, -n), m) / (epsilon - c * h) ** 2
     return _forms(R_epsilon, L_align, factor, linear, variance)
 
 
@@ -87,7 +87,15 @@ def eta(epsilon: float, *, n: int, m: int, L: float, M: float) -> float:
         raise ValueError(f"There is at least one discrete transformation, the identity, not {m}.")
     c = 2 * math.sqrt(n) * L * M
     h = _side(2 * n / (2 * n + 1), epsilon, c, n, m)
-    return 4 * max(h ** (-2 * n), m**2) / (epsilon - c * h)
+    return 4 * max(_power(h, -2 * n), m**2) / (epsilon - c * h)
+
+
+def _power(x: float, exponent: float) -> float:
+    """x^exponent, infinite beyond float64: a bound in many dimensions says nothing, and says so."""
+    try:
+        return math.pow(x, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _side(share: float, epsilon: float, c: float, n: int, m: int) -> float:
@@ -102,7 +110,7 @@ def _forms(R_epsilon: float, L_align: float, factor: float, linear: float, varia
         fraction("R_epsilon", R_epsilon)
     return Theorem2(
         factor,
-        Bound("Theorem 2, printed", R_epsilon, factor * math.sqrt(L_align), 1.0),
-        Bound("Theorem 2, linear", R_epsilon, linear * L_align, 1.0),
-        Bound("Theorem 2, variance form", R_epsilon, variance * L_align, 1.0),
+        Bound("Theorem 2, printed", R_epsilon, factor * math.sqrt(L_align) if L_align else 0.0, 1.0),
+        Bound("Theorem 2, linear", R_epsilon, linear * L_align if L_align else 0.0, 1.0),
+        Bound("Theorem 2, variance form", R_epsilon, variance * L_align if L_align else 0.0, 1.0),
     )

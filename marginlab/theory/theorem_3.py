@@ -56,7 +56,9 @@ def theorem_3_printed(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2
 
     """
     p = priors(p)
-    gram = gram_matrix(gram, len(p))
+    gram = gram_matrix(gram, len(p), 1.0)
+    if not math.log(2) - 1e-6 <= L_2 < math.inf:
+        raise ValueError(f"L_2 of features of length 1 at T = 1 is finite and at least log 2, not {L_2}.")
     if not 0 <= epsilon <= LARGEST_EPSILON:
         raise ValueError(f"Theorem 3 drops terms that are positive for epsilon from 0 to {LARGEST_EPSILON:.4f}, not {epsilon}.")
     exponent = (L_2 + tau(R_epsilon, epsilon)) / (p[:, None] * p)
@@ -107,8 +109,10 @@ def theorem_3(
 
     """
     p = priors(p)
-    gram = gram_matrix(gram, len(p))
+    gram = gram_matrix(gram, len(p), 1.0)
     positive(temperature=temperature)
+    if not math.isfinite(L_2):
+        raise ValueError(f"L_2 is finite, not {L_2}.")
     a = (1 - of_each_class("A", A, len(p)) / 2) / temperature
     if not bool((a >= -1e-9).all()):
         raise ValueError(f"A_k is at most 2 for features of length 1 (1 - A_k / 2 = E ||nu||^2), not {A.tolist()}: normalize the features.")
@@ -125,18 +129,24 @@ def theorem_3(
             PairBound(f"{name}: pairs", off_diagonal(gram), nothing, 1.0, more),
             Bound(f"{name}: average", mean, math.inf, 1.0, more),
         )
-    L_2 += DIGITS * max(1.0, abs(L_2))
     weight = p[:, None] * p
     lengths = gram.diagonal().clamp(min=0)
     alike = float((p.square() * torch.logaddexp(a, lengths / temperature)).sum())
     floor = -(lengths[:, None] * lengths).sqrt() / temperature
     least = off_diagonal(weight * torch.logaddexp(a[:, None].expand_as(floor), floor)).nan_to_num(nan=0.0)
+    if alike + float(least.sum()) > L_2 + 1e-6 * max(1.0, abs(L_2)):
+        raise ValueError(
+            f"No encoder has L_2 = {L_2:.6g} with centers of these lengths: it is at least {alike + float(least.sum()):.6g}. "
+            "Take all of them from the same features of length 1, and of an estimate its upper limit."
+        )
+    L_2 += DIGITS * max(1.0, abs(L_2))
     others = least.sum() - least - least.T  # all ordered pairs but (k, l) and (l, k)
-    pairs = off_diagonal(temperature * _solved(a[:, None], a, (L_2 - alike - others) / weight))
+    pairs = off_diagonal(temperature * _solved(a[:, None], a, (L_2 - alike - others) / weight).maximum(floor))
     across = weight.sum(1) - p.square()  # p_k (1 - p_k)
     average = (L_2 - alike) / float(across.sum())
     typical = (across @ a) / across.sum()
-    right = temperature * float(_solved(typical, typical, torch.full_like(typical, 2 * average)))
+    lowest = (off_diagonal(floor) * weight).nansum() / across.sum()
+    right = temperature * float(_solved(typical, typical, torch.full_like(typical, 2 * average)).maximum(lowest))
     return Theorem3(jensen, PairBound(f"{name}: pairs", off_diagonal(gram), pairs, 1.0), Bound(f"{name}: average", mean, right, 1.0))
 
 

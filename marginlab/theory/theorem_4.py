@@ -16,17 +16,14 @@ sqrt tau')^2 >= d - C always, so decorrelation and class collapse exclude each o
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marginlab.theory.bound import Bound, PairBound, off_diagonal
+from marginlab.theory.bound import LOST, Bound, PairBound, off_diagonal
 from marginlab.theory.inputs import fraction, gram_matrix, not_negative, positive, priors
 from marginlab.theory.population import Population
 
 NORMAL = 1e-6  # a deviation that float32 features cannot tell from none
-# the radicands are differences: the bound is rounded up by what they can lose of their terms, or it says 0 of centers that are 1e-7 off orthogonal
-LOST = 64 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class Theorem4:
 def normalisation(population: Population) -> Normalisation:
     """The deviations of a population's features from E f_i = 0, E f_i^2 = 1 and ||f|| = sqrt d.
 
+    >>> import torch
     >>> f = torch.tensor([[[1.0, 1.0]], [[-1.0, -1.0]]])
     >>> normalisation(Population(f, torch.tensor([0, 1])))
     Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
@@ -77,7 +75,7 @@ def lemma_4_1(*, L_1: float, dim: int, deviation: Normalisation, L_align: float 
     ValueError: a quantity that cannot be what it is named.
 
     >>> normal = Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
-    >>> [bound.right for bound in lemma_4_1(L_1=0.5, dim=2, deviation=normal)]
+    >>> [round(bound.right, 9) for bound in lemma_4_1(L_1=0.5, dim=2, deviation=normal)]
     [2.0, 2.0]
 
     """
@@ -85,7 +83,7 @@ def lemma_4_1(*, L_1: float, dim: int, deviation: Normalisation, L_align: float 
     not_negative(L_1=L_1)
     right, trivial = 2 * math.sqrt(dim * L_1), 2 * (dim + deviation.excess)
     premise = f"E f_i^2 is not 1 but up to {deviation.square:.3g} off: standardise each coordinate." if deviation.square > NORMAL else ""
-    corrected = right + 2 * deviation.excess
+    corrected = right + 2 * deviation.excess + LOST * (right + 2 * dim + 2 * abs(deviation.excess))  # the first two may cancel
     return Bound("Lemma 4.1, printed", L_align, right, trivial, premise), Bound("Lemma 4.1, any scale", L_align, corrected, trivial)
 
 
@@ -105,6 +103,7 @@ def theorem_4(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2: float,
     ------
     ValueError: a quantity that cannot be what it is named, or L_2 and tau' that no encoder has.
 
+    >>> import torch
     >>> axes = torch.eye(2) * 2.0                                   # two classes collapsed onto the axes, at length sqrt 2
     >>> theorem = theorem_4(p=torch.tensor([0.5, 0.5]), gram=axes, L_2=0.0, tau=0.0, dim=2, r=2**0.5)
     >>> bool(theorem.printed.right[0, 1] < 1e-6), bool(theorem.refined.right[0, 1] < 1e-6)
@@ -113,8 +112,8 @@ def theorem_4(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2: float,
     """
     p = priors(p)
     C = len(p)
-    gram = gram_matrix(gram, C)
     positive(dim=dim, r=r)
+    gram = gram_matrix(gram, C, r)
     not_negative(L_2=L_2, tau=tau)
     weight = p[:, None] * p
     both = (math.sqrt(L_2) + math.sqrt(tau)) ** 2
@@ -124,6 +123,7 @@ def theorem_4(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2: float,
             f"No encoder has L_2 = {L_2:.4g} and tau' = {tau:.4g} in {dim} dimensions with these {C} centers: "
             f"(sqrt L_2 + sqrt tau')^2 is at least {dim - C + lengths:.4g}. Take all of them from the same features, not from estimates of each."
         )
+    # the radicands are differences, and else say 0 of centers that are 1e-6 off orthogonal
     printed = (2 / weight * (max(L_2 + tau - (dim - C) / 2, 0.0) + LOST * (L_2 + tau + dim + C))).sqrt()
     refined = ((max(both - (dim - C) - lengths, 0.0) + LOST * (both + dim + C + lengths)) / (2 * weight)).sqrt()
     left = off_diagonal(gram.abs())
@@ -140,6 +140,7 @@ def closed_tau(*, p: Float[Tensor, " C"], sigma: float, R_epsilon: float, epsilo
     sqrt tau' <= tr Sigma_W <= sum_k p_k V_k, and V_k <= r^2 min{ 1, q^2 t^2 / 2 + 2 (1 - q^2) }, since V_k is half the mean squared distance of two
     independent features of the class, which are at most r t apart if both are good and 2r otherwise. Raises ValueError as `theorem_1`.
 
+    >>> import torch
     >>> closed_tau(p=torch.tensor([0.5, 0.5]), sigma=1.0, R_epsilon=0.0, epsilon=0.5, stretch=0.0, r=1.0)
     0.25
     """

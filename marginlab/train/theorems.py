@@ -63,6 +63,7 @@ def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space:
     ['companion/backbone', 'view_error/backbone']
     """
     labels = labels.unique(return_inverse=True)[1]  # a class without an image has no center
+    features = torch.nn.functional.normalize(features.double(), dim=-1)  # Theorem 3 counts on length 1 to all its digits
     population = Population(features, labels)
     C = len(population.p)
     spread = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)

@@ -268,6 +268,8 @@ def test_it_prints_tabulates_and_draws_itself():
         certificate.error = 0.0
     with pytest.raises(KeyError, match="is part of 3 names"):
         certificate["Theorem 1"]
+    with pytest.raises(ValueError, match="There is no form of 'old images' here"):
+        certificate.best("old images")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,7 @@ def test_it_prints_tabulates_and_draws_itself():
         ({"labels": torch.arange(59)}, "one for each of 60"),
         ({"deltas": []}, "deltas are distances, at least one"),
         ({"epsilons": [-0.5]}, "epsilons are distances"),
+        ({"labels": torch.arange(60) % 2 == 0}, "Labels are integers, not torch.bool"),
         ({"confidence": 1.0}, "confidence is between 0 and 1"),
         ({"new": (torch.rand(3, 4, 6), torch.tensor([0, 1, 9]))}, r"not also of \[9\]"),
         ({"new": 1.0}, "between 0 and 1, not at 1.0"),

@@ -133,6 +133,16 @@ def test_haochen_says_nothing_where_no_two_images_share_a_view():
     assert result.images.right == math.inf
 
 
+def test_draws_in_float32_do_not_join_what_is_apart():
+    """25 times 1/25 is 1 - 2e-8 there, which is no eigenvalue."""
+    draws = torch.block_diag(*[torch.full((1, 25), 1 / 25)] * 4)
+    for wide in (draws, draws.double()):
+        result = haochen(draws=wide, labels=torch.tensor([0, 0, 1, 1]), dim=1)
+        assert "falls into 4 components, more than k = 1" in result.images.reason
+        assert not result.views.certifies
+        assert result.eigenvalues[:4].tolist() == [0.0] * 4
+
+
 def test_haochen_certifies_where_classes_share_views(unchecked):
     leak = 0.001
     block = torch.block_diag(torch.ones(5, 4), torch.ones(5, 4)).double() + leak

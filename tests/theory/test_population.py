@@ -101,6 +101,12 @@ def test_what_is_no_population_is_refused():
         Population(f, torch.tensor([0, 2, 2]))
     with pytest.raises(ValueError, match="sum to 1"):
         Population(f, labels, torch.tensor([0.5, 0.5, 0.5]))
+    with pytest.raises(ValueError, match="sum to 1"):
+        Population(f, labels, torch.tensor([0.5, 0.5, torch.nan]))
+    with pytest.raises(ValueError, match="temperature is positive"):
+        Population(f, labels).infonce(temperature=-1.0)
+    with pytest.raises(ValueError, match="take a higher temperature"):
+        Population(torch.cat([f, -f], 1), labels).infonce(temperature=0.001, negatives=2)
     with pytest.raises(ValueError, match="no class empty"):
         Population(f, labels, torch.tensor([0.0, 0.5, 0.5]))
     with pytest.raises(ValueError, match="finite features"):

@@ -1,6 +1,7 @@
 """Lemma 3.1, Theorem 1 under its three conditions, and the corollaries: never violated on exact finite populations, and their order."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_the_companion_holds_of_every_encoder(sample):
     population = sample.population
     bound = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)
     apart = float(torch.pdist(population.centers).min())
-    assert apart < 1e-6 or bound.holds  # where two centers are one, a tie is broken by rounding
+    assert apart < 1e-12 or bound.holds  # where two centers are one, a tie is broken by rounding
 
 
 @settings(max_examples=settings().max_examples // 3)
@@ -300,6 +301,7 @@ def test_what_cannot_be_is_refused(unchecked):
         ({"epsilon": -1.0}, "epsilon is finite and not negative"),
         ({"stretch": math.inf}, "stretch is finite"),
         ({"r": 0.0}, "r is positive"),
+        ({"gram": 4 * gram}, "no longer than these, not 2 long: is r right"),
     ):
         with pytest.raises(ValueError, match=words):
             theorem_1(**sane | change)
@@ -309,3 +311,32 @@ def test_what_cannot_be_is_refused(unchecked):
         per_class(p=p, gram=gram, q=p * 3, epsilon=p, stretch=p)
     with pytest.raises(ValueError, match="delta is a distance"):
         clique_part(torch.zeros(2, 1, 1), torch.tensor([0, 0]), -1.0)
+
+
+def test_centers_that_almost_meet_leave_the_companion_safe():
+    """Their squared distance is a difference of numbers 1e14 times as large: it is rounded down."""
+    generator, seen = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        center = torch.nn.functional.normalize(torch.randn(1, 1, 3, generator=generator, dtype=torch.float64), dim=-1)
+        f = (center + 2e-8 * torch.randn(20, 1, 3, generator=generator, dtype=torch.float64)).repeat(2, 1, 1)
+        f[20:] += 1e-7 * torch.randn(1, 1, 3, generator=generator, dtype=torch.float64)
+        population = Population(torch.nn.functional.normalize(f, dim=-1), torch.arange(2).repeat_interleave(20))
+        bound = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)
+        assert bound.holds, bound
+        seen += bound.right < 1
+    assert seen > 10
+
+
+def test_a_small_share_of_good_points_does_not_pass_by_rounding():
+    """(T') at q near 0: D^2 is (1 - m^2) / q, of which a difference over q lost what SLACK allows."""
+    q = torch.logspace(-6, -2, 50, dtype=torch.float64)
+    for m in (0.0, 0.3, 1.0 - 1e-9):
+        for t in (0.0, 1e-3, 0.5):
+            lengths = torch.full_like(q, m)
+            found = center_radius(q, torch.full_like(q, t), lengths)
+            exact = [
+                ((1 - Q) * (1 - M) / Q + 2 * (1 - Q) * S + Q * S * S)
+                for Q, M, S in zip(map(Fraction, q.tolist()), map(Fraction, lengths.tolist()), [Fraction(t)] * len(q), strict=True)
+            ]
+            limit = rho_2(q, torch.full_like(q, t))
+            assert all(D.item() ** 2 >= float(square) * (1 - 1e-15) or most == D for D, square, most in zip(found, exact, limit, strict=True))

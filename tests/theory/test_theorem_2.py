@@ -149,3 +149,10 @@ def test_what_cannot_be_is_refused():
         theorem_2(**sane, R_epsilon=1.5)
     with pytest.raises(ValueError, match="V is positive"):
         theorem_2_discrete(L_align=0.1, epsilon=0.5, V=0)
+
+
+def test_many_dimensions_say_nothing_and_say_so():
+    theorem = theorem_2(L_align=1e-4, epsilon=0.5, n=64, m=1, L=10.0, M=10.0)
+    assert theorem.printed.right == math.inf
+    assert not theorem.variance.certifies
+    assert theorem_2(L_align=0.0, epsilon=0.5, n=64, m=1, L=10.0, M=10.0).printed.right == 0.0

@@ -128,5 +128,12 @@ def test_what_cannot_be_is_refused():
         theorem_3(p=p, gram=gram, A=torch.tensor([0.0, 2.5]), L_2=1.0)
     with pytest.raises(ValueError, match="temperature is positive"):
         theorem_3(p=p, gram=gram, A=torch.zeros(2), L_2=1.0, temperature=0.0)
+    for L_2, words in ((math.nan, "finite"), (0.0, "No encoder has L_2 = 0 with centers of these lengths"), (0.5, "it is at least")):
+        with pytest.raises(ValueError, match=words):
+            theorem_3(p=p, gram=gram, A=torch.zeros(2), L_2=L_2)
+        with pytest.raises(ValueError, match="at least log 2"):
+            theorem_3_printed(p=p, gram=gram, L_2=L_2, R_epsilon=0.0, epsilon=0.0)
+    with pytest.raises(ValueError, match="no longer than these, not 3 long"):
+        theorem_3(p=p, gram=9 * gram, A=torch.zeros(2), L_2=1.0)
     with pytest.raises(ValueError, match="unit sphere"):
         tau(0.5, 2.5)
