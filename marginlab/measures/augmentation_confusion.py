@@ -15,7 +15,7 @@ because there are more own views (of others too, but these are there without). O
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from marginlab.kernels import BUDGET, walk
@@ -127,11 +127,13 @@ class AugmentationConfusion(Measure):
         self.add_state("seen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
-    def update(self, features: Float[Tensor, "N V D"]) -> None:
-        """Take V views' features of N more images."""
+    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
+        """Take V views' features of N more images; labels are not looked at (all measures may be called alike)."""
         check_features(features, fewest_views=2)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: ACR changes with V, give equally many.")
+        if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
+            raise ValueError(f"features have {features.shape[2]} dimensions, those before had {self.features[0].shape[-1]}: they are of one encoder.")
         self.views = torch.full_like(self.views, features.shape[1])
         self.seen = self.seen + len(features)
         self.features.append(features.detach().clone())

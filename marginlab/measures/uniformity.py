@@ -116,6 +116,8 @@ class Uniformity(Measure):
         check_features(features, fewest_views=1)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+        if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
+            raise ValueError(f"features have {features.shape[2]} dimensions, those before had {self.features[0].shape[-1]}: they are of one encoder.")
         self.views = torch.full_like(self.views, features.shape[1])
         self.seen = self.seen + len(features)
         self.features.append(features.detach().clone())

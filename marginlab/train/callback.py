@@ -40,6 +40,7 @@ class Callback:
     Raises
     ------
     ValueError: training and test images of different classes, or an epoch beyond the last.
+    FileNotFoundError: the folder of `csv` is not there.
 
     """
 
@@ -57,6 +58,10 @@ class Callback:
     ):
         if train.classes != test.classes:
             raise ValueError(f"Training and test images have the same classes, not {train.classes} and {test.classes}.")
+        if epochs < 0:
+            raise ValueError(f"A training has 0 epochs or more, not {epochs}.")
+        if csv is not None and not Path(csv).absolute().parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {Path(csv).absolute().parent} to write {Path(csv).name} into. Make it first.")
         self.model = model if isinstance(model, Method) else _Bare(model, project)
         self.train, self.test, self.augmentation, self.epochs = train, test, augmentation, epochs
         self.monitor, self.csv = monitor or Monitor(every=1), None if csv is None else Path(csv)

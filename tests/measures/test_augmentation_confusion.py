@@ -185,6 +185,8 @@ def test_bad_input_is_refused(unchecked):
     measure.update(z)
     with pytest.raises(ValueError, match="have 3 views, those before had 2"):
         measure.update(torch.randn(4, 3, 5))
+    with pytest.raises(ValueError, match="have 7 dimensions, those before had 5"):
+        measure.update(torch.randn(4, 2, 7), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="across='median'"):
         AugmentationConfusion(across="median")
     with pytest.raises(ValueError, match="max_images=1"):

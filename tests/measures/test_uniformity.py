@@ -170,6 +170,8 @@ def test_bad_input_is_refused(unchecked):
         measure.compute()
     with pytest.raises(ValueError, match="have 1 views, those before had 2"):
         measure.update(z[:, :1])
+    with pytest.raises(ValueError, match=r"have \d+ dimensions, those before had"):
+        measure.update(z[..., :-1])
     with pytest.raises(ValueError, match="positive and finite, not t = 0"):
         Uniformity(0)
     with pytest.raises(ValueError, match="at least 2 are kept"):

@@ -78,6 +78,10 @@ def test_what_cannot_be_measured_is_refused(digits):
     train, test = digits
     with pytest.raises(ValueError, match="same classes"):
         Callback(network(), train, load("shapes-5", "test"), Augmentation("a"), epochs=1)
+    with pytest.raises(ValueError, match="0 epochs or more, not -1"):
+        Callback(network(), train, test, Augmentation("a"), epochs=-1)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write rows\.csv into"):
+        Callback(network(), train, test, Augmentation("a"), epochs=1, csv="nowhere/rows.csv")
     callback = Callback(network()[:3], train, test, Augmentation("a"), epochs=1)
     with pytest.raises(ValueError, match=r"epochs 0 .* to 1, not 2"):
         callback(2)
