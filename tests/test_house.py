@@ -9,7 +9,7 @@ import marginlab
 
 PACKAGE = Path(marginlab.__file__).parent
 FLOORS = [
-    {"rng", "ranks", "settings"},
+    {"rng", "ranks", "settings", "signals"},
     {"margins"},
     {"kernels"},
     {"measures", "evaluation"},
