@@ -12,6 +12,7 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.settings import nearest
+from marginlab.statistics import unit_vectors
 
 SHORTEST = 1e-12  # a row shorter than this has no direction
 
@@ -48,9 +49,8 @@ def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def directions(z: Tensor) -> Tensor:
-    """Rows of length 1. A row shorter than 1e-12 has no direction: it becomes zero and gets no gradient."""
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return torch.div(z, norm.masked_fill(norm < SHORTEST, torch.inf))  # F.normalize would give a zero row a gradient of 1e12
+    """Rows of length 1. A row shorter than 1e-12 has no direction: zero, without gradient."""
+    return unit_vectors(z, shortest=SHORTEST)
 
 
 def check_word(what: str, word: str, known: Sequence[str]) -> None:

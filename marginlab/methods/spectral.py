@@ -16,6 +16,7 @@ from marginlab.losses.spectral_contrastive import Negatives
 from marginlab.methods.method import Method
 from marginlab.models import Backbone, Projector
 from marginlab.settings import describe
+from marginlab.statistics import unit_vectors
 
 
 class SpectralContrastive(Method):
@@ -43,8 +44,9 @@ class SpectralContrastive(Method):
         embeddings = self.embed(views)
         with torch.autocast(views.device.type, enabled=False):
             z = widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))
-            length = torch.linalg.vector_norm(z, dim=2, keepdim=True).clamp_min(self.mu**0.5)
-            one, two = (z * (self.mu**0.5 / length)).unbind(1)
+            length = torch.linalg.vector_norm(z, dim=2, keepdim=True)
+            long = unit_vectors(z) * self.mu**0.5  # by its own scale: squares of 1e19 overflow
+            one, two = torch.where(length > self.mu**0.5, long, z).unbind(1)
             return {"loss": self.criterion(one, two) / self.mu}
 
     def __repr__(self) -> str:
