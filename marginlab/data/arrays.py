@@ -4,12 +4,15 @@
               or parts with classes of their own: PART_images, PART_labels, PART_classes
     images: N x H x W x 3, N x 3 x H x W, or N x H x W in grey; uint8, or floats in [0, 1], which become round(255 x)
 
-Images are read as a stream of blocks, cut to their size as they come, so memory holds the result and one block, whatever the file's size.
+Every array is read as a stream of blocks, and images are cut to their size as they come, so memory
+holds the result and one block, whatever the file's size. A file's claims of its sizes are held
+against its length first, and every array's checksum is verified as it is read.
 """
 
 import contextlib
-import zipfile
-import zlib
+import io
+import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marginlab.data.images import ImageSet, check_labels, in_split
-from marginlab.data.pixels import afford, resized
+from marginlab.data.pixels import afford, afford_beside, afford_one, resized
+from marginlab.data.untrusted import DamagedError, Entries, Entry
 
 _BLOCK = 32 * 2**20  # bytes
+_HEADER = 10_000  # bytes of an array's header, numpy's own limit
+_NAME = 64  # bytes of a string in Python beside its characters
 
 
 def read_npz(path: Path, split: str, name: str, *, size: int, budget: int) -> ImageSet:
@@ -38,35 +44,41 @@ def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> Im
         for key in (f"{part}_images", f"{part}_labels", f"{part}_classes"):
             if key not in keys:
                 raise ValueError(f"{name}: {path} has no {key!r}; its keys are: {', '.join(keys) or 'none'}.")
-        labels = _labels(archive, f"{part}_labels", name)
-        classes = _names(archive, f"{part}_classes", name)
+        _one_each(archive, part, name)
+        labels = _labels(archive, f"{part}_labels", name, budget)
+        classes = _names(archive, f"{part}_classes", name, budget)
+        check_labels(labels, len(classes), name)
         return _filled(archive, f"{part}_images", labels, torch.ones_like(labels, dtype=torch.bool), classes, name, size, budget)
 
 
 def has_part(path: Path, part: str) -> bool:
-    """Whether an npz file holds the images of such a part."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return f"{part}_images" in _keys(archive)
+    """Whether an npz file holds the images of such a part; what is no npz file does not."""
+    with contextlib.suppress(DamagedError, OSError), Entries(path) as archive:
+        return f"{part}_images.npy" in archive.names
+    return False
 
 
 @contextlib.contextmanager
-def _opened(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: there is no file {path}. Write one with numpy.savez({str(path)!r}, images=..., labels=...).")
+def _opened(path: Path, name: str) -> Iterator[Entries]:
+    if not path.exists():
+        remedy = f"Write one with numpy.savez({str(path)!r}, images=..., labels=...)."
+        raise FileNotFoundError(f"{name}: there is no file {path}. {remedy}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with Entries(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{name}: {path} is no whole npz file: {error}. Write it again with numpy.savez.") from error
+    except DamagedError as error:
+        said = f"{name}: {path} is no whole npz file: {error}. Write it again with numpy.savez."
+        raise ValueError(said) from error
+    except OSError as error:
+        said = f"{name}: {path} cannot be read: {error}. Give an npz file."
+        raise ValueError(said) from error
 
 
-def _keys(archive: zipfile.ZipFile) -> list[str]:
-    return [key.removesuffix(".npy") for key in archive.namelist()]
+def _keys(archive: Entries) -> list[str]:
+    return [key.removesuffix(".npy") for key in archive.names]
 
 
-def _read(archive: zipfile.ZipFile, split: str, name: str, size: int, budget: int) -> ImageSet:
+def _read(archive: Entries, split: str, name: str, size: int, budget: int) -> ImageSet:
     keys = _keys(archive)
     own = any(f"{side}_images" in keys for side in ("train", "test"))
     prefix = f"{split}_" if own else ""
@@ -76,13 +88,13 @@ def _read(archive: zipfile.ZipFile, split: str, name: str, size: int, budget: in
                 f"{name} has no {key!r}; its keys are: {', '.join(keys) or 'none'}. "
                 "Save `images` and `labels`, or both with `train_` and with `test_` before them."
             )
-    _pixels(archive, f"{prefix}images", name)
+    _one_each(archive, split if own else "", name)
     # classes are numbered over both splits
     sides: tuple[str, ...] = ("train_labels", "test_labels") if own else ("labels",)
-    every = {key: _labels(archive, key, name) for key in sides if key in keys}
+    every = {key: _labels(archive, key, name, budget) for key in sides if key in keys}
     labels = every[f"{prefix}labels"]
-    _one_each(archive, f"{prefix}images", labels, name)
-    classes = _classes(archive, keys, [found for found in every.values() if len(found)], name)
+    numbers = [found for found in every.values() if len(found)]
+    classes = _classes(archive, keys, numbers, name, budget)
     check_labels(labels, len(classes), name)
     chosen = torch.ones_like(labels, dtype=torch.bool) if own else in_split(labels, split)
     if not bool(chosen.any()):
@@ -91,7 +103,7 @@ def _read(archive: zipfile.ZipFile, split: str, name: str, size: int, budget: in
     return _filled(archive, f"{prefix}images", labels, chosen, classes, name, size, budget)
 
 
-def _pixels(archive: zipfile.ZipFile, key: str, name: str) -> tuple["_Header", str]:
+def _pixels(archive: Entries, key: str, name: str) -> tuple["_Header", str]:
     """The header of stored images and the order of their axes, refused where they are none."""
     header = _header(archive, key)
     if header.dtype != np.uint8 and header.dtype.kind != "f":
@@ -99,24 +111,43 @@ def _pixels(archive: zipfile.ZipFile, key: str, name: str) -> tuple["_Header", s
     return header, _layout(header.shape, name)
 
 
-def _one_each(archive: zipfile.ZipFile, key: str, labels: Tensor, name: str) -> None:
-    shape = _header(archive, key).shape
-    if len(labels) != shape[0] or not len(labels):
-        raise ValueError(f"{name}: {shape[0]} images of shape {shape} and {len(labels)} labels. One label for each of at least two images.")
+def _one_each(archive: Entries, part: str, name: str) -> None:
+    """Refuse a part whose headers say other numbers of images and of labels."""
+    prefix = f"{part}_" if part else ""
+    shape = _pixels(archive, f"{prefix}images", name)[0].shape
+    labels = _header(archive, f"{prefix}labels")
+    _is_of_labels(labels, f"{prefix}labels", name)
+    if labels.shape != shape[:1]:
+        raise ValueError(
+            f"{name}: {shape[0]} images of shape {shape} and {labels.shape[0]} labels. "
+            "One label for each of at least two images."
+        )
 
 
 def _filled(
-    archive: zipfile.ZipFile, key: str, labels: Tensor, chosen: Tensor, classes: tuple[str, ...], name: str, size: int, budget: int
+    archive: Entries,
+    key: str,
+    labels: Tensor,
+    chosen: Tensor,
+    classes: tuple[str, ...],
+    name: str,
+    size: int,
+    budget: int,
 ) -> ImageSet:
     """The chosen images of an array, read block by block."""
     header, layout = _pixels(archive, key, name)
-    _one_each(archive, key, labels, name)
     labels = labels[chosen]
-    height, width = (size, size) if size else (header.shape[layout.index("H")], header.shape[layout.index("W")])
+    whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
+    height, width = (size, size) if size else whole
     afford(len(labels), height, width, budget, name)
+    afford_one(*whole, size, budget, f"{name}: each image")
     images = torch.empty(len(labels), 3, height, width, dtype=torch.uint8)
     filled = start = 0
-    for block in _blocks(archive, key, header):
+    if header.fortran:  # its images are not contiguous in the file
+        told = f"{name}: {key}, stored in Fortran's order,"
+        afford_beside(header.bytes, budget, told, "Save numpy.ascontiguousarray of them.")
+    one = max(header.bytes // header.shape[0], 3 * height * width)
+    for block in _blocks(archive, key, max(_BLOCK // one, 1)):
         kept = chosen[start : start + len(block)]
         part = resized(_bytes(block, layout, name, start)[kept], size) if bool(kept.any()) else images[:0]
         images[filled : filled + len(part)] = part
@@ -125,21 +156,64 @@ def _filled(
 
 
 class _Header(NamedTuple):
-    """What the header of a stored array says, and where its data begin."""
+    """Shape, order and type of a stored array, as its header says."""
 
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
-    start: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _header(archive: zipfile.ZipFile, key: str) -> _Header:
-    with archive.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        if version > (2, 0):  # 3.0 is for field names of structured arrays, which are no images
-            raise ValueError(f"The array {key!r} is stored in npy version {version}: it is a structured array. Save plain numbers.")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return _Header(*read(stream), stream.tell())
+def _header(archive: Entries, key: str) -> _Header:
+    return _begun(archive, key)[0]
+
+
+def _begun(archive: Entries, key: str) -> tuple[_Header, Entry]:
+    """The header of an array, and the stream of its values."""
+    entry = archive.open(f"{key}.npy")
+    magic = entry.read(min(8, entry.size))
+    if magic[:6] != b"\x93NUMPY" or len(magic) < 8:
+        raise DamagedError(f"{key} does not begin as an array of numpy does")
+    version = magic[6], magic[7]
+    if version > (2, 0):  # 3.0 is for field names of structured arrays, which are no images
+        raise ValueError(
+            f"The array {key!r} is stored in npy version {version}: it is a structured array. "
+            "Save plain numbers."
+        )
+    length = entry.read(2 if version == (1, 0) else 4)
+    if (n := int.from_bytes(length, "little")) > _HEADER:
+        most = f"numpy writes at most {_HEADER:,}"
+        raise DamagedError(f"{key} has a header of {n:,} bytes, of which {most}")
+    header = _parsed(key, version, length + entry.read(n))
+    due, left = header.bytes, entry.size - 8 - len(length) - n
+    if left != due and not header.dtype.hasobject:  # of objects a header says no size
+        if left > due:
+            raise DamagedError(f"{key} has {left - due:,} bytes after the last value")
+        rows = header.shape[0] if header.shape else 1
+        read = left * rows // due
+        raise DamagedError(f"{key} ends after {read:,} of {rows:,} {key.rpartition('_')[2]}")
+    return header, entry
+
+
+def _parsed(key: str, version: tuple[int, int], text: bytes) -> _Header:
+    """Read a header by numpy, whose tokenizer and parser have ten kinds of errors between them."""
+    one = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's parser, at what is no Python
+            header = _Header(*read(io.BytesIO(text)))
+        plain = all(type(size) is int and size >= 0 for size in header.shape)
+    except Exception as error:
+        kind = type(error).__name__
+        raise DamagedError(f"the header of {key} cannot be read ({kind})") from error
+    if not plain:
+        raise DamagedError(f"{key} is said to be of shape {header.shape}")
+    return header
 
 
 def _layout(shape: tuple[int, ...], name: str) -> str:
@@ -154,62 +228,100 @@ def _layout(shape: tuple[int, ...], name: str) -> str:
     raise ValueError(f"{name}: images of shape {shape}. Save them as N x H x W x 3, N x 3 x H x W, or N x H x W in grey.")
 
 
-def _array(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
-    with archive.open(f"{key}.npy") as stream:
-        found: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        return found
-
-
-def _labels(archive: zipfile.ZipFile, key: str, name: str) -> Tensor:
-    shape, _, dtype, _ = _header(archive, key)
+def _is_of_labels(header: _Header, key: str, name: str) -> None:
+    shape, _, dtype = header
     if dtype.kind not in "iu":
         raise TypeError(f"{name}: {key} are of dtype {dtype}. Labels are integers from 0: numpy.unique(labels, return_inverse=True)[1] makes them.")
     if len(shape) != 1:
         raise ValueError(f"{name}: {key} are of shape {shape}. Labels are one integer for each image, of shape (N,).")
-    found = _array(archive, key)
-    if len(found) and (wrong := int(found.max())) >= 2**31:
-        raise ValueError(f"{name}: the label {wrong} in {key} is out of range. Number the classes from 0.")
-    return torch.from_numpy(found.astype(np.int64))
 
 
-def _classes(archive: zipfile.ZipFile, keys: list[str], labels: list[Tensor], name: str) -> tuple[str, ...]:
+def _integers(archive: Entries, key: str, name: str, budget: int) -> Tensor:
+    """Read an array of integers of any shape as int64."""
+    header = _header(archive, key)
+    if header.dtype.kind not in "iu":
+        raise TypeError(f"{name}: {key} are of dtype {header.dtype}. Save integers.")
+    needed = 8 * math.prod(header.shape)
+    told = f"{name}: {key} of shape {header.shape}"
+    afford_beside(needed, budget, told, "Use fewer images.")
+    found = torch.empty(header.shape, dtype=torch.int64)
+    start = 0
+    for block in _blocks(archive, key, max(_BLOCK * header.shape[0] // max(needed, 1), 1)):
+        if block.size and (wrong := int(block.max())) >= 2**31:
+            told = f"{name}: the label {wrong} in {key} is out of range"
+            raise ValueError(f"{told}. Number the classes from 0.")
+        found[start : start + len(block)] = torch.from_numpy(block.astype(np.int64))
+        start += len(block)
+    return found
+
+
+def _labels(archive: Entries, key: str, name: str, budget: int) -> Tensor:
+    _is_of_labels(_header(archive, key), key, name)
+    return _integers(archive, key, name, budget)
+
+
+def _classes(
+    archive: Entries, keys: list[str], labels: list[Tensor], name: str, budget: int
+) -> tuple[str, ...]:
     if "classes" in keys:
-        return _names(archive, "classes", name)
+        return _names(archive, "classes", name, budget)
     highest, n = max(int(found.max()) for found in labels), sum(len(found) for found in labels)
     if highest >= max(n, 2):
         raise ValueError(f"{name}: the label {highest} is out of range for {n} images. Number the classes from 0, or save their names as `classes`.")
     return tuple(str(number) for number in range(highest + 1))
 
 
-def _names(archive: zipfile.ZipFile, key: str, name: str) -> tuple[str, ...]:
-    shape, _, dtype, _ = _header(archive, key)
-    if dtype.kind not in "US" or len(shape) != 1:
-        raise TypeError(f"{name}: {key} are of dtype {dtype} and shape {shape}. Save them as numpy.array([...], dtype=str), or leave them out.")
-    return tuple(str(text) for text in _array(archive, key).astype(str))
+def _names(archive: Entries, key: str, name: str, budget: int) -> tuple[str, ...]:
+    shape, _, dtype = _header(archive, key)
+    width = dtype.itemsize  # numpy stores the longest name's length for each of them
+    if dtype.kind not in "US" or len(shape) != 1 or not width:
+        told = f"{name}: {key} are of dtype {dtype} and shape {shape}"
+        raise TypeError(f"{told}. Save them as numpy.array([...], dtype=str), or leave them out.")
+    step = max(_BLOCK // width, 1)
+    told = f"{name}: {shape[0]:,} names of up to {width:,} bytes in {key}"
+    afford_beside(shape[0] * _NAME + step * width, budget, told, "Shorten them.")
+    found: list[str] = []
+    held = shape[0] * _NAME
+    for block in _blocks(archive, key, step):
+        some = [_text(block[k : k + 1], len(found) + k, key, name) for k in range(len(block))]
+        held += sum(len(text.encode()) for text in some)
+        afford_beside(held, budget, told, "Shorten them.")
+        found += some
+    return tuple(found)
 
 
-def _blocks(archive: zipfile.ZipFile, key: str, header: _Header) -> Iterator[NDArray[Any]]:
-    shape, fortran, dtype, begin = header
-    image = dtype.itemsize * int(np.prod(shape[1:]))
-    step = max(_BLOCK // image, 1)
-    if fortran:  # its images are not contiguous in the file: there is no stream of them
-        whole = _array(archive, key)
+def _text(one: NDArray[Any], number: int, key: str, name: str) -> str:
+    """Read one name, kept by numpy as bytes or as numbers of characters."""
+    try:
+        text = str(one.item().decode() if one.dtype.kind == "S" else one.item())
+        text.encode()  # halves of a surrogate pair have no bytes
+    except (UnicodeError, ValueError, SystemError) as error:  # the last of numbers beyond unicode
+        raise ValueError(
+            f"{name}: class {number} in {key}, {one.tobytes()[:40]!r}, is no text in UTF-8. "
+            f"Decode the names: numpy.char.decode({key}, 'latin-1'), or what they were written in."
+        ) from error
+    return text
+
+
+def _blocks(archive: Entries, key: str, step: int) -> Iterator[NDArray[Any]]:
+    """The rows of an array, so many at a time; of one in Fortran's order all are read first."""
+    (shape, fortran, dtype), entry = _begun(archive, key)
+    if fortran and len(shape) > 1:
+        data = entry.read(math.prod(shape) * dtype.itemsize)
+        whole = np.frombuffer(data, dtype).reshape(shape[::-1]).T
         yield from (whole[start : start + step] for start in range(0, shape[0], step))
         return
-    with archive.open(f"{key}.npy") as stream:
-        stream.seek(begin)
-        for start in range(0, shape[0], step):
-            n = min(step, shape[0] - start)
-            data = stream.read(n * image)
-            if len(data) < n * image:
-                raise EOFError(f"{key} ends after {start + len(data) // image} of {shape[0]} images")
-            yield np.frombuffer(data, dtype).reshape(n, *shape[1:])
+    row = dtype.itemsize * math.prod(shape[1:])
+    for start in range(0, shape[0], step):
+        n = min(step, shape[0] - start)
+        yield np.frombuffer(entry.read(n * row), dtype).reshape(n, *shape[1:])
 
 
 def _bytes(block: NDArray[Any], layout: str, name: str, start: int) -> Tensor:
     """A block of any layout and dtype as (N, 3, H, W) uint8."""
     if block.dtype != np.uint8:
-        wrong = ~((block >= 0) & (block <= 1))  # true for nan as well
+        with np.errstate(invalid="ignore"):
+            wrong = ~((block >= 0) & (block <= 1))  # true for nan as well
         if wrong.any():
             place = np.unravel_index(int(wrong.argmax()), wrong.shape)
             raise ValueError(f"{name}: image {start + int(place[0])} holds the value {block[place]}. Floats are finite and in [0, 1]; divide by 255?")

@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -106,7 +107,12 @@ def test_arrays_that_cannot_be_used_are_refused(tmp_path, case):
 
 
 def test_refusals_come_before_the_pixels_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "_blocks", lambda *arguments: pytest.fail("the pixels were read"))
+    read = arrays._blocks
+
+    def blocks(archive, key, step):
+        return pytest.fail("the pixels were read") if "images" in key else read(archive, key, step)
+
+    monkeypatch.setattr(arrays, "_blocks", blocks)
     for case in set(BAD_ARRAYS) - {"nan", "inf", "bytes as floats", "negative pixels"}:
         fields, error, message = BAD_ARRAYS[case]
         with pytest.raises(error, match=message):
@@ -161,3 +167,116 @@ def test_real_cifar10(real_images):
     mean = train.images[::10].double().mean((0, 2, 3)) / 255
     assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float64), atol=0.005)
     assert torch.bincount(train.subset(1_000).labels).tolist() == [100] * 10
+
+
+def stored(path, **arrays):
+    """Write an npz file from the bytes of its entries."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, data in arrays.items():
+            archive.writestr(f"{key}.npy", data)
+    return f"npz:{path}"
+
+
+def npy(shape, descr="|u1", fortran=False, data=b"", version=1, pad=0):
+    text = repr({"descr": descr, "fortran_order": fortran, "shape": shape}).encode() + b" " * pad
+    text += b"\n"
+    length = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes((version, 0)) + length + text + data
+
+
+LABEL = npy((20,), data=bytes(LABELS.astype(np.uint8)))
+CLAIMS = {
+    "a thousand million million images": {"images": npy((10**15, 8, 8, 3)), "labels": LABEL},
+    "labels of them": {"images": npy((20, 8, 8), data=bytes(1280)), "labels": npy((10**15,), "<i8")},
+    "names of them": {
+        "images": npy((20, 8, 8), data=bytes(1280)),
+        "labels": LABEL,
+        "classes": npy((10**12,), "<U9"),
+    },
+    "one name of a gigabyte": {
+        "images": npy((20, 8, 8), data=bytes(1280)),
+        "labels": LABEL,
+        "classes": npy((2,), f"<U{2**28}"),
+    },
+    "a negative shape": {"images": npy((-20, 8, 8), data=bytes(1280)), "labels": LABEL},
+    "a shape of truths": {"images": npy((True, 8, 8), data=bytes(64)), "labels": LABEL},
+    "a header of 40 MB": {"images": npy((20, 8, 8), version=2, pad=40_000_000), "labels": LABEL},
+    "more than the shape says": {"images": npy((20, 8, 8), data=bytes(1290)), "labels": LABEL},
+    "no array": {"images": b"GIF89a" * 9, "labels": LABEL},
+    "nothing": {"images": b"", "labels": LABEL},
+    "no end of a bracket": {"images": npy((20, 8, 8)).replace(b"(", b" "), "labels": LABEL},
+    "brackets": {
+        "images": npy((20, 8, 8)).replace(b"(20, 8, 8)", b"(" * 10),
+        "labels": LABEL,
+    },
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_header_that_claims_what_the_file_cannot_hold_is_refused_first(tmp_path, case):
+    spec = stored(tmp_path / "a.npz", **CLAIMS[case])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.npz is no whole npz file: ") as error:
+        load(spec)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert type(error.value) is ValueError
+
+
+def test_what_a_small_file_may_truly_unpack_is_held_against_the_budget(tmp_path, monkeypatch):
+    many = np.zeros(40_000_000, np.uint8)
+    spec = stored(tmp_path / "a.npz", images=npy((40_000_000, 1, 1), data=bytes(many)), labels=LABEL)
+    assert (tmp_path / "a.npz").stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"40000000 images of shape .* and 20 labels"):
+        load(spec)
+    label = npy((40_000_000,), data=bytes(many))
+    spec = stored(tmp_path / "a.npz", images=npy((40_000_000, 1, 1), data=bytes(many)), labels=label)
+    with pytest.raises(ValueError, match=r"labels of shape .* would take 320,000,000 bytes"):
+        load(spec, budget=1)
+    names = npy((20_000_000,), "|S1", data=bytes(many[:20_000_000]))
+    pixels = npy((20, 8, 8), data=bytes(1280))
+    spec = stored(tmp_path / "a.npz", images=pixels, labels=LABEL, classes=names)
+    with pytest.raises(ValueError, match="20,000,000 names of up to 1 bytes in classes would take"):
+        load(spec, budget=1)
+    wide = npy((2, 3, 5_000, 2_000), data=bytes(60_000_000))
+    two = npy((2,), data=bytes((0, 1)))
+    spec = stored(tmp_path / "a.npz", train_images=wide, train_labels=two)
+    monkeypatch.setattr("marginlab.data.pixels._BESIDE", 1)
+    with pytest.raises(ValueError, match="each image of 5,000 x 2,000 pixels would take 160,000,000"):
+        load(spec, size=8, budget=10**8)
+
+
+def test_small_images_made_large_are_not_all_made_so_at_once(tmp_path, monkeypatch):
+    made = []
+    resize = arrays.resized
+    monkeypatch.setattr(arrays, "_BLOCK", 3 * 64 * 64 * 2)
+    monkeypatch.setattr(arrays, "resized", lambda x, size: made.append(len(x)) or resize(x, size))
+    spec = npz(tmp_path, train_images=IMAGES[:, :4, :4], train_labels=LABELS)
+    assert load(spec, size=64).images.shape == (20, 3, 64, 64)
+    assert made == [2] * 10
+
+
+def test_names_of_bytes_are_utf8_and_others_are_refused_with_the_name(tmp_path):
+    fields = {"images": IMAGES, "labels": LABELS}
+    names = np.array([b"caf\xc3\xa9", b"th\xc3\xa9"])
+    assert load(npz(tmp_path, **fields, classes=names)).classes == ("café", "thé")
+    latin = np.array(["thé", "café"], dtype=object).astype("U").astype(object)
+    latin = np.array([text.encode("latin-1") for text in latin])
+    with pytest.raises(ValueError, match=r"class 0 in classes, b'th\\xe9.*numpy.char.decode") as error:
+        load(npz(tmp_path, **fields, classes=latin))
+    assert type(error.value) is ValueError
+    half = np.array(["a", "b\ud800"])
+    with pytest.raises(ValueError, match=r"class 1 in classes, .*is no text in UTF-8"):
+        load(npz(tmp_path, **fields, classes=half))
+    beyond = np.array([1, 2**21], "<u4").view("<U1")
+    with pytest.raises(ValueError, match=r"class 1 in classes, .*is no text in UTF-8"):
+        load(npz(tmp_path, **fields, classes=beyond))
+
+
+def test_a_part_with_a_label_out_of_range_is_refused_before_its_pixels_are_read(tmp_path):
+    fields = {"unseen_images": IMAGES, "unseen_labels": LABELS + 1}
+    spec = npz(tmp_path, **fields, unseen_classes=np.array(["a", "b"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "_filled", lambda *arguments: pytest.fail("the pixels were read"))
+        with pytest.raises(ValueError, match="the label 2 is out of range: 2 classes"):
+            load(spec, "unseen")

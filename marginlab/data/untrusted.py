@@ -1,0 +1,170 @@
+"""Files that nobody vouches for: regular ones only, and entries of a zip file whose checksum is verified.
+
+    bytes that an entry may claim <= 1032 x its bytes in the file + 64      (no deflated block packs more)
+
+An entry is read from its beginning to its end and never by a seek: from Python 3.12 on, zipfile drops the
+checksum of a stored entry after one. This file imports the standard library only, so that the tests can
+run it under every Python that they find.
+"""
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, runtime_checkable
+
+_RATIO = 1032  # of deflate: 258 bytes for each 2 bits
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISCHR, "a device"),
+)
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, n: int, /) -> bytes:
+        """Read up to n bytes, fewer only at the end."""
+
+
+class DamagedError(ValueError):
+    """A zip file or an entry of one that is not whole; the message says in which way."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises
+    ------
+    OSError: there is no such file, it may not be read, or it is a pipe, a socket, a device or a folder. Those
+        are told before they are opened, since opening a pipe waits for its writer.
+
+    """
+    _refuse_others(path.stat().st_mode)
+    wait = getattr(os, "O_NONBLOCK", 0)  # should a pipe have taken its place since then
+    stream = path.open("rb") if not wait else os.fdopen(os.open(path, os.O_RDONLY | wait), "rb")
+    try:
+        _refuse_others(os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _refuse_others(mode: int) -> None:
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise OSError(f"it is {kind}, not a file")
+
+
+class Entries:
+    """The entries of a zip file by name, for reading; use it in a `with` statement.
+
+    Raises
+    ------
+    OSError: as `open_regular`.
+    DamagedError: the file is no zip file, or no whole one.
+
+    """
+
+    def __init__(self, path: Path):
+        self._stream = open_regular(path)
+        self._length = os.fstat(self._stream.fileno()).st_size
+        try:
+            with _damage("the list of its entries"):
+                self._archive = zipfile.ZipFile(self._stream)
+        except DamagedError:
+            self._stream.close()
+            raise
+        self.names = tuple(self._archive.namelist())
+
+    def __enter__(self) -> "Entries":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._archive.close()
+        self._stream.close()
+
+    def open(self, name: str) -> "Entry":
+        """Open an entry, to be read once from its beginning to its end.
+
+        Raises DamagedError for one that is absent, encrypted, packed otherwise than by deflate, or that claims
+        more bytes than the file can hold.
+        """
+        with _damage(name):
+            info = self._archive.getinfo(name)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DamagedError(f"{name} is packed by method {info.compress_type}, not by deflate")
+            ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _RATIO
+            packed = min(info.compress_size, self._length)
+            if info.file_size > ratio * packed + 64:
+                raise DamagedError(
+                    f"{name} claims {info.file_size:,} bytes, more than {packed:,} in the file can hold"
+                )
+            return Entry(name, info.file_size, self._archive.open(info))
+
+    def at(self, offset: int) -> str | None:
+        """Name the entry whose data begin at a byte of the file; None where no entry's do."""
+        with _damage("the list of its entries"):
+            for info in self._archive.infolist():
+                self._stream.seek(info.header_offset)
+                header = self._stream.read(30)
+                names, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+                if info.header_offset + 30 + names + extra == offset:
+                    return info.filename
+        return None
+
+
+class Entry:
+    """One entry as a stream: `size` bytes, of which `read` gives the next."""
+
+    def __init__(self, name: str, size: int, stream: Readable):
+        self.name = name
+        self.size = size
+        self._left = size
+        self._stream = stream
+
+    def read(self, n: int) -> bytes:
+        """Read the next n bytes; with the last ones the checksum is verified.
+
+        Raises DamagedError if the entry ends before, or if its checksum is another.
+        """
+        with _damage(self.name):
+            data = self._stream.read(n) if n else b""
+            self._left -= len(data)
+            if len(data) < n or (not self._left and self._stream.read(1)):
+                raise DamagedError(f"{self.name} ends after {self.size - self._left:,} of its bytes")
+        return data
+
+    def verify(self, block: int = 2**24) -> None:
+        """Read what is left, for its checksum."""
+        while self._left:
+            self.read(min(block, self._left))
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turn all errors of reading bytes into one.
+
+    zipfile, zlib, struct and the codecs have ten ways between them to say that a file is broken, and the ways
+    differ from one Python to the next.
+    """
+    try:
+        yield
+    except DamagedError:
+        raise
+    except Exception as error:
+        said = str(error) or type(error).__name__
+        raise DamagedError(said if where in said else f"{said} ({where})") from error
