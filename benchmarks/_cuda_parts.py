@@ -10,6 +10,7 @@ import argparse
 import gc
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,9 +212,15 @@ def partial_fc(table: Table, small: bool) -> None:
 def _steps(B: int, C: int, D: int, rate: float) -> dict[str, float]:
     """Median seconds of a step, and the most bytes that were allocated in it."""
     generator = torch.Generator(DEVICE).manual_seed(0)
-    head = PartialFC(
-        C, D, margin=ArcFace(0.5), sample_rate=rate, device=DEVICE, dtype=torch.bfloat16
-    )
+    start = time.perf_counter()
+    block = PartialFC(min(C, 100_000), D, device=DEVICE, dtype=torch.bfloat16)
+    drawing = (time.perf_counter() - start) * C / block.num_classes
+    del block
+    with torch.device("meta"):  # its own centers are drawn on the CPU, class by class
+        head = PartialFC(C, D, margin=ArcFace(0.5), sample_rate=rate, dtype=torch.bfloat16)
+    head.to_empty(device=DEVICE)
+    with torch.no_grad():
+        head.centers.normal_(0.0, 0.01, generator=generator)
     optimizer = LazySGD(head.parameters(), lr=0.1, momentum=0.9, momentum_dtype=torch.bfloat16)
 
     def step() -> None:
@@ -227,10 +234,53 @@ def _steps(B: int, C: int, D: int, rate: float) -> dict[str, float]:
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = median_seconds(step, ROUNDS)
-    found = {"milliseconds": round(seconds * 1e3, 2)}
+    found = {"milliseconds": round(seconds * 1e3, 2), "seconds_to_draw_all": round(drawing, 1)}
     if DEVICE.type == "cuda":
         found["allocated_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return found
+
+
+def profile(table: Table, small: bool) -> None:
+    """Milliseconds by kernel of a head and of a two-tower loss: what a slow row spends."""
+    B, C, D = (32, 2000, 64) if small else (1024, 1_000_000, 512)
+    x, W, y = inputs("trained", B, C, D)
+    n, dim = (128, 64) if small else (32_768, 512)
+    towers = torch.randn(2, n, dim, device=DEVICE).bfloat16()
+
+    def two_towers_loss() -> None:
+        leaves = [t.detach().requires_grad_() for t in towers]
+        info_nce(*leaves, temperature=0.07, negatives="other_view").backward()
+
+    tasks = {
+        "margin_softmax, class tiles": ours("class tiles", torch.bfloat16)(x, W, y),
+        "margin_softmax, one buffer": ours("one buffer", torch.bfloat16)(x, W, y),
+        "two towers: info_nce": two_towers_loss,
+    }
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if DEVICE.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    for task, call in tasks.items():
+        call()
+        with torch.profiler.profile(activities=activities) as seen:
+            call()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+        on_device = DEVICE.type == "cuda"
+        spent = {
+            event.key: (event.self_device_time_total if on_device else event.self_cpu_time_total)
+            for event in seen.key_averages()
+        }
+        calls = {event.key: event.count for event in seen.key_averages()}
+        total = sum(spent.values())
+        for name, microseconds in sorted(spent.items(), key=lambda each: -each[1])[:14]:
+            table.add(
+                task=task,
+                kernel=name[:110],
+                calls=calls[name],
+                milliseconds=round(microseconds / 1e3, 3),
+                share=round(microseconds / max(total, 1e-9), 3),
+            )
+        clear()
 
 
 def training(table: Table, small: bool) -> None:
@@ -296,6 +346,7 @@ PARTS = {
     "partial_fc": partial_fc,
     "training": training,
     "views": views,
+    "profile": profile,
 }
 
 

@@ -9,6 +9,7 @@
     partial_fc   steps at 10, 30 and 100 million classes on one card, beside the planner's bytes
     training     SimCLR with a ResNet-18, images a second, with and without torch.compile
     views        views a second of the augmentations, and d_A of one class
+    profile      the kernels that a head and a two-tower loss spend their time in
 
 Each part runs in a process of its own under its own time limit, and writes its JSON file before
 the next part begins: a machine that is lost in the middle loses one part. A part that fails or
@@ -32,6 +33,7 @@ SECONDS = {  # the longest that a part may take
     "partial_fc": 110,
     "training": 150,
     "views": 60,
+    "profile": 60,
 }
 NEEDED = ("pytest", "hypothesis", "beartype", "jaxtyping", "torchmetrics", "timm", "sklearn")
 PEERS = ("cut_cross_entropy", "memeff", "kornia", "torchvision", "triton")
