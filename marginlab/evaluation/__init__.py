@@ -6,17 +6,21 @@ from marginlab.evaluation.association import ReplicatedAssociation as Replicated
 from marginlab.evaluation.association import Spread as Spread
 from marginlab.evaluation.association import associate as associate
 from marginlab.evaluation.association import associate_replicates as associate_replicates
+from marginlab.evaluation.knn import RankedClasses as RankedClasses
 from marginlab.evaluation.knn import knn_accuracy as knn_accuracy
 from marginlab.evaluation.knn import knn_predict as knn_predict
+from marginlab.evaluation.knn import knn_rank as knn_rank
 from marginlab.evaluation.linear import LinearProbe as LinearProbe
 from marginlab.evaluation.linear import linear_probe as linear_probe
 from marginlab.evaluation.linear import linear_probe_accuracy as linear_probe_accuracy
 from marginlab.evaluation.nearest import NearestCenter as NearestCenter
 from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
-from marginlab.evaluation.verification import Pairs as Pairs
+from marginlab.evaluation.pairing import Pairs as Pairs
+from marginlab.evaluation.pairing import pairs as pairs
+from marginlab.evaluation.retrieval import Retrieval as Retrieval
+from marginlab.evaluation.retrieval import retrieval as retrieval
 from marginlab.evaluation.verification import TarAtFar as TarAtFar
 from marginlab.evaluation.verification import Verification as Verification
-from marginlab.evaluation.verification import pairs as pairs
 from marginlab.evaluation.verification import tar_at_far as tar_at_far
 from marginlab.evaluation.verification import verification_accuracy as verification_accuracy
 from marginlab.evaluation.verify import Rate as Rate
@@ -28,8 +32,10 @@ __all__ = [
     "LinearProbe",
     "NearestCenter",
     "Pairs",
+    "RankedClasses",
     "Rate",
     "ReplicatedAssociation",
+    "Retrieval",
     "Spread",
     "TarAtFar",
     "Verification",
@@ -37,10 +43,12 @@ __all__ = [
     "associate_replicates",
     "knn_accuracy",
     "knn_predict",
+    "knn_rank",
     "linear_probe",
     "linear_probe_accuracy",
     "nearest_center_error",
     "pairs",
+    "retrieval",
     "tar_at_far",
     "verification_accuracy",
     "verify",

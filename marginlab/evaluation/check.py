@@ -1,18 +1,158 @@
-"""What every evaluation refuses before it starts: features and labels that do not belong together."""
+"""Inputs of every evaluation: arrays as tensors, refused before work starts if they do not fit.
 
+    direction(x) = x / ||x||,     0 for x = 0
+
+x is divided by its largest entry first, so that every finite x but 0 has a direction.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
 
+Array = Tensor | np.ndarray
+"""A tensor on any device, or a numpy array, which is read as a tensor on the CPU."""
 
-def check_pair(name: str, features: Tensor, labels: Tensor, num_classes: int | None = None) -> int:
-    """Refuse features that are empty or not finite, or labels that do not fit them; return the number of classes."""
-    if features.ndim < 2 or not len(features) or not features.is_floating_point():
-        raise ValueError(f"The {name} are at least one row of floating-point features, not {features.dtype} {tuple(features.shape)}.")
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"The {name} {tuple(features.shape)} hold values that are not finite (NaN or infinity). Look for what made them.")
-    if labels.shape != features.shape[:1] or labels.is_floating_point():
-        given = f"{labels.dtype} {tuple(labels.shape)}"
-        raise ValueError(f"The {name} have {len(features)} rows, so their labels are {len(features)} integers, not {given}.")
-    low, high = int(labels.min()), int(labels.max())
+_BLOCK = 1 << 22  # numbers that are widened to float64 at a time
+_NAMED = 5  # values that a message names; of a million absent classes it gives the first
+
+
+def as_tensor(name: str, array: Any) -> Tensor:
+    """Read a tensor or a numpy array of numbers as a tensor.
+
+    Raises:
+        ValueError: It is neither, or an array of what torch has no numbers for, such as text.
+
+    """
+    if isinstance(array, Tensor):
+        return array.detach()
+    if not isinstance(array, np.ndarray):
+        kind = type(array).__name__
+        raise ValueError(
+            f"The {name} are a tensor or a numpy array, not a {kind}: torch.tensor(...)."
+        )
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        remedy = "Number text by numpy.unique(..., return_inverse=True); take float64 at most."
+        raise ValueError(f"The {name} hold {array.dtype} {array.shape}, and not numbers. {remedy}")
+    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def check_features(
+    name: str, features: Any, shape: str = "(N, D)", dim: int | None = None
+) -> Tensor:
+    """Read features and refuse those that are empty, of another shape or not finite.
+
+    Args:
+        name: What a message calls them.
+        features: A tensor or an array.
+        shape: The shape that they must have, as a message gives it.
+        dim: How many numbers a feature has; any if None.
+
+    Returns:
+        The features as a tensor, without gradient.
+
+    Raises:
+        ValueError: They do not fit; the message says what they are.
+
+    """
+    found = as_tensor(name, features)
+    given = f"{found.dtype} {tuple(found.shape)}"
+    ndim = shape.count(",") + 1
+    if found.ndim < 2 or not len(found) or not found.is_floating_point():
+        raise ValueError(
+            f"The {name} are at least one row of floating-point features {shape}, not {given}."
+        )
+    if found.ndim != ndim:
+        remedy = "One view an image is features[:, None]." if ndim == 3 else "Pool or flatten them."
+        raise ValueError(f"The {name} are of shape {shape}, not {given}. {remedy}")
+    if dim is not None and found.shape[-1] != dim:
+        due = shape.replace("D", str(dim))
+        raise ValueError(
+            f"The {name} are of shape {due}, like the features that they are held against, not "
+            f"{given}. Encode both by one encoder."
+        )
+    finite = torch.cat([some.isfinite().flatten(1).all(1) for some in found.split(_rows(found))])
+    if not bool(finite.all()):
+        row, count = int(finite.int().argmin()), int((~finite).sum())
+        raise ValueError(
+            f"The {name} {tuple(found.shape)} hold values that are not finite (NaN or infinity) in "
+            f"{count} rows, first in row {row}. Look for what made them, or leave these rows out."
+        )
+    return found
+
+
+def check_labels(
+    name: str, labels: Any, features: Tensor, num_classes: int | None = None
+) -> Tensor:
+    """Read the labels of checked features as int64 on their device; refuse those that do not fit.
+
+    Raises:
+        ValueError: They are not one integer a row, or outside 0 to `num_classes` - 1.
+
+    """
+    found = as_tensor(f"labels of the {name}", labels)
+    integer = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.shape != features.shape[:1] or not integer:
+        n, given = len(features), f"{found.dtype} {tuple(found.shape)}"
+        remedy = "" if integer else " Whole numbers become integers by .long()."
+        raise ValueError(
+            f"The {name} have {n} rows, so their labels are {n} integers, not {given}.{remedy}"
+        )
+    wide = found.to(features.device, torch.int64)
+    low, high = int(wide.min()), int(wide.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
-        raise ValueError(f"The labels of the {name} run from {low} to {high}, outside 0 to {'...' if num_classes is None else num_classes - 1}.")
-    return high + 1 if num_classes is None else num_classes
+        last = "..." if num_classes is None else num_classes - 1
+        raise ValueError(
+            f"The labels of the {name} run from {low} to {high}, outside 0 to {last}. Number the "
+            "classes from 0, as labels.unique(return_inverse=True)[1] does."
+        )
+    return wide
+
+
+def check_pair(
+    name: str,
+    features: Any,
+    labels: Any,
+    num_classes: int | None = None,
+    shape: str = "(N, D)",
+    dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Read features and their labels: `check_features` and `check_labels` of one name."""
+    found = check_features(name, features, shape, dim)
+    return found, check_labels(name, labels, found, num_classes)
+
+
+def directions(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Features (..., D) at length 1, and 0 for those of length 0.
+
+    Lengths are taken in float64 of features divided by their largest entry: no square overflows or
+    vanishes, so every finite feature but 0 has its direction. Float64 is held for a block of rows.
+    """
+    out = torch.empty(features.shape, dtype=dtype, device=features.device)
+    rows = _rows(features)
+    for into, some in zip(out.split(rows), features.split(rows), strict=True):
+        wide = some.double()
+        largest = wide.abs().amax(-1, keepdim=True)
+        wide = wide / largest.masked_fill(largest == 0, 1.0)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        into.copy_(wide / length.masked_fill(length == 0, 1.0))
+    return out
+
+
+def named(values: Collection[Any]) -> str:
+    """The first few of some values, and how many more there are.
+
+    >>> named(range(3)), named(range(1000))
+    ('[0, 1, 2]', '[0, 1, 2, 3, 4] and 995 more')
+    """
+    first = [value for value, _ in zip(values, range(_NAMED), strict=False)]
+    more = len(values) - len(first)
+    return f"{first} and {more} more" if more else f"{first}"
+
+
+def _rows(features: Tensor) -> int:
+    """Rows of features that hold a block of numbers."""
+    return max(1, _BLOCK // max(1, features[0].numel()))

@@ -1,75 +1,227 @@
 """Weighted k-nearest-neighbour classification of features: no training, one number a checkpoint.
 
-    class of q = argmax over c of sum over the k nearest m of label c of exp( cos(q, m) / T )
+    vote(q, c) = sum over the k nearest m of label c of exp( cos(q, m) / T )
+    class of q = argmax over c of vote(q, c)
+
+Without queries each row of the bank is classified by the others: leave one out.
 
 Wu et al., CVPR 2018, section 3.4 (k = 200); T = 0.1 as in the protocol of Huang et al., ICLR 2023.
 """
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn.functional import normalize
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from marginlab.evaluation.check import check_pair
-from marginlab.kernels import BUDGET, top_k
+import torch
+from jaxtyping import Float, Float64, Int64, Integer
+from torch import Tensor
+
+from marginlab.evaluation.check import Array, check_features, check_labels, check_pair
+from marginlab.evaluation.neighbours import Bank
+from marginlab.kernels import BUDGET
+
+
+class RankedClasses(NamedTuple):
+    """The classes with the most votes of each query, most first, and their shares of all votes.
+
+    Of equal votes the smaller class comes first. Where fewer classes have votes, -1 with share 0.
+    """
+
+    classes: Int64[Tensor, "N top"]
+    shares: Float64[Tensor, "N top"]
 
 
 def knn_predict(
-    bank: Float[Tensor, "M D"],
-    bank_labels: Int[Tensor, " M"],
-    queries: Float[Tensor, "N D"],
+    bank: Float[Array, "M D"],
+    bank_labels: Integer[Array, " M"],
+    queries: Float[Array, "N D"] | None = None,
     *,
     k: int = 200,
     temperature: float = 0.1,
     num_classes: int | None = None,
     budget: int = BUDGET,
-) -> Int[Tensor, " N"]:
-    """The class of each query by a weighted vote of its k nearest bank features in cosine; of equal votes the smallest class.
+) -> Int64[Tensor, " N"]:
+    """The class of each query by a weighted vote of its k nearest bank features in cosine.
 
-    Parameters
-    ----------
-    bank, bank_labels: features with known labels; they need not be normalised.
-    queries: features to classify.
-    k: neighbours that vote; a bank of fewer votes as a whole.
-    temperature: of the weights exp(cosine / temperature).
-    num_classes: C; default: one more than the largest label.
-    budget: bytes of a block of similarities.
+    Of equal votes the smallest class. Votes are held for the k neighbours of a block of queries, so
+    neither the number of classes nor the size of a label costs memory.
 
-    Raises
-    ------
-    ValueError: an empty bank, values not finite, labels of the wrong shape or range, k or temperature not positive.
+    Args:
+        bank: Features with known labels; they need not be normalised.
+        bank_labels: Their classes, from 0 on; numbers may be left out.
+        queries: Features to classify; by default each of the bank, by the others.
+        k: Neighbours that vote; a bank of fewer votes as a whole.
+        temperature: Of the weights exp(cosine / temperature).
+        num_classes: C, above which no label may be; by default there is no limit.
+        budget: Bytes of a block of similarities, and of a block of votes.
 
-    >>> knn_predict(torch.eye(2), torch.tensor([0, 1]), torch.tensor([[2.0, 1.0], [0.0, 3.0]]), k=1)
-    tensor([0, 1])
+    Returns:
+        Classes (N,), on the bank's device.
+
+    Raises:
+        ValueError: An empty bank, or of one feature without queries; values not finite; labels of
+            another shape, type or range; k or temperature not positive.
+
+    Example:
+        >>> queries = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+        >>> knn_predict(torch.eye(2), torch.tensor([0, 1]), queries, k=1)
+        tensor([0, 1])
+        >>> knn_predict(torch.eye(3)[[0, 0, 1, 1, 1]], torch.tensor([4, 4, 7, 7, 4]), k=1)
+        tensor([4, 4, 7, 7, 7])
 
     """
-    classes = check_pair("bank", bank, bank_labels, num_classes)
-    if queries.ndim != 2 or queries.shape[1] != bank.shape[1] or not bool(queries.isfinite().all()):
-        raise ValueError(f"queries are finite features of shape (N, {bank.shape[1]}), like the bank's; these are {tuple(queries.shape)}.")
-    if k < 1 or not temperature > 0:
-        raise ValueError(f"kNN needs at least 1 neighbour and a positive temperature, not k={k} and temperature={temperature}.")
-    wide = torch.float64 if torch.float64 in (bank.dtype, queries.dtype) else torch.float32
-    near = top_k(normalize(queries.to(wide), dim=1), normalize(bank.to(wide), dim=1), min(k, len(bank)), budget=budget)
-    weights = ((near.values - near.values[:, :1]).double() / temperature).exp()  # against the nearest: no overflow at a small temperature
-    votes = weights.new_zeros(len(queries), classes).scatter_add_(1, bank_labels.long()[near.indices], weights)
-    best = votes >= votes.amax(1, keepdim=True)
-    return best.int().argmax(1)  # the first of equals, on every device
+    ranked = knn_rank(
+        bank,
+        bank_labels,
+        queries,
+        top=1,
+        k=k,
+        temperature=temperature,
+        num_classes=num_classes,
+        budget=budget,
+    )
+    return ranked.classes[:, 0]
 
 
-def knn_accuracy(
-    bank: Float[Tensor, "M D"],
-    bank_labels: Int[Tensor, " M"],
-    queries: Float[Tensor, "N D"],
-    query_labels: Int[Tensor, " N"],
+def knn_rank(
+    bank: Float[Array, "M D"],
+    bank_labels: Integer[Array, " M"],
+    queries: Float[Array, "N D"] | None = None,
+    *,
+    top: int = 5,
     k: int = 200,
     temperature: float = 0.1,
     num_classes: int | None = None,
-) -> float:
-    """Fraction of queries whose class `knn_predict` finds. Its standard error over N queries is sqrt(a (1 - a) / N).
+    budget: int = BUDGET,
+) -> RankedClasses:
+    """The `top` classes of each query in the order of their votes; see `knn_predict`.
 
-    >>> knn_accuracy(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), torch.tensor([0, 0]), k=1)
-    0.5
+    Args:
+        bank: Features with known labels; they need not be normalised.
+        bank_labels: Their classes, from 0 on.
+        queries: Features to classify; by default each of the bank, by the others.
+        top: Classes that are given, at most k.
+        k: Neighbours that vote.
+        temperature: Of the weights exp(cosine / temperature).
+        num_classes: C, above which no label may be.
+        budget: Bytes of a block.
+
+    Returns:
+        Classes and their shares of the votes, (N, top) each.
+
+    Raises:
+        ValueError: As `knn_predict`; top outside 1 to k.
+
+    Example:
+        >>> bank = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> found = knn_rank(bank, torch.tensor([3, 3, 8]), torch.tensor([[1.0, 1.0]]), top=3)
+        >>> found.classes.tolist(), [round(share, 2) for share in found.shares[0].tolist()]
+        ([[3, 8, -1]], [0.75, 0.25, 0.0])
+
     """
-    check_pair("queries", queries, query_labels, num_classes)
-    predicted = knn_predict(bank, bank_labels, queries, k=k, temperature=temperature, num_classes=num_classes)
-    return float((predicted == query_labels).double().mean())
+    bank, labels = check_pair("bank", bank, bank_labels, num_classes)
+    if queries is not None:
+        queries = check_features("queries", queries, dim=bank.shape[1])
+    elif len(bank) < 2:
+        raise ValueError(
+            "The bank has 1 row, and nothing to classify it by: give queries, or 2 rows or more."
+        )
+    if k < 1 or not temperature > 0:
+        given = f"k={k} and temperature={temperature}"
+        raise ValueError(f"kNN needs at least 1 neighbour and a positive temperature, not {given}.")
+    if not 1 <= top <= k:
+        raise ValueError(f"k = {k} neighbours vote for 1 to {k} classes, so top is not {top}.")
+    blocks = list(_votes(Bank(bank, queries, budget), labels, k, temperature, top))
+    return RankedClasses(*(torch.cat(part) for part in zip(*blocks, strict=True)))
+
+
+def _votes(
+    bank: Bank, labels: Tensor, k: int, temperature: float, top: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ranked classes and their shares, a block of queries at a time."""
+    k = min(k, bank.others)
+    for rows in torch.arange(len(bank.queries), device=labels.device).split(bank.rows(k)):
+        near = bank.nearest(rows, k)
+        # against the nearest: no overflow at a small temperature
+        weights = ((near.values - near.values[:, :1]).double() / temperature).exp()
+        # the neighbours of a class stand together, in the order of their cosines
+        ordered, place = labels[near.indices].sort(dim=1, stable=True)
+        group = torch.zeros_like(ordered)
+        group[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+        votes = weights.new_zeros(weights.shape).scatter_add_(1, group, weights.gather(1, place))
+        classes = torch.full_like(ordered, -1).scatter_(1, group, ordered)
+        shares = votes / votes.sum(1, keepdim=True)
+        # a group that is not there comes after one whose vote is rounded to 0
+        order = votes.masked_fill(classes < 0, -1.0).sort(dim=1, descending=True, stable=True)
+        first = order.indices[:, :top]
+        out = first.new_full((len(rows), top), -1), shares.new_zeros(len(rows), top)
+        out[0][:, : first.shape[1]] = classes.gather(1, first)
+        out[1][:, : first.shape[1]] = shares.gather(1, first)
+        yield out
+
+
+def knn_accuracy(
+    bank: Float[Array, "M D"],
+    bank_labels: Integer[Array, " M"],
+    queries: Float[Array, "N D"] | None = None,
+    query_labels: Integer[Array, " N"] | None = None,
+    k: int = 200,
+    temperature: float = 0.1,
+    num_classes: int | None = None,
+    budget: int = BUDGET,
+) -> float:
+    """Fraction of queries whose class `knn_predict` finds; without queries, leave-one-out accuracy.
+
+    Its standard error over N queries is sqrt(a (1 - a) / N), for the bank as it is; leave-one-out
+    answers depend on each other, and no such error holds of them.
+
+    Args:
+        bank: Features with known labels.
+        bank_labels: Their classes.
+        queries: Features to classify; by default each of the bank, by the others.
+        query_labels: Their classes, given where queries are.
+        k: Neighbours that vote.
+        temperature: Of the weights exp(cosine / temperature).
+        num_classes: C, above which no label may be.
+        budget: Bytes of a block.
+
+    Raises:
+        ValueError: As `knn_predict`; queries without labels, or labels without queries.
+
+    Example:
+        >>> x, labels = torch.eye(2), torch.tensor([0, 1])
+        >>> knn_accuracy(x, labels, x, torch.tensor([0, 0]), k=1)
+        0.5
+
+    """
+    bank, bank_labels = check_pair("bank", bank, bank_labels, num_classes)
+    queries, truth = check_queries(bank, bank_labels, queries, query_labels, num_classes)
+    predicted = knn_predict(
+        bank,
+        bank_labels,
+        queries,
+        k=k,
+        temperature=temperature,
+        num_classes=num_classes,
+        budget=budget,
+    )
+    return float((predicted == truth).double().mean())
+
+
+def check_queries(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Array | None,
+    query_labels: Array | None,
+    num_classes: int | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """Read queries and their labels; without queries the labels are those of the bank."""
+    if (queries is None) != (query_labels is None):
+        given, missing = ("labels", "features") if queries is None else ("features", "labels")
+        raise ValueError(
+            f"Queries have {given}, but no {missing}. Give both, or neither to leave one out."
+        )
+    if queries is None:
+        return None, bank_labels
+    found = check_features("queries", queries, dim=bank.shape[1])
+    labels = check_labels("queries", query_labels, found, num_classes)
+    return found, labels.to(bank.device)

@@ -1,6 +1,7 @@
 """Linear probe: a logistic regression on frozen features, with scikit-learn.
 
-    min over W, b of  mean cross-entropy of softmax(W z + b)  +  ||W||^2 / (2 C n),     z: features standardised on the training set
+    min over W, b of  mean cross-entropy of softmax(W z + b)  +  ||W||^2 / (2 C n)
+    z: features standardised on the training set
 """
 
 import logging
@@ -8,11 +9,14 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Integer
 
-from marginlab.evaluation.check import check_pair
+from marginlab.evaluation.check import Array, check_pair
 
+BUDGET = 4 * 2**30  # bytes of a probe: 1.3 million rows of 200 classes or 20,000 of 10,000
+
+_HISTORY = 26  # copies of the weights in L-BFGS with 10 corrections (measured: 22 to 26)
+_BLOCK = 2**25  # bytes of predictions at a time
 _log = logging.getLogger(__name__)
 
 
@@ -27,63 +31,97 @@ class LinearProbe(NamedTuple):
 
 
 def linear_probe(
-    train_features: Float[Tensor, "M D"],
-    train_labels: Int[Tensor, " M"],
-    test_features: Float[Tensor, "N D"],
-    test_labels: Int[Tensor, " N"],
+    train_features: Float[Array, "M D"],
+    train_labels: Integer[Array, " M"],
+    test_features: Float[Array, "N D"],
+    test_labels: Integer[Array, " N"],
     *,
     C: float = 1.0,
     max_iterations: int = 300,
     tolerance: float = 1e-3,
+    budget: int = BUDGET,
 ) -> LinearProbe:
     """Fit a logistic regression to training features and measure it on test features.
 
-    Parameters
-    ----------
-    train_features, train_labels, test_features, test_labels: frozen features and their classes.
-    C: inverse strength of the ridge, as in scikit-learn.
-    max_iterations, tolerance: of L-BFGS; a probe that does not converge says so (`converged`) and logs it, and its accuracy stands.
+    With K classes the regression holds 2 M K + 26 K (D + 1) numbers in float64. It cannot be cut
+    into blocks, so what exceeds the budget is refused; `nearest_center_error` and kNN have no such
+    limit.
 
-    Raises
-    ------
-    ValueError: shapes or labels that do not fit, values not finite, training labels of one class only.
-    ModuleNotFoundError: scikit-learn is missing (it comes with the extra `lab`).
+    Args:
+        train_features: Frozen features to fit.
+        train_labels: Their classes, from 0 on; numbers may be left out.
+        test_features: Frozen features to judge by.
+        test_labels: Their classes.
+        C: Inverse strength of the ridge, as in scikit-learn.
+        max_iterations: Of L-BFGS; a probe that does not converge says so (`converged`) and logs it,
+            and its accuracy stands.
+        tolerance: Of L-BFGS.
+        budget: Bytes that the regression may hold.
 
-    >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
-    >>> linear_probe(x, torch.tensor([0, 0, 1, 1]), x, torch.tensor([0, 0, 1, 0])).accuracy
-    0.75
+    Raises:
+        ValueError: Shapes or labels that do not fit, values not finite, training labels of one
+            class only, a ridge, number of iterations or tolerance that is not positive, more bytes
+            than the budget.
+        ModuleNotFoundError: Scikit-learn is missing (it comes with the extra `lab`).
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> linear_probe(x, torch.tensor([0, 0, 1, 1]), x, torch.tensor([0, 0, 1, 0])).accuracy
+        0.75
 
     """
-    check_pair("training features", train_features, train_labels)
-    check_pair("test features", test_features, test_labels)
-    if train_features.ndim != 2 or test_features.shape[1:] != train_features.shape[1:]:
-        raise ValueError(f"Features are (M, D) and (N, D) with one D, not {tuple(train_features.shape)} and {tuple(test_features.shape)}.")
-    if len(train_labels.unique()) < 2:
-        raise ValueError(f"A probe needs training features of at least 2 classes, not only of class {int(train_labels[0])}.")
+    train, labels = check_pair("training features", train_features, train_labels, shape="(M, D)")
+    test, truth = check_pair(
+        "test features", test_features, test_labels, shape="(N, D)", dim=train.shape[1]
+    )
+    classes = len(labels.unique())
+    if classes < 2:
+        raise ValueError(
+            "A probe needs training features of at least 2 classes, not only of class "
+            f"{int(labels[0])}."
+        )
+    if not (C > 0 and max_iterations >= 1 and tolerance > 0):
+        given = f"C={C}, max_iterations={max_iterations} and tolerance={tolerance}"
+        raise ValueError(f"C, max_iterations and tolerance are positive, not {given}.")
+    M, D = train.shape
+    if (held := 8 * (2 * M * classes + _HISTORY * classes * (D + 1))) > budget:
+        raise ValueError(
+            f"A logistic regression of {M:,} features of {D} numbers in {classes:,} classes holds "
+            f"{held:,} bytes, above the budget of {budget:,}. Take fewer features or classes, "
+            "knn_accuracy or nearest_center_error, or raise budget=..."
+        )
     from sklearn.exceptions import ConvergenceWarning  # an extra (`lab`), and slow to import
     from sklearn.linear_model import LogisticRegression
 
-    train, test = train_features.detach().double(), test_features.detach().double()
-    mean, deviation = train.mean(0), train.std(0, correction=0)
-    scale = torch.where(deviation > 1e-12 * (mean.abs() + 1e-300), deviation, 1.0)  # a constant feature says nothing
-    train, test = (((x - mean) / scale).cpu() for x in (train, test))
+    fitted, judged = train.double(), test.to(train.device).double()
+    mean, deviation = fitted.mean(0), fitted.std(0, correction=0)
+    # a constant feature says nothing
+    scale = torch.where(deviation > 1e-12 * (mean.abs() + 1e-300), deviation, 1.0)
+    fitted, judged = (((x - mean) / scale).cpu() for x in (fitted, judged))
     probe = LogisticRegression(C=C, max_iter=max_iterations, tol=tolerance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported below, as a value
-        probe.fit(train.numpy(), train_labels.cpu().numpy())
+        probe.fit(fitted.numpy(), labels.cpu().numpy())
     iterations = int(probe.n_iter_.max())
     converged = iterations < max_iterations
     if not converged:
-        _log.warning("The linear probe did not converge within %d iterations; raise max_iterations or the tolerance.", max_iterations)
-    accuracy = float((torch.from_numpy(probe.predict(test.numpy())) == test_labels.cpu()).double().mean())
-    return LinearProbe(accuracy, (accuracy * (1 - accuracy) / len(test)) ** 0.5, len(test), converged, iterations)
+        _log.warning(
+            "The linear probe did not converge within %d iterations; raise max_iterations or the "
+            "tolerance.",
+            max_iterations,
+        )
+    rows = max(1, _BLOCK // (8 * classes))
+    predicted = torch.cat([torch.from_numpy(probe.predict(x.numpy())) for x in judged.split(rows)])
+    accuracy = float((predicted == truth.cpu()).double().mean())
+    error = (accuracy * (1 - accuracy) / len(judged)) ** 0.5
+    return LinearProbe(accuracy, error, len(judged), converged, iterations)
 
 
 def linear_probe_accuracy(
-    train_features: Float[Tensor, "M D"],
-    train_labels: Int[Tensor, " M"],
-    test_features: Float[Tensor, "N D"],
-    test_labels: Int[Tensor, " N"],
+    train_features: Float[Array, "M D"],
+    train_labels: Integer[Array, " M"],
+    test_features: Float[Array, "N D"],
+    test_labels: Integer[Array, " N"],
     *,
     C: float = 1.0,
 ) -> float:

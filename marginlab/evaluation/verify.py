@@ -8,10 +8,11 @@ Sources: as `marginlab.evaluation.verification`, which has the formulas.
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Integer
 
-from marginlab.evaluation.verification import pairs, tar_at_far, verification_accuracy
+from marginlab.evaluation.check import Array, as_tensor, check_features
+from marginlab.evaluation.pairing import pairs
+from marginlab.evaluation.verification import accepted_at, accuracy_of, distances_between
 
 
 class Rate(NamedTuple):
@@ -24,8 +25,8 @@ class Rate(NamedTuple):
 
 
 def verify(
-    features: Float[Tensor, "N D"],
-    labels: Int[Tensor, " N"],
+    features: Float[Array, "N D"],
+    labels: Integer[Array, " N"],
     *,
     n: int = 6000,
     folds: int = 10,
@@ -33,35 +34,49 @@ def verify(
     fars: tuple[float, ...] = (0.01, 0.001),
     seed: int = 0,
 ) -> dict[str, Rate]:
-    """How well pairs of these images are told to be of one identity or of two, by the distance of their features' directions.
+    """How well pairs of these images are told to be of one identity or of two, by their distance.
 
-    Parameters
-    ----------
-    features: of the images; they need not be normalised.
-    labels: the identity of each image.
-    n: pairs for the accuracy, half of them genuine, in so many `folds`.
-    far_pairs: pairs for the true accept rates, half of them genuine.
-    fars: false accept rates; of each the true accept rate is given, named `TAR@FAR=` and the rate.
-    seed: of the pairs.
+    The distance is that of the features' directions. The interval of a TAR takes pairs for
+    independent; they share images, so it is too narrow.
 
-    The interval of a TAR takes pairs for independent; they share images, so it is too narrow.
+    Args:
+        features: Of the images; they need not be normalised.
+        labels: The identity of each image.
+        n: Pairs for the accuracy, half of them genuine, in so many `folds`.
+        folds: Of different identities.
+        far_pairs: Pairs for the true accept rates, half of them genuine.
+        fars: False accept rates; of each the true accept rate is given, named `TAR@FAR=` and the
+            rate.
+        seed: Of the pairs.
 
-    Raises
-    ------
-    ValueError: whatever `pairs`, `verification_accuracy` and `tar_at_far` refuse.
+    Raises:
+        ValueError: Features and labels that do not fit, values not finite, and whatever `pairs`,
+            `verification_accuracy` and `tar_at_far` refuse.
 
-    >>> labels = torch.arange(40) // 4
-    >>> found = verify(torch.eye(10)[labels], labels, n=20, folds=5, far_pairs=80, fars=(0.1,))
-    >>> {name: rate.value for name, rate in found.items()}
-    {'verification_accuracy': 1.0, 'TAR@FAR=0.1': 1.0}
+    Example:
+        >>> labels = torch.arange(40) // 4
+        >>> found = verify(torch.eye(10)[labels], labels, n=20, folds=5, far_pairs=80, fars=(0.1,))
+        >>> {name: rate.value for name, rate in found.items()}
+        {'verification_accuracy': 1.0, 'TAR@FAR=0.1': 1.0}
 
     """
-    drawn = pairs(labels, n, folds=folds, seed=seed)
-    found = verification_accuracy(features[drawn.first], features[drawn.second], drawn.same, folds)
+    wide, identities = check_features("features", features), as_tensor("labels", labels)
+    if len(identities.flatten()) != len(wide):
+        raise ValueError(
+            f"{len(wide)} features have as many labels, the identity of each image, not "
+            f"{identities.dtype} {tuple(identities.shape)}."
+        )
+    identities = identities.to(wide.device)
+    drawn = pairs(identities, n, folds=folds, seed=seed)
+    found = accuracy_of(distances_between(wide, drawn.first, drawn.second), drawn.same.cpu(), folds)
     half = 1.96 * found.standard_error
-    rates = {"verification_accuracy": Rate(found.accuracy, found.accuracy - half, found.accuracy + half, n)}
-    drawn = pairs(labels, far_pairs, folds=1, seed=seed)
+    low, high = found.accuracy - half, found.accuracy + half
+    rates = {"verification_accuracy": Rate(found.accuracy, low, high, n)}
+    drawn = pairs(identities, far_pairs, folds=1, seed=seed)
+    distances, same = distances_between(wide, drawn.first, drawn.second), drawn.same.cpu()
     for far in fars:
-        accepted = tar_at_far(features[drawn.first], features[drawn.second], drawn.same, far)
-        rates[f"TAR@FAR={far:g}"] = Rate(accepted.tar, accepted.low, accepted.high, accepted.genuine)
+        accepted = accepted_at(distances, same, far)
+        rates[f"TAR@FAR={far:g}"] = Rate(
+            accepted.tar, accepted.low, accepted.high, accepted.genuine
+        )
     return rates

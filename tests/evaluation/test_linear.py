@@ -1,5 +1,6 @@
 import logging
 import time
+import tracemalloc
 
 import pytest
 import torch
@@ -56,9 +57,38 @@ def test_bad_input_is_refused(unchecked):
     x, y = clusters(6, 3, 2, 1.0, 0)
     for arguments, sentence in (
         ((x, y * 0, x, y), "at least 2 classes, not only of class 0"),
-        ((x, y, x[:, :2], y), "with one D"),
+        ((x, y, x[:, :2], y), r"test features are of shape \(N, 3\), .* not .* \(6, 2\)"),
+        ((x[0], y, x, y), r"at least one row .* not torch.float32 \(3,\)"),
         ((x / 0, y, x, y), "training features .* not finite"),
         ((x, y, x, y[:2]), "test features have 6 rows"),
     ):
         with pytest.raises(ValueError, match=sentence):
             linear_probe(*arguments)
+    for more, sentence in (
+        ({"C": 0.0}, "positive, not C=0.0"),
+        ({"max_iterations": 0}, "max_iterations=0"),
+        ({"tolerance": float("nan")}, "tolerance=nan"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            linear_probe(x, y, x, y, **more)
+
+
+def test_arrays_are_read_as_tensors():
+    (x, y), (z, w) = clusters(80, 8, 4, 1.5, 1), clusters(60, 8, 4, 1.5, 2)
+    assert linear_probe(x.numpy(), y.numpy(), z.numpy(), w.numpy()) == linear_probe(x, y, z, w)
+
+
+@pytest.mark.parametrize(("M", "K", "D"), [(2000, 400, 16), (400, 100, 200)])
+def test_what_a_probe_holds_is_what_its_budget_counts(M, K, D):
+    x, y = clusters(M, D, K, 1.0, 0)
+    held = 8 * (2 * M * K + 26 * K * (D + 1))
+    with pytest.raises(ValueError, match=f"{K} classes holds {held:,} bytes, above the budget of {held - 1:,}"):
+        linear_probe(x, y, x, y, budget=held - 1)
+    linear_probe(x[:40], y[:40] % 2, x[:2], y[:2])  # imports are not the probe's
+    tracemalloc.start()  # numpy's arrays
+    try:
+        linear_probe(x, y, x[:10], y[:10], max_iterations=12, budget=held)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.6 * held < peak < 1.1 * held + 4 * 8 * x.numel()

@@ -93,6 +93,19 @@ def test_between_neighbouring_floats_there_is_a_threshold():
     assert [int((d < t).sum()) for t in _candidates(d)] == [0, 1, 2]
 
 
+def test_arrays_are_read_as_tensors_and_no_length_hides_a_direction():
+    first, second, same = drawn(4, 60)
+    whole = verification_accuracy(first, second, same)
+    arrays = first.numpy(), second.numpy(), same.numpy()
+    assert verification_accuracy(*arrays) == whole
+    assert tar_at_far(*arrays, 0.1) == tar_at_far(first, second, same, 0.1)
+    for large in (1e-200, 1e200):
+        again = verification_accuracy(first * large, second / large, same)
+        assert again.folds == whole.folds
+    labels = torch.arange(40) // 4
+    assert torch.equal(pairs(labels.numpy(), 20, folds=5).first, pairs(labels, 20, folds=5).first)
+
+
 def test_pairs_are_compared_in_blocks(monkeypatch):
     first, second, same = drawn(3, 50)
     whole = verification_accuracy(first, second, same)
@@ -126,6 +139,45 @@ def test_tar_at_far_are_points_of_scikit_learns_roc(seed, n, far, tied):
         assert np.mean(d[same.numpy()] < found.threshold) == pytest.approx(found.tar)
         assert np.mean(d[~same.numpy()] < found.threshold) == pytest.approx(found.far)
     assert 0 <= below.low <= below.tar <= below.high <= 1
+
+
+def published_nearest(d, same, far, *, drop):
+    """The point of the published evaluation of IJB-B and IJB-C: rate and TAR."""
+    rates, tars, _ = roc_curve(same, -d, drop_intermediate=drop)
+    rates, tars = np.flipud(rates), np.flipud(tars)
+    _, at = min(zip(abs(rates - far), range(len(rates)), strict=True))
+    return rates[at], tars[at]
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(40, 200), st.sampled_from([0.07, 0.13, 0.31]))
+def test_dropped_points_of_the_published_curve_are_farther_and_their_tar_no_smaller(seed, n, far):
+    first, second, same = drawn(seed, n)
+    d, kinds = distance(first, second), same.numpy()
+    if far * int((~same).sum()) < 1:
+        reject()
+    ours = tar_at_far(first, second, same, far, point="nearest")
+    rate, tar = published_nearest(d, kinds, far, drop=True)
+    assert abs(rate - far) >= abs(ours.far - far) - 1e-12
+    assert tar >= ours.tar - 1e-12
+    rate, tar = published_nearest(d, kinds, far, drop=False)
+    if abs(abs(rate - far) - abs(ours.far - far)) < 1e-9 and rate > ours.far + 1e-9:
+        assert rate - far == pytest.approx(far - ours.far)  # two as near: theirs is the larger
+    else:
+        assert (rate, tar) == pytest.approx((ours.far, ours.tar))
+
+
+def test_the_published_curve_can_drop_the_nearest_point():
+    """Ten impostors without a genuine pair between the second and the ninth: 0.5 was dropped."""
+    angle = torch.tensor([0.1, *torch.linspace(0.2, 1.2, 9), 1.15, 1.3, 1.4], dtype=torch.float64)
+    same = torch.tensor([True, *[False] * 9, True, True, False])
+    first = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(13, 2)
+    second = torch.stack([angle.cos(), angle.sin()], 1)
+    ours = tar_at_far(first, second, same, 0.5, point="nearest")
+    assert (ours.far, ours.tar) == pytest.approx((0.5, 1 / 3))
+    d = distance(first, second)
+    assert published_nearest(d, same.numpy(), 0.5, drop=False) == pytest.approx((0.5, 1 / 3))
+    assert published_nearest(d, same.numpy(), 0.5, drop=True) == pytest.approx((0.8, 2 / 3))
 
 
 def test_the_interval_covers_the_tar_at_the_true_far():
@@ -162,7 +214,9 @@ def test_what_cannot_be_judged_is_refused():
     for arguments, more, sentence in (
         ((x, x[:3], same), {}, r"two \(n, D\) tensors of floating-point features, not torch.float32 \(4, 4\) and torch.float32 \(3, 4\)"),
         ((x.long(), x.long(), same), {}, "floating-point features"),
-        ((x, x, same.long()), {}, "4 pairs need as many bools .* not torch.int64"),
+        ((x, x, same.long()), {}, "4 pairs need as many bools .* not torch.int64 .* Compare"),
+        ((x, x, same.tolist()), {}, "kinds of pairs are a tensor or a numpy array, not a list"),
+        ((x, x * torch.inf, same), {}, r"second features \(4, 4\) hold .* first in row 0"),
         ((x, x, same[:3]), {}, r"not torch.bool \(3,\)"),
         ((x * torch.nan, x, same), {}, "not finite"),
         ((x, x, same | True), {}, "Of 4 pairs 4 are genuine"),

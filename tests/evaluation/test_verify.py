@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from heap import peak_of
 
-from marginlab.evaluation import verify
+from marginlab.evaluation import pairs, tar_at_far, verification_accuracy, verify
 
 LABELS = torch.arange(400) // 10
 
@@ -36,3 +37,34 @@ def test_better_features_verify_better_and_the_seed_draws_other_pairs():
 def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match=r"Fold 0 holds 1800 genuine pairs, fewer than the 2000"):
         verify(torch.eye(40)[LABELS], LABELS, n=400, far_pairs=4000)
+
+
+def test_it_is_the_two_numbers_of_the_pairs_that_it_draws():
+    z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + torch.eye(40)[LABELS][:, :8]
+    found = verify(z.numpy(), LABELS.numpy(), n=400, far_pairs=3600, fars=(0.1,))
+    drawn = pairs(LABELS, 400)
+    whole = verification_accuracy(z[drawn.first], z[drawn.second], drawn.same)
+    assert found["verification_accuracy"].value == whole.accuracy
+    drawn = pairs(LABELS, 3600, folds=1)
+    accepted = tar_at_far(z[drawn.first], z[drawn.second], drawn.same, 0.1)
+    assert found["TAR@FAR=0.1"][:3] == (accepted.tar, accepted.low, accepted.high)
+
+
+def test_features_of_all_pairs_are_not_gathered(monkeypatch):
+    monkeypatch.setattr("marginlab.evaluation.verification._BLOCK", 2**15)
+    z = torch.randn(400, 256, generator=torch.Generator().manual_seed(0))
+    peak = peak_of(lambda: verify(z, LABELS, n=400, far_pairs=3600, fars=(0.1, 0.2)))
+    assert peak < 2**22  # the pairs' features would be 7 MB in float32, and 15 in float64
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_features_and_labels_that_do_not_fit_are_refused():
+    z = torch.randn(400, 4)
+    for features, labels, sentence in (
+        (z, LABELS[:9], r"400 features have as many labels, .* not torch.int64 \(9,\)"),
+        (z[:, 0], LABELS, "at least one row of floating-point features"),
+        (z / 0, LABELS, "not finite"),
+        (z, LABELS.double(), "Labels are .* integers, .* not torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            verify(features, labels, n=400)

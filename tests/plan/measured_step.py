@@ -1,37 +1,14 @@
 """What a real training step of a head allocates and exchanges: the peak of all allocations, and the payload of every collective."""
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
+from heap import peak_of
 
 from marginlab import margins, settings
 from marginlab.losses import PartialFC
 from marginlab.optim import LazyAdamW, LazySGD
-
-
-def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes that were allocated at once while `work` ran, over what was there before; of every allocation, torch's own inside included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-        kept = work()
-    del kept
-    changes = []
-
-    def visit(events):
-        for event in events:
-            if event.tag == _EventType.Allocation:
-                changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-            visit(event.children)
-
-    visit(run.profiler.kineto_results.experimental_event_tree())
-    now = most = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        now += change
-        most = max(most, now)
-    return most
 
 
 def head_and_optimizer(setup, group=None):
