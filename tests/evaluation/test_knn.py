@@ -64,7 +64,7 @@ def test_bad_input_is_refused(unchecked):
         ((bank[:1], labels[:1]), {}, "The bank has 1 row, and nothing to classify it by"),
         ((bank, labels, bank), {"budget": 0}, "positive byte budget, not 0"),
         ((bank / 0, labels, bank), {}, "not finite"),
-        ((bank, labels, bank / 0), {}, r"queries \(10, 6\) hold values that are not finite .* in 10 rows, first in row 0"),
+        ((bank, labels, bank / 0), {}, r"queries \(10, 6\) hold .* not finite .* first in row 0"),
         ((bank, labels, bank), {"num_classes": 2}, "outside 0 to 1"),
         ((bank, labels, bank), {"k": 0}, "at least 1 neighbour"),
         ((bank, labels, bank), {"temperature": 0.0}, "positive temperature"),
@@ -170,7 +170,8 @@ def test_arrays_are_read_as_tensors(kind):
         arrays = [array.astype(array.dtype.newbyteorder(">")) for array in arrays]
     assert torch.equal(knn_predict(*arrays, arrays[0], k=4), knn_predict(bank, labels, bank, k=4))
     assert knn_accuracy(*arrays, k=4) == knn_accuracy(bank, labels, k=4)
-    assert knn_accuracy(arrays[0], arrays[1].astype(np.uint8), k=4) == knn_accuracy(bank, labels, k=4)
+    few = arrays[1].astype(np.uint8)
+    assert knn_accuracy(arrays[0], few, k=4) == knn_accuracy(bank, labels, k=4)
 
 
 # memory

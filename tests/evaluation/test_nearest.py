@@ -36,7 +36,7 @@ def test_bad_input_is_refused(unchecked):
     for arguments, sentence in (
         ((views, labels, torch.randn(2, 3), torch.tensor([0, 1])), r"classes \[1\] that no training image has"),
         ((views[:, 0], labels, torch.randn(1, 3), labels[:1]), "features\\[:, None\\]"),
-        ((views, labels, torch.randn(1, 2), labels[:1]), r"queries are of shape \(M, 3\), .* \(1, 2\)"),
+        ((views, labels, torch.randn(1, 2), labels[:1]), r"shape \(M, 3\), .* \(1, 2\)"),
         ((views, labels, torch.randn(20, 3), torch.arange(20) + 9), r"13\] and 15 more that no"),
         ((views, labels[:2], torch.randn(1, 3), labels[:1]), "4 rows"),
         ((views / 0, labels, torch.randn(1, 3), labels[:1]), "not finite"),
@@ -70,7 +70,8 @@ def test_scores_of_all_classes_are_not_held(normalize):
     labels = torch.arange(n) * 100_000
 
     def work():
-        return nearest_center_error(x[:, None], labels, x, labels, normalize=normalize, budget=budget)
+        more = {"normalize": normalize, "budget": budget}
+        return nearest_center_error(x[:, None], labels, x, labels, **more)
 
     assert work().error == 0
     assert peak_of(work) < 8 * budget  # of 72 MB of scores; centers in float64 are 192 kB

@@ -30,8 +30,14 @@ def brute(references, labels, queries, truth, alone):
     """The three numbers of each query, by loops over all references in order of their cosines."""
     found = []
     for q, (query, label) in enumerate(zip(queries, truth, strict=True)):
-        cosine = torch.nn.functional.cosine_similarity(query[None], references, dim=1).round(decimals=12)
-        order = [m for m in cosine.argsort(descending=True, stable=True).tolist() if not (alone and m == q)]
+        cosine = torch.nn.functional.cosine_similarity(query[None], references, dim=1).round(
+            decimals=12
+        )
+        order = [
+            m
+            for m in cosine.argsort(descending=True, stable=True).tolist()
+            if not (alone and m == q)
+        ]
         hits = [bool(labels[m] == label) for m in order]
         R = sum(hits)
         if R:
@@ -50,7 +56,13 @@ def check(found, expected, alone, N):
         assert found[3:6] == pytest.approx(tuple(errors.tolist()))
 
 
-@given(SEEDS, st.integers(2, 40), st.integers(1, 12), st.booleans(), st.sampled_from([300, 3000, 2**25]))
+@given(
+    SEEDS,
+    st.integers(2, 40),
+    st.integers(1, 12),
+    st.booleans(),
+    st.sampled_from([300, 3000, 2**25]),
+)
 def test_it_is_brute_force(seed, M, N, alone, budget):
     references, labels = drawn(seed, M)
     queries, truth = (references, labels) if alone else drawn(seed + 1, N, classes=6)
@@ -80,7 +92,10 @@ def test_it_is_pytorch_metric_learnings(alone, spread):
     references, labels = drawn(1, 300, classes=8, spread=spread)
     queries, truth = (references, labels) if alone else drawn(2, 120, classes=9, spread=spread)
     peer = AccuracyCalculator(
-        include=NAMES, k="max_bin_count", device=torch.device("cpu"), knn_func=CustomKNN(CosineSimilarity())
+        include=NAMES,
+        k="max_bin_count",
+        device=torch.device("cpu"),
+        knn_func=CustomKNN(CosineSimilarity()),
     )
     theirs = peer.get_accuracy(queries, truth, *(() if alone else (references, labels, False)))
     ours = retrieval(references, labels, *(() if alone else (queries, truth)))
@@ -136,7 +151,10 @@ def test_what_cannot_be_searched_is_refused():
         ((x, labels, None, labels), "Queries have labels, but no features"),
         ((x, labels, x[:, :2], labels), r"queries are of shape \(N, 4\)"),
         ((x, labels, x, labels.double()), "queries have 10 rows, so their labels are 10 integers"),
-        ((x, torch.arange(10)), "None of the 10 queries has another image of its class among the 10"),
+        (
+            (x, torch.arange(10)),
+            "None of the 10 queries has another image of its class among the 10",
+        ),
         ((x[:1], labels[:1]), "None of the 1 queries"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -40,7 +40,8 @@ def test_too_few_pairs_are_refused():
 
 
 def test_it_is_the_two_numbers_of_the_pairs_that_it_draws():
-    z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + torch.eye(40)[LABELS][:, :8]
+    noise = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    z = noise + torch.eye(40)[LABELS][:, :8]
     found = verify(z.numpy(), LABELS.numpy(), n=400, far_pairs=3600, fars=(0.1,))
     drawn = pairs(LABELS, 400)
     whole = verification_accuracy(z[drawn.first], z[drawn.second], drawn.same)
