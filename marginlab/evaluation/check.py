@@ -1,8 +1,6 @@
 """Inputs of every evaluation: arrays as tensors, refused before work starts if they do not fit.
 
     direction(x) = x / ||x||,     0 for x = 0
-
-x is divided by its largest entry first, so that every finite x but 0 has a direction.
 """
 
 from collections.abc import Collection
@@ -11,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from marginlab.statistics import unit_vectors
 
 Array = Tensor | np.ndarray
 """A tensor on any device, or a numpy array, which is read as a tensor on the CPU."""
@@ -128,17 +128,12 @@ def check_pair(
 def directions(features: Tensor, dtype: torch.dtype) -> Tensor:
     """Features (..., D) at length 1, and 0 for those of length 0.
 
-    Lengths are taken in float64 of features divided by their largest entry: no square overflows or
-    vanishes, so every finite feature but 0 has its direction. Float64 is held for a block of rows.
+    They are computed in float64, which is held for a block of rows.
     """
     out = torch.empty(features.shape, dtype=dtype, device=features.device)
     rows = _rows(features)
     for into, some in zip(out.split(rows), features.split(rows), strict=True):
-        wide = some.double()
-        largest = wide.abs().amax(-1, keepdim=True)
-        wide = wide / largest.masked_fill(largest == 0, 1.0)
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        into.copy_(wide / length.masked_fill(length == 0, 1.0))
+        into.copy_(unit_vectors(some.double()))
     return out
 
 
