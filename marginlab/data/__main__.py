@@ -5,20 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from marginlab.data.images import ImageSet
-from marginlab.data.loading import load, root_folder, splits
-from marginlab.data.published import TORCHVISION, torchvision_set
+from marginlab.data.loading import load, splits
+from marginlab.data.published import TORCHVISION, root_folder, torchvision_set
+
+_SPEC = (
+    "shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, lfw, "
+    "npz:PATH, folder:PATH or index:PATH; behind it ?min_per_class=A and ?max_per_class=B choose classes"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, download if asked to, and describe both splits."""
     parser = argparse.ArgumentParser(prog="python -m marginlab.data", description=__doc__)
-    parser.add_argument("spec", help="shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, npz:PATH or folder:PATH")
+    parser.add_argument("spec", help=_SPEC)
     parser.add_argument("--root", help="folder of the published sets (default: MARGINLAB_DATA, else data)")
     parser.add_argument("--size", type=int, default=0, help="resize to this many pixels")
     asked = parser.parse_args(arguments)
     root = root_folder(asked.root)
     try:
-        name = asked.spec.removesuffix("-upright")  # one file for both
+        name = asked.spec.partition("?")[0].removesuffix("-upright")  # one file for both
         if name in TORCHVISION and not (root / f"{name}.npz").exists():
             _download(name, root)
         for split in splits(asked.spec):

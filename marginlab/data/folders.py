@@ -54,11 +54,42 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, wo
         if not files:
             raise ValueError(f"{name}: no class has two images, so none is left for the {split} split. Add images, or folders train and test.")
         check_labels(labels, len(classes), f"{name} ({split})")
+    return image_files(
+        files, labels, tuple(classes), name, size=size, budget=budget, workers=workers
+    )
+
+
+def image_files(
+    files: Sequence[Path],
+    labels: Int64[Tensor, " N"],
+    classes: tuple[str, ...],
+    name: str,
+    *,
+    size: int,
+    budget: int,
+    workers: int | None,
+) -> ImageSet:
+    """Make an image set of files, held or streamed; every header is read, also of streamed ones.
+
+    Args:
+        files: The N files.
+        labels: (N,) in [0, C).
+        classes: The C class names.
+        name: The spec.
+        size: Pixels that images are brought to; 0 keeps their own, which are then alike.
+        budget: Bytes that the images may take in memory.
+        workers: Processes that decode a set of more bytes; None refuses such a set.
+
+    Raises:
+        ValueError: A file that is no image, sizes that differ, or more bytes than the budget.
+
+    """
     looked = _looked(files, name, size)
-    images = Streamed(ImageFiles(files, looked.height, looked.width, size, name), torch.arange(len(files)), budget, workers or 0)
+    source = ImageFiles(files, looked.height, looked.width, size, name)
+    images = Streamed(source, torch.arange(len(files)), budget, workers or 0)
     if workers is None:
         afford(len(files), looked.height, looked.width, budget, name)
-    return ImageSet(images.at(images.rows), labels, tuple(classes), name, looked.fingerprints)
+    return ImageSet(images.at(images.rows), labels, classes, name, looked.fingerprints)
 
 
 class ImageFiles:

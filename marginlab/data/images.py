@@ -7,6 +7,8 @@ growing n contain each other, and the images with place below one fifth of their
 """
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,11 +104,120 @@ class ImageSet:
 
         Raises what reading the images raises, and ValueError for indices that leave one class.
         """
-        index = index.sort().values
+        return self.rows(index.sort().values)
+
+    def rows(self, index: Int[Tensor, " M"]) -> "ImageSet":
+        """Select images by their numbers, in the order given; a number may come twice.
+
+        Args:
+            index: (M,) integers in [0, N).
+
+        Returns:
+            The images with their labels, of the same classes. Of a streamed set those are read
+            now that fit its budget, otherwise streamed as well.
+
+        Raises:
+            IndexError: A number outside [0, N).
+            TypeError: No integers of shape (M,), such as a mask, for which there is `where`.
+            ValueError: No image is left, or images of one class only.
+
+        Example:
+            >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+            >>> pets = ImageSet(images, torch.tensor([0, 0, 1, 1]), ("cat", "dog"), "pets")
+            >>> pets.rows(torch.tensor([3, 0, 3])).labels.tolist()
+            [1, 0, 1]
+
+        """
+        index = torch.as_tensor(index)
+        if index.ndim != 1 or index.dtype == torch.bool or index.is_floating_point():
+            got = f"{index.dtype} of shape {tuple(index.shape)}"
+            raise TypeError(
+                f"{self.name}: rows are (M,) integers, not {got}. A mask goes to `where`."
+            )
+        index = index.long()
+        wrong = index[(index < 0) | (index >= len(self))]
+        if len(wrong):
+            raise IndexError(
+                f"{self.name}: there is no image {int(wrong[0])}. "
+                f"The {len(self)} images are numbered from 0 to {len(self) - 1}."
+            )
         there = index.to(self.images.device)
         images = self.images[there] if isinstance(self.images, Tensor) else self.images.at(there)
         labels = self.labels[index.to(self.labels.device)]
-        return replace(self, images=images, labels=labels, fingerprints=None if self.fingerprints is None else self.fingerprints[index.cpu()])
+        prints = None if self.fingerprints is None else self.fingerprints[index.cpu()]
+        return replace(self, images=images, labels=labels, fingerprints=prints)
+
+    def where(self, mask: Bool[Tensor, " N"], *, dense: bool = False) -> "ImageSet":
+        """Select the images for which a mask is true, in their old order.
+
+        Args:
+            mask: (N,) booleans, such as `images.labels < 10`.
+            dense: Number the classes that are left anew, in their old order, and drop the names
+                of the others. By default labels and class names stay as they are.
+
+        Returns:
+            The images with their labels, held or streamed as by `rows`.
+
+        Raises:
+            TypeError: A mask that is not boolean, or not of shape (N,).
+            ValueError: No image is left, or images of one class only.
+
+        Example:
+            >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+            >>> pets = ImageSet(images, torch.arange(4), ("cat", "dog", "fish", "horse"), "pets")
+            >>> some = pets.where(pets.labels % 2 == 1, dense=True)
+            >>> some.labels.tolist(), some.classes
+            ([0, 1], ('dog', 'horse'))
+
+        """
+        mask = torch.as_tensor(mask)
+        if mask.dtype != torch.bool or mask.shape != (len(self),):
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}"
+            raise TypeError(
+                f"{self.name}: a mask of {len(self)} images is ({len(self)},) booleans, not {got}."
+            )
+        some = self.rows(mask.nonzero()[:, 0])
+        if not dense:
+            return some
+        present, labels = some.labels.unique(return_inverse=True)
+        names = tuple(self.classes[k] for k in present.tolist())
+        return replace(some, labels=labels, classes=names)
+
+    def with_labels(
+        self, labels: Int[Tensor, " N"], classes: Sequence[str] | None = None
+    ) -> "ImageSet":
+        """Give the same images other labels.
+
+        Args:
+            labels: (N,) integers in [0, C).
+            classes: The C class names; by default those of this set.
+
+        Returns:
+            The images with these labels, on the device of the old ones. The pixels are shared.
+
+        Raises:
+            TypeError: Labels that are no integers.
+            ValueError: A number of labels other than N, labels outside [0, C), or of one class.
+
+        Example:
+            >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+            >>> pets = ImageSet(images, torch.tensor([0, 0, 1, 1]), ("cat", "dog"), "pets")
+            >>> pets.with_labels(torch.tensor([0, 1, 0, 1]), ("tame", "wild")).classes
+            ('tame', 'wild')
+
+        """
+        labels = torch.as_tensor(labels)
+        if labels.dtype == torch.bool or labels.is_floating_point():
+            raise TypeError(
+                f"{self.name}: labels are integers, not {labels.dtype}. Give the class numbers."
+            )
+        names = self.classes if classes is None else tuple(classes)
+        return replace(self, labels=labels.to(self.labels.device, torch.int64), classes=names)
+
+    def absent(self) -> tuple[str, ...]:
+        """Name the classes of which there is no image."""
+        counts = torch.bincount(self.labels, minlength=len(self.classes))
+        return tuple(self.classes[k] for k in (counts == 0).nonzero()[:, 0].tolist())
 
     def digest(self) -> str:
         """16 hexadecimal digits of the images, labels and class names: equal for equal sets, wherever they were read from.
@@ -124,6 +235,29 @@ class ImageSet:
         """The same set on a device; streamed images are read into the machine's memory, wherever their labels are."""
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
         return replace(self, images=images, labels=self.labels.to(device))
+
+
+def warn_of_absent(images: ImageSet, split: str) -> None:
+    """Warn of classes without an image in this split: nothing can be measured of them.
+
+    Args:
+        images: The images of the split, of N images and C classes.
+        split: Its name, for the message.
+
+    """
+    if not (absent := images.absent()):
+        return
+    names = ", ".join(repr(name) for name in absent[:5])
+    names += f" and {len(absent) - 5:,} more" if len(absent) > 5 else ""
+    lacking, classes = f"{len(absent):,}", f"{len(images.classes):,}"
+    remedy = "Add images of them, or leave out the classes that have none to train on: the spec "
+    remedy += f"`{images.name.partition('?')[0]}?min_per_class=1` numbers the others from 0."
+    verb = "has" if len(absent) == 1 else "have"
+    warnings.warn(
+        f"{images.name}: {lacking} of {classes} classes {verb} no {split} image: {names}. "
+        f"What is measured of classes leaves them out. {remedy}",
+        stacklevel=3,
+    )
 
 
 def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:

@@ -1,25 +1,35 @@
 """One verb for every source of images: `load(spec, split)`.
 
-    spec = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright | npz:PATH | folder:PATH
+    source = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright
+             | lfw | npz:PATH | folder:PATH | index:PATH
+    spec   = source, or source?min_per_class=A&max_per_class=B
 """
 
 import functools
-import os
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from marginlab.data.arrays import has_part, read_npz, read_part
 from marginlab.data.folders import read_folder
-from marginlab.data.images import ImageSet
+from marginlab.data.images import ImageSet, warn_of_absent
+from marginlab.data.index import index_has, read_index
+from marginlab.data.lfw import read_lfw
 from marginlab.data.omniglot import OMNIGLOT, read_omniglot
 from marginlab.data.pixels import BUDGET, afford
-from marginlab.data.published import TORCHVISION, read_digits, read_published
+from marginlab.data.published import TORCHVISION, read_digits, read_published, root_folder
+from marginlab.data.selection import Selection, counts, selection_of
 from marginlab.data.shapes import EASY, Shapes
 from marginlab.settings import SettingsError, nearest
 
-_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "npz:PATH", "folder:PATH")
+_FILES = ("npz:PATH", "folder:PATH", "index:PATH")
+_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "lfw", *_FILES)
 SPLITS = ("train", "test", "unseen")
-_UNSEEN = "Such are of omniglot, omniglot-upright, a folder with unseen/CLASS, an npz file with unseen_images, unseen_labels and unseen_classes."
+_UNSEEN = (
+    "Such are of omniglot, omniglot-upright, lfw, a folder with unseen/CLASS, an index with a "
+    "split unseen, an npz file with unseen_images, unseen_labels and unseen_classes."
+)
 _COUNTS = {"train": 5_000, "test": 2_000}  # of the embedded sets
 
 
@@ -33,7 +43,11 @@ def load(
     spec: `shapes` and its easy variant `shapes-5` (rendered), `digits` (scikit-learn's), `cifar10`, `cifar100`, `stl10` (ROOT/NAME.npz, else
         torchvision's folder under ROOT; never downloaded), `npz:PATH` (keys `images`, `labels`, or with `train_` and `test_` before them;
         optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS), `omniglot` (its quarter turns are
-        classes: 3,856 to train on) and `omniglot-upright` (964), as the published sets.
+        classes: 3,856 to train on), `omniglot-upright` (964) and `lfw` (ROOT/lfw.npz; the people
+        of its development lists; `lfw_protocol` has its pairs), as the published sets;
+        `index:PATH` (a csv, npz or text file of paths and labels: `marginlab.data.index`).
+        Behind any of them `?min_per_class=A` drops the classes of fewer than A images to train
+        on, and `?max_per_class=B` (both: joined by `&`) takes at most B of each class and split.
     split: `train` or `test`; `unseen`, whose classes are in neither, for verification: of the omniglots, of a folder with PATH/unseen/CLASS, and of
         an npz file with `unseen_images`, `unseen_labels` and `unseen_classes`. A source without a split gives one fifth of each class to the
         test, the same fifth every time.
@@ -41,12 +55,15 @@ def load(
     size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0 keeps the images' own size. `shapes` are
         rendered at it instead.
     budget: bytes that the images of the split may take in memory.
-    workers: what becomes of a folder whose images take more. None: it is refused. A number: the set is streamed (`ImageSet.images` is no tensor
-        then, but is read by index), and so many processes decode ahead of a training; 0 leaves it to the one that asks.
+    workers: what becomes of a folder or an index whose images take more. None: it is refused.
+        A number: the set is streamed (`ImageSet.images` is no tensor then, but is read by index),
+        and so many processes decode ahead of a training; 0 leaves it to the one that asks.
 
     >>> digits = load("digits", "test", size=16)
     >>> digits.images.shape, len(digits.classes)
     (torch.Size([359, 3, 16, 16]), 10)
+
+    Warns of classes of which the split has no image: what is measured of classes leaves them out.
 
     Raises
     ------
@@ -58,20 +75,50 @@ def load(
     """
     if split not in SPLITS:
         raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
-    kind, colon, rest = spec.partition(":")
-    there = kind in ("npz", "folder") and Path(rest).expanduser().exists()  # if not, that is what its reader says
-    if split not in splits(spec) and (spec in _SPECS or there):
-        raise SettingsError(f"{spec} has no images of classes that are neither in train nor in test: no split 'unseen'. {_UNSEEN}")
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
     if workers is not None and workers < 0:
         raise SettingsError(f"workers is a number of processes, or 0 for none beside this one, not {workers}.")
+    source, selection = selection_of(spec)
+    if selection == Selection():
+        found = _load(spec, split, root, size=size, budget=budget, workers=workers)
+        warn_of_absent(found, split)
+        return found
+    files = source.startswith(("folder:", "index:"))  # only these can be left in their files
+    found = _load(source, split, root, size=size, budget=budget, workers=workers or 0)
+    counted = found
+    if split == "test":
+        few = 1 if files else budget  # labels are counted, so files need not be decoded
+        counted = _load(source, "train", root, size=size, budget=few, workers=0)
+    some = selection.of(replace(found, name=spec), counts(counted))
+    if workers is None and not isinstance(some.images, Tensor):
+        height, width = some.images.shape[2:]
+        afford(len(some), height, width, budget, spec)
+    warn_of_absent(some, split)
+    return some
+
+
+def _load(
+    spec: str, split: str, root: str | Path | None, *, size: int, budget: int, workers: int | None
+) -> ImageSet:
+    """Load a source without a selection."""
+    kind, colon, rest = spec.partition(":")
+    # if it is not there, that is what its reader says
+    there = kind in ("npz", "folder", "index") and Path(rest).expanduser().exists()
+    if split not in splits(spec) and (spec in _SPECS or there):
+        told = "has no images of classes that are neither in train nor in test: no split 'unseen'"
+        raise SettingsError(f"{spec} {told}. {_UNSEEN}")
     if colon and rest and kind == "npz" and split == "unseen":
         return read_part(Path(rest).expanduser(), split, spec, size=size, budget=budget)
     if colon and rest and kind == "npz":
         return read_npz(Path(rest).expanduser(), split, spec, size=size, budget=budget)
     if colon and rest and kind == "folder":
         return read_folder(Path(rest).expanduser(), split, spec, size=size, budget=budget, workers=workers)
+    if colon and rest and kind == "index":
+        path = Path(rest).expanduser()
+        return read_index(path, split, spec, size=size, budget=budget, workers=workers)
+    if spec == "lfw":
+        return read_lfw(split, root_folder(root), size=size, budget=budget)
     if spec in ("shapes", "shapes-5"):
         shapes = Shapes() if spec == "shapes" else EASY
         shapes = replace(shapes, size=size or shapes.size)
@@ -88,9 +135,15 @@ def load(
 
 def splits(spec: str) -> tuple[str, ...]:
     """The splits that a spec has."""
-    kind, _, rest = spec.partition(":")
+    source, _ = selection_of(spec)
+    kind, _, rest = source.partition(":")
     path = Path(rest).expanduser()
-    unseen = spec in OMNIGLOT or (kind == "folder" and (path / "unseen").is_dir()) or (kind == "npz" and has_part(path, "unseen"))
+    unseen = (
+        source in (*OMNIGLOT, "lfw")
+        or (kind == "folder" and (path / "unseen").is_dir())
+        or (kind == "npz" and has_part(path, "unseen"))
+        or (kind == "index" and index_has(path, "unseen"))
+    )
     return SPLITS if unseen else SPLITS[:2]
 
 
@@ -99,7 +152,3 @@ def _rendered(shapes: Shapes, split: str, count: int) -> ImageSet:
     """Rendering takes a second, and a study loads its images for every cell."""
     return shapes.load(split, count)
 
-
-def root_folder(root: str | Path | None) -> Path:
-    """The folder of the published sets."""
-    return Path(root if root is not None else os.environ.get("MARGINLAB_DATA") or "data").expanduser()

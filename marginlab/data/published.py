@@ -3,6 +3,7 @@
     a set NAME is looked for as ROOT/NAME.npz, then as torchvision's own folder under ROOT
 """
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,9 @@ def torchvision_set(name: str, split: str, root: Path, *, download: bool = False
         # numpy 2.4.0 to 2.4.4 mind that CIFAR's pickles, which are older, say align=0 and not False (numpy pull request 31177)
         warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean.*")
         return kind(str(root), **which, download=download)
+
+
+def root_folder(root: str | Path | None) -> Path:
+    """The folder of the published sets."""
+    given = root if root is not None else os.environ.get("MARGINLAB_DATA") or "data"
+    return Path(given).expanduser()

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from marginlab import ranks
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
+from marginlab.data.images import warn_of_absent
 from marginlab.data.pixels import BUDGET
 from marginlab.data.streaming import batches, default_workers
 from marginlab.losses import PartialFC, outside_ddp
@@ -127,6 +128,8 @@ def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGE
     workers = default_workers() if workers is None else workers
     train, test = (load_images(recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers) for split in ("train", "test"))
     train = train.subset(recipe.images, recipe.seed)
+    if 0 < recipe.images < len(train.classes):  # otherwise each class that has images keeps one
+        warn_of_absent(train, "train")
     if recipe.batch > len(train):
         raise SettingsError(f"A batch of {recipe.batch} is more than the {len(train)} training images of {recipe.data}. Take batch <= {len(train)}.")
     if recipe.batch % (recipe.accumulate * ranks.size()):

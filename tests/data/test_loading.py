@@ -82,6 +82,7 @@ def torchvision_root(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:.* classes have no (train|test) image")  # tiny files
 def test_torchvision_folders_are_read(torchvision_root, monkeypatch):
     monkeypatch.setenv("MARGINLAB_DATA", str(torchvision_root))
     train, test = load("cifar10"), load("cifar10", "test")
@@ -166,6 +167,7 @@ def test_the_command_describes_a_spec(tmp_path, capsys):
     assert "did you mean 'shapes'" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.* classes have no (train|test) image")  # tiny files
 def test_the_command_downloads_what_is_absent_and_nothing_else(torchvision_root, monkeypatch, capsys):
     asked = []
     whole = published.torchvision_set
