@@ -16,9 +16,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from pool import Pool  # noqa: E402
 
-torch.set_num_threads(1)  # two xdist workers share two cores
+# two xdist workers share two cores; OMP_NUM_THREADS=2 asks for sums in another order
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=30, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("nightly", hypothesis.settings.get_profile("lab"), max_examples=5000, derandomize=False)
+hypothesis.settings.register_profile(  # HYPOTHESIS_PROFILE=random pytest --hypothesis-seed=N
+    "random", hypothesis.settings.get_profile("lab"), derandomize=False, database=None
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lab"))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import sys
 import tempfile
 import traceback
@@ -19,7 +20,7 @@ def _serve(rank: int, store: str, paths: list[str], pipe: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=PATIENCE))
     groups = {n: dist.new_group(list(range(n))) for n in range(1, RANKS + 1)}
     while True:
