@@ -8,7 +8,6 @@ but membership is decided image by image: with b_k and delta chosen on other ima
 has an exact (Clopper-Pearson) interval, which the share of a largest clique (concentration.py) has not.
 """
 
-import hashlib
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -152,7 +151,7 @@ class AnchorConcentration(Measure):
 
     distance: list[Tensor]
     label: list[Tensor]
-    made: Tensor
+    n_views: Tensor
     classes: Tensor
     points: Tensor
 
@@ -164,20 +163,17 @@ class AnchorConcentration(Measure):
         self.delta, self.confidence = float(anchors.delta), confidence
         self.register_buffer("classes", anchors.classes.long().clone(), persistent=False)
         self.register_buffer("points", anchors.points.detach().double().clone(), persistent=False)
-        held = (self.classes, self.points, torch.tensor(self.delta, dtype=torch.float64))
-        digest = hashlib.blake2b(b"".join(part.cpu().contiguous().numpy().tobytes() for part in held), digest_size=7).digest()
-        self._anchored = int.from_bytes(digest, "little")
         for name in ("distance", "label"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("made", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx=_alike)  # number of views, and of which anchors
+        self.add_state("n_views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, views: Float[Tensor, "N V *P"], labels: Int[Tensor, " N"]) -> None:
         """Take V views of N more held-out images and their labels."""
         distance = anchor_distances(views, labels, Anchors(self.classes, self.points, self.delta))
-        if int(self.made[0]) not in (0, views.shape[1]):
-            raise ValueError(f"Images have {views.shape[1]} views, those before had {int(self.made[0])}: sigma of both together has no meaning.")
+        if int(self.n_views) not in (0, views.shape[1]):
+            raise ValueError(f"Images have {views.shape[1]} views, those before had {int(self.n_views)}: sigma of both together has no meaning.")
         if len(views):
-            self.made = self.made.new_tensor([views.shape[1], self._anchored])
+            self.n_views = torch.full_like(self.n_views, views.shape[1])
             self.distance.append(distance)
             self.label.append(labels.long().clone())  # a caller may use its buffer again
 
@@ -198,7 +194,7 @@ class AnchorConcentration(Measure):
         together = _binomial(members, n, 1 - 2 * (1 - self.confidence) / len(n))[1]  # its lower tail is the whole of a class's risk
         sigma, sigma_lower, sigma_upper = _least(members, n, self.confidence)
         mean, mean_lower, mean_upper = _binomial(members.sum(0, keepdim=True), n.sum()[None], self.confidence)
-        V, certain = int(self.made[0]), f"{self.confidence:.0%}"
+        V, certain = int(self.n_views), f"{self.confidence:.0%}"
         return AnchorResult(
             classes=self.classes.clone(),
             delta=self.delta,
@@ -258,15 +254,6 @@ def nearest(views: Tensor, images: Tensor, points: Tensor, at: Tensor, budget: i
         distances.append(distance)
         nearest_views.append(view)
     return torch.cat(distances), torch.cat(nearest_views)
-
-
-def _alike(made: Tensor) -> Tensor:
-    """Reduction of (number of views, which anchors), which all updates and ranks must share."""
-    try:
-        return constant(made)
-    except ValueError as error:
-        views = sorted({int(row[0]) for row in made if int(row[0])})
-        raise ValueError(f"Measures cannot be joined that hold {views} views of an image or distances to different anchors.") from error
 
 
 def _check_anchors(anchors: Anchors) -> None:

@@ -12,7 +12,6 @@ With K sub-centers W_k1 .. W_kK (the paper's table has K = 1) an angle to W_k is
 2 atan2(||a - b||, ||a + b||) of unit vectors, which is exact near 0 and 180 degrees, where the arc cosine loses half its digits (Kahan 2006).
 """
 
-import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -217,19 +216,15 @@ class IntraAngle(Measure):
     sums: Tensor
     squares: Tensor
     n: Tensor
-    made: Tensor
 
     def __init__(self, centers: Float[Tensor, "C D"], **kwargs: Any):
         super().__init__(**kwargs)
         if centers.ndim != 2 or 0 in centers.shape:
             raise ValueError(f"Centers have the shape (C, D), not {tuple(centers.shape)}.")
         self.register_buffer("centers", prepared(centers, True), persistent=False)
-        digest = hashlib.blake2b(self.centers.cpu().numpy().tobytes(), digest_size=7).digest()
-        self._of = int.from_bytes(digest, "little") + 1
         for name in ("sums", "squares"):
             self.add_state(name, default=torch.zeros(len(centers), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", default=torch.zeros(len(centers), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("made", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=_of_one_set)
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' embeddings of N more images and their labels."""
@@ -241,7 +236,6 @@ class IntraAngle(Measure):
         self.sums = self.sums.index_add(0, at, angles)
         self.squares = self.squares.index_add(0, at, angles.square())
         self.n = self.n.index_add(0, at, torch.ones_like(at))
-        self.made = torch.full_like(self.made, self._of)
 
     def compute(self) -> IntraResult:
         """The result; over all ranks under a process group."""
@@ -271,11 +265,3 @@ def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the classes whose angle is defined, and its standard error."""
     known = values[~values.isnan()]
     return known.mean(), known.std() / len(known) ** 0.5 if len(known) > 1 else torch.full_like(values[0], torch.nan)
-
-
-def _of_one_set(made: Tensor) -> Tensor:
-    """Reduction of which centers angles were taken to, which all updates and ranks must share."""
-    try:
-        return constant(made)
-    except ValueError as error:
-        raise ValueError("Angles to different centers cannot be joined: give every rank and every part the centers of one first pass.") from error

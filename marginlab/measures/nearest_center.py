@@ -15,7 +15,6 @@ from torch import Tensor
 
 from marginlab.kernels import BUDGET
 from marginlab.measures.measure import Measure, check_features, constant, prepared
-from marginlab.measures.neural_collapse import fingerprint
 
 
 class MismatchResult(NamedTuple):
@@ -95,25 +94,24 @@ class NearestCenterMismatch(Measure):
     sums: Tensor
     squares: Tensor
     n: Tensor
-    made: Tensor
+    views: Tensor
 
     def __init__(self, centers: Float[Tensor, "C D"], normalize: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         _check_centers(centers)
         self.normalize = normalize
         self.register_buffer("centers", prepared(centers, False).clone(), persistent=False)
-        self._of = fingerprint(centers)
         for name in ("sums", "squares"):
             self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("made", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx=constant)
+        self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, features: Float[Tensor, "N V D"], predictions: Int[Tensor, "N *views"]) -> None:
         """Take V views' features of N more images, and a prediction for each image (N,) or for each view (N, V)."""
         share = nearest_center_mismatch(features, predictions, self.centers, normalize=self.normalize)
-        if int(self.made[0]) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.made[0])}: give all images equally many.")
-        self.made = self.made.new_tensor([features.shape[1], self._of])
+        if int(self.views) not in (0, features.shape[1]):
+            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+        self.views = torch.full_like(self.views, features.shape[1])
         self.sums, self.squares, self.n = self.sums + share.sum(), self.squares + share.square().sum(), self.n + len(share)
 
     def compute(self) -> MismatchResult:
@@ -127,8 +125,8 @@ class NearestCenterMismatch(Measure):
             mean,
             variance.sqrt(),
             n,
-            int(self.made[0]),
-            f"Share of the {int(self.made[0])} views of {n} images whose nearest center is not the predicted class: unbiased for the given centers "
+            int(self.views),
+            f"Share of the {int(self.views)} views of {n} images whose nearest center is not the predicted class: unbiased for the given centers "
             "and predictions; if these were made of the same images it leans downwards. The standard error is over images, with centers as given.",
         )
 

@@ -12,7 +12,6 @@ the rank is C - 1. mu_G is the mean of the class means, also where classes are o
 deviation of equinorm divides by C; with C - 1 it is larger by sqrt(C / (C - 1)).
 """
 
-import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +100,7 @@ class NeuralCollapse(Measure):
     h: Tensor
     moment: Tensor
     n: Tensor
-    made: Tensor
+    views: Tensor
     weights: Tensor | None
 
     def __init__(
@@ -123,11 +122,10 @@ class NeuralCollapse(Measure):
             raise ValueError(f"weights are finite, not all 0, and of shape ({num_classes}, {dim}), a row for each class, not {tuple(weights.shape)}.")
         self.num_classes, self.dim, self.normalize, self.groups = num_classes, dim, normalize, groups
         self.register_buffer("weights", None if weights is None else prepared(weights, False).clone(), persistent=False)
-        self._of = 0 if weights is None else fingerprint(weights)
         self.add_state("h", default=torch.zeros(groups, num_classes, dim, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("moment", default=torch.zeros(groups, dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", default=torch.zeros(groups, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("made", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx=constant)
+        self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' features of N more images and their labels."""
@@ -135,9 +133,9 @@ class NeuralCollapse(Measure):
         if features.shape[2] != self.dim:
             raise ValueError(f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but dim={self.dim} was announced.")
         check_labels(labels, len(features), self.num_classes)
-        if int(self.made[0]) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.made[0])}: give all images equally many.")
-        self.made = self.made.new_tensor([features.shape[1], self._of])
+        if int(self.views) not in (0, features.shape[1]):
+            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+        self.views = torch.full_like(self.views, features.shape[1])
         z, labels = prepared(features, self.normalize), labels.long()
         ordered, order = labels.sort(stable=True)
         place = torch.empty_like(labels)
@@ -184,20 +182,14 @@ class NeuralCollapse(Measure):
             centers=h / n[:, None],
             n=n,
             rank=rank,
-            V=int(self.made[0]),
+            V=int(self.views),
             meaning=(
-                f"Neural collapse of {C} classes (of {self.num_classes}), {total} images with {int(self.made[0])} views each, in {self.dim} "
+                f"Neural collapse of {C} classes (of {self.num_classes}), {total} images with {int(self.views)} views each, in {self.dim} "
                 f"dimensions; centered means of rank {rank}{short}. Plug-in estimates as published: NC1 leans downwards, by the order of one over "
                 "the images of a class, and NC2, NC3 and their parts upwards near 0, for noise is a deviation too. Standard errors: jackknife over "
                 f"{self.groups} groups of images of each class, too large for classes with fewer images than groups."
             ),
         )
-
-
-def fingerprint(values: Tensor) -> int:
-    """A number above 0 that tells tensors of numbers apart, for a state that all updates and ranks must share."""
-    digest = hashlib.blake2b(values.detach().double().cpu().contiguous().numpy().tobytes(), digest_size=7).digest()
-    return int.from_bytes(digest, "little") + 1
 
 
 def _collapse(h: Tensor, moment: Tensor, n: Tensor, weights: Tensor | None) -> tuple[Tensor, int]:
