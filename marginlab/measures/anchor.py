@@ -165,7 +165,8 @@ class AnchorConcentration(Measure):
         self.register_buffer("points", anchors.points.detach().double().clone(), persistent=False)
         for name in ("distance", "label"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("n_views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
+        none = torch.zeros(1, dtype=torch.int64)
+        self.add_state("n_views", default=none, dist_reduce_fx=constant)
 
     def update(self, views: Float[Tensor, "N V *P"], labels: Int[Tensor, " N"]) -> None:
         """Take V views of N more held-out images and their labels."""

@@ -1,10 +1,11 @@
-"""Arithmetic on the results of measures, number by number, as torchmetrics has it on the values of metrics.
+"""Arithmetic on the results of measures, number by number, as torchmetrics has it for metrics.
 
-    2 * Uniformity()                                   a metric whose value is {"L_unif": ..., "standard_error": ...}, each number doubled
-    Alignment()["L_align"] / Uniformity()["L_unif"]    a metric whose value is one number
+    2 * Uniformity()                     a metric whose value is a dict: each number doubled
+    Alignment()["L_align"] / other       a metric whose value is one number
 
-A result is a NamedTuple of arrays, numbers and words. Its numbers, the fields that are single floating-point values, are what is computed with,
-plotted and logged: a dict from the name of a field to a tensor without dimensions.
+A result is a NamedTuple of arrays, numbers and words. Its numbers, the fields that are single
+floating-point values, are what is computed with, plotted and logged: a dict from the name of a
+field to a tensor without dimensions.
 """
 
 import functools
@@ -17,7 +18,11 @@ from torchmetrics import Metric
 from torchmetrics.metric import CompositionalMetric
 
 OPERATORS = (
-    *(f"__{side}{name}__" for name in ("add", "and", "floordiv", "matmul", "mod", "mul", "or") for side in ("", "r")),
+    *(
+        f"__{side}{name}__"
+        for name in ("add", "and", "floordiv", "matmul", "mod", "mul", "or")
+        for side in ("", "r")
+    ),
     *(f"__{side}{name}__" for name in ("pow", "sub", "truediv", "xor") for side in ("", "r")),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
     *("__abs__", "__inv__", "__invert__", "__neg__", "__pos__"),
@@ -25,10 +30,13 @@ OPERATORS = (
 
 
 def numbers(result: Any) -> dict[str, Tensor]:
-    """The single floating-point numbers of a result by name, as tensors without dimensions; a dict is passed on.
+    """The single floating-point numbers of a result by name, without dimensions.
+
+    A dict is passed on.
 
     >>> from marginlab.measures import Uniformity
-    >>> {name: round(float(x), 3) for name, x in numbers(Uniformity()(torch.eye(3)[:, None])).items()}
+    >>> found = numbers(Uniformity()(torch.eye(3)[:, None]))
+    >>> {name: round(float(value), 3) for name, value in found.items()}
     {'L_unif': -4.0, 'standard_error': 0.0}
     """
     if isinstance(result, dict):
@@ -53,31 +61,41 @@ def number(result: Any, name: str) -> Tensor:
 
 
 def each(operator: Callable[..., Any], *sides: Any) -> Any:
-    """The operator on each number: of a result with a plain number, or of two results with those that both name; tensors as they are."""
-    wide = [side if isinstance(side, Tensor | float | int) or side is None else numbers(side) for side in sides]
+    """The operator on each number that all results name; plain numbers and tensors as they are."""
+    wide = [
+        side if isinstance(side, Tensor | float | int) or side is None else numbers(side)
+        for side in sides
+    ]
     named = [side for side in wide if isinstance(side, dict)]
     if not named:
         return operator(*wide)
     names = [name for name in named[0] if all(name in other for other in named)]
     if not names:
         having = " and ".join(", ".join(side) or "none" for side in named)
-        raise ValueError(f"The results have no number in common: they have {having}. Name one of each, as in measure['L_align'].")
-    return {name: operator(*(side[name] if isinstance(side, dict) else side for side in wide)) for name in names}
+        raise ValueError(
+            f"The results have no number in common: they have {having}. "
+            "Name one of each, as in measure['L_align']."
+        )
+    return {
+        name: operator(*(side[name] if isinstance(side, dict) else side for side in wide))
+        for name in names
+    }
 
 
-class Composed(CompositionalMetric):  # type: ignore[misc]  # torchmetrics is not followed by the type checker
+class Composed(CompositionalMetric):  # type: ignore[misc]  # torchmetrics is not followed
     """A metric made of measures by arithmetic; its value is a dict of numbers, or one number."""
 
-    def __getitem__(self, name: str) -> "Composed":  # type: ignore[override, unused-ignore]
+    def __getitem__(self, name: str) -> "Composed":
         """One of the numbers, as a metric."""
         return Composed(functools.partial(number, name=name), self, None)
 
     def __repr__(self) -> str:
         """The operation and its sides."""
-        operation = getattr(self.op, "func", self.op)
-        given = getattr(self.op, "args", ()) or getattr(self.op, "keywords", {}).values()
-        inner = ", ".join(getattr(part, "__name__", repr(part)) for part in given)
-        return f"{type(self).__name__}({operation.__name__}({inner}), {self.metric_a!r}, {self.metric_b!r})"
+        operation: Any = self.op
+        if isinstance(operation, functools.partial):
+            operation = (*operation.args, *operation.keywords.values())[0]
+        named = getattr(operation, "__name__", repr(operation))
+        return f"{type(self).__name__}({named}, {self.metric_a!r}, {self.metric_b!r})"
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the numbers, or those of several values over time; needs matplotlib."""

@@ -47,7 +47,7 @@ class EffectiveRank(SecondMoments):
     ----------
     dim: D.
     normalize: give features length 1 first (the paper does not).
-    epsilon: added to every p_k; the paper has 1e-7, which adds at most 1.6e-6 D to the entropy.
+    epsilon: added to each of the min(rows, D) p_k; the paper has 1e-7, which adds at most 1.6e-6 D to the entropy.
     groups: of images, for the jackknife; images join them in turn, in order of arrival. So the order of the images, and on which rank they are,
         changes the noise of the standard error, and nothing else.
     kwargs: torchmetrics.Metric's.
@@ -80,11 +80,17 @@ class EffectiveRank(SecondMoments):
         n, total = self.checked(), self.moment.sum(0)
         sigma = _singular_values(total / n)
         rows = n * int(self.views)
-        value = effective_rank(sigma, self.epsilon)
+        value = effective_rank(sigma[:rows], self.epsilon)
+
+        def without(g: int) -> Tensor:
+            """RankMe without a group of images, of the singular values that its rows have."""
+            left = _singular_values(total - self.moment[g])
+            return effective_rank(left[: rows - int(self.n[g]) * int(self.views)], self.epsilon)
+
         lean = " These are few: it leans downwards, for a sample's spectrum is less even than that of what it is drawn from."
         return EffectiveRankResult(
             RankMe=value,
-            standard_error=self.error(value, lambda g: effective_rank(_singular_values(total - self.moment[g]), self.epsilon)),
+            standard_error=self.error(value, without),
             singular_values=sigma,
             n=n,
             V=int(self.views),

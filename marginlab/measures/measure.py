@@ -1,10 +1,13 @@
-"""What the measures share: torchmetrics' states, merging and reduction over ranks, with five of its habits put right.
+"""The base of the measures: torchmetrics' states and reductions, with five habits put right.
 
 1. It squeezes one-element tensors in a result, so that one class or one threshold loses its dimension: results are kept whole here.
 2. Its gathering fails when a rank has never been given a row, because an empty list has no shape and no dtype: here they come from the others.
-3. It lets states of different make be added: `constant` refuses them with a sentence, `same_settings` those of differently made measures.
-4. A collection takes metrics with equal states for one, whatever their settings: the settings are a state here, so only equal ones share it.
-5. It casts sums with a model, and takes a result for one tensor: sums stay float64 here, and a result's numbers are what is computed with.
+3. It lets states of different make be added: `constant` refuses them with a sentence, and
+   `same_settings` those of measures with different settings.
+4. A collection takes metrics with equal states for one, whatever their settings: the settings are a
+   state here, so that only metrics with equal ones share their states.
+5. It casts sums with a model, and takes a result for one tensor: sums stay float64 here, and the
+   numbers of a result are what is computed with, plotted and logged.
 """
 
 import functools
@@ -29,10 +32,12 @@ class _Whole:
 
 
 class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by the type checker
-    """A torchmetrics.Metric whose result keeps its shapes and whose ranks may be empty. Takes torchmetrics' keyword arguments.
+    """A torchmetrics.Metric whose result keeps its shapes and whose ranks may be empty.
 
-    Arithmetic, `plot`, `measure["L_align"]` and `measure.numbers()` are about the single numbers of a result (`marginlab.measures.composed`).
-    Every attribute that a subclass sets, and every buffer, is a setting: measures whose settings differ are neither merged nor grouped.
+    Takes torchmetrics' keyword arguments. Arithmetic, `plot`, `measure["L_align"]` and
+    `measure.numbers()` are about the single numbers of a result (`marginlab.measures.composed`).
+    Every public attribute that a subclass sets, and every buffer, is a setting: measures whose
+    settings differ are neither merged nor grouped.
     """
 
     full_state_update = False
@@ -42,11 +47,13 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
     def __init__(self, **kwargs: Any):
         super().__init__(**({"dist_sync_fn": gather} | kwargs))
         self._result_dtype: torch.dtype | None = None
-        self.add_state("settings_digest", default=torch.zeros(8, dtype=torch.int64), dist_reduce_fx=same_settings)
+        none = torch.zeros(8, dtype=torch.int64)
+        self.add_state("settings_digest", default=none, dist_reduce_fx=same_settings)
         self._not_settings = {*vars(self), *self._buffers}
 
     def _wrap_compute(self, compute: Callable[[], Any]) -> Callable[[], Any]:
-        whole = super()._wrap_compute(functools.wraps(compute)(lambda: _Whole(cast(compute(), self._result_dtype))))
+        result = functools.wraps(compute)(lambda: _Whole(cast(compute(), self._result_dtype)))
+        whole = super()._wrap_compute(result)
         return functools.wraps(compute)(lambda: whole().result)
 
     def _wrap_update(self, update: Callable[..., None]) -> Callable[..., None]:
@@ -55,18 +62,22 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
         @functools.wraps(update)
         def stamped(*arguments: Any, **named: Any) -> None:
             if not bool(self.settings_digest.any()):
-                self.settings_digest = digest((type(self).__qualname__, self._settings())).to(self.settings_digest.device)
+                made = digest((type(self).__qualname__, self._settings()))
+                self.settings_digest = made.to(self.settings_digest.device)
             wrapped(*arguments, **named)
 
         return stamped
 
     def _settings(self) -> dict[str, Any]:
-        made = {name: value for name, value in vars(self).items() if not name.startswith("_")} | dict(self._buffers)
-        return {name: made[name] for name in sorted(made) if name not in self._not_settings and name not in self._defaults}
+        made = vars(self) | dict(self._buffers)
+        names = sorted(made.keys() - self._not_settings - self._defaults.keys())
+        return {name: made[name] for name in names if not name.startswith("_")}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "Measure":
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
+    ) -> "Measure":
         def moved(x: Tensor) -> Tensor:
-            """Another device, the same dtype: in half precision sums and centers would lose what they are kept for."""
+            """Another device, the same dtype: sums in half precision would be worth nothing."""
             there = fn(x)
             return there if there.dtype == x.dtype else x.to(there.device)
 
@@ -75,16 +86,20 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
         return this
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "Measure":
-        """Give results in this floating-point dtype. States stay as they are: sums are float64 whatever the result is."""
-        kind = dst_type if isinstance(dst_type, torch.dtype) else torch.zeros(0).type(dst_type).dtype
-        if not kind.is_floating_point:
-            raise ValueError(f"Results of measures are floating-point numbers: give such a dtype, not {dst_type}.")
-        self._result_dtype = self._dtype = kind
+        """Give results in this floating-point dtype; sums stay float64 whatever the result is."""
+        if isinstance(dst_type, str):
+            dst_type = torch.zeros(0).type(dst_type).dtype
+        if not dst_type.is_floating_point:
+            raise ValueError(
+                "Results of measures are floating-point numbers: give a dtype of such, "
+                f"not {dst_type}."
+            )
+        self._result_dtype = self._dtype = dst_type
         self._computed = None
         return self
 
     def numbers(self) -> Composed:
-        """A metric whose value is the dict of this measure's numbers, for collections and loggers: `self.log_dict(measure.numbers().compute())`.
+        """A metric whose value is the dict of this measure's numbers, for collections and loggers.
 
         >>> from marginlab.measures import Uniformity
         >>> sorted(Uniformity().numbers()(torch.eye(3)[:, None]))
@@ -97,9 +112,13 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
         return Composed(functools.partial(number, name=name), self, None)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the numbers of a result (by default of `compute()`), or of a list of them over time; needs matplotlib."""
+        """Plot the numbers of a result (by default of `compute()`), or of a list of them over time.
+
+        Needs matplotlib, as torchmetrics' plots do.
+        """
         chosen = self.compute() if val is None else val
-        return self._plot([numbers(one) for one in chosen] if isinstance(chosen, list) else numbers(chosen), ax)
+        over_time = isinstance(chosen, list)
+        return self._plot([numbers(one) for one in chosen] if over_time else numbers(chosen), ax)
 
 
 for _name in OPERATORS:
@@ -119,7 +138,10 @@ def cast(result: Any, dtype: torch.dtype | None) -> Any:
 
 
 def digest(made: Any) -> Int[Tensor, "8"]:
-    """Eight small numbers, the first of them 1, that tell settings apart; small, so that no tolerance of a comparison takes two for equal."""
+    """Eight numbers, the first of them 1, that tell settings apart.
+
+    They are small, so that no relative tolerance of a comparison takes two for equal.
+    """
     hashed = hashlib.blake2b(repr(_plain(made)).encode(), digest_size=7).digest()
     return torch.tensor([1, *hashed])
 
@@ -128,18 +150,21 @@ def _plain(value: Any) -> Any:
     """Settings as something whose `repr` is the same where they are."""
     if isinstance(value, Tensor):
         wide = value.detach().double().cpu().contiguous()
-        return tuple(value.shape), hashlib.blake2b(wide.numpy().tobytes(), digest_size=16).hexdigest()
+        return tuple(value.shape), hashlib.blake2b(wide.numpy().tobytes()).hexdigest()
     if isinstance(value, dict):
         return [(name, _plain(part)) for name, part in value.items()]
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def same_settings(digests: Int[Tensor, "ranks 8"]) -> Int[Tensor, "8"]:
-    """Reduction of `settings_digest`, 0 where nothing was measured. Raises ValueError unless the others agree."""
+    """Reduction of `settings_digest`, 0 where nothing was measured.
+
+    Raises ValueError unless the others agree.
+    """
     if len({tuple(row) for row in digests.tolist() if any(row)}) > 1:
         raise ValueError(
-            "Measures with different settings cannot be joined: make all parts, and those of all ranks, with the same arguments "
-            "(classes, weights, centers and anchors too)."
+            "Measures with different settings cannot be joined: make all parts, and those of all "
+            "ranks, with the same arguments (classes, weights, centers and anchors too)."
         )
     return digests.amax(0)
 
@@ -192,7 +217,10 @@ def check_features(features: Tensor, fewest_views: int) -> None:
     """Refuse features that are no (N, V, D), not finite, or of too few views."""
     if features.ndim != 3 or not features.is_floating_point():
         one = " One view of each image is features[:, None]." if features.ndim == 2 else ""
-        raise ValueError(f"features are floating-point numbers of shape (N, V, D), not {features.dtype} {tuple(features.shape)}.{one}")
+        raise ValueError(
+            "features are floating-point numbers of shape (N, V, D), not "
+            f"{features.dtype} {tuple(features.shape)}.{one}"
+        )
     if features.shape[1] < fewest_views:
         raise ValueError(
             f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) of an image, but at least {fewest_views} are needed. "

@@ -10,7 +10,7 @@
 What is not in the papers is derived in docs/derivations.md.
 """
 
-from marginlab.theory.bound import Bound, PairBound
+from marginlab.theory.bound import Bound, PairBound, rounded_up
 from marginlab.theory.by_class import ByClass
 from marginlab.theory.certificate import Certificate, Form
 from marginlab.theory.certify import certify
@@ -67,6 +67,7 @@ __all__ = [
     "observed_stretch",
     "per_class",
     "rho_2",
+    "rounded_up",
     "saunshi",
     "tau",
     "theorem_1",

@@ -9,6 +9,7 @@ from equality is no certificate.
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,20 @@ from torch import Tensor
 SLACK = 1e-12
 ROUNDING = 1e-9  # between the sides of an inequality, of the left one, or of 1 where that is less
 LOST = 64 * torch.finfo(torch.float64).eps  # of the terms of a difference, by which it is rounded to the side that is safe
+
+
+def rounded_up(value: float, digits: int = 4) -> str:
+    """The least decimal with so many digits that is not below the value.
+
+    A bound that is printed lower than it is would not hold.
+
+    >>> rounded_up(0.09521), rounded_up(0.1), rounded_up(0.4360, 3)
+    ('0.0953', '0.1000', '0.436')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    exact = Decimal(repr(float(value)))  # the shortest decimal that is this float
+    return str(exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
 
 
 @dataclass(frozen=True)

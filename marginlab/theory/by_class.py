@@ -23,7 +23,8 @@ class ByClass(NamedTuple):
     Of the images that the centers were fixed on: `p` their class shares (or the priors given), `nearest` the distance from c_k to the next center,
     `delta`, `epsilon` and whether the class `holds`; `outside`, `R_epsilon` and `bad`: P[not main | k], P[not in S_eps | k], b_k.
     Of the new images: `n`, how many are `new_bad` and how many `new_wrong` (read as another class); `upper` limits of b_k and `direct` ones of the
-    error, each for all classes at once at `confidence`, and 1 for a class of which there is no new image.
+    error, each for all classes at once at `confidence`, and 1 for a class without a new image.
+    `unknown` new images are of other classes, which have no center.
     """
 
     labels: Int[Tensor, " C"]
@@ -41,6 +42,7 @@ class ByClass(NamedTuple):
     upper: Float[Tensor, " C"]
     direct: Float[Tensor, " C"]
     confidence: float
+    unknown: int = 0
 
     def limit(self, p: Float[Tensor, " C"] | None = None) -> tuple[float, float]:
         """(certified, direct) limits of the error of new images in class shares p (C,), or, without p, in any shares: the worst class.
@@ -48,6 +50,8 @@ class ByClass(NamedTuple):
         Raises ValueError for p that are no class priors of these classes.
         """
         if p is None:
+            if self.unknown:
+                return 1.0, 1.0
             return float(self.upper.max()), float(self.direct.max())
         p = inputs.priors(p)
         if len(p) != len(self.upper):

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.theory.bound import Bound
+from marginlab.theory.bound import Bound, rounded_up
 from marginlab.theory.by_class import ByClass
 
 SAMPLED = "these images and views"
@@ -59,7 +59,7 @@ class Certificate:
     error: Err(G_f) of the clean images, by the nearest of the class centers of these features.
     new_error: the same of new images by the same centers, with its exact upper limit at the certificate's confidence; NaN without new images.
     classes, images, views, new_images: how many there are.
-    confidence: of what is said of new images.
+    confidence: of what is said of new images, if the encoder was neither trained on nor chosen by them.
     deltas, epsilons: the grid.
     holds: (deltas, epsilons), how many conditions of Theorem 1 hold at a point: 0 none, 1 (T'), 2 (T) too, 3 (P) too.
     bounds: (deltas, epsilons), (1 - sigma) + R_eps.
@@ -135,7 +135,7 @@ class Certificate:
         columns = ("delta", "eps", "1-sigma", "R_eps", "union", "rho", "margin")
         yield f"  {'':<{width}}     bound" + "".join(f"{column:>9}" for column in columns)
         for form in self.forms:
-            said = f"<= {form.bound.right:.4f}" if form.bound.certifies else "    -    "
+            said = f"<= {rounded_up(form.bound.right)}" if form.bound.certifies else "    -    "
             terms = (form.delta, form.epsilon, form.outside, form.R_epsilon, form.union, form.rho, form.margin)
             yield f"  {form.name:<{width}} {said}" + "".join(f"{'' if math.isnan(term) else f'{term:.3g}':>9}" for term in terms)
         if any(form.bound.reason for form in self.forms):
@@ -151,11 +151,24 @@ class Certificate:
         if self.new_images:
             wrong, upper = self.new_error
             yield (
-                f"{self.new_images} new images: error {wrong:.4f}, at most {upper:.4f} by their own count, each with confidence {self.confidence:g}. "
+                f"{self.new_images} new images: error {wrong:.4f}, at most {rounded_up(upper)} by "
+                f"their own count, each with confidence {self.confidence:g}. "
                 "A certificate explains; it does not beat a test set."
             )
-            certified, direct = self.by_class.limit()
-            yield f"In whatever shares the classes come: certified {certified:.4f}, by their own count {direct:.4f} (the worst class, all at once)."
+            yield (
+                "What is said of new images holds if the encoder was neither trained on them nor "
+                "chosen by them; of images it was trained on it says nothing."
+            )
+            if self.by_class.unknown:
+                yield (
+                    f"{self.by_class.unknown} of the new images are of classes without another "
+                    "image: they have no center, and count as wrong."
+                )
+            certified, direct = (rounded_up(limit) for limit in self.by_class.limit())
+            yield (
+                f"In whatever shares the classes come: certified {certified}, by their own count "
+                f"{direct} (the worst class, all at once)."
+            )
 
     def figure(self) -> Any:
         """A plotly figure: what each form certifies beside the error, where on the grid Theorem 1 holds, and what more views change."""

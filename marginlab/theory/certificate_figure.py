@@ -6,6 +6,7 @@ Colors are those of Okabe and Ito, told apart with any kind of color vision; wha
 import math
 from typing import Any
 
+from marginlab.theory.bound import rounded_up
 from marginlab.theory.certificate import SAMPLED, Certificate
 
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a919c"
@@ -52,7 +53,11 @@ def _forms(figure: Any, certificate: Certificate) -> None:
     colors = ["#dfe3e8" if not form.bound.certifies else BLUE if form.of == SAMPLED else GREEN for form in forms]
     figure.add_bar(
         y=names, x=[form.value for form in forms], orientation="h", marker={"color": colors}, showlegend=False, name="certified",
-        text=[f"{form.value:.3f}" if form.bound.certifies else "certifies nothing" for form in forms], cliponaxis=False,
+        text=[
+            rounded_up(form.value, 3) if form.bound.certifies else "certifies nothing"
+            for form in forms
+        ],
+        cliponaxis=False,
         textposition=["outside" if form.bound.certifies else "inside" for form in forms], textangle=0, insidetextanchor="middle",
         hovertext=[form.bound.reason or f"of {form.of}" for form in forms], row=1, col=1,
     )  # fmt: skip

@@ -57,8 +57,12 @@ def certify(
     labels: classes, in any numbering; every one has an image.
     views: the pixels, for the pixel form.
     images: the images, with which their first views are compared. Without them the first view is taken to be the image, and the certificate says so.
-    new: features and labels of other images, for which the form with fixed centers is certified; their first view is the image as well. A number is
-        the share of the images of each class that is put aside for it, by `seed`, and of which nothing else is computed.
+    new: features and labels of other images, for which the form with fixed centers is certified;
+        their first view is the image as well. The encoder must not have been trained on them, nor
+        chosen by them: of images that it was trained on the limit may be far below the true error.
+        A number is the share of these images that is put aside for it, drawn by `seed` whatever
+        their classes, and of which nothing else is computed; then the encoder must not have been
+        trained on any of `features`. An image put aside with no other of its class counts as wrong.
     priors: p_k of the classes, in the order of their labels, for what is said of these images; by default their shares. New images are counted as
         they come: for them, see `Certificate.by_class`.
     deltas, epsilons: the grid; by default quantiles of the distances within classes, and of the largest distances between views of an image.
@@ -68,6 +72,7 @@ def certify(
     seed: of the images that are put aside.
     budget: bytes of a block of distances.
 
+    >>> from marginlab.theory import rounded_up
     >>> g = torch.Generator().manual_seed(0)
     >>> centers = torch.eye(3).repeat_interleave(20, 0)[:, None]
     >>> features = centers + 0.03 * torch.randn(60, 1, 3, generator=g) + 0.01 * torch.randn(60, 4, 3, generator=g)
@@ -75,8 +80,8 @@ def certify(
     >>> certificate.error, certificate["(T), distances"].bound.certifies
     (0.0, True)
     >>> other = certify(features, torch.arange(3).repeat_interleave(20), new=0.5, v_curve=False).best("new images")
-    >>> print(f"{other.name}: error at most {other.value:.3f}")
-    Fixed centers, new images, confidence 0.95: error at most 0.095
+    >>> print(f"{other.name}: error at most {rounded_up(other.value, 3)}")
+    Fixed centers, new images, confidence 0.95: error at most 0.096
 
     Raises
     ------
@@ -85,14 +90,21 @@ def certify(
 
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
+    share = new is not None and not isinstance(new, tuple | list)
     if new is not None and not isinstance(new, tuple | list):
         aside = put_aside(y, new, seed)
         new = f[aside], labels[aside]
-        f, y, pixels = f[~aside], y[~aside], None if pixels is None else pixels[~aside]
+        f, pixels = f[~aside], None if pixels is None else pixels[~aside]
+        names, y = labels[~aside].unique(return_inverse=True)
+        if len(names) < 2:
+            raise ValueError(
+                f"Of the images that are not put aside all are of class {names.tolist()}: "
+                "put aside a smaller share, or give more images."
+            )
     weights = None if priors is None else _weights(priors, y)
     population = Population(f, y, weights)
     reach = fix_centers(population)
-    found = None if new is None else counted(reach, new, names)
+    found = None if new is None else counted(reach, new, names, unknown=share)
     forms, grid = _of_population(population, deltas, epsilons, nodes, budget)
     curve = {}
     if v_curve:

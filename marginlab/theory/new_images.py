@@ -8,7 +8,9 @@ good is binomial, so its exact upper limit (Clopper and Pearson 1934) bounds the
 view that was not drawn enters: if the image and one of its views are within epsilon_k of each other, and that view within delta_k / 2 of c_k, then
 the image itself is nearer to c_k than to any other. The errors are among what is counted, so a direct limit of the error is never above this one.
 
-The limit is for images in the class shares of those that were counted; `by_class` has limits for other shares. Where the numbers of each class were
+The encoder, too, is fixed before the new images are seen: it was neither trained on them nor
+chosen by them. The limit is for images in the class shares of those that were counted; `by_class`
+has limits for other shares. Where the numbers of each class were
 fixed beforehand the count is a sum of binomials of several probabilities, whose lower tail is no heavier than that of one binomial of their mean
 (Hoeffding, Annals of Mathematical Statistics 27, 1956; below the mean less one), so that the limit keeps its confidence.
 """
@@ -80,7 +82,11 @@ def fix_centers(population: Population) -> Reach:
 
 
 class Counted(NamedTuple):
-    """Of M images the class (0..C-1), and whether one is outside main_k, outside S_eps_k, not good, and read as another class by the nearest c."""
+    """Of M images the class (0..C-1, or C where it has no center), and what became of each.
+
+    Whether it is outside main_k, outside S_eps_k, not good, and read as another class by the
+    nearest c.
+    """
 
     labels: Int[Tensor, " M"]
     outside: Bool[Tensor, " M"]
@@ -90,17 +96,31 @@ class Counted(NamedTuple):
 
     def of_class(self, which: Bool[Tensor, " M"], classes: int) -> Int[Tensor, " C"]:
         """How many of each class."""
-        return torch.bincount(self.labels[which], minlength=classes)
+        return torch.bincount(self.labels[which], minlength=classes)[:classes]
 
 
-def counted(reach: Reach, new: tuple[Float[Tensor, "M W D"], Int[Tensor, " M"]], names: Int[Tensor, " C"]) -> Counted:
-    """What becomes of each new image; ValueError for features of another dimension, no image, or a class that has no center."""
+def counted(
+    reach: Reach,
+    new: tuple[Float[Tensor, "M W D"], Int[Tensor, " M"]],
+    names: Int[Tensor, " C"],
+    *,
+    unknown: bool = False,
+) -> Counted:
+    """What becomes of each new image.
+
+    An image of a class without a center is wrong if such are allowed (`unknown`). Raises ValueError
+    for one that is not allowed, features of another dimension, or no image.
+    """
     f, y = unit(new[0], "The new features"), new[1]
     if f.shape[2] != reach.centers.shape[1] or y.shape != (len(f),) or len(f) == 0:
         raise ValueError(f"New features are (M, V, {reach.centers.shape[1]}) with labels (M,), not {tuple(f.shape)} and {tuple(y.shape)}.")
-    if not bool(torch.isin(y, names).all()):
+    known = torch.isin(y, names)
+    if not unknown and not bool(known.all()):
         raise ValueError(f"New images are of the classes {names.tolist()}, not also of {y[~torch.isin(y, names)].unique().tolist()}.")
-    return _counted(reach, f, torch.searchsorted(names, y), alignment(f, normalize=False)[1])
+    place = torch.where(known, torch.searchsorted(names, y), 0)
+    found = _counted(reach, f, place, alignment(f, normalize=False)[1])
+    lost = [part | ~known for part in found[1:]]
+    return Counted(torch.where(known, place, len(names)), *lost)
 
 
 def _counted(reach: Reach, f: Tensor, y: Tensor, diameters: Tensor) -> Counted:
@@ -146,24 +166,29 @@ def by_class(population: Population, reach: Reach, here: Counted, new: Counted |
     return ByClass(
         names, population.p, reach.nearest, reach.delta, reach.epsilon, reach.holds, outside, unaligned, lost,
         n, bad, wrong, upper_limit(bad, n, each), upper_limit(wrong, n, each), confidence,
+        int((new.labels == C).sum()),
     )  # fmt: skip
 
 
 def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
-    """Which images to count: of each class this share, at least one and not all, drawn by the seed.
+    """Which images to count: a simple random sample of this share, at least one and not all.
+
+    Not so many of each class: with one of each at least, rare classes would weigh more than in the
+    population, and the limit would be of another error.
 
     >>> put_aside(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0).sum()
     tensor(3)
     """
     if not 0 < share < 1:
-        raise ValueError(f"The share of the images that is put aside lies between 0 and 1, not at {share}.")
+        raise ValueError(
+            f"The share of the images that is put aside lies between 0 and 1, not at {share}."
+        )
+    n = len(labels)
+    if n < 2:
+        raise ValueError(f"Of {n} image(s) no share can be put aside: give more, or new images.")
+    order = Key(seed).named("put aside").permutation(n).to(labels.device)
     aside = torch.zeros_like(labels, dtype=torch.bool)
-    for label in labels.unique().tolist():
-        own = (labels == label).nonzero()[:, 0]
-        if len(own) < 2:
-            raise ValueError(f"Class {label} has one image, of which no share can be put aside: give at least 2, or new images by themselves.")
-        order = Key(seed).named("put aside").at(label).permutation(len(own)).to(labels.device)
-        aside[own[order[: min(max(round(share * len(own)), 1), len(own) - 1)]]] = True
+    aside[order[: min(max(round(share * n), 1), n - 1)]] = True
     return aside
 
 

@@ -33,7 +33,13 @@ class Saunshi:
 
 
 def saunshi(*, p: Float[Tensor, " C"], L_un: float, L_equal: float, positives: Positives, L_sup: float = float("nan")) -> Saunshi:
-    """Loss of the mean classifier from the contrastive loss. A right side below 1, the loss of guessing, says something; it bounds the error too.
+    """Loss of the mean classifier on pairs of classes, from the contrastive loss.
+
+    A right side below 1, the loss of guessing, says something. Both losses are at least 1 where a
+    margin is not positive, so L_sup bounds the mean pairwise error: the probability that an image
+    of c+ has mu_{c-} at least as near (by inner products) as mu_{c+}, for c- != c+ drawn by p. The
+    error among all C classes may be larger: it is at most (1 - tau) / min_k p_k times L_sup, that
+    is C - 1 times with equal priors, and a test has features with L_sup = 0.113 and error 1.
 
     Parameters
     ----------

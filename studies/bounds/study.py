@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from marginlab import methods as rooms
 from marginlab import models, settings
 from marginlab.study import Cell, Run
+from marginlab.theory import rounded_up
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
@@ -215,7 +216,7 @@ def _classes(run: Run) -> int:
 
 
 def _said(value: float | None) -> str:
-    return "" if value is None else "-" if value >= 1 else f"{value:.3f}"
+    return "" if value is None else "-" if value >= 1 else rounded_up(value, 3)
 
 
 def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: float) -> str:
@@ -224,9 +225,15 @@ def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: flo
     for method, end in ends.items():
         value, error = end.get("certified[new]/projector", math.nan), end.get("new_error/projector", math.nan)
         if value < min(0.5, chance):
-            said = f"is certified: its error of new images is at most {value:.3f}, and {error:.3f} was seen"
+            said = (
+                f"is certified: its error of new images is at most {rounded_up(value, 3)}, "
+                f"and {error:.3f} was seen"
+            )
         elif value < 1:
-            said = f"is certified for {value:.3f} only, which guessing ({chance:.2f}) or a coin would nearly do; {error:.3f} was seen"
+            said = (
+                f"is certified for {rounded_up(value, 3)} only, which guessing ({chance:.2f}) "
+                f"or a coin would nearly do; {error:.3f} was seen"
+            )
         else:
             said = f"is not certified, although its error of new images is {error:.3f}"
         lines.append(f"- **{names[method]}** {said}.")

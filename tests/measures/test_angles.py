@@ -161,7 +161,7 @@ def test_bad_input_is_refused(unchecked):
     one, two = make_intra(), IntraAngle(CENTERS + 1)
     one.update(z, labels)
     two.update(z, labels)
-    with pytest.raises(ValueError, match="Angles to different centers"):
+    with pytest.raises(ValueError, match="different settings cannot be joined"):
         one.merge_state(two)
     with pytest.raises(ValueError, match=r"shape \(C, D\), not \(5,\)"):
         IntraAngle(CENTERS[0])

@@ -80,6 +80,18 @@ def test_rankme_is_that_of_an_svd(z):
     assert float(rankme(z, epsilon=1e-7).RankMe) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)  # as the paper prints it
 
 
+@pytest.mark.parametrize(("n", "V", "D"), [(10, 1, 64), (5, 2, 64), (40, 1, 6), (3, 2, 6)])
+@pytest.mark.parametrize("epsilon", [1e-7, 1e-5, 1e-2])
+def test_epsilon_is_added_to_as_many_numbers_as_there_are_singular_values(n, V, D, epsilon):
+    z = torch.randn(n, V, D, generator=torch.Generator().manual_seed(0)).double()
+    s = np.linalg.svd(z.flatten(0, 1).numpy(), compute_uv=False)
+    assert len(s) == min(n * V, D)
+    p = s / s.sum() + epsilon
+    value = rankme(z, epsilon=epsilon)
+    assert float(value.RankMe) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    assert bool(value.standard_error.isfinite())
+
+
 @given(features, st.integers(0, 2**20), st.sampled_from([1e-6, 1.0, 1e5]))
 def test_rankme_keeps_its_bounds_and_rotations_scales_and_the_order_of_images_change_nothing(z, seed, scale):
     generator = torch.Generator().manual_seed(seed)

@@ -64,7 +64,8 @@ def test_it_is_the_definition_and_its_error_the_jackknife_at_any_budget(z, t):
     if n == 2:
         assert error.isnan()
     else:
-        left = torch.tensor([log_mean(k, [j for j in range(n) if j != i]) for i in range(n)], dtype=torch.float64)
+        without = [log_mean(k, [j for j in range(n) if j != i]) for i in range(n)]
+        left = torch.tensor(without, dtype=torch.float64)
         assert float(error) == pytest.approx(float(((left - left.mean()).square().sum() * (n - 1) / n).sqrt()), abs=1e-7)
     again = uniformity(z, t, budget=100)
     torch.testing.assert_close(again, (value, error), rtol=0, atol=1e-12, equal_nan=True)

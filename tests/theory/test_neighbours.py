@@ -51,6 +51,36 @@ def test_saunshi_holds_with_positives_of_a_class(sample, loss):
     assert error <= L_sup + 1e-9
 
 
+def test_saunshi_bounds_the_mean_pairwise_error_and_not_the_error():
+    """Each image also lies towards one other class, a little more than towards its own."""
+    C = 10
+    own, other = (~torch.eye(C, dtype=torch.bool)).nonzero().unbind(1)
+    axes = torch.eye(C, dtype=torch.float64)
+    f = 1.3 * (axes[own] + 1.01 * axes[other])
+    centers = torch.stack([f[own == k].mean(0) for k in range(C)])
+    products = f @ centers.T
+    error = float((products.argmax(1) != own).double().mean())
+    margins = products.gather(1, own[:, None]) - products
+    pairs = torch.arange(C) != own[:, None]
+    L_sup = float((1 - margins[pairs]).clamp(min=0).mean())
+    assert error == 1
+    assert L_sup == pytest.approx(0.113, abs=1e-3)
+    assert float((margins[pairs] <= 0).double().mean()) <= L_sup  # the mean pairwise error, 1/9
+    assert error <= (C - 1) * L_sup
+
+
+@given(samples(most_classes=4, most_views=1), st.sampled_from(sorted(LOSSES)))
+def test_of_any_priors_the_error_is_at_most_so_many_times_the_loss_of_pairs(sample, loss):
+    population = sample.population
+    L_sup = class_losses(population, LOSSES[loss])[2]
+    factor = (1 - float(population.p.square().sum())) / float(population.p.min())
+    f, C = population.f.flatten(0, 1), len(population.p)
+    products = f @ population.centers.T
+    right = products.gather(1, population.labels[:, None])
+    wrong = ((products >= right) & (torch.arange(C) != population.labels[:, None])).any(1)
+    assert float(population.w @ wrong.double()) <= factor * L_sup + 1e-9
+
+
 def test_saunshi_is_refused_for_augmentation_positives_of_which_it_is_false():
     """Each image is its own augmented views, aligned, and classes are mixed: the loss of two views is low, that of the mean classifier is 1."""
     n = 8
