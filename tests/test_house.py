@@ -15,6 +15,7 @@ FLOORS = [
     {"measures", "evaluation"},
     {"losses", "optim"},
     {"models", "data", "augment", "quality", "theory"},
+    {"encoding"},
     {"methods"},
     {"train"},
     {"inversion", "purify", "plan"},

@@ -112,6 +112,36 @@ class Backbone(nn.Module):
         features: Tensor = self.net((images - self.mean) / self.std)
         return features
 
+    def feature_map(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """The last feature map, before its pooling: C channels at h x w places of the image.
+
+        Of a transformer the tokens of the patches, where the patches are; tokens of the class and
+        registers are left out.
+
+        Raises:
+            ValueError: The network has no map, but tokens without a grid.
+
+        Example:
+            >>> backbone = Backbone("resnet18", stem="cifar", width=0.25)
+            >>> backbone.feature_map(torch.rand(2, 3, 32, 32)).shape
+            torch.Size([2, 128, 4, 4])
+
+        """
+        found: Tensor = self.net.forward_features((images - self.mean) / self.std)
+        if found.ndim == 3:
+            patches = getattr(self.net, "patch_embed", getattr(self.net, "stem", None))
+            grid = getattr(patches, "grid_size", None)
+            extra = getattr(self.net, "num_prefix_tokens", 0)
+            if grid is not None and grid[0] * grid[1] == found.shape[1] - extra:
+                patched: Tensor = found[:, extra:].mT.unflatten(2, tuple(grid))
+                return patched
+        if found.ndim != 4:
+            raise ValueError(
+                f"{self.name} gives features {tuple(found.shape)}, and no grid that they lie on. "
+                "Take a model with a feature map, or with tokens of equal patches."
+            )
+        return found.movedim(3, 1) if getattr(self.net, "output_fmt", "NCHW") == "NHWC" else found
+
     def __repr__(self) -> str:
         own = {name: getattr(self, name) for name in ("name", "stem", "width", "norm", "activation", "image_size")}
         return describe("Backbone", **own)

@@ -18,7 +18,6 @@ kNN and the linear probe know all.
 Sources: Huang et al. 2023, sections 2 to 5; of the last two `marginlab.evaluation.verification`.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +28,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marginlab import augment, measures, settings
+from marginlab import augment, encoding, measures, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
 from marginlab.data.pixels import BUDGET
-from marginlab.data.streaming import Streamed, batches
+from marginlab.data.streaming import Streamed
+from marginlab.encoding import encode, evaluating
 from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
 from marginlab.measures.measure import Measure
 from marginlab.rng import Key
@@ -146,8 +146,8 @@ class Monitor:
 
     def verify(self, method: Encoder, unseen: ImageSet, epoch: int) -> list[Row]:
         """Verify pairs of these images by the method as it is; its mode is put back afterwards."""
-        with evaluating(method) as device:
-            encoded = encode_images(method, unseen.images, device)
+        with evaluating(method):
+            encoded = encode_images(method, unseen.images, device_of(method))
         rows = []
         for space, features in encoded.items():
             labels = unseen.labels.to(features.device)
@@ -159,7 +159,8 @@ class Monitor:
         """Measure the method as it is. The mode (training or evaluation) of its modules is put back afterwards."""
         if self.augmentation:
             augmentation = settings.call(self.augmentation, augment)
-        with evaluating(method) as device:
+        with evaluating(method):
+            device = device_of(method)
             return self._rows(method, augmentation, train, test, epoch, device, last=last)
 
     def _rows(
@@ -232,8 +233,7 @@ def encode_images(
     method: Encoder, images: UInt8[Tensor, "N 3 H W"] | Streamed, device: torch.device, batch: int = 512
 ) -> dict[str, Float[Tensor, "N D"]]:
     """L2-normalised features of clean images, of the backbone and of the projector, in float32."""
-    parts = [_both(method, part.to(device).float() / 255) for part in images.split(batch)]
-    return {space: torch.cat([part[space] for part in parts]) for space in parts[0]}
+    return _spaces(method, encode(method.encode, images, batch=batch, device=device), batch)
 
 
 @torch.no_grad()
@@ -241,31 +241,28 @@ def encode_views(
     method: Encoder, augmentation: Augmentation, images: ImageSet, n_views: int, *, seed: int, device: torch.device, split: str, batch: int = 512
 ) -> dict[str, Float[Tensor, "N V D"]]:
     """L2-normalised features (N, V, D) of views of images, drawn apart from those of training; the clean image is not among them."""
-    per = max(1, batch // n_views)
-    parts = []
     offset = 0 if split == "train" else 1 << 31  # other draws for other images: the two splits number their images alike
-    for rows, held in batches(images.images, torch.arange(len(images)).split(per)):
-        views = augmentation.views(held.to(device), index=rows + offset, n_views=n_views, seed=seed, first_view=1 << 31)
-        parts.append(_both(method, views.flatten(0, 1)))
-    return {space: torch.cat([part[space] for part in parts]).unflatten(0, (-1, n_views)) for space in parts[0]}
+
+    def draw(held: Tensor, *, index: Tensor, n_views: int) -> Tensor:
+        place = index + offset
+        return augmentation.views(held, index=place, n_views=n_views, seed=seed, first_view=1 << 31)
+
+    features = encoding.encode_views(
+        method.encode, images.images, draw, n_views, batch=batch, device=device
+    )
+    return _spaces(method, features, batch)
 
 
-def _both(method: Encoder, images: Tensor) -> dict[str, Tensor]:
-    features = method.encode(images.contiguous(memory_format=torch.channels_last))
+def _spaces(method: Encoder, features: Float[Tensor, "N *V D"], batch: int) -> dict[str, Tensor]:
+    """The directions of features, and of what the projector makes of so many at a time."""
     spaces = {"backbone": F.normalize(features, dim=-1)}
     if method.project is not None:
-        spaces["projector"] = F.normalize(method.project(features), dim=-1)
+        rows = features.flatten(0, -2).split(batch)
+        embeddings = torch.cat([F.normalize(method.project(part), dim=-1) for part in rows])
+        spaces["projector"] = embeddings.unflatten(0, features.shape[:-1])
     return spaces
 
 
-@contextlib.contextmanager
-def evaluating(module: Encoder) -> Iterator[torch.device]:
-    """Evaluation mode, and afterwards each part in the mode it was in: a frozen batch normalisation stays frozen. Gives the device."""
-    before = [(part, part.training) for part in module.modules()]
-    for part, _ in before:
-        part.training = False
-    try:
-        yield next((p.device for p in module.parameters()), torch.device("cpu"))
-    finally:
-        for part, training in before:
-            part.training = training
+def device_of(method: Encoder) -> torch.device:
+    """The device of the first parameter."""
+    return next((p.device for p in method.parameters()), torch.device("cpu"))

@@ -19,6 +19,7 @@ import marginlab.train
 from marginlab import augment, data, settings
 from marginlab.augment import Augmentation, sharpen
 from marginlab.data import ImageSet
+from marginlab.encoding import encode_views
 from marginlab.measures import AnchorConcentration, Between, Concentration, ConcentrationResult, choose_anchors
 
 VIEW_SEED = 1_000_003  # of the views whose distances are measured: not those of any training seed in use
@@ -123,13 +124,14 @@ def encoded(measured: Measured, training: str, *, folder: Path) -> dict[str, Any
     augmentation = settings.call(measured.augmentation, augment)
     part = blocks(measured)[0]
     n = len(part.images) // len(part.images.classes)
-    device = next(method.parameters()).device
-    made = []
-    with torch.no_grad():
-        for rows in torch.arange(len(part.images)).split(16):
-            views = part.views(augmentation, rows, measured.views).flatten(0, 1).to(device, memory_format=torch.channels_last)
-            made.append(normalize(method.encode(views).float(), dim=-1).cpu().unflatten(0, (len(rows), measured.views)))
-    features = torch.cat(made)
+
+    def draw(images: Tensor, *, index: Tensor, n_views: int) -> Tensor:
+        drawn = {"index": index + part.first, "n_views": n_views, "seed": VIEW_SEED}
+        return augmentation.views(images.cpu(), identity=True, **drawn)
+
+    V = measured.views
+    encodings = encode_views(method, part.images.images, draw, V, batch=16 * V)
+    features = normalize(encodings.float(), dim=-1).cpu()
     measure = Concentration(budget=BUDGET, controls=True, sync_on_compute=False)
     measure.update(features, part.images.labels)
     result, clean = measure.compute(), _Clean.of(features[:, :1], part.images.labels)
