@@ -1,54 +1,71 @@
-"""Image sets from folders of image files: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png without a
-split; PATH/unseen/CLASS/*.png are of classes that are in neither.
+"""Image sets from folders of image files, with a folder for each class.
 
+    PATH/CLASS/**                              one fifth of each class is its test
+    PATH/train/CLASS/**, PATH/test/CLASS/**    classes of both together
+    PATH/unseen/CLASS/**                       beside either: classes that are in neither
 
-    bytes needed = 3 x height x width x number of images, from the files' headers; above the budget they are refused, or decoded when asked for,
-                   before one is decoded
-    fingerprint  = 64 bits of (length, first 4 KiB, last 4 KiB) of a file: other pixels change the checksum at the end of a PNG, and rarely leave the
-                   length of a JPEG
+Images of a class lie anywhere below its folder. Hidden files and folders are left out; what else
+is left out though it looks like an image is told in a warning. Class names are text in UTF-8,
+composed (NFC): folders that print alike are one class, whichever system wrote them, and two such in
+one place are refused.
+
+    bytes needed = 3 x height x width x number of images, from the files' headers; above the budget
+                   they are refused before one is decoded, or decoded when they are asked for
 """
 
-import hashlib
 import os
+import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from marginlab.data.decoding import decoded, look
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import afford, resized
 from marginlab.data.streaming import Streamed
+from marginlab.data.untrusted import shown
 
-_END = 4096  # bytes of a file's beginning and of its end that tell it from others
+_PARTS = ("train", "test")  # those have their classes in common
+_NO_CLASSES = {*_PARTS, "unseen", "val", "valid", "validation", "dev", "eval"}
+_PHOTOGRAPHS = {".heic", ".heif", ".jxl", ".dng"}  # kinds of cameras that Pillow does not know
 
 
 def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, workers: int | None = None) -> ImageSet:
     """The split of a folder; where the folder has none, one fifth of each class is its test. Every file's header is read, also of a streamed one."""
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {path}. Give one with a subfolder of images for each class.")
-    sides = () if split == "unseen" else ("train", "test")  # those have their classes in common
-    splits = {side: path / side for side in sides if (path / side).is_dir() and _subfolders(path / side)}
-    if splits and split not in splits:
-        there = next(iter(splits.values()))
-        raise FileNotFoundError(f"{name} has class folders in {there} but none in {path / split}. Add them, or put all classes into {path}.")
-    parents = splits or {split: path if sides else path / split}
-    classes = sorted({folder.name for parent in parents.values() for folder in _subfolders(parent)})
+    parents = _parents(path, split, name)
+    classes = sorted({of for folders in parents.values() for of in folders})
+    number = {of: k for k, of in enumerate(classes)}
     files: list[Path] = []
     numbers: list[int] = []
-    for folder in _subfolders(parents[split]):
-        if not (own := _images(folder)):
-            raise ValueError(f"{name}: the class folder {folder} holds no images. Put some into it ({_endings()}), or remove it.")
+    left_out: Counter[str] = Counter()
+    for of, folder in sorted(parents[split].items()):
+        own, others = _images(folder, name)
+        if not own:
+            held = f", but {_listed(others)}, which are not read" if others else ""
+            raise ValueError(
+                f"{name}: the class folder {folder} holds no images{held}. "
+                f"Put some into it ({_endings()}), or remove it."
+            )
         files += own
-        numbers += [classes.index(folder.name)] * len(own)
+        left_out += others
+        numbers += [number[of]] * len(own)
     if not files:
         raise ValueError(f"{name}: {path} holds no class folders. Make one for each class, with its images in it ({_endings()}).")
+    if left_out:
+        remedy = f"Save them as one of those that are read: {_endings()}"
+        told = f"{name} ({split}): {left_out.total():,} files are left out: {_listed(left_out)}"
+        warnings.warn(f"{told}. {remedy}.", stacklevel=3)
     labels = torch.tensor(numbers)
     check_labels(labels, len(classes), name)
-    if sides and not splits:
+    if split in _PARTS and len(parents) == 1 and not _subfolders(path / split):
         chosen = in_split(labels, split)
         files, labels = [file for file, wanted in zip(files, chosen.tolist(), strict=True) if wanted], labels[chosen]
         if not files:
@@ -57,6 +74,11 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, wo
     return image_files(
         files, labels, tuple(classes), name, size=size, budget=budget, workers=workers
     )
+
+
+def has_unseen(path: Path) -> bool:
+    """Whether a folder has classes that are neither in train nor in test."""
+    return bool(_subfolders(path / "unseen"))
 
 
 def image_files(
@@ -84,8 +106,10 @@ def image_files(
         ValueError: A file that is no image, sizes that differ, or more bytes than the budget.
 
     """
-    looked = _looked(files, name, size)
-    source = ImageFiles(files, looked.height, looked.width, size, name)
+    if size and workers is None:  # known before a file is opened
+        afford(len(files), size, size, budget, name)
+    looked = _looked(files, name, size, budget)
+    source = ImageFiles(files, looked.height, looked.width, size, name, budget)
     images = Streamed(source, torch.arange(len(files)), budget, workers or 0)
     if workers is None:
         afford(len(files), looked.height, looked.width, budget, name)
@@ -95,27 +119,105 @@ def image_files(
 class ImageFiles:
     """Image files as a source: each is decoded, brought to its size and cut when it is asked for. Raises ValueError for one that cannot be."""
 
-    def __init__(self, files: Sequence[Path], height: int, width: int, size: int, name: str):
+    def __init__(
+        self, files: Sequence[Path], height: int, width: int, size: int, name: str, budget: int
+    ):
         paths = [os.fsencode(file) for file in files]
         # of tensors, a worker shares the memory; of a million strings it would make its own
         self.paths = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
         self.ends = torch.tensor([len(path) for path in paths]).cumsum(0)
         self.shape, self.size, self.name = torch.Size((len(files), 3, height, width)), size, name
+        self.budget = budget
 
     def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
         for place, row in enumerate(rows.tolist()):
             file = Path(os.fsdecode(self.paths[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])].numpy().tobytes()))
-            image = resized(_decoded(file, self.name), self.size)[0]
+            image = resized(decoded(file, self.name, self.size, self.budget)[None], self.size)[0]
             if image.shape != self.shape[1:]:
                 old, new = (f"{shape[-2]} x {shape[-1]}" for shape in (self.shape, image.shape))
-                raise ValueError(f"{self.name}: {file} was of {old} when the work began, and is now of {new}. Leave the files as they are.")
+                raise ValueError(
+                    f"{self.name}: {shown(file)} was of {old} when the work began, and is now of "
+                    f"{new}. Leave the files as they are."
+                )
             images[place] = image
         return images
 
 
+def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:
+    """The class folders by their names, of each split that shares its classes with this one."""
+    if split == "unseen":
+        return {split: _classes(path / split, [], name)}
+    splits = {side: path / side for side in _PARTS if _subfolders(path / side)}
+    if not splits:
+        unseen = [path / "unseen"] if has_unseen(path) else []
+        classes = _classes(path, unseen, name)
+        if "unseen" in classes or (classes and set(classes) <= _NO_CLASSES):
+            parts = sorted(set(classes) & _NO_CLASSES)
+            raise ValueError(
+                f"{name}: the folders of {path} with images in them would be the classes, among "
+                f"them {' and '.join(parts)}. Put the images of each class into a folder of their "
+                f"own, as {path / parts[0]}/CLASS."
+            )
+        return {split: classes}
+    if split not in splits:
+        there = next(iter(splits.values()))
+        raise FileNotFoundError(
+            f"{name} has class folders in {there} but none in {path / split}. "
+            f"Add them, or put all classes into {path}."
+        )
+    read = (*_PARTS, "unseen")
+    beside = [folder.name for folder in _subfolders(path) if folder.name not in read]
+    if beside:
+        told = f"{name}: beside {' and '.join(splits)}, {len(beside)} folders of {path}"
+        some = ", ".join(f"{of!a}" for of in beside[:5])
+        told = f"{told} are left out: {some}. Only train, test and unseen are read."
+        warnings.warn(told, stacklevel=4)
+    return {side: _classes(parent, [], name) for side, parent in splits.items()}
+
+
+def _classes(parent: Path, without: list[Path], name: str) -> dict[str, Path]:
+    """The class folders of a place by their names, which are text and differ in print."""
+    found: dict[str, Path] = {}
+    folders, files = _children(parent)
+    for folder in folders:
+        if folder in without:
+            continue
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name}: the name of the class folder {os.fsencode(folder.name)!r} in {parent} is "
+                "no text in UTF-8, so no report could show it. Rename the folder."
+            ) from error
+        of = unicodedata.normalize("NFC", folder.name)
+        if of in found:
+            two = f"{found[of].name!a} and {folder.name!a}"
+            raise ValueError(
+                f"{name}: two class folders in {parent} print alike, {two}: their letters are "
+                "composed (NFC) in one and decomposed (NFD) in the other. Make them one."
+            )
+        found[of] = folder
+    loose = [file for file in files if _is_image(file)]
+    if loose:
+        told = f"{name}: {len(loose):,} images in {parent} are in no class folder, and left out"
+        warnings.warn(f"{told}, such as {loose[0].name!a}.", stacklevel=5)
+    return found
+
+
+def _children(path: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, sorted, without the hidden ones."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    with os.scandir(path) as children:
+        for child in children:
+            if not child.name.startswith("."):
+                (folders if child.is_dir() else files).append(path / child.name)
+    return sorted(folders), sorted(files)
+
+
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return _children(path)[0] if path.is_dir() else []
 
 
 def _endings() -> str:
@@ -124,10 +226,40 @@ def _endings() -> str:
     return ", ".join(IMG_EXTENSIONS)
 
 
-def _images(folder: Path) -> list[Path]:
+def _is_image(file: Path) -> bool:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    return sorted(child for child in folder.iterdir() if child.suffix.lower() in IMG_EXTENSIONS and not child.name.startswith("."))
+    return file.suffix.lower() in IMG_EXTENSIONS
+
+
+def _images(folder: Path, name: str) -> tuple[list[Path], Counter[str]]:
+    """The images anywhere below a folder, sorted, and the endings of those that are not read."""
+    from PIL import Image
+
+    Image.init()
+    kinds = Image.registered_extensions()
+    known = {ending for ending in kinds if kinds[ending] in Image.OPEN} | _PHOTOGRAPHS
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    left = [folder]
+    while left:
+        here = left.pop()
+        folders, files = _children(here)
+        for child in folders:
+            if child.is_symlink() and here.resolve().is_relative_to(child.resolve()):
+                told = f"{name}: {child} leads back to {child.resolve()}"
+                raise ValueError(f"{told}. Remove the link.")
+            left.append(child)
+        for file in files:
+            if _is_image(file):
+                found.append(file)
+            elif (ending := file.suffix.lower()) in known:
+                others[ending] += 1
+    return sorted(found), others
+
+
+def _listed(endings: Counter[str]) -> str:
+    return ", ".join(f"{n:,} {ending}" for ending, n in endings.most_common())
 
 
 class _Looked(NamedTuple):
@@ -138,46 +270,18 @@ class _Looked(NamedTuple):
     fingerprints: Tensor
 
 
-def _looked(files: Sequence[Path], name: str, size: int) -> _Looked:
+def _looked(files: Sequence[Path], name: str, size: int, budget: int) -> _Looked:
     """Every header is read, so that a bad file is known before the work starts."""
-    from PIL import Image
-
     common: tuple[int, int] | None = None
     prints = torch.empty(len(files), dtype=torch.int64)
     for place, file in enumerate(files):
-        try:
-            with file.open("rb") as stream:
-                prints[place] = _fingerprint(stream)
-                with Image.open(stream) as image:
-                    width, height, mode = *image.size, image.mode
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name}: {file} cannot be read as an image: {error}. Remove it, or save it again.") from error
-        if mode.startswith(("I", "F")):
-            raise ValueError(f"{name}: {file} holds values of more than 8 bits (mode {mode}), which would be clipped. Save it with 8 bits a channel.")
+        height, width, prints[place] = look(file, name, size, budget)
         common = common or (height, width)
         if not size and common != (height, width):
             raise ValueError(
-                f"{name}: images of mixed sizes, {files[0]} of {common[0]} x {common[1]} and {file} of {height} x {width}. "
+                f"{name}: images of mixed sizes, {shown(files[0])} of {common[0]} x {common[1]} "
+                f"and {shown(file)} of {height} x {width}. "
                 "Give size=... to bring them to one."
             )
     assert common is not None
     return _Looked(*((size, size) if size else common), prints)
-
-
-def _fingerprint(stream: BinaryIO) -> int:
-    length = os.fstat(stream.fileno()).st_size
-    found = hashlib.blake2b(b"%d:" % length + stream.read(_END), digest_size=8)
-    stream.seek(max(length - _END, _END))  # of a short file all is read, and nothing twice
-    found.update(stream.read(_END))
-    stream.seek(0)
-    return int.from_bytes(found.digest(), "little", signed=True)
-
-
-def _decoded(file: Path, name: str) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's ways to say that a file is broken
-        raise ValueError(f"{name}: {file} cannot be read as an image: {error}. Remove it, or save it again.") from error

@@ -6,13 +6,14 @@
 """
 
 import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from marginlab.data.arrays import has_part, read_npz, read_part
-from marginlab.data.folders import read_folder
+from marginlab.data.folders import has_unseen, read_folder
 from marginlab.data.images import ImageSet, warn_of_absent
 from marginlab.data.index import index_has, read_index
 from marginlab.data.lfw import read_lfw
@@ -75,6 +76,7 @@ def load(
     """
     if split not in SPLITS:
         raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
+    _check_path(spec)
     if size < 0 or budget <= 0:
         raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
     if workers is not None and workers < 0:
@@ -135,16 +137,31 @@ def _load(
 
 def splits(spec: str) -> tuple[str, ...]:
     """The splits that a spec has."""
+    _check_path(spec)
     source, _ = selection_of(spec)
     kind, _, rest = source.partition(":")
     path = Path(rest).expanduser()
     unseen = (
         source in (*OMNIGLOT, "lfw")
-        or (kind == "folder" and (path / "unseen").is_dir())
+        or (kind == "folder" and has_unseen(path))
         or (kind == "npz" and has_part(path, "unseen"))
         or (kind == "index" and index_has(path, "unseen"))
     )
     return SPLITS if unseen else SPLITS[:2]
+
+
+def _check_path(spec: str) -> None:
+    """Refuse a spec whose path no report could show, or no system could have."""
+    try:
+        spec.encode()
+        Path(spec.partition(":")[2]).expanduser().exists()
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"The path in {os.fsencode(spec)!r} is no text in UTF-8, so no report could show it. "
+            "Rename the folder, or give a link to it."
+        ) from error
+    except (RuntimeError, OSError) as error:  # no such user's home, too long a name, no permission
+        raise SettingsError(f"The path in {spec!r} cannot be looked at: {error}.") from error
 
 
 @functools.lru_cache(maxsize=4)

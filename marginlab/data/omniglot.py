@@ -14,11 +14,11 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from marginlab.data.arrays import read_part
+from marginlab.data.decoding import decoded
 from marginlab.data.images import ImageSet
 from marginlab.data.pixels import afford, resized
 from marginlab.data.published import absent, torchvision_set
@@ -66,17 +66,13 @@ def _upright(root: Path, part: str, size: int, budget: int, state: tuple[int, in
 
 def _folder(path: Path, size: int, budget: int) -> ImageSet:
     """Torchvision's folder of a part: ALPHABET/CHARACTER/NUMBER_DRAWER.png, white paper and black ink."""
-    from PIL import Image
-
     characters = sorted(child for alphabet in path.iterdir() if alphabet.is_dir() for child in alphabet.iterdir() if child.is_dir())
     files = [sorted(character.glob("*.png")) for character in characters]
     n = sum(len(own) for own in files)
     afford(n, size or _SIDE, size or _SIDE, budget, "omniglot")
     images = torch.empty(n, 3, size or _SIDE, size or _SIDE, dtype=torch.uint8)
     for at, file in enumerate(file for own in files for file in own):
-        with Image.open(file) as image:
-            grey = torch.from_numpy(np.array(image.convert("L")))
-        images[at] = resized(grey.expand(1, 3, -1, -1), size)[0]
+        images[at] = resized(decoded(file, "omniglot", size, budget)[None], size)[0]
     labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(own) for own in files]))
     return ImageSet(images, labels, tuple(f"{character.parent.name}/{character.name}" for character in characters), "omniglot")
 

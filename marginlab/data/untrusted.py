@@ -64,6 +64,11 @@ def _refuse_others(mode: int) -> None:
             raise OSError(f"it is {kind}, not a file")
 
 
+def shown(path: Path) -> str:
+    """Write a path as text, its bytes that are no UTF-8 as escapes, for any log."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 class Entries:
     """The entries of a zip file by name, for reading; use it in a `with` statement.
 

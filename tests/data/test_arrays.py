@@ -189,7 +189,10 @@ def npy(shape, descr="|u1", fortran=False, data=b"", version=1, pad=0):
 LABEL = npy((20,), data=bytes(LABELS.astype(np.uint8)))
 CLAIMS = {
     "a thousand million million images": {"images": npy((10**15, 8, 8, 3)), "labels": LABEL},
-    "labels of them": {"images": npy((20, 8, 8), data=bytes(1280)), "labels": npy((10**15,), "<i8")},
+    "labels of them": {
+        "images": npy((20, 8, 8), data=bytes(1280)),
+        "labels": npy((10**15,), "<i8"),
+    },
     "names of them": {
         "images": npy((20, 8, 8), data=bytes(1280)),
         "labels": LABEL,
@@ -226,16 +229,16 @@ def test_a_header_that_claims_what_the_file_cannot_hold_is_refused_first(tmp_pat
 
 
 def test_what_a_small_file_may_truly_unpack_is_held_against_the_budget(tmp_path, monkeypatch):
-    many = np.zeros(40_000_000, np.uint8)
-    spec = stored(tmp_path / "a.npz", images=npy((40_000_000, 1, 1), data=bytes(many)), labels=LABEL)
+    many = bytes(40_000_000)
+    images = npy((40_000_000, 1, 1), data=many)
+    spec = stored(tmp_path / "a.npz", images=images, labels=LABEL)
     assert (tmp_path / "a.npz").stat().st_size < 100_000
     with pytest.raises(ValueError, match=r"40000000 images of shape .* and 20 labels"):
         load(spec)
-    label = npy((40_000_000,), data=bytes(many))
-    spec = stored(tmp_path / "a.npz", images=npy((40_000_000, 1, 1), data=bytes(many)), labels=label)
+    spec = stored(tmp_path / "a.npz", images=images, labels=npy((40_000_000,), data=many))
     with pytest.raises(ValueError, match=r"labels of shape .* would take 320,000,000 bytes"):
         load(spec, budget=1)
-    names = npy((20_000_000,), "|S1", data=bytes(many[:20_000_000]))
+    names = npy((20_000_000,), "|S1", data=many[:20_000_000])
     pixels = npy((20, 8, 8), data=bytes(1280))
     spec = stored(tmp_path / "a.npz", images=pixels, labels=LABEL, classes=names)
     with pytest.raises(ValueError, match="20,000,000 names of up to 1 bytes in classes would take"):
@@ -244,7 +247,7 @@ def test_what_a_small_file_may_truly_unpack_is_held_against_the_budget(tmp_path,
     two = npy((2,), data=bytes((0, 1)))
     spec = stored(tmp_path / "a.npz", train_images=wide, train_labels=two)
     monkeypatch.setattr("marginlab.data.pixels._BESIDE", 1)
-    with pytest.raises(ValueError, match="each image of 5,000 x 2,000 pixels would take 160,000,000"):
+    with pytest.raises(ValueError, match="each image of 5,000 x 2,000 pixels would take"):
         load(spec, size=8, budget=10**8)
 
 
@@ -264,7 +267,7 @@ def test_names_of_bytes_are_utf8_and_others_are_refused_with_the_name(tmp_path):
     assert load(npz(tmp_path, **fields, classes=names)).classes == ("café", "thé")
     latin = np.array(["thé", "café"], dtype=object).astype("U").astype(object)
     latin = np.array([text.encode("latin-1") for text in latin])
-    with pytest.raises(ValueError, match=r"class 0 in classes, b'th\\xe9.*numpy.char.decode") as error:
+    with pytest.raises(ValueError, match=r"class 0 in classes, b'th\\xe9") as error:
         load(npz(tmp_path, **fields, classes=latin))
     assert type(error.value) is ValueError
     half = np.array(["a", "b\ud800"])

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from PIL import Image
 from torchvision import datasets
 
 from marginlab.data import load
+from marginlab.settings import SettingsError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
 
@@ -116,3 +119,109 @@ def test_unreadable_images_are_named(tmp_path):
     Image.fromarray((IMAGES[0, :5, :, 0] * 256.0).astype(np.uint16)).save(bad)
     with pytest.raises(ValueError, match=r"bee/1.png holds values of more than 8 bits \(mode I;16\)"):
         load(spec)
+
+
+def images_of(path, names, count=2):
+    """Images for each of these folders."""
+    for k, name in enumerate(names):
+        (path / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.fromarray(IMAGES[(2 * i + k) % 20]).save(path / name / f"{i}.png")
+    return f"folder:{path}"
+
+
+def test_images_anywhere_below_a_class_folder_are_of_the_class(tmp_path):
+    deep = ["ant", "ant/2024", "ant/2024/may", "bee/x", "bee/y/z", "bee/y"]
+    spec = images_of(tmp_path / "train", deep, 8).replace("/train", "")
+    (tmp_path / "train" / "bee" / ".thumbs").mkdir()
+    Image.fromarray(IMAGES[0]).save(tmp_path / "train" / "bee" / ".thumbs" / "0.png")
+    found = load(spec)
+    assert torch.bincount(found.labels).tolist() == [24, 24]
+    theirs = datasets.ImageFolder(str(tmp_path / "train"))
+    shown = sorted(np.array(image).tobytes() for image, _ in theirs if image)
+    ours = sorted(image.permute(1, 2, 0).numpy().tobytes() for image in found.images)
+    assert set(ours) == set(shown)
+    assert len(theirs) == 49  # also the hidden one
+
+
+def test_a_link_that_leads_back_is_refused(tmp_path):
+    spec = images_of(tmp_path, ["ant/more", "bee"])
+    (tmp_path / "bee" / "other").symlink_to(tmp_path / "ant")  # this one ends
+    assert torch.bincount(load(spec, "test").labels).tolist() == [1, 1]
+    (tmp_path / "ant" / "more" / "again").symlink_to(tmp_path / "ant")
+    with pytest.raises(ValueError, match=r"ant/more/again leads back to .*ant\. Remove the link"):
+        load(spec)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "test"), ("train", "val"), ("train", "test", "unseen"), ("a", "b", "unseen")],
+)
+def test_splits_without_class_folders_do_not_become_classes(tmp_path, names):
+    spec = images_of(tmp_path, names)
+    with pytest.raises(ValueError, match=r"would be the classes, among them .*/CLASS\."):
+        load(spec)
+
+
+def test_unseen_classes_stand_beside_class_folders_without_a_split(tmp_path):
+    spec = images_of(tmp_path, ["a", "b", "unseen/c", "unseen/d"], 5)
+    assert load(spec).classes == load(spec, "test").classes == ("a", "b")
+    assert len(load(spec)) == 8
+    unseen = load(spec, "unseen")
+    assert unseen.classes == ("c", "d")
+    assert unseen.labels.tolist() == [0] * 5 + [1] * 5
+
+
+def test_what_is_left_out_is_told_with_counts(tmp_path):
+    spec = images_of(tmp_path, ["train/ant", "train/bee", "train/bee/old", "test/ant", "test/bee"])
+    Image.fromarray(IMAGES[0]).save(tmp_path / "train" / "ant" / "1.gif")
+    for name in ("b.AVIF", "c.heic", "d.gif"):
+        (tmp_path / "train" / "bee" / "old" / name).write_bytes(b"")
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    with pytest.warns(UserWarning, match=r"4 files are left out: 2 \.gif, 1 \.avif, 1 \.heic"):
+        assert len(load(spec)) == 6
+    assert len(load(spec, "test")) == 4
+    Image.fromarray(IMAGES[0]).save(tmp_path / "test" / "loose.png")
+    with pytest.warns(UserWarning, match=r"1 images in .*test are in no class folder.*loose"):
+        load(spec, "test")
+    (tmp_path / "test" / "loose.png").unlink()
+    (tmp_path / "val").mkdir()
+    with pytest.warns(UserWarning, match=r"1 folders of .* are left out: 'val'\. Only train"):
+        load(spec, "test")
+    (tmp_path / "val").rmdir()
+    for file in (tmp_path / "test" / "ant").iterdir():
+        file.rename(file.with_suffix(".gif"))
+    with pytest.raises(ValueError, match=r"ant holds no images, but 2 \.gif, which are not read"):
+        load(spec, "test")
+
+
+def test_class_names_that_print_alike_are_one_class_and_never_two(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    spec = images_of(tmp_path, [f"train/{composed}", "train/tea", f"test/{apart}", "test/tea"])
+    train, test = load(spec), load(spec, "test")
+    assert train.classes == test.classes == (composed, "tea")
+    assert train.labels.tolist() == test.labels.tolist() == [0, 0, 1, 1]
+    images_of(tmp_path, [f"train/{apart}"])
+    with pytest.raises(ValueError, match=r"print alike, 'cafe\\u0301' and 'caf\\xe9'"):
+        load(spec)
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    spec = images_of(tmp_path, ["ant", "bee"], 3)
+    odd = os.fsdecode(b"caf\xe9")
+    (tmp_path / "bee" / "0.png").rename(tmp_path / "bee" / f"{odd}.png")  # a file's is not shown
+    assert len(load(spec)) == 4
+    (tmp_path / "bee").rename(tmp_path / odd)
+    with pytest.raises(ValueError, match=r"class folder b'caf\\xe9' in .* is no text in UTF-8"):
+        load(spec)
+    (tmp_path / odd).rename(tmp_path / "bee")
+    (tmp_path / "bee" / f"{odd}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"bee/caf\\xe9\.png cannot be read as an image") as error:
+        load(spec)
+    str(error.value).encode()
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    for path in (odd, "~nobody-of-this-name/x", "a" * 999):
+        for kind in ("folder", "npz"):
+            with pytest.raises(SettingsError, match="The path in") as error:
+                load(f"{kind}:{path}")
+            str(error.value).encode()
