@@ -55,7 +55,8 @@ def log_cauchy_sum(
         raise ValueError(f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}.")
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
         raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
-    center = y.detach().mean(0) if len(y) else 0.0
+    # The median of each feature: a mean would follow one far row and take the others' digits with it
+    center = y.detach().sort(0).values[len(y) // 2] if len(y) else 0.0
     out: Tensor = _LogCauchySum.apply(x - center, y - center, None if exclude is None else exclude.long(), budget)
     return out
 

@@ -24,6 +24,7 @@ from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.losses.pair import check_word, wide_of_all
 from marginlab.settings import describe
+from marginlab.statistics import in_range
 
 Gradients = Literal["mean", "sum", "published"]
 
@@ -76,6 +77,14 @@ def cross_correlation(
         # Two passes: squares of uncentred features would lose the deviation of a feature whose mean is large. The origin is a constant; what the
         # batch's mean is off from it is taken away below, with gradient, so the result depends on the origin in no derivative, only in its rounding.
         # Each moment goes through one sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks.
+        # Each feature is first divided by the power of two of its largest entry: correlations do not
+        # see it, squares of long rows stay finite, and those of their gradients do not vanish.
+        given = z.detach()
+        ends = torch.maximum(given.amax(1), -given.amin(1)) if len(z1) else given.new_zeros(2, width)
+        ends = ranks.all_equal(ends, group).amax(0)[:, None]
+        z, power = in_range(z, ends)
+        ends = ends * power
+        z = z * torch.where(ends > 0, ends, 1.0).log2().floor().neg().exp2()
         origin = ranks.total(z.detach().sum(1), group) / n
         z = z - origin[:, None]
         whole = width * width * z.element_size() <= budget

@@ -23,12 +23,31 @@ def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> 
         raise ValueError(f"Embeddings are on {embeddings.device}, the class centers on {centers.device}. Move one of them: head.to(...).")
     if labels is None:
         return
-    if labels.device != embeddings.device:
-        raise ValueError(f"Labels are on {labels.device}, the embeddings on {embeddings.device}. Move one of them: labels.to(...).")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"Labels are integers, not {labels.dtype}. Convert whole numbers with .long().")
+    check_labels(labels, embeddings.device)
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(f"Labels are ({len(embeddings)},), one class for each embedding, not {tuple(labels.shape)}.")
+
+
+def check_labels(labels: Tensor, device: torch.device) -> None:
+    """Refuse what cannot name classes: TypeError for anything but a tensor of integers.
+
+    A fraction would be cut off and NaN would become a number, so float labels are not converted.
+    ValueError for labels on another device.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"Labels are a tensor of integers, not {type(labels).__name__}. "
+            "Convert them with torch.as_tensor(labels)."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"Labels are integers, not {labels.dtype}. Convert whole numbers with .long()."
+        )
+    if labels.device != device:
+        raise ValueError(
+            f"Labels are on {labels.device}, the embeddings on {device}. "
+            "Move one of them: labels.to(...)."
+        )
 
 
 class Faults:

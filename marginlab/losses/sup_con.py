@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, split_logsumexp
+from marginlab.losses.faults import check_labels
 from marginlab.losses.pair import check_word, directions, widened
 from marginlab.settings import describe
 
@@ -46,7 +47,7 @@ def sup_con(
     ----------
     embeddings: this rank's rows, also none (0, D). Two views of each image are `torch.cat((z1, z2))` with `labels.repeat(2)`. They are
         L2-normalised here; a row shorter than 1e-12 has no direction: its cosine with everything is 0 and it gets no gradient.
-    labels: the class of each row, any whole number.
+    labels: the class of each row, any whole number, as an integer tensor.
     temperature: divides the cosines; a tensor without dimensions may learn.
     variant: "out", the average over positives outside the logarithm (the paper's better one), or "in".
     reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on every rank; "none": the losses of this rank's
@@ -58,7 +59,7 @@ def sup_con(
     Raises
     ------
     ValueError: shapes that differ, a temperature that is not positive, an unknown word, or a global batch in which no two rows share a label.
-    TypeError: embeddings that are not floating point.
+    TypeError: embeddings that are not floating point, or labels that are not a tensor of integers.
 
     >>> sup_con(torch.eye(4), torch.tensor([0, 0, 0, 1]), temperature=0.5)  # three anchors, all cosines 0: log 3
     tensor(1.0986)
@@ -103,6 +104,7 @@ def _checked(embeddings: Tensor, labels: Tensor) -> Tensor:
     """The embeddings of this rank in the precision of the sums; raises what is wrong with them or the labels."""
     if embeddings.ndim != 2 or embeddings.shape[1] == 0 or labels.shape != embeddings.shape[:1]:
         raise ValueError(f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(embeddings.shape)} and {tuple(labels.shape)}.")
+    check_labels(labels, embeddings.device)
     return widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))
 
 

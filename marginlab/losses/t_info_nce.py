@@ -2,9 +2,12 @@
 
     loss_a = -log( q_ap / (q_ap + sum_n q_an) ) = softplus( log sum_n q_an - log q_ap ),   q_ij = 1 / (1 + |z_i - z_j|^2),
 
-for an anchor a with its positive p, and as negatives n all other rows of both views. Distances are those of the rows as they are, not of their
-directions: embeddings of two features can be drawn as they come. It parts like InfoNCE into an alignment, E log(1 + |z_a - z_p|^2), and
-a divergence, E log of the sum over all candidates.
+for an anchor a with its positive p, and as negatives n all other rows of both views. Distances are those of
+the rows as they are, not of their directions: embeddings of two features can be drawn as they come. They are taken in float64, for in
+float32 the rounding of squares of rows of a length of 3e4, which float16 holds, is larger than the
+distances between the others, and squares of rows beyond 1e19 are infinite.
+It parts like InfoNCE into an alignment, E log(1 + |z_a - z_p|^2), and a divergence, E log of the sum
+over all candidates.
 
 Sources: Hu et al. 2022 (t-InfoNCE); Boehm et al. 2023 (t-SimCNE); decomposition: Huang et al. 2023.
 """
@@ -55,12 +58,14 @@ def t_info_nce(
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:
             raise ValueError(f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows.")
+        dtype, (z1, z2) = z1.dtype, (z1.double(), z2.double())
         columns = torch.cat(ranks.gather(torch.stack((z1, z2), 1), group).unbind(1))
         own = torch.arange(first, first + len(z1), device=z1.device)
         exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
         far = log_cauchy_sum(torch.cat((z1, z2)), columns, exclude=exclude, budget=budget)
         near = -(z1 - z2).square().sum(1).log1p().repeat(2)
-        return ranks.total(F.softplus(far - near, threshold=40.0).sum() / (2 * n), group, grads)
+        losses = F.softplus(far - near, threshold=40.0)
+        return ranks.total(losses.sum() / (2 * n), group, grads).to(dtype)
 
 
 class TInfoNCE(nn.Module):

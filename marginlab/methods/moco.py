@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import logsumexp
@@ -30,6 +30,28 @@ from marginlab.losses.pair import directions, widened
 from marginlab.methods.method import MakeOptimizer, Method
 from marginlab.models import Backbone, Projector
 from marginlab.settings import describe
+
+
+class _Averages(nn.Module):
+    """Tensors by number, of a precision that no cast changes."""
+
+    def get(self, number: int) -> Tensor | None:
+        return self._buffers.get(str(number))
+
+    def put(self, number: int, value: Tensor | None) -> None:
+        if value is None:
+            del self._buffers[str(number)]
+        else:
+            self.register_buffer(str(number), value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Averages":
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            moved = self._buffers[name]
+            if value is not None and moved is not None and moved.dtype != value.dtype:
+                self._buffers[name] = value.to(moved.device)
+        return self
 
 
 class MoCo(Method):
@@ -47,6 +69,9 @@ class MoCo(Method):
     of ranks. All ranks put all keys in, in the order of the batch. So N ranks give the loss and gradients of one, but for batch normalisation.
 
     `after_step` moves the momentum encoder and fills the queue with what `loss` has made since in training mode; call it after the optimizer.
+
+    In a module of lower precision (`.bfloat16()`) a step of the momentum encoder is below the rounding of its weights, which would stand still:
+    their averages are then kept beside them in float32, in `averages`, whatever the module is cast to.
 
     Raises ValueError for a value outside its range and, from `loss` in training mode, for a batch with fewer than 2 * splits images.
 
@@ -85,6 +110,7 @@ class MoCo(Method):
         self.oldest: Tensor
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+        self.averages = _Averages()
         self.fresh: list[Tensor] = []  # keys of this step's micro-batches: the queue stays as it is until the backward pass has used it
 
     def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
@@ -99,12 +125,13 @@ class MoCo(Method):
         with torch.no_grad():
             made = torch.stack([self._keys(views[:, 1 - view]) for view in order], 1)
         with torch.autocast(views.device.type, enabled=False):
-            q, k = (directions(widened(z, self.queue.dtype).flatten(0, 1)) for z in (asked, made))
+            wide = torch.promote_types(self.queue.dtype, torch.float32)
+            q, k = (directions(widened(z, wide).flatten(0, 1)) for z in (asked, made))
             rows = sum(ranks.counts(len(q), device=q.device))
             far = logsumexp(q, self.queue, scale=1 / self.temperature)
             losses = F.softplus(far - (q * k).sum(1) / self.temperature, threshold=40.0)  # torch's threshold of 20 leaves an error of 2e-9
             if self.training and torch.is_grad_enabled():
-                self.fresh.append(ranks.gather(k))
+                self.fresh.append(ranks.gather(k).to(self.queue.dtype))
             return {"loss": ranks.total(losses.sum() / rows, grads="mean")}
 
     def _in_splits(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -127,15 +154,39 @@ class MoCo(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the momentum encoder towards the encoder, and let this step's keys take the place of the oldest."""
-        for kept, now in ((self.key_backbone, self.backbone), (self.key_head, self.head)):
-            for mean, parameter in zip(kept.parameters(), now.parameters(), strict=True):
-                mean.lerp_(parameter, 1 - self.momentum)  # buffers, such as running statistics, are the key encoder's own
+        now = [*self.backbone.parameters(), *self.head.parameters()]
+        for i, (mean, parameter) in enumerate(zip(self._moving(), now, strict=True)):
+            # Buffers, such as running statistics, are the key encoder's own
+            exact = self.averages.get(i)
+            if exact is None:
+                mean.lerp_(parameter, 1 - self.momentum)
+            else:
+                mean.copy_(exact.lerp_(parameter.to(exact.dtype), 1 - self.momentum))
         if self.fresh:
             keys = torch.cat(self.fresh)[-len(self.queue) :]
             place = (self.oldest + torch.arange(len(keys), device=keys.device)) % len(self.queue)
             self.queue.index_copy_(0, place, keys)
             self.oldest.add_(len(keys)).remainder_(len(self.queue))
             self.fresh = []
+
+    def _moving(self) -> list[Tensor]:
+        """The weights of the momentum encoder."""
+        return [*self.key_backbone.parameters(), *self.key_head.parameters()]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoCo":
+        """Cast or move; averages of weights that become half precision are kept as they were."""
+        before = [mean.detach() for mean in self._moving()]
+        super()._apply(fn, recurse)
+        for i, (old, mean) in enumerate(zip(before, self._moving(), strict=True)):
+            exact = self.averages.get(i)
+            if torch.finfo(mean.dtype).bits < 32:
+                if exact is None and not mean.is_meta:
+                    wide = torch.promote_types(old.dtype, torch.float32)
+                    self.averages.put(i, old.to(mean.device, wide, copy=True))
+            elif exact is not None:
+                mean.data.copy_(exact)
+                self.averages.put(i, None)
+        return self
 
     def __repr__(self) -> str:
         named = {"temperature": self.temperature, "queue": len(self.queue), "momentum": self.momentum, "symmetric": self.symmetric}

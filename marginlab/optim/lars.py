@@ -6,16 +6,25 @@ A parameter with at most one dimension (biases, scales of norms, temperatures) h
 The rate multiplies v and is not in it, so that a schedule acts at once, as in torch.optim.SGD; You et al. have it inside v, which is the same
 at a constant rate.
 
+ratio="published" has the length of the sum in place of the sum of lengths, r = trust |w| / |g + wd w|, as the code that Barlow Twins and VICReg
+were trained with. The sum is the longer one: that step is larger by a factor of (|g| + wd |w|) / |g + wd w| >= 1, which is 1 where gradient and
+weight point the same way, sqrt 2 where they are orthogonal and of wd |w| = |g|, and without bound where they cancel. With wd = 1e-6 and gradients
+of a thousandth of the weight's length it is below 1.002.
+
 Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR), Zbontar et al. 2021 (Barlow Twins).
 """
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from marginlab.settings import nearest
+
+Ratio = Literal["you", "published"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class LARS:
         times batch / 256. Biases and norms step by it without adaptation.
     momentum, weight_decay: mu and wd.
     trust: the part of a layer's length that it may move by at rate 1.
+    ratio: "you", |g| + wd |w| below the bar; or "published", |g + wd w|, as Barlow Twins' and VICReg's code.
 
     Raises ValueError for a value outside its range.
 
@@ -42,14 +52,19 @@ class LARS:
     momentum: float = 0.9
     weight_decay: float = 1e-6
     trust: float = 1e-3
+    ratio: Ratio = "you"
 
     def __post_init__(self) -> None:
+        if self.ratio not in ("you", "published"):
+            raise ValueError(
+                f"ratio is not {self.ratio!r}: {nearest(self.ratio, ('you', 'published'))}"
+            )
         if not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf or not 0 < self.trust < math.inf:
             raise ValueError(f"{self} wants a finite lr > 0, momentum in [0, 1), weight_decay >= 0 and trust > 0.")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""
-        return _LARS(parameters, {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay, "trust": self.trust})
+        return _LARS(parameters, asdict(self))
 
 
 class _LARS(torch.optim.Optimizer):
@@ -68,8 +83,13 @@ class _LARS(torch.optim.Optimizer):
     def _move(self, w: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         if w.ndim > 1:
             long, steep = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
-            adapted = group["trust"] * long / (steep + group["weight_decay"] * long)
-            g = g.add(w, alpha=group["weight_decay"]) * torch.where((long > 0) & (steep > 0), adapted, 1.0)
+            g = g.add(w, alpha=group["weight_decay"])
+            if group.get("ratio", "you") == "you":  # states saved before there was a choice have none
+                below = steep + group["weight_decay"] * long
+            else:
+                below = steep = torch.linalg.vector_norm(g)
+            adapted = group["trust"] * long / below
+            g = g * torch.where((long > 0) & (steep > 0), adapted, 1.0)
         if group["momentum"]:
             state = self.state[w]
             if "momentum_buffer" not in state:

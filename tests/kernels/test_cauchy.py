@@ -78,8 +78,8 @@ def test_neither_pass_holds_more_than_the_budget():
     for features in (2, 10):
         x = torch.randn(500, features, requires_grad=True)
         with Largest() as meter:
-            log_cauchy_sum(x, x, exclude=torch.arange(500)[:, None], budget=24_000).sum().backward()
-        assert 0 < meter.bytes <= 24_000
+            log_cauchy_sum(x, x, exclude=torch.arange(500)[:, None], budget=40_000).sum().backward()
+        assert 0 < meter.bytes <= 40_000  # a column of sorted rows takes as much
 
 
 @pytest.mark.usefixtures("unchecked")

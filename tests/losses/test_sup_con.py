@@ -165,6 +165,11 @@ class TestSupCon(LossLaws):
                 sup_con(*bad)
         with pytest.raises(TypeError, match=r"floating point, not torch.int64"):
             sup_con(x.long(), labels)
+        for wrong in (labels.float(), labels / torch.nan, labels == 1):
+            with pytest.raises(TypeError, match="Labels are integers, not torch"):
+                sup_con(x, wrong)
+        with pytest.raises(TypeError, match=r"not ndarray. Convert them with torch.as_tensor"):
+            sup_con(x, labels.numpy())
         with pytest.raises(ValueError, match="variant is not 'outside'"):
             SupCon(variant="outside")
         with pytest.raises(ValueError, match="grads is not 'average'"):

@@ -157,6 +157,28 @@ def test_after_a_step_the_momentum_encoder_has_moved_its_part_of_the_way():
         torch.testing.assert_close(new, old + 1.0)
 
 
+def test_in_bfloat16_the_momentum_encoder_follows_as_in_float32():
+    method = moco(momentum=0.99).float()
+    with torch.no_grad():
+        for parameter in method.head.parameters():
+            parameter.add_(1.0)
+    exact = copy.deepcopy(method)
+    method.bfloat16().train()
+    loss = method.loss(views().bfloat16(), LABELS)["loss"]
+    assert loss.dtype == torch.float32
+    for _ in range(300):
+        method.after_step()
+        exact.after_step()
+    pairs = zip(method.key_head.parameters(), exact.key_head.parameters(), strict=True)
+    for got, expected in pairs:
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), expected, rtol=2**-7, atol=2**-7)
+    again = moco(momentum=0.99).float().bfloat16()
+    again.load_state_dict(method.state_dict())
+    assert all(a.dtype == torch.float32 for a in again.averages.buffers())
+    assert again.float().averages.state_dict() == {}
+
+
 def test_the_queue_takes_the_newest_keys_in_the_order_of_the_batch_and_goes_round():
     method = moco(queue=20, splits=1)
     start = method.queue.clone()

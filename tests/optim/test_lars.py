@@ -30,29 +30,38 @@ def step(optimizer, weights, gradients):
     optimizer.step()
 
 
-def by_hand(weights, all_gradients, rates, momentum, weight_decay, trust):
+def by_hand(weights, all_gradients, rates, momentum, weight_decay, trust, ratio="you"):
     """You et al. 2017, algorithm 1, with the rate outside of the momentum."""
     weights, buffers = [w.copy() for w in weights], [np.zeros_like(w) for w in weights]
     for gradients, lr in zip(all_gradients, rates, strict=True):
         for i, g in enumerate(gradients):
             if weights[i].ndim > 1:
                 w_norm, g_norm = np.sqrt((weights[i] ** 2).sum()), np.sqrt((g**2).sum())
-                local = trust * w_norm / (g_norm + weight_decay * w_norm) if w_norm > 0 and g_norm > 0 else 1.0
-                g = local * (g + weight_decay * weights[i])
+                g = g + weight_decay * weights[i]
+                below = g_norm + weight_decay * w_norm
+                if ratio == "published":
+                    below = g_norm = np.sqrt((g**2).sum())
+                g = (trust * w_norm / below if w_norm > 0 and g_norm > 0 else 1.0) * g
             buffers[i] = momentum * buffers[i] + g
             weights[i] = weights[i] - lr * buffers[i]
     return weights
 
 
-@given(st.integers(0, 2**20), st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.01, 1.0]), st.sampled_from([1e-3, 0.1]))
-def test_it_is_its_formula_step_by_step_at_any_rates(seed, momentum, weight_decay, trust):
+@given(
+    st.integers(0, 2**20),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.sampled_from([0.0, 0.01, 1.0]),
+    st.sampled_from([1e-3, 0.1]),
+    st.sampled_from(["you", "published"]),
+)
+def test_it_is_its_formula_step_by_step_at_any_rates(seed, momentum, weight_decay, trust, ratio):
     start, gradients, rates = drawn(seed), [drawn(seed + 1 + t, scale=10.0**t) for t in range(4)], [0.1, 0.5, 0.2, 0.01]
     weights = parameters(start)
-    optimizer = LARS(1.0, momentum, weight_decay, trust)(weights)
+    optimizer = LARS(1.0, momentum, weight_decay, trust, ratio)(weights)
     for gradient, rate in zip(gradients, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         step(optimizer, weights, gradient)
-    for got, expected in zip(weights, by_hand(start, gradients, rates, momentum, weight_decay, trust), strict=True):
+    for got, expected in zip(weights, by_hand(start, gradients, rates, momentum, weight_decay, trust, ratio), strict=True):
         np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -120,6 +129,19 @@ def test_a_saved_state_goes_on_and_a_closure_is_called():
 def test_values_of_lars_that_cannot_be_are_refused(text):
     with pytest.raises(settings.SettingsError, match=r"wants a finite lr > 0, momentum in \[0, 1\)"):
         settings.call(text, optim)
+
+
+def test_the_published_ratio_steps_further_by_the_share_of_lengths_that_cancel():
+    w, g = torch.tensor([[3.0, 4.0]]), torch.tensor([[-4.0, 3.0]])  # orthogonal, and wd |w| = |g|
+    steps = []
+    for ratio in ("you", "published"):
+        weight = torch.nn.Parameter(w.clone())
+        weight.grad = g.clone()
+        LARS(1.0, 0.0, 1.0, 0.1, ratio)([weight]).step()
+        steps.append(float((weight.detach() - w).norm()))
+    assert steps[1] / steps[0] == pytest.approx(2**0.5)
+    with pytest.raises(settings.SettingsError, match="ratio"):
+        settings.call("LARS(ratio='publish')", optim)
 
 
 @given(st.floats(1e-6, 10), st.floats(0, 0.99), st.floats(0, 1), st.floats(1e-6, 1))
