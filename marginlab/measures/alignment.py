@@ -103,6 +103,7 @@ class Alignment(Measure):
 
     """
 
+    intervals = ("L_align",)
     square: list[Tensor]
     diameter: list[Tensor]
     label: list[Tensor]

@@ -167,7 +167,8 @@ class AugmentationConfusion(Measure):
             meaning=(
                 f"Share of the {V} views of {n} images (of {seen} seen) whose nearest image is another, by the {self.within} over own views and the "
                 f"{self.across} over those of others; ties count as confused, so it leans upwards by them. It is of this bank and grows with the "
-                "number of images. The standard error is over images, with the bank of the others taken as given."
+                "number of images. The standard error is over images, with the bank of the others "
+                "taken as given: too small for another bank, so that it makes no interval."
             ),
         )
 

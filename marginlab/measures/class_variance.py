@@ -86,6 +86,8 @@ class ClassVariance(ClassDivergence):
 
     """
 
+    intervals = ("variance",)
+
     def compute(self) -> ClassVarianceResult:  # type: ignore[override]  # the same sums, another result
         """The result; over all ranks under a process group."""
         parts = GroupSums(self.h, self.squares, self.norms, self.n)
@@ -116,7 +118,8 @@ class ClassVariance(ClassDivergence):
             V=int(self.views),
             meaning=(
                 f"V_k and squared distances of centers are unbiased ({int(self.views)} views of each image). CDNV, a ratio of such estimates, leans "
-                f"upwards by the order of the squared relative error of the distance. Of {len(pairs) // 2} pairs of classes {infinite} have centers "
+                "upwards by the order of the squared relative error of the distance, and its error "
+                f"makes no interval. Of {len(pairs) // 2} pairs of classes {infinite} have centers "
                 f"that are not told apart (CDNV infinite). Standard errors: jackknife over {self.groups} groups of images of a class."
             ),
         )

@@ -21,6 +21,7 @@ from marginlab.kernels.minimum import Minimum
 from marginlab.measures.controls import between_classes, null_groups
 from marginlab.measures.measure import Measure, check_labels, constant, rows
 from marginlab.measures.sigma import ConcentrationResult, Deltas
+from marginlab.statistics import unit_vectors
 
 _FEWEST = 2**16  # distances between classes that a median is over at least, also where the budget is used up
 _MATRIX = 8 + 4  # bytes of one d_A (float64) and of the two views that realise it (int16)
@@ -120,7 +121,7 @@ class Concentration(Measure):
             masks = held[: len(before)][old].split([len(part) for part in self.views])
             self.views[:] = [part[mask] for part, mask in zip(self.views, masks, strict=True)]
         fresh = views.detach()[held[len(before) :]]
-        self.views.append(torch.nn.functional.normalize(fresh, dim=-1) if self.normalize else fresh)
+        self.views.append(unit_vectors(fresh).to(fresh.dtype) if self.normalize else fresh)
         self.label[:], self.kept[:] = [after], [held]
 
     def _check(self, views: Tensor, labels: Tensor) -> None:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from marginlab.measures.extremes import Extreme, largest, least
 from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
 
 
@@ -41,7 +42,30 @@ class DivergenceResult(NamedTuple):
     error_Delta_mu: Float[Tensor, ""]  # noqa: N815  # Delta_mu is its name
     n: Int[Tensor, " C"]
     V: int
+    groups: int
     meaning: str
+
+    def largest_product(self, confidence: float = 0.95) -> Extreme:
+        """The largest mu_k . mu_l of different classes that have images, and its interval.
+
+        The estimate leans upwards, being the largest of estimates; the interval allows for that.
+        """
+        filled = self.n.clamp(max=self.groups)
+        known = ~self.gram.isnan()
+        known.fill_diagonal_(False)
+        known &= torch.ones_like(known).triu()
+        fewest = torch.minimum(filled[:, None], filled[None])
+        return largest(self.gram[known], self.error_gram[known], fewest[known], confidence)
+
+    def shortest_center(self, confidence: float = 0.95) -> Extreme:
+        """The least ||mu_k||^2 of the classes that have two images, and its interval.
+
+        The estimate leans downwards, being the least of estimates; the interval allows for that.
+        """
+        lengths, errors = self.gram.diagonal(), self.error_gram.diagonal()
+        known = ~lengths.isnan()
+        filled = self.n.clamp(max=self.groups)
+        return least(lengths[known], errors[known], filled[known], confidence)
 
 
 class GroupSums(NamedTuple):
@@ -161,9 +185,12 @@ class ClassDivergence(Measure):
             error_Delta_mu=delta_error,
             n=whole.n,
             V=int(self.views),
+            groups=self.groups,
             meaning=(
                 f"Inner products, squared lengths and V_k are unbiased (U-statistics over different images; {int(self.views)} views each). "
-                f"Delta_mu takes the least of {self.num_classes} estimated lengths and leans upwards. Standard errors: jackknife over "
+                f"{int((whole.n > 0).sum())} of {self.num_classes} classes have images. "
+                "Delta_mu takes the least of estimated lengths and leans upwards: `shortest_center` has "
+                "an interval that allows for it. Standard errors: jackknife over "
                 f"{self.groups} groups of images of a class."
             ),
         )

@@ -87,7 +87,11 @@ class EffectiveRank(SecondMoments):
             left = _singular_values(total - self.moment[g])
             return effective_rank(left[: rows - int(self.n[g]) * int(self.views)], self.epsilon)
 
-        lean = " These are few: it leans downwards, for a sample's spectrum is less even than that of what it is drawn from."
+        lean = (
+            " It leans downwards, for a sample's spectrum is less even than that of what it is drawn "
+            f"from{', and these are few' * (rows < 10 * self.dim)}: its standard error makes no "
+            "interval of the population's."
+        )
         return EffectiveRankResult(
             RankMe=value,
             standard_error=self.error(value, without),
@@ -96,7 +100,7 @@ class EffectiveRank(SecondMoments):
             V=int(self.views),
             meaning=(
                 f"Effective rank of {rows} rows ({n} images, {int(self.views)} views each) in {self.dim} dimensions, at most {min(rows, self.dim)}."
-                f"{lean * (rows < 10 * self.dim)} Only RankMes of equally many rows are to be compared. Standard error: jackknife over {self.groups} "
+                f"{lean} Only RankMes of equally many rows are to be compared. Standard error: jackknife over {self.groups} "
                 "groups of images, too large by up to sqrt 2 near the maximum."
             ),
         )

@@ -103,7 +103,8 @@ class LiDAR(SecondMoments):
             meaning=(
                 f"Effective rank of S_b in units of S_w + {self.delta:g} I, {n} images with {V} views each in {self.dim} dimensions, at most "
                 f"{max(min(n - 1, self.dim), 1)}. Means over {V} views add about 1/{V} to every eigenvalue, so it leans upwards; with few images for "
-                f"the dimensions, downwards. Standard error: jackknife over {self.groups} groups of images, up to sqrt 2 too large near the maximum."
+                f"the dimensions, downwards: no interval of the "
+                f"population's. Standard error: jackknife over {self.groups} groups of images, up to sqrt 2 too large near the maximum."
             ),
         )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from marginlab.measures.composed import OPERATORS, Composed, compose, number, numbers
+from marginlab.statistics import unit_vectors
 
 
 class _Whole:
@@ -40,6 +41,8 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
     settings differ are neither merged nor grouped.
     """
 
+    #: Numbers of the result of which 1.96 standard errors to both sides are a 95 % interval.
+    intervals: tuple[str, ...] = ()
     full_state_update = False
     is_differentiable = False
     settings_digest: Tensor
@@ -242,4 +245,4 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
 def prepared(features: Tensor, normalize: bool) -> Tensor:
     """Float64 features, of length 1 if `normalize`."""
     wide = features.detach().double()
-    return torch.nn.functional.normalize(wide, dim=-1) if normalize else wide
+    return unit_vectors(wide) if normalize else wide

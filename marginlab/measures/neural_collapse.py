@@ -186,7 +186,8 @@ class NeuralCollapse(Measure):
             meaning=(
                 f"Neural collapse of {C} classes (of {self.num_classes}), {total} images with {int(self.views)} views each, in {self.dim} "
                 f"dimensions; centered means of rank {rank}{short}. Plug-in estimates as published: NC1 leans downwards, by the order of one over "
-                "the images of a class, and NC2, NC3 and their parts upwards near 0, for noise is a deviation too. Standard errors: jackknife over "
+                "the images of a class, and NC2, NC3 and their parts upwards near 0, for noise is a deviation too: "
+                "no intervals of the population's follow from their errors. Standard errors: jackknife over "
                 f"{self.groups} groups of images of each class, too large for classes with fewer images than groups."
             ),
         )

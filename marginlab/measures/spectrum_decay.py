@@ -129,7 +129,8 @@ class SpectrumDecay(SecondMoments):
             meaning=(
                 f"Exponent of a power law, by least squares of log eigenvalues on log j, j from {first} to {last} of {r} that are resolved in "
                 f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A sample's spectrum is steeper than that of what it is drawn "
-                f"from: with few images for the dimensions alpha leans upwards. Standard error: jackknife over {self.groups} groups of images."
+                f"from: with few images for the dimensions alpha leans upwards, and no interval "
+                f"of the population's follows from its error. Standard error: jackknife over {self.groups} groups of images."
             ),
         )
 

@@ -95,6 +95,7 @@ class Uniformity(Measure):
 
     """
 
+    intervals = ("L_unif",)
     features: list[Tensor]
     priority: list[Tensor]
     seen: Tensor

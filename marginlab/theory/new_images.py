@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from marginlab.kernels import BUDGET
 from marginlab.measures.alignment import alignment
 from marginlab.rng import Key
+from marginlab.statistics import unit_vectors
 from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.by_class import ByClass, upper_limit
 from marginlab.theory.certificate import NEW, Form
@@ -195,6 +195,6 @@ def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor
 def unit(features: Tensor, name: str) -> Tensor:
     """Features at length one, in float64; refuse what has none."""
     f = features.detach().double()
-    if f.ndim != 3 or f.shape[1] < 2 or not bool(f.isfinite().all()) or bool((f.norm(dim=-1) == 0).any()):
+    if f.ndim != 3 or f.shape[1] < 2 or not bool(f.isfinite().all()) or bool((f == 0).all(-1).any()):
         raise ValueError(f"{name} are finite, not zero, and of at least two views, (N, V, D), the image itself first: {tuple(f.shape)} are not.")
-    return F.normalize(f, dim=-1)
+    return unit_vectors(f)

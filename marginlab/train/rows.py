@@ -1,6 +1,8 @@
 """What is measured during training, as rows: a name, a value, the ends of its interval, and how many images it rests on.
 
-Standard errors become 95 % intervals by the normal distribution, error rates have Wilson's.
+Standard errors become 95 % intervals by the normal distribution where an estimate has next to no
+bias, error rates have Wilson's, and extremes over classes those of `marginlab.measures.extremes`.
+Where no interval is valid there is none: `low` and `high` are NaN.
 """
 
 import csv
@@ -39,7 +41,13 @@ def rate(epoch: int, name: str, value: float | Tensor, n: int) -> Row:
 def geometry(
     features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], classes: int, space: str, epoch: int, epsilons: tuple[float, ...]
 ) -> list[Row]:
-    """Alignment, R_epsilon at each epsilon, and how the class centers lie, in a feature space of this name."""
+    """Alignment, R_epsilon at each epsilon, and how the class centers lie, in a space of this name.
+
+    Of classes without an image here nothing is said; then `classes_present` says how many are left.
+    Intervals of `divergence_max`, `center_norm_min` and `delta_mu`, extremes over classes whose
+    estimates lean outwards, allow for the choice among classes; there are none where a class has
+    fewer than 3 images.
+    """
     alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(features.device)  # rank 0 measures alone
     divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False).to(features.device)
     alignment.update(features, labels)
@@ -55,19 +63,37 @@ def geometry(
     for number, epsilon in enumerate(epsilons):
         low, high = float(aligned.lower[number]), float(aligned.upper[number])
         rows.append(Row(epoch, f"R_epsilon[{epsilon:g}]/{space}", float(aligned.exceeding[number]), low, high, n))
-    apart_pairs = ~torch.eye(classes, dtype=torch.bool, device=apart.gram.device)
-    largest = apart.gram.masked_fill(~apart_pairs, -math.inf).flatten().argmax()
-    rows.append(row("divergence_max", apart.gram.flatten()[largest], apart.error_gram.flatten()[largest]))
-    rows.append(row("divergence_mean", apart.gram[apart_pairs].mean()))
-    rows.append(row("center_norm_min", apart.norms.min()))
-    rows.append(row("delta_mu", apart.Delta_mu, apart.error_Delta_mu))
+    product, length = apart.largest_product(), apart.shortest_center()
+    pairs = apart.gram[~torch.eye(classes, dtype=torch.bool, device=apart.gram.device)]
+    least, low, high = (math.sqrt(max(end, 0.0)) for end in length)
+    rows.append(
+        _within(
+            Row(epoch, f"divergence_max/{space}", product.value, product.low, product.high, n), -1.0, 1.0
+        )
+    )
+    rows.append(row("divergence_mean", pairs[~pairs.isnan()].mean()))
+    rows.append(_within(Row(epoch, f"center_norm_min/{space}", least, low, high, n), 0.0, 1.0))
+    delta = float(apart.Delta_mu)  # of features of length 1
+    rows.append(
+        _within(Row(epoch, f"delta_mu/{space}", delta, 1 - length.high, 1 - length.low, n), 0.0, 1.0)
+    )
+    if (present := int((apart.n > 0).sum())) < classes:
+        rows.append(Row(epoch, f"classes_present/{space}", present, n=n))
     return rows
+
+
+def _within(row: Row, least: float, most: float) -> Row:
+    """The row with its interval cut to what is possible."""
+    low, high = (end if math.isnan(end) else min(max(end, least), most) for end in row[3:5])
+    return row._replace(low=low, high=high)
 
 
 def measured(measure: Measure, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int) -> list[Row]:
     """A row `Measure.field/space` for each number in the result of a measure; arrays, counts and standard errors make none of their own.
 
-    The interval of a number `x` is that of `error_x`, or of `standard_error` if the result names no other number.
+    The interval of a number `x` is that of `error_x`, or of `standard_error` if the result names no
+    other number, for the numbers that the measure has in its `intervals`. Others have none: their
+    bias is beyond their error, as their `meaning` says, or the error is for a given bank.
     """
     measure.distributed_available_fn = lambda: False  # rank 0 measures alone
     takes_labels = "labels" in inspect.signature(type(measure).update).parameters
@@ -78,7 +104,8 @@ def measured(measure: Measure, features: Float[Tensor, "N V D"], labels: Int[Ten
     single = float(result.standard_error) if len(values) == 1 and _number(getattr(result, "standard_error", None)) else math.nan
     rows = []
     for name, value in values.items():
-        half = 1.96 * numbers.get(f"error_{name}", single)
+        error = numbers.get(f"error_{name}", single)
+        half = 1.96 * error if name in measure.intervals else math.nan
         rows.append(Row(epoch, f"{type(measure).__name__}.{name}/{space}", value, value - half, value + half, len(features)))
     return rows
 

@@ -35,8 +35,10 @@ def certified(
 ) -> list[Row]:
     """What each form certifies, 1 where it certifies nothing; what (T') costs at its best point; and the error of the new images with its own limit.
 
-    The first view of each image is the image itself.
+    The first view of each image is the image itself. New images are those of classes that are seen.
     """
+    known = torch.isin(new[1], seen[1])  # an encoder has no center of a class that it has not seen
+    new = new[0][known], new[1][known]
     certificate = certify(*seen, new=new, v_curve=False)
     rows = [
         Row(epoch, f"certified[{key}]/{space}", certificate[name].value, n=certificate.new_images if key == "new" else certificate.images)
