@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from marginlab.evaluation.check import named
+
 _MOST_LETTERS = 8  # 8! = 40320 relabellings of 28 pairs
 
 
@@ -177,7 +179,10 @@ def _values(replicates: Sequence[Mapping[str, float]], name: str, letters: str |
     for given in replicates:
         wrong = [pair for pair in given if not isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]]
         if wrong:
-            raise ValueError(f"The keys of {name} are pairs of two different letters, such as 'ad', not {wrong}.")
+            raise ValueError(
+                f"The keys of {name} are pairs of two different letters, such as 'ad', not "
+                f"{named(wrong)}."
+            )
         values = {"".join(sorted(pair)): float(value) for pair, value in given.items()}
         if len(values) < len(given):
             twice = sorted(pair for pair in given if pair[::-1] in given and pair[0] < pair[1])

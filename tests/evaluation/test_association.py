@@ -142,3 +142,8 @@ def test_bad_input_is_refused():
         associate_replicates([good], [])
     with pytest.raises(ValueError, match=r"\['bd'\] are missing"):
         associate_replicates([good, without], [good])
+
+
+def test_a_message_names_a_few_of_many_keys():
+    with pytest.raises(ValueError, match=r"not \['key0', .* 'key4'\] and 995 more"):
+        associate({f"key{n}": 1.0 for n in range(1000)}, {})

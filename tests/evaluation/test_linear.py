@@ -83,7 +83,7 @@ def test_what_a_probe_holds_is_what_its_budget_counts(M, K, D):
     x, y = clusters(M, D, K, 1.0, 0)
     held = 8 * (2 * M * K + 26 * K * (D + 1))
     with pytest.raises(ValueError, match=f"{K} classes holds {held:,} bytes, above the budget"):
-        linear_probe(x, y, x, y, budget=held - 1)
+        linear_probe_accuracy(x, y, x, y, budget=held - 1)
     linear_probe(x[:40], y[:40] % 2, x[:2], y[:2])  # imports are not the probe's
     tracemalloc.start()  # numpy's arrays
     try:
