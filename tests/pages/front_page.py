@@ -1,0 +1,37 @@
+"""What the README of the project says of the studies, and the page that all studies share."""
+
+from bounds_page import COSFACE
+from bounds_page import Table as Bounds
+from concentration_page import Table, correlations, p
+from page import Page, near, up
+from small_pages import process_shares
+
+
+def front() -> Page:
+    """The sentences of the README that rest on studies; its benchmarks have tables of their own."""
+    page = Page("README.md")
+    found = correlations(Table("cifar10-cpu"))["1-sigma"]
+    values, chances = zip(*found, strict=True)
+    page.says(
+        f"Spearman {near(min(values), 2)} to {near(max(values), 2)}, p = {p(min(chances))} to "
+        f"{p(max(chances))}"
+    )
+    new = [Bounds(name).end(COSFACE, "certified[new]") for name in ("shapes", "digits")]
+    page.says(f"at most {up(100 * new[0], 1)} % err by a certificate there and at most")
+    page.says(f"{up(100 * new[1], 1)} % on scikit-learn's digits")
+    shares = process_shares()
+    page.says(f"{near(shares[0], 2)} with all classes, {near(shares[1], 2)} with a tenth sampled")
+    return page
+
+
+def shared() -> Page:
+    """The page on what numbers rest on, whose runs were measured by hand on two machines."""
+    page = Page("studies/README.md")
+    page.given(
+        "ten runs of one command on two machines and with one and two threads, which no file keeps",
+        "was .725 with one thread and .810 with two, and .733 on an AMD processor and .810 on an "
+        "Intel; over ten runs it was .764 +- .038",
+        "| .08 | .15 |",
+        "| .02 to .03 | .02 to .03 |",
+    )
+    return page

@@ -1,0 +1,36 @@
+"""Recompute the numbers of the studies' pages: `python tests/pages/recompute.py`.
+
+It prints what each page should say and does not, and which number has no source, and exits with 1
+if there is one. A sentence of a page is put together from measured/*.csv in the file of its page.
+"""
+
+import sys
+
+from bounds_page import bounds
+from concentration_page import concentration
+from front_page import front, shared
+from page import Page
+from small_pages import learning_rate, partial_fc
+
+PAGES = {page.__name__: page for page in (bounds, concentration, learning_rate, partial_fc, shared)}
+
+
+def faults() -> dict[str, list[str]]:
+    """Say what is wrong on each page; of the README, of which only some sentences are of studies,
+    numbers without a source are not looked for."""
+    found = {page: make().faults() for page, make in PAGES.items()}
+    return found | {front.__name__: front().wrong}
+
+
+def main() -> int:
+    """Print the faults of all pages."""
+    found = faults()
+    for page, wrong in found.items():
+        print(f"{page}: {len(wrong)} faults", *wrong, sep="\n")
+    return int(any(found.values()))
+
+
+__all__ = ["PAGES", "Page", "faults", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())
