@@ -5,7 +5,8 @@
                          loss  = method(views, labels)["loss"];  backward;  step of every optimizer at lr * schedule(t)
 
 Everything random is drawn from (seed, epoch, image, view), so the position in the run is one number, and a checkpoint that holds weights, optimizer
-state and that number is whole: on a CPU, a run that was killed and started again ends bit for bit as one that was not.
+state and that number is whole: on one kind of CPU and with one number of threads, a run that was
+killed and started again ends bit for bit as one that was not.
 """
 
 import contextlib

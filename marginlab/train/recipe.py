@@ -1,4 +1,9 @@
-"""A recipe: everything that decides what is trained. Two runs of one recipe on one CPU give the same numbers, bit for bit."""
+"""A recipe: everything that decides what is trained.
+
+Two runs of one recipe give the same numbers, bit for bit, on one kind of processor with one number
+of threads and one set of versions. Another processor or number of threads adds in another order,
+and a short training carries that as far as another seed: `studies/README.md` has the numbers.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -71,12 +71,18 @@ def bounds() -> Page:
         "ArcFace or CosFace at s = 16 to 64 stops",
         "At s = 4 the softmax",
     )
-    page.given("definitions: the symbol 1 - sigma, guessing among 5 and 10 classes", "1 - sigma",
-               "below guessing (0.8, 0.9)", "at sigma = 1 and R_epsilon = 0: the theorem says error",
-               "0, and 0 is observed", "half of what the condition asks the centers to be apart, is "
-               "at its ceiling of 2", "centers of ten classes can have the mean product -0.11",
-               "where 1 is trivial", "is below 1 for", "Both are below 1 for", "with tau' near 0",
-               "above d - C (6 for d = 16, 54 for d = 64)")  # fmt: skip
+    page.given(
+        "definitions: symbols, guessing among 5 and 10 classes, what a condition is about",
+        "1 - sigma",
+        "below guessing (0.8, 0.9)",
+        "at sigma = 1 and R_epsilon = 0: the theorem says error 0, and 0 is observed",
+        "of what the condition asks the centers to be apart, is at its ceiling of 2",
+        "centers of ten classes can have the mean product -0.11",
+        "is below 1 for",
+        "Both are below 1 for",
+        "with tau' near 0",
+        "above d - C (6 for d = 16, 54 for d = 64)",
+    )
     page.given(
         "the smallest detectable differences, measured over ten runs: studies/README.md",
         "a difference below .08 and .15 is none",
@@ -90,7 +96,9 @@ def bounds() -> Page:
     return page
 
 
-def _table(page: Page, shapes: Table, five: Table, digits: Table, tenth: Table, every: Table) -> None:
+def _table(
+    page: Page, shapes: Table, five: Table, digits: Table, tenth: Table, every: Table
+) -> None:
     for name, of in (("shapes", shapes), ("shapes-5", five), ("digits", digits)):
         found = [[title, *of.row(method)] for method, title in SPELLED.items()]
         found[0][0] = f"{name} {found[0][0]}"
@@ -154,8 +162,8 @@ def _training(page: Page, shapes: Table, five: Table, digits: Table, tenth: Tabl
     start = shapes.first(COSFACE, "NeuralCollapse.NC1")
     cos, arc, sup = (shapes.end(m, "NeuralCollapse.NC1") for m in (COSFACE, ARCFACE, SUPCON))
     page.says(
-        f"it falls from {float(f'{start:.2g}'):.0f} to {near(cos, 4)} there, and to {near(arc)} and "
-        f"{near(sup, 4)} for ArcFace and SupCon"
+        f"it falls from {float(f'{start:.2g}'):.0f} to {near(cos, 4)} there, and to {near(arc)} "
+        f"and {near(sup, 4)} for ArcFace and SupCon"
     )
     cos, sup = ([five.begins(m, form) for form in ("T'", "T", "P")] for m in (COSFACE, SUPCON))
     page.says(f"epochs {cos[0]}, {cos[1]} and {cos[2]} for CosFace on five silhouettes")
@@ -201,7 +209,9 @@ def _blame(page: Page, shapes: Table, five: Table, digits: Table) -> None:
     page.says(f"with errors of {near(min(errors), 1)} to {near(max(errors), 1)}")
 
 
-def _losses(page: Page, shapes: Table, five: Table, digits: Table, tenth: Table, every: Table) -> None:
+def _losses(
+    page: Page, shapes: Table, five: Table, digits: Table, tenth: Table, every: Table
+) -> None:
     def pair(m):
         bound = up(digits.end(m, "theorem_3.all_terms"))
         return f"{bound} for {near(digits.end(m, 'theorem_3.mean_product'))}"
@@ -221,9 +231,7 @@ def _losses(page: Page, shapes: Table, five: Table, digits: Table, tenth: Table,
         f"{near(max(product), 2)})"
     )
     page.says(f"({up(every.end(COSFACE, 'theorem_4.refined'), 1)} of CosFace)")
-    fell = [
-        math.log10(of.first(m, "tau") / of.end(m, "tau")) for of in three for m in WITH_LABELS
-    ]
+    fell = [math.log10(of.first(m, "tau") / of.end(m, "tau")) for of in three for m in WITH_LABELS]
     page.says(f"tau' falls by {down(min(fell), 1)} to {near(max(fell), 1)} orders")
     l2 = {
         (of, m): (of.first(m, "CrossCorrelation.L_2"), of.end(m, "CrossCorrelation.L_2"))

@@ -127,7 +127,7 @@ def concentration() -> Page:
         "one-sided p over 120 relabellings",
         "`shapes`, rendered; 2,000 images | ladder, four pairs | 5 minutes on 2 cores |",
         "CIFAR-10, 5,000 images | four pairs | 11 to 15 minutes on 2 cores |",
-        "CIFAR-10, 5,000 images, the whole test set | all ten pairs, 3 seeds | 78 minutes on 2 busy",
+        "CIFAR-10, 5,000 images, the whole test set | all ten pairs, 3 seeds | 78 minutes on 2",
         "MoCo and SimSiam, 3 seeds | a GPU",
         "1 - sigma over delta (n = 100, V = 32; dotted the null control)",
         "bars are ranges over 4 blocks and 3 seeds",

@@ -66,7 +66,9 @@ class Page:
         assert reason, "a number without a source has a reason"
         for words in quotes:
             if not self._cover(words):
-                self.wrong.append(f"{self.name} no longer says {words!r} ({reason}): drop the entry")
+                self.wrong.append(
+                    f"{self.name} no longer says {words!r} ({reason}): drop the entry"
+                )
 
     def faults(self) -> list[str]:
         """Everything wrong, with the numbers that have no source last."""

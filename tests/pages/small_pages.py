@@ -125,8 +125,8 @@ def training(page: Page) -> None:
     mean = of("omniglot", "divergence_mean/projector", 0)
     end = max(abs(of(file, "divergence_mean/projector", 6)) for file in files)
     page.says(
-        f"the largest product of two centers falls from {near(first)} to {near(min(largest), 2)} to "
-        f"{near(max(largest), 2)} and the mean one from {near(mean, 2)} to {near(end, 2)};"
+        f"the largest product of two centers falls from {near(first)} to {near(min(largest), 2)} "
+        f"to {near(max(largest), 2)} and the mean one from {near(mean, 2)} to {near(end, 2)};"
     )
     aligned = [of(file, "alignment/projector", 6) for file in files]
     before = of("omniglot", "alignment/projector", 0)

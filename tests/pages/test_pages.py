@@ -2,7 +2,7 @@
 
 import pytest
 from front_page import front
-from page import Page, down, near, up
+from page import ROOT, Page, down, near, up
 from recompute import PAGES
 
 
@@ -65,3 +65,9 @@ def test_bounds_are_rounded_to_the_side_on_which_they_hold():
     assert [up(x) for x in (0.0602944, 0.06, 0.0600001, 1)] == ["0.061", "0.060", "0.061", "1.000"]
     assert [down(x, 1) for x in (3.83, 3.8, 3.79)] == ["3.8", "3.8", "3.7"]
     assert [near(x) for x in (0.8605, 0.1765, 0.0125, 0.4)] == ["0.861", "0.177", "0.013", "0.400"]
+
+
+@pytest.mark.parametrize("study", ["bounds", "concentration", "learning_rate", "partial_fc"])
+def test_a_page_with_tables_of_one_run_says_so(study):
+    text = (ROOT / f"studies/{study}/README.md").read_text()
+    assert "**One run" in text
