@@ -26,17 +26,22 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"{PROG} NAME [--preset PRESET] [--folder FOLDER] [settings]\n"
-        f"       {PROG} [NAME] --resume RUN\n       {PROG} report RUN\n       {PROG} keep RUN FILE.csv\n"
+        f"       {PROG} [NAME] --resume RUN\n       {PROG} report RUN [--study FILE]\n"
+        f"       {PROG} keep RUN FILE.csv [--study FILE]\n"
         f"       {PROG} list\n       {PROG} NAME --help",
         description="Compute a study's grid of cells and make its report. Interrupted at any point, the same command goes on.\n"
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
         "NAME is a study that comes with marginlab (`list` shows them), or a path: of a file, or of a folder that holds study.py.\n"
         "`report` makes the report of a run folder again, and computes no cell.\n"
-        "`keep` writes the main numbers of a finished run, with its command, device and versions, to a small file.",
+        "`keep` writes the main numbers of a finished run, with its command, device and versions, to a small file.\n"
+        "A run folder is data. A study of your own is executed only where you name its file: as NAME, or by --study.",
     )
     front.add_argument("--preset", help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` where there is one")
     front.add_argument("--folder", type=Path, help="the run folder; runs/NAME-HASH, named by the settings, if it is not given")
     front.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder, with the study and the settings that it was made with")
+    front.add_argument(
+        "--study", metavar="FILE", help="with report and keep: the file of a study of your own"
+    )
     front.add_argument("-h", "--help", action="store_true", help="this text; after NAME, what the study asks, its presets and its settings")
     return front
 
@@ -52,9 +57,14 @@ def main(arguments: Sequence[str]) -> int:
         if name == "list":
             return _list(flags)
         if name == "report":
-            return _report(flags)
+            return _report(flags, given.study)
         if name == "keep":
-            return _keep(flags)
+            return _keep(flags, given.study)
+        if given.study is not None:
+            raise SettingsError(
+                f"--study {given.study} goes with report and keep. Elsewhere the study comes first, "
+                f"as in: {PROG} {given.study} --resume RUN."
+            )
         if name is None and given.resume is None:
             raise SettingsError(f"Which study? Its name comes first, as in: {PROG} {next(iter(shipped()), 'NAME')}. See {PROG} list, and --help.")
         study = None if name is None else load(name)
@@ -98,19 +108,20 @@ def _help(study: Study, preset: str | None) -> int:
     return 0
 
 
-def _report(flags: Sequence[str]) -> int:
+def _report(flags: Sequence[str], own: str | None) -> int:
     if len(flags) != 1:
         raise SettingsError(f"Of which run? Say: {PROG} report RUN, with RUN one run folder.")
     folder = Path(flags[0]).resolve()
-    study, settings = reopen(folder)
+    study, settings = reopen(folder, own)
+    check(study, settings, folder)
     study.grid(settings)
     return conclude(study, settings, folder, read_json(folder / "about.json")["command"])
 
 
-def _keep(flags: Sequence[str]) -> int:
+def _keep(flags: Sequence[str], own: str | None) -> int:
     if len(flags) != 2:
         raise SettingsError(f"Of which run, and where? Say: {PROG} keep RUN FILE.csv.")
-    rows = keep(open_run(flags[0]), Path(flags[1]))
+    rows = keep(open_run(flags[0], own), Path(flags[1]))
     print(f"{rows} rows and where they come from, in {flags[1]}")
     return 0
 
@@ -119,11 +130,10 @@ def _resume(study: Study | None, given: argparse.Namespace, flags: Sequence[str]
     folder = given.resume.resolve()
     if given.folder is not None and given.folder.resolve() != folder:
         raise SettingsError(f"--resume {given.resume} and --folder {given.folder} name two run folders. Give one of them.")
-    made, settings = reopen(folder)
-    study = study or made
+    study, settings = reopen(folder, study)
     if given.preset is not None:
         settings = study.settings(given.preset, flags)
-    elif flags or study is not made:
+    elif flags:
         settings = study.settings(None, flags, toml=folder / "config.toml")
     check(study, settings, folder)
     return execute(study, settings, folder, arguments=arguments)

@@ -176,8 +176,20 @@ class Study:
         return hashlib.sha256(f"{self.name}\n{to_toml(settings)}".encode()).hexdigest()[:8]
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, or to two of the same bytes."""
+    return one.resolve() == other.resolve() or (
+        one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+    )
+
+
+def loaded(file: Path) -> bool:
+    """Whether this process has imported that study already, because its user named it."""
+    return own.imported(file.resolve())
+
+
 def load(name: str | Path) -> Study:
-    """Import a study, under a module name of its own.
+    """Import a study, under a module name of its own; only for a file that its user named, or one of `shipped`.
 
     Raises
     ------

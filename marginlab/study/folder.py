@@ -21,7 +21,7 @@ from typing import Any
 import marginlab
 from marginlab.settings import SettingsError, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
-from marginlab.study.definition import Study, load, locate
+from marginlab.study.definition import Study, load, loaded, same_file, shipped
 from marginlab.study.files import read_json, read_table, write, write_json, write_table
 
 TIMES = ("seconds", "host", "device", "started")
@@ -61,9 +61,9 @@ def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str
 
 def check(study: Study, settings: Any, folder: Path) -> None:
     """Refuse a run folder of another study, or made with other settings."""
-    written = read_json(folder / "about.json")["study"]
+    written = source(folder)
     other = Path(written["file"])
-    differs = other.is_file() and other.resolve() != study.file and other.read_bytes() != study.file.read_bytes()
+    differs = other.is_file() and not same_file(other, study.file)
     if written["name"] != study.name or differs:
         of = f"{written['name']!r} ({other})" if differs else repr(written["name"])
         raise SettingsError(f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). Give --folder another path.")
@@ -79,20 +79,54 @@ def check(study: Study, settings: Any, folder: Path) -> None:
             )
 
 
-def reopen(folder: Path) -> tuple[Study, Any]:
+def reopen(folder: Path, study: Study | str | Path | None = None) -> tuple[Study, Any]:
     """The study and the settings of a run folder.
+
+    A run folder is data: the file that its about.json names is imported only if it comes with
+    marginlab, or if this process was told by name to import it; any other has to be given as `study`.
 
     Raises
     ------
-    SettingsError: it is no run folder, or its study is found no more.
+    SettingsError: it is no run folder, or its study is found no more, or would have to be trusted.
 
     """
     if not (folder / "config.toml").is_file() or not (folder / "about.json").is_file():
-        raise SettingsError(f"{folder} is no run folder: config.toml or about.json is missing in it.")
-    written = read_json(folder / "about.json")["study"]
-    file = Path(written["file"])
-    study = load(file if file.is_file() else locate(written["name"]))
+        raise SettingsError(
+            f"{folder} is no run folder: config.toml or about.json is missing in it."
+        )
+    if study is None:
+        study = _trusted(folder)
+    elif not isinstance(study, Study):
+        study = load(study)
     return study, study.settings(toml=folder / "config.toml")
+
+
+def _trusted(folder: Path) -> Study:
+    """The study that a run folder names, if that one may be imported without being asked for."""
+    written = source(folder)
+    name, file = written["name"], Path(written["file"])
+    known = shipped()
+    if name in known and (not file.is_file() or same_file(file, known[name])):
+        return load(known[name])  # also a run of another machine, where it lay elsewhere
+    if loaded(file):
+        return load(file)
+    here = f"{file} does not come with marginlab" if file.is_file() else f"{file} is not there"
+    raise SettingsError(
+        f"{folder} says that it is a run of the study {name!r}, but {here}, and what a run folder "
+        "names is not executed. Name a file that you trust: --study FILE on the command line, "
+        "or open_run(folder, FILE)."
+    )
+
+
+def source(folder: Path) -> dict[str, str]:
+    """The name and the file of the study that a run folder says it is of (SettingsError if none)."""
+    try:
+        written = read_json(folder / "about.json")["study"]
+        if isinstance(written["name"], str) and isinstance(written["file"], str):
+            return {"name": written["name"], "file": written["file"]}
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise SettingsError(f"{folder} is no run folder: its about.json names no study and no file.")
 
 
 def about(study: Study, command: str) -> dict[str, Any]:

@@ -47,3 +47,8 @@ def module(file: Path) -> ModuleType:
     """Import a study's file; once in a process."""
     os.environ[_KNOWN] = os.pathsep.join(dict.fromkeys([*_files(), str(file)]))
     return importlib.import_module(_name(file))
+
+
+def imported(file: Path) -> bool:
+    """Whether this process has imported a study's file; one of this name may have changed since."""
+    return _name(file) in sys.modules

@@ -6,7 +6,7 @@ from typing import Any
 
 from marginlab.study.cell import Cell
 from marginlab.study.definition import Study
-from marginlab.study.folder import reopen, times
+from marginlab.study.folder import check, reopen, times
 from marginlab.study.once import once
 from marginlab.study.report import Report
 from marginlab.study.team import Team
@@ -59,13 +59,22 @@ class Run:
         return once(self.folder, self._team, self._say, name, function, *arguments)
 
 
-def open_run(folder: Path | str) -> Run:
-    """Open a run folder, to read its results elsewhere: `open_run("runs/concentration-1f2e3d4c").results.select(name="error")`.
+def open_run(folder: Path | str, study: Study | Path | str | None = None) -> Run:
+    """Open a run folder, to read its results elsewhere.
 
-    Raises
-    ------
-    SettingsError: it is no run folder, or its study is found no more.
+    `open_run("runs/concentration-1f2e3d4c").results.select(name="error")`
+
+    Args:
+        folder: a run folder.
+        study: of a study of your own its file, as on the command line. A run folder is data and may
+            come from anybody: the file that it names is executed only if it comes with marginlab, or
+            if this process has loaded it already.
+
+    Raises:
+        SettingsError: it is no run folder, or its study is neither one that comes with marginlab nor
+            one that was given, or the folder is of another study than that.
 
     """
-    study, settings = reopen(Path(folder))
+    study, settings = reopen(Path(folder), study)
+    check(study, settings, Path(folder))
     return Run(study, settings, Path(folder))

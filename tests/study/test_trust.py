@@ -1,0 +1,120 @@
+"""A run folder is data: reading one executes nothing that its user has not named."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from marginlab.settings import SettingsError
+from marginlab.study import definition, load, open_run
+from marginlab.study.__main__ import main
+
+STUDY = '''"""Was this executed?"""
+from dataclasses import dataclass
+from pathlib import Path
+Path("executed").touch()
+@dataclass(frozen=True)
+class Settings:
+    n: int = 1
+headline = ("value",)
+def cells(settings):
+    return [{"i": i} for i in range(settings.n)]
+def run(cell):
+    cell.record("value", 0.5)
+'''
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A shelf with one study, which comes with the package as far as the engine knows."""
+    monkeypatch.chdir(tmp_path)
+    shelf = tmp_path / "studies"
+    (shelf / "good").mkdir(parents=True)
+    (shelf / "good" / "study.py").write_text(STUDY)
+    monkeypatch.setattr(definition, "shelf", lambda: shelf)
+    return shelf
+
+
+@pytest.fixture
+def own(shelf):
+    """A finished run of a study of one's own, as another process would find it."""
+    file = shelf.parent / "mine.py"
+    file.write_text(STUDY)
+    assert main([str(file), "--folder", "run"]) == 0
+    _forget()
+    return file
+
+
+def _forget():
+    for name in [n for n in sys.modules if n.startswith("marginlab.study.own.")]:
+        del sys.modules[name]
+    Path("executed").unlink(missing_ok=True)
+
+
+def _names(folder, name, file):
+    about = json.loads(Path(folder, "about.json").read_text())
+    about["study"] = {"name": name, "file": str(file)}
+    Path(folder, "about.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("where", ["inside", "outside", "path as name", "name of a shipped one"])
+def test_a_file_that_only_the_run_folder_names_is_never_executed(shelf, own, where, capsys):
+    inside = Path("run/study.py")
+    shutil.copy(own, inside)
+    inside.write_text(inside.read_text() + "# other bytes\n")
+    name, file = {
+        "inside": ("run", inside.resolve()),
+        "outside": ("mine", own),
+        "path as name": ("./mine.py", "/nowhere/mine.py"),
+        "name of a shipped one": ("good", inside.resolve()),
+    }[where]
+    _names("run", name, file)
+    with pytest.raises(SettingsError, match=r"is not executed.*open_run\(folder, FILE\)"):
+        open_run("run")
+    for arguments in (["report", "run"], ["keep", "run", "kept.csv"], ["--resume", "run"]):
+        assert main(arguments) == 2
+        assert "Name a file that you trust: --study FILE" in capsys.readouterr().err
+    assert not Path("executed").exists()
+    assert not Path("kept.csv").exists()
+
+
+def test_a_file_that_the_user_names_is(shelf, own):
+    assert open_run("run", own).results[0]["value"] == 0.5
+    _forget()
+    assert open_run("run", str(own)).results[0]["value"] == 0.5
+    _forget()
+    assert main(["report", "run", "--study", str(own)]) == 0
+    _forget()
+    assert main(["keep", "run", "kept.csv", "--study", str(own)]) == 0
+    _forget()
+    assert main([str(own), "--resume", "run"]) == 0
+    assert open_run("run").results[0]["value"] == 0.5  # this process has loaded it by its name
+    _forget()
+    load(own)
+    assert open_run("run").results[0]["value"] == 0.5
+
+
+def test_a_shipped_study_is_read_from_its_shelf_wherever_the_run_was_made(shelf):
+    assert main(["good", "--folder", "run"]) == 0
+    _forget()
+    _names("run", "good", "/of/another/machine/study.py")
+    assert open_run("run").study.file == (shelf / "good" / "study.py").resolve()
+    assert main(["report", "run"]) == 0
+
+
+def test_another_study_than_the_folders_is_refused(shelf, own, capsys):
+    assert main(["report", "run", "--study", "good"]) == 2
+    assert "is a run of the study 'mine'" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="is a run of the study 'mine'"):
+        open_run("run", "good")
+    assert main(["good", "--study", str(own)]) == 2
+    assert "goes with report and keep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"study": 3}', '{"study": {"name": 1, "file": 2}}'])
+def test_an_about_json_that_names_nothing_is_a_sentence(own, text, capsys):
+    Path("run/about.json").write_text(text)
+    assert main(["report", "run"]) == 2
+    assert "its about.json names no study" in capsys.readouterr().err
