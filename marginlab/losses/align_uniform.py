@@ -57,7 +57,8 @@ def align_uniform(
 
     """
     check(alignment_weight, uniformity_weight, alpha, t, grads)
-    z1, z2, held = wide_of_all(z1, z2, group)
+    given = (alignment_weight, uniformity_weight, alpha, t)
+    z1, z2, held = wide_of_all(z1, z2, group, "AlignUniform", grads=grads, settings=given)
     with torch.autocast(z1.device.type, enabled=False):
         x = torch.stack((directions(z1), directions(z2)), 1)
         n, first = sum(held), sum(held[: ranks.rank(group)])

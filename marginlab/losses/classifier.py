@@ -5,7 +5,7 @@ weights) and 0 where the label says to ignore the row; over all rows of all rank
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -72,6 +72,7 @@ class Classifier(nn.Module):
         self.group, self.grads, self.seed = group, grads, seed
         self.faults = Faults(num_classes, ignore_index, validate)
         self.register_buffer("class_weights", None if class_weights is None else class_weights.detach().clone())
+        self._weighed, self._weights = -1, tuple[float, ...]()  # the version that was read, its values
         self.part = self._part()
         own = torch.empty(self.part.stop - self.part.start, subcenters, dim, device=device, dtype=dtype)
         self.centers = nn.Parameter(draw_(own, seed=seed, first=self.part.start))
@@ -156,6 +157,16 @@ class Classifier(nn.Module):
         )
         self.faults.after(embeddings, labels, valid, loss)
         return loss
+
+    def _settings(self) -> dict[str, Any]:
+        """What ranks must have alike, by name; a collective that they enter otherwise lies or hangs."""
+        names = ["num_classes", "dim", "subcenters", "margin", "scale", "label_smoothing"]
+        names += ["interclass_filter", "interclass_masks", "ignore_index", "reduction", "grads"]
+        weights = self.class_weights
+        if weights is not None and self._weighed != weights._version:  # read once, not at every step
+            self._weighed, self._weights = weights._version, tuple(weights.tolist())
+        made = {name: getattr(self, name) for name in names}
+        return made | {"dtype of centers": self.centers.dtype, "class_weights": self._weights}
 
     def extra_repr(self) -> str:
         """Say the sizes and the scale."""

@@ -83,7 +83,16 @@ def info_nce(
 
     """
     check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, negatives, symmetric, tau_plus, reduction, grads)
-    (z1, z2, extra), held = ranks.accepted(lambda: _checked(z1, z2, extra_negatives), z1, group)
+    extra_make = None if extra_negatives is None else extra_negatives.dtype
+    alike = {
+        "second view": z2.dtype,
+        "extra_negatives": extra_make,
+        "temperature": None if isinstance(temperature, Tensor) else temperature,  # never waited for
+        "settings": (negatives, symmetric, decoupled, tau_plus, reduction, grads),
+    }
+    (z1, z2, extra), held = ranks.accepted(
+        lambda: _checked(z1, z2, extra_negatives), z1, group, what="InfoNCE", **alike
+    )
     with torch.autocast(z1.device.type, enabled=False):
         x1, x2 = directions(z1), directions(z2)
         n, first = sum(held), sum(held[: ranks.rank(group)])

@@ -126,9 +126,16 @@ class MarginSoftmax(Classifier):
 
     """
 
+    _unmet = True
+    """Whether the ranks have yet to compare their settings, which they do once."""
+
     def forward(
         self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"], exclude: Int[Tensor, "B E"] | None = None
     ) -> Float[Tensor, "*rows"]:
         """The loss of embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out (a known twin; -1 for none)."""
         labels, valid = self._checked(embeddings, labels)
+        if self._unmet and ranks.size(self.group) > 1:
+            device, said = embeddings.device, self._settings() | {"dtype": embeddings.dtype}
+            ranks.alike("MarginSoftmax", said, group=self.group, device=device)
+            self._unmet = False
         return self._loss(embeddings, labels, labels, valid, exclude=excluded(exclude, len(labels)))

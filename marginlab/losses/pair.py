@@ -5,6 +5,7 @@ would be lost, so they are widened once, here.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,9 +36,16 @@ def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     return widened(z1, dtype), widened(z2, dtype)
 
 
-def wide_of_all(z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, list[int]]:
-    """`wide`, and the number of rows of each rank; what one rank refuses all refuse, so that none waits for it."""
-    views, held = ranks.accepted(lambda: wide(z1, z2), z1, group)
+def wide_of_all(
+    z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None, what: str, **alike: Any
+) -> tuple[Tensor, Tensor, list[int]]:
+    """`wide`, and the number of rows of each rank; what one rank refuses all refuse.
+
+    So they do where ranks call another loss than `what`, with views of another make, or with other
+    settings `alike`: a collective that one enters otherwise than the others hangs, or lies.
+    """
+    other = {"second view": z2.dtype, **alike}
+    views, held = ranks.accepted(lambda: wide(z1, z2), z1, group, what=what, **other)
     return *views, held
 
 

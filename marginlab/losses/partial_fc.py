@@ -180,8 +180,16 @@ class PartialFC(Classifier):
         except (ValueError, TypeError) as raised:
             error = raised
         width = 0 if error is not None or exclude is None else exclude.shape[1]
-        held = ranks.agreed(len(embeddings), error, self.group, self.centers.device, width=width)
+        alike = self._settings() if ranks.size(self.group) > 1 else {}
+        alike |= {"dtype": embeddings.dtype, "columns of excluded classes": width}
+        device = self.centers.device
+        held = ranks.agreed(len(embeddings), error, self.group, device, what="PartialFC", **alike)
         return labels, exclude if width else None, held
+
+    def _settings(self) -> dict[str, Any]:
+        """All that ranks must have alike for their sum to be one loss."""
+        names = ("sample_rate", "log_q", "seed", "step", "training")
+        return super()._settings() | {name: getattr(self, name) for name in names}
 
     def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
         """The rows of all ranks."""

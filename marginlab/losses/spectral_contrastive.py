@@ -55,7 +55,7 @@ def spectral_contrastive(
 
     """
     check(negatives, grads)
-    z1, z2, held = wide_of_all(z1, z2, group)
+    z1, z2, held = wide_of_all(z1, z2, group, "SpectralContrastive", negatives=negatives, grads=grads)
     with torch.autocast(z1.device.type, enabled=False):
         n, width = sum(held), z1.shape[1]
         if n < 2:

@@ -66,7 +66,11 @@ def sup_con(
 
     """
     check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, variant, reduction, grads)
-    x, held = ranks.accepted(lambda: _checked(embeddings, labels), embeddings, group)
+    fixed = None if isinstance(temperature, Tensor) else temperature  # a tensor is not waited for
+    alike = {"temperature": fixed, "settings": (variant, reduction, grads)}
+    x, held = ranks.accepted(
+        lambda: _checked(embeddings, labels), embeddings, group, what="SupCon", **alike
+    )
     with torch.autocast(embeddings.device.type, enabled=False):
         x = directions(x)
         first = sum(held[: ranks.rank(group)])

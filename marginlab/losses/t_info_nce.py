@@ -53,7 +53,7 @@ def t_info_nce(
 
     """
     check_word("grads", grads, ("mean", "sum"))
-    z1, z2, held = wide_of_all(z1, z2, group)
+    z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads)
     with torch.autocast(z1.device.type, enabled=False):
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:

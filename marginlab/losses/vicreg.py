@@ -61,7 +61,8 @@ def vicreg(
 
     """
     check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
-    z1, z2, held = wide_of_all(z1, z2, group)
+    given = (invariance_weight, variance_weight, covariance_weight, gamma, eps)
+    z1, z2, held = wide_of_all(z1, z2, group, "VICReg", settings=given, grads=grads)
     with torch.autocast(z1.device.type, enabled=False):
         n, width = sum(held), z1.shape[1]
         if n < 2:

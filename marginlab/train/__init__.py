@@ -3,8 +3,8 @@
 from marginlab.train.callback import Callback as Callback
 from marginlab.train.checkpoint import load as load
 from marginlab.train.fit import Fitted as Fitted
-from marginlab.train.fit import check as check
 from marginlab.train.fit import fit as fit
+from marginlab.train.images import check as check
 from marginlab.train.monitor import Monitor as Monitor
 from marginlab.train.recipe import Recipe as Recipe
 from marginlab.train.rows import Row as Row

@@ -10,7 +10,6 @@ killed and started again ends bit for bit as one that was not.
 """
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,16 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from marginlab import ranks
 from marginlab.data import ImageSet
-from marginlab.data import load as load_images
-from marginlab.data.images import warn_of_absent
 from marginlab.data.pixels import BUDGET
-from marginlab.data.streaming import batches, default_workers
+from marginlab.data.streaming import batches
 from marginlab.losses import PartialFC, outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
-from marginlab.settings import SettingsError
 from marginlab.train import checkpoint, watch
 from marginlab.train.claim import alone, claim
+from marginlab.train.images import passes, together
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
 from marginlab.train.recipe import PRECISIONS, Recipe
@@ -95,15 +92,15 @@ def fit(
     """
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else _own_device()
-    train, test = check(recipe, root, budget=budget, workers=workers)
-    unseen = monitor.unseen(train, root, recipe.image_size, budget=budget, workers=workers)
+    reading = {"root": root, "budget": budget, "workers": workers}
+    train, test, unseen = together(recipe, monitor, device, reading)
+    digests = [images.digest() for images in (train, test, unseen) if images is not None]
     method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.start and checkpoint.latest(folder) is None:
         checkpoint.start(method, recipe.start)
-    _passes(method, train, recipe, device)
+    passes(method, train, recipe, device)
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
-    digests = " ".join(images.digest() for images in (train, test, unseen) if images is not None)
-    ranks.first(lambda: claim(recipe, monitor, f"{digests}\n", folder))
+    ranks.first(lambda: claim(recipe, monitor, f"{' '.join(digests)}\n", folder))
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(alone(folder)))
         loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
@@ -115,49 +112,6 @@ def _own_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", ranks.rank() % torch.cuda.device_count())
-
-
-def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGET, workers: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """Load the training and test images of a recipe, and refuse what cannot be trained on them; `fit` begins with it, and says what the rest means.
-
-    Raises
-    ------
-    SettingsError: the batch exceeds the images or splits unevenly over micro-batches and ranks, or the two splits differ in their classes.
-    Whatever `data.load` refuses.
-
-    """
-    workers = default_workers() if workers is None else workers
-    train, test = (load_images(recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers) for split in ("train", "test"))
-    train = train.subset(recipe.images, recipe.seed)
-    if 0 < recipe.images < len(train.classes):  # otherwise each class that has images keeps one
-        warn_of_absent(train, "train")
-    if recipe.batch > len(train):
-        raise SettingsError(f"A batch of {recipe.batch} is more than the {len(train)} training images of {recipe.data}. Take batch <= {len(train)}.")
-    if recipe.batch % (recipe.accumulate * ranks.size()):
-        raise SettingsError(f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on {ranks.size()} ranks. Make it a multiple.")
-    if train.classes != test.classes:
-        raise SettingsError(f"{recipe.data} has classes {train.classes} in train, but {test.classes} in test. Both want the same.")
-    return train, test
-
-
-def _passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
-    """Refuse images of a size that the backbone does not take, and micro-batches too small for its layers."""
-    shape = tuple(train.images.shape[1:])
-    method.eval()
-    try:
-        with torch.no_grad():
-            method.encode(torch.zeros(1, *shape, device=device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        why = str(error).split("\n")[0]
-        raise SettingsError(f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of the recipe or of Backbone(...).") from error
-    method.train()
-    if recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views == 1:  # batch normalisation has no variance of one value
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                trial = copy.deepcopy(method)
-                trial.project(trial.encode(torch.zeros(1, *shape, device=device)))
-        except ValueError as error:
-            raise SettingsError(f"A micro-batch is one view (batch = {recipe.batch}, accumulate = {recipe.accumulate}): {error}.") from error
 
 
 class _Loop:

@@ -144,7 +144,8 @@ def excluding(group, rank, widths):
 def test_excluded_classes_have_the_same_columns_on_every_rank(pool):
     for widths in ([None, 2], [1, 2]):
         for answer in pool.run(2, excluding, widths):
-            assert f"batches have {[w or 0 for w in widths]} columns of excluded classes. Give every rank's as many" in answer
+            said = " and ".join(f"{w or 0} on rank {rank}" for rank, w in enumerate(widths))
+            assert f"PartialFC alike: columns of excluded classes is {said}." in answer
     assert pool.run(2, excluding, [None, 0]) == pool.run(2, excluding, [1, 1]) == pool.run(2, excluding, [None, None])
 
 

@@ -5,53 +5,16 @@ and a cluster. The two that carry gradient follow one contract (the first law of
 ranks of l_r, and after `backward` on every rank the gradient of L with respect to what a rank holds is exact.
 """
 
-import os
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-T = TypeVar("T")
+from marginlab.ranks.exchange import agreed
+from marginlab.ranks.group import rank, size
+
 Gradients = Literal["mean", "sum"]
-PATIENCE = timedelta(minutes=30)  # one rank may measure for long while the others wait
-
-
-def join(backend: str, patience: timedelta = PATIENCE) -> Store:
-    """Make the default process group of the processes that torchrun started; gives a store in which they can leave word without a collective.
-
-    Both are of this start alone. torchrun's agent keeps one store for all starts of its processes, and a rank that it starts again must not find
-    there what the ranks before it said: by `init_process_group` alone one does, and calls at an address where nobody is left (torch 2.14, gloo).
-
-    Parameters
-    ----------
-    backend: such as "gloo", "nccl" or "cpu:gloo,cuda:nccl".
-    patience: how long a rank waits for the others, here and in each collective of gloo or NCCL.
-
-    Raises ValueError where torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are missing.
-    """
-    store, here, world = next(rendezvous("env://", timeout=patience))
-    start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {world}", store)
-    dist.init_process_group(backend, store=PrefixStore("group", start), rank=here, world_size=world, timeout=patience)
-    return PrefixStore("word", start)
-
-
-def size(group: dist.ProcessGroup | None = None) -> int:
-    """Number of ranks; 1 without a process group."""
-    return dist.get_world_size(group) if _active() else 1
-
-
-def rank(group: dist.ProcessGroup | None = None) -> int:
-    """Number of this rank, from 0; 0 without a process group."""
-    return dist.get_rank(group) if _active() else 0
-
-
-def _active() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "sum") -> Tensor:
@@ -129,7 +92,10 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float) -> Tensor:
         ctx.group, ctx.factor = group, factor
-        ctx.rows = counts(len(x), group, x.device) if held is None else held
+        if held is None:
+            make = {"dtype": x.dtype, "width": tuple(x.shape[1:])}
+            held = agreed(len(x), None, group, x.device, what="gather", **make)
+        ctx.rows = held
         sent = _padded(x, max(ctx.rows))
         out = [torch.empty_like(sent) for _ in ctx.rows]
         dist.all_gather(out, sent, group=group)
@@ -171,56 +137,6 @@ class _Own(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return gather(grad, ctx.group, held=ctx.held), None, None
-
-
-def agreed(
-    n: int, error: Exception | None, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu", *, width: int = 0
-) -> list[int]:
-    """`counts`, and whether any rank has found an error: then every rank raises, so that none waits for a collective that another never enters.
-
-    width: columns of excluded classes beside each row, the same number on every rank.
-
-    Raises the error where it was found, and ValueError with its words and the number of the rank elsewhere; ValueError for unequal widths.
-
-    >>> agreed(3, None)
-    [3]
-    """
-    if size(group) == 1:
-        if error is not None:
-            raise error
-        return [n]
-    held = torch.zeros(size(group), 2, dtype=torch.int64, device=device)
-    held[rank(group)] = torch.tensor([n, width if error is None else -1], device=device)
-    dist.all_reduce(held, group=group)
-    rows: list[int]
-    rows, widths = held.T.tolist()
-    if min(widths) < 0:
-        said: list[str | None] = [None] * size(group)
-        dist.all_gather_object(said, None if error is None else str(error), group=group)
-        if error is not None:
-            raise error
-        number = next(r for r, text in enumerate(said) if text is not None)
-        raise ValueError(f"Rank {number} of {size(group)} refused its batch: {said[number]}")
-    if min(widths) < max(widths):
-        raise ValueError(f"The ranks' batches have {widths} columns of excluded classes. Give every rank's as many, -1 where there is none.")
-    return rows
-
-
-def accepted(check: Callable[[], T], x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[T, list[int]]:
-    """What `check` makes of this rank's batch, of which x has a row each, and `counts`; a batch that one rank refuses all refuse, see `agreed`.
-
-    Of what a check may raise, ValueError and TypeError are what it refuses a batch by.
-
-    >>> accepted(lambda: "good", torch.ones(3, 2))
-    ('good', [3])
-    """
-    error: Exception | None = None
-    try:
-        made = check()
-    except (ValueError, TypeError) as raised:
-        error = raised
-    held = agreed(len(x) if x.ndim else 0, error, group, x.device)
-    return made, held
 
 
 def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -271,31 +187,6 @@ def local(x: Tensor) -> Tensor:
 def whole(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict whose DTensors are brought together, on every rank."""
     return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
-
-
-def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int = 0) -> Any:
-    """One rank's value (any picklable object) on every rank; by default rank 0's."""
-    if size(group) == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=source if group is None else dist.get_global_rank(group, source), group=group)
-    return box[0]
-
-
-def first(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
-    """Call a function on rank 0 and give its result to all; an error there is raised on every rank, so none waits for ever."""
-    if size(group) == 1:
-        return function()
-    result, error = None, None
-    if rank(group) == 0:
-        try:
-            result = function()
-        except Exception as raised:
-            error = raised
-    result, error = broadcast((result, error), group)
-    if error is not None:
-        raise error
-    return result
 
 
 def share(n: int, group: dist.ProcessGroup | None = None) -> slice:

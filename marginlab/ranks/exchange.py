@@ -1,0 +1,174 @@
+"""Words between ranks: what one of them says to all, and whether all are about to do the same.
+
+A collective that ranks enter with different shapes hangs, ends the process or gives a number that
+means nothing. So whatever gathers first exchanges two integers of each rank: its number of rows, and
+a word, which is negative if it refuses its batch and otherwise a hash of what must be alike.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from marginlab.ranks.group import rank, size
+
+T = TypeVar("T")
+
+
+def agreed(
+    n: int,
+    error: Exception | None,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    what: str = "",
+    **alike: Any,
+) -> list[int]:
+    """The number of rows of each rank, once no rank has found an error and all call alike.
+
+    One all-reduce of two integers a rank, at every call. Where it tells of a difference, every rank
+    raises, so that none waits for a collective that another never enters.
+
+    Args:
+        n: rows of this rank.
+        error: why this rank refuses its batch; None if it does not.
+        group: process group; None is the default one, or one rank.
+        device: where the exchange takes place; cuda for NCCL.
+        what: the name of what is called, for messages.
+        alike: by name, whatever must be the same on every rank; compared by its `repr`.
+
+    Raises:
+        ValueError: elsewhere than where the error was found, with its words and the number of the
+            rank; or what is not alike, with the ranks and the values. Where it was found, the error.
+
+    >>> agreed(3, None, width=8)
+    [3]
+    """
+    if size(group) == 1:
+        if error is not None:
+            raise error
+        return [n]
+    said = {"call": what, **alike}
+    held = torch.zeros(size(group), 2, dtype=torch.int64, device=device)
+    word = _word(said) if error is None else -1
+    held[rank(group)] = torch.tensor([n, word], device=device)
+    dist.all_reduce(held, group=group)
+    rows: list[int]
+    rows, words = held.T.tolist()
+    if min(words) < 0:
+        refusals = _of_all(None if error is None else str(error), group)
+        if error is not None:
+            raise error
+        number = next(r for r, text in enumerate(refusals) if text is not None)
+        raise ValueError(f"Rank {number} of {size(group)} refused its batch: {refusals[number]}")
+    if min(words) < max(words):
+        shown = {name: f"{value!r:.200}" for name, value in said.items()}
+        raise ValueError(differences(_of_all(shown, group), what))
+    return rows
+
+
+def _word(said: dict[str, Any]) -> int:
+    """56 bits of a hash, the same in every process."""
+    text = repr(sorted(said.items()))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+
+
+def _of_all(value: T, group: dist.ProcessGroup | None) -> list[T]:
+    values: list[Any] = [None] * size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def differences(said: list[dict[str, str]], what: str = "") -> str:
+    """A sentence on what ranks have said differently: each name, with every value and its ranks.
+
+    >>> differences([{"classes": "20"}, {"classes": "30"}, {"classes": "20"}], "PartialFC")
+    'The ranks do not call PartialFC alike: classes is 20 on ranks 0, 2 and 30 on rank 1.'
+    """
+    parts = []
+    names = dict.fromkeys(name for one in said for name in one)
+    if len({one.get("call") for one in said}) > 1:
+        names, what = {"call": None}, ""  # the settings of two functions have nothing in common
+    for name in names:
+        ranks: dict[str, list[int]] = {}
+        for number, one in enumerate(said):
+            ranks.setdefault(one.get(name, "not given"), []).append(number)
+        if len(ranks) > 1:
+            of = (
+                f"{value} on rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+                for value, numbers in ranks.items()
+            )
+            parts.append(f"{name} is {' and '.join(of)}")
+    if not parts:  # the values differ further on than is shown of them
+        parts.append("a value that is too long to show differs")
+    return f"The ranks do not call {f'{what} alike' if what else 'the same'}: {'; '.join(parts)}."
+
+
+def alike(
+    what: str,
+    said: dict[str, Any],
+    *,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Raise ValueError on every rank if one says something else than the others; a collective.
+
+    >>> alike("fit", {"images": 2000})
+    """
+    agreed(0, None, group, device, what=what, **said)
+
+
+def accepted(
+    check: Callable[[], T],
+    x: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    what: str = "",
+    **alike: Any,
+) -> tuple[T, list[int]]:
+    """What `check` makes of this rank's batch, of which x has a row each, and the rows of each rank.
+
+    A batch that one rank refuses all refuse, and so they do if they do not call alike: with another
+    dtype or width of x, or another of the values `alike`; see `agreed`. Of what a check may raise,
+    ValueError and TypeError are what it refuses a batch by.
+
+    >>> accepted(lambda: "good", torch.ones(3, 2))
+    ('good', [3])
+    """
+    error: Exception | None = None
+    try:
+        made = check()
+    except (ValueError, TypeError) as raised:
+        error = raised
+    rows = len(x) if x.ndim else 0
+    make = {"dtype": x.dtype, "width": tuple(x.shape[1:])}
+    held = agreed(rows, error, group, x.device, what=what, **make, **alike)
+    return made, held
+
+
+def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int = 0) -> Any:
+    """One rank's value (any picklable object) on every rank; by default rank 0's."""
+    if size(group) == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source if group is None else dist.get_global_rank(group, source), group=group)
+    return box[0]
+
+
+def first(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
+    """Call a function on rank 0 and give its result to all; an error there is raised on every rank, so none waits for ever."""
+    if size(group) == 1:
+        return function()
+    result, error = None, None
+    if rank(group) == 0:
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+    result, error = broadcast((result, error), group)
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,122 @@
+"""The images of a run: loaded, found fit to be trained on, and the same on every rank."""
+
+import copy
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import marginlab
+from marginlab import ranks
+from marginlab.data import ImageSet
+from marginlab.data import load as load_images
+from marginlab.data.images import warn_of_absent
+from marginlab.data.pixels import BUDGET
+from marginlab.data.streaming import default_workers
+from marginlab.methods import Method
+from marginlab.settings import SettingsError
+from marginlab.train.monitor import Monitor
+from marginlab.train.recipe import Recipe
+
+
+def together(
+    recipe: Recipe, monitor: Monitor, device: torch.device, reading: dict[str, Any]
+) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+    """Load the images of a recipe and those to be verified, once it is clear that all ranks agree.
+
+    Args:
+        recipe: what is trained.
+        monitor: what is measured.
+        device: where ranks exchange what they have: cuda for NCCL.
+        reading: root, budget and workers, as in `check`.
+
+    Raises:
+        SettingsError: what `check` refuses, or ranks that would train something else than others,
+            such as on a stale copy; on every rank, with the ranks and what each has.
+        Whatever else `check` raises; elsewhere as ValueError.
+
+    """
+    train = test = unseen = None
+    error: Exception | None = None
+    try:
+        train, test = check(recipe, **reading)
+        unseen = monitor.unseen(train, reading["root"], recipe.image_size, budget=reading["budget"], workers=reading["workers"])
+    except (ValueError, TypeError, OSError) as raised:
+        error = raised
+    said: dict[str, Any] = {}
+    if ranks.size() > 1 and error is None:
+        said = _said(recipe, monitor, {"train": train, "test": test, "unseen": unseen})
+    try:
+        ranks.agreed(0, error, device=device, what="fit", **said)
+    except ValueError as differs:
+        if differs is error or error is not None:
+            raise
+        remedy = "Give every rank the same recipe, the same files and the same versions."
+        raise SettingsError(f"{differs} {remedy}") from None
+    assert train is not None
+    assert test is not None
+    return train, test, unseen
+
+
+def _said(recipe: Recipe, monitor: Monitor, sets: dict[str, ImageSet | None]) -> dict[str, Any]:
+    """What decides the numbers of a run, by name."""
+    said: dict[str, Any] = {"version of torch": torch.__version__}
+    said["version of marginlab"] = marginlab.__version__
+    for name, chosen in (("recipe", recipe), ("monitor", monitor)):
+        for field in dataclasses.fields(chosen):
+            said[f"{name}.{field.name}"] = getattr(chosen, field.name)
+    for split, images in sets.items():
+        if images is None:
+            said[f"{split} images"] = None
+            continue
+        labels = images.labels.cpu().contiguous().numpy().tobytes()
+        said[f"{split} images"] = tuple(images.images.shape)
+        said[f"{split} classes"] = images.classes
+        said[f"digest of {split} labels"] = hashlib.sha256(labels).hexdigest()[:16]
+        said[f"digest of {split} images and labels"] = images.digest()
+    return said
+
+
+def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGET, workers: int | None = None) -> tuple[ImageSet, ImageSet]:
+    """Load the training and test images of a recipe, and refuse what cannot be trained on them; `fit` begins with it, and says what the rest means.
+
+    Raises
+    ------
+    SettingsError: the batch exceeds the images or splits unevenly over micro-batches and ranks, or the two splits differ in their classes.
+    Whatever `data.load` refuses.
+
+    """
+    workers = default_workers() if workers is None else workers
+    train, test = (load_images(recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers) for split in ("train", "test"))
+    train = train.subset(recipe.images, recipe.seed)
+    if 0 < recipe.images < len(train.classes):  # otherwise each class that has images keeps one
+        warn_of_absent(train, "train")
+    if recipe.batch > len(train):
+        raise SettingsError(f"A batch of {recipe.batch} is more than the {len(train)} training images of {recipe.data}. Take batch <= {len(train)}.")
+    if recipe.batch % (recipe.accumulate * ranks.size()):
+        raise SettingsError(f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on {ranks.size()} ranks. Make it a multiple.")
+    if train.classes != test.classes:
+        raise SettingsError(f"{recipe.data} has classes {train.classes} in train, but {test.classes} in test. Both want the same.")
+    return train, test
+
+
+def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
+    """Refuse images of a size that the backbone does not take, and micro-batches too small for its layers."""
+    shape = tuple(train.images.shape[1:])
+    method.eval()
+    try:
+        with torch.no_grad():
+            method.encode(torch.zeros(1, *shape, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        why = str(error).split("\n")[0]
+        raise SettingsError(f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of the recipe or of Backbone(...).") from error
+    method.train()
+    if recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views == 1:  # batch normalisation has no variance of one value
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                trial = copy.deepcopy(method)
+                trial.project(trial.encode(torch.zeros(1, *shape, device=device)))
+        except ValueError as error:
+            raise SettingsError(f"A micro-batch is one view (batch = {recipe.batch}, accumulate = {recipe.accumulate}): {error}.") from error
