@@ -20,5 +20,6 @@ from marginlab.ranks.exchange import differences as differences
 from marginlab.ranks.exchange import first as first
 from marginlab.ranks.group import PATIENCE as PATIENCE
 from marginlab.ranks.group import join as join
+from marginlab.ranks.group import leave as leave
 from marginlab.ranks.group import rank as rank
 from marginlab.ranks.group import size as size

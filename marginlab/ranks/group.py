@@ -7,7 +7,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from marginlab.ranks.heartbeat import Heartbeat, silence
+
 PATIENCE = timedelta(minutes=30)  # one rank may measure for long while the others wait
+_heart: list[Heartbeat] = []  # of the group that `join` made
 
 
 def join(backend: str, patience: timedelta = PATIENCE) -> Store:
@@ -21,12 +24,26 @@ def join(backend: str, patience: timedelta = PATIENCE) -> Store:
     backend: such as "gloo", "nccl" or "cpu:gloo,cuda:nccl".
     patience: how long a rank waits for the others, here and in each collective of gloo or NCCL.
 
-    Raises ValueError where torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are missing.
+    A rank that gives no sign of life for some minutes ends the job, see `marginlab.ranks.heartbeat`.
+
+    Raises ValueError where torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are
+    missing, or MARGINLAB_SILENCE is no number of seconds.
     """
+    seconds = silence()
     store, here, world = next(rendezvous("env://", timeout=patience))
     start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {world}", store)
     dist.init_process_group(backend, store=PrefixStore("group", start), rank=here, world_size=world, timeout=patience)
+    if seconds and world > 1:
+        _heart.append(Heartbeat(PrefixStore("heart", start), here, world, seconds))
     return PrefixStore("word", start)
+
+
+def leave() -> None:
+    """Take the default process group down, if there is one; the others do not wait for this rank."""
+    while _heart:
+        _heart.pop().stop()
+    if active():
+        dist.destroy_process_group()
 
 
 def size(group: dist.ProcessGroup | None = None) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from marginlab.settings import SettingsError
+
 PATIENCE = timedelta(seconds=60)  # for the others, once this rank has failed: they may hang in a collective that it does not join
 
 
@@ -66,14 +68,16 @@ def join() -> Team:
     one_gpu_each = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if one_gpu_each:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store = ranks.join("cpu:gloo,cuda:nccl" if one_gpu_each else "gloo")
+    try:
+        store = ranks.join("cpu:gloo,cuda:nccl" if one_gpu_each else "gloo")
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     return Team(ranks.size(), ranks.rank(), store)
 
 
 def leave() -> None:
     """Take the process group down, if `join` made one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch.distributed as dist
+        from marginlab import ranks
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        ranks.leave()

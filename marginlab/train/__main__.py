@@ -1,7 +1,8 @@
 """`python -m marginlab.train RECIPE --folder runs/mine [--epochs 10 ...]`: train one recipe; the same command goes on after a stop.
 
 RECIPE is a TOML file, or the name of one that comes with the package (the files of marginlab/train/recipes). Under torchrun it trains on all
-its processes.
+its processes. A rank that gives no sign of life for five minutes ends the job; the environment variable
+MARGINLAB_SILENCE sets other seconds.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from marginlab import ranks, settings, train
 from marginlab.data.pixels import BUDGET
@@ -70,8 +70,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"Stopped. What {options.folder} holds is whole: the same command goes on from its last checkpoint.\n")
         return 130
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        ranks.leave()
     return 0
 
 
