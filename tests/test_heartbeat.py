@@ -1,96 +1,92 @@
 """A rank that stands still ends the others after seconds, with a sentence that names it; one that is busy does not."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, Store
 
 from marginlab.ranks.heartbeat import SILENCE, Heartbeat, silence
 
-# Each rank adds up over the ranks until a file says that it is enough; the file is of every rank alike.
+# Each rank adds up over the ranks until it is enough. They are forked after the import of torch, as a
+# launcher without torchrun's agent starts them: rank 0 keeps the store.
 WORK = """
-import os, sys, time, torch
+import os, signal, socket, sys, time, torch
 from pathlib import Path
 from marginlab import ranks
-ranks.join("gloo")
-here, place = ranks.rank(), Path(sys.argv[1])
-(place / f"here{here}").touch()
-while not ranks.broadcast((place / "enough").exists()):
-    ranks.total(torch.ones(1))
-    time.sleep(0.01)
-if here == 0:
-    time.sleep(3.0)  # works on for longer than it may be silent, and after the others have left
-ranks.leave()
-print("left", flush=True)
+place, still = Path(sys.argv[1]), sys.argv[2]
+with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = str(found.getsockname()[1])
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="3", MARGINLAB_SILENCE="2")
+pids = []
+for rank in range(3):
+    pids.append(os.fork())
+    if not pids[-1]:
+        os.environ["RANK"] = str(rank)
+        ranks.join("gloo")
+        (place / f"here{rank}").touch()
+        while not ranks.broadcast((place / "enough").exists()):
+            ranks.total(torch.ones(1))
+            time.sleep(0.01)
+        if rank == 0:
+            time.sleep(3.0)  # works longer than it may be silent, and after the others have left
+        ranks.leave()
+        os._exit(0)
+while not all((place / f"here{rank}").exists() for rank in range(3)):
+    time.sleep(0.05)
+stopped = [pids[int(still)]] if still != "all" else pids
+for pid in stopped:
+    os.kill(pid, signal.SIGSTOP)
+if still == "all":
+    time.sleep(4.0)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1.0)
+    (place / "enough").touch()
+ended = [os.waitpid(pid, 0)[1] for pid in pids if still == "all" or pid not in stopped]
+if still != "all":
+    os.kill(stopped[0], signal.SIGKILL)
+print([os.waitstatus_to_exitcode(status) for status in ended])
 """
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def job(folder, still):
+    """Exit statuses of the ranks that were not stopped for good, and all that was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, str(folder), still],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
 
 
-@pytest.fixture
-def started(tmp_path):
-    """Three ranks that may be silent for two seconds, as a launcher without torchrun's agent starts them."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORK, str(tmp_path)],
-            env=os.environ | place | {"RANK": str(rank), "MARGINLAB_SILENCE": "2", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    until = time.monotonic() + 90
-    while not all((tmp_path / f"here{rank}").exists() for rank in range(3)):
-        assert time.monotonic() < until, "the ranks did not meet"
-        time.sleep(0.05)
-    yield ranks
-    for process in ranks:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.parametrize("still", [0, 1])
-def test_a_stopped_rank_ends_the_others_with_a_sentence(started, still):
+@pytest.mark.parametrize("still", ["0", "1"])
+def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path, still):
     """Rank 0 keeps the store as well, which then does not answer."""
-    started[still].send_signal(signal.SIGSTOP)
-    begun = time.monotonic()
-    others = [process for rank, process in enumerate(started) if rank != still]
-    said = [process.communicate(timeout=60)[1] for process in others]
-    assert time.monotonic() - begun < 30
-    assert all(process.returncode == 1 for process in others)
-    who = "Rank 1 of 3" if still else "The store of the ranks, which rank 0 or torchrun keeps,"
-    assert any(f"{who} has given no sign of life for 2 seconds" in text for text in said)
-    assert not any("Traceback" in text for text in said), said
+    statuses, said = job(tmp_path, still)
+    assert statuses == "[1, 1]"
+    who = "Rank 1 of 3" if still == "1" else "The store of the ranks, which rank 0 or torchrun keeps,"
+    assert f"{who} has given no sign of life for 2 seconds" in said
+    assert "Traceback" not in said
 
 
-def test_ranks_that_were_all_stopped_go_on_and_one_may_end_before_the_others(started, tmp_path):
-    for process in started:
-        process.send_signal(signal.SIGSTOP)
-    time.sleep(4)
-    for process in started:
-        process.send_signal(signal.SIGCONT)
-    time.sleep(1)
-    (tmp_path / "enough").touch()
-    said = [process.communicate(timeout=60) for process in started]
-    assert [(process.returncode, out) for process, (out, _) in zip(started, said, strict=True)] == [(0, "left\n")] * 3, said
+def test_ranks_that_were_all_stopped_go_on_and_one_may_end_before_the_others(tmp_path):
+    statuses, said = job(tmp_path, "all")
+    assert statuses == "[0, 0, 0]", said
 
 
-class Still:
+class Still(Store):
     """A store whose answers stop."""
 
     def __init__(self):
+        super().__init__()
         self.kept, self.answers = HashStore(), threading.Event()
         self.answers.set()
 
@@ -98,14 +94,20 @@ class Still:
         return self
 
     def set_timeout(self, timeout):
-        pass
+        """As it is."""
 
-    def __getattr__(self, name):
-        def call(*arguments):
-            self.answers.wait()
-            return getattr(self.kept, name)(*arguments)
+    def _call(self, name, *arguments):
+        self.answers.wait()
+        return getattr(self.kept, name)(*arguments)
 
-        return call
+    def set(self, *arguments):
+        return self._call("set", *arguments)
+
+    def get(self, *arguments):
+        return self._call("get", *arguments)
+
+    def check(self, *arguments):
+        return self._call("check", *arguments)
 
 
 def test_the_ring_skips_who_has_left_and_tells_of_who_is_silent():

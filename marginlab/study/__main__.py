@@ -80,6 +80,11 @@ def main(arguments: Sequence[str]) -> int:
         own = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         print(f"error: {own}{error}", file=sys.stderr)  # of every rank: the others may never hear of it
         return 2
+    except OSError as error:
+        own = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        named = f"{error.filename} cannot be used: {error.strerror}." if error.filename else error
+        print(f"error: {own}{named}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # while the study was imported; the engine answers for itself
         print("Interrupted before any cell was begun; the same command begins again.", file=sys.stderr)
         return 130

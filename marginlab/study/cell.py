@@ -1,6 +1,8 @@
 """One cell of a grid: its columns, its folder, what it records, what it shares with other cells."""
 
+import csv
 import hashlib
+import io
 import json
 import math
 import numbers
@@ -44,6 +46,7 @@ class Cell(Mapping[str, Value]):
         self.folder = run_folder / "cells" / self.id
         self._run_folder, self._team, self._progress = run_folder, team or Team(), progress
         self._rows: list[dict[str, Value]] = []
+        self._seen = (0, 0), False  # the rows' file when it was read last, and whether it was whole
 
     def __getitem__(self, column: str) -> Value:
         if column not in self._columns:
@@ -95,8 +98,19 @@ class Cell(Mapping[str, Value]):
 
     @property
     def finished(self) -> bool:
-        """Whether its rows are written."""
-        return self.rows_file.exists()
+        """Whether its rows are written: a table with its columns, to the end of its last line."""
+        try:
+            found = self.rows_file.stat()
+        except OSError:
+            return False
+        seen = found.st_mtime_ns, found.st_size
+        if seen != self._seen[0]:
+            header = io.StringIO()
+            csv.writer(header, lineterminator="\n").writerow([*self._columns, *MEASURED])
+            text = self.rows_file.read_bytes()
+            whole = text.startswith(header.getvalue().encode()) and text.endswith(b"\n")
+            self._seen = seen, whole
+        return self._seen[1]
 
     @property
     def rows_file(self) -> Path:

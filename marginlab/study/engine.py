@@ -23,7 +23,7 @@ from marginlab.study import display as show
 from marginlab.study.cell import Cell
 from marginlab.study.definition import Study
 from marginlab.study.display import Display
-from marginlab.study.files import Claim, write
+from marginlab.study.files import Claim, unwritable, write
 from marginlab.study.folder import assemble, finish, log, now, prepare
 from marginlab.study.page import render, template
 from marginlab.study.run import Run
@@ -44,6 +44,7 @@ def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Seque
     Raises
     ------
     SettingsError: the settings give no grid, or the folder is not of this study with these settings. Nothing is written then.
+    OSError: the folder cannot be made or written (a full disk, one that may only be read), or was removed; in a sentence.
 
     """
     study.grid(settings)
@@ -51,6 +52,13 @@ def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Seque
     ground = team.first(lambda: study.check(settings))
     command = command_line(arguments or [str(study.file), "--resume", str(folder)], team)
     team.first(lambda: prepare(study, settings, folder, command, ground))
+    try:
+        return _work(study, settings, folder, team, command)
+    except OSError as error:
+        raise unwritable(error, folder) or error from error
+
+
+def _work(study: Study, settings: Any, folder: Path, team: Team, command: str) -> int:
     grid = _Grid(study, settings, folder, team)
     with _signals():
         try:
@@ -104,6 +112,8 @@ class _Grid:
         """Claim the first cell that is free; how many are finished, and how many are being computed elsewhere."""
         taken, others = -1, 0
         finished = 0
+        if not (self.folder / "config.toml").exists():
+            raise FileNotFoundError(self.folder)  # a claim would make it again, without what it held
         for index, cell in enumerate(self.cells):
             if cell.finished:
                 finished += 1
@@ -134,7 +144,9 @@ class _Grid:
             self.study.module.run(cell)
             if leads:
                 finish(cell, time.monotonic() - begun, started)
-        except Exception:
+        except Exception as error:
+            if (lasting := unwritable(error, self.folder)) is not None:
+                raise lasting from error
             good = False
             if _stamp(cell.failure_file) == before:  # the first of several ranks to fail has the cause, the others may only feel it go
                 write(cell.failure_file, traceback.format_exc())

@@ -4,7 +4,9 @@ A file is written beside its place and renamed into it, so a reader sees the old
 it when its process dies, however it dies, so nobody ever waits for a dead one.
 """
 
+import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of every cell, not of one
 _held: set[int] = set()
 
 
@@ -60,11 +63,51 @@ def write(path: Path, content: str | bytes) -> None:
     """Put a file in its place, whole, on disk before it is seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(encoded(content) if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:  # a disk that is full, or Ctrl-C: nothing stays beside it
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def encoded(text: str) -> bytes:
+    r"""UTF-8; a byte of a file's name that is none is written as Python escapes it, such as \udcff.
+
+    >>> encoded("caf\udce9")
+    b'caf\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
+def unwritable(error: BaseException, folder: Path) -> OSError | None:
+    """An error as one sentence on a run folder that cannot be written, if this is what is behind it."""
+    if not (folder / "config.toml").exists():
+        return RunFolderError(
+            f"{folder} was removed while its cells were computed, and what was finished is lost with "
+            "it. The same command begins again."
+        )
+    seen: set[int] = set()
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        seen.add(id(behind))
+        if isinstance(behind, RunFolderError):
+            return behind
+        if isinstance(behind, OSError) and behind.errno in _LASTING:
+            return RunFolderError(
+                f"{folder} cannot be written: {behind.strerror}. The cells that are finished are kept; "
+                "the same command goes on once it can be."
+            )
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+class RunFolderError(OSError):
+    """A run folder cannot be used, in a sentence."""
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,7 +22,7 @@ import marginlab
 from marginlab.settings import SettingsError, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
 from marginlab.study.definition import Study, load, loaded, same_file, shipped
-from marginlab.study.files import read_json, read_table, write, write_json, write_table
+from marginlab.study.files import RunFolderError, read_json, read_table, write, write_json, write_table
 
 TIMES = ("seconds", "host", "device", "started")
 _SHOWN = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "plotly")
@@ -43,14 +43,17 @@ def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str
     if not (folder / "config.toml").exists():
         # built beside its place and renamed into it, so that two processes that start together agree on one
         beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
-        write_json(beside / "about.json", {**about(study, command), "ground": ground})
-        write(beside / "config.toml", to_toml(settings))
         try:
+            write_json(beside / "about.json", {**about(study, command), "ground": ground})
+            write(beside / "config.toml", to_toml(settings))
             beside.rename(folder)
-        except OSError:
-            shutil.rmtree(beside, ignore_errors=True)
+        except OSError as error:
             if not (folder / "config.toml").exists():
-                raise
+                raise RunFolderError(
+                    f"{folder} cannot be made: {error.strerror}. Give --folder another path."
+                ) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     check(study, settings, folder)
     written, here = read_json(folder / "about.json"), about(study, command)
     if written.get("ground", ground) != ground:
@@ -90,9 +93,10 @@ def reopen(folder: Path, study: Study | str | Path | None = None) -> tuple[Study
     SettingsError: it is no run folder, or its study is found no more, or would have to be trusted.
 
     """
-    if not (folder / "config.toml").is_file() or not (folder / "about.json").is_file():
+    config = folder / "config.toml"
+    if not (folder / "about.json").is_file() or not config.is_file() or not config.stat().st_size:
         raise SettingsError(
-            f"{folder} is no run folder: config.toml or about.json is missing in it."
+            f"{folder} is no run folder: config.toml or about.json is missing or empty."
         )
     if study is None:
         study = _trusted(folder)
@@ -184,8 +188,9 @@ def times(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     table = []
     for cell in cells:
         if cell.finished and (cell.folder / "time.csv").exists():
-            entry = read_table(cell.folder / "time.csv")[0]
-            table.append({**cell, **{key: entry[key] for key in TIMES}, "seconds": float(entry["seconds"])})
+            for entry in read_table(cell.folder / "time.csv")[:1]:  # none, if a crash emptied it
+                told = {key: entry[key] for key in TIMES}
+                table.append({**cell, **told, "seconds": float(entry["seconds"])})
     return table
 
 

@@ -58,11 +58,11 @@ def once(run_folder: Path, team: Team, say: Callable[[str], None], name: str, fu
     claim = Claim(folder / ".lock")
 
     def look() -> str:
-        if kept.exists():
+        if _whole(kept):
             return "kept"
         if not claim.take():
             return "wait"
-        if kept.exists():  # it was finished between the two looks
+        if _whole(kept):  # it was finished between the two looks
             claim.release()
             return "kept"
         return "ours"
@@ -87,6 +87,14 @@ def once(run_folder: Path, team: Team, say: Callable[[str], None], name: str, fu
     finally:
         _asked.discard(folder)
         claim.release()
+
+
+def _whole(kept: Path) -> bool:
+    """Whether a result is there, and not the empty file that a crash or a full disk may leave."""
+    try:
+        return "result" in read_json(kept)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _check_json(value: Any, name: str, where: str = "result") -> None:

@@ -7,6 +7,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,25 +16,80 @@ from marginlab.settings import SettingsError
 from marginlab.train.monitor import Monitor
 from marginlab.train.recipe import Recipe
 
+LOCK, PARTIAL = ".lock", ".partial"
+OURS = (LOCK, PARTIAL, "recipe.toml", "monitor.toml", "images.txt")  # of a run that was killed at its start
 
-def claim(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
-    """Refuse a folder of something else; otherwise it belongs to this recipe, monitor and images from now on."""
-    own = folder / "recipe.toml"
-    if own.exists():
-        _same(recipe, settings.read(Recipe, own), folder, "a run")
-        if (folder / "monitor.toml").exists():
-            _same(monitor, settings.read(Monitor, folder / "monitor.toml"), folder, "a run that is measured")
-        if (folder / "images.txt").exists() and (folder / "images.txt").read_text(encoding="utf-8") != images:
-            raise SettingsError(f"{folder} holds a run on other images: {recipe.data} has changed since. Choose another folder.")
-    elif folder.exists() and any(folder.iterdir()):
-        raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
+@contextlib.contextmanager
+def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iterator[None]:
+    """Hold a folder for a recipe, a monitor and images, against other runs and other processes.
+
+    It is looked at before anything is written, so that a folder of something else stays as it was, and
+    once more under the lock: of two recipes that come together for a new folder, one gets it. The system
+    lets go of the lock when this process ends, however it ends.
+
+    Raises:
+        SettingsError: the folder holds something else, or another process trains in it.
+        OSError: it cannot be written.
+
+    """
+    folder = folder.absolute()
+    _refuse(recipe, monitor, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    folder = folder.absolute()  # "." has no name
-    partial = folder.with_name(f".{folder.name}.recipe")  # beside the folder, so that a run killed here leaves it empty
-    for name, text in (("recipe.toml", settings.to_toml(recipe)), ("monitor.toml", settings.to_toml(monitor)), ("images.txt", images)):
-        if not (folder / name).exists():  # of a run that was killed here, the later ones are missing
-            partial.write_text(text, encoding="utf-8")
-            partial.rename(folder / name)
+    with _alone(folder):
+        _refuse(recipe, monitor, images, folder)
+        written = {"recipe.toml": settings.to_toml(recipe), "monitor.toml": settings.to_toml(monitor)}
+        for name, text in {**written, "images.txt": images}.items():
+            if not _filled(folder / name):  # of a run that was killed here, the later ones are missing
+                _put(folder / name, text)
+        yield
+
+
+def still_there(folder: Path) -> None:
+    """Raise OSError if a claimed folder was removed, or replaced by another, during the run."""
+    if not (folder / "recipe.toml").exists() or not (folder / LOCK).exists():
+        raise FileNotFoundError(
+            f"{folder} was removed while the run trained in it, and what was kept there is lost. The "
+            "same command begins again."
+        )
+
+
+def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
+    """Refuse a folder of something else."""
+    own = folder / "recipe.toml"
+    if _filled(own):
+        _same(recipe, settings.read(Recipe, own), folder, "a run")
+        if _filled(folder / "monitor.toml"):
+            measured = settings.read(Monitor, folder / "monitor.toml")
+            _same(monitor, measured, folder, "a run that is measured")
+        found = folder / "images.txt"
+        if _filled(found) and found.read_text(encoding="utf-8") != images:
+            raise SettingsError(
+                f"{folder} holds a run on other images: {recipe.data} has changed since. Choose another folder."
+            )
+    elif folder.exists() and any(file.name not in OURS for file in folder.iterdir()):
+        raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
+
+
+def _filled(file: Path) -> bool:
+    """Whether a file is there with something in it: a disk that was full may leave an empty one."""
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _put(file: Path, text: str) -> None:
+    """Write a file whole, on the disk before it has its name; nothing stays if that fails."""
+    partial = file.with_name(PARTIAL)
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.rename(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds: str) -> None:
@@ -44,9 +100,9 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of it when this one ends, however it ends."""
-    with (folder / ".lock").open("w") as file:
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes."""
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -27,7 +27,7 @@ from marginlab.losses import PartialFC, outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.train import checkpoint, watch
-from marginlab.train.claim import alone, claim
+from marginlab.train.claim import claimed, still_there
 from marginlab.train.images import passes, together
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
@@ -100,9 +100,9 @@ def fit(
         checkpoint.start(method, recipe.start)
     passes(method, train, recipe, device)
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
-    ranks.first(lambda: claim(recipe, monitor, f"{' '.join(digests)}\n", folder))
     with contextlib.ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(alone(folder)))
+        own = claimed(recipe, monitor, f"{' '.join(digests)}\n", folder)
+        ranks.first(lambda: stack.enter_context(own))
         loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return loop.run()
@@ -308,6 +308,7 @@ class _Loop:
 
     def save(self) -> Path:
         """Keep all that the run needs to go on from this step."""
+        ranks.first(lambda: still_there(self.folder))
         totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}  # of each rank: adding them here would round
         progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows], "num_classes": len(self.train.classes)}
         return checkpoint.save(self.folder, self.recipe, self.method, self.optimizers, self.step, progress)
