@@ -1,0 +1,172 @@
+"""What befalls a run folder: a disk that is full, a place that may only be read, files that a crash emptied, a removal."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import marginlab
+from marginlab.study import files, load, open_run
+from marginlab.study.__main__ import main
+from marginlab.study.cell import Cell
+
+STUDY = '''"""What befalls its folder?"""
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+@dataclass(frozen=True)
+class Settings:
+    n: int = 3
+    data: str = "none"
+def cells(settings):
+    return [{"i": i} for i in range(settings.n)]
+def shared(*, folder):
+    return 0.5
+def run(cell):
+    if (cell.home / f"remove{cell['i']}").exists():
+        shutil.rmtree(cell.folder.parent.parent)
+    if (cell.home / f"full{cell['i']}").exists():
+        (cell.folder / "large").write_bytes(bytes(100_000))
+    cell.record("value", cell.once("shared", shared))
+def report(run):
+    run.report.text(str(run.settings.data))
+'''
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "study.py"
+    file.write_text(STUDY)
+    return file
+
+
+def sentence(capsys):
+    """The one line that was said on standard error."""
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
+    return said
+
+
+def dot_files(folder):
+    return [p for p in Path(folder).rglob(".*") if p.name not in (".lock", ".report.lock")]
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that is full from now on, for files of these names."""
+
+    def begin(*names):
+        fsync = os.fsync
+
+        def failing(descriptor):
+            if any(name in os.readlink(f"/proc/self/fd/{descriptor}") for name in names):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(descriptor)
+
+        monkeypatch.setattr(files.os, "fsync", failing)
+
+    return begin
+
+
+@pytest.mark.parametrize("name", ["about.json", "config.toml"])
+def test_a_full_disk_at_the_start_is_a_sentence_and_leaves_nothing(study, full, name, capsys):
+    full(name)
+    assert main([str(study), "--folder", "run"]) == 1
+    assert "run cannot be made: No space left on device. Give --folder another path." in sentence(capsys)
+    assert sorted(p.name for p in Path().iterdir() if p.name != "__pycache__") == ["study.py"]
+
+
+@pytest.mark.parametrize("name", ["time.csv", "rows.csv", "once.json", "results.csv", "report.html"])
+def test_a_full_disk_later_is_a_sentence_and_the_run_goes_on_when_there_is_room(study, full, name, capsys, monkeypatch):
+    full(name)
+    assert main([str(study), "--folder", "run"]) == 1
+    assert "run cannot be written: No space left on device. The cells that are finished are kept" in sentence(capsys)
+    assert dot_files("run") == []
+    monkeypatch.undo()
+    monkeypatch.chdir(study.parent)
+    assert main([str(study), "--folder", "run"]) == 0
+    assert len(open_run("run").results) == 3
+
+
+def test_a_cell_that_fills_the_disk_ends_the_run_by_a_sentence(study):
+    """By a limit on the size of files, which the system itself enforces."""
+    (study.parent / "full1").touch()
+    environment = os.environ | {"PYTHONPATH": str(Path(marginlab.__file__).parent.parent)}
+    command = [sys.executable, "-m", "marginlab.study", str(study), "--folder", "run"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731 - for one call
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: ")
+    assert "run cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert dot_files("run") == []
+
+
+@pytest.mark.parametrize("place", ["/proc/run", "study.py/run"])
+def test_a_place_where_nothing_can_be_written_is_a_sentence(study, place, capsys):
+    assert main([str(study), "--folder", place]) in (1, 2)
+    assert "error: " in (said := capsys.readouterr().err)
+    assert "Traceback" not in said
+    assert "another path" in said
+
+
+def test_keep_into_a_place_where_nothing_can_be_written(study, capsys):
+    assert main([str(study), "--folder", "run"]) == 0
+    load(study).module.headline = ("value",)
+    capsys.readouterr()
+    assert main(["keep", "run", "/proc/nowhere/kept.csv"]) == 1
+    assert "/proc/nowhere cannot be used: " in sentence(capsys)
+
+
+def test_a_folder_that_is_removed_during_the_run_is_told_of(study, capsys):
+    (study.parent / "remove1").touch()
+    assert main([str(study), "--folder", "run"]) == 1
+    assert "run was removed while its cells were computed" in sentence(capsys)
+    (study.parent / "remove1").unlink()
+    shutil.rmtree("run", ignore_errors=True)
+    assert main([str(study), "--folder", "run"]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "i,epoch,name,value,low,high,n", "i,epoch,name,value,low,high,n\n0,-1,val", "0\n"])
+def test_rows_that_are_not_whole_are_no_finished_cell(study, text):
+    assert main([str(study), "--folder", "run"]) == 0
+    expected = Path("run/results.csv").read_bytes()
+    cell = open_run("run").cells[1]
+    assert cell.finished
+    cell.rows_file.write_text(text)
+    assert not cell.finished
+    assert cell.rows() == []
+    assert main([str(study), "--folder", "run"]) == 0
+    assert Path("run/results.csv").read_bytes() == expected
+
+
+def test_a_cell_that_records_nothing_is_finished(tmp_path):
+    cell = Cell({"i": 1}, settings=None, run_folder=tmp_path, home=tmp_path)
+    cell.folder.mkdir(parents=True)
+    cell.rows_file.write_text("i,epoch,name,value,low,high,n\n")
+    assert cell.finished
+
+
+@pytest.mark.parametrize("name", ["once.json", "time.csv", "config.toml", "about.json"])
+def test_files_that_a_crash_emptied_are_not_believed(study, name, capsys):
+    assert main([str(study), "--folder", "run", "--data", "mine"]) == 0
+    expected = Path("run/results.csv").read_bytes()
+    (emptied,) = list(Path("run").rglob(name))[:1]
+    emptied.write_bytes(b"")
+    if name in ("config.toml", "about.json"):
+        capsys.readouterr()
+        assert main(["report", "run"]) == 2
+        assert "is no run folder" in sentence(capsys)
+        return
+    for cell in open_run("run").cells:
+        cell.rows_file.unlink()
+    assert main([str(study), "--folder", "run", "--data", "mine"]) == 0
+    assert Path("run/results.csv").read_bytes() == expected

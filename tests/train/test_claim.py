@@ -1,0 +1,114 @@
+"""A run folder belongs to one recipe: also of two that come together, and after a crash or a removal in between."""
+
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+
+from marginlab.settings import SettingsError
+from marginlab.train import Monitor, Recipe, claim, fit
+from marginlab.train.claim import claimed
+
+RECIPE = Recipe(
+    images=32, augmentation="Augmentation('e')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="SimCLR(hidden=16, dim=16)", epochs=2, batch=16, optimizer="SGD(lr=0.05)",
+)  # fmt: skip
+OTHER = replace(RECIPE, seed=1)
+
+
+def _names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+class Nothing(Monitor):
+    def __call__(self, *arguments, **named):
+        return []
+
+
+def test_of_two_recipes_on_one_new_folder_one_is_accepted(tmp_path):
+    for turn in range(200):
+        folder, begin = tmp_path / str(turn), threading.Barrier(2)
+        accepted = []
+
+        def take(recipe, folder=folder, begin=begin, accepted=accepted):
+            begin.wait()
+            try:
+                with claimed(recipe, Monitor(), "images\n", folder):
+                    accepted.append(recipe.seed)
+            except SettingsError:
+                return
+
+        takers = [threading.Thread(target=take, args=(recipe,)) for recipe in (RECIPE, OTHER)]
+        for taker in takers:
+            taker.start()
+        for taker in takers:
+            taker.join()
+        assert len(accepted) == 1
+        assert f"seed = {accepted[0]}" in (folder / "recipe.toml").read_text()
+        assert _names(folder) == [".lock", "images.txt", "monitor.toml", "recipe.toml"]
+
+
+def test_another_recipe_that_comes_between_the_look_and_the_lock_is_seen(tmp_path, monkeypatch):
+    refuse, looks = claim._refuse, []
+
+    def late(recipe, monitor, images, folder):
+        refuse(recipe, monitor, images, folder)
+        looks.append(1)
+        if len(looks) == 1:
+            with claimed(OTHER, monitor, images, folder):
+                pass
+
+    monkeypatch.setattr(claim, "_refuse", late)
+    with pytest.raises(SettingsError, match=r"holds a run with seed = 1, not 0"), claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"):
+        pass
+
+
+def test_a_folder_of_something_else_stays_as_it_was(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(SettingsError, match="is not empty and holds no run"), claimed(RECIPE, Monitor(), "images\n", tmp_path):
+        pass
+    assert _names(tmp_path) == ["letter.txt"]
+
+
+def test_empty_files_of_a_crash_are_written_again(tmp_path):
+    for name in ("recipe.toml", "monitor.toml", "images.txt", ".partial", ".lock"):
+        (tmp_path / name).touch()
+    with claimed(RECIPE, Monitor(), "images\n", tmp_path):
+        pass
+    with pytest.raises(SettingsError, match="other images"), claimed(RECIPE, Monitor(), "others\n", tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_filled_keeps_nothing_half(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claim.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"), claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"):
+            pass
+    assert _names(tmp_path / "run") == [".lock"]
+    with claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
+def test_a_folder_that_is_removed_during_the_run_is_told_of(tmp_path, monkeypatch, again):
+    """Otherwise checkpoints would go into a folder of the same name that holds no recipe."""
+    folder, steps = tmp_path / "run", []
+
+    class Removing(Nothing):
+        def __call__(self, *arguments, **named):
+            steps.append(1)
+            if len(steps) == 2:
+                shutil.rmtree(folder)
+                if again:
+                    folder.mkdir()
+            return []
+
+    with pytest.raises(OSError, match=r"run was removed while the run trained in it.*The same command begins again"):
+        fit(RECIPE, folder, Removing(every=1), say=lambda line: None)
+    assert not (folder / "checkpoints").exists()
+    fit(RECIPE, folder, Nothing(every=1), say=lambda line: None)
+    assert (folder / "recipe.toml").is_file()
