@@ -67,7 +67,7 @@ def full(monkeypatch):
         fsync = os.fsync
 
         def failing(descriptor):
-            if any(name in os.readlink(f"/proc/self/fd/{descriptor}") for name in names):
+            if any(name in str(Path(f"/proc/self/fd/{descriptor}").readlink()) for name in names):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             fsync(descriptor)
 
