@@ -9,7 +9,7 @@ import marginlab
 
 PACKAGE = Path(marginlab.__file__).parent
 FLOORS = [
-    {"rng", "ranks", "settings", "signals", "statistics"},
+    {"rng", "ranks", "settings", "signals", "terminal", "statistics"},
     {"margins"},
     {"kernels"},
     {"measures", "evaluation"},

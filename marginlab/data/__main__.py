@@ -7,6 +7,7 @@ from pathlib import Path
 from marginlab.data.images import ImageSet
 from marginlab.data.loading import load, splits
 from marginlab.data.published import TORCHVISION, root_folder, torchvision_set
+from marginlab.terminal import printable, say
 
 _SPEC = (
     "shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, lfw, "
@@ -27,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in TORCHVISION and not (root / f"{name}.npz").exists():
             _download(name, root)
         for split in splits(asked.spec):
-            print(describe(load(asked.spec, split, root, size=asked.size, workers=0), split))
+            say(describe(load(asked.spec, split, root, size=asked.size, workers=0), split))
     except (ValueError, TypeError, OSError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{printable(error)}\n")
 
 
 def describe(images: ImageSet, split: str) -> str:

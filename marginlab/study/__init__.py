@@ -5,9 +5,11 @@ from marginlab.study.definition import Study as Study
 from marginlab.study.definition import load as load
 from marginlab.study.definition import shipped as shipped
 from marginlab.study.engine import execute as execute
+from marginlab.study.markup import Markup as Markup
+from marginlab.study.markup import literal as literal
 from marginlab.study.report import Report as Report
 from marginlab.study.run import Rows as Rows
 from marginlab.study.run import Run as Run
 from marginlab.study.run import open_run as open_run
 
-__all__ = ("Cell", "Report", "Rows", "Run", "Study", "execute", "load", "open_run", "shipped")
+__all__ = ("Cell", "Markup", "Report", "Rows", "Run", "Study", "execute", "literal", "load", "open_run", "shipped")

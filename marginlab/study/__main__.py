@@ -14,6 +14,7 @@ from marginlab.study.folder import check, reopen
 from marginlab.study.keep import keep
 from marginlab.study.run import open_run
 from marginlab.study.team import leave
+from marginlab.terminal import say
 
 PROG = "python -m marginlab.study"
 
@@ -78,12 +79,12 @@ def main(arguments: Sequence[str]) -> int:
         return execute(study, settings, folder, arguments=arguments)
     except SettingsError as error:
         own = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"error: {own}{error}", file=sys.stderr)  # of every rank: the others may never hear of it
+        say(f"error: {own}{error}", error=True)  # of every rank: the others may never hear of it
         return 2
     except OSError as error:
         own = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         named = f"{error.filename} cannot be used: {error.strerror}." if error.filename else error
-        print(f"error: {own}{named}", file=sys.stderr)
+        say(f"error: {own}{named}", error=True)
         return 1
     except KeyboardInterrupt:  # while the study was imported; the engine answers for itself
         print("Interrupted before any cell was begun; the same command begins again.", file=sys.stderr)
@@ -97,10 +98,10 @@ def _list(flags: Sequence[str]) -> int:
         raise SettingsError(f"`list` takes nothing more, not {' '.join(flags)!r}.")
     studies = shipped()
     if not studies:
-        print(f"There are no studies in {shelf()}.")
+        say(f"There are no studies in {shelf()}.")
     for name, file in studies.items():
         presets = presets_of(file)
-        print(f"{name}\n    {summary(file)}\n    presets: {', '.join(presets) if presets else 'none'}")
+        say(f"{name}\n    {summary(file)}\n    presets: {', '.join(presets) if presets else 'none'}")
     return 0
 
 
@@ -127,7 +128,7 @@ def _keep(flags: Sequence[str], own: str | None) -> int:
     if len(flags) != 2:
         raise SettingsError(f"Of which run, and where? Say: {PROG} keep RUN FILE.csv.")
     rows = keep(open_run(flags[0], own), Path(flags[1]))
-    print(f"{rows} rows and where they come from, in {flags[1]}")
+    say(f"{rows} rows and where they come from, in {flags[1]}")
     return 0
 
 

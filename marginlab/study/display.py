@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from marginlab.study.run import Run
+from marginlab.terminal import printable, say
 
 if TYPE_CHECKING:
     import rich.console
@@ -33,7 +34,8 @@ def console() -> "rich.console.Console":
     """Standard output, as rich knows it; without a terminal as wide as a table needs."""
     from rich.console import Console
 
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    width = None if sys.stdout.isatty() else 160
+    return Console(highlight=False, markup=False, emoji=False, width=width)  # what it shows is data
 
 
 class Display:
@@ -63,9 +65,9 @@ class Display:
     def line(self, text: str) -> None:
         """A line that stays."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False)
+            self._bar.console.print(printable(text))
         elif self.shown:
-            print(text, flush=True)
+            say(text)
 
     def start(self, cell: str, finished: int, others: int) -> None:
         """A cell begins; so many are finished, and other processes compute so many."""
@@ -111,7 +113,11 @@ class Display:
         if self._bar is not None:
             part = self._part if self._part > 0 else 0.0
             what = f"{self._cell}  {text}" if self._cell else f"waits for {self.others} that other processes compute"
-            self._bar.update(self._task, completed=self.finished + part, count=f"{self.finished}/{self.total} cells", left=self._left(""), what=what)
+            count, left = f"{self.finished}/{self.total} cells", self._left("")
+            done = self.finished + part
+            self._bar.update(
+                self._task, completed=done, count=count, left=left, what=printable(what)
+            )
 
 
 def closing(run: Run, headline: Sequence[str]) -> None:
@@ -126,15 +132,16 @@ def closing(run: Run, headline: Sequence[str]) -> None:
         last[repr([row[column] for column in columns]), row["name"]] = row
     varying = [column for column in columns if len({cell[column] for cell in run.cells}) > 1]
     fixed = ", ".join(f"{column} {run.cells[0][column]}" for column in columns if column not in varying)
-    table = Table(title=run.study.title, title_justify="left", caption=fixed, caption_justify="left")
+    title, caption = printable(run.study.title), printable(fixed)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in varying:
-        table.add_column(column)
+        table.add_column(printable(column))
     for name in headline:
-        table.add_column(name, justify="right")
+        table.add_column(printable(name), justify="right")
     for cell in run.cells:
         key = repr([cell[column] for column in columns])
-        table.add_row(*(str(cell[column]) for column in varying), *(_short(last.get((key, name))) for name in headline))
-    console().print(table, markup=False)
+        table.add_row(*(printable(cell[column]) for column in varying), *(_short(last.get((key, name))) for name in headline))
+    console().print(table)
 
 
 def _short(row: dict[str, Any] | None) -> str:

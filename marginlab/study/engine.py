@@ -28,6 +28,7 @@ from marginlab.study.folder import assemble, finish, log, now, prepare
 from marginlab.study.page import render, template
 from marginlab.study.run import Run
 from marginlab.study.team import Team, join
+from marginlab.terminal import say
 
 _POLL = 0.3  # seconds between two looks at cells that other processes compute
 
@@ -80,7 +81,8 @@ def _farewell(grid: "_Grid", folder: Path, command: str) -> None:
     assemble(folder, grid.cells)
     done = sum(cell.finished for cell in grid.cells)
     log(folder, f"interrupted, {done} of {len(grid.cells)} cells finished")
-    print(f"\nInterrupted: {done} of {len(grid.cells)} cells are finished and kept in {folder}; go on with: {command}", file=sys.stderr, flush=True)
+    kept = f"{done} of {len(grid.cells)} cells are finished and kept in {folder}"
+    say(f"\nInterrupted: {kept}; go on with: {command}", error=True)
 
 
 class _Grid:
@@ -209,15 +211,17 @@ def _report(run: Run, team: Team, command: str, state: str) -> bool:
     if team.leads:
         write(run.folder / "report.html", render(run, command, state, trouble))
         if not good:
-            print(f"The study's report failed; report.html shows what it had until then.\n{trouble}", file=sys.stderr, flush=True)
+            words = "The study's report failed; report.html shows what it had until then."
+            say(f"{words}\n{trouble}", error=True)
     return good
 
 
 def _results(run: Run, missing: Sequence[Cell]) -> None:
     show.closing(run, run.study.headline)
     if missing:
-        print(f"Missing: {len(missing)} of {len(run.cells)} cells ({', '.join(cell.id for cell in missing)}). The same command tries them again.")
-    print(f"results  {run.folder / 'results.csv'}\nreport   {run.folder / 'report.html'}", flush=True)
+        named = ", ".join(cell.id for cell in missing)
+        say(f"Missing: {len(missing)} of {len(run.cells)} cells ({named}). The same command tries them again.")
+    say(f"results  {run.folder / 'results.csv'}\nreport   {run.folder / 'report.html'}")
     log(run.folder, f"ends, {len(run.cells) - len(missing)} of {len(run.cells)} cells finished")
 
 

@@ -23,6 +23,7 @@ from marginlab.settings import SettingsError, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
 from marginlab.study.definition import Study, load, loaded, same_file, shipped
 from marginlab.study.files import RunFolderError, read_json, read_table, write, write_json, write_table
+from marginlab.terminal import printable
 
 TIMES = ("seconds", "host", "device", "started")
 _SHOWN = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "plotly")
@@ -171,7 +172,7 @@ def device() -> str:
 def log(folder: Path, text: str) -> None:
     """Add a line to log.txt, in one write, so that lines of several processes do not mix."""
     with (folder / "log.txt").open("a", encoding="utf-8") as file:
-        file.write(f"{now()} {socket.gethostname()}:{os.getpid()} {text}\n")
+        file.write(printable(f"{now()} {socket.gethostname()}:{os.getpid()} {text}") + "\n")
 
 
 def finish(cell: Cell, seconds: float, started: str) -> None:

@@ -15,6 +15,7 @@ from marginlab import settings
 from marginlab.settings import SettingsError
 from marginlab.study.files import read_json, write
 from marginlab.study.run import Run
+from marginlab.terminal import printable
 
 
 def keep(run: Run, file: Path) -> int:
@@ -46,7 +47,8 @@ def keep(run: Run, file: Path) -> int:
         "settings": "; ".join(line for line in settings.to_toml(run.settings).splitlines() if line),
     }
     text = io.StringIO()
-    text.writelines(f"# {name}: {value}\n" for name, value in source.items())
+    # on one line each, also where a file's name is broken
+    text.writelines(f"# {name}: {printable(' '.join(value.split()))}\n" for name, value in source.items())
     rows = [row for row in run.results if row["name"] in kept]
     table = csv.DictWriter(text, list(run.results[0]), lineterminator="\n")
     table.writeheader()

@@ -1,4 +1,7 @@
-"""Plain text with a little markup, as HTML: paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks, [links](address)."""
+"""Plain text with a little markup, as HTML: paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks, [links](address).
+
+What comes from outside (the name of a class or a file, a setting) goes into it by `literal`, and is shown as it is.
+"""
 
 import html
 import re
@@ -8,7 +11,23 @@ _LINK = re.compile(r"\[([^\]]+)\]\((https?://[^\s)]+|#[\w-]+|[\w./-]+)\)")
 _BOLD = re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*")
 _ITALIC = re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
 _HEADING = re.compile(r"(#{2,4})\s+(.+)")
+_MARKS = "\\`*[]()#_.+-"
+_ESCAPED = re.compile(rf"\\([{re.escape(_MARKS)}])")
+_KEPT = {chr(0xE000 + ord(mark)): mark for mark in _MARKS}  # a mark that was escaped, while others are looked for
 _ITEM = re.compile(r"\s*(?:[-*]|\d+[.)])\s+(.+)")
+
+
+class Markup(str):
+    """A text in a table whose markup counts; any other is shown as it is."""
+
+
+def literal(value: object) -> str:
+    """A value as text in which nothing is markup, on one line.
+
+    >>> inline(literal("[a](https://b.c) **d**"))
+    '[a](https://b.c) **d**'
+    """
+    return re.sub(f"([{re.escape(_MARKS)}])", r"\\\1", " ".join(str(value).split()))
 
 
 def inline(text: str) -> str:
@@ -17,7 +36,8 @@ def inline(text: str) -> str:
     >>> inline("**d_A** < `a*b*c`")
     '<strong>d_A</strong> &lt; <code>a*b*c</code>'
     """
-    parts = _CODE.split(text)  # text, code, text, code, ...
+    hidden = _ESCAPED.sub(lambda m: chr(0xE000 + ord(m[1])), text)
+    parts = _CODE.split(hidden)  # text, code, text, code, ...
     for i, part in enumerate(parts):
         safe = html.escape(part)
         if i % 2:
@@ -25,7 +45,7 @@ def inline(text: str) -> str:
         else:
             safe = _LINK.sub(lambda m: f'<a href="{m[2]}">{m[1]}</a>', safe)
             parts[i] = _ITALIC.sub(r"<em>\1</em>", _BOLD.sub(r"<strong>\1</strong>", safe))
-    return "".join(parts)
+    return "".join(_KEPT.get(character, character) for character in "".join(parts))
 
 
 def block(text: str) -> str:

@@ -5,14 +5,16 @@ import html
 import io
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from marginlab.study.markup import block, inline
+from marginlab.study.markup import Markup, block, inline
 
 if TYPE_CHECKING:
     import numpy
 
+_TAG = re.compile(r"<(?!/?(?:br|b|i|em|sub|sup|extra)\s*/?>)", re.IGNORECASE)  # any other than these
 _SMALL, _WIDE = 96, 320  # pixels; pictures up to the first are shown at one small size, those up to the second twice as large as they are
 
 
@@ -36,13 +38,14 @@ class Report:
         self.sections.append(f'<div class="text">{block(markup)}</div>')
 
     def figure(self, figure: Any, caption: str = "") -> None:
-        """A plotly figure, which opens without a network."""
+        """A plotly figure, which opens without a network; of its texts' tags those that only style count."""
         import plotly.io
 
         self.figures += 1
         drawn = plotly.io.to_html(
-            figure,
+            _without_links(figure.to_dict()),
             full_html=False,
+            validate=False,  # it was, when the figure was made
             include_plotlyjs=False,
             include_mathjax=False,
             div_id=f"figure-{self.figures}",
@@ -51,7 +54,11 @@ class Report:
         self.sections.append(f'<figure class="plot">{drawn}{_caption(f"Figure {self.figures}", caption)}</figure>')
 
     def table(self, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
-        """Rows as dicts; the columns are their keys, in the order in which they appear. Numbers are shortened to four digits, with a tooltip."""
+        """Rows as dicts; the columns are their keys, in the order in which they appear.
+
+        Numbers are shortened to four digits, with a tooltip; texts are shown as they are, but for a
+        `Markup`.
+        """
         self.tables += 1
         columns = list(dict.fromkeys(key for row in rows for key in row))
         numeric = {column for column in columns if all(_is_number(row.get(column)) for row in rows)}
@@ -61,7 +68,9 @@ class Report:
         self.sections.append(f'<figure class="table">{_caption(f"Table {self.tables}", caption)}{table}</figure>')
 
     def images(self, pictures: Sequence[tuple[Any, str]], title: str = "") -> None:
-        """Pictures with their captions: uint8 arrays of shape (H, W, 3).
+        """Pictures with their captions, such as names of classes, in which nothing is markup.
+
+        The pictures are uint8 arrays of shape (H, W, 3).
 
         Raises
         ------
@@ -70,11 +79,25 @@ class Report:
         """
         shown = "".join(
             f'<figure><img {_size(picture.shape[1])} src="{_uri(picture)}" alt="{html.escape(caption, quote=True)}">'
-            f"<figcaption>{inline(caption)}</figcaption></figure>"
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             for picture, caption in ((_picture(array), caption) for array, caption in pictures)
         )
         heading = f"<h3>{inline(title)}</h3>" if title else ""
         self.sections.append(f'<section class="gallery">{heading}<div class="pictures">{shown}</div></section>')
+
+
+def _without_links(value: Any) -> Any:
+    """What a figure is made of, where plotly would read the name of a class as a link or a picture."""
+    if isinstance(value, str):
+        return _TAG.sub("&lt;", value)
+    if isinstance(value, Mapping):
+        return {key: _without_links(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_links(item) for item in value]
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and dtype.kind in "OU":  # an array of texts
+        return _without_links(value.tolist())
+    return value
 
 
 def show(value: Any) -> str:
@@ -107,7 +130,8 @@ def _right(numeric: bool) -> str:
 def _data(value: Any, numeric: bool) -> str:
     shown, whole = show(value), str(value)
     tip = f' title="{html.escape(whole, quote=True)}"' if shown not in (whole, "–") else ""
-    return f"<td{_right(numeric)}{tip}>{html.escape(shown) if numeric else inline(shown)}</td>"
+    text = inline(shown) if isinstance(value, Markup) else html.escape(shown)
+    return f"<td{_right(numeric)}{tip}>{text}</td>"
 
 
 def _caption(number: str, caption: str) -> str:

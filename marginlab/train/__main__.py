@@ -14,6 +14,7 @@ import torch
 
 from marginlab import ranks, settings, train
 from marginlab.data.pixels import BUDGET
+from marginlab.terminal import say
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train.watch import Stopped
 
@@ -55,19 +56,20 @@ def main(arguments: list[str]) -> int:
         if ranks.rank() == 0:
             for row in run.rows:
                 if row.epoch == recipe.epochs:
-                    sys.stdout.write(f"{row.name:36} {row.value:.4f}\n")
+                    say(f"{row.name:36} {row.value:.4f}")
             rate = f"{run.images_per_second:,.0f} images/s." if run.images_per_second else "Nothing was left to train."
-            sys.stdout.write(f"{rate} Kept in {run.folder.absolute()}\n")
+            say(f"{rate} Kept in {run.folder.absolute()}")
     except Stopped as stopped:
         if ranks.rank() == 0:
-            sys.stderr.write(f"{stopped} The same command goes on from there.\n")
+            say(f"{stopped} The same command goes on from there.", error=True)
         return 143
     except (ValueError, TypeError, OSError, FloatingPointError) as error:  # SettingsError is a ValueError
         # every rank says its own: the others may never hear of it, and wait until they are stopped
-        sys.stderr.write(f"{error}\n" if ranks.size() == 1 else f"Rank {ranks.rank()}: {error}\n")
+        say(error if ranks.size() == 1 else f"Rank {ranks.rank()}: {error}", error=True)
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped. What {options.folder} holds is whole: the same command goes on from its last checkpoint.\n")
+        kept = f"What {options.folder} holds is whole"
+        say(f"Stopped. {kept}: the same command goes on from its last checkpoint.", error=True)
         return 130
     finally:
         ranks.leave()

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from marginlab import methods as rooms
 from marginlab import models, settings
-from marginlab.study import Cell, Run
+from marginlab.study import Cell, Run, literal
 from marginlab.theory import rounded_up
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
@@ -145,7 +145,7 @@ def report(run: Run) -> None:
     """What is certified at the end, when each condition starts to hold, which term is to blame, and the theorems on the losses themselves."""
     chosen: Settings = run.settings
     names = _names(chosen.methods)
-    run.report.title = f"What is certified: {chosen.data}"
+    run.report.title = f"What is certified: {literal(chosen.data)}"
     run.report.lead = (
         f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for {chosen.views} views of {chosen.certified} beside the image, from "
         f"{chosen.monitored} training images, of them and of as many test images. Embeddings are what the loss sees; backbone features follow a ReLU."
@@ -236,7 +236,7 @@ def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: flo
             )
         else:
             said = f"is not certified, although its error of new images is {error:.3f}"
-        lines.append(f"- **{names[method]}** {said}.")
+        lines.append(f"- **{literal(names[method])}** {said}.")
     return "\n".join(["By the form with fixed centers, on embeddings of new images:", "", *lines])
 
 

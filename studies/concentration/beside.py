@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from marginlab.study import Run
+from marginlab.study import Run, literal
 
 NAMED = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
@@ -67,5 +67,5 @@ def _differences(run: Run, data: str) -> str:
         "kNN": ("k = 200, T = 0.1, all training images", f"k = 200, T = 0.1, {f'{c.bank:,}' if c.bank else 'all'} images trained on"),
         "1 - sigma": ("method, views, images and delta not published", f"n = {c.per_class}, V = {c.views}, delta = {c.delta:g} delta_max"),
     }
-    lines = [f"- {name}: {paper} there, {ours} here" for name, (paper, ours) in theirs.items() if paper != ours]
+    lines = [f"- {name}: {literal(paper)} there, {literal(ours)} here" for name, (paper, ours) in theirs.items() if paper != ours]
     return "Compare orders, not levels. The settings that differ:\n\n" + "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from marginlab.evaluation import associate, associate_replicates
-from marginlab.study import Run
+from marginlab.study import Markup, Run, literal
 
 from . import beside, figures
 from .beside import last
@@ -43,7 +43,7 @@ def write(run: Run, pixels: Kept, features: Encoded) -> None:
     """
     chosen, report = run.settings, run.report
     n, blocks = min(found["n"] for found in pixels.values()), min(found["blocks"] for found in pixels.values())
-    report.title = f"Concentration of augmented data and contrastive learning: {chosen.data}"
+    report.title = f"Concentration of augmented data and contrastive learning: {literal(chosen.data)}"
     report.lead = (
         "An augmentation is a (sigma, delta)-augmentation if in every class a part of at least sigma of the images lies within an augmented distance "
         "d_A of delta of each other (Huang et al., ICLR 2023, definition 1): the smaller 1 - sigma, the sharper the concentration. The paper "
@@ -165,7 +165,7 @@ def _sign(order: Orders, one: str, other: str) -> str | None:
     for sign, first, second in (("<", one, other), (">", other, one)):
         claim = f"{first} < {second}"
         if claim in order.stable or claim in order.local:
-            return f"**{sign}**" if claim in order.stable else f"({sign})"
+            return Markup(f"**{sign}**") if claim in order.stable else f"({sign})"
     return None
 
 
@@ -219,7 +219,8 @@ def _learnt(run: Run, features: Encoded) -> None:
             lines[title] = {key: sorted((epoch, float(np.mean(values))) for epoch, values in found.items()) for key, found in by_epoch.items()}
         report.figure(
             figures.over_epochs(lines),
-            f"{method}, {GRIDS[grid]}, mean over {_seeds(run)}: on L2-normalised backbone features of {chosen.monitored} test images, 8 views of "
+            f"{literal(method)}, {GRIDS[grid]}, mean over {_seeds(run)}: on L2-normalised "
+            f"backbone features of {chosen.monitored} test images, 8 views of "
             "each "
             "under the augmentation trained with; epoch 0 is the untrained network. Alignment is E ||f(x_1) - f(x_2)||^2 over two views of an image; "
             "mu_k is the center of class k.",
@@ -232,7 +233,8 @@ def _learnt(run: Run, features: Encoded) -> None:
         }
         report.figure(
             figures.over_delta(panels, chosen.delta, "delta / delta_max of the encoder"),
-            f"Concentration in feature space, {method}: the same images and views as in pixels (block 0), as L2-normalised backbone features of "
+            f"Concentration in feature space, {literal(method)}: the same images and views as in "
+            "pixels (block 0), as L2-normalised backbone features of "
             "the encoder "
             f"trained with that augmentation; the band holds all seeds. delta_max is each encoder's own. {CONTROL} The gap between the two is what "
             "the "
@@ -281,7 +283,7 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
         }
         for title in ERRORS
     }
-    report.text(f"## Concentration and error: {method}")
+    report.text(f"## Concentration and error: {literal(method)}")
     controls = {name: found["rows"]["1-sigma (control)"][0] for name, found in named.items()}
     report.figure(
         figures.against_error(points, controls, untrained),
@@ -335,7 +337,8 @@ def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: M
     blocks = len(by_block(next(iter(pairs.values()))))
     run.report.table(
         headline,
-        f"Does error rise with 1 - sigma over the ten pairs? {method}. Pairs share letters, so the test relabels the five operations, in all 120 "
+        f"Does error rise with 1 - sigma over the ten pairs? {literal(method)}. Pairs share "
+        "letters, so the test relabels the five operations, in all 120 "
         "ways; the "
         f"smallest p it can give is 1/120. Lowest, highest and standard deviation are over {blocks} blocks x {_seeds(run)}: conditional on these "
         "ten pairs, "
@@ -359,7 +362,7 @@ def _findings(run: Run, pixels: Kept, features: Encoded) -> None:
                 by_label.setdefault(label(letters, strength), []).append(found)
             del seed
         said = findings(named, by_label, _of_method(run, method), SHARES)
-        run.report.text(f"## What follows: {method}\n\n{in_words(said)}")
+        run.report.text(f"## What follows: {literal(method)}\n\n{in_words(said)}")
         run.report.table(
             [finding._asdict() for finding in said],
             "Statements and verdicts, made from the numbers above. Of two augmentations one is called smaller if the 95 % interval of the paired "

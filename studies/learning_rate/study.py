@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from marginlab import settings
-from marginlab.study import Cell, Run
+from marginlab.study import Cell, Run, literal
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
@@ -82,6 +82,7 @@ def report(run: Run) -> None:
         table.append(entry)
     figure = go.Figure([go.Scatter(x=[e["optimizer"] for e in table], y=[e[t] for e in table], name=t) for t in ("kNN error", "linear error")])
     figure.update_yaxes(title="test error")
-    run.report.lead = f"{chosen.method} with {chosen.augmentation} on {chosen.data}, {chosen.epochs} epochs at batch {chosen.batch}."
+    made, data = literal(f"{chosen.method} with {chosen.augmentation}"), literal(chosen.data)
+    run.report.lead = f"{made} on {data}, {chosen.epochs} epochs at batch {chosen.batch}."
     run.report.figure(figure, f"Errors on the test images after the last epoch, mean over {len(chosen.seeds)} seed(s).")
     run.report.table(table, "The same, in numbers, with the loss of the last epoch.")

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from marginlab import data, ranks, settings
 from marginlab.evaluation import verify
-from marginlab.study import Cell, Run
+from marginlab.study import Cell, Run, literal
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
@@ -170,10 +170,12 @@ def report(run: Run) -> None:
     """Verification by rate beside that of pixels, the target angle over training, and the published tables."""
     chosen: Settings = run.settings
     names = ("verification_accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
-    run.report.title = f"Sampled classes and verification: {chosen.data}"
+    run.report.title = f"Sampled classes and verification: {literal(chosen.data)}"
     run.report.lead = (
-        f"{chosen.margin} at s = {chosen.scale:g} on {chosen.data}, {chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). "
-        f"Each step sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of characters of {chosen.unseen}, of other alphabets."
+        f"{literal(chosen.margin)} at s = {chosen.scale:g} on {literal(chosen.data)}, "
+        f"{chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). "
+        f"Each step sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of "
+        f"characters of {literal(chosen.unseen)}, of other alphabets."
     )
 
     def mean(name: str, **of: Any) -> float:

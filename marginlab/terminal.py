@@ -1,0 +1,26 @@
+r"""Strings of other people on a terminal: names of classes, files and folders, values of settings.
+
+A file name may hold any byte, so also the escape codes by which a terminal changes its title, its colours or
+what has been printed already, and marks that turn the direction of writing round. Shown are they as Python
+writes them in a string, `\x1b`; so is a byte that is no UTF-8, `\udcff`, which no stream could encode.
+"""
+
+import re
+import sys
+
+# C0 but line feed and tab, DEL and C1, lone surrogates, marks of direction, line and paragraph separators
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: object) -> str:
+    r"""The text with what a terminal would obey, or could not show, written out.
+
+    >>> print(printable("cat\x1b[31m"), printable("caf\udce9"))
+    cat\x1b[31m caf\udce9
+    """
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def say(text: object, *, error: bool = False) -> None:
+    """Print a line of text to standard output, or to standard error, at once."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
