@@ -18,6 +18,7 @@ from marginlab.ranks.exchange import alike as alike
 from marginlab.ranks.exchange import broadcast as broadcast
 from marginlab.ranks.exchange import differences as differences
 from marginlab.ranks.exchange import first as first
+from marginlab.ranks.exchange import of_all as of_all
 from marginlab.ranks.group import PATIENCE as PATIENCE
 from marginlab.ranks.group import join as join
 from marginlab.ranks.group import leave as leave

@@ -59,14 +59,14 @@ def agreed(
     rows: list[int]
     rows, words = held.T.tolist()
     if min(words) < 0:
-        refusals = _of_all(None if error is None else str(error), group)
+        refusals = of_all(None if error is None else str(error), group)
         if error is not None:
             raise error
         number = next(r for r, text in enumerate(refusals) if text is not None)
         raise ValueError(f"Rank {number} of {size(group)} refused its batch: {refusals[number]}")
     if min(words) < max(words):
         shown = {name: f"{value!r:.200}" for name, value in said.items()}
-        raise ValueError(differences(_of_all(shown, group), what))
+        raise ValueError(differences(of_all(shown, group), what))
     return rows
 
 
@@ -76,7 +76,14 @@ def _word(said: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
-def _of_all(value: T, group: dist.ProcessGroup | None) -> list[T]:
+def of_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """A value of every rank, any that can be pickled, in the order of the ranks, on each of them.
+
+    >>> of_all("here")
+    ['here']
+    """
+    if size(group) == 1:
+        return [value]
     values: list[Any] = [None] * size(group)
     dist.all_gather_object(values, value, group=group)
     return values

@@ -1,7 +1,7 @@
 """A run folder: which study and settings made it, what its cells measured.
 
     config.toml   the settings, as marginlab.settings reads them     results.csv   all rows, in grid order, long form
-    about.json    study, command, versions, machine                  times.csv     seconds of each cell, where, when
+    about.json    study, command, versions, machine                  times.csv     seconds of each cell, on which device with how many threads, when
     cells/ID/     rows.csv, what the cell kept                       log.txt       what happened, when
     once/NAME-H/  results that cells share                           report.html
 """
@@ -12,13 +12,13 @@ import os
 import platform
 import shutil
 import socket
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import marginlab
+from marginlab.machine import device
 from marginlab.settings import SettingsError, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
 from marginlab.study.definition import Study, load, loaded, same_file, shipped
@@ -154,19 +154,6 @@ def about(study: Study, command: str) -> dict[str, Any]:
 def now() -> str:
     """The time, to a second, with its zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def device() -> str:
-    """What this process computes on: the GPU, if torch is loaded and has one, and else the CPU and how much of it we may use."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    name = platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"CPU {name}, {cores} {'core' if cores == 1 else 'cores'}"
 
 
 def log(folder: Path, text: str) -> None:

@@ -2,14 +2,20 @@
 
     RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
     RUN/.lock                                     held by the process that trains
+    RUN/machines.csv                              a row for each start: from which step on, on which devices with
+                                                  how many threads, on how many ranks, with which version of torch
 """
 
 import contextlib
+import csv
 import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+
+import torch
 
 from marginlab import settings
 from marginlab.settings import SettingsError
@@ -51,6 +57,18 @@ def still_there(folder: Path) -> None:
             f"{folder} was removed while the run trained in it, and what was kept there is lost. The "
             "same command begins again."
         )
+
+
+def record_machines(folder: Path, step: int, devices: list[str]) -> None:
+    """Add a row to machines.csv: numbers are the same bit for bit only where it is, see `machine`."""
+    file = folder / "machines.csv"
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    named = "; ".join(dict.fromkeys(devices))
+    with file.open("a", newline="", encoding="utf-8") as out:
+        table = csv.writer(out, lineterminator="\n")
+        if not _filled(file):
+            table.writerow(("step", "started", "devices", "ranks", "torch"))
+        table.writerow((step, now, named, len(devices), torch.__version__))
 
 
 def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from marginlab import ranks
+from marginlab import machine, ranks
 from marginlab.data import ImageSet
 from marginlab.data.pixels import BUDGET
 from marginlab.data.streaming import batches
@@ -27,7 +27,7 @@ from marginlab.losses import PartialFC, outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.train import checkpoint, watch
-from marginlab.train.claim import claimed, still_there
+from marginlab.train.claim import claimed, record_machines, still_there
 from marginlab.train.images import passes, together
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
@@ -159,6 +159,9 @@ class _Loop:
                 self.totals[name] = torch.tensor(own, device=self.device, dtype=torch.float64)
         elif self.recipe.start:
             self.save()  # the other run may go on before this one's first checkpoint: its weights of now are this run's
+        if self.step < self.steps:
+            devices = ranks.of_all(machine.device())
+            ranks.first(lambda: record_machines(self.folder, self.step, devices))
         forward: Any = self.method
         if ranks.size() > 1:
             outside_ddp(self.method)

@@ -3,6 +3,7 @@
 Two runs of one recipe give the same numbers, bit for bit, on one kind of processor with one number
 of threads and one set of versions. Another processor or number of threads adds in another order,
 and a short training carries that as far as another seed: `studies/README.md` has the numbers.
+A run says in `machines.csv` where it was computed, a study in `times.csv`.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,40 @@
+"""Where numbers come from: the processor or GPU of this process, and how many threads it computes with.
+
+A sum of floats depends on the order in which it is taken, and that on the number of threads and on the
+vector instructions of the processor. So numbers are the same, bit for bit, only on processors of one kind
+with the same number of threads, and a training carries the last bit of a sum as far as another seed would.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def processor() -> str:
+    """The name of the processor, as the system knows it."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    return name
+
+
+def device() -> str:
+    """What this process computes on: the GPU, if torch is loaded and has one, and else the processor.
+
+    Of a processor with the cores that may be used and, if torch is loaded, with its threads.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    said = f"CPU {processor()}, {cores} {'core' if cores == 1 else 'cores'}"
+    if torch is None:
+        return said
+    threads = torch.get_num_threads()
+    return f"{said}, {threads} {'thread' if threads == 1 else 'threads'}"
