@@ -67,8 +67,8 @@ def cross_correlation(
 
     """
     check(off_diagonal_weight, correction, grads)
-    given = (off_diagonal_weight, correction)
-    z1, z2, held = wide_of_all(z1, z2, group, "CrossCorrelation", settings=given, grads=grads)
+    weights = (off_diagonal_weight, correction)
+    z1, z2, held = wide_of_all(z1, z2, group, "CrossCorrelation", settings=weights, grads=grads)
     with torch.autocast(z1.device.type, enabled=False):
         contract: ranks.Gradients = "sum" if grads == "published" else grads
         n, width = sum(held), z1.shape[1]

@@ -94,15 +94,14 @@ def fit(
     device = torch.device(device) if device is not None else _own_device()
     reading = {"root": root, "budget": budget, "workers": workers}
     train, test, unseen = together(recipe, monitor, device, reading)
-    digests = [images.digest() for images in (train, test, unseen) if images is not None]
+    digests = " ".join(s.digest() for s in (train, test, unseen) if s is not None) + "\n"
     method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.start and checkpoint.latest(folder) is None:
         checkpoint.start(method, recipe.start)
     passes(method, train, recipe, device)
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
     with contextlib.ExitStack() as stack:
-        own = claimed(recipe, monitor, f"{' '.join(digests)}\n", folder)
-        ranks.first(lambda: stack.enter_context(own))
+        ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))
         loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return loop.run()
