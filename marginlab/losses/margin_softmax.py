@@ -51,6 +51,8 @@ def margin_softmax(
 
     """
     check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
+    if not centers.is_floating_point():
+        raise ValueError(f"Centers are floating-point numbers, not {centers.dtype}: call .float().")
     if centers.ndim not in (2, 3):
         raise ValueError(f"Class centers are (C, D) or (C, K, D), not {tuple(centers.shape)}.")
     check_shapes(embeddings, labels, centers)

@@ -130,6 +130,8 @@ class Concentration(Measure):
             raise ValueError(
                 f"views are floating-point numbers of shape (N, V, 3, H, W), or features (N, V, D), not {views.dtype} {tuple(views.shape)}."
             )
+        if 0 in views.shape[2:]:
+            raise ValueError(f"views of shape {tuple(views.shape)} have nothing to compare in them.")
         if pixels and self.normalize:
             raise ValueError(f"normalize=True is for features (N, V, D), but these are pixels of shape {tuple(views.shape)}: leave it off.")
         check_labels(labels, len(views))

@@ -24,6 +24,8 @@ from torchmetrics import Metric
 from marginlab.measures.composed import OPERATORS, Composed, compose, number, numbers
 from marginlab.statistics import unit_vectors
 
+LARGEST = 1e70  # moments are squared once more
+
 
 class _Whole:
     """A result that torchmetrics passes on untouched, because it does not know this class."""
@@ -224,6 +226,10 @@ def check_features(features: Tensor, fewest_views: int) -> None:
             "features are floating-point numbers of shape (N, V, D), not "
             f"{features.dtype} {tuple(features.shape)}.{one}"
         )
+    if features.shape[2] == 0:
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} have no dimension: look for what emptied them."
+        )
     if features.shape[1] < fewest_views:
         raise ValueError(
             f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) of an image, but at least {fewest_views} are needed. "
@@ -245,4 +251,11 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
 def prepared(features: Tensor, normalize: bool) -> Tensor:
     """Float64 features, of length 1 if `normalize`."""
     wide = features.detach().double()
-    return unit_vectors(wide) if normalize else wide
+    if normalize:
+        return unit_vectors(wide)
+    if bool((wide.abs() > LARGEST).any()):
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} hold values above {LARGEST:g} in size, whose "
+            "fourth powers are no float64 numbers. Scale them down, or give them length 1 (normalize)."
+        )
+    return wide

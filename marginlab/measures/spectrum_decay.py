@@ -6,16 +6,23 @@ with lambda_1 >= lambda_2 >= ... the eigenvalues of the covariance of features. 
 generalization near alpha = 1 and leave out both ends of the spectrum. (A regression on j itself, or on a linear ramp, would fit exp(-c j), not a
 power: a test shows what it gives.) Unless told, the middle half of log j is fitted: j from r^(1/4) to r^(3/4), r being the number of eigenvalues
 that float64 moments resolve, those above max(D, 100) 2^-52 of the largest one plus the squared mean; all of them where r < 7.
+
+The authors' program is another estimate: it fits j = 11 .. 100 and weights the square of point j by
+1/j, so that the upper end of the range counts more. `weights="published"` is that. On an exact power
+law both give alpha; on a spectrum that bends they do not.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from marginlab.measures.spectrum import SecondMoments, resolved
+
+Weights = Literal["equal", "published"]
+PUBLISHED = (11, 100)  # first and last j of the authors' fit
 
 
 class SpectrumDecayResult(NamedTuple):
@@ -36,27 +43,40 @@ class SpectrumDecayResult(NamedTuple):
     meaning: str
 
 
-def power_law(values: Float[Tensor, " J"], first: int, last: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def power_law(
+    values: Float[Tensor, " J"], first: int, last: int, weights: Weights = "equal"
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Alpha of positive values_j ~ j^-alpha over j = first .. last (from 1, both included), and the standard error of the slope.
 
-    NaN for fewer than two values (three for the error).
+    Squares weigh alike, or, as published, 1/j each. NaN for fewer than two values (three for the error).
 
     >>> alpha, error = power_law(3 * torch.arange(1, 101).double() ** -0.8, 5, 50)
     >>> round(float(alpha), 6), float(error) < 1e-12
     (0.8, True)
     """
     y = values[first - 1 : last].double().log()
-    x = torch.arange(first, first + len(y), device=y.device).double().log()
+    j = torch.arange(first, first + len(y), device=y.device).double()
+    w = 1 / j if weights == "published" else torch.ones_like(j)
+    x = j.log()
     if len(y) < 2:
         return values.new_tensor(torch.nan).double(), values.new_tensor(torch.nan).double()
-    x = x - x.mean()
-    slope = (x @ y) / (x @ x)
-    residual = y - y.mean() - slope * x
-    return -slope, (residual @ residual / (len(y) - 2) / (x @ x)).sqrt() if len(y) > 2 else torch.full_like(slope, torch.nan)
+    x = x - (w @ x) / w.sum()
+    wx = w * x
+    slope = (wx @ y) / (wx @ x)
+    if len(y) == 2:
+        return -slope, torch.full_like(slope, torch.nan)
+    residual = y - (w @ y) / w.sum() - slope * x
+    variance = residual @ residual / (len(y) - 2)
+    return -slope, (variance * (wx @ wx)).sqrt() / (wx @ x)
 
 
 def spectrum_decay(
-    features: Float[Tensor, "N V D"], fit_range: tuple[int, int] | None = None, *, normalize: bool = False, groups: int = 10
+    features: Float[Tensor, "N V D"],
+    fit_range: tuple[int, int] | None = None,
+    *,
+    weights: Weights = "equal",
+    normalize: bool = False,
+    groups: int = 10,
 ) -> SpectrumDecayResult:
     """What `SpectrumDecay` computes, of features at hand.
 
@@ -65,7 +85,14 @@ def spectrum_decay(
     >>> round(float(spectrum_decay(f).alpha), 6)
     1.0
     """
-    measure = SpectrumDecay(features.shape[-1], fit_range, normalize=normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure = SpectrumDecay(
+        features.shape[-1],
+        fit_range,
+        normalize,
+        weights=weights,
+        groups=groups,
+        sync_on_compute=False,
+    ).to(features.device)
     measure.update(features)
     result: SpectrumDecayResult = measure.compute()
     return result
@@ -79,6 +106,8 @@ class SpectrumDecay(SecondMoments):
     dim: D.
     fit_range: (first, last) j of the fit, from 1, both included; the part of it that is resolved is taken. None: the middle half of log j.
     normalize: give features length 1 first.
+    weights: "equal", least squares as in the paper; "published", the authors' program: squares weigh 1/j, and the range is 11 to 100 unless told
+        (where D < 100, to D). Of a spectrum that is no power law the two differ; where the tail is steeper, published weights give less.
     groups: of images, for the jackknife (see `EffectiveRank`, whose memory and time these are too).
     kwargs: torchmetrics.Metric's.
 
@@ -94,11 +123,29 @@ class SpectrumDecay(SecondMoments):
 
     """
 
-    def __init__(self, dim: int, fit_range: tuple[int, int] | None = None, normalize: bool = False, *, groups: int = 10, **kwargs: Any):
+    def __init__(
+        self,
+        dim: int,
+        fit_range: tuple[int, int] | None = None,
+        normalize: bool = False,
+        *,
+        weights: Weights = "equal",
+        groups: int = 10,
+        **kwargs: Any,
+    ):
         super().__init__(dim, normalize, groups, **kwargs)
+        if weights not in ("equal", "published"):
+            raise ValueError(f"weights of the fit are 'equal' or 'published', not {weights!r}.")
+        if weights == "published" and fit_range is None:
+            if dim < PUBLISHED[0] + 1:
+                raise ValueError(
+                    f"The published fit begins at j = {PUBLISHED[0]}, but there are {dim} dimensions: "
+                    "give a fit_range of your own."
+                )
+            fit_range = (PUBLISHED[0], min(PUBLISHED[1], dim))
         if fit_range is not None and not 1 <= fit_range[0] < fit_range[1] <= dim:
             raise ValueError(f"fit_range is (first, last) with 1 <= first < last <= dim = {dim}, not {fit_range}.")
-        self.fit_range = fit_range
+        self.fit_range, self.weights = fit_range, weights
 
     def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
         """Take V views' features of N more images; labels are not looked at (all measures may be called alike)."""
@@ -111,11 +158,13 @@ class SpectrumDecay(SecondMoments):
         r = int((eigenvalues > 0).sum())
         first, last = self.fit_range or _middle(r)
         last = min(last, r)
-        alpha, error_fit = power_law(eigenvalues, first, last)
+        alpha, error_fit = power_law(eigenvalues, first, last, self.weights)
 
         def without(g: int) -> Tensor:
             left = _spectrum(moment - self.moment[g], sums - self.sums[g], n - int(self.n[g]))
-            return power_law(left, first, last)[0] if float(left[max(last - 1, 0)]) > 0 else torch.full_like(alpha, torch.nan)
+            if float(left[max(last - 1, 0)]) == 0:
+                return torch.full_like(alpha, torch.nan)
+            return power_law(left, first, last, self.weights)[0]
 
         return SpectrumDecayResult(
             alpha=alpha,
@@ -127,7 +176,8 @@ class SpectrumDecay(SecondMoments):
             n=n,
             V=int(self.views),
             meaning=(
-                f"Exponent of a power law, by least squares of log eigenvalues on log j, j from {first} to {last} of {r} that are resolved in "
+                f"Exponent of a power law, by least squares ({self.weights} weights) "
+                f"of log eigenvalues on log j, j from {first} to {last} of {r} that are resolved in "
                 f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A sample's spectrum is steeper than that of what it is drawn "
                 f"from: with few images for the dimensions alpha leans upwards, and no interval "
                 f"of the population's follows from its error. Standard error: jackknife over {self.groups} groups of images."

@@ -48,8 +48,12 @@ class Population:
             raise ValueError(f"A population has finite features (N, V, D) and labels (N,), not {tuple(f.shape)} and {tuple(labels.shape)}.")
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"Labels are integers, not {labels.dtype}.")
-        if sorted(labels.unique().tolist()) != list(range(int(labels.max()) + 1)):
-            raise ValueError(f"Labels run over 0..C-1 without a gap, not {labels.unique().tolist()}: take labels.unique(return_inverse=True)[1].")
+        names = labels.unique()
+        if not torch.equal(names.long(), torch.arange(len(names), device=names.device)):
+            raise ValueError(
+                f"Labels run over 0..C-1 without a gap, not {names.tolist()}: "
+                "take labels.unique(return_inverse=True)[1]."
+            )
         if self.weights is None:
             return
         w = self.weights

@@ -327,3 +327,29 @@ def test_bad_input_is_refused(unchecked):
     ):
         with pytest.raises(ValueError, match=sentence):
             make()
+
+
+@pytest.mark.parametrize("weights", ["equal", "published"])
+def test_the_fit_is_that_of_numpys_weighted_polynomial(weights):
+    values = torch.rand(40, generator=torch.Generator().manual_seed(0)).double() + 0.1
+    j = np.arange(5, 31)
+    w = np.sqrt(1 / j) if weights == "published" else np.ones(len(j))
+    slope = np.polyfit(np.log(j), np.log(values[4:30].numpy()), 1, w=w)[0]
+    assert float(power_law(values, 5, 30, weights)[0]) == pytest.approx(-slope, rel=1e-9)
+
+
+def test_published_weights_are_asked_for_by_name(unchecked):
+    scales = torch.arange(1, 121).double() ** -0.5
+    scales[60:] *= 0.3  # a spectrum that breaks
+    f = torch.cat([torch.diag(scales), -torch.diag(scales)])[:, None]
+    published = spectrum_decay(f, weights="published")
+    assert (published.first, published.last) == (11, 100)
+    j = np.arange(11, 101)
+    line = np.polyfit(np.log(j), 2 * np.log(scales[10:100].numpy()), 1, w=np.sqrt(1 / j))
+    assert float(published.alpha) == pytest.approx(-line[0], rel=1e-6)
+    equal = spectrum_decay(f, (11, 100))
+    assert float(equal.alpha) - float(published.alpha) > 0.05
+    with pytest.raises(ValueError, match="begins at j = 11, but there are 8 dimensions"):
+        spectrum_decay(f[:, :, :8], weights="published")
+    with pytest.raises(ValueError, match="'equal' or 'published', not 'linear'"):
+        SpectrumDecay(20, weights="linear")
