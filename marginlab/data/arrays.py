@@ -180,10 +180,8 @@ def _begun(archive: Entries, key: str) -> tuple[_Header, Entry]:
         raise DamagedError(f"{key} does not begin as an array of numpy does")
     version = magic[6], magic[7]
     if version > (2, 0):  # 3.0 is for field names of structured arrays, which are no images
-        raise ValueError(
-            f"The array {key!r} is stored in npy version {version}: it is a structured array. "
-            "Save plain numbers."
-        )
+        told = f"{key} is stored in npy version {version[0]}.{version[1]}"
+        raise DamagedError(f"{told}, as a structured array is, and no plain numbers")
     length = entry.read(2 if version == (1, 0) else 4)
     if (n := int.from_bytes(length, "little")) > _HEADER:
         most = f"numpy writes at most {_HEADER:,}"

@@ -15,9 +15,8 @@ On several ranks a head holds a shard, in marginlab's cut; the centers of all ra
 number of processes, or `head.state_dict()["centers"].full_tensor()`, which all ranks call.
 """
 
-import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from marginlab.data.untrusted import DamagedError, Entries, open_regular
 from marginlab.losses.centers import draw_
 
 PATTERNS = (re.compile(r"checkpoint_gpu_(\d+)\.pt"), re.compile(r"rank[_:](\d+)_softmax_weight\.pt"))
@@ -39,7 +39,8 @@ def import_insightface(source: Path | str | Iterable[Path | str], num_classes: i
     Parameters
     ----------
     source: the folder with `checkpoint_gpu_{k}.pt` or `rank_{k}_softmax_weight.pt`, or the files themselves, in any order. Files are read as
-        tensors and plain containers only (`weights_only`): no code in them is run; of a checkpoint only the centers are read from the disk.
+        tensors and plain containers only (`weights_only`): no code in them is run; of a checkpoint
+        only the centers are read from the disk, and their checksum is verified.
     num_classes: C, where it is known.
 
     Raises
@@ -144,7 +145,7 @@ def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
         with safe_open(path, framework="pt") as file:
             names, told = list(file.keys()), file.metadata() or {}
             centers: Tensor | None = file.get_tensor("centers") if "centers" in names else None
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}. Write it with save_centers.") from error
     if centers is None:
         raise ValueError(f"{path} holds no tensor `centers`, but {', '.join(names) or 'nothing'}. Write it with save_centers.")
@@ -225,17 +226,60 @@ def _by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
 
 
 def _shard(path: Path) -> Tensor:
+    """Read the centers of one file, whose bytes are checked first.
+
+    Of a file that is a zip (torch 1.6 and later) the checksums of the centers and of everything that
+    says how to read them are verified, which torch.load does not do; older files have none.
+    """
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # torch's own advice has ten lines
-        why = f"it holds a {foreign[1]}" if foreign else str(error).split("\n")[0] or "it is cut short"
+        with open_regular(path) as stream:
+            zipped = stream.read(4) == b"PK\3\4"
+        if zipped:
+            _verify(path)
+        head = _head(path, map_location="cpu", mmap=zipped)
+        # a matrix whose rows overlap would be many times larger than its file
+        repeated = head is not None and head.nbytes > head.untyped_storage().nbytes()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch meets broken files with a dozen kinds of errors
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # torch's advice is long
+        why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
         raise ValueError(
-            f"{path} could not be read as tensors and plain containers: {why}. If you trust it, load it yourself and save its centers alone."
+            f"{path} could not be read as tensors and plain containers: "
+            f"{f'it holds a {foreign[1]}' if foreign else why}. "
+            "If you trust it, load it yourself and save its centers alone."
         ) from error
+    if head is None or repeated:
+        raise ValueError(
+            f"{path} holds no centers: a checkpoint has them at ['state_dict_softmax_fc']['weight'], "
+            "a file of 2021 is the tensor."
+        )
+    return head
+
+
+def _head(path: Path, **options: Any) -> Tensor | None:
+    """Load a file, and find the centers in what it holds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of types that torch no longer writes
+        held: Any = torch.load(path, weights_only=True, **options)
     if path.name.startswith("checkpoint"):
         head = held.get("state_dict_softmax_fc") if isinstance(held, dict) else None
         held = head.get("weight") if isinstance(head, dict) else None
-    if not isinstance(held, Tensor):
-        raise ValueError(f"{path} holds no centers: a checkpoint has them at ['state_dict_softmax_fc']['weight'], a file of 2021 is the tensor.")
-    return held
+    return held if isinstance(held, Tensor) and held.layout == torch.strided else None
+
+
+def _verify(path: Path) -> None:
+    """Verify the checksums of the centers in a zip, and of what says how to read them."""
+    with Entries(path) as entries:
+        for name in entries.names:
+            if "/data/" not in name:
+                entries.open(name).verify()
+        if (claimed := _head(path, map_location="meta")) is None:
+            return
+        storage = claimed.untyped_storage()
+        record = entries.at(storage._checkpoint_offset or 0) or "the record of the centers"
+        entry = entries.open(record)
+        if entry.size != storage.nbytes():
+            told = f"{record} has {entry.size:,} bytes, not {storage.nbytes():,}"
+            raise DamagedError(told)
+        entry.verify()

@@ -1,5 +1,6 @@
 """Files of class centers: round trips of insightface's shards and of safetensors, what is refused, and other numbers of classes."""
 
+import os
 import re
 
 import pytest
@@ -193,3 +194,54 @@ def written(group, rank, folder):
         said.append(str(error.value))
     assert said[0] == said[1]
     return said[0]
+
+
+def flipped(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 16
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_a_shard_is_refused(tmp_path):
+    """torch.load verifies no checksum."""
+    (path,) = exported(tmp_path, C=40, ranks=1)
+    whole = path.read_bytes()
+    start = whole.index(centers_of(40, 4).numpy().tobytes())
+    pickled = whole.index(b"state_dict_softmax_fc")
+    for at in (*range(start, start + 640, 64), pickled + 3, pickled + 60):
+        path.write_bytes(whole)
+        flipped(path, at)
+        with pytest.raises(ValueError, match=r"gpu_0\.pt could not be read as tensors.*Bad CRC"):
+            import_insightface(tmp_path)
+
+
+def test_other_records_of_a_checkpoint_are_not_read(tmp_path):
+    path = tmp_path / "checkpoint_gpu_0.pt"
+    backbone = torch.full((1000,), 7.0)
+    head = {"state_dict_softmax_fc": {"weight": centers_of(5, 4)}}
+    torch.save({"state_dict_backbone": {"w": backbone}, **head}, path)
+    flipped(path, path.read_bytes().index(backbone.numpy().tobytes()) + 100)
+    assert torch.equal(import_insightface(tmp_path), centers_of(5, 4))
+
+
+def test_centers_that_are_larger_than_their_file_are_refused(tmp_path):
+    many = torch.ones(4).expand(10**9, 4)
+    torch.save({"state_dict_softmax_fc": {"weight": many}}, tmp_path / "checkpoint_gpu_0.pt")
+    with pytest.raises(ValueError, match=r"checkpoint_gpu_0\.pt holds no centers"):
+        import_insightface(tmp_path)
+    torch.save(
+        {"state_dict_softmax_fc": {"weight": centers_of(3, 4).to_sparse()}},
+        tmp_path / "checkpoint_gpu_0.pt",
+    )
+    with pytest.raises(ValueError, match=r"checkpoint_gpu_0\.pt"):
+        import_insightface(tmp_path)
+
+
+def test_a_shard_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "checkpoint_gpu_0.pt")
+    with pytest.raises(ValueError, match=r"checkpoint_gpu_0\.pt could not be .* it is a named pipe"):
+        import_insightface(tmp_path)
+    with pytest.raises(FileNotFoundError, match="checkpoint_gpu_1"):
+        import_insightface([tmp_path / "checkpoint_gpu_1.pt", *exported(tmp_path / "more", 3, 1)])
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_gpu_0\.pt"):
+        load_centers(tmp_path / "checkpoint_gpu_0.pt")
