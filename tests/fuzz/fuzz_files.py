@@ -10,6 +10,7 @@ the types that a reader names, and its message holds the name of the file or fol
 
 import argparse
 import collections
+import contextlib
 import io
 import os
 import random
@@ -35,6 +36,7 @@ from marginlab.settings import SettingsError
 from marginlab.train.centers import import_insightface
 
 CLEAR = (ValueError, TypeError, FileNotFoundError, SettingsError)
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # files of which a disk knows nothing
 LARGE = [0, 1, 2**7, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1]
 WORDS = [b"(", b")", b"[", b"'", b"\\x00", b"9" * 20, b"-", b"O", b"U", b"\xff" * 4, b"\0" * 8, b"#"]
 
@@ -207,42 +209,40 @@ ODD = [b"caf\xe9", b"\xff", b"\x1b[31m", b"\n", b"[link](x)", "\u202e".encode(),
 
 def folder_case(folder: Path) -> Callable[[random.Random], None]:
     """Read trees of folders of any names, with files, pipes and links of any names in them."""
-    picture = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    picture = folder / "picture.png"
+    Image.new("RGB", (4, 4)).save(picture)
 
-    def name(random: random.Random) -> bytes:
+    def name(random: random.Random) -> str:
         if random.random() < 0.9:
-            return random.choice(PARTS).encode()
-        return random.choice(ODD) + bytes(
-            random.choice(b"abc\xc3\xa9\x01 .-") for _ in range(random.randint(0, 3))
-        )
+            return random.choice(PARTS)
+        end = bytes(random.choice(b"abc\xc3\xa9\x01 .-") for _ in range(random.randint(0, 3)))
+        return os.fsdecode(random.choice(ODD) + end)
 
-    def fill(place: bytes, depth: int, random: random.Random) -> None:
-        os.makedirs(place, exist_ok=True)  # noqa: PTH103  # names are bytes
-        for _ in range(random.randint(1, 4)):
-            path = os.path.join(place, name(random))  # noqa: PTH118
-            if depth and random.random() < 0.8 and not os.path.isfile(path):  # noqa: PTH113
-                if not os.path.islink(path):  # noqa: PTH114
-                    fill(path, depth - 1, random)
-                continue
-            end = random.choice([b".png"] * 6 + [b".gif", b".txt", b""])
-            match random.randrange(60):
-                case 0:
-                    made = lambda path: os.mkfifo(path)  # noqa: E731
-                case 1:
-                    made = lambda path: os.symlink(place, path)  # noqa: E731
-                case 2:
-                    made = lambda path: os.symlink(b"nothing", path)  # noqa: E731
-                case _:
-                    made = lambda path: Path(os.fsdecode(path)).write_bytes(picture.getvalue())  # noqa: E731
-            if not os.path.lexists(path + end):
-                made(path + end)
+    def put(path: Path, random: random.Random) -> None:
+        if path.is_symlink() or path.exists():
+            return
+        match random.randrange(60):
+            case 0:
+                os.mkfifo(path)
+            case 1:
+                path.symlink_to(path.parent)
+            case 2:
+                path.symlink_to("nothing")
+            case _:
+                path.hardlink_to(picture)
 
     def case(random: random.Random) -> None:
         root = folder / "tree"
-        fill(os.fsencode(root), 3, random)
+        root.mkdir()
+        names = [name(random) for _ in range(random.randint(2, 5))]
+        ends = [".png"] * 8 + [".gif", ".txt", ""]
+        for number in range(random.randint(3, 9)):
+            place = root.joinpath(*random.choices(names, k=random.choice([1, 1, 1, 2, 2, 3])))
+            with contextlib.suppress(FileExistsError, NotADirectoryError):
+                place.mkdir(parents=True, exist_ok=True)
+                put(place / f"{number}{random.choice(ends)}", random)
         try:
-            load(f"folder:{root}", random.choice(["train", "test", "unseen"]))
+            load(f"folder:{root}", random.choice(["train", "train", "test", "unseen"]))
         finally:
             shutil.rmtree(root)
 
@@ -320,7 +320,7 @@ def main() -> None:
     bad = 0
     for kind in asked.kinds:
         began = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
             ends = fuzz(kind, asked.cases, asked.seed, Path(folder))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         value, clear = ends.pop("value", 0), ends.pop("clear error", 0)
