@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marginlab.train import Monitor, Recipe, fit
-from marginlab.train.fit import check
+from marginlab.train.images import check
 
 NUMBERS = ("divergence_max", "divergence_mean", "center_norm_min", "delta_mu", "knn_error",
            "nearest_center_error", "alignment")  # fmt: skip
