@@ -3,22 +3,33 @@
 `read` is the only reader, for studies and recipes alike; `to_toml` writes what `read` reads back equal. A field is a bool, int, float, str or
 a tuple of one of these. A choice among classes is a string in Python's call notation, `"SimCLR(temperature=0.5)"`, which `call` turns into
 an object of that room: its arguments are literals, its repr reads back, and it makes a readable column in a table.
+
+A class of one's own is `"package.module:Class(size=2)"`, and that module is imported. So such a text is
+code that the user names: settings that are read from a run folder (`as_data`) import no other.
 """
 
 import ast
+import cmath
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
 import json
 import math
+import re
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+OWN = re.compile(r"\s*([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*\(.*\))\s*", re.DOTALL)
+_NAMED = set[str]()  # modules that this process was asked to import by its user
+_ALLOWED: ContextVar[Collection[str] | None] = ContextVar("allowed", default=None)  # None: any
 
 
 class SettingsError(ValueError):
@@ -33,11 +44,67 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}There are: {', '.join(known)}." if known else "there are none."
 
 
-def call(text: str, room: ModuleType, /, *args: Any, offered: Mapping[str, Any] | None = None) -> Any:
+@contextlib.contextmanager
+def as_data(code: Collection[str] = ()) -> Iterator[None]:
+    """Read settings of which the user has not chosen the words, as those in a run folder, as data.
+
+    Inside, no text makes an object of a module that is imported for it, except of the modules
+    `code` and of those that the user named in this process before (by a recipe of their own).
+
+    Example:
+        >>> with as_data():
+        ...     call("antigravity:Method()", importlib)
+        Traceback (most recent call last):
+        marginlab.settings.SettingsError: 'antigravity:Method()' names code of the module ...
+    """
+    token = _ALLOWED.set(frozenset((code,)) if isinstance(code, str) else frozenset(code))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def _name(text: str, module: str) -> None:
+    """Take a module for named by the user, or refuse it where settings are only data."""
+    allowed = _ALLOWED.get()
+    if allowed is None or module in allowed:
+        _NAMED.add(module)
+    elif module not in _NAMED:
+        raise SettingsError(
+            f"{text!r} names code of the module {module!r}, in settings that are read as data: "
+            "nothing was imported. If you trust that module, name it yourself: by "
+            f"marginlab.train.load(..., code=({module!r},)), or by a recipe of your own."
+        )
+
+
+def _look(text: str) -> None:
+    """Refuse code that a text names, itself or in the strings among its arguments, in `as_data`."""
+    if found := OWN.fullmatch(text):
+        _name(text, found[1])
+        text = found[2]
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # no call notation
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value != text:
+            _look(node.value)
+
+
+def call(
+    text: str,
+    room: ModuleType,
+    /,
+    *args: Any,
+    kind: type | None = None,
+    offered: Mapping[str, Any] | None = None,
+) -> Any:
     """Make the object that `text` names in call notation, from the classes in the room's `__all__`.
 
-    `args` are passed before the literal arguments of the text, for what a text cannot hold (a backbone, a key). `offered` arguments are passed by
-    name to a class that has a parameter of that name, and a text cannot set them (the number of classes, which the data decide).
+    `args` are passed before the literal arguments of the text, for what a text cannot hold (a
+    backbone, a key). `offered` arguments are passed by name to a class that has a parameter of that
+    name, and a text cannot set them (the number of classes, which the data decide). With a `kind`,
+    a text may also name a class of that kind in another module, "package.module:Class(size=2)".
 
     >>> from marginlab import optim
     >>> call("SGD(lr=0.1, momentum=0.8)", optim)
@@ -45,15 +112,22 @@ def call(text: str, room: ModuleType, /, *args: Any, offered: Mapping[str, Any] 
 
     Raises
     ------
-    SettingsError: not a call of one name with literals, an unknown name, or arguments the class does not take or refuses.
+    SettingsError: not a call of one name with literals, an unknown name, or arguments the class does not take or refuses; a module that cannot be
+        imported, or may not be (`as_data`), or a class in it that is not of the kind.
 
     """
-    name, positional, keywords = _parse(text)
-    known = [n for n in room.__all__ if isinstance(getattr(room, n), type)]
-    if name not in known:
-        raise SettingsError(f"{text!r} names no class of {room.__name__}: {nearest(name, known)}")
-    kind = getattr(room, name)
-    parameters = inspect.signature(kind).parameters
+    if not isinstance(text, str):
+        raise SettingsError(f"{text!r} is not a choice in call notation: write its text.")
+    own = OWN.fullmatch(text)
+    name, positional, keywords = _parse(text if own is None else own[2])
+    if own is None:
+        known = [n for n in room.__all__ if isinstance(getattr(room, n), type)]
+        if name not in known:
+            raise SettingsError(f"{text!r} names no class of {room.__name__}: {nearest(name, known)}")
+        made = getattr(room, name)
+    else:
+        made = _imported(text, own[1], name, kind)
+    parameters = inspect.signature(made).parameters
     for keyword in keywords:
         if keyword not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise SettingsError(f"{name} takes no {keyword!r}: {nearest(keyword, parameters)}")
@@ -61,9 +135,27 @@ def call(text: str, room: ModuleType, /, *args: Any, offered: Mapping[str, Any] 
     if given := sorted(offered.keys() & keywords.keys()):
         raise SettingsError(f"{text!r} sets {given[0]!r}, which is not a setting: it is {offered[given[0]]!r} here. Leave it out.")
     try:
-        return kind(*args, *positional, **keywords, **offered)
+        return made(*args, *positional, **keywords, **offered)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{text!r} cannot be made: {error}") from error
+
+
+def _imported(text: str, module: str, name: str, kind: type | None) -> type:
+    """The class of one's own that a text names."""
+    if kind is None:
+        raise SettingsError(f"{text!r} names code of one's own, which this setting does not take.")
+    _name(text, module)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise SettingsError(
+            f"{text!r} names the module {module!r}, which cannot be imported: {error}. Run from "
+            "its folder, or install its package."
+        ) from error
+    if not isinstance(found, type) or not issubclass(found, kind):
+        what = "has no class of that name" if found is None else f"has a {name} that is no {kind.__name__}"
+        raise SettingsError(f"{text!r} cannot be made: the module {module!r} {what}.")
+    return found
 
 
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -74,9 +166,44 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             return node.id, [], {}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or any(k.arg is None for k in node.keywords):
             raise SettingsError(remedy)
-        return node.func.id, [ast.literal_eval(a) for a in node.args], {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        positional = [ast.literal_eval(a) for a in node.args]
+        keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        if odd := [item for item in _flat([positional, keywords]) if not _finite(item)]:
+            raise SettingsError(f"{text!r} holds {odd[0]}, which is no finite number. Write one.")
+        return node.func.id, positional, keywords
     except (SyntaxError, ValueError) as error:
         raise error if isinstance(error, SettingsError) else SettingsError(remedy) from error
+
+
+def _flat(item: Any) -> Iterator[Any]:
+    """What stands in nested containers."""
+    if isinstance(item, dict):
+        item = [*item.keys(), *item.values()]
+    if isinstance(item, list | tuple | set):
+        for each in item:
+            yield from _flat(each)
+    else:
+        yield item
+
+
+def _finite(item: Any) -> bool:
+    return not isinstance(item, float | complex) or cmath.isfinite(item)
+
+
+def check(value: Any) -> None:
+    """Refuse settings made in Python whose fields have other types than they say, or nan.
+
+    Raises SettingsError with the field. Infinity is a number that `to_toml` writes; nan compares
+    with nothing, so every check of a range lets it pass.
+    """
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        kept = _convert(item, hints[field.name], field.name)
+        if any(isinstance(part, float) and math.isnan(part) for part in _flat(kept)):
+            raise SettingsError(f"{field.name} is a number, not {item!r}.")
+        if type(kept) is not type(item):
+            object.__setattr__(value, field.name, kept)  # 1 for 1.0, a list for a tuple
 
 
 def describe(name: str, /, **arguments: Any) -> str:
@@ -97,10 +224,10 @@ def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (
     if toml is not None:
         path = Path(toml)
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise SettingsError(f"There is no settings file {path}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
             raise SettingsError(f"{path} is not a TOML file: {error}") from error
         value = replaced(value, table, str(path))
     if flags:
@@ -121,6 +248,10 @@ def _make(kind: type[T], table: Mapping[str, Any], source: str) -> T:
     for key in table:
         if key not in fields:
             raise SettingsError(f"{source}: {kind.__name__} has no setting {key!r}: {nearest(key, sorted(fields))}")
+    if _ALLOWED.get() is not None:
+        for item in _flat(dict(table)):
+            if isinstance(item, str):
+                _look(item)
     try:
         return kind(**{key: _convert(item, hints[key], f"{source}: {key}") for key, item in table.items()})
     except SettingsError:
@@ -137,8 +268,14 @@ def _convert(item: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
         return float(item)
     if type(item) is not hint:
-        raise SettingsError(f"{where} is of type {hint.__name__}, not {item!r}.")
+        raise SettingsError(f"{where} is of type {hint.__name__}, not {_short(item)}.")
     return item
+
+
+def _short(item: Any) -> str:
+    """A value in an error message: a tensor or a set of images by its type, if it is long."""
+    text = repr(item)
+    return text if len(text) <= 80 else f"{text[:60]}... ({type(item).__name__})"
 
 
 def to_toml(value: Any) -> str:

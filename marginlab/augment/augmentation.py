@@ -280,7 +280,7 @@ def _operation(item: object) -> Operation:
     if isinstance(item, str):
         from marginlab import augment  # the room that the names are in, complete only after this file
 
-        item = settings.call(item, augment)
+        item = settings.call(item, augment, kind=Operation)
     if isinstance(item, type) or not isinstance(item, Operation):
         raise SettingsError(f"{item!r} is no operation: an object with draw(key, size) and apply(images, parameters).")
     return item

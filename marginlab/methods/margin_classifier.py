@@ -33,7 +33,7 @@ class MarginClassifier(Method):
     Parameters
     ----------
     num_classes: C, of the data; training passes it, and a recipe does not name it.
-    margin: of marginlab.margins, in call notation.
+    margin: of marginlab.margins, or "package.module:Mine(0.3)", in call notation.
     scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
     subcenters: K centers of each class, of which the nearest counts.
     sample_rate: below 1 each step takes the batch's classes and others up to this part of all. The centers then have a row-sparse optimizer with the
@@ -77,7 +77,7 @@ class MarginClassifier(Method):
         interclass_filter: float | None = None,
     ):
         super().__init__(backbone, EmbeddingLayer(backbone.dim, dim))
-        made: margins.Margin = settings.call(margin, margins)
+        made: margins.Margin = settings.call(margin, margins, kind=margins.Margin)
         seed = int(torch.randint(2**31, ()))
         # fit looks at the loss itself, and data sets at their labels, so the classifier need not read the tensors at every step
         kept: dict[str, Any] = {"label_smoothing": label_smoothing, "interclass_filter": interclass_filter, "seed": seed, "validate": "never"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from marginlab.models import Backbone
@@ -30,10 +30,39 @@ class Method(nn.Module, ABC):
 
     def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
+        self.classes: tuple[str, ...] = ()  # names, of a method that was trained or loaded
         self.backbone, self.head = backbone, head
 
-    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Backbone features (not normalised) of images in [0, 1]."""
+    def encode(
+        self, images: Float[Tensor, "B 3 H W"] | UInt8[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, "B D"]:
+        """Backbone features (not normalised) of images in [0, 1], or of uint8 images in 0..255.
+
+        Raises:
+            TypeError: images of another integer type, or of booleans.
+            ValueError: on a CPU, in evaluation mode, images far outside [0, 1].
+
+        Example:
+            >>> from marginlab.methods import SimCLR
+            >>> method = SimCLR(Backbone("resnet18", stem="strided", width=0.125)).eval()
+            >>> images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+            >>> torch.equal(method.encode(images), method.encode(images / 255))
+            True
+        """
+        if images.dtype == torch.uint8:
+            images = images.to(torch.get_default_dtype()) / 255
+        elif not images.is_floating_point():
+            raise TypeError(
+                f"Images are floating in [0, 1] or uint8 in 0..255, not {images.dtype}. Convert "
+                "them by .to(torch.uint8), or divide by their largest value."
+            )
+        elif not self.training and images.device.type == "cpu" and images.numel():
+            low, high = (float(bound) for bound in images.detach().aminmax())
+            if low < -1 or high > 2:  # images that are searched for may leave [0, 1] a little
+                raise ValueError(
+                    f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by 255, or "
+                    "give uint8; the backbone normalises."
+                )
         features: Tensor = self.backbone(images)
         return features
 

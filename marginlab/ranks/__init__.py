@@ -9,6 +9,7 @@ from marginlab.ranks.collectives import own as own
 from marginlab.ranks.collectives import shard as shard
 from marginlab.ranks.collectives import shard_like as shard_like
 from marginlab.ranks.collectives import share as share
+from marginlab.ranks.collectives import share_buffers as share_buffers
 from marginlab.ranks.collectives import statistic as statistic
 from marginlab.ranks.collectives import total as total
 from marginlab.ranks.collectives import whole as whole

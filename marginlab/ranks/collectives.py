@@ -189,6 +189,20 @@ def whole(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
 
 
+@torch.no_grad()
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, such as the running statistics of batch normalisation.
+
+    In training each rank has those of its own images until its next forward pass, before which
+    DistributedDataParallel sends round those of rank 0, too. All ranks call it.
+    """
+    if size() > 1:
+        for buffer in module.buffers():
+            sent = buffer.contiguous()
+            dist.broadcast(sent, 0)
+            buffer.copy_(sent)
+
+
 def share(n: int, group: dist.ProcessGroup | None = None) -> slice:
     """This rank's part of n rows: consecutive, sizes differing by at most one."""
     ranks, here = size(group), rank(group)

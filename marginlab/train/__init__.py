@@ -1,7 +1,14 @@
-"""Training: one noun, `Recipe`, and one verb, `fit`; `load` gives a trained method back."""
+"""Training: one noun, `Recipe`, and one verb, `fit`; `load` gives a trained method back.
 
+A loop of one's own writes the same checkpoints by `save`, and goes on from them by `restore`.
+"""
+
+from marginlab.train.angles import CollapseWarning as CollapseWarning
 from marginlab.train.callback import Callback as Callback
 from marginlab.train.checkpoint import load as load
+from marginlab.train.checkpoint import prune as prune
+from marginlab.train.checkpoint import restore as restore
+from marginlab.train.checkpoint import save as save
 from marginlab.train.fit import Fitted as Fitted
 from marginlab.train.fit import fit as fit
 from marginlab.train.images import check as check
@@ -9,4 +16,17 @@ from marginlab.train.monitor import Monitor as Monitor
 from marginlab.train.recipe import Recipe as Recipe
 from marginlab.train.rows import Row as Row
 
-__all__ = ["Callback", "Fitted", "Monitor", "Recipe", "Row", "check", "fit", "load"]
+__all__ = [
+    "Callback",
+    "CollapseWarning",
+    "Fitted",
+    "Monitor",
+    "Recipe",
+    "Row",
+    "check",
+    "fit",
+    "load",
+    "prune",
+    "restore",
+    "save",
+]

@@ -1,50 +1,99 @@
 """Checkpoints: folders of torch.distributed.checkpoint that carry their recipe, written whole or not at all.
 
     RUN/recipe.toml
-    RUN/checkpoints/step-00000240/      the tensors (.distcp), recipe.toml, progress.json
-A folder is written under another name, step-00000240.partial, and renamed into place; the one before is removed only then, and under such a name
-too. So there is always a whole one, and what has the name of a step is whole. A step that is there already is not written again: one step of one
-run is always the same.
+    RUN/checkpoints/step-00000240/      the tensors (.distcp), recipe.toml, progress.json, checksums
+A folder is written under another name, step-00000240.partial, and renamed into place; the ones before
+are removed by `prune`, under such a name too, once a step of training has gone on from the new one. So
+there is always a whole one, and what has the name of a step is whole. A step that is there already is
+not written again: one step of one run is always the same.
 
-Before anything is loaded the folder is held against itself (step, ranks, files and their lengths) and against the method (names and shapes of its
-tensors, the classes, sub-centers and dimensions of class centers among them), so that nothing is half loaded. A byte that changed in place is not
-noticed.
+Parameters and buffers that all ranks have are written by rank 0 as it has them. A value that is not
+finite is not written: training could not go on from it.
+
+Before anything is loaded the folder is held against itself (`contents`: step, ranks, checksums of its
+files), against the recipe of the run, and against the method (names and shapes of its tensors, the
+classes, sub-centers and dimensions of class centers among them), so that nothing is half loaded.
 """
 
 import contextlib
+import dataclasses
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from marginlab import ranks, settings
 from marginlab.losses import PartialFC
 from marginlab.methods import Method
+from marginlab.train import contents
 from marginlab.train.centers import resized
+from marginlab.train.contents import put as put_text
+from marginlab.train.finite import check_finite
 from marginlab.train.optimizer_state import named, put, saved_as
 from marginlab.train.recipe import Recipe
 
-REMEDY = "Remove it, and train again or take an older copy."
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
-def save(folder: Path, recipe: Recipe, method: Method, optimizers: list[torch.optim.Optimizer], step: int, progress: dict[str, Any]) -> Path:
-    """Write the checkpoint of a step (all ranks call it); `progress` is JSON: what the loop itself must know to go on.
+def save(
+    folder: Path | str,
+    recipe: Recipe,
+    method: Method,
+    optimizers: Optimizers = (),
+    *,
+    step: int,
+    classes: Sequence[str],
+    progress: dict[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint of a step, as `fit` does, from a loop of one's own; all ranks call it.
 
-    Raises OSError when it cannot be written; the one before stays.
+    `load` gives the method back from it, `restore` goes on from it, and `prune` removes the ones
+    before it when that is wanted. What all ranks have is written as rank 0 has it.
+
+    Args:
+        folder: the run folder; checkpoints stand in its `checkpoints/`.
+        recipe: what makes the method: `load` calls its `make_method`.
+        method: the method that is trained.
+        optimizers: of its parameters, in the order in which `restore` is given them.
+        step: the number of steps taken, which names the checkpoint.
+        classes: names of the classes of the data, in the order of their labels.
+        progress: what the loop itself must know to go on, as JSON.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        FloatingPointError: a parameter, buffer or optimizer state is not finite; nothing is written.
+        OSError: it cannot be written; the one before stays.
+        ValueError: a negative step.
+        TypeError: progress that is no JSON.
+
+    Example:
+        >>> import tempfile
+        >>> recipe = Recipe(backbone="Backbone('resnet18', stem='strided', width=0.125)")
+        >>> method = recipe.make_method()
+        >>> optimizers = method.optimizers(recipe.make_optimizer())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place = save(folder, recipe, method, optimizers, step=7, classes=("cat", "dog"))
+        ...     place.name, load(folder).classes
+        ('step-00000007', ('cat', 'dog'))
     """
-    place = folder / "checkpoints" / f"step-{step:08d}"
+    if step < 0:
+        raise ValueError(f"A checkpoint is of step 0 or a later one, not {step}.")
+    place = Path(folder) / "checkpoints" / f"step-{step:08d}"
     partial = place.with_name(f"{place.name}.partial")
+    told = {"format": contents.FORMAT, "step": step, "ranks": ranks.size()}
+    text = json.dumps({**(progress or {}), **told, "classes": list(classes)})
 
     def there() -> bool:
         if place.exists():  # as when the signal to end comes in the last step of an epoch
@@ -54,72 +103,144 @@ def save(folder: Path, recipe: Recipe, method: Method, optimizers: list[torch.op
 
     if ranks.first(there):
         return place
+    check_finite(method, optimizers, step, latest(Path(folder)))
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # or each rank writes a part
+    state = _state(method, optimizers)
     with _quiet():
         try:
-            save_state(_state(method, optimizers), checkpoint_id=partial, no_dist=ranks.size() == 1)
+            save_state(state, checkpoint_id=partial, planner=planner, no_dist=ranks.size() == 1)
         except CheckpointException as error:  # no Exception
             _interrupted(error)
-            raise OSError(f"The checkpoint {place} could not be written: {_cause(error)}. The one before stays.") from error
+            raise OSError(
+                f"The checkpoint {place} could not be written: {_cause(error)}. The one before stays."
+            ) from error
+    own = {file.name: contents.digest(file) for file in partial.glob(f"__{ranks.rank()}_*.distcp")}
+    sums = {name: said for part in ranks.of_all(own) for name, said in part.items()}
 
     def publish() -> None:
-        _put(partial / "recipe.toml", settings.to_toml(recipe))
-        _put(partial / "progress.json", json.dumps({"step": step, "ranks": ranks.size(), **progress}))
+        put_text(partial / "recipe.toml", settings.to_toml(recipe))
+        put_text(partial / "progress.json", text)
+        contents.write_sums(partial, sums)
         partial.rename(place)
-        for old in place.parent.glob("step-*"):  # what has another name is somebody's own
-            if old != place and old.name.removeprefix("step-").removesuffix(".partial").isdigit():
-                shutil.rmtree(old if old.suffix == ".partial" else old.rename(f"{old}.partial"), ignore_errors=True)
 
     ranks.first(publish)
     return place
 
 
-def _put(file: Path, text: str) -> None:
-    """Write a file, on the disk before what follows, as torch does with the tensors."""
-    with file.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+def prune(folder: Path | str) -> None:
+    """Remove all checkpoints of a run folder but the newest; all ranks call it."""
+
+    def remove() -> None:
+        last = latest(Path(folder))
+        for old in last.parent.glob("step-*") if last is not None else ():
+            name = old.name.removeprefix("step-").removesuffix(".partial")
+            if old != last and name.isdigit():  # what has another name is somebody's own
+                gone = old if old.suffix == ".partial" else old.rename(f"{old}.partial")
+                shutil.rmtree(gone, ignore_errors=True)
+
+    ranks.first(remove)
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder."""
-    found = sorted(p for p in (folder / "checkpoints").glob("step-*") if p.suffix != ".partial" and (p / "progress.json").exists())
+    found = _whole(folder)
     return found[-1] if found else None
 
 
-def restore(checkpoint: Path, method: Method, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Load a checkpoint into the method and its optimizers; returns the loop's progress.
+def _whole(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, from the oldest."""
+    found = [
+        (int(number), place)
+        for place in (folder / "checkpoints").glob("step-*")
+        if (number := place.name.removeprefix("step-")).isdecimal()
+        and (place / "progress.json").exists()
+    ]
+    return [place for _, place in sorted(found)]
 
-    Raises ValueError when the checkpoint is not whole, or is another method's.
+
+def remaining(folder: Path) -> str:
+    """Which checkpoints a run that cannot go on from here has left, as the end of a sentence."""
+    last = latest(folder)
+    if last is None:
+        return "no checkpoint was written yet."
+    before = [place for place in _whole(folder) if place != last]
+    if not before:
+        return f"the last checkpoint, {last}, is whole."
+    return (
+        f"the last checkpoint, {last}, holds finite numbers, but no step has gone on from it; "
+        f"the one before is kept, {before[-1]}."
+    )
+
+
+def restore(
+    checkpoint: Path | str,
+    method: Method,
+    optimizers: Optimizers = (),
+    *,
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:
+    """Load a checkpoint into the method and its optimizers; all ranks call it.
+
+    Args:
+        checkpoint: a checkpoint, or the run folder, whose newest is taken.
+        method: of the shapes that were saved.
+        optimizers: of its parameters, as they were given to `save`.
+        recipe: what the checkpoint is of; None does not compare.
+
+    Returns:
+        The progress that was given to `save`, with `step`, `ranks` and `classes`.
+
+    Raises:
+        FileNotFoundError: there is no whole checkpoint.
+        ValueError: the checkpoint is changed or cut short (the message names the file), or of
+            another recipe (it names the setting) or method (it names the tensor).
     """
-    progress = checked(checkpoint, method)
-    state = {"method": method.state_dict(), **saved_as(checkpoint, method, optimizers)}
+    checkpoint = _found(Path(checkpoint))
+    error: ValueError | None = None
+    try:  # each rank reads a part of the files for their checksums
+        progress, places = contents.whole(checkpoint, part=ranks.rank(), parts=ranks.size())
+        if recipe is not None:
+            _of_recipe(checkpoint, recipe)
+        _of_method(checkpoint, places.state_dict_metadata, method)
+    except ValueError as raised:
+        error = raised
+    device = next((p.device for p in method.parameters()), torch.device("cpu"))
+    ranks.agreed(0, error, device=device)
+    state = {"method": method.state_dict(), **saved_as(places, checkpoint, method, optimizers)}
     _load(state, checkpoint, alone=ranks.size() == 1)
     method.load_state_dict(state["method"])
+    method.classes = tuple(progress.get("classes", ()))
     for number, optimizer in enumerate(optimizers):
         put(method, optimizer, state[f"optimizer{number}"])
     return progress
 
 
-def checked(checkpoint: Path, method: nn.Module) -> dict[str, Any]:
-    """The progress of a checkpoint that is whole, and of this method (ValueError otherwise)."""
-    progress: dict[str, Any] = _read(checkpoint, lambda: json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
-    metadata: Metadata = _read(checkpoint, FileSystemReader(checkpoint).read_metadata)
-    named = checkpoint.name.removeprefix("step-")
-    if named.isdigit() and int(named) != progress.get("step"):
-        raise ValueError(f"{checkpoint} says that it is of step {progress.get('step')}: it was renamed or changed. {REMEDY}")
-    ends = dict[str, int]()
-    for place in (metadata.storage_data or {}).values():
-        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
-    for file, end in ends.items():
-        size = (checkpoint / file).stat().st_size if (checkpoint / file).exists() else 0
-        if size < end:
-            raise ValueError(f"{checkpoint / file} has {size} of {end} bytes: it is missing or cut short. {REMEDY}")
-    writers = len({file.split("_")[2] for file in ends})  # they are called __RANK_NUMBER.distcp
-    if writers > progress.get("ranks", writers):
-        raise ValueError(f"{checkpoint} holds files of {writers} ranks, but {progress['ranks']} wrote it: two checkpoints are mixed. {REMEDY}")
+def _found(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest of a run folder."""
+    checkpoint = path if (path / "progress.json").exists() else latest(path)
+    if checkpoint is None:
+        raise FileNotFoundError(f"{path} holds no whole checkpoint. Give the folder that `fit` was given, or one of its checkpoints/step-*.")
+    return checkpoint
+
+
+def _of_recipe(checkpoint: Path, recipe: Recipe) -> None:
+    """Refuse a checkpoint of another recipe, also where all shapes are the same."""
+    with settings.as_data():
+        theirs = settings.read(Recipe, checkpoint / "recipe.toml")
+    for field in dataclasses.fields(Recipe):
+        before, now = getattr(theirs, field.name), getattr(recipe, field.name)
+        if before != now:
+            raise ValueError(
+                f"{checkpoint / 'recipe.toml'} has {field.name} = {before!r}, and this run {now!r}: "
+                "it is the checkpoint of another run. Choose another folder, or put the run's own "
+                "checkpoint back."
+            )
+
+
+def _of_method(checkpoint: Path, there: dict[str, Any], method: nn.Module) -> None:
+    """Refuse a checkpoint whose tensors are not those of this method."""
     for name, value in method.state_dict().items():
-        held = metadata.state_dict_metadata.get(f"method.{name}")
+        held = there.get(f"method.{name}")
         shape = tuple(held.size) if isinstance(held, TensorStorageMetadata) else None
         if isinstance(value, Tensor) and shape != tuple(value.shape):
             what = "does not hold it" if held is None else f"holds {shape}"
@@ -127,14 +248,6 @@ def checked(checkpoint: Path, method: nn.Module) -> dict[str, Any]:
                 f"{checkpoint} is of another method, or of data with other classes: here {name} is {tuple(value.shape)}, and it {what}. "
                 "Choose another folder, or the recipe and data that it was trained with."
             )
-    return progress
-
-
-def _read(checkpoint: Path, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except Exception as error:  # of JSON, of pickle, of the disk
-        raise ValueError(f"{checkpoint} cannot be read: {_cause(error)}. {REMEDY}") from error
 
 
 def _cause(error: BaseException) -> str:
@@ -157,7 +270,8 @@ def _interrupted(error: CheckpointException) -> None:
 def _load(state: dict[str, Any], checkpoint: Path, *, alone: bool) -> None:
     with _quiet():
         try:
-            load_state(state, checkpoint_id=checkpoint, no_dist=alone)
+            reader, planner = contents.Reader(checkpoint), contents.Planner()
+            load_state(state, storage_reader=reader, planner=planner, no_dist=alone)
         except CheckpointException as error:  # no Exception
             _interrupted(error)
             raise ValueError(f"{checkpoint} cannot be loaded: {_cause(error)}.") from error
@@ -171,7 +285,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _state(method: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def _state(method: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     return {"method": method.state_dict(), **{f"optimizer{number}": named(method, optimizer) for number, optimizer in enumerate(optimizers)}}
 
 
@@ -194,22 +308,38 @@ def start(method: Method, path: Path | str) -> None:
     method.load_state_dict(old)
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Method:
+def load(
+    path: Path | str, device: torch.device | str = "cpu", *, code: Collection[str] = ()
+) -> Method:
     """Give a trained method back, in evaluation mode, from a run folder or one of its checkpoints.
 
-    `load("runs/mine").encode(images)` are the backbone features (B, D) of images (B, 3, H, W) in [0, 1].
+    `load("runs/mine").encode(images)` are the backbone features (B, D) of images (B, 3, H, W) in
+    [0, 1], or uint8; `load("runs/mine").classes` are the names of the classes it was trained on.
+    The folder is read as data, see docs/trust.md.
 
-    Raises FileNotFoundError when there is no whole checkpoint, ValueError when one was damaged.
+    Args:
+        path: the folder that `fit` was given, or one of its `checkpoints/step-*`.
+        device: where the method is put.
+        code: modules with methods, backbones or operations of one's own that the folder's recipe
+            may name; they are imported. Those that this process has named before need not be.
+
+    Returns:
+        The method, with `classes` as names.
+
+    Raises:
+        FileNotFoundError: there is no whole checkpoint.
+        ValueError: one was damaged or changed; the message names the file.
+        SettingsError: its recipe names code that is not in `code`; nothing was imported.
     """
-    path = Path(path)
-    checkpoint = path if (path / "progress.json").exists() else latest(path)
-    if checkpoint is None:
-        raise FileNotFoundError(f"{path} holds no whole checkpoint. Give the folder that `fit` was given, or one of its checkpoints/step-*.")
-    progress = _read(checkpoint, lambda: json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
-    classes = progress.get("num_classes", 2)  # older checkpoints do not say, nor do their methods ask
-    method = settings.read(Recipe, checkpoint / "recipe.toml").make_method(classes)
-    checked(checkpoint, method)
+    checkpoint = _found(Path(path))
+    progress, places = contents.whole(checkpoint)
+    classes = tuple(progress.get("classes", ()))
+    number = len(classes) or progress.get("num_classes", 2)  # older ones hold no names, or none
+    with settings.as_data(code=code):
+        method = settings.read(Recipe, checkpoint / "recipe.toml").make_method(number)
+    _of_method(checkpoint, places.state_dict_metadata, method)
     state = {"method": method.state_dict()}
     _load(state, checkpoint, alone=True)
     method.load_state_dict(state["method"])
+    method.classes = classes
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]  # as in training: same bits

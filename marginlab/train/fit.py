@@ -23,11 +23,15 @@ from marginlab import machine, ranks
 from marginlab.data import ImageSet
 from marginlab.data.pixels import BUDGET
 from marginlab.data.streaming import batches
-from marginlab.losses import PartialFC, outside_ddp
+from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
 from marginlab.train import checkpoint, watch
+from marginlab.train.angles import Angles
+from marginlab.train.board import board_of
 from marginlab.train.claim import claimed, record_machines, still_there
+from marginlab.train.clipping import clip
+from marginlab.train.finite import check_finite
 from marginlab.train.images import passes, together
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
@@ -141,7 +145,9 @@ class _Loop:
         self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()  # sums over the steps of this epoch: the loss, and what comes with it
         self.totals = dict[str, Tensor]()  # the same of this rank since they were last brought together
         self.signal, self.stopping = watch.Signal(), False
+        self.unproven = False  # whether no step has gone on yet from the checkpoint written last
         self.say = say
+        self.angles = Angles(recipe.epochs, self.schedule)
         self.order = functools.lru_cache(maxsize=2)(self._order)  # of this epoch, and of the next, which may be read ahead
 
     def _order(self, epoch: int) -> Tensor:
@@ -150,7 +156,8 @@ class _Loop:
     def run(self) -> Fitted:
         last = checkpoint.latest(self.folder)
         if last is not None:
-            progress = checkpoint.restore(last, self.method, self.optimizers)
+            progress = checkpoint.restore(last, self.method, self.optimizers, recipe=self.recipe)
+            self.unproven = True
             self.step, self.sums = progress["step"], progress["sums"] if "sums" in progress else {"loss": progress["losses"]}
             self.rows = [Row(*row) for row in progress["rows"]]
             for name, values in progress.get("totals", {}).items():
@@ -169,9 +176,9 @@ class _Loop:
             forward = torch.compile(forward)
         with contextlib.ExitStack() as stack:
             first = self.step // self.per_epoch + 1 if self.step else 0  # what is written there of this epoch and later ones was not kept
-            board = stack.enter_context(_board(self.folder, first)) if self.step < self.steps else None
+            board = stack.enter_context(board_of(self.folder, first)) if self.step < self.steps else None
             progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
-            if self.step == 0:
+            if self.step == 0 and self.monitor.due(0, self.recipe.epochs):
                 self.measure(0, board)
             parts = stack.enter_context(contextlib.closing(batches(self.train.images, self.own_rows())))
             stack.enter_context(self.signal.watched())
@@ -180,6 +187,7 @@ class _Loop:
                 for name, value in self.one_step(forward, parts, epoch).items():
                     self.totals[name] = self.totals[name] + value if name in self.totals else value
                 self.step += 1
+                self.proven()
                 progress_bar.advance()
                 ended = self.step % self.per_epoch == 0
                 if ended or self.step % SAVE_EVERY == 0:
@@ -190,10 +198,12 @@ class _Loop:
                 if self.stopping:
                     raise watch.Stopped(f"Stopped after step {self.step} of {self.steps}, which is kept in {self.save()}.")
             rate = progress_bar.rate()
+        self.proven()
         self.write_rows()
         if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):  # since the last step
             raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
         self.method.eval()
+        self.method.classes = tuple(self.train.classes)
         return Fitted(self.method, self.rows, self.folder, rate)
 
     def own_rows(self) -> Iterator[Tensor]:
@@ -252,22 +262,11 @@ class _Loop:
                     said[name] = value.detach().double() + said.get(name, 0.0)
         self.agree(losses, epoch)
         if recipe.clip:
-            self.clip(recipe.clip)
+            clip(self.method, recipe.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.method.after_step()
         return said
-
-    def clip(self, most: float) -> None:
-        """Scale the dense gradients down to one norm, of all parameters and of all ranks' class centers, at most; sampled ones stay as they are."""
-        dense = [p for p in self.method.parameters() if p.grad is not None and not p.grad.is_sparse]
-        heads = [part for part in self.method.modules() if isinstance(part, PartialFC) and (part.sample_rate == 1 or part.dense_grad)]
-        spread = {head.centers for head in heads} if ranks.size() > 1 else set[Tensor]()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in dense if p.grad is not None and p not in spread])
-        if spread:
-            squares = [p.grad.square().sum() for p in dense if p.grad is not None and p in spread]
-            norm = (norm.square() + ranks.total(sum(squares, norm.new_zeros(())))).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(dense, most, norm)
 
     def views(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """The views of these images in an epoch, the same whenever they are drawn."""
@@ -285,10 +284,9 @@ class _Loop:
             own = self.diagnosis(losses, epoch) if faulty[ranks.rank()] else (0, "")
             found = [(*ranks.broadcast(own, source=number), number) for number, bad in enumerate(faulty) if bad]
             _, cause, number = min(found, key=lambda each: (each[0], each[2]))  # the rank that finds it earliest in the pass has the cause
-            kept = checkpoint.latest(self.folder)
             raise FloatingPointError(
                 f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller learning rate may help, or recipe.clip; "
-                f"{f'the last checkpoint, {kept}, is whole.' if kept else 'no checkpoint was written yet.'}"
+                f"{checkpoint.remaining(self.folder)}"
             )
         self.stopping = stop
 
@@ -299,8 +297,15 @@ class _Loop:
         return watch.diagnosis(self.method, views, rows, loss)
 
     def end(self, epoch: int, board: Any, *, ended: bool) -> None:
-        """Close an epoch, or a long stretch of one: check the loss, record, measure, save."""
+        """Close an epoch, or a long stretch of one: check the loss, record, measure, save.
+
+        What is measured and saved is the network of rank 0, whose buffers all ranks get.
+        """
+        ranks.share_buffers(self.method)
         if ended:
+            kept = checkpoint.latest(self.folder)  # weights that no step can go on from are not measured
+            check_finite(self.method, self.optimizers, self.step, kept)
+            self.angles.see(epoch, self.sums.get("target_angle", 0.0) / self.per_epoch)
             for name, value in self.sums.items():
                 self.note(Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
             self.sums = {}
@@ -312,8 +317,24 @@ class _Loop:
         """Keep all that the run needs to go on from this step."""
         ranks.first(lambda: still_there(self.folder))
         totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}  # of each rank: adding them here would round
-        progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows], "num_classes": len(self.train.classes)}
-        return checkpoint.save(self.folder, self.recipe, self.method, self.optimizers, self.step, progress)
+        progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows]}
+        ranks.share_buffers(self.method)
+        self.unproven = True
+        return checkpoint.save(
+            self.folder,
+            self.recipe,
+            self.method,
+            self.optimizers,
+            step=self.step,
+            classes=self.train.classes,
+            progress=progress,
+        )
+
+    def proven(self) -> None:
+        """Remove older checkpoints once a step has gone on from the last, or the run is at its end."""
+        if self.unproven:
+            checkpoint.prune(self.folder)
+            self.unproven = False
 
     def measure(self, epoch: int, board: Any) -> None:
         """Rank 0 measures, the others wait for its rows."""
@@ -333,18 +354,3 @@ class _Loop:
     def write_rows(self) -> None:
         """Keep what was measured as a table beside the checkpoints."""
         ranks.first(lambda: write(self.rows, self.folder / "monitor.csv"))
-
-
-@contextlib.contextmanager
-def _board(folder: Path, epoch: int) -> Any:
-    """TensorBoard's writer on rank 0, None elsewhere; what an earlier one wrote from this epoch on no longer counts."""
-    if ranks.rank():
-        yield None
-        return
-    from torch.utils.tensorboard import SummaryWriter  # slow to import: only when something is trained
-
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
-    try:
-        yield writer
-    finally:
-        writer.close()

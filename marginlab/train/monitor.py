@@ -18,6 +18,7 @@ kNN and the linear probe know all.
 Sources: Huang et al. 2023, sections 2 to 5; of the last two `marginlab.evaluation.verification`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,8 @@ class Monitor:
     far_pairs, fars: pairs for the true accept rate at these false accept rates.
     measures: more measures of the views of the test images, as calls of `marginlab.measures`: ("Uniformity()", "NeuralCollapse()").
     augmentation: of the views that are measured, as a call of `marginlab.augment`; by default that of the training.
+    k: neighbours that vote in kNN; of a smaller bank all do.
+    off: measure nothing, at no epoch; see `none`.
     bounds: what the theorems say of the test images, and what is certified from the training images, of them and of the test images.
     """
 
@@ -96,9 +99,22 @@ class Monitor:
     measures: tuple[str, ...] = ()
     bounds: bool = False
     augmentation: str = ""
+    k: int = 200
+    off: bool = False
+
+    @classmethod
+    def none(cls) -> "Monitor":
+        """The monitor that measures nothing, where only the training is wanted.
+
+        Example:
+            >>> Monitor.none().due(0, epochs=10)
+            False
+        """
+        return cls(off=True)
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0), ("classes", 0), ("folds", 2)):
+        settings.check(self)
+        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0), ("classes", 0), ("folds", 2), ("k", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"The monitor's {name} is at least {least}, not {getattr(self, name)}.")
         if self.bank < 0 or self.bank == 1:
@@ -112,13 +128,15 @@ class Monitor:
             self._measure(text, classes=2, dim=2)
         if self.augmentation:
             settings.call(self.augmentation, augment)
+        if any(not 0 <= epsilon < math.inf for epsilon in self.epsilons):
+            raise SettingsError(f"The monitor's epsilons are distances, not {self.epsilons}.")
         for far in self.fars:
             if not 0 < far < 1 or far * (self.far_pairs // 2) < 1 - 1e-9:
                 raise SettingsError(f"A FAR is in (0, 1), and takes 2 / FAR far_pairs or more: {far} of {self.far_pairs} makes no rate.")
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Say whether to measure after this epoch."""
-        return epoch in (0, epochs) or (self.every > 0 and epoch % self.every == 0)
+        return not self.off and (epoch in (0, epochs) or (self.every > 0 and epoch % self.every == 0))
 
     def unseen(
         self, train: ImageSet, root: Path | str | None = None, size: int = 0, *, budget: int = BUDGET, workers: int | None = None
@@ -131,7 +149,7 @@ class Monitor:
         Whatever `data.load` refuses.
 
         """
-        if not self.verified:
+        if self.off or not self.verified:
             return None
         found = load_images(self.verified, "unseen", root, size=size, budget=budget, workers=workers)
         if shared := sorted(set(found.classes) & set(train.classes)):
@@ -157,6 +175,8 @@ class Monitor:
 
     def __call__(self, method: Encoder, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, *, last: bool) -> list[Row]:
         """Measure the method as it is. The mode (training or evaluation) of its modules is put back afterwards."""
+        if self.off:
+            return []
         if self.augmentation:
             augmentation = settings.call(self.augmentation, augment)
         with evaluating(method):
@@ -194,7 +214,7 @@ class Monitor:
                 fitted, fresh = (_with_images(clean[split][space], *seen[split][space]) for split in ("train", "test"))
                 if all(bool((f.norm(dim=-1) > 0).all()) for f, _ in (fitted, fresh)):  # a ReLU can leave a feature without direction
                     rows += [*theorems(*fresh, space, epoch), *certified(fitted, fresh, space, epoch)]
-            error = 1 - knn_accuracy(banked[space], bank_labels, asked[space], query_labels)
+            error = 1 - knn_accuracy(banked[space], bank_labels, asked[space], query_labels, k=self.k)
             rows.append(rate(epoch, f"knn_error/{space}", error, len(query_labels)))
             centers, center_labels = seen["train"][space]
             wrong = nearest_center_error(centers, center_labels, near[space], near_labels)

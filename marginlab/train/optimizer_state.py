@@ -7,13 +7,13 @@ A parameter is a shard when the module's state dict shows it as a DTensor (`Part
 its rows (momentum, second moments, step counts) is then cut as it is.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from marginlab import ranks
 
@@ -40,19 +40,23 @@ def put(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, An
     optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
-def saved_as(checkpoint: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def saved_as(
+    places: Metadata,
+    checkpoint: Path,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> dict[str, Any]:
     """Optimizer states of the shapes and types that a checkpoint holds, to be filled: an optimizer that has not stepped has none of its own.
 
     Raises ValueError when the checkpoint holds state of a parameter that the module does not have.
     """
     found = {f"optimizer{number}": {**named(module, optimizer), "state": {}} for number, optimizer in enumerate(optimizers)}
     whole = module.state_dict()
-    metadata = FileSystemReader(checkpoint).read_metadata()
-    for key, place in metadata.planner_data.items():  # such as ("optimizer0", "state", "head.0.weight", "momentum_buffer")
+    for key, place in places.planner_data.items():  # such as ("optimizer0", "state", "head.0.weight", "momentum_buffer")
         if place[0] in found and place[1] == "state":
             if place[2] not in whole:
                 raise ValueError(f"{checkpoint} holds optimizer state of {place[2]!r}, which this method does not have. Is it another recipe's?")
-            found[place[0]]["state"].setdefault(place[2], {})[place[3]] = _empty(metadata.state_dict_metadata[key], whole[place[2]])
+            found[place[0]]["state"].setdefault(place[2], {})[place[3]] = _empty(places.state_dict_metadata[key], whole[place[2]])
     return found
 
 

@@ -6,10 +6,12 @@ and a short training carries that as far as another seed: `studies/README.md` ha
 A run says in `machines.csv` where it was computed, a study in `times.csv`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from marginlab import augment, methods, models, optim, settings
 from marginlab.rng import Key
@@ -32,11 +34,12 @@ class Recipe:
     images: int = 0
     """Train on a class-balanced choice of so many images; 0 takes all."""
     augmentation: str = "Augmentation('abcde', strength=0.5)"
-    """A class of marginlab.augment."""
+    """A class of marginlab.augment. Among operations given one by one may be some of one's own:
+    "Augmentation(('ResizedCrop()', 'package.module:Mine(p=0.5)'))"."""
     backbone: str = "Backbone('resnet18', stem='cifar')"
-    """A class of marginlab.models."""
+    """A class of marginlab.models, or a module of one's own: "package.module:Net(depth=3)"."""
     method: str = "SimCLR(temperature=0.5)"
-    """A class of marginlab.methods."""
+    """A class of marginlab.methods, or a Method of one's own: "package.module:Mine(size=2)"."""
     optimizer: str = "SGD(lr=0.06, momentum=0.9, weight_decay=0.0005)"
     """A class of marginlab.optim."""
     schedule: str = "WarmupCosine(warmup=0.05)"
@@ -61,9 +64,22 @@ class Recipe:
     both have are kept, class by class in their order, and the others are drawn."""
 
     def __post_init__(self) -> None:
+        if hasattr(self.data, "images") and hasattr(self.data, "labels"):
+            raise SettingsError(
+                "data is the name of a set, since a recipe is a text that trains the same again; "
+                f"here it is a {type(self.data).__name__} of {len(self.data)} images. Write them "
+                "to a file and name it: numpy.savez('own.npz', images=..., labels=...), "
+                "images (N, H, W, 3) uint8, and data='npz:own.npz'."
+            )
+        settings.check(self)
         for name, least in (("epochs", 1), ("batch", 2), ("accumulate", 1), ("images", 0), ("image_size", 0), ("seed", 0), ("clip", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is at least {least}, not {getattr(self, name)}.")
+        if not self.clip < math.inf:
+            raise SettingsError("clip is a finite norm, and 0 does not clip; not inf.")
+        for name in ("epochs", "batch", "accumulate", "images", "image_size", "seed"):
+            if getattr(self, name) >= 1 << 63:
+                raise SettingsError(f"{name} is below 2**63, not {getattr(self, name)}.")
         if self.batch % self.accumulate:
             raise SettingsError(f"A batch of {self.batch} does not fall into {self.accumulate} equal micro-batches. Change batch or accumulate.")
         if self.batch // self.accumulate < 2:
@@ -107,10 +123,18 @@ class Recipe:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Key(self.seed).named("weights").word())
-            backbone = settings.call(self.backbone, models)
+            backbone = settings.call(self.backbone, models, kind=nn.Module)
+            if settings.OWN.fullmatch(self.backbone) is not None:
+                try:
+                    backbone = models.OwnBackbone(backbone)
+                except ValueError as error:
+                    raise SettingsError(f"{self.backbone!r} is not a backbone: {error}") from error
             if not isinstance(backbone, models.Backbone):
                 raise SettingsError(f"{self.backbone!r} is not a backbone.")
-            made: methods.Method = settings.call(self.method, methods, backbone, offered={"num_classes": num_classes})
+            offered = {"num_classes": num_classes}
+            made: methods.Method = settings.call(
+                self.method, methods, backbone, kind=methods.Method, offered=offered
+            )
         if self.accumulate > 1 and made.undivided:
             raise SettingsError(f"accumulate = {self.accumulate} takes a step in parts, but {made.undivided}")
         return made

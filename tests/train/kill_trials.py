@@ -1,6 +1,8 @@
-"""Kill -9 of a rank of a two-process training, at random moments and while it writes a checkpoint; start it again; compare with an undisturbed run.
+"""Kill -9 of a rank of a training on one to three processes, at random moments and while it writes a
+checkpoint; start it again; compare with an undisturbed run.
 
-    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--seed 0] [--start torchrun elastic] [--record tests/train/measured/kill_trials.json]
+    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--ranks 1 2 3] [--seed 0] [--start torchrun elastic]
+        [--record tests/train/measured/kill_trials.json]
 
 A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed at a checkpoint drawn at random of those that are
 left: it comes as soon as its folder, or one of the files in it, appears, and up to 3 ms later. The others come at a moment drawn uniformly over one
@@ -9,6 +11,9 @@ of the epochs that are left. What starts the ranks takes turns:
     torchrun   the command is given again after each kill
     elastic    the command is given once; torchrun's own agent starts the ranks again
     forked     ranks forked from this process, which has loaded all modules, and stopped as torchrun stops them: the same `fit` in a part of the time
+
+The backbone is the default one, with batch normalisation, whose running statistics each rank has of its
+own images. Numbers of ranks take turns, too, and each has its own undisturbed run.
 
 Before a start every process of the last one has to be gone. Printed for each trial, and recorded: the moments, what each kill left (the checkpoint
 that was kept, and whether another was half written), and whether weights, optimizer state and the table of measurements at the end are those of the
@@ -43,17 +48,16 @@ from marginlab import settings
 from marginlab.train import Monitor, Recipe, checkpoint, fit
 
 RECIPE = Recipe(  # of images that `main` makes: to draw shapes anew in each start would take most of its time
-    augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
-    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", epochs=8, batch=16, optimizer="SGD(lr=0.05)",
+    augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", epochs=8, batch=12, optimizer="SGD(lr=0.05)",
 )  # fmt: skip
 WATCH = Monitor(images=20, views=2, bank=40)
-RANKS = 2
-IMAGES = 48
+IMAGES = 36  # batches of 12, which one to three ranks share evenly
 EPOCH = IMAGES // RECIPE.batch  # steps, and a checkpoint at the end
 STEPS = RECIPE.epochs * EPOCH
 PATIENCE = 300.0  # seconds that a run may take
 GRACE = 30.0  # seconds from the signal to end to the one that does not ask
-PARTS = ("", *(f"__{rank}_0.distcp" for rank in range(RANKS)), ".metadata.tmp", ".metadata", "recipe.toml", "progress.json")  # of a checkpoint
+PARTS = ("", ".metadata.tmp", ".metadata", "recipe.toml", "progress.json", "checksums.sha256")  # of a checkpoint, beside each rank's tensors
 WAYS = ("torchrun", "elastic", "forked")
 
 
@@ -91,10 +95,13 @@ class Kill(NamedTuple):
 class Start:
     """A start of the ranks: the process that watches over them (a child of this one), and theirs."""
 
-    def __init__(self, folder: Path, way: str, restarts: int) -> None:
+    def __init__(self, folder: Path, way: str, ranks: int, restarts: int) -> None:
         self.said = folder.with_suffix(".log")
         self._status: int | None = None
-        self.leader = _forked(folder, self.said) if way == "forked" else _command(folder, restarts, self.said)
+        if way == "forked":
+            self.leader = _forked(folder, ranks, self.said)
+        else:
+            self.leader = _command(folder, ranks, restarts, self.said)
 
     def ranks(self) -> list[int]:
         """The processes of the ranks, children of the leader."""
@@ -115,25 +122,25 @@ class Start:
             raise RuntimeError(f"The run failed:\n{self.said.read_text()[-4000:]}")
 
 
-def _command(folder: Path, restarts: int, said: Path) -> int:
+def _command(folder: Path, ranks: int, restarts: int, said: Path) -> int:
     """What a user types."""
     recipe = folder.with_name("recipe.toml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", str(restarts)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     command = [*torchrun, "-m", "marginlab.train", str(recipe), "--folder", str(folder), "--measure", repr(WATCH)]
     opened = (os.POSIX_SPAWN_OPEN, 1, str(said), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return os.posix_spawn(sys.executable, command, environment, file_actions=[opened, (os.POSIX_SPAWN_DUP2, 1, 2)])
 
 
-def _forked(folder: Path, said: Path) -> int:
+def _forked(folder: Path, ranks: int, said: Path) -> int:
     """A leader that forks the ranks and watches them as torchrun does: when one has failed the others are told to end, and in the end made to."""
     store = Path(tempfile.mkdtemp(dir=folder.parent)) / "store"  # a new one for each start
     if leader := os.fork():
         return leader
     left, deadline = set[int](), float("inf")
-    for rank in range(RANKS):
+    for rank in range(ranks):
         if not (pid := os.fork()):
-            _train(folder, rank, store, said)
+            _train(folder, rank, ranks, store, said)
         left.add(pid)
     failed = False
     while left:
@@ -150,11 +157,11 @@ def _forked(folder: Path, said: Path) -> int:
     os._exit(failed)
 
 
-def _train(folder: Path, rank: int, store: Path, said: Path) -> None:
+def _train(folder: Path, rank: int, ranks: int, store: Path, said: Path) -> None:
     """What a forked rank does; it does not return."""
     with said.open("a") as out:
         try:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
             fit(settings.read(Recipe, folder.with_name("recipe.toml")), folder, WATCH, say=lambda line: None)
             dist.destroy_process_group()
         except BaseException:
@@ -183,20 +190,21 @@ def stamp(folder: Path) -> int:
     return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
-def undisturbed(folder: Path, way: str) -> float:
+def undisturbed(folder: Path, way: str, ranks: int) -> float:
     """Train without a disturbance; the seconds from its first sign of work."""
-    run = Start(folder, way, 0)
+    run = Start(folder, way, ranks, 0)
     until(lambda: bool(stamp(folder)) or run.ended(), "no rank has begun")
     begun = time.monotonic()
     run.finish()
     return time.monotonic() - begun
 
 
-def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, draw: random.Random) -> Kill | None:
+def kill(run: Start, folder: Path, number: int, before: int, aimed: bool, seconds: float, draw: random.Random) -> Kill | None:
     """Kill a rank when it is time, and wait until all ranks of that start are gone; None if the run has ended before."""
     until(lambda: stamp(folder) != before or run.ended(), "no rank has begun")
     begun, at, ranks = time.monotonic(), kept(folder), run.ranks()
-    epoch, part, share, rank = draw.choice(range(at, STEPS, EPOCH) or [at]), draw.choice(PARTS), draw.random(), draw.randrange(RANKS)
+    parts = (*PARTS, *(f"__{rank}_0.distcp" for rank in range(number)))
+    epoch, part, share, rank = draw.choice(range(at, STEPS, EPOCH) or [at]), draw.choice(parts), draw.random(), draw.randrange(number)
     if aimed and at < STEPS:
         place, step = folder / "checkpoints" / f"step-{epoch + EPOCH:08d}.partial" / part, epoch + EPOCH
         until(lambda: place.exists() or kept(folder) >= step or run.ended(), f"{place} has not appeared")
@@ -205,7 +213,7 @@ def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, dra
         until(lambda: kept(folder) >= epoch or run.ended(), f"step {epoch} has not been kept")
         aim, wait = None, seconds * EPOCH / STEPS * share
     time.sleep(wait)
-    if run.ended() or len(ranks) != RANKS:
+    if run.ended() or len(ranks) != number:
         return None
     with contextlib.suppress(ProcessLookupError):
         os.kill(ranks[rank], signal.SIGKILL)
@@ -214,16 +222,16 @@ def kill(run: Start, folder: Path, before: int, aimed: bool, seconds: float, dra
     return Kill(aim, round(after, 3), rank, at, kept(folder), half_written(folder))
 
 
-def trial(folder: Path, way: str, aimed: list[bool], seconds: float, draw: random.Random) -> list[Kill]:
+def trial(folder: Path, way: str, ranks: int, aimed: list[bool], seconds: float, draw: random.Random) -> list[Kill]:
     """Kill, start again, and let it end; what each kill left."""
-    seen, before, run = list[Kill](), 0, Start(folder, way, len(aimed) if way == "elastic" else 0)
+    seen, before, run = list[Kill](), 0, Start(folder, way, ranks, len(aimed) if way == "elastic" else 0)
     for one in aimed:
-        killed = kill(run, folder, before, one, seconds, draw)
+        killed = kill(run, folder, ranks, before, one, seconds, draw)
         seen += [] if killed is None else [killed]
         before = stamp(folder)
         if way != "elastic":
             until(run.ended, "the run goes on with a rank that is dead")
-            run = Start(folder, way, 0)
+            run = Start(folder, way, ranks, 0)
     run.finish()
     return seen
 
@@ -261,20 +269,22 @@ def main(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
         images[f"{split}_images"], images[f"{split}_labels"] = pixels.integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8), labels
     np.savez(place / "images.npz", **images)
     (place / "recipe.toml").write_text(settings.to_toml(replace(RECIPE, data=f"npz:{place / 'images.npz'}")))
-    times = {way: undisturbed(place / way, way) for way in dict.fromkeys(options.start)}
-    for way, seconds in times.items():
-        print(f"undisturbed, {way}: {seconds:.1f} s of work", flush=True)
-    whole, found = place / options.start[0], list[dict[str, Any]]()
-    if not all(alike(place / way, whole) for way in times):
-        raise RuntimeError("The undisturbed runs differ.")
+    ways = [(way, ranks) for ranks in options.ranks for way in options.start]
+    times = {(way, ranks): undisturbed(place / f"{way}-{ranks}", way, ranks) for way, ranks in dict.fromkeys(ways)}
+    for (way, ranks), seconds in times.items():
+        print(f"undisturbed, {way}, {ranks} ranks: {seconds:.1f} s of work", flush=True)
+        if not alike(place / f"{way}-{ranks}", place / f"{options.start[0]}-{ranks}"):
+            raise RuntimeError("The undisturbed runs differ.")
+    found = list[dict[str, Any]]()
     for number in range(options.trials):
-        way, folder = options.start[number % len(options.start)], place / f"trial-{number}"
+        way, ranks = ways[number % len(ways)]
+        folder, whole = place / f"trial-{number}", place / f"{options.start[0]}-{ranks}"
         aimed = [count % 2 == 0 for count in range(number * options.kills, (number + 1) * options.kills)]
-        seen = trial(folder, way, aimed, times[way], draw)
-        one = {"start": way, "kills": [killed._asdict() for killed in seen], "same": alike(folder, whole)}
+        seen = trial(folder, way, ranks, aimed, times[way, ranks], draw)
+        one = {"start": way, "ranks": ranks, "kills": [killed._asdict() for killed in seen], "same": alike(folder, whole)}
         found.append(one | {"lost": any(killed.kept < killed.before for killed in seen)})
         ended = ("the same" if one["same"] else "DIFFERENT") + ", LOST" * found[-1]["lost"]
-        print(f"trial {number}, {way}: {ended}\n    " + "\n    ".join(map(str, seen)), flush=True)
+        print(f"trial {number}, {way}, {ranks} ranks: {ended}\n    " + "\n    ".join(map(str, seen)), flush=True)
     return found
 
 
@@ -282,6 +292,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", nargs="+", choices=WAYS, default=["torchrun", "elastic"])
     parser.add_argument("--record", type=Path)

@@ -13,6 +13,7 @@ from torch import nn
 from marginlab.losses import PartialFC
 from marginlab.margins import AdaFace
 from marginlab.optim import LazyAdamW, LazySGD
+from marginlab.train import contents
 from marginlab.train.optimizer_state import named, put, saved_as
 
 CLASSES, DIM, K = 11, 4, 2
@@ -78,7 +79,7 @@ def saved(group, rank, n, kind, folder):
 
 def loaded(group, rank, n, kind, folder):
     module, optimizers = made(group, kind, seed=1)
-    state = {"method": module.state_dict(), **saved_as(folder, module, optimizers)}
+    state = {"method": module.state_dict(), **saved_as(contents.metadata(folder), folder, module, optimizers)}
     quietly(dcp.load, state, checkpoint_id=folder, process_group=group)
     module.load_state_dict(state["method"])
     for number, optimizer in enumerate(optimizers):
@@ -121,4 +122,4 @@ def test_state_of_another_method_is_refused(tmp_path):
     quietly(dcp.save, {"optimizer1": named(module, optimizers[1])}, checkpoint_id=tmp_path / "a", no_dist=True)
     other = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"optimizer state of 'head\.centers', which this method does not have"):
-        saved_as(tmp_path / "a", other, [torch.optim.SGD(other.parameters(), 0.1)] * 2)
+        saved_as(contents.metadata(tmp_path / "a"), tmp_path / "a", other, [torch.optim.SGD(other.parameters(), 0.1)] * 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from marginlab.train import Recipe, checkpoint, fit
+from marginlab.train import Recipe, checkpoint, contents, fit
 from marginlab.train.monitor import Monitor
 
 SCRIPT = Path(__file__).with_name("kill_trials.py")
@@ -34,7 +34,7 @@ def broken_off(monkeypatch, owner, name, place):
     whole = getattr(owner, name)
 
     def part(*arguments, **keywords):
-        where = Path(keywords.get("checkpoint_id", arguments[0]))
+        where = Path(keywords.get("checkpoint_id") or arguments[0])
         if str(where).endswith(place) and (name != "rmtree" or where.exists()):
             raise Killed
         return whole(*arguments, **keywords)
@@ -50,8 +50,9 @@ def undisturbed(tmp_path_factory):
 SECOND = "step-00000004.partial"
 CUTS = {  # where the second of two checkpoints is broken off, and which of them is kept
     "before its tensors": (checkpoint, "save_state", SECOND, 2),
-    "before its recipe": (checkpoint, "_put", f"{SECOND}/recipe.toml", 2),
-    "before its progress": (checkpoint, "_put", f"{SECOND}/progress.json", 2),
+    "before its recipe": (checkpoint, "put_text", f"{SECOND}/recipe.toml", 2),
+    "before its progress": (checkpoint, "put_text", f"{SECOND}/progress.json", 2),
+    "before its checksums": (contents, "put", f"{SECOND}/checksums.sha256", 2),
     "before it has its name": (Path, "rename", SECOND, 2),
     "before the first loses its name": (Path, "rename", "step-00000002", 4),
     "before the first is removed": (shutil, "rmtree", "step-00000002.partial", 4),
@@ -79,14 +80,14 @@ def test_a_step_that_is_kept_is_not_written_again(tmp_path, monkeypatch, undistu
     folder = undisturbed.folder
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(checkpoint, "save_state", None)
-    place = checkpoint.save(folder, RECIPE, undisturbed.method, [], 4, {})
+    place = checkpoint.save(folder, RECIPE, undisturbed.method, step=4, classes=())
     assert place == checkpoint.latest(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_two_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path):
-    """Three trials of the script, of which `measured/kill_trials.json` has twenty by torchrun; the first and the last aim at a checkpoint."""
-    asked = "--trials 3 --kills 1 --seed 15 --start forked --record".split()
+def test_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path):
+    """A trial of the script on one, two and three ranks each; the first and the last aim at a checkpoint."""
+    asked = "--trials 3 --kills 1 --ranks 1 2 3 --seed 15 --start forked --record".split()
     command = [sys.executable, str(SCRIPT), *asked, str(tmp_path / "said.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -17,7 +17,7 @@ from marginlab.data import ImageSet
 from marginlab.losses import PartialFC, outside_ddp
 from marginlab.optim import LazySGD
 from marginlab.settings import SettingsError
-from marginlab.train import Monitor, Recipe, checkpoint, fit, load
+from marginlab.train import Monitor, Recipe, checkpoint, contents, fit, load
 from marginlab.train.__main__ import RECIPES, main
 
 SMALL = Recipe(
@@ -101,7 +101,7 @@ def test_a_checkpoint_holds_the_state_of_every_optimizer_and_restores_it_without
     optimizers = method.optimizers(SAMPLED.make_optimizer())
     monkeypatch.setattr(LazySGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped"))
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped"))
-    assert checkpoint.restore(last, method, optimizers)["num_classes"] == 10
+    assert checkpoint.restore(last, method, optimizers)["classes"] == list(sampled.method.classes)
     held = optimizers[1].state[method.classifier.centers]
     assert int(held["steps"]) == 30
     assert held["momentum_buffer"].shape == (10, 1, 16)
@@ -123,7 +123,7 @@ def test_state_of_other_types_and_shapes_is_restored_bit_for_bit(tmp_path):
     method.loss(torch.rand(8, 1, 3, 16, 16), torch.arange(8))["loss"].backward()
     for optimizer in optimizers:
         optimizer.step()
-    place = checkpoint.save(tmp_path, SAMPLED, method, optimizers, 1, {})
+    place = checkpoint.save(tmp_path, SAMPLED, method, optimizers, step=1, classes=())
     again = both()
     checkpoint.restore(place, method, again)
     for before, after in zip(optimizers, again, strict=True):
@@ -154,11 +154,13 @@ def test_a_checkpoint_of_before_classifiers_loads_and_is_gone_on_with(tmp_path):
         fit(recipe, tmp_path / "run", dying(2), say=quiet)
     place = checkpoint.latest(tmp_path / "run") / "progress.json"
     progress = json.loads(place.read_text())
-    del progress["num_classes"], progress["sums"]
+    del progress["classes"], progress["sums"], progress["format"]
     place.write_text(json.dumps({**progress, "losses": 0.0}))
-    with torch.no_grad():
+    place.with_name("checksums.sha256").unlink()
+    with torch.no_grad(), pytest.warns(UserWarning, match="a version that kept no checksums"):
         assert load(tmp_path / "run").encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
-    resumed = fit(recipe, tmp_path / "run", WATCH, say=quiet)
+    with pytest.warns(UserWarning, match="a version that kept no checksums"):
+        resumed = fit(recipe, tmp_path / "run", WATCH, say=quiet)
     assert all(torch.equal(value, state(whole.method)[name]) for name, value in state(resumed.method).items())
     np.testing.assert_equal(resumed.rows, whole.rows)
 
@@ -267,7 +269,10 @@ def test_a_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_o
     torch.testing.assert_close(two.classifier.centers, one.method.classifier.centers, rtol=1e-3, atol=1e-4)
     losses = {name: [line for line in (tmp_path / name / "monitor.csv").read_text().splitlines() if ",loss," in line] for name in ("run", "one")}
     assert float(losses["run"][0].split(",")[2]) == pytest.approx(float(losses["one"][0].split(",")[2]), rel=1e-4)
-    (tmp_path / "run" / "recipe.toml").write_text(settings.to_toml(replace(alike, epochs=2)))
+    last = checkpoint.latest(tmp_path / "run")
+    for place in (tmp_path / "run", last):
+        (place / "recipe.toml").write_text(settings.to_toml(replace(alike, epochs=2)))
+    contents.write_sums(last, {})
     method = fit(replace(alike, epochs=2), tmp_path / "run", WATCH, say=quiet).method
     assert method.classifier.step == 2 * one.method.classifier.step
     assert not torch.equal(method.classifier.centers, two.classifier.centers)

@@ -1,0 +1,48 @@
+"""A module of one's own in the place of a backbone."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marginlab.models.backbone import Backbone
+
+
+class OwnBackbone(Backbone):
+    """Any module from images to features, as a backbone; it normalises its images by itself.
+
+    Args:
+        net: a module from images (B, 3, H, W) in [0, 1] to features (B, D).
+        dim: D; None for the attribute `dim` of the module.
+
+    Raises:
+        ValueError: the module has no attribute `dim` that is a positive number, and none is given.
+        ValueError: when called, features of another shape than (B, D).
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+        >>> OwnBackbone(net, dim=5)(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, net: nn.Module, dim: int | None = None):
+        nn.Module.__init__(self)
+        found = getattr(net, "dim", None) if dim is None else dim
+        if type(found) is not int or found < 1:
+            raise ValueError(
+                f"{type(net).__name__} says no number of features: give it an attribute dim = D, "
+                f"a positive integer, not {found!r}."
+            )
+        self.net, self.dim = net, found
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Features of images."""
+        features: Tensor = self.net(images)
+        if features.shape != (len(images), self.dim):
+            raise ValueError(
+                f"{type(self.net).__name__} gives {tuple(features.shape)} of {len(images)} images, "
+                f"and its dim says {(len(images), self.dim)}. Pool and flatten, or change dim."
+            )
+        return features
+
+    def __repr__(self) -> str:
+        return f"OwnBackbone({self.net!r}, dim={self.dim})"

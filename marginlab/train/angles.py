@@ -1,0 +1,49 @@
+"""Target angles of a margin training, watched for the collapse that `methods.margin_classifier` tells of.
+
+The angle between an embedding and the center of its class begins near 90 degrees and falls. Where it
+stays there after the warm-up, embeddings say nothing of their classes, whatever the loss does.
+"""
+
+import warnings
+from collections.abc import Callable
+
+from marginlab import ranks
+
+STAYS = 88.0  # degrees
+PATIENCE = 3  # epochs in a row after the warm-up
+
+
+class CollapseWarning(UserWarning):
+    """Embeddings are not drawn to the centers of their classes."""
+
+
+class Angles:
+    """Mean target angles by epoch, and one warning in a run where they stay above 88 degrees.
+
+    Args:
+        epochs: of the run.
+        schedule: of the learning rate, whose attribute `warmup`, if it has one, is the part of the
+            run before which angles are not looked at.
+    """
+
+    def __init__(self, epochs: int, schedule: Callable[[int, int], float]) -> None:
+        self.warm = getattr(schedule, "warmup", 0.0) * epochs
+        self.high, self.warned = 0, False
+
+    def see(self, epoch: int, angle: float) -> None:
+        """Take note of the mean angle of an epoch, from 1; 0 where a method says none.
+
+        Warns of a `CollapseWarning`, on rank 0, after so many epochs in a row above 88 degrees.
+        """
+        self.high = self.high + 1 if epoch - 1 >= self.warm and angle > STAYS else 0
+        if self.high == PATIENCE and not self.warned:
+            self.warned = True
+            if ranks.rank() == 0:
+                warnings.warn(
+                    f"Target angles are {angle:.1f} degrees on average in epoch {epoch}, and were "
+                    f"above {STAYS:g} for {PATIENCE} epochs after the warm-up: embeddings do not "
+                    "come near the centers of their classes. Take gradient='straight_through' or "
+                    "CosFace, a smaller margin, or a larger scale or learning rate.",
+                    CollapseWarning,
+                    stacklevel=2,
+                )

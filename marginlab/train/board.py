@@ -1,0 +1,22 @@
+"""TensorBoard's events beside a run's table."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from marginlab import ranks
+
+
+@contextlib.contextmanager
+def board_of(folder: Path, epoch: int) -> Any:
+    """TensorBoard's writer on rank 0, None elsewhere; what an earlier one wrote from this epoch on no longer counts."""
+    if ranks.rank():
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # slow to import: only when something is trained
+
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+    try:
+        yield writer
+    finally:
+        writer.close()

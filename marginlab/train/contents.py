@@ -1,0 +1,228 @@
+"""A checkpoint's folder read as data: checked against itself, and no code in it is run.
+
+    checksums.sha256      "HEX  NAME" for every other file, what `sha256sum -c` reads
+    .metadata             a pickle of names, shapes and places; only the types of torch's checkpoint
+                          format are made from it (a pickle may otherwise call any function)
+    __RANK_NUMBER.distcp  tensors and plain values, which `torch.load` reads with `weights_only`
+
+Checksums find changed bytes; they are no signature: who can write into the folder can write them
+anew. What such a folder can still do is say wrong numbers, see docs/trust.md.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import pickle
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+REMEDY = "Remove it, and train again or take an older copy."
+SUMS = "checksums.sha256"
+FORMAT = 2  # of progress.json; checkpoints before 2 have no checksums
+METADATA = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"} | {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)},
+}  # fmt: skip
+PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Make the types of checkpoint metadata, and refuse all others before they are imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in METADATA.get(module, ()):
+            return super().find_class(module, name)
+        if module.split(".")[0] == "pathlib" and name in PATHS:
+            return pathlib.PurePosixPath  # where it was written; not the place that is read
+        raise pickle.UnpicklingError(
+            f"it holds {module}.{name}, which is no part of a checkpoint's metadata: it may be "
+            "made to run code"
+        )
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to objects outside of it")
+
+
+class Reader(FileSystemReader):
+    """torch's reader of checkpoint folders, by which nothing but data is read."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Read `.metadata` (ValueError, UnpicklingError where it holds anything else)."""
+        content = (Path(self.path) / ".metadata").read_bytes()
+        found = _Unpickler(io.BytesIO(content)).load()
+        _well_formed(found)
+        found.storage_meta.load_id = self.load_id
+        return found  # type: ignore[no-any-return]  # looked at in `_well_formed`
+
+
+class Planner(DefaultLoadPlanner):
+    """torch's planner, which reads values that are no tensors as plain data only."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Read a value, then let torch put it in its place."""
+        plain = torch.load(value, map_location="cpu", weights_only=True)
+        clean = io.BytesIO()  # torch reads it a second time, with any class
+        torch.save(plain, clean)
+        clean.seek(0)
+        super().load_bytes(read_item, clean)
+
+
+def _well_formed(found: Any) -> None:
+    """Refuse metadata that points out of its folder, or promises more than its files can hold."""
+    if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
+        raise ValueError("it is no metadata of a checkpoint")
+    stored = dict[str, int]()
+    for index, place in found.storage_data.items():
+        file, offset, length = place.relative_path, place.offset, place.length
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".distcp"):
+            raise ValueError(f"it points to {file!r}, which is no file of this checkpoint")
+        if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
+            raise ValueError(f"a part of {file} begins at {offset} and has {length} bytes")
+        if getattr(place, "transform_descriptors", None):
+            raise ValueError(f"{file} is written with transforms, which are not read here")
+        stored[index.fqn] = stored.get(index.fqn, 0) + length
+    for name, held in (found.state_dict_metadata or {}).items():
+        if isinstance(held, TensorStorageMetadata):
+            size = math.prod(held.size) * held.properties.dtype.itemsize
+            if min(held.size, default=0) < 0 or size > stored.get(name, 0):
+                shape = tuple(held.size)
+                raise ValueError(f"it says that {name} is {shape}, which its files do not hold")
+
+
+def read(checkpoint: Path, function: Callable[[], Any]) -> Any:
+    """What a function reads of a checkpoint; ValueError with the checkpoint's name if it fails."""
+    try:
+        return function()
+    except Exception as error:  # of JSON, of pickle, of the disk
+        words = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{checkpoint} cannot be read: {words}. {REMEDY}") from error
+
+
+def metadata(checkpoint: Path) -> Metadata:
+    """Names, shapes and places of what a checkpoint holds."""
+    found: Metadata = read(checkpoint / ".metadata", Reader(checkpoint).read_metadata)
+    return found
+
+
+def progress(checkpoint: Path) -> dict[str, Any]:
+    """What the loop wrote beside the tensors.
+
+    Raises ValueError where it is no JSON object, or was written by a later version.
+    """
+    file = checkpoint / "progress.json"
+    found = read(file, lambda: json.loads(file.read_text(encoding="utf-8")))
+    if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
+        raise ValueError(f"{file} is not the progress of a training: it names no step. {REMEDY}")
+    if found.get("format", 1) not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"{file} is of format {found['format']!r}, and this version reads up to {FORMAT}. "
+            "Read it by the version that wrote it."
+        )
+    return found
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_sums(folder: Path, known: dict[str, str]) -> None:
+    """Write checksums of all files of a folder; those of `known` names are not read again."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    lines = [f"{known.get(name) or digest(folder / name)}  {name}\n" for name in names]
+    put(folder / SUMS, "".join(lines))
+
+
+def put(file: Path, text: str) -> None:
+    """Write a file, on the disk before what follows, as torch does with the tensors."""
+    with file.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def check_sums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
+    """Hold the files of a checkpoint, or one part of so many of them, against their checksums.
+
+    Raises ValueError with the file's name for one that was changed, is missing, or was added.
+    """
+    file = checkpoint / SUMS
+    if not file.exists():
+        if progress(checkpoint).get("format", 1) >= 2:
+            raise ValueError(f"{file} is missing: the checkpoint was changed. {REMEDY}")
+        warnings.warn(
+            f"{checkpoint} is of a version that kept no checksums: changed bytes are not noticed.",
+            stacklevel=3,
+        )
+        return
+    lines = read(file, lambda: file.read_text(encoding="utf-8")).splitlines()
+    told = {name: said for said, _, name in (line.partition("  ") for line in lines)}
+    there = {path.name for path in checkpoint.iterdir()} - {SUMS}
+    for name in (*_unlisted(there - told.keys()), *told)[part::parts]:
+        path = checkpoint / name
+        if name not in there:
+            raise ValueError(f"{path} is missing, and {file.name} lists it. {REMEDY}")
+        if told.get(name) != digest(path):
+            raise ValueError(
+                f"{path} is not as it was written: its bytes, or its line in {file.name}, have "
+                f"changed. {REMEDY}"
+            )
+
+
+def _unlisted(names: Iterable[str]) -> list[str]:
+    """Files that a checkpoint has of itself, without those that a system leaves in folders."""
+    own = {".metadata", "progress.json", "recipe.toml"}
+    return sorted(name for name in names if name in own or name.endswith(".distcp"))
+
+
+def whole(checkpoint: Path, *, part: int = 0, parts: int = 1) -> tuple[dict[str, Any], Metadata]:
+    """The progress and metadata of a checkpoint that is as it was written.
+
+    Of the checksums one part of so many is looked at, for ranks that share the work.
+
+    Raises ValueError with the name of the file that is changed, missing or cut short.
+    """
+    found = progress(checkpoint)
+    places = metadata(checkpoint)
+    named = checkpoint.name.removeprefix("step-")
+    if named.isdigit() and int(named) != found["step"]:
+        raise ValueError(
+            f"{checkpoint} says that it is of step {found['step']}: it was renamed or changed. "
+            f"{REMEDY}"
+        )
+    ends = dict[str, int]()
+    for place in places.storage_data.values():
+        end = place.offset + place.length
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), end)
+    for name, end in ends.items():
+        path = checkpoint / name
+        size = path.stat().st_size if path.exists() else 0
+        if size < end:
+            raise ValueError(
+                f"{path} has {size} of {end} bytes: it is missing or cut short. {REMEDY}"
+            )
+    writers = len({name.split("_")[2] for name in ends})  # they are called __RANK_NUMBER.distcp
+    if writers > found.get("ranks", writers):
+        raise ValueError(
+            f"{checkpoint} holds files of {writers} ranks, but {found['ranks']} wrote it: two "
+            f"checkpoints are mixed. {REMEDY}"
+        )
+    check_sums(checkpoint, part, parts)
+    return found, places
