@@ -32,7 +32,7 @@ from marginlab.train.board import board_of
 from marginlab.train.claim import claimed, record_machines, still_there
 from marginlab.train.clipping import clip
 from marginlab.train.finite import check_finite
-from marginlab.train.images import passes, together
+from marginlab.train.images import passes, together, viewable
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
 from marginlab.train.recipe import PRECISIONS, Recipe
@@ -103,6 +103,7 @@ def fit(
     if recipe.start and checkpoint.latest(folder) is None:
         checkpoint.start(method, recipe.start)
     passes(method, train, recipe, device)
+    viewable(recipe, monitor, train)
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import marginlab
-from marginlab import ranks
+from marginlab import augment, ranks, settings
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
 from marginlab.data.images import warn_of_absent
@@ -120,3 +120,22 @@ def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device
                 trial.project(trial.encode(torch.zeros(1, *shape, device=device)))
         except ValueError as error:
             raise SettingsError(f"A micro-batch is one view (batch = {recipe.batch}, accumulate = {recipe.accumulate}): {error}.") from error
+
+
+def viewable(recipe: Recipe, monitor: Monitor, train: ImageSet) -> None:
+    """Refuse augmentations, of the training and of the monitor, that images of this size do not take.
+
+    Raises SettingsError with the setting.
+    """
+    blank = torch.zeros(1, *train.images.shape[1:], dtype=torch.uint8)
+    asked = {"augmentation": recipe.make_augmentation()}
+    if monitor.augmentation and not monitor.off:
+        asked["the monitor's augmentation"] = settings.call(monitor.augmentation, augment)
+    for name, augmentation in asked.items():
+        try:
+            augmentation.views(blank, n_views=1)
+        except (ValueError, TypeError) as error:
+            raise SettingsError(
+                f"{name} = {augmentation!r} makes no views of images of {tuple(blank.shape[1:])}: "
+                f"{error}"
+            ) from error

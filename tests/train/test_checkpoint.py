@@ -15,7 +15,7 @@ import torch
 
 from marginlab import settings
 from marginlab.settings import SettingsError
-from marginlab.train import Monitor, Recipe, checkpoint, contents, fit, load, restore, save
+from marginlab.train import Monitor, Recipe, check, checkpoint, contents, fit, load, restore, save
 from marginlab.train.angles import Angles, CollapseWarning
 
 RECIPE = Recipe(
@@ -120,9 +120,7 @@ def test_the_checkpoint_of_several_ranks_is_the_network_that_was_measured(pool, 
         assert alike(state, saved)
         assert repr(rows) == repr(answers[0][1])
     measured = {row.name: row for row in answers[0][1]}
-    train, test = (
-        importlib.import_module("marginlab.train.fit").check(recipe)[number] for number in (0, 1)
-    )
+    train, test = check(recipe)
     again = WATCH(load(tmp_path / "run"), RECIPE.make_augmentation(), train, test, 2, last=True)
     for row in again:
         assert measured[row.name].value == pytest.approx(row.value, rel=1e-6, abs=1e-12), row.name
@@ -358,3 +356,27 @@ def test_angles_that_stay_high_after_the_warm_up_warn_once():
         falls.see(epoch, 87.0 if epoch % 3 == 0 else 90.0)
     for epoch in range(1, 20):
         Angles(100, schedule).see(epoch, 0.0)
+
+
+@pytest.mark.parametrize("where", ["recipe", "monitor"])
+def test_an_augmentation_that_images_do_not_take_is_refused_before_the_folder_is_taken(
+    tmp_path, where
+):
+    blur = "Augmentation(('GaussianBlur(sigma=(1.0, 20.0))',))"
+    recipe, monitor = RECIPE, WATCH
+    if where == "recipe":
+        recipe = replace(RECIPE, augmentation=blur)
+    else:
+        monitor = replace(WATCH, augmentation=blur)
+    with pytest.raises(SettingsError, match=r"augmentation = .* makes no views .* Take a smaller"):
+        fit(recipe, tmp_path / "run", monitor, say=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_code_of_a_folders_recipe_is_imported_to_compare_it(module, tmp_path):
+    (tmp_path / "run").mkdir()
+    theirs = f"augmentation = \"Augmentation(('{module}:Op()',))\""
+    (tmp_path / "run" / "recipe.toml").write_text(theirs)
+    with pytest.raises(SettingsError, match=f"names code of the module '{module}'"):
+        fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
+    assert not (tmp_path / "code" / "imported").exists()
