@@ -204,8 +204,8 @@ def whole(checkpoint: Path, *, part: int = 0, parts: int = 1) -> tuple[dict[str,
     named = checkpoint.name.removeprefix("step-")
     if named.isdigit() and int(named) != found["step"]:
         raise ValueError(
-            f"{checkpoint} says that it is of step {found['step']}: it was renamed or changed. "
-            f"{REMEDY}"
+            f"{checkpoint} says that it is of step {found['step']}: it was renamed, or its "
+            f"progress.json changed. {REMEDY}"
         )
     ends = dict[str, int]()
     for place in places.storage_data.values():
@@ -216,13 +216,14 @@ def whole(checkpoint: Path, *, part: int = 0, parts: int = 1) -> tuple[dict[str,
         size = path.stat().st_size if path.exists() else 0
         if size < end:
             raise ValueError(
-                f"{path} has {size} of {end} bytes: it is missing or cut short. {REMEDY}"
+                f"{path} has {size} of {end} bytes that .metadata names: it is missing or cut "
+                f"short. {REMEDY}"
             )
     writers = len({name.split("_")[2] for name in ends})  # they are called __RANK_NUMBER.distcp
     if writers > found.get("ranks", writers):
         raise ValueError(
             f"{checkpoint} holds files of {writers} ranks, but {found['ranks']} wrote it: two "
-            f"checkpoints are mixed. {REMEDY}"
+            f"checkpoints are mixed, or progress.json changed. {REMEDY}"
         )
     check_sums(checkpoint, part, parts)
     return found, places
