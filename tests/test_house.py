@@ -9,7 +9,7 @@ import marginlab
 
 PACKAGE = Path(marginlab.__file__).parent
 FLOORS = [
-    {"rng", "ranks", "settings", "signals", "terminal", "machine", "statistics"},
+    {"rng", "ranks", "recomputation", "settings", "signals", "terminal", "machine", "statistics"},
     {"margins"},
     {"kernels"},
     {"measures", "evaluation"},

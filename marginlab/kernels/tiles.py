@@ -56,8 +56,11 @@ class Rows(NamedTuple):
 class Columns:
     """The class centers (C, K, D), or those of a sample of the classes, by tiles."""
 
-    def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype, *, hardens: bool = False):
+    def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype, *, hardens: bool = False,
+        shares: Tensor | None = None,
+    ):  # fmt: skip
         self.weight, self.classes, self.lift, self.terms, self.wide = weight, classes, lift, terms, wide
+        self.shares = shares  # (n,) weights of the columns in label smoothing; None: 1
         self.hardens = hardens  # whether hard negatives are raised, which takes room
         self.n = len(weight) if classes is None else len(classes)
         self.K, self.D = weight.shape[1:]
@@ -71,7 +74,9 @@ class Columns:
     def width(self, rows: int) -> int:
         """Columns of a tile: the product, its pointwise copies and the tile's centers in two forms fit into it."""
         item = torch.finfo(self.wide).bits // 8
-        more = 3 * (self.terms.interclass is not None) + 2 * (self.terms.smoothing > 0) + 6 * self.hardens + (3 * self.K + 2) * (self.K > 1)
+        terms = self.terms
+        more = 3 * (terms.interclass is not None) + (2 + (self.shares is not None)) * (terms.smoothing > 0)
+        more += 6 * self.hardens + (3 * self.K + 2) * (self.K > 1)
         column = rows * item * (self.K + 2 + more) + self.K * self.D * item * 2
         limit = min(self.terms.budget, TILE_CUDA if self.weight.device.type == "cuda" else TILE)
         width = max(1, min(self.n, limit // column))
@@ -170,24 +175,30 @@ class Sums(NamedTuple):
 
     highest: Tensor
     total: Tensor  # sum of exp(z - highest)
-    plain: Tensor  # sum of z
+    plain: Tensor  # sum of z, weighted by the columns' shares
     finite: Tensor  # how many
+    shares: Tensor  # the sum of their shares
 
     @classmethod
     def none(cls, rows: int, like: Tensor) -> "Sums":
         """Of no columns."""
-        return cls(like.new_full((rows,), -torch.inf), *like.new_zeros(3, rows).unbind())
+        return cls(like.new_full((rows,), -torch.inf), *like.new_zeros(4, rows).unbind())
 
-    def with_tile(self, z: Tensor, smoothing: bool) -> "Sums":
+    def with_tile(self, z: Tensor, smoothing: bool, weights: Tensor | None = None) -> "Sums":
         """The sums with a tile's logits (B, T) added; the tile is used up."""
-        plain, finite = self.plain, self.finite
+        plain, finite, shares = self.plain, self.finite, self.shares
         if smoothing:
             there = z > -torch.inf
-            plain, finite = plain + z.masked_fill(~there, 0.0).sum(1), finite + there.sum(1)
+            finite = finite + there.sum(1)
+            if weights is None:
+                plain, shares = plain + z.masked_fill(~there, 0.0).sum(1), finite
+            else:
+                plain = plain + z.masked_fill(~there, 0.0) @ weights
+                shares = shares + there.to(z.dtype) @ weights
         highest = torch.maximum(self.highest, z.amax(1))
         origin = highest.masked_fill(highest == -torch.inf, 0.0)  # -inf minus -inf is no number
         total = self.total * (self.highest - origin).exp() + z.sub_(origin[:, None]).exp_().sum(1)
-        return Sums(highest, total, plain, finite)
+        return Sums(highest, total, plain, finite, shares)
 
     def logarithm(self) -> Tensor:
         """Give log sum exp: -inf over no columns."""
@@ -196,14 +207,15 @@ class Sums(NamedTuple):
 
 def forward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sums: Sums) -> Sums:
     """Add a tile's products to the sums."""
-    return sums.with_tile(logits(product, columns, rows, tile).logits, columns.terms.smoothing > 0)
+    shares = None if columns.shares is None else columns.shares[tile]
+    return sums.with_tile(logits(product, columns, rows, tile).logits, columns.terms.smoothing > 0, shares)
 
 
 class Slopes(NamedTuple):
     """What the backward pass needs of each row, all (B,)."""
 
-    whole: Tensor  # log of the whole softmax sum, own class included
-    spread: Tensor  # epsilon / number of columns: what label smoothing takes from every logit's gradient
+    whole: Tensor  # log of the whole softmax sum, own class included, less that of what the row weighs
+    spread: Tensor  # epsilon / number of columns: what label smoothing takes, times a column's share, from its logit's gradient
     own: Tensor  # d loss / d (s cosine of the own class)
     winner: Tensor  # which sub-center of the own class is the nearest
 
@@ -213,6 +225,7 @@ def backward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sl
     z, slope, winner = logits(product, columns, rows, tile)
     if columns.terms.smoothing > 0:
         spread = slopes.spread[:, None] * (z > -torch.inf)
+        spread = spread if columns.shares is None else spread * columns.shares[tile]
         grad = z.sub_(slopes.whole[:, None]).exp_().sub_(spread)
     else:
         grad = z.sub_(slopes.whole[:, None]).exp_()

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from marginlab import ranks
-from marginlab.kernels.margin_softmax import Over, margin_cross_entropy
+from marginlab.kernels.margin_problem import Over, Shares
+from marginlab.kernels.margin_softmax import margin_cross_entropy
 from marginlab.kernels.tiles import unit
 from marginlab.losses.centers import draw_
 from marginlab.losses.faults import Faults, Validate, check_shapes
@@ -154,6 +155,7 @@ class Classifier(nn.Module):
             over=Over(self.group, classes=spread),
             whole=whole,
             grads=self.grads,
+            first=self.part.start,
         )
         self.faults.after(embeddings, labels, valid, loss)
         return loss
@@ -254,15 +256,22 @@ def weighted_loss(
     over: Over,
     grads: ranks.Gradients,
     whole: Tensor | None = None,
+    first: int = 0,
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """The reduced loss of rows whose own columns are known, and their target cosines; nothing is checked."""
+    """The reduced loss of rows whose own columns are known, and their target cosines; nothing is checked. `first`: the first class of centers."""
     wide = wide_of(embeddings, centers)
     weights = row_weights(labels, valid, class_weights, wide)
-    share = None if reduction == "none" else weights
+    shares = None
+    factor = weights
+    if class_weights is not None and label_smoothing > 0:  # every column has its weight: the kernel takes them in
+        columns = class_weights.to(weights)[first : first + len(centers)]
+        shares = Shares(weights, columns if classes is None else columns[classes])
+        factor = row_weights(labels, valid, None, wide)
+    share = None if reduction == "none" else factor
     if reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
         if whole is None:
             whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
-        share = weights / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
+        share = factor / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
     loss, cosine = margin_cross_entropy(
         embeddings,
         centers,
@@ -274,6 +283,7 @@ def weighted_loss(
         exclude=exclude,
         valid=valid,
         share=share,
+        shares=shares,
         smoothing=label_smoothing,
         interclass=interclass_filter,
         masks=interclass_masks,
@@ -284,5 +294,5 @@ def weighted_loss(
         over=over,
     )
     if share is None:
-        return loss * weights, cosine
+        return loss * factor, cosine
     return loss if over.classes else ranks.total(loss, over.group, grads), cosine

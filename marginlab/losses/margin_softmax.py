@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_softmax import Over
+from marginlab.kernels.margin_problem import Over
 from marginlab.losses.classifier import Classifier, Reduction, check_classes, check_settings, excluded, weighted_loss
 from marginlab.losses.faults import Faults, check_shapes
 from marginlab.margins import Margin

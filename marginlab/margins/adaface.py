@@ -9,7 +9,6 @@ Source: Kim, Jain, Liu 2022 (CVPR), and its code. The angle is clipped at 0 and 
 code clips both ends, which leaves a target beyond pi without a gradient.
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -45,6 +44,7 @@ class AdaFace(Margin):
 
     batchwise = True
     averages = True
+    initial = {"mean": 20.0, "std": 100.0}  # noqa: RUF012 -- Margin declares it a ClassVar
     mean: Tensor
     std: Tensor
 
@@ -55,12 +55,10 @@ class AdaFace(Margin):
         if not 0 <= h < float("inf"):
             raise ValueError(f"h scales the standardised norm: it is finite and not negative, such as 0.333, not {h}.")
         self.m, self.h, self.momentum = m, h, momentum
-        self.register_buffer("mean", torch.tensor(20.0))
-        self.register_buffer("std", torch.tensor(100.0))
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Move the averages, then give each row the margin of its standardised norm."""
-        norm = norm.clamp(SHORTEST, LONGEST)
+        norm = norm.detach().clamp(SHORTEST, LONGEST)
         if self.training:  # without rows, or with one, a mean or deviation is 0/0, which moves nothing
             n, counted = valid.sum(), norm.masked_fill(~valid, 0.0)
             mean = counted.sum() / n

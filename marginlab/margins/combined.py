@@ -30,7 +30,9 @@ SMALLEST_SINE = {torch.float32: 1e-3, torch.float64: 1e-6}
 def combined(
     cosine: Float[Tensor, "*shape"], m1: float = 1.0, m2: float | Float[Tensor, "..."] = 0.0, m3: float | Float[Tensor, "..."] = 0.0
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Value and slope of the combined margin, detached; what margins of any kind are made of.
+    """Value and slope of the combined margin; what margins of any kind are made of.
+
+    Both are differentiable in the cosines and the margins where autograd is on, which it is not in `Margin.targets`.
 
     Parameters
     ----------
@@ -49,9 +51,10 @@ def combined(
 
     """
     c = clamped(cosine)
-    shift = m2.detach().to(c) if isinstance(m2, Tensor) else c.new_full((), m2)
+    shift = m2.to(c) if isinstance(m2, Tensor) else c.new_full((), m2)
     floor = SMALLEST_SINE[c.dtype]
-    sine = ((1 - c) * (1 + c)).sqrt()
+    # The root of 0 has no slope to take a second derivative from
+    sine = ((1 - c) * (1 + c)).clamp_min(torch.finfo(c.dtype).tiny).sqrt()
     safe = sine.clamp_min(floor)
     theta = torch.atan2(sine, c)
     if m1 == 1:  # the addition theorem alone: without m2, psi is c - m3 and its slope 1, to the last bit
@@ -66,7 +69,7 @@ def combined(
     clipped = m1 * theta < -shift  # asked of angles: the cosine of a small one rounds to 1
     value = torch.where(c < turning, c - turning - 1, torch.where(clipped, 1.0, curve))
     slope = torch.where(c < turning, 1.0, torch.where(clipped, 0.0, slope.clamp_min(0)))  # at the joints it rounds to either side of 0
-    return value - (m3.detach().to(c) if isinstance(m3, Tensor) else m3), slope
+    return value - (m3.to(c) if isinstance(m3, Tensor) else m3), slope
 
 
 class CombinedMargin(Margin):
@@ -112,7 +115,7 @@ class CombinedMargin(Margin):
         >>> CosFace(0.35).value(torch.tensor([[0.5, 1.0]]))
         tensor([[0.1500, 0.6500]])
         """
-        return combined(cosine, self.m1, self.m2, self.m3)[0]
+        return combined(cosine.detach(), self.m1, self.m2, self.m3)[0]
 
     def derivative(self, cosine: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The slope the backward pass multiplies by, of cosines of any shape: d psi / d c, or 1 with gradient="straight_through".
@@ -122,7 +125,7 @@ class CombinedMargin(Margin):
         >>> ArcFace(0.5, gradient="straight_through").derivative(torch.tensor([0.5, 0.0]))
         tensor([1., 1.])
         """
-        slope = combined(cosine, self.m1, self.m2, self.m3)[1]
+        slope = combined(cosine.detach(), self.m1, self.m2, self.m3)[1]
         return slope if self.gradient == "exact" else torch.ones_like(slope)
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:

@@ -8,7 +8,6 @@ those with t + c_j > 1 are strengthened. The classifier applies it, with `Target
 Source: Huang et al. 2020 (CVPR).
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -41,6 +40,7 @@ class CurricularFace(Margin):
     batchwise = True
     averages = True
     hardens = True
+    initial = {"t": 0.0}  # noqa: RUF012 -- Margin declares it a ClassVar
     t: Tensor
 
     def __init__(self, m: float = 0.5, momentum: float = 0.01, *, gradient: Gradient = "exact"):
@@ -48,12 +48,11 @@ class CurricularFace(Margin):
         check_angle("m", m)
         check_momentum(momentum)
         self.m, self.momentum = m, momentum
-        self.register_buffer("t", torch.tensor(0.0))
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Move t, then give ArcFace's targets with it."""
         if self.training:  # the mean of no rows is 0/0, which moves nothing
-            move(self.t, cosine.masked_fill(~valid, 0.0).sum() / valid.sum(), self.momentum)
+            move(self.t, cosine.detach().masked_fill(~valid, 0.0).sum() / valid.sum(), self.momentum)
         return Targets(*combined(cosine, m2=self.m), hardness=self.t.to(cosine, copy=True))  # the buffer may move before the backward pass
 
     def __repr__(self) -> str:

@@ -51,6 +51,7 @@ class ElasticFace(Margin):
     """
 
     batchwise = True  # a row's place in the global batch addresses its draw; its rank there, its margin
+    initial = {"step": 0}  # noqa: RUF012 -- Margin declares it a ClassVar
     step: Tensor
 
     def __init__(self, m: float = 0.5, std: float = 0.0125, kind: Kind = "arc", plus: bool = False, seed: int = 0, *, gradient: Gradient = "exact"):
@@ -68,7 +69,6 @@ class ElasticFace(Margin):
         self.m, self.std, self.kind, self.plus, self.seed = m, std, kind, plus, seed
         if plus:
             self.undivided = "ElasticFace(plus=True) pairs margins with all rows of a batch at once, which has no parts. Take plus=False."
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Draw the margins, pair them, and take the step."""
@@ -77,7 +77,7 @@ class ElasticFace(Margin):
         margins = self._drawn(cosine, (valid.cumsum(0) - 1).clamp_min(0))
         self.step += valid.any().to(self.step)
         if self.plus:  # rows that do not count come last on both sides
-            farthest_last = cosine.masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)
+            farthest_last = cosine.detach().masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)
             margins = torch.empty_like(margins).index_copy_(0, farthest_last, margins.masked_fill(~valid, torch.inf).sort().values)
             margins = margins.masked_fill(~valid, self.m)
         return self._targets(cosine, margins)
@@ -88,7 +88,7 @@ class ElasticFace(Margin):
             raise ValueError(self.undivided)
         if not self.training:
             return self.targets(cosine, norm)
-        cosine = clamped(cosine)
+        cosine = clamped(cosine.detach())
         made = self._targets(cosine, self._drawn(cosine, rows))
         return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
 

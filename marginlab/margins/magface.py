@@ -72,7 +72,7 @@ class MagFace(Margin):
         a = norm.clamp(self.l_a, self.u_a)
         m = self.l_m + rate * (a - self.l_a)
         value, slope = combined(cosine, m2=m)
-        sine = ((1 - cosine) * (1 + cosine)).sqrt()
+        sine = ((1 - cosine) * (1 + cosine)).clamp_min(torch.finfo(cosine.dtype).tiny).sqrt()
         by_margin = -torch.where(cosine < -m.cos(), m.sin(), sine * m.cos() + cosine * m.sin())
         inside = a == norm
         return Targets(

@@ -85,10 +85,12 @@ def naive(
     logits = logits.scatter(1, place[:, None], scale * near[:, None])
     finite = logits > -torch.inf
     whole = logits.logsumexp(1)
-    even = logits.masked_fill(~finite, 0.0).sum(1) / finite.sum(1)
-    rows = whole - (1 - label_smoothing) * scale * near - label_smoothing * even + penalty
     weights = valid.to(x) if class_weights is None else valid * class_weights[place]
-    losses = rows * weights
+    of_columns = torch.ones_like(logits) if class_weights is None else class_weights.expand_as(logits)
+    # torch's cross_entropy: every column has the weight of its class
+    each = (of_columns * (whole[:, None] - logits)).masked_fill(~finite, 0.0)
+    even = each.sum(1) / finite.sum(1)
+    losses = weights * ((1 - label_smoothing) * (whole - scale * near) + penalty) + valid * label_smoothing * even
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / weights.sum().clamp_min(torch.finfo(x.dtype).tiny)

@@ -1,0 +1,99 @@
+"""The margin softmax in torch's own operations: what has derivatives of any order and takes part in torch.func.
+
+It holds the (B, n, K) products that the blockwise kernel avoids, so it is for few rows and classes: per-sample
+gradients, Hessian-vector products, penalties on a gradient. Value and first derivatives are those of the kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from marginlab import ranks
+from marginlab.kernels.margin_problem import Call
+from marginlab.kernels.tiles import SHORTEST
+
+
+def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """The loss (see `margin_cross_entropy`) and the target cosines, which are without gradient.
+
+    Raises:
+        RuntimeError: the products are above the budget, or rows or classes are spread over ranks.
+    """
+    wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    centers = weight if call.classes is None else weight[call.classes]
+    n, K = centers.shape[:2]
+    _check(x.shape[0] * n * K * (torch.finfo(wide).bits // 8), call)
+    with torch.autocast(x.device.type, enabled=False):
+        valid = call.valid
+        x = x.to(wide) if valid is None else x.to(wide).masked_fill(~valid[:, None], 0.0)
+        x, norm = _directions(x)
+        norm = norm if valid is None else norm.masked_fill(~valid, 1.0)
+        cosines = torch.einsum("bd,ckd->bck", x, _directions(centers.to(wide))[0]).max(2).values
+        place = call.target.clamp(0, max(n - 1, 0))
+        own = torch.arange(n, device=x.device) == place[:, None]
+        cosine = cosines.gather(1, place[:, None]).squeeze(1)
+        made = call.margin.attached(cosine, norm, valid)
+        loss = _losses(_others(cosines, made.value.detach(), made.hardness, call), own, made.value, call)
+        if made.penalty is not None:
+            loss = loss + (made.penalty if call.shares is None else made.penalty * call.shares.rows)
+        return call.reduced(loss), cosine.detach()
+
+
+def _check(size: int, call: Call) -> None:
+    if ranks.size(call.over.group) > 1 and (call.over.classes or call.margin.batchwise):
+        raise RuntimeError(
+            "Over several ranks a margin softmax has no second derivative and takes part in no transform of "
+            "torch.func where classes or the margin's statistics are spread over them. Use one rank."
+        )
+    if size > call.terms.budget:
+        raise RuntimeError(
+            "A second derivative, or a transform of torch.func, holds all products of rows and centers: "
+            f"{size:,} bytes, above the budget of {call.terms.budget:,}. Give fewer rows, or budget={size}."
+        )
+
+
+def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors and lengths; 0 without gradient for what has no direction."""
+    short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float64) < SHORTEST
+    norm = torch.linalg.vector_norm(x.masked_fill(short, 1.0), dim=-1, keepdim=True, dtype=torch.float64)
+    direction = (x / norm).to(x.dtype).masked_fill(short, 0.0)
+    return direction, norm.masked_fill(short, 0.0).squeeze(-1).to(x.dtype)
+
+
+def _others(cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+    """The logits of all columns as those of other classes, and which leave the sum."""
+    terms = call.terms
+    gone = torch.zeros_like(cosines, dtype=torch.bool)
+    z = cosines
+    if terms.interclass is not None:
+        hot = z > terms.interclass
+        z, gone = z.masked_fill(hot, 0.0), hot if terms.masks else gone
+    if hardness is not None:
+        z = torch.where((z > value[:, None]) & ~gone, z * (hardness + z), z)
+    z = z * terms.scale
+    if call.lift is not None:
+        z = z + call.lift
+    if call.exclude is not None:
+        columns = torch.arange(z.shape[1], device=z.device)
+        gone = gone | (call.exclude[:, :, None] == columns).any(1)
+    return z, gone
+
+
+def _losses(others: tuple[Tensor, Tensor], own: Tensor, value: Tensor, call: Call) -> Tensor:
+    """The losses (B,), from the logits of the others and the values of the own classes."""
+    z, gone = others
+    gone = gone | own
+    none = gone.all(1)
+    # A row without another class would have a slope of 0/0: it gets logits of 0 that do not count
+    far = z.masked_fill(gone & ~none[:, None], -torch.inf).masked_fill(none[:, None], 0.0).logsumexp(1)
+    near = value * call.terms.scale
+    loss = F.softplus(far - near, threshold=40.0).masked_fill(none, 0.0)
+    epsilon = call.terms.smoothing
+    if epsilon == 0:
+        return loss
+    there = (~gone).to(z.dtype)
+    spread = epsilon / (there.sum(1) + 1)
+    if call.shares is not None:
+        rows, there = call.shares.rows, there * call.shares.columns
+        loss = loss * ((1 - epsilon) * rows + spread * (there.sum(1) + rows))
+    return loss + spread * (there.sum(1) * near - (there * z).sum(1))
