@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_problem import Call
+from marginlab.kernels.margin_problem import Call, unlowered
 from marginlab.kernels.tiles import SHORTEST
 
 
@@ -23,7 +23,7 @@ def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     centers = weight if call.classes is None else weight[call.classes]
     n, K = centers.shape[:2]
     _check(x.shape[0] * n * K * (torch.finfo(wide).bits // 8), call)
-    with torch.autocast(x.device.type, enabled=False):
+    with unlowered(x):
         valid = call.valid
         x = x.to(wide) if valid is None else x.to(wide).masked_fill(~valid[:, None], 0.0)
         x, norm = _directions(x)

@@ -64,6 +64,11 @@ class Call:
         return loss if self.share is None else (loss * self.share).sum()
 
 
+def unlowered(x: Tensor) -> torch.autocast:
+    """No autocast within; on "meta", which has none, the CPU's stands for it."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 class Problem:
     """One call: rows and their own classes, columns, and the two walks over the tiles of their logits."""
 

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.kernels.margin_plain import plain
-from marginlab.kernels.margin_problem import Call, Over, Problem, Shares
+from marginlab.kernels.margin_problem import Call, Over, Problem, Shares, unlowered
 from marginlab.kernels.tiles import Terms
 from marginlab.margins import Margin
 from marginlab.recomputation import transformed
@@ -111,7 +111,7 @@ class _MarginSoftmax(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         state = call.margin.frozen() if call.margin.training else call.margin  # as a second derivative is to find it
         terms = call.terms
-        with torch.autocast(x.device.type, enabled=False):
+        with unlowered(x):
             problem = Problem(x, weight, call)
             columns = problem.columns
             ctx.problem, ctx.call, ctx.made = problem, replace(call, margin=state), None
@@ -143,7 +143,7 @@ class _MarginSoftmax(torch.autograd.Function):
         problem: Problem = ctx.problem
         call: Call = ctx.call
         dw: Tensor | None
-        with torch.autocast(grad.device.type, enabled=False):
+        with unlowered(x):
             if ctx.made is not None:
                 # scaled in place: a copy of the centers' gradient would cost as much as the centers. A second backward pass walks the tiles
                 made, ctx.made = ctx.made, None

@@ -49,11 +49,14 @@ def draw_(weight: Float[Tensor, "C K D"], *, seed: int, first: int = 0, std: flo
         raise ValueError(f"The classes of a shard lie in [0, 2**32), not from {first} to {end}. Give the number of its first class.")
     if not std >= 0:
         raise ValueError(f"A standard deviation is not negative, such as 0.01, not {std}.")
-    blocks = torch.arange(first // BLOCK, -(-end // BLOCK) if len(weight) else first // BLOCK)
+    if weight.is_meta:  # there is nothing to fill: `reset_parameters` draws once there is
+        return weight
+    last = -(-end // BLOCK) if len(weight) else first // BLOCK
+    blocks = torch.arange(first // BLOCK, last, device="cpu")
     # torch's CPU generator keeps 32 bits of its seed. Of 9,766 independent ones (ten million classes) two would be equal in one run of 90,
     # and 1,024 classes begin on top of others; a permutation of the 32-bit numbers gives no two blocks one seed.
     seeds = Key(seed).named("centers").shuffle(blocks, 1 << 32)
-    numbers = torch.empty(BLOCK, *weight.shape[1:], dtype=torch.float32)
+    numbers = torch.empty(BLOCK, *weight.shape[1:], dtype=torch.float32, device="cpu")
     for block, own in zip(blocks.tolist(), seeds.tolist(), strict=True):
         # Always the whole block: torch draws the numbers of a shorter tensor, or of an odd end, in another order
         numbers.normal_(0.0, std, generator=torch.Generator().manual_seed(own))

@@ -17,9 +17,10 @@ from marginlab.kernels.margin_problem import Over, Shares
 from marginlab.kernels.margin_softmax import margin_cross_entropy
 from marginlab.kernels.tiles import unit
 from marginlab.losses.centers import draw_
-from marginlab.losses.faults import Faults, Validate, check_shapes
+from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
 from marginlab.losses.pair import check_word
 from marginlab.margins import ArcFace, Margin
+from marginlab.recomputation import transformed
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -29,6 +30,7 @@ class Classifier(nn.Module):
 
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
+    _counted: Tensor | None = None  # which rows of the last batch count; None: all
     target_cosines: Tensor | None = None
     """Of the last batch, between each row and the nearest center of its class, detached; 0 for ignored rows; of `PartialFC` those of all ranks."""
 
@@ -88,6 +90,7 @@ class Classifier(nn.Module):
         A DTensor is brought together first, which all of its ranks take part in. Raises ValueError when they are of another number or width.
         """
         C, K, D = self.num_classes, self.subcenters, self.dim
+        check_tensor("Centers", centers, f"({C * K}, {D}) or ({C}, {K}, {D}) floating point numbers")
         if tuple(centers.shape) not in ((C * K, D), (C, K, D)):
             raise ValueError(f"{C} classes with {K} centers each want ({C * K}, {D}) or ({C}, {K}, {D}) centers, not {tuple(centers.shape)}.")
         if (together := getattr(centers, "full_tensor", None)) is not None:
@@ -132,7 +135,7 @@ class Classifier(nn.Module):
         spread: these are the rows of all ranks, over this rank's classes. margin: instead of the classifier's own. whole: the weight that the mean is
         over, where the batch is a part of a larger one.
         """
-        loss, self.target_cosines = weighted_loss(
+        loss, cosine = weighted_loss(
             embeddings,
             self.centers,
             labels,
@@ -157,6 +160,10 @@ class Classifier(nn.Module):
             grads=self.grads,
             first=self.part.start,
         )
+        self.target_cosines = cosine
+        self._counted = valid
+        if torch.compiler.is_exporting() or transformed():  # a value of the trace is none of the module
+            self.target_cosines = self._counted = None
         self.faults.after(embeddings, labels, valid, loss)
         return loss
 
@@ -169,6 +176,34 @@ class Classifier(nn.Module):
             self._weighed, self._weights = weights._version, tuple(weights.tolist())
         made = {name: getattr(self, name) for name in names}
         return made | {"dtype of centers": self.centers.dtype, "class_weights": self._weights}
+
+    @property
+    def target_angle(self) -> Float[Tensor, ""] | None:
+        """Mean angle in degrees between the rows of the last batch and the nearest centers of their classes.
+
+        Without margin and gradient, over the rows that count (of `PartialFC` of all ranks); NaN where
+        none does, None before the first batch. It begins near 90 and falls; what stays above 88 after
+        warm-up is not learning. A tensor on the device: nothing waits until it is read, so read it
+        as seldom as it is shown.
+
+        Example:
+            >>> from marginlab.losses import MarginSoftmax
+            >>> head = MarginSoftmax(3, 2)
+            >>> head.load_centers(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+            >>> loss = head(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1, -100]))
+            >>> head.target_angle
+            tensor(90.)
+        """
+        if self.target_cosines is None:
+            return None
+        angles = torch.rad2deg(self.target_cosines.clamp(-1, 1).acos())
+        if self._counted is None:
+            return angles.mean()
+        return angles.masked_fill(~self._counted, 0.0).sum() / self._counted.sum()
+
+    def reset_parameters(self) -> None:
+        """Draw the centers again: after `to_empty`, where the classifier was made on "meta"."""
+        draw_(self.centers, seed=self.seed, first=self.part.start)
 
     def extra_repr(self) -> str:
         """Say the sizes and the scale."""
@@ -206,9 +241,10 @@ def check_classes(num_classes: int, ignore_index: int | None, class_weights: Ten
         raise ValueError(f"ignore_index is the number of no class, such as -100: {ignore_index} is one of 0..{num_classes - 1}.")
     if class_weights is None:
         return
+    check_tensor("Class weights", class_weights, f"({num_classes},) floating point numbers")
     if class_weights.shape != (num_classes,):
         raise ValueError(f"Class weights are ({num_classes},), one for each class, not {tuple(class_weights.shape)}.")
-    if not bool(((class_weights >= 0) & class_weights.isfinite()).all()):
+    if not class_weights.is_meta and not bool(((class_weights >= 0) & class_weights.isfinite()).all()):
         raise ValueError("Class weights are finite and not negative, and one is not. A class with weight 0 is not learned from.")
 
 
@@ -216,6 +252,7 @@ def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"
     """Checked class numbers that each row leaves out, int64."""
     if exclude is None:
         return None
+    check_tensor("Excluded classes", exclude, f"({rows}, E) integers")
     if exclude.ndim != 2 or len(exclude) != rows or exclude.is_floating_point() or exclude.is_complex() or exclude.dtype == torch.bool:
         raise ValueError(f"Excluded classes are ({rows}, E) integers, one row for each embedding, not {tuple(exclude.shape)} of {exclude.dtype}.")
     return exclude.long()

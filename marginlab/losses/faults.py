@@ -3,18 +3,23 @@
     "now"       the tensors are read before work starts, and the loss after it
     "deferred"  three flags are made on the device and sent to the host; the next call finds them there and raises
     "never"     nothing is read
+
+Under torch.compile, torch.export and the transforms of torch.func, and on the device "meta", there are no values to read.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from marginlab.recomputation import transformed
 
 Validate = Literal["now", "deferred", "never"]
 
 
 def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> None:
     """Refuse what can be seen without reading the tensors: ValueError for shapes and devices, TypeError for types."""
+    check_tensor("Embeddings", embeddings, "(B, D) of floating point")
     if not embeddings.is_floating_point():
         raise TypeError(f"Embeddings are floating point, not {embeddings.dtype}. A classifier takes (embeddings, labels), in this order.")
     if embeddings.ndim != 2 or embeddings.shape[1] != centers.shape[-1]:
@@ -34,11 +39,7 @@ def check_labels(labels: Tensor, device: torch.device) -> None:
     A fraction would be cut off and NaN would become a number, so float labels are not converted.
     ValueError for labels on another device.
     """
-    if not isinstance(labels, Tensor):
-        raise TypeError(
-            f"Labels are a tensor of integers, not {type(labels).__name__}. "
-            "Convert them with torch.as_tensor(labels)."
-        )
+    check_tensor("Labels", labels, "of integers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
             f"Labels are integers, not {labels.dtype}. Convert whole numbers with .long()."
@@ -50,6 +51,20 @@ def check_labels(labels: Tensor, device: torch.device) -> None:
         )
 
 
+def check_tensor(name: str, value: Any, wanted: str) -> None:
+    """Refuse what is no tensor (TypeError), such as a list or an array, with its type and shape."""
+    if isinstance(value, Tensor):
+        return
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    shape = getattr(value, "shape", None)
+    size = "" if shape is None else f" of shape {tuple(shape)}"
+    length = f" of length {len(value)}" if shape is None and isinstance(value, list | tuple) else size
+    raise TypeError(
+        f"{name} are a tensor {wanted}, not {kind}{length}. Make one: torch.as_tensor(...), on the "
+        "device of the embeddings."
+    )
+
+
 class Faults:
     """The values that a classifier of so many classes refuses, and when it says so; None: "deferred" on CUDA, "now" elsewhere."""
 
@@ -59,6 +74,8 @@ class Faults:
 
     def when(self, device: torch.device) -> Validate:
         """Say when values on this device are read."""
+        if device.type == "meta" or torch.compiler.is_compiling() or transformed():
+            return "never"
         return self.validate or ("deferred" if device.type == "cuda" else "now")
 
     def before(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None) -> None:
@@ -85,7 +102,7 @@ class Faults:
 
     def raise_deferred(self) -> None:
         """Raise ValueError for what was wrong with the batch before."""
-        if self._waiting is None:
+        if self._waiting is None or torch.compiler.is_compiling() or transformed():
             return
         (seen, event), self._waiting = self._waiting, None
         if event is not None:

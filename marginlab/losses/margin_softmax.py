@@ -16,7 +16,7 @@ from torch import Tensor
 from marginlab import ranks
 from marginlab.kernels.margin_problem import Over
 from marginlab.losses.classifier import Classifier, Reduction, check_classes, check_settings, excluded, weighted_loss
-from marginlab.losses.faults import Faults, check_shapes
+from marginlab.losses.faults import Faults, check_shapes, check_tensor
 from marginlab.margins import Margin
 
 
@@ -51,6 +51,7 @@ def margin_softmax(
 
     """
     check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
+    check_tensor("Class centers", centers, "(C, D) or (C, K, D) floating point numbers")
     if not centers.is_floating_point():
         raise ValueError(f"Centers are floating-point numbers, not {centers.dtype}: call .float().")
     if centers.ndim not in (2, 3):
@@ -98,7 +99,7 @@ class MarginSoftmax(Classifier):
     scale: s, 1/temperature: 64 for thousands of classes, less for few.
     subcenters: K centers for each class, of which the nearest counts. `centers` is a parameter (C, K, D).
     class_weights: (C,) weights of the rows by their class; the mean is over the sum of weights, as in torch's cross_entropy.
-    label_smoothing: epsilon, spread evenly over all classes that a row has.
+    label_smoothing: epsilon, spread evenly over all classes that a row has; with class weights each class's part has its weight, as there.
     interclass_filter: non-target cosines above it (0.4 in the published runs) are taken for two labels of one identity: they count as 0 and get no
         gradient; with interclass_masks=True they leave the sum.
     ignore_index: rows with this label count nowhere. None: every row counts.
@@ -109,7 +110,8 @@ class MarginSoftmax(Classifier):
     budget: bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
     compiled: compile the pointwise part with torch.compile.
     validate: "now" refuses NaN, inf and wrong labels before work starts (default on a CPU); "deferred" raises them at the next call, so that a GPU
-        need not be waited for (default there; the last batch of all is not checked); "never" leaves them to the caller.
+        need not be waited for (default there; the last batch of all is not checked); "never" leaves them to the caller, as a compiled graph
+        and the transforms of torch.func do in any case.
     group: process group over which rows are spread, None: the default one, or one rank. Every rank holds all centers.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
     seed: of the initial centers, N(0, 0.01^2).
@@ -117,7 +119,12 @@ class MarginSoftmax(Classifier):
     Raises
     ------
     ValueError, TypeError: settings or inputs that cannot be; the message names them.
-    RuntimeError: a second backward through one loss, or a second derivative.
+    RuntimeError: a second derivative above the budget.
+
+    First derivatives are made tile by tile. Second ones (create_graph=True) and the transforms of torch.func (grad, vmap, jacrev, hessian, per-sample
+    gradients by functional_call) take a plain form that holds all (B, C K) products, and are refused above `budget`. Transforms over a batch want a
+    margin without averages, or one in evaluation mode. It compiles with fullgraph=True and is exported; `backward` may be called again with
+    retain_graph=True at any budget. Under torch.utils.checkpoint a margin's averages move once.
 
     >>> from marginlab.margins import ArcFace
     >>> head = MarginSoftmax(10, 4, margin=ArcFace(0.5), scale=16.0)

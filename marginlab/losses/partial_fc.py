@@ -31,6 +31,7 @@ from marginlab.losses.classifier import Classifier, excluded, row_weights, wide_
 from marginlab.losses.sampling import columns, sample
 from marginlab.losses.window import Draw, Window
 from marginlab.margins import Margin
+from marginlab.recomputation import Calls, recomputing
 
 
 class _Batch(NamedTuple):
@@ -41,6 +42,16 @@ class _Batch(NamedTuple):
     valid: Tensor | None
     exclude: Tensor | None
     held: list[int]
+
+
+class _Part(NamedTuple):
+    """What a pass takes from its step: the number and the labels that its sample is drawn with (None: no sample), and what a window fixes."""
+
+    step: int | None
+    labels: Tensor
+    valid: Tensor | None
+    margin: Margin | None = None
+    whole: Tensor | None = None
 
 
 def outside_ddp(module: nn.Module) -> None:
@@ -74,7 +85,14 @@ class PartialFC(Classifier):
     Raises
     ------
     ValueError, TypeError: as `MarginSoftmax`; what one rank refuses, all raise.
+    RuntimeError: a forward pass inside a backward pass that is none run again.
     RuntimeError: `load_state_dict` of centers of another number of classes; see `marginlab.train.resized`.
+
+    Under torch.utils.checkpoint the pass that is run again takes the sample of its step. Drawing a
+    sample waits for the labels, and it and the exchange between ranks stay outside a compiled graph:
+    with sample_rate=1 on one rank the head compiles with fullgraph=True, otherwise without. Second
+    derivatives and torch.func as in `MarginSoftmax`, on one rank; with create_graph=True the gradient
+    of the centers is dense.
 
     >>> from marginlab.margins import ArcFace
     >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
@@ -104,6 +122,7 @@ class PartialFC(Classifier):
         self.size = math.floor(sample_rate * num_classes + 1e-6)  # 0.29 of 100 classes are 29, though 0.29 * 100 falls short of it
         self.step = 0
         self._window: Window | None = None
+        self._calls = Calls[_Part]()
 
     def _part(self) -> slice:
         per = -(-self.num_classes // ranks.size(self.group))
@@ -115,13 +134,30 @@ class PartialFC(Classifier):
     ) -> Float[Tensor, "*rows"]:
         """The loss of this rank's embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out (a known twin; -1 for none)."""
         batch = self._together(embeddings, labels, exclude)
-        draw = None
-        if self.training and self.sample_rate < 1:
-            draw = self._draw(batch.labels, batch.valid) if self._window is None else self._window.draw
-        if self._window is not None:
-            self._window.take(batch.labels, batch.valid, batch.held)
-        loss = self._whole_loss(batch) if draw is None else self._sampled_loss(batch, draw)
+        part = self._part_of_step(batch)
+        draw = None if part.step is None else self._draw(part)
+        loss = self._whole_loss(batch, part) if draw is None else self._sampled_loss(batch, part, draw)
         return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
+
+    def _part_of_step(self, batch: _Batch) -> _Part:
+        """What this pass takes from its step: a new one, or in a pass that is run again that of the first."""
+        rows = (batch.labels, batch.embeddings)
+        samples = self.training and self.sample_rate < 1
+        if recomputing() and (samples or self._window is not None or self._calls.noted(rows)):
+            return self._calls.recall(rows)
+        if self._window is not None:
+            margin = self._window.take(batch.labels, batch.valid, batch.held)
+            part = _Part(self._window.step, self._window.labels, self._window.valid, margin, self._window.whole)
+        elif samples:
+            part = _Part(self._next_step(), batch.labels, batch.valid)
+        else:
+            return _Part(None, batch.labels, batch.valid)
+        self._calls.note(rows, part._replace(labels=part.labels.clone()) if self._window is None else part)
+        return part
+
+    def _next_step(self) -> int:
+        self.step += 1
+        return self.step - 1
 
     @contextlib.contextmanager
     def window(self, labels: Int[Tensor, " B"], *, statistics: Literal["previous"] | None = None) -> Iterator[None]:
@@ -163,8 +199,8 @@ class PartialFC(Classifier):
         labels = ranks.gather(labels, self.group, held=held)
         valid = self._valid(labels)
         weights = row_weights(labels, valid, self.class_weights, torch.float64)
-        draw = self._draw(labels, valid) if self.training and self.sample_rate < 1 else None
-        self._window = Window(labels, valid, held, weights.sum(), draw, self.margin)
+        step = self._next_step() if self.training and self.sample_rate < 1 else None
+        self._window = Window(labels, valid, held, weights.sum(), step, self.margin)
         try:
             yield
             self._window.close()
@@ -203,14 +239,14 @@ class PartialFC(Classifier):
     def _valid(self, labels: Tensor) -> Tensor | None:
         return None if self.ignore_index is None else labels != self.ignore_index
 
-    def _whole_loss(self, batch: _Batch) -> Tensor:
+    def _whole_loss(self, batch: _Batch, part: _Part) -> Tensor:
         """Over all classes."""
         exclude = None if batch.exclude is None else batch.exclude - self.part.start
         column = batch.labels - self.part.start
         column = column.masked_fill(column >= len(self.centers), -1) if len(batch.held) > 1 else column
-        return self._loss(batch.embeddings, batch.labels, column, batch.valid, exclude=exclude, **self._setting(batch))
+        return self._loss(batch.embeddings, batch.labels, column, batch.valid, exclude=exclude, **self._setting(batch, part))
 
-    def _sampled_loss(self, batch: _Batch, draw: Draw) -> Tensor:
+    def _sampled_loss(self, batch: _Batch, part: _Part, draw: Draw) -> Tensor:
         """Over those of a draw."""
         classes, lift = draw
         if len(batch.held) > 1:
@@ -225,24 +261,24 @@ class PartialFC(Classifier):
             lift=None if lift is None else lift.to(wide_of(batch.embeddings, self.centers)),
             exclude=None if batch.exclude is None else columns(classes, batch.exclude),
             dense_grad=self.dense_grad,
-            **self._setting(batch),
+            **self._setting(batch, part),
         )
 
-    def _setting(self, batch: _Batch) -> dict[str, Any]:
+    def _setting(self, batch: _Batch, part: _Part) -> dict[str, Any]:
         """What a batch of several ranks, or a part of a window, changes."""
         spread: dict[str, Any] = {"spread": len(batch.held) > 1}
-        return spread if self._window is None else {**spread, "margin": self._window.margin, "whole": self._window.whole}
+        return spread if part.margin is None else {**spread, "margin": part.margin, "whole": part.whole}
 
     def _kept(self, labels: Tensor, valid: Tensor | None) -> Tensor:
         """The labels, with -1 for ignored rows; with validate="deferred" a wrong one comes as far as here."""
         kept = labels.clamp(-1, self.num_classes - 1)
         return kept if valid is None else kept.masked_fill(~valid, -1)
 
-    def _draw(self, labels: Tensor, valid: Tensor | None) -> Draw:
-        """The sample of the next step, alike on every rank."""
-        kept = self._kept(labels, valid)
-        classes, positives = sample(kept, self.num_classes, self.size, seed=self.seed, step=self.step)
-        self.step += 1
+    def _draw(self, part: _Part) -> Draw:
+        """The sample of a step, alike on every rank."""
+        assert part.step is not None
+        kept = self._kept(part.labels, part.valid)
+        classes, positives = sample(kept, self.num_classes, self.size, seed=self.seed, step=part.step)
         drawn, others = len(classes) - positives, self.num_classes - positives
         if not self.log_q or drawn <= 0:
             return Draw(classes, None)

@@ -12,6 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.margins import Margin, Targets
+from marginlab.recomputation import recomputing
+
+_Seen = tuple[Tensor, Tensor, Tensor]  # cosines, norms, which count
 
 
 class Draw(NamedTuple):
@@ -24,15 +27,16 @@ class Draw(NamedTuple):
 class Window:
     """The rows that were announced, of all ranks in their order, and how many of each rank's have come."""
 
-    def __init__(self, labels: Tensor, valid: Tensor | None, held: list[int], whole: Tensor, draw: Draw | None, margin: Margin):
-        self.labels, self.held, self.whole, self.draw = labels, held, whole, draw
+    def __init__(self, labels: Tensor, valid: Tensor | None, held: list[int], whole: Tensor, step: int | None, margin: Margin):
+        self.labels, self.valid, self.held, self.whole, self.step = labels, valid, held, whole, step
         self.used = [0] * len(held)
         counted = torch.ones_like(labels) if valid is None else valid.long()
         self._numbers = counted.cumsum(0) - 1  # of a row among those that count: what addresses its draw
-        self.margin = _InParts(margin) if margin.batchwise else margin
+        self.margin = margin
+        self._seen: list[_Seen] = []
 
-    def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> None:
-        """Check that the next rows of every rank are those announced (ValueError)."""
+    def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Margin:
+        """Check that the next rows of every rank are those announced (ValueError), and give their margin."""
         starts = [sum(self.held[:rank]) + used for rank, used in enumerate(self.used)]
         if any(used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)):
             raise ValueError(f"The window was opened for {self.held} rows of each rank, not for {held} more after {self.used}. Announce all.")
@@ -40,39 +44,35 @@ class Window:
         if not torch.equal(self.labels[rows], labels):
             raise ValueError("The labels of this part are not the next ones of the window. Give the parts in the order of its labels.")
         self.used = [used + more for used, more in zip(self.used, held, strict=True)]
-        if isinstance(self.margin, _InParts):
-            self.margin.rows = self._numbers[rows].clamp_min(0)
+        if not self.margin.batchwise:
+            return self.margin
+        return _InParts(self.margin, self._numbers[rows].clamp_min(0), self._seen)
 
     def close(self) -> None:
         """Move the margin's state on by all rows; ValueError when some have not come."""
         if self.used != self.held:
             raise ValueError(f"The window was opened for {self.held} rows of each rank and closed after {self.used}. Give all parts before it ends.")
-        if isinstance(self.margin, _InParts):
-            self.margin.finish()
+        if self.margin.training and self._seen:  # in evaluation mode there is nothing to move
+            self.margin.closed(*(torch.cat(each) for each in zip(*self._seen, strict=True)))
 
 
 class _InParts(Margin):
-    """A margin that is shown a batch part by part."""
+    """A margin that is shown a part of a batch, with the state that it has before the batch moves it."""
 
     batchwise = True
 
-    def __init__(self, margin: Margin):
+    def __init__(self, margin: Margin, rows: Tensor, seen: list[_Seen]):
         super().__init__()
-        self.whole, self.hardens = margin, margin.hardens
-        self.rows: Tensor | None = None
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.before, self.rows, self.hardens = margin.frozen(), rows, margin.hardens
+        self._seen = seen
 
     def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None) -> Targets:
-        """The targets of the part whose rows were named."""
-        assert self.rows is not None
-        self._seen.append((cosine.detach(), norm.detach(), torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid))
-        return self.whole.part(cosine, norm, self.rows)
+        """The targets of the part; a pass that is run again is not seen a second time."""
+        if not recomputing():
+            counted = torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid
+            self._seen.append((cosine.detach(), norm.detach(), counted))
+        return self.before.part(cosine, norm, self.rows)
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """The rule of the whole margin."""
-        return self.whole.compute(cosine, norm, valid)
-
-    def finish(self) -> None:
-        """Move the state by all parts; in evaluation mode there is nothing to move."""
-        if self.whole.training and self._seen:
-            self.whole.closed(*(torch.cat(each) for each in zip(*self._seen, strict=True)))
+        return self.before.compute(cosine, norm, valid)

@@ -89,8 +89,9 @@ class MarginClassifier(Method):
         embeddings = self.embed(views).flatten(0, 1)
         labels = labels.repeat_interleave(views.shape[1])
         loss = self.classifier(embeddings, labels)
-        assert self.classifier.target_cosines is not None
-        return {"loss": loss, "target_angle": torch.rad2deg(torch.acos(self.classifier.target_cosines.clamp(-1, 1))).mean()}
+        angle = self.classifier.target_angle
+        assert angle is not None
+        return {"loss": loss, "target_angle": angle}
 
     @property
     def undivided(self) -> str:

@@ -90,7 +90,7 @@ def naive(
     # torch's cross_entropy: every column has the weight of its class
     each = (of_columns * (whole[:, None] - logits)).masked_fill(~finite, 0.0)
     even = each.sum(1) / finite.sum(1)
-    losses = weights * ((1 - label_smoothing) * (whole - scale * near) + penalty) + valid * label_smoothing * even
+    losses = weights * ((1 - label_smoothing) * (whole - scale * near) + penalty) + valid.to(x) * label_smoothing * even
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / weights.sum().clamp_min(torch.finfo(x.dtype).tiny)

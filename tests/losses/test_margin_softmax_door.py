@@ -12,7 +12,7 @@ from marginlab.losses.functional import margin_softmax
 from marginlab.margins import ArcFace, CosFace
 
 
-def test_a_second_backward_gives_the_same_or_a_clear_error():
+def test_a_second_backward_gives_the_same_at_every_budget():
     x, labels = torch.randn(3, 4, requires_grad=True), torch.arange(3)
     head = MarginSoftmax(5, 4)
     for budget in (1, 2**20):
@@ -26,10 +26,8 @@ def test_a_second_backward_gives_the_same_or_a_clear_error():
         loss = head(x, labels)
         for a, b in zip(torch.autograd.grad(loss, (x, head.centers), retain_graph=True), first, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        with pytest.raises(RuntimeError, match="used up by its first backward pass"):
-            loss.backward()
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(head(x, labels), x, create_graph=True)
+        for a, b in zip(torch.autograd.grad(loss, (x, head.centers)), first, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_centers_changed_before_the_backward_pass_are_noticed():
