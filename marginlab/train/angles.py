@@ -4,6 +4,7 @@ The angle between an embedding and the center of its class begins near 90 degree
 stays there after the warm-up, embeddings say nothing of their classes, whatever the loss does.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from marginlab import ranks
 
 STAYS = 88.0  # degrees
 PATIENCE = 3  # epochs in a row after the warm-up
+STEPS = 100  # and steps, before which a short training has not begun to move
 
 
 class CollapseWarning(UserWarning):
@@ -24,11 +26,15 @@ class Angles:
         epochs: of the run.
         schedule: of the learning rate, whose attribute `warmup`, if it has one, is the part of the
             run before which angles are not looked at.
+        per_epoch: steps of an epoch.
     """
 
-    def __init__(self, epochs: int, schedule: Callable[[int, int], float]) -> None:
+    def __init__(
+        self, epochs: int, schedule: Callable[[int, int], float], per_epoch: int
+    ) -> None:
         self.warm = getattr(schedule, "warmup", 0.0) * epochs
         self.high, self.warned = 0, False
+        self.patience = max(PATIENCE, math.ceil(STEPS / per_epoch))
 
     def see(self, epoch: int, angle: float) -> None:
         """Take note of the mean angle of an epoch, from 1; 0 where a method says none.
@@ -36,12 +42,12 @@ class Angles:
         Warns of a `CollapseWarning`, on rank 0, after so many epochs in a row above 88 degrees.
         """
         self.high = self.high + 1 if epoch - 1 >= self.warm and angle > STAYS else 0
-        if self.high == PATIENCE and not self.warned:
+        if self.high == self.patience and not self.warned:
             self.warned = True
             if ranks.rank() == 0:
                 warnings.warn(
                     f"Target angles are {angle:.1f} degrees on average in epoch {epoch}, and were "
-                    f"above {STAYS:g} for {PATIENCE} epochs after the warm-up: embeddings do not "
+                    f"above {STAYS:g} for {self.patience} epochs after the warm-up: embeddings do not "
                     "come near the centers of their classes. Take gradient='straight_through' or "
                     "CosFace, a smaller margin, or a larger scale or learning rate.",
                     CollapseWarning,

@@ -148,7 +148,7 @@ class _Loop:
         self.signal, self.stopping = watch.Signal(), False
         self.unproven = False  # whether no step has gone on yet from the checkpoint written last
         self.say = say
-        self.angles = Angles(recipe.epochs, self.schedule)
+        self.angles = Angles(recipe.epochs, self.schedule, self.per_epoch)
         self.order = functools.lru_cache(maxsize=2)(self._order)  # of this epoch, and of the next, which may be read ahead
 
     def _order(self, epoch: int) -> Tensor:

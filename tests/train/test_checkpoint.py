@@ -344,18 +344,18 @@ def test_code_in_a_setting_that_takes_none_is_refused():
 
 def test_angles_that_stay_high_after_the_warm_up_warn_once():
     schedule = RECIPE.make_schedule()
-    angles = Angles(100, replace(schedule, warmup=0.05))
+    angles = Angles(100, replace(schedule, warmup=0.05), 50)
     for epoch in range(1, 8):  # five epochs of warm-up
         angles.see(epoch, 90.0)
     with pytest.warns(CollapseWarning, match=r"Target angles are 89\.5 .* in epoch 8"):
         angles.see(8, 89.5)
     for epoch in range(9, 20):
         angles.see(epoch, 90.0)
-    falls = Angles(100, schedule)
+    falls = Angles(100, schedule, 50)
     for epoch in range(1, 20):
         falls.see(epoch, 87.0 if epoch % 3 == 0 else 90.0)
     for epoch in range(1, 20):
-        Angles(100, schedule).see(epoch, 0.0)
+        Angles(100, schedule, 50).see(epoch, 0.0)
 
 
 @pytest.mark.parametrize("where", ["recipe", "monitor"])
@@ -380,3 +380,11 @@ def test_no_code_of_a_folders_recipe_is_imported_to_compare_it(module, tmp_path)
     with pytest.raises(SettingsError, match=f"names code of the module '{module}'"):
         fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
     assert not (tmp_path / "code" / "imported").exists()
+
+
+def test_a_short_training_has_not_collapsed():
+    angles = Angles(100, RECIPE.make_schedule(), 2)
+    for epoch in range(1, 55):  # five epochs of warm-up, 98 steps after it
+        angles.see(epoch, 90.0)
+    with pytest.warns(CollapseWarning, match="for 50 epochs after the warm-up"):
+        angles.see(55, 90.0)
