@@ -30,6 +30,9 @@ class MagFace(Margin):
         norms that the backbone begins with (about sqrt(D) under a final BatchNorm).
     l_m, u_m: angular margins (radians) at the bounds, 0 <= l_m <= u_m < pi.
     weight: of the penalty, not negative.
+    easy_margin: as in the published training code (its default): at a target cosine of 0 or below
+        there is no margin, psi(c) = c, which jumps by sin m(a) at 90 degrees; the paper's formula and
+        the default here have the margin at every angle.
     gradient: "exact" or "straight_through", see `Margin`: it concerns the slope by the cosine, not the one by the norm, without which there
         would be no MagFace.
 
@@ -52,6 +55,7 @@ class MagFace(Margin):
         l_m: float = 0.45,
         u_m: float = 0.8,
         weight: float = 35.0,
+        easy_margin: bool = False,
         *,
         gradient: Gradient = "exact",
     ):
@@ -65,6 +69,7 @@ class MagFace(Margin):
         if not 0 <= weight < float("inf"):
             raise ValueError(f"The weight of the penalty is finite and not negative, such as 35, not {weight}.")
         self.l_a, self.u_a, self.l_m, self.u_m, self.weight = l_a, u_a, l_m, u_m, weight
+        self.easy_margin = easy_margin
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
         """Value, penalty, and their slopes by the cosine and by the norm."""
@@ -75,6 +80,10 @@ class MagFace(Margin):
         sine = ((1 - cosine) * (1 + cosine)).clamp_min(torch.finfo(cosine.dtype).tiny).sqrt()
         by_margin = -torch.where(cosine < -m.cos(), m.sin(), sine * m.cos() + cosine * m.sin())
         inside = a == norm
+        if self.easy_margin:
+            far = cosine <= 0
+            value, slope = torch.where(far, cosine, value), torch.where(far, 1.0, slope)
+            by_margin = by_margin.masked_fill(far, 0.0)
         return Targets(
             value,
             slope,
@@ -84,4 +93,4 @@ class MagFace(Margin):
         )
 
     def __repr__(self) -> str:
-        return describe("MagFace", **{name: getattr(self, name) for name in ("l_a", "u_a", "l_m", "u_m", "weight", "gradient")})
+        return describe("MagFace", **{name: getattr(self, name) for name in ("l_a", "u_a", "l_m", "u_m", "weight", "easy_margin", "gradient")})

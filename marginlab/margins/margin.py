@@ -157,6 +157,8 @@ class Margin(nn.Module, ABC):
             >>> margin.targets(torch.ones(2), torch.ones(2)).hardness, before.t
             (tensor(0.0100), tensor(0.))
         """
+        if torch.compiler.is_compiling() or not (self.batchwise or self._buffers):
+            return self  # a graph is traced once and run once, and what has no state is its own copy
         made = copy.copy(self)
         made._buffers = {
             name: None if buffer is None else buffer.detach().clone()

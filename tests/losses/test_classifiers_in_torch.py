@@ -1,6 +1,8 @@
 """Classifiers as citizens of torch: checkpointing, derivatives of any order, torch.func, compiled graphs, meta, dtypes."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -216,3 +218,19 @@ def test_made_on_meta_and_drawn_after():
                 module.reset_parameters()
     assert torch.equal(heads[0].centers, MarginSoftmax(5, 4).centers)
     assert float(heads[0].margin.std) == 100.0
+
+
+GRAPH = """
+import torch
+from marginlab.losses import MarginSoftmax, PartialFC
+for head in (MarginSoftmax(9, 4), PartialFC(9, 4, sample_rate=1.0)):
+    x, y = torch.randn(6, 4, requires_grad=True), torch.randint(9, (6,))
+    step = torch.compile(head, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(step(x, y), head(x, y))
+"""
+
+
+def test_a_step_is_one_compiled_graph():
+    """In a process of its own: the checker of annotations in tests breaks graphs."""
+    done = subprocess.run([sys.executable, "-c", GRAPH], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
