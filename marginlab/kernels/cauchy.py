@@ -10,13 +10,14 @@ product |x|^2 + |y|^2 - 2 x.y, whose rounding, some 1e-7 (|x| + |y|)^2 in float3
 """
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.kernels.logsumexp import leave_out, unlowered
+from marginlab.kernels.function import Needs, Point, Saved, blockwise, unlowered
+from marginlab.kernels.logsumexp import leave_out
 from marginlab.kernels.walk import BUDGET, walk
 
 FEW = 8  # features up to which differences cost no more than a product
@@ -44,7 +45,7 @@ def log_cauchy_sum(
     Raises
     ------
     ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a second derivative is asked for (create_graph=True).
+    RuntimeError: a third derivative is asked for.
 
     >>> x = torch.tensor([[0.0], [3.0]])
     >>> log_cauchy_sum(x, x, exclude=torch.tensor([[0], [1]])).exp()  # the other row only, at distance 3
@@ -57,43 +58,72 @@ def log_cauchy_sum(
         raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
     # The median of each feature: a mean would follow one far row and take the others' digits with it
     center = y.detach().sort(0).values[len(y) // 2] if len(y) else 0.0
-    out: Tensor = _LogCauchySum.apply(x - center, y - center, None if exclude is None else exclude.long(), budget)
-    return out
+    index = None if exclude is None else exclude.long()
+    return blockwise(_LogCauchySum(budget), x - center, y - center, x.new_ones(()), index)
 
 
-class _LogCauchySum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, exclude: Tensor | None, budget: int) -> Tensor:
+@dataclass(frozen=True)
+class _LogCauchySum:
+    budget: int
+
+    def value(self, point: Point, index: Tensor | None) -> Saved:
+        x, y, _ = point
         total = x.new_zeros(len(x))
-        for rows, _, block in _shares(x, y, exclude, budget):
+        for rows, _, block in _shares(x, y, index, self.budget):
             total[rows] += block.sum(1)
-        ctx.budget = budget
-        ctx.save_for_backward(x, y, exclude, total)
-        return total.log()
+        return total.log(), total
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
-            raise RuntimeError("The blockwise sum has no second derivative: call backward or grad without create_graph=True.")
-        x, y, exclude, total = ctx.saved_tensors
+    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+        (x, y, scale), (_, total) = point, saved
         weight = torch.where(total > 0, 2 * grad / total, 0.0)  # log 0 has no slope
         to_rows, to_columns = torch.zeros_like(x), torch.zeros_like(y)
         row_sum, column_sum = x.new_zeros(len(x)), x.new_zeros(len(y))
-        for rows, columns, block in _shares(x, y, exclude, ctx.budget):
+        for rows, columns, block in _shares(x, y, index, self.budget):
             block.square_().mul_(weight[rows, None])
             row_sum[rows] += block.sum(1)
             column_sum[columns] += block.sum(0)
             with unlowered(x):
                 to_rows[rows].addmm_(block, y[columns])
                 to_columns[columns].addmm_(block.T, x[rows])
-        return to_rows - x * row_sum[:, None], to_columns - y * column_sum[:, None], None, None
+        to_rows = to_rows - x * row_sum[:, None]
+        return to_rows, to_columns - y * column_sum[:, None], torch.zeros_like(scale)
+
+    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As in second.py, with the logits u_ij = -log(1 + |d|^2) of the difference d = x_i - y_j.
+
+        Along (A, C), u changes by t = -2 q d . (A_i - C_j); with p = q / S, V = g p and
+        W = V (t - sum_j p t), the derivative with respect to d is -2 q ((W + t V) d + V (A - C)).
+        """
+        (x, y, scale), (a, c, _), total = point, tangents, saved[1]
+        inverse = torch.where(total > 0, 1 / total, 0.0)
+        moment = torch.zeros_like(grad)
+        own, other = (x * a).sum(1), (y * c).sum(1)
+
+        def turned(rows: slice, columns: slice, q: Tensor) -> Tensor:
+            product = x[rows] @ c[columns].T + a[rows] @ y[columns].T
+            return product.sub_(own[rows, None]).sub_(other[columns]).mul_(q).mul_(2)
+
+        copies = 4  # the block and what is made of it
+        for rows, columns, q in _shares(x, y, index, self.budget, copies):
+            moment[rows] += (turned(rows, columns, q) * q).sum(1) * inverse[rows]
+        weight = grad * inverse
+        to_rows, to_columns = torch.zeros_like(x), torch.zeros_like(y)
+        for rows, columns, q in _shares(x, y, index, self.budget, copies):
+            t = turned(rows, columns, q)
+            v = q.square_().mul_(weight[rows, None]).mul_(-2)  # -2 q V
+            k = t.mul_(2).sub_(moment[rows, None]).mul_(v)  # -2 q (W + t V)
+            to_rows[rows] += x[rows] * k.sum(1)[:, None] - k @ y[columns]
+            to_rows[rows] += a[rows] * v.sum(1)[:, None] - v @ c[columns]
+            to_columns[columns] += y[columns] * k.sum(0)[:, None] - k.T @ x[rows]
+            to_columns[columns] += c[columns] * v.sum(0)[:, None] - v.T @ a[rows]
+        return moment, to_rows, to_columns, torch.zeros_like(scale)
 
 
-def _shares(x: Tensor, y: Tensor, exclude: Tensor | None, budget: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _shares(x: Tensor, y: Tensor, exclude: Tensor | None, budget: int, copies: int = 2) -> Iterator[tuple[slice, slice, Tensor]]:
     """The blocks of 1 / (1 + squared distance), in one buffer used again for each, with 0 at the excluded columns."""
     square = x.square().sum(1), y.square().sum(1)
     buffer: Tensor | None = None
-    for rows, columns in walk(len(x), len(y), entry=2 * x.element_size(), budget=budget):  # the block, and one feature's differences
+    for rows, columns in walk(len(x), len(y), entry=copies * x.element_size(), budget=budget):  # two: the block, and one feature's differences
         shape = rows.stop - rows.start, columns.stop - columns.start
         if buffer is None:
             buffer = x.new_empty(shape[0] * shape[1])  # the first block is the largest

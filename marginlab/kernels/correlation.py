@@ -14,6 +14,7 @@ So at D = 8,192 features, whose matrix takes 256 MiB, one block is held, and no 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.logsumexp import unlowered
+from marginlab.kernels.function import one_by_one, unlowered
 from marginlab.kernels.walk import BUDGET, walk
 
 
@@ -63,30 +64,66 @@ def off_diagonal_squares(
     if x.ndim != 2 or x.shape != y.shape or any(v.shape != x.shape[1:] for v in (*means, *scales)):
         raise ValueError(f"Both sides are matrices (B, D) of one shape, with D means and scales each, not {tuple(x.shape)} and {tuple(y.shape)}.")
     factor = float(ranks.size(group)) if grads == "mean" else 1.0
-    out: Tensor = _Squares.apply(x, y, *means, *scales, rows, half, group, factor, budget)
+    over = _Over(rows, half, group, factor, budget)
+    out: Tensor = _Squares.apply(*_apart(x, y, *means, *scales), over)
     return out
+
+
+def _apart(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, repeated ones as views: torch.compile takes no tensor twice."""
+    before = [any(t is other for other in tensors[:i]) for i, t in enumerate(tensors)]
+    return [t.view_as(t) if again else t for t, again in zip(tensors, before, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Over:
+    """Rows of all ranks, whether half of the blocks do, the ranks, their factor, and the budget."""
+
+    rows: int
+    half: bool
+    group: dist.ProcessGroup | None
+    factor: float
+    budget: int
 
 
 class _Squares(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, m: Tensor, n: Tensor, u: Tensor, v: Tensor, rows: int, half: bool, group: Any, factor: float, budget: int
-    ) -> Tensor:
+    def forward(x: Tensor, y: Tensor, m: Tensor, n: Tensor, u: Tensor, v: Tensor, over: _Over) -> Tensor:
         value = x.new_zeros(())
-        for i, j, block in _blocks(x, y, m, n, rows, half, group, budget):
-            value += _times(half, i, j) * block.mul_(u[i, None]).mul_(v[j]).square_().sum()
-        ctx.rows, ctx.half, ctx.group, ctx.factor, ctx.budget = rows, half, group, factor, budget
-        ctx.save_for_backward(x, y, m, n, u, v)
+        for i, j, block in _blocks(x, y, m, n, over):
+            square = block.mul_(u[i, None]).mul_(v[j]).square_()
+            value += _times(over.half, i, j) * square.sum()
         return value
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.over = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
-            raise RuntimeError("The blockwise covariance has no second derivative: call backward or grad without create_graph=True.")
-        x, y, m, n, u, v = ctx.saved_tensors
-        to = [torch.zeros_like(t) for t in ctx.saved_tensors]
-        for i, j, block in _blocks(x, y, m, n, ctx.rows, ctx.half, ctx.group, ctx.budget):
-            slope = 2 * _times(ctx.half, i, j) * grad
+        return (*_SquaresSlopes.apply(grad, *ctx.saved_tensors, ctx.over), None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return one_by_one(_Squares, info, in_dims, arguments)
+
+
+class _SquaresSlopes(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor,
+        m: Tensor,
+        n: Tensor,
+        u: Tensor,
+        v: Tensor,
+        over: _Over,
+    ) -> tuple[Tensor, ...]:
+        to = [torch.zeros_like(t) for t in (x, y, m, n, u, v)]
+        for i, j, block in _blocks(x, y, m, n, over):
+            slope = 2 * _times(over.half, i, j) * grad
             with unlowered(x):
                 square = block.square()
                 to[4][i] += slope * u[i] * (square @ v[j].square())
@@ -94,31 +131,44 @@ class _Squares(torch.autograd.Function):
                 block.mul_((slope * u[i].square())[:, None]).mul_(v[j].square())
                 to[2][i] -= block @ n[j]
                 to[3][j] -= block.T @ m[i]
-                to[0][:, i].addmm_(y[:, j], block.T, alpha=ctx.factor / ctx.rows)
-                to[1][:, j].addmm_(x[:, i], block, alpha=ctx.factor / ctx.rows)
-        return (*to, None, None, None, None, None)
+                to[0][:, i].addmm_(y[:, j], block.T, alpha=over.factor / over.rows)
+                to[1][:, j].addmm_(x[:, i], block, alpha=over.factor / over.rows)
+        return tuple(to)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "The blockwise covariance has no second derivative: call backward or grad without "
+            "create_graph=True, or give a budget that holds the whole covariance."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return one_by_one(_SquaresSlopes, info, in_dims, arguments)
 
 
 def _times(half: bool, i: slice, j: slice) -> float:
     return 2.0 if half and i != j else 1.0
 
 
-def _blocks(
-    x: Tensor, y: Tensor, m: Tensor, n: Tensor, rows: int, half: bool, group: dist.ProcessGroup | None, budget: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(x: Tensor, y: Tensor, m: Tensor, n: Tensor, over: _Over) -> Iterator[tuple[slice, slice, Tensor]]:
     """The blocks of the covariance, in one buffer used again for each, with 0 on the diagonal of the whole."""
     width = x.shape[1]
     buffer: Tensor | None = None
-    for i, j in walk(width, width, entry=2 * x.element_size(), budget=budget, upper=half):
+    for i, j in walk(width, width, entry=2 * x.element_size(), budget=over.budget, upper=over.half):
         shape = i.stop - i.start, j.stop - j.start
         if buffer is None:
             buffer = x.new_empty(shape[0] * shape[1])  # the first block is the largest
         block = buffer[: shape[0] * shape[1]].view(shape)
         with unlowered(x):
             torch.mm(x[:, i].T, y[:, j], out=block)
-            if ranks.size(group) > 1:
-                dist.all_reduce(block, group=group)
-            block.div_(rows).addr_(m[i], n[j], alpha=-1)
+            if ranks.size(over.group) > 1:
+                dist.all_reduce(block, group=over.group)
+            block.div_(over.rows).addr_(m[i], n[j], alpha=-1)
         if -shape[0] < i.start - j.start < shape[1]:
             block.diagonal(i.start - j.start).zero_()
         yield i, j, block

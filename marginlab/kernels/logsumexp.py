@@ -11,12 +11,14 @@ block, whatever the number of rows and columns.
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from marginlab.kernels.function import Needs, Point, Saved, blockwise, unlowered
+from marginlab.kernels.second import Curvature, curvature
 from marginlab.kernels.walk import BUDGET, walk
 
 
@@ -44,7 +46,7 @@ def logsumexp(
     Raises
     ------
     ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a second derivative is asked for (create_graph=True).
+    RuntimeError: a third derivative is asked for.
 
     >>> x = torch.eye(2)
     >>> logsumexp(x, x, exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
@@ -58,47 +60,57 @@ def logsumexp(
     wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = x.to(wide), y.to(wide)
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
-    out: Tensor = _LogSumExp.apply(x, y, factor, None if exclude is None else exclude.long(), budget)
-    return out
+    kernel = Softmax(budget)
+    return blockwise(kernel, x, y, factor, None if exclude is None else exclude.long())
 
 
-class _LogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, exclude: Tensor | None, budget: int) -> Tensor:
+@dataclass(frozen=True)
+class Softmax:
+    """The kernel of `logsumexp`."""
+
+    budget: int
+
+    def value(self, point: Point, index: Tensor | None) -> Saved:
+        x, y, scale = point
         highest, total = x.new_full((len(x),), -math.inf), x.new_zeros(len(x))
-        for rows, _, block in blocks(x * scale, y, exclude, budget):
+        for rows, _, block in blocks(x * scale, y, index, self.budget):
             before = highest[rows]
             now = torch.maximum(before, block.amax(1))
             origin = finite(now, 0.0)  # -inf minus -inf is no number
-            total[rows] = total[rows] * (before - origin).exp() + block.sub_(origin[:, None]).exp_().sum(1)
+            share = block.sub_(origin[:, None]).exp_().sum(1)
+            total[rows] = total[rows] * (before - origin).exp() + share
             highest[rows] = now
-        out = finite(highest, 0.0) + total.log()
-        ctx.budget = budget
-        ctx.save_for_backward(x, y, scale, exclude, out)
-        return out
+        return finite(highest, 0.0) + total.log(), x.new_zeros(())
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
-            raise RuntimeError("The blockwise softmax sum has no second derivative: call backward or grad without create_graph=True.")
-        x, y, scale, exclude, out = ctx.saved_tensors
-        for_rows, for_columns, for_scale = ctx.needs_input_grad[:3]
-        grad = grad.masked_fill(out == -math.inf, 0.0)  # log 0 has no slope: whatever comes from above would make NaN of it
+    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+        (x, y, scale), (out, _) = point, saved
+        for_rows, for_columns, for_scale = needs
+        # log 0 has no slope: whatever comes from above would make NaN of it
+        grad = grad.masked_fill(out == -math.inf, 0.0)
         origin = finite(out, math.inf)
         scaled = x * scale
-        upstream = scaled * grad[:, None]  # the row weights enter here and after the walk, so a block is passed over once less
+        # The row weights enter here and after the walk, so a block is passed over once less
+        upstream = scaled * grad[:, None]
         expected = torch.zeros_like(x)  # sum_j p_ij y_j
-        to_columns = torch.zeros_like(y) if for_columns else None
-        for rows, columns, block in blocks(scaled, y, exclude, ctx.budget):
+        to_columns = torch.zeros_like(y) if for_columns else x.new_zeros(())
+        for rows, columns, block in blocks(scaled, y, index, self.budget):
             block.sub_(origin[rows, None]).exp_()
-            if for_rows or for_scale:
-                with unlowered(x):
+            with unlowered(x):
+                if for_rows or for_scale:
                     expected[rows].addmm_(block, y[columns])
-            if to_columns is not None:
-                with unlowered(x):
+                if for_columns:
                     to_columns[columns].addmm_(block.T, upstream[rows])
         expected.mul_(grad[:, None])
-        return expected * scale if for_rows else None, to_columns, (expected * x).sum() if for_scale else None, None, None
+        return expected * scale, to_columns, (expected * x).sum()
+
+    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> Curvature:
+        def walk_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, None]]:
+            entry = 4 * x.element_size()  # the block and three products
+            for rows, columns, block in blocks(x, y, index, self.budget, entry=entry):
+                yield rows, columns, block, None
+
+        turned = curvature(walk_blocks, point, tangents, saved[0][:, None], grad[:, None])
+        return turned._replace(grad=turned.grad[:, 0])
 
 
 def blocks(
@@ -124,11 +136,6 @@ def leave_out(block: Tensor, here: Tensor, smallest: float) -> None:
     # Only a minimum with the smallest changes an entry, one with +inf does not: nothing of the block's size, no index list that a GPU has to wait for
     bound = block.new_full(here.shape, math.inf).masked_fill_((here >= 0) & (here < width), smallest)
     block.scatter_reduce_(1, here.clamp(0, width - 1), bound, "amin")
-
-
-def unlowered(x: Tensor) -> torch.autocast:
-    """No autocast within."""
-    return torch.autocast(x.device.type, enabled=False)  # autocast would take products in bf16: their spacing near 60 is 0.25
 
 
 def finite(x: Tensor, instead: float) -> Tensor:

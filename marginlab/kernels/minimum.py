@@ -66,9 +66,7 @@ def minimum(views: Float[Tensor, "N V P"], *, levels: Sequence[int] | None = Non
     return _minimum(views, None, levels, budget)
 
 
-def between(
-    x: Float[Tensor, "N V P"], y: Float[Tensor, "M V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET
-) -> Minimum:
+def between(x: Float[Tensor, "N V P"], y: Float[Tensor, "M V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET) -> Minimum:
     """Smallest distance between views for all pairs of an image of x and one of y: `distance` (L, N, M), `views` (L, N, M, 2). As `minimum`.
 
     >>> between(torch.tensor([[[0.0], [5.0]]]), torch.tensor([[[3.0], [9.0]]])).distance

@@ -10,13 +10,16 @@ that a column is in.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.kernels.logsumexp import blocks, finite, unlowered
+from marginlab.kernels.function import Needs, Point, Saved, blockwise, readable, unlowered
+from marginlab.kernels.logsumexp import blocks, finite
+from marginlab.kernels.second import Curvature, chosen, curvature
 from marginlab.kernels.walk import BUDGET
 
 
@@ -27,6 +30,7 @@ def split_logsumexp(
     stop: Int[Tensor, " B"],
     own: Int[Tensor, " B"],
     *,
+    end: Int[Tensor, ""] | None = None,
     scale: float | Float[Tensor, ""] = 1.0,
     budget: int = BUDGET,
 ) -> Float[Tensor, "B 2"]:
@@ -37,6 +41,7 @@ def split_logsumexp(
     x, y: rows and columns of the matrix, of one dtype, float32 or float64. Products and sums have it, also inside autocast.
     first, stop: row i's interval is the columns first_i to stop_i - 1. Rows whose intervals are near each other should be neighbours.
     own: a column that row i leaves out of both; a number outside 0..M-1 leaves out nothing.
+    end: columns from this one on are left out of all sums.
     scale: 1/temperature; a tensor without dimensions may learn.
     budget: bytes of the block that is held with its masks, in either pass.
 
@@ -47,7 +52,7 @@ def split_logsumexp(
     Raises
     ------
     ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a second derivative is asked for (create_graph=True).
+    RuntimeError: a third derivative is asked for.
 
     >>> x, own = torch.eye(3), torch.arange(3)
     >>> split_logsumexp(x, x, torch.tensor([0, 0, 2]), torch.tensor([2, 2, 3]), own)  # rows 0 and 1 are of one class
@@ -61,61 +66,70 @@ def split_logsumexp(
     if not len(first) == len(stop) == len(own) == len(x):
         raise ValueError(f"Each of the {len(x)} rows has one interval and one column of its own, not {len(first)}, {len(stop)} and {len(own)}.")
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
-    out: Tensor = _Split.apply(x, y, factor, torch.stack((first, stop, own)).long(), budget)
-    return out
+    ends = [] if end is None else [end.expand_as(own)]
+    places = torch.stack((first, stop, own, *ends)).long()
+    return blockwise(_Split(budget), x, y, factor, places)
 
 
-class _Split(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, places: Tensor, budget: int) -> Tensor:
+@dataclass(frozen=True)
+class _Split:
+    budget: int
+
+    def value(self, point: Point, index: Tensor | None) -> Saved:
+        x, y, scale = point
         highest, total = x.new_full((2, len(x)), -math.inf), x.new_zeros(2, len(x))
 
         def add(part: int, rows: slice, block: Tensor) -> None:
             before = highest[part, rows]
             now = torch.maximum(before, block.amax(1))
             origin = finite(now, 0.0)  # -inf minus -inf is no number
-            total[part, rows] = total[part, rows] * (before - origin).exp() + block.sub_(origin[:, None]).exp_().sum(1)
+            share = block.sub_(origin[:, None]).exp_().sum(1)
+            total[part, rows] = total[part, rows] * (before - origin).exp() + share
             highest[part, rows] = now
 
-        for rows, _, block, inside in _masked(x * scale, y, places, budget):
+        for rows, _, block, inside in _masked(x * scale, y, index, self.budget):
             if inside is not None:
                 add(0, rows, torch.where(inside, block, -math.inf))
                 block.masked_fill_(inside, -math.inf)
             add(1, rows, block)
-        out = (finite(highest, 0.0) + total.log()).T.contiguous()
-        ctx.budget = budget
-        ctx.save_for_backward(x, y, scale, places, out)
-        return out
+        return (finite(highest, 0.0) + total.log()).T.contiguous(), x.new_zeros(())
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
-            raise RuntimeError("The blockwise softmax sum has no second derivative: call backward or grad without create_graph=True.")
-        x, y, scale, places, out = ctx.saved_tensors
-        grad = grad.masked_fill(out == -math.inf, 0.0)  # log 0 has no slope: whatever comes from above would make NaN of it
+    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+        (x, y, scale), (out, _) = point, saved
+        # log 0 has no slope: whatever comes from above would make NaN of it
+        grad = grad.masked_fill(out == -math.inf, 0.0)
         origin = finite(out, math.inf)
         scaled = x * scale
         to_rows, to_columns = torch.zeros_like(x), torch.zeros_like(y)
-        for rows, columns, block, inside in _masked(scaled, y, places, ctx.budget):
-            block.sub_(_chosen(origin[rows], inside)).exp_().mul_(_chosen(grad[rows], inside))
+        for rows, columns, block, inside in _masked(scaled, y, index, self.budget):
+            block.sub_(chosen(origin[rows], inside)).exp_().mul_(chosen(grad[rows], inside))
             with unlowered(x):
                 to_rows[rows].addmm_(block, y[columns])
                 to_columns[columns].addmm_(block.T, scaled[rows])
-        return to_rows * scale, to_columns, (to_rows * x).sum() if ctx.needs_input_grad[2] else None, None, None
+        return to_rows * scale, to_columns, (to_rows * x).sum()
+
+    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> Curvature:
+        def walk_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, Any]]:
+            return _masked(x, y, index, self.budget, copies=6)
+
+        return curvature(walk_blocks, point, tangents, saved[0], grad)
 
 
-def _chosen(values: Tensor, inside: Tensor | None) -> Tensor:
-    """Of a row's two numbers the one for the part that a column is in."""
-    return values[:, 1:] if inside is None else torch.where(inside, values[:, :1], values[:, 1:])
+def _masked(x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int = 3) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """The blocks with what of them is inside: a mask, or None where nothing is.
 
-
-def _masked(x: Tensor, y: Tensor, places: Tensor, budget: int) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-    """The blocks with what of them is inside: a mask, or None where nothing is."""
-    first, stop, own = places
-    low, high = first.cpu(), stop.cpu()  # once, not a wait for the device at each block
-    for rows, columns, block in blocks(x, y, own[:, None], budget, entry=3 * x.element_size()):  # the block, a masked copy, and three masks
+    copies: blocks that are held: this one, a masked copy and three masks of bytes; more of its user.
+    """
+    assert places is not None
+    first, stop, own, *ends = places
+    # On a CPU most blocks are seen to need no mask; elsewhere seeing it would have to be waited for
+    low, high = (first, stop) if readable(first) else (None, None)
+    entry = copies * x.element_size()
+    for rows, columns, block in blocks(x, y, own[:, None], budget, entry=entry):
         inside = None
-        if int(low[rows].min()) < columns.stop and int(high[rows].max()) > columns.start:
-            index = torch.arange(columns.start, columns.stop, device=x.device)
+        index = torch.arange(columns.start, columns.stop, device=x.device)
+        if ends:
+            block.masked_fill_(index >= ends[0][rows, None], -math.inf)
+        if low is None or high is None or (int(low[rows].min()) < columns.stop and int(high[rows].max()) > columns.start):
             inside = (index >= first[rows, None]) & (index < stop[rows, None])
         yield rows, columns, block, inside

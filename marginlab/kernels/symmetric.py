@@ -11,13 +11,15 @@ One origin for all rows serves as long as exp(-2 r), the smallest possible entry
 cosine keeps to that at temperatures from 0.025 on; below, the walk over all blocks with a maximum for each row (logsumexp.py) is taken.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.kernels.logsumexp import blocks, logsumexp, unlowered
+from marginlab.kernels.function import Needs, Point, Saved, blockwise, readable, unlowered
+from marginlab.kernels.logsumexp import Softmax, blocks, logsumexp
+from marginlab.kernels.second import Curvature
 from marginlab.kernels.walk import BUDGET
 
 
@@ -26,6 +28,7 @@ def symmetric_logsumexp(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     exclude: Int[Tensor, "B E"] | None = None,
+    bound: float | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
     """`logsumexp(x, x)` in half its time; differentiable in x and scale.
@@ -35,6 +38,8 @@ def symmetric_logsumexp(
     x: the rows, which are the columns too. Products and sums are float32, or float64 where x is, also inside autocast.
     scale: 1/temperature; a tensor without dimensions may learn.
     exclude: columns that row i leaves out (itself, its positive). Where i leaves out j, j leaves out i: the caller's promise, not checked.
+    bound: a number that scale |x_i|^2 does not exceed, such as the scale for rows of length 1. It spares the question, for which a GPU would have to
+        be waited for: without it the walk over all blocks is taken wherever reading a number costs something (CUDA, torch.compile, torch.func).
     budget: bytes of the one block that is held, in either pass.
 
     Returns
@@ -44,7 +49,7 @@ def symmetric_logsumexp(
     Raises
     ------
     ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a second derivative is asked for (create_graph=True).
+    RuntimeError: a third derivative is asked for.
 
     >>> symmetric_logsumexp(torch.eye(2), exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
     tensor([0., 0.])
@@ -54,39 +59,46 @@ def symmetric_logsumexp(
         raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
-    with torch.no_grad():
-        reach = float(factor.abs() * x.square().sum(1).amax()) if len(x) else 0.0
-    if not reach <= (350 if x.dtype == torch.float64 else 40):
+    limit = 350 if x.dtype == torch.float64 else 40
+    if bound is None and readable(x) and readable(factor):
+        with torch.no_grad():
+            bound = float(factor.abs() * x.square().sum(1).amax()) if len(x) else 0.0
+    if bound is None or not bound <= limit:
         return logsumexp(x, x, scale=factor, exclude=exclude, budget=budget)
-    out: Tensor = _Symmetric.apply(x, factor, None if exclude is None else exclude.long(), reach, budget)
-    return out
+    kernel = _Symmetric(float(bound), budget)
+    return blockwise(kernel, x, x.detach()[:0], factor, None if exclude is None else exclude.long())
 
 
-class _Symmetric(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, exclude: Tensor | None, reach: float, budget: int) -> Tensor:
+@dataclass(frozen=True)
+class _Symmetric:
+    reach: float
+    budget: int
+
+    def value(self, point: Point, index: Tensor | None) -> Saved:
+        x, _, scale = point
         total = x.new_zeros(len(x))
-        for rows, columns, block in blocks(x * scale, x, exclude, budget, upper=True):
-            block.sub_(reach).exp_()
+        for rows, columns, block in blocks(x * scale, x, index, self.budget, upper=True):
+            block.sub_(self.reach).exp_()
             total[rows] += block.sum(1)
             if rows != columns:
                 total[columns] += block.sum(0)
-        ctx.reach, ctx.budget = reach, budget
-        ctx.save_for_backward(x, scale, exclude, total)
-        return reach + total.log()
+        return self.reach + total.log(), total
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        if torch.is_grad_enabled():  # the blocks below are made in place: their own derivative would be silently missing
-            raise RuntimeError("The blockwise softmax sum has no second derivative: call backward or grad without create_graph=True.")
-        x, scale, exclude, total = ctx.saved_tensors
+    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+        (x, y, scale), (_, total) = point, saved
         share = torch.where(total > 0, grad / total, 0.0)  # log 0 has no slope
         expected = torch.zeros_like(x)  # sum_j (a_i + a_j) e_ij x_j
-        for rows, columns, block in blocks(x * scale, x, exclude, ctx.budget, entry=2 * x.element_size(), upper=True):
-            block.sub_(ctx.reach).exp_().mul_(share[rows, None] + share[columns])
+        entry = 2 * x.element_size()
+        for rows, columns, block in blocks(x * scale, x, index, self.budget, entry=entry, upper=True):
+            block.sub_(self.reach).exp_().mul_(share[rows, None] + share[columns])
             with unlowered(x):
                 expected[rows].addmm_(block, x[columns])
                 if rows != columns:
                     expected[columns].addmm_(block.T, x[rows])
-        for_scale = (expected * x).sum() / 2 if ctx.needs_input_grad[1] else None  # both (i, j) and (j, i) are in the sum
-        return expected * scale, for_scale, None, None, None
+        # Both (i, j) and (j, i) are in the sum for the scale
+        return expected * scale, torch.zeros_like(y), (expected * x).sum() / 2
+
+    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> Curvature:
+        (x, y, scale), (a, _, e) = point, tangents
+        both = Softmax(self.budget).curvature((a, a, e), grad, (x, x, scale), index, saved)
+        return both._replace(x=both.x + both.y, y=torch.zeros_like(y))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
-from marginlab.losses.pair import check_word, directions, wide_of_all
+from marginlab.kernels.function import unlowered
+from marginlab.losses.pair import Empty, check_word, directions, nothing, wide_of_all
 from marginlab.settings import describe
 
 
@@ -31,6 +32,7 @@ def align_uniform(
     t: float = 2.0,
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
+    empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
     """Alignment plus uniformity of two views, over the rows of all ranks; the same number on every rank.
@@ -44,11 +46,13 @@ def align_uniform(
     t: steepness of the potential.
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
+        with zero gradient, so that it ends no run; or "raise", ValueError.
     budget: bytes of the block of similarities that is held.
 
     Raises
     ------
-    ValueError: shapes that differ, a global batch of fewer than two rows, a negative weight, alpha below 1, t not positive, or an unknown word.
+    ValueError: shapes that differ, a negative weight, alpha below 1, t not positive, or an unknown word.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.eye(4)
@@ -59,15 +63,20 @@ def align_uniform(
     check(alignment_weight, uniformity_weight, alpha, t, grads)
     given = (alignment_weight, uniformity_weight, alpha, t)
     z1, z2, held = wide_of_all(z1, z2, group, "AlignUniform", grads=grads, settings=given)
-    with torch.autocast(z1.device.type, enabled=False):
+    with unlowered(z1):
         x = torch.stack((directions(z1), directions(z2)), 1)
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:
-            raise ValueError(f"Uniformity is of pairs of images: a global batch of {n} has none. Give at least two rows.")
+            return nothing(
+                empty,
+                f"Uniformity is of pairs of images: a global batch of {n} has none. Give at least two rows.",
+                z1,
+                z2,
+            )
         y = ranks.gather(x, group)
         own = torch.arange(first, first + len(x), device=x.device)[:, None]
         if ranks.size(group) == 1:
-            sums = [symmetric_logsumexp(view, scale=2 * t, exclude=own, budget=budget) for view in x.unbind(1)]
+            sums = [symmetric_logsumexp(view, scale=2 * t, exclude=own, bound=2 * t, budget=budget) for view in x.unbind(1)]
         else:
             sums = [logsumexp(*pair, scale=2 * t, exclude=own, budget=budget) for pair in zip(x.unbind(1), y.unbind(1), strict=True)]
         potential = torch.stack(sums, 1)  # (B, 2)
@@ -106,12 +115,15 @@ class AlignUniform(nn.Module):
         t: float = 2.0,
         group: dist.ProcessGroup | None = None,
         grads: ranks.Gradients = "mean",
+        empty: Empty = "zero",
         budget: int = BUDGET,
     ):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check(alignment_weight, uniformity_weight, alpha, t, grads)
         self.alignment_weight, self.uniformity_weight, self.alpha, self.t = alignment_weight, uniformity_weight, alpha, t
         self.group, self.grads, self.budget = group, grads, budget
+        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
@@ -124,9 +136,10 @@ class AlignUniform(nn.Module):
             t=self.t,
             group=self.group,
             grads=self.grads,
+            empty=self.empty,
             budget=self.budget,
         )
 
     def __repr__(self) -> str:
-        settings = ("alignment_weight", "uniformity_weight", "alpha", "t", "grads", "budget")
+        settings = ("alignment_weight", "uniformity_weight", "alpha", "t", "grads", "empty", "budget")
         return describe("AlignUniform", **{name: getattr(self, name) for name in settings})

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
-from marginlab.losses.pair import check_word, wide_of_all
+from marginlab.kernels.function import unlowered
+from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 from marginlab.statistics import in_range
 
@@ -37,6 +38,7 @@ def cross_correlation(
     correction: int = 0,
     group: dist.ProcessGroup | None = None,
     grads: Gradients = "mean",
+    empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
     """Cross-correlation loss of two views, over the rows of all ranks; the same number on every rank.
@@ -51,6 +53,8 @@ def cross_correlation(
         "published": as the code of Zbontar et al. trains. It sums C over the ranks outside of autograd, so that each rank has the gradient of its own
         rows, and DDP's average is the exact gradient divided by the number of ranks: the same numbers as "sum". LARS hides the factor for
         weights, which it rescales, not for biases and norms: published learning rates for those go with it.
+    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
+        with zero gradient, so that it ends no run; or "raise", ValueError.
     budget: bytes up to which C is held whole; with more features its blocks are of this size, and there is no second derivative.
 
     A feature that is constant over the batch, to 16 units of rounding of its mean, has no correlation: it counts as 0 with every feature
@@ -58,7 +62,7 @@ def cross_correlation(
 
     Raises
     ------
-    ValueError: shapes that differ, a global batch of fewer than two rows, a negative weight, or a correction that is not 0 or 1.
+    ValueError: shapes that differ, a negative weight, or a correction that is not 0 or 1.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -69,11 +73,16 @@ def cross_correlation(
     check(off_diagonal_weight, correction, grads)
     weights = (off_diagonal_weight, correction)
     z1, z2, held = wide_of_all(z1, z2, group, "CrossCorrelation", settings=weights, grads=grads)
-    with torch.autocast(z1.device.type, enabled=False):
+    with unlowered(z1):
         contract: ranks.Gradients = "sum" if grads == "published" else grads
         n, width = sum(held), z1.shape[1]
         if n < 2:
-            raise ValueError(f"Features are standardised over the global batch: one of {n} has no deviation. Give at least two rows.")
+            return nothing(
+                empty,
+                f"Features are standardised over the global batch: one of {n} has no deviation. Give at least two rows.",
+                z1,
+                z2,
+            )
         z = torch.stack((z1, z2))
         # Two passes: squares of uncentred features would lose the deviation of a feature whose mean is large. The origin is a constant; what the
         # batch's mean is off from it is taken away below, with gradient, so the result depends on the origin in no derivative, only in its rounding.
@@ -131,12 +140,15 @@ class CrossCorrelation(nn.Module):
         correction: int = 0,
         group: dist.ProcessGroup | None = None,
         grads: Gradients = "mean",
+        empty: Empty = "zero",
         budget: int = BUDGET,
     ):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check(off_diagonal_weight, correction, grads)
         self.off_diagonal_weight, self.correction = off_diagonal_weight, correction
         self.group, self.grads, self.budget = group, grads, budget
+        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
@@ -147,9 +159,10 @@ class CrossCorrelation(nn.Module):
             correction=self.correction,
             group=self.group,
             grads=self.grads,
+            empty=self.empty,
             budget=self.budget,
         )
 
     def __repr__(self) -> str:
-        settings = ("off_diagonal_weight", "correction", "grads", "budget")
+        settings = ("off_diagonal_weight", "correction", "grads", "empty", "budget")
         return describe("CrossCorrelation", **{name: getattr(self, name) for name in settings})

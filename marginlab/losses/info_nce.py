@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
-from marginlab.losses.pair import check_word, directions, wide, widened
+from marginlab.kernels.function import unlowered
+from marginlab.losses.pair import Empty, check_word, directions, nothing, number, wide, widened
 from marginlab.settings import describe
 
 Negatives = Literal["both_views", "other_view"]
@@ -48,6 +49,7 @@ def info_nce(
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
+    empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, "*anchors"]:
     """InfoNCE of two views, over the rows of all ranks.
@@ -69,12 +71,13 @@ def info_nce(
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
         With "none" they are those of the sum over the ranks of what each makes of its losses.
+    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
+        with zero gradient, so that it ends no run; or "raise", ValueError.
     budget: bytes of the block of similarities that is held.
 
     Raises
     ------
-    ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0, 1), an unknown word, or a global batch without
-        negatives.
+    ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0, 1), an unknown word.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.eye(4)
@@ -82,7 +85,7 @@ def info_nce(
     tensor(0.5944)
 
     """
-    check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, negatives, symmetric, tau_plus, reduction, grads)
+    check(number(temperature), negatives, symmetric, tau_plus, reduction, grads)
     extra_make = None if extra_negatives is None else extra_negatives.dtype
     alike = {
         "second view": z2.dtype,
@@ -93,20 +96,32 @@ def info_nce(
     (z1, z2, extra), held = ranks.accepted(
         lambda: _checked(z1, z2, extra_negatives), z1, group, what="InfoNCE", **alike
     )
-    with torch.autocast(z1.device.type, enabled=False):
+    with unlowered(z1):
         x1, x2 = directions(z1), directions(z2)
         n, first = sum(held), sum(held[: ranks.rank(group)])
         y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
         more = y1[:0] if extra is None else ranks.gather(directions(extra), group)
         if n == 0 or (n == 1 and len(more) == 0):
-            raise ValueError(f"InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows or extra_negatives.")
+            return nothing(
+                empty,
+                f"InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows or extra_negatives.",
+                z1,
+                z2,
+                (2 if symmetric else 1) * len(z1) if reduction == "none" else None,
+            )
         own = torch.arange(first, first + len(x1), device=x1.device)
         scale = 1 / temperature
         near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) * scale
         if negatives == "both_views":
             exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
             if ranks.size(group) == 1 and extra is None:
-                far = symmetric_logsumexp(torch.cat((x1, x2)), scale=scale, exclude=exclude, budget=budget)
+                far = symmetric_logsumexp(
+                    torch.cat((x1, x2)),
+                    scale=scale,
+                    exclude=exclude,
+                    bound=number(scale),
+                    budget=budget,
+                )
             else:
                 far = logsumexp(torch.cat((x1, x2)), torch.cat((y1, y2, more)), scale=scale, exclude=exclude, budget=budget)
         else:
@@ -141,9 +156,9 @@ def _debiased(far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, 
     return torch.where(left, corrected, -torch.inf).maximum(floor * torch.ones_like(far))
 
 
-def check(temperature: float, negatives: str, symmetric: bool, tau_plus: float, reduction: str, grads: str) -> None:
+def check(temperature: float | None, negatives: str, symmetric: bool, tau_plus: float, reduction: str, grads: str) -> None:
     """Refuse what InfoNCE cannot be made of (ValueError)."""
-    if not temperature > 0:
+    if temperature is not None and not temperature > 0:
         raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
     if not 0 <= tau_plus < 1:
         raise ValueError(
@@ -181,13 +196,16 @@ class InfoNCE(nn.Module):
         reduction: Reduction = "mean",
         group: dist.ProcessGroup | None = None,
         grads: ranks.Gradients = "mean",
+        empty: Empty = "zero",
         budget: int = BUDGET,
     ):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check(temperature, negatives, symmetric, tau_plus, reduction, grads)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
         self.fixed, self.negatives, self.symmetric, self.decoupled, self.tau_plus = temperature, negatives, symmetric, decoupled, tau_plus
         self.reduction, self.group, self.grads, self.budget = reduction, group, grads, budget
+        self.empty = empty
 
     @property
     def temperature(self) -> float | Tensor:
@@ -210,10 +228,12 @@ class InfoNCE(nn.Module):
             reduction=self.reduction,
             group=self.group,
             grads=self.grads,
+            empty=self.empty,
             budget=self.budget,
         )
 
     def __repr__(self) -> str:
-        temperature = self.fixed if self.log_scale is None else math.exp(-self.log_scale.item())
-        settings = ("negatives", "symmetric", "decoupled", "tau_plus", "reduction", "grads", "budget")
+        learned = None if self.log_scale is None or self.log_scale.is_meta else self.log_scale.item()
+        temperature = self.fixed if learned is None else math.exp(-learned)
+        settings = ("negatives", "symmetric", "decoupled", "tau_plus", "reduction", "grads", "empty", "budget")
         return describe("InfoNCE", temperature=temperature, learnable=self.log_scale is not None, **{name: getattr(self, name) for name in settings})

@@ -5,16 +5,18 @@ would be lost, so they are widened once, here.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from marginlab import ranks
+from marginlab.kernels.function import readable
 from marginlab.settings import nearest
 from marginlab.statistics import unit_vectors
 
+Empty = Literal["zero", "raise"]
 SHORTEST = 1e-12  # a row shorter than this has no direction
 
 
@@ -59,6 +61,32 @@ def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
 def directions(z: Tensor) -> Tensor:
     """Rows of length 1. A row shorter than 1e-12 has no direction: zero, without gradient."""
     return unit_vectors(z, shortest=SHORTEST)
+
+
+def nothing(
+    empty: Empty, sentence: str, z1: Tensor, z2: Tensor, anchors: int | None = None
+) -> Tensor:
+    """Loss of a batch in which nothing can be compared: 0 with zero gradient, or ValueError.
+
+    Args:
+        empty: "zero" or "raise".
+        sentence: the error's words.
+        z1, z2: the views; the gradient is of their shapes.
+        anchors: this many zeros, or one.
+
+    """
+    check_word("empty", empty, ("zero", "raise"))
+    if empty == "raise":
+        raise ValueError(f"{sentence} With empty='zero' its loss is 0 and has no gradient.")
+    zero = z1[:0].sum() + z2[:0].sum()
+    return zero if anchors is None else zero.expand(anchors)
+
+
+def number(x: float | Tensor) -> float | None:
+    """The number, where reading it holds up neither a device nor a trace."""
+    if not isinstance(x, Tensor):
+        return x
+    return float(x.detach()) if readable(x) else None
 
 
 def check_word(what: str, word: str, known: Sequence[str]) -> None:

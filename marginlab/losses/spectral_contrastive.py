@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
-from marginlab.losses.pair import check_word, wide_of_all
+from marginlab.kernels.function import unlowered
+from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
 Negatives = Literal["other_view", "both_views"]
@@ -30,6 +31,7 @@ def spectral_contrastive(
     negatives: Negatives = "other_view",
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
+    empty: Empty = "zero",
 ) -> Float[Tensor, ""]:
     """Spectral contrastive loss of two views, over the rows of all ranks; the same number on every rank.
 
@@ -41,12 +43,14 @@ def spectral_contrastive(
         same expectation and less variance.
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
+        with zero gradient, so that it ends no run; or "raise", ValueError.
 
     Two (D, D) matrices are held.
 
     Raises
     ------
-    ValueError: shapes that differ, a global batch of fewer than two rows, or an unknown word.
+    ValueError: shapes that differ, or an unknown word.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.eye(4)
@@ -56,10 +60,15 @@ def spectral_contrastive(
     """
     check(negatives, grads)
     z1, z2, held = wide_of_all(z1, z2, group, "SpectralContrastive", negatives=negatives, grads=grads)
-    with torch.autocast(z1.device.type, enabled=False):
+    with unlowered(z1):
         n, width = sum(held), z1.shape[1]
         if n < 2:
-            raise ValueError(f"The spectral loss compares an image with others: a global batch of {n} has none. Give at least two rows.")
+            return nothing(
+                empty,
+                f"The spectral loss compares an image with others: a global batch of {n} has none. Give at least two rows.",
+                z1,
+                z2,
+            )
         z = torch.stack((z1, z2))
         positive = (z1 * z2).sum(1)
         own = positive.square()
@@ -86,14 +95,24 @@ class SpectralContrastive(nn.Module):
     tensor(-2.)
     """
 
-    def __init__(self, negatives: Negatives = "other_view", group: dist.ProcessGroup | None = None, grads: ranks.Gradients = "mean"):
+    def __init__(
+        self,
+        negatives: Negatives = "other_view",
+        group: dist.ProcessGroup | None = None,
+        grads: ranks.Gradients = "mean",
+        empty: Empty = "zero",
+    ):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check(negatives, grads)
         self.negatives, self.group, self.grads = negatives, group, grads
+        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
-        return spectral_contrastive(z1, z2, negatives=self.negatives, group=self.group, grads=self.grads)
+        return spectral_contrastive(z1, z2, negatives=self.negatives, group=self.group, grads=self.grads, empty=self.empty)
 
     def __repr__(self) -> str:
-        return describe("SpectralContrastive", negatives=self.negatives, grads=self.grads)
+        return describe(
+            "SpectralContrastive", negatives=self.negatives, grads=self.grads, empty=self.empty
+        )

@@ -12,7 +12,7 @@ with the class's sum of rows, so nothing but the blocks of the walk is quadratic
 Source: Khosla et al. 2020, eqs. 2 (out) and 3 (in).
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,23 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, split_logsumexp
+from marginlab.kernels.function import unlowered
 from marginlab.losses.faults import check_labels
-from marginlab.losses.pair import check_word, directions, widened
+from marginlab.losses.pair import Empty, check_word, directions, nothing, number, widened
 from marginlab.settings import describe
 
 Variant = Literal["out", "in"]
 Reduction = Literal["mean", "sum", "none"]
+
+
+LAST = torch.iinfo(torch.int64).max  # the label of ignored columns, which are sorted to the end
+
+
+class References(NamedTuple):
+    """The other side of a supervised loss: embeddings (M, D) of this rank and their labels (M,)."""
+
+    embeddings: Tensor
+    labels: Tensor
 
 
 def sup_con(
@@ -39,6 +50,10 @@ def sup_con(
     reduction: Reduction = "mean",
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
+    references: References | None = None,
+    ignore_index: int | None = None,
+    base_temperature: float | None = None,
+    empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, "*anchors"]:
     """Supervised contrastive loss, over the rows of all ranks.
@@ -54,67 +69,122 @@ def sup_con(
         rows (B,). A row without another of its class is a negative to others, but no anchor: it is not counted, and its loss is 0 with "none".
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    references: rows that take the place of the batch as positives and negatives, such as a bank's. Each
+        rank gives its own part, also (0, D). A batch is no part of its references.
+    ignore_index: rows of this label, of either side, count as if they were not there.
+    base_temperature: multiply by temperature / base_temperature, as the published code does with 0.07:
+        a factor of 1 at T = 0.07, of 10/7 at 0.1 and of 50/7 at 0.5, in loss and gradient.
+    empty: the loss of a global batch in which no row has a positive: "zero", 0 with zero gradient, so
+        that it ends no run; or "raise", ValueError, for which a GPU is waited for.
     budget: bytes of the block of similarities that is held.
 
     Raises
     ------
-    ValueError: shapes that differ, a temperature that is not positive, an unknown word, or a global batch in which no two rows share a label.
+    ValueError: shapes that differ, a temperature that is not positive, or an unknown word.
     TypeError: embeddings that are not floating point, or labels that are not a tensor of integers.
 
     >>> sup_con(torch.eye(4), torch.tensor([0, 0, 0, 1]), temperature=0.5)  # three anchors, all cosines 0: log 3
     tensor(1.0986)
 
     """
-    check(float(temperature.detach()) if isinstance(temperature, Tensor) else temperature, variant, reduction, grads)
+    check(number(temperature), variant, reduction, grads)
     fixed = None if isinstance(temperature, Tensor) else temperature  # a tensor is not waited for
-    alike = {"temperature": fixed, "settings": (variant, reduction, grads)}
+    settings = (variant, reduction, grads, references is None, ignore_index, base_temperature)
     x, held = ranks.accepted(
-        lambda: _checked(embeddings, labels), embeddings, group, what="SupCon", **alike
+        lambda: _checked(embeddings, labels, references),
+        embeddings,
+        group,
+        what="SupCon",
+        temperature=fixed,
+        settings=settings,
     )
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with unlowered(x):
         x = directions(x)
-        first = sum(held[: ranks.rank(group)])
-        y, classes = ranks.gather(x, group), ranks.gather(labels.long(), group)
+        if references is None:
+            y, classes = ranks.gather(x, group), ranks.gather(labels.long(), group)
+        else:
+            other = directions(widened(references.embeddings, x.dtype))
+            y = ranks.gather(other, group)
+            classes = ranks.gather(references.labels.long(), group)
+        every = classes if references is None else ranks.gather(labels.long(), group)
+        if ignore_index is not None:
+            classes = classes.masked_fill(classes == ignore_index, LAST)
         order = classes.argsort(stable=True)
         y, classes = y[order], classes[order]  # the columns of a class are neighbours
-        start, stop = torch.searchsorted(classes, labels.long()), torch.searchsorted(classes, labels.long(), right=True)
-        positives = stop - start - 1
-        _, number, size = torch.unique_consecutive(classes, return_inverse=True, return_counts=True)
-        anchors = int(size[size > 1].sum())
-        if anchors == 0:
-            raise ValueError(
-                f"No two rows of the global batch of {len(y)} share a label, so none has a positive. Give at least two rows of a class, "
-                "such as two views of each image."
+        itself = int(references is None)  # one column of the class is the row
+        start, stop = _interval(classes, labels.long())
+        positives = _positives(classes, labels.long(), itself, ignore_index)
+        anchors = (_positives(classes, every, itself, ignore_index) > 0).sum()
+        if len(y) == 0 or (empty == "raise" and not bool(anchors)):
+            return nothing(
+                empty,
+                f"No two rows of the global batch of {len(every)} share a label, so none has a "
+                "positive. Give at least two rows of a class, such as two views of each image.",
+                x,
+                y,
+                len(x) if reduction == "none" else None,
             )
         rows = labels.argsort(stable=True)
-        rows = rows[positives[rows] > 0]
-        place = order.argsort()[first + rows]
+        first = sum(held[: ranks.rank(group)])
+        outside_all = torch.full_like(rows, -1)
+        place = order.argsort()[first + rows] if references is None else outside_all
         scale = 1 / temperature
-        inside, outside = split_logsumexp(x[rows], y, start[rows], stop[rows], place, scale=scale, budget=budget).unbind(1)
+        end = None if ignore_index is None else (classes != LAST).sum()
+        near = x[rows]
+        intervals = (start[rows], stop[rows], place)
+        sums = split_logsumexp(near, y, *intervals, end=end, scale=scale, budget=budget)
+        inside, outside = sums.unbind(1)
         count = positives[rows]
-        losses = F.softplus(outside - inside, threshold=40.0)  # torch's threshold of 20 leaves an error of 2e-9
+        anchor = count > 0  # of the others the loss is 0; selecting them would wait for the device
+        # torch's threshold of 20 leaves an error of 2e-9
+        gap = torch.where(anchor, outside - inside, 0.0)
+        losses = F.softplus(gap, threshold=40.0)
         if variant == "in":
-            losses = losses + count.to(x).log()
+            losses = losses + count.clamp_min(1).to(x).log()
         else:
-            sums = y.new_zeros(len(size), y.shape[1]).index_add(0, number, y)
-            mean = (x[rows] * (sums[number[place]] - x[rows])).sum(1) / count * scale
-            losses = losses + torch.where(count == 1, 0.0, inside - mean)  # of one positive they are equal, but for their rounding
+            segment = torch.cat((classes.new_zeros(1), (classes[1:] != classes[:-1]).cumsum(0)))
+            sums = torch.zeros_like(y).index_add(0, segment, y)
+            of_class = sums[segment[start[rows].clamp_max(len(y) - 1)]] - itself * near
+            mean = (near * of_class).sum(1) / count.clamp_min(1) * scale
+            # Of one positive they are equal, but for their rounding
+            losses = losses + torch.where(count > 1, inside - mean, 0.0)
+        losses = torch.where(anchor, losses, 0.0)
+        if base_temperature is not None:
+            losses = losses * (temperature / base_temperature)
         if reduction == "none":
             return x.new_zeros(len(x)).index_copy(0, rows, losses)
-        return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
+        part = losses.sum() / (anchors.clamp_min(1) if reduction == "mean" else 1)
+        return ranks.total(part, group, grads)
 
 
-def _checked(embeddings: Tensor, labels: Tensor) -> Tensor:
+def _interval(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of each label among sorted classes: the first, and the one after the last."""
+    start = torch.searchsorted(classes, labels)
+    return start, torch.searchsorted(classes, labels, right=True)
+
+
+def _positives(classes: Tensor, labels: Tensor, itself: int, ignore_index: int | None) -> Tensor:
+    """The number of positives of each label's row; 0 for an ignored one."""
+    start, stop = _interval(classes, labels)
+    count = (stop - start - itself).clamp_min(0)
+    return count if ignore_index is None else count.masked_fill(labels == ignore_index, 0)
+
+
+def _checked(embeddings: Tensor, labels: Tensor, references: References | None) -> Tensor:
     """The embeddings of this rank in the precision of the sums; raises what is wrong with them or the labels."""
-    if embeddings.ndim != 2 or embeddings.shape[1] == 0 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(embeddings.shape)} and {tuple(labels.shape)}.")
-    check_labels(labels, embeddings.device)
+    for z, of in ((embeddings, labels), *([references] if references is not None else [])):
+        if z.ndim != 2 or z.shape[1] == 0 or of.shape != z.shape[:1]:
+            raise ValueError(f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(z.shape)} and {tuple(of.shape)}.")
+        check_labels(of, z.device)
+        widened(z[:0], torch.float32)
+    if references is not None and references.embeddings.shape[1] != embeddings.shape[1]:
+        raise ValueError(f"References are a matrix (M, {embeddings.shape[1]}), as wide as the embeddings, not {tuple(references.embeddings.shape)}.")
     return widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))
 
 
-def check(temperature: float, variant: str, reduction: str, grads: str) -> None:
+def check(temperature: float | None, variant: str, reduction: str, grads: str) -> None:
     """Refuse what the loss cannot be made of (ValueError)."""
-    if not temperature > 0:
+    if temperature is not None and not temperature > 0:
         raise ValueError(f"A temperature is positive, such as 0.1, not {temperature}.")
     check_word("variant", variant, ("out", "in"))
     check_word("reduction", reduction, ("mean", "sum", "none"))
@@ -135,15 +205,26 @@ class SupCon(nn.Module):
         reduction: Reduction = "mean",
         group: dist.ProcessGroup | None = None,
         grads: ranks.Gradients = "mean",
+        ignore_index: int | None = None,
+        base_temperature: float | None = None,
+        empty: Empty = "zero",
         budget: int = BUDGET,
     ):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check(temperature, variant, reduction, grads)
         self.temperature, self.variant, self.reduction = temperature, variant, reduction
         self.group, self.grads, self.budget = group, grads, budget
+        self.ignore_index, self.base_temperature = ignore_index, base_temperature
+        self.empty = empty
 
-    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, "*anchors"]:
-        """The loss of embeddings (B, D) with their labels (B,)."""
+    def forward(
+        self,
+        embeddings: Float[Tensor, "B D"],
+        labels: Int[Tensor, " B"],
+        references: References | None = None,
+    ) -> Float[Tensor, "*anchors"]:
+        """The loss of embeddings (B, D) with their labels (B,), among themselves or references."""
         return sup_con(
             embeddings,
             labels,
@@ -152,9 +233,16 @@ class SupCon(nn.Module):
             reduction=self.reduction,
             group=self.group,
             grads=self.grads,
+            references=references,
+            ignore_index=self.ignore_index,
+            base_temperature=self.base_temperature,
+            empty=self.empty,
             budget=self.budget,
         )
 
     def __repr__(self) -> str:
-        settings = ("temperature", "variant", "reduction", "grads", "budget")
+        settings = (
+            *("temperature", "variant", "reduction", "grads", "ignore_index"),
+            *("base_temperature", "empty", "budget"),
+        )
         return describe("SupCon", **{name: getattr(self, name) for name in settings})

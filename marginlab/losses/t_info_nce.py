@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, log_cauchy_sum
-from marginlab.losses.pair import check_word, wide_of_all
+from marginlab.kernels.function import unlowered
+from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
 
@@ -30,6 +31,7 @@ def t_info_nce(
     *,
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
+    empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
     """t-InfoNCE of two views: the mean over the 2N anchors of all ranks, the same number on every rank.
@@ -40,11 +42,13 @@ def t_info_nce(
         log(2N - 1) and no gradient.
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
+        with zero gradient, so that it ends no run; or "raise", ValueError.
     budget: bytes of the block of similarities that is held.
 
     Raises
     ------
-    ValueError: shapes that differ, a global batch of fewer than two rows, or an unknown word.
+    ValueError: shapes that differ, or an unknown word.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # two negatives at distance 5
@@ -54,10 +58,15 @@ def t_info_nce(
     """
     check_word("grads", grads, ("mean", "sum"))
     z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads)
-    with torch.autocast(z1.device.type, enabled=False):
+    with unlowered(z1):
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:
-            raise ValueError(f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows.")
+            return nothing(
+                empty,
+                f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows.",
+                z1,
+                z2,
+            )
         dtype, (z1, z2) = z1.dtype, (z1.double(), z2.double())
         columns = torch.cat(ranks.gather(torch.stack((z1, z2), 1), group).unbind(1))
         own = torch.arange(first, first + len(z1), device=z1.device)
@@ -76,14 +85,16 @@ class TInfoNCE(nn.Module):
     tensor(0.0741)
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, grads: ranks.Gradients = "mean", budget: int = BUDGET):
+    def __init__(self, group: dist.ProcessGroup | None = None, grads: ranks.Gradients = "mean", empty: Empty = "zero", budget: int = BUDGET):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check_word("grads", grads, ("mean", "sum"))
         self.group, self.grads, self.budget = group, grads, budget
+        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
-        return t_info_nce(z1, z2, group=self.group, grads=self.grads, budget=self.budget)
+        return t_info_nce(z1, z2, group=self.group, grads=self.grads, empty=self.empty, budget=self.budget)
 
     def __repr__(self) -> str:
-        return describe("TInfoNCE", grads=self.grads, budget=self.budget)
+        return describe("TInfoNCE", grads=self.grads, empty=self.empty, budget=self.budget)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
-from marginlab.losses.pair import check_word, wide_of_all
+from marginlab.kernels.function import unlowered
+from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
 
@@ -34,6 +35,7 @@ def vicreg(
     eps: float = 1e-4,
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
+    empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
     """VICReg of two views, over the rows of all ranks; the same number on every rank.
@@ -47,12 +49,14 @@ def vicreg(
     eps: added to variances before the root, whose slope at 0 would be infinite.
     group: process group; None is the default one, or one rank.
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
+        with zero gradient, so that it ends no run; or "raise", ValueError.
     budget: bytes up to which the covariances are held whole; with more features their blocks are of this size, and there is no second
         derivative.
 
     Raises
     ------
-    ValueError: shapes that differ, a global batch of fewer than two rows, a negative weight or gamma, eps not positive, or an unknown word.
+    ValueError: shapes that differ, a negative weight or gamma, eps not positive, or an unknown word.
     TypeError: embeddings that are not floating point.
 
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -63,10 +67,15 @@ def vicreg(
     check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
     given = (invariance_weight, variance_weight, covariance_weight, gamma, eps)
     z1, z2, held = wide_of_all(z1, z2, group, "VICReg", settings=given, grads=grads)
-    with torch.autocast(z1.device.type, enabled=False):
+    with unlowered(z1):
         n, width = sum(held), z1.shape[1]
         if n < 2:
-            raise ValueError(f"VICReg takes variances over the global batch: one of {n} has none. Give at least two rows.")
+            return nothing(
+                empty,
+                f"VICReg takes variances over the global batch: one of {n} has none. Give at least two rows.",
+                z1,
+                z2,
+            )
         z = torch.stack((z1, z2))
         # As in cross_correlation.py: a constant origin keeps the digits of features far from 0, and each moment goes through one sum over the ranks
         z = z - ranks.total(z.detach().sum(1), group)[:, None] / n
@@ -121,12 +130,15 @@ class VICReg(nn.Module):
         eps: float = 1e-4,
         group: dist.ProcessGroup | None = None,
         grads: ranks.Gradients = "mean",
+        empty: Empty = "zero",
         budget: int = BUDGET,
     ):
         super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
         check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
         self.invariance_weight, self.variance_weight, self.covariance_weight = invariance_weight, variance_weight, covariance_weight
         self.gamma, self.eps, self.group, self.grads, self.budget = gamma, eps, group, grads, budget
+        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
@@ -140,9 +152,10 @@ class VICReg(nn.Module):
             eps=self.eps,
             group=self.group,
             grads=self.grads,
+            empty=self.empty,
             budget=self.budget,
         )
 
     def __repr__(self) -> str:
-        settings = ("invariance_weight", "variance_weight", "covariance_weight", "gamma", "eps", "grads", "budget")
+        settings = ("invariance_weight", "variance_weight", "covariance_weight", "gamma", "eps", "grads", "empty", "budget")
         return describe("VICReg", **{name: getattr(self, name) for name in settings})

@@ -78,5 +78,8 @@ def test_bad_inputs_are_refused():
         split_logsumexp(x, x.double(), own, own, own)
     with pytest.raises(ValueError, match="Each of the 3 rows has one interval and one column of its own, not 3, 2 and 3"):
         split_logsumexp(x, x, own, own[:2], own)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(split_logsumexp(x, x, own, own + 1, own - 5).sum(), x, create_graph=True)
+    value = split_logsumexp(x, x, own, own + 1, own - 5).sum()
+    (first,) = torch.autograd.grad(value, x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no third"):
+        second.sum().backward()

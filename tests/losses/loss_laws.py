@@ -49,7 +49,7 @@ def averaged_over_ranks(group, rank, function, parts, weight):
 
 def refusal(group, rank, function, parts):
     try:
-        function(*parts[rank], group=group)
+        function(*parts[rank], group=group, empty="raise")
     except ValueError as error:
         return str(error)
 
@@ -202,4 +202,18 @@ class LossLaws:
         with pytest.raises(ValueError, match="grads is not 'average'"):
             self.module(grads="average")
         with pytest.raises(ValueError, match="Give at least two rows"):
-            self.function(z[:1], z[:1])
+            self.function(z[:1], z[:1], empty="raise")
+        with pytest.raises(ValueError, match="empty is not 'nothing'"):
+            self.module(empty="nothing")
+
+    @pytest.mark.xdist_group("ranks")
+    def test_a_global_batch_of_one_row_or_none_is_zero_with_zero_gradient(self, pool):
+        z = torch.randn(1, 3)
+        for rows in (z, z[:0]):
+            value, slopes = value_and_gradients(type(self).function, rows, rows)
+            assert float(value) == 0.0
+            assert all(bool((s == 0).all()) for s in slopes)
+        parts = [(z[:0], z[:0]), (z, z), (z[:0], z[:0])]
+        for value, slopes in pool.run(3, on_a_rank, type(self).function, parts, "mean"):
+            assert float(value) == 0.0
+            assert all(bool((s == 0).all()) for s in slopes)

@@ -288,9 +288,9 @@ class TestInfoNCE(LossLaws):
         with pytest.raises(TypeError, match="floating point"):
             info_nce(z, z, extra_negatives=torch.ones(5, 3, dtype=torch.int64))
         with pytest.raises(ValueError, match="a global batch of 0 has no negatives"):
-            info_nce(z[:0], z[:0], extra_negatives=z)
+            info_nce(z[:0], z[:0], extra_negatives=z, empty="raise")
         with pytest.raises(ValueError, match="a global batch of 1 has no negatives"):
-            info_nce(z[:1], z[:1], extra_negatives=z[:0])
+            info_nce(z[:1], z[:1], extra_negatives=z[:0], empty="raise")
 
 
 @several

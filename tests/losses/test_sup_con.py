@@ -1,3 +1,4 @@
+import functools
 import math
 import warnings
 
@@ -10,6 +11,7 @@ from loss_laws import LossLaws, several, value_and_gradients
 
 from marginlab.losses import SupCon
 from marginlab.losses.functional import info_nce, sup_con
+from marginlab.losses.sup_con import References
 
 
 def classes(z1, z2):
@@ -144,6 +146,85 @@ class TestSupCon(LossLaws):
             expected = value_and_gradients(lambda z: theirs(z, labels), x)
         self.same(value_and_gradients(lambda z: sup_con(z, labels, temperature=0.3), x), expected)
 
+    @pytest.mark.parametrize("variant", ["out", "in"])
+    def test_without_positives_the_loss_is_zero_and_so_is_its_gradient(self, variant):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        for rows in (4, 1, 0):
+            function = functools.partial(sup_con, labels=torch.arange(rows), variant=variant)
+            value, (slope,) = value_and_gradients(function, x[:rows])
+            assert float(value) == 0.0
+            assert bool((slope == 0).all())
+        with pytest.raises(ValueError, match="No two rows of the global batch of 4 share a label"):
+            SupCon(variant=variant, empty="raise")(x, torch.arange(4))
+
+    @several
+    @given(data=st.data())
+    def test_ignored_rows_count_as_if_they_were_not_there(self, data):
+        arguments = data.draw(self.arguments.filter(lambda a: a["reduction"] != "none"))
+        labels = torch.tensor(data.draw(st.lists(st.integers(-1, 2), min_size=2, max_size=9)))
+        seed = data.draw(st.integers(0, 2**20))
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(len(labels), 3, dtype=torch.float64, generator=generator)
+        there = labels != -1
+        got = value_and_gradients(lambda z: sup_con(z, labels, ignore_index=-1, **arguments), x)
+        value, (slope,) = value_and_gradients(
+            lambda z: sup_con(z, labels[there], **arguments), x[there]
+        )
+        self.same((got[0], [got[1][0][there]]), (value, [slope]))
+        assert bool((got[1][0][~there] == 0).all())
+
+    @several
+    @given(data=st.data())
+    def test_references_are_the_other_side(self, data):
+        arguments = data.draw(self.arguments)
+        variant = arguments["variant"]
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+        x, y = (torch.randn(n, 3, dtype=torch.float64, generator=generator) for n in (4, 6))
+        labels, others = torch.tensor([0, 1, 5, 1]), torch.tensor([1, 0, 0, 2, -1, 1])
+
+        def formula(x, y):
+            some = torch.tensor([0, 1, 3])  # row 2 has no positive
+            s = F.normalize(x[some]) @ F.normalize(y[others != -1]).T / arguments["temperature"]
+            shares = s - s.logsumexp(1, keepdim=True)
+            positive = labels[some, None] == others[others != -1]
+            inside = shares.masked_fill(~positive, -torch.inf).logsumexp(1)
+            count = positive.sum(1)
+            outer = -(shares * positive).sum(1) / count
+            losses = outer if variant == "out" else count.double().log() - inside
+            if arguments["reduction"] == "none":
+                return losses.new_zeros(4).index_copy(0, some, losses)
+            return losses.mean() if arguments["reduction"] == "mean" else losses.sum()
+
+        loss = SupCon(ignore_index=-1, **arguments)
+        got = value_and_gradients(lambda a, b: loss(a, labels, References(b, others)), x, y)
+        self.same(got, value_and_gradients(formula, x, y))
+        assert float(loss(x, labels, References(y[:0], others[:0])).sum()) == 0.0
+
+    @pytest.mark.xdist_group("ranks")
+    def test_on_ranks_references_and_ignored_rows_are_those_of_all(self, pool):
+        generator = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(n, 3, dtype=torch.float64, generator=generator) for n in (6, 5))
+        labels, others = torch.tensor([0, 1, 1, -1, 0, 2]), torch.tensor([1, 0, -1, 2, 1])
+        parts = list(zip(x.split([2, 0, 4]), labels.split([2, 0, 4]), strict=True))
+        given = list(zip(y.split([1, 3, 1]), others.split([1, 3, 1]), strict=True))
+        for reference in (None, References(y, others)):
+            expected = value_and_gradients(
+                lambda z, r=reference: sup_con(z, labels, references=r, ignore_index=-1), x
+            )
+            answers = pool.run(3, with_references, parts, None if reference is None else given)
+            for value, _ in answers:
+                torch.testing.assert_close(value, expected[0], rtol=1e-10, atol=1e-10)
+            joined = torch.cat([slopes[0] for _, slopes in answers])
+            torch.testing.assert_close(joined, expected[1][0], rtol=1e-10, atol=1e-10)
+
+    def test_the_published_factor_is_the_temperature_over_the_base(self):
+        x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+        labels = torch.tensor([0, 1, 0, 1, 1, 2])
+        for temperature, factor in ((0.07, 1), (0.1, 10 / 7), (0.5, 50 / 7)):
+            plain = SupCon(temperature)(x, labels)
+            published = SupCon(temperature, base_temperature=0.07)(x, labels)
+            torch.testing.assert_close(published, plain * factor)
+
     @pytest.mark.xdist_group("ranks")
     def test_a_global_batch_of_one_row_is_refused_on_every_rank(self, pool):
         x, labels = torch.randn(3, 3), torch.arange(3)
@@ -178,8 +259,19 @@ class TestSupCon(LossLaws):
             SupCon(temperature=0)
 
 
+def with_references(group, rank, parts, given):
+    x, labels = parts[rank]
+    references = None if given is None else References(*given[rank])
+    return value_and_gradients(
+        lambda z: sup_con(
+            z, labels, references=references, ignore_index=-1, group=group, grads="sum"
+        ),
+        x,
+    )
+
+
 def refusal(group, rank, parts):
     try:
-        sup_con(*parts[rank], group=group)
+        sup_con(*parts[rank], group=group, empty="raise")
     except ValueError as error:
         return str(error)
