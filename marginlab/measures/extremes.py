@@ -40,7 +40,9 @@ def largest(
         confidence: of the interval.
 
     Example:
-        >>> found = largest(torch.tensor([0.1, 0.2]), torch.tensor([0.1, 0.1]), torch.tensor([20, 20]))
+        >>> import torch
+        >>> x, error = torch.tensor([0.1, 0.2]), torch.tensor([0.1, 0.1])
+        >>> found = largest(x, error, groups=torch.tensor([20, 20]))
         >>> [round(number, 3) for number in found]
         [0.2, -0.043, 0.409]
 
