@@ -100,7 +100,7 @@ def margin_cross_entropy(
     over = Over(None) if over is None else over
     terms = Terms(scale, smoothing, interclass, masks, operands, budget, compiled)
     call = Call(target, margin, terms, over, classes, lift, exclude, valid, share, shares, dense_grad)
-    if transformed():  # whose derivatives are taken of operations that torch can take apart
+    if transformed() or torch.compiler.is_exporting():  # whose derivatives are taken of operations that torch can take apart
         return plain(x, weight, call)
     out: tuple[Tensor, Tensor] = _MarginSoftmax.apply(x, weight, call)
     return out

@@ -227,10 +227,12 @@ for head in (MarginSoftmax(9, 4), PartialFC(9, 4, sample_rate=1.0)):
     x, y = torch.randn(6, 4, requires_grad=True), torch.randint(9, (6,))
     step = torch.compile(head, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(step(x, y), head(x, y))
+head = MarginSoftmax(9, 4)
+torch.testing.assert_close(torch.export.export(head, (x, y)).module()(x, y), head(x, y))
 """
 
 
-def test_a_step_is_one_compiled_graph():
+def test_a_step_is_one_graph_compiled_or_exported():
     """In a process of its own: the checker of annotations in tests breaks graphs."""
     done = subprocess.run([sys.executable, "-c", GRAPH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
