@@ -267,7 +267,7 @@ def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:
         wrong = low if low < 0 else high
         raise ValueError(f"{name}: the label {wrong} is out of range: {classes} classes are numbered from 0 to {classes - 1}. Renumber the labels.")
     if low == high:
-        raise ValueError(f"{name}: all {len(labels)} images are of class {low}: concentration against error needs at least two classes. Add another.")
+        raise ValueError(f"{name}: all {len(labels)} images are of class {low}, and a set has at least two classes. Add another.")
 
 
 def places(labels: Int[Tensor, "N"], key: Key) -> Int64[Tensor, "N"]:

@@ -72,7 +72,13 @@ def record_machines(folder: Path, step: int, devices: list[str]) -> None:
 
 
 def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
-    """Refuse a folder of something else."""
+    """Refuse a folder of something else, and one that TensorBoard could not write in."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise SettingsError(
+            f"The name {folder} is no text in UTF-8, which TensorBoard's events need. Choose another folder."
+        ) from None
     own = folder / "recipe.toml"
     if _filled(own):
         with settings.as_data():  # code that it may name is not imported for a comparison

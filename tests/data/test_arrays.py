@@ -95,7 +95,7 @@ BAD_ARRAYS = {
     "label above the classes": ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(["a", "b"])}, ValueError, "label 2 is out of range: 2"),
     "label above all": ({"images": IMAGES, "labels": LABELS * 1000}, ValueError, "label 1000 is out of range for 20 images"),
     "huge label": ({"images": IMAGES, "labels": np.array([2**64 - 2, 2**64 - 1] * 10)}, ValueError, f"label {2**64 - 1} in labels is out"),
-    "one class": ({"images": IMAGES, "labels": LABELS * 0}, ValueError, "are of class 0: concentration against error needs at least two classes"),
+    "one class": ({"images": IMAGES, "labels": LABELS * 0}, ValueError, "are of class 0, and a set has at least two classes"),
     "object classes": ({"images": IMAGES, "labels": LABELS, "classes": np.array(["a", None])}, TypeError, "classes are of dtype object"),
     "a class each": ({"images": IMAGES, "labels": np.arange(20)}, ValueError, "no class has two images, so none is left for the test split"),
 }  # fmt: skip

@@ -79,7 +79,7 @@ def test_to_moves_both_tensors():
         ({"labels": torch.tensor([[0, 1, 0, 1]])}, ValueError, r"not \(1, 4\)"),
         ({"labels": torch.tensor([0, 1, 2, 3])}, ValueError, "label 3 is out of range: 3 classes are numbered from 0 to 2"),
         ({"labels": torch.tensor([0, 1, -2, 1])}, ValueError, "label -2 is out of range"),
-        ({"labels": torch.tensor([1, 1, 1, 1])}, ValueError, "all 4 images are of class 1: concentration against error needs at least two classes"),
+        ({"labels": torch.tensor([1, 1, 1, 1])}, ValueError, "all 4 images are of class 1, and a set has at least two classes"),
     ],
 )
 def test_an_image_set_that_cannot_be_used_is_refused(change, error, message):

@@ -170,3 +170,18 @@ def test_files_that_a_crash_emptied_are_not_believed(study, name, capsys):
         cell.rows_file.unlink()
     assert main([str(study), "--folder", "run", "--data", "mine"]) == 0
     assert Path("run/results.csv").read_bytes() == expected
+
+
+def test_names_of_study_and_run_folder_that_are_no_utf_8(study):
+    """As another process reads them from its command line, and another again from about.json."""
+    home = Path(os.fsdecode(b"caf\xe9"))
+    home.mkdir()
+    own, run = shutil.copy(study, home / "own.py"), home / "run"
+    environment = os.environ | {"PYTHONPATH": str(Path(marginlab.__file__).parent.parent), "PYTHONUTF8": "1"}
+    for words in ([own, "--folder", run], ["report", run, "--study", own], [own, "--resume", run]):
+        command = [sys.executable, "-m", "marginlab.study", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"caf\\udce9" in done.stdout
+    assert "caf\\udce9" in (run / "report.html").read_text()
+    assert open_run(run, own).settings.n == 3

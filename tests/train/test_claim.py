@@ -1,5 +1,6 @@
 """A run folder belongs to one recipe: also of two that come together, and after a crash or a removal in between."""
 
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -112,3 +113,10 @@ def test_a_folder_that_is_removed_during_the_run_is_told_of(tmp_path, monkeypatc
     assert not (folder / "checkpoints").exists()
     fit(RECIPE, folder, Nothing(every=1), say=lambda line: None)
     assert (folder / "recipe.toml").is_file()
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_refused_before_it_is_made(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9") / "run"
+    with pytest.raises(SettingsError, match=r"is no text in UTF-8.*Choose another folder"):
+        fit(RECIPE, folder, Nothing(), say=lambda line: None)
+    assert _names(tmp_path) == []
