@@ -109,7 +109,11 @@ def fit(
         ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))
         loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        return loop.run()
+        try:
+            return loop.run()
+        except OSError:
+            still_there(folder)  # if it was removed, that is why
+            raise
 
 
 def _own_device() -> torch.device:
