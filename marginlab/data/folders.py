@@ -247,7 +247,7 @@ def _images(folder: Path, name: str) -> tuple[list[Path], Counter[str]]:
         folders, files = _children(here)
         for child in folders:
             if child.is_symlink() and here.resolve().is_relative_to(child.resolve()):
-                told = f"{name}: {child} leads back to {child.resolve()}"
+                told = f"{name}: {shown(child)} leads back to {shown(child.resolve())}"
                 raise ValueError(f"{told}. Remove the link.")
             left.append(child)
         for file in files:

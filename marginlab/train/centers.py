@@ -228,8 +228,8 @@ def _by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
 def _shard(path: Path) -> Tensor:
     """Read the centers of one file, whose bytes are checked first.
 
-    Of a file that is a zip (torch 1.6 and later) the checksums of the centers and of everything that
-    says how to read them are verified, which torch.load does not do; older files have none.
+    Of a file that is a zip (torch 1.6 and later) the checksums of the centers and of all that says
+    how to read them are verified, which torch.load does not do; older files have none.
     """
     try:
         with open_regular(path) as stream:
@@ -242,7 +242,7 @@ def _shard(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch meets broken files with a dozen kinds of errors
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # torch's advice is long
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
         why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
         raise ValueError(
             f"{path} could not be read as tensors and plain containers: "
@@ -251,8 +251,8 @@ def _shard(path: Path) -> Tensor:
         ) from error
     if head is None or repeated:
         raise ValueError(
-            f"{path} holds no centers: a checkpoint has them at ['state_dict_softmax_fc']['weight'], "
-            "a file of 2021 is the tensor."
+            f"{path} holds no centers: a checkpoint has them at "
+            "['state_dict_softmax_fc']['weight'], a file of 2021 is the tensor."
         )
     return head
 

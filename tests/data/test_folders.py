@@ -151,6 +151,12 @@ def test_a_link_that_leads_back_is_refused(tmp_path):
     (tmp_path / "ant" / "more" / "again").symlink_to(tmp_path / "ant")
     with pytest.raises(ValueError, match=r"ant/more/again leads back to .*ant\. Remove the link"):
         load(spec)
+    (tmp_path / "ant" / "more" / "again").unlink()
+    odd = tmp_path / "ant" / os.fsdecode(b"\xff")
+    odd.symlink_to(tmp_path / "ant")
+    with pytest.raises(ValueError, match="leads back to") as error:
+        load(spec)
+    str(error.value).encode()  # a log can hold it
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_centers_that_are_larger_than_their_file_are_refused(tmp_path):
 
 def test_a_shard_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "checkpoint_gpu_0.pt")
-    with pytest.raises(ValueError, match=r"checkpoint_gpu_0\.pt could not be .* it is a named pipe"):
+    with pytest.raises(ValueError, match=r"gpu_0\.pt could not be .* it is a named pipe"):
         import_insightface(tmp_path)
     with pytest.raises(FileNotFoundError, match="checkpoint_gpu_1"):
         import_insightface([tmp_path / "checkpoint_gpu_1.pt", *exported(tmp_path / "more", 3, 1)])
