@@ -10,7 +10,8 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.margin_problem import Call, unlowered
-from marginlab.kernels.tiles import SHORTEST
+from marginlab.kernels.tiles import shortest
+from marginlab.statistics import in_range
 
 
 def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -54,10 +55,14 @@ def _check(size: int, call: Call) -> None:
 
 def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors and lengths; 0 without gradient for what has no direction."""
-    short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float64) < SHORTEST
-    norm = torch.linalg.vector_norm(x.masked_fill(short, 1.0), dim=-1, keepdim=True, dtype=torch.float64)
-    direction = (x / norm).to(x.dtype).masked_fill(short, 0.0)
-    return direction, norm.masked_fill(short, 0.0).squeeze(-1).to(x.dtype)
+    wide = x.double()
+    scaled, factor = in_range(wide, wide.detach().abs().amax(-1, keepdim=True))
+    square = scaled.square().sum(-1, keepdim=True)
+    short = square.detach().sqrt() < shortest(x) * factor
+    norm = square.masked_fill(short, 1.0).sqrt()
+    direction = (scaled / norm).to(x.dtype).masked_fill(short, 0.0)
+    length = (norm / factor).masked_fill(short, 0.0)
+    return direction, length.squeeze(-1).to(x.dtype)
 
 
 def _others(cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, Terms, inverse, multiply, pointwise
+from marginlab.kernels.tiles import (
+    Columns,
+    Rows,
+    Slopes,
+    Sums,
+    Terms,
+    measured,
+    multiply,
+    pointwise,
+)
 from marginlab.margins import Margin, Targets
 
 
@@ -79,9 +88,8 @@ class Problem:
         self.terms, self.target, self.valid, self.margin, self.over = call.terms, call.target, call.valid, call.margin, call.over
         self.weights = None if call.shares is None else call.shares.rows
         columns, margin, over, valid, target = self.columns, call.margin, call.over, call.valid, call.target
-        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        self.length = norm.to(columns.wide)
-        self.inverse = inverse(norm).to(columns.wide)
+        norm, over_norm = measured(x)
+        self.length, self.inverse = (each.squeeze(1).to(columns.wide) for each in (norm, over_norm))
         self.direction = x.to(columns.wide) * self.inverse[:, None]
         if valid is not None:  # what an ignored row holds, be it NaN, is to reach no sum
             self.direction = self.direction.masked_fill(~valid[:, None], 0.0)
@@ -104,8 +112,8 @@ class Problem:
         if columns.n == 0:
             return torch.zeros_like(self.length), torch.zeros_like(place)
         own = columns.weight.index_select(0, place if columns.classes is None else columns.classes[place])
-        own_inverse = inverse(torch.linalg.vector_norm(own, dim=-1, dtype=torch.float64)).to(columns.wide)
-        cosine, winner = (self.direction[:, None] * (own.to(columns.wide) * own_inverse[..., None])).sum(2).max(1)
+        own = own.to(columns.wide) * measured(own)[1].to(columns.wide)
+        cosine, winner = (self.direction[:, None] * own).sum(2).max(1)
         return (cosine.masked_fill(self.target < 0, 0.0) if self.over.classes else cosine), winner
 
     def _of_the_whole_batch(self) -> Targets:
@@ -181,7 +189,12 @@ class Problem:
         """
         rows, columns, operands = self.part(part), self.columns, self.terms.operands
         slopes = Slopes(*(s[part] for s in self.slopes))
-        operand, weighted = rows.direction.to(operands), (rows.direction * (self.terms.scale * upstream)[:, None]).to(operands)
+        factor, top = self.terms.scale * upstream, None
+        if operands == torch.float16 and len(factor):  # which a loss scaler's factor can leave
+            top = factor.abs().amax().clamp_min(torch.finfo(factor.dtype).tiny)
+            factor = factor / top
+        operand = rows.direction.to(operands)
+        weighted = (rows.direction * factor[:, None]).to(operands)
         for tile, place in self.places(len(operand), held):
             product = columns.product(operand, tile, place) if held is None else place
             assert product is not None
@@ -195,6 +208,13 @@ class Problem:
             if dw is None:
                 continue
             into = dw[tile].view(-1, columns.D)
+            if top is not None:
+                part_of_dw = multiply(grad.T, weighted, columns.held()).to(columns.wide).mul_(top)
+                if add:
+                    into.add_(part_of_dw)
+                else:
+                    dw[tile] = tangent(part_of_dw.view_as(directions), directions, columns, tile)
+                continue
             if add:
                 into.addmm_(grad.T, weighted) if into.dtype == operands else into.add_(multiply(grad.T, weighted, columns.held()))
             elif into.dtype == columns.held() == columns.wide:
@@ -236,4 +256,6 @@ def rows_of(each: Tensor | None, part: slice) -> Any:
 
 def tangent(grad: Tensor, directions: Tensor, columns: Columns, tile: slice) -> Tensor:
     along = torch.linalg.vecdot(grad, directions)
-    return grad.addcmul_(directions, along[..., None], value=-1).mul_(columns.inverse[tile, :, None])
+    grad = grad.addcmul_(directions, along[..., None], value=-1)
+    grad = grad.mul_(columns.inverse[tile, :, None])
+    return grad if columns.power is None else grad.mul_(columns.power[tile, :, None])

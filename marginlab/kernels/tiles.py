@@ -2,9 +2,12 @@
 
     z_ij = s max_k x_i . w_jk / (|x_i| |w_jk|) + lift_j,        -inf where row i leaves column j out, and at its own class
 
-The centers are read where they lie: their norms enter as a factor of the product's columns, so there is no normalised copy of them, and of a
-sample of classes only a tile's rows are gathered. What can change a logit is done on the tile, in this order: the largest of K sub-centers
-(Deng et al. 2022, section 3.2), the inter-class filter (An et al. 2022), CurricularFace's harder negatives (Huang et al. 2020).
+The centers are read where they lie: their norms enter as a factor of the product's columns, so
+there is no normalised copy of them, and of a sample of classes only a tile's rows are gathered.
+Centers that are to be float16, or are float64, may leave what the type or a square of it holds:
+those of a tile are multiplied by powers of two, which their directions do not see. What can change
+a logit is done on the tile, in this order: the largest of K sub-centers (Deng et al. 2022, section
+3.2), the inter-class filter (An et al. 2022), CurricularFace's harder negatives (Huang et al. 2020).
 """
 
 import importlib.util
@@ -15,7 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SHORTEST = 1e-35  # a vector shorter than this has no direction: its cosine with everything is 0 and it gets no gradient
+from marginlab.statistics import in_range
+
+SHORTEST = 1e-35  # a shorter vector has no direction: its cosine with everything is 0 and it gets
+SHORTEST_DOUBLE = 1e-300  # no gradient, which is as large as the vector is short
 TILE = 8 * 2**20  # bytes of a tile on a CPU, where the later passes then find it in cache
 TILE_CUDA = 256 * 2**20  # and on a GPU, where a tile has to outweigh its launches
 ALIGNED = 16  # columns: then every row of a tile begins where a GPU loads 16 bytes at once
@@ -66,18 +72,21 @@ class Columns:
         self.K, self.D = weight.shape[1:]
         self.inverse = torch.empty(self.n, self.K, dtype=wide, device=weight.device)  # 1 / |w|, filled by the first pass
         self.factor = torch.empty_like(self.inverse)  # s / |w|: after the product, which could overflow with s before it
+        scaled = wide == torch.float64 or terms.operands == torch.float16
+        self.power = torch.empty_like(self.inverse) if scaled else None  # w is read as w * power
 
     def held(self) -> torch.dtype:
         """The dtype that products come in: a CPU gives those of bf16 operands in bf16 only."""
         return self.wide if self.weight.device.type == "cuda" else self.terms.operands
 
     def width(self, rows: int) -> int:
-        """Columns of a tile: the product, its pointwise copies and the tile's centers in two forms fit into it."""
+        """Columns of a tile that holds the product, its pointwise copies and the centers' forms."""
         item = torch.finfo(self.wide).bits // 8
         terms = self.terms
         more = 3 * (terms.interclass is not None) + (2 + (self.shares is not None)) * (terms.smoothing > 0)
         more += 6 * self.hardens + (3 * self.K + 2) * (self.K > 1)
-        column = rows * item * (self.K + 2 + more) + self.K * self.D * item * 2
+        forms = 2 + (self.power is not None)
+        column = rows * item * (self.K + 2 + more) + self.K * self.D * item * forms
         limit = min(self.terms.budget, TILE_CUDA if self.weight.device.type == "cuda" else TILE)
         width = max(1, min(self.n, limit // column))
         return width - width % ALIGNED if ALIGNED < width < self.n else width
@@ -88,15 +97,26 @@ class Columns:
         for left in range(0, self.n, width):
             yield slice(left, min(left + width, self.n))
 
-    def centers(self, tile: slice) -> Tensor:
+    def stored(self, tile: slice) -> Tensor:
         """The tile's centers (T, K, D) as they are stored."""
         return self.weight[tile] if self.classes is None else self.weight.index_select(0, self.classes[tile])
 
+    def centers(self, tile: slice) -> Tensor:
+        """The tile's centers (T, K, D), by their powers of two if they have any."""
+        stored = self.stored(tile)
+        return stored if self.power is None else stored.to(self.wide) * self.power[tile, :, None]
+
     def product(self, operand: Tensor, tile: slice, out: Tensor | None = None, *, measure: bool = False) -> Tensor:
         """Inner products (B, T, K) of rows, already in the operands' dtype, with the tile's centers; `measure` takes their norms too."""
+        if measure and self.power is not None:
+            self.power[tile] = power(self.stored(tile), self.wide)
         centers = self.centers(tile)
         if measure:
-            self.inverse[tile] = inverse(torch.linalg.vector_norm(centers, dim=-1, dtype=torch.float64)).to(self.wide)
+            short: Tensor | float = shortest(self.weight)
+            if self.power is not None:
+                short = short * self.power[tile].double()
+            norm = torch.linalg.vector_norm(centers, dim=-1, dtype=torch.float64)
+            self.inverse[tile] = inverse(norm, short).to(self.wide)
             torch.mul(self.inverse[tile], self.terms.scale, out=self.factor[tile])
         flat = centers.to(self.terms.operands).flatten(0, 1)
         into = None if out is None else out.view(len(operand), len(flat))
@@ -116,14 +136,36 @@ def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None
     raise TypeError(f"A product of {a.dtype} factors comes in {a.dtype} on {a.device.type}, not in {dtype}.")
 
 
-def inverse(norm: Tensor) -> Tensor:
-    """1 / norm, and 0 for what has no direction."""
-    return norm.reciprocal().masked_fill_(norm < SHORTEST, 0.0)
+def shortest(x: Tensor) -> float:
+    """The length from which on vectors of a dtype have a direction."""
+    return SHORTEST_DOUBLE if x.dtype == torch.float64 else SHORTEST
+
+
+def power(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The power of two by which the largest entry of a vector (..., D) lies in [0.5, 1)."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1).to(dtype)
+    most = 1000 if dtype == torch.float64 else 126  # and so has the power's reciprocal its digits
+    return torch.exp2(-largest.frexp().exponent.to(dtype).clamp(-most, most))
+
+
+def inverse(norm: Tensor, short: Tensor | float) -> Tensor:
+    """1 / norm, and 0 for what is short and has no direction."""
+    return norm.reciprocal().masked_fill_(norm < short, 0.0)
+
+
+def measured(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of vectors (..., D) and their inverses, (..., 1), float64: 0 without a direction."""
+    if x.dtype != torch.float64:  # whose squares float64 holds
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+        return norm, inverse(norm, SHORTEST)
+    x, factor = in_range(x, torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm / factor, inverse(norm, SHORTEST_DOUBLE * factor) * factor
 
 
 def unit(x: Tensor) -> Tensor:
     """Vectors (..., D) at unit length, float64; 0 for what has no direction."""
-    return x.double() * inverse(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64))
+    return x.double() * measured(x)[1]
 
 
 class Tile(NamedTuple):

@@ -20,7 +20,7 @@ from marginlab.losses.centers import draw_
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
 from marginlab.losses.pair import check_word
 from marginlab.margins import ArcFace, Margin
-from marginlab.recomputation import transformed
+from marginlab.recomputation import recomputing, transformed
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -160,8 +160,8 @@ class Classifier(nn.Module):
             grads=self.grads,
             first=self.part.start,
         )
-        self.target_cosines = cosine
-        self._counted = valid
+        if not recomputing():  # a pass that is run again may be that of an earlier batch
+            self.target_cosines, self._counted = cosine, valid
         if torch.compiler.is_exporting() or transformed():  # a value of the trace is none of the module
             self.target_cosines = self._counted = None
         self.faults.after(embeddings, labels, valid, loss)

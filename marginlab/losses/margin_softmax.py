@@ -121,6 +121,10 @@ class MarginSoftmax(Classifier):
     ValueError, TypeError: settings or inputs that cannot be; the message names them.
     RuntimeError: a second derivative above the budget.
 
+    Lengths do not count: of rows and centers only the direction does, at every length that the
+    type holds, also with float16 operands. Below 1e-35 (of float64: 1e-300) a vector has no
+    direction: its cosine with everything is 0, and it gets no gradient.
+
     First derivatives are made tile by tile. Second ones (create_graph=True) and the transforms of torch.func (grad, vmap, jacrev, hessian, per-sample
     gradients by functional_call) take a plain form that holds all (B, C K) products, and are refused above `budget`. Transforms over a batch want a
     margin without averages, or one in evaluation mode. It compiles with fullgraph=True and is exported; `backward` may be called again with

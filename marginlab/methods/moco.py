@@ -29,6 +29,7 @@ from marginlab.kernels import logsumexp
 from marginlab.losses.pair import directions, widened
 from marginlab.methods.method import MakeOptimizer, Method
 from marginlab.models import Backbone, Projector
+from marginlab.recomputation import Calls, recomputing
 from marginlab.settings import describe
 
 
@@ -69,6 +70,7 @@ class MoCo(Method):
     of ranks. All ranks put all keys in, in the order of the batch. So N ranks give the loss and gradients of one, but for batch normalisation.
 
     `after_step` moves the momentum encoder and fills the queue with what `loss` has made since in training mode; call it after the optimizer.
+    Under torch.utils.checkpoint, with and without reentrance, a batch's keys are put in once.
 
     In a module of lower precision (`.bfloat16()`) a step of the momentum encoder is below the rounding of its weights, which would stand still:
     their averages are then kept beside them in float32, in `averages`, whatever the module is cast to.
@@ -112,6 +114,7 @@ class MoCo(Method):
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
         self.averages = _Averages()
         self.fresh: list[Tensor] = []  # keys of this step's micro-batches: the queue stays as it is until the backward pass has used it
+        self._calls = Calls[None]()
 
     def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
         """InfoNCE of the queries against their keys and the queue, over the rows of all ranks."""
@@ -131,7 +134,7 @@ class MoCo(Method):
             far = logsumexp(q, self.queue, scale=1 / self.temperature)
             losses = F.softplus(far - (q * k).sum(1) / self.temperature, threshold=40.0)  # torch's threshold of 20 leaves an error of 2e-9
             if self.training and torch.is_grad_enabled():
-                self.fresh.append(ranks.gather(k).to(self.queue.dtype))
+                self._keep(k)
             return {"loss": ranks.total(losses.sum() / rows, grads="mean")}
 
     def _in_splits(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -146,6 +149,18 @@ class MoCo(Method):
             order = order[torch.randperm(len(images), device=images.device)]
         keys = self._in_splits(lambda x: self.key_head(self.key_backbone(x)), images[order])
         return torch.empty_like(keys).index_copy_(0, order, keys)
+
+    def _keep(self, keys: Tensor) -> None:
+        """Note keys for the queue, unless the pass that is now run again has done so.
+
+        A first pass under a reentrant checkpoint has no gradients, as looking at the loss has none:
+        there it is the second one that comes here alone.
+        """
+        if recomputing() and self._calls.noted((keys,)):
+            return
+        if not recomputing():
+            self._calls.note((keys,), None)
+        self.fresh.append(ranks.gather(keys).to(self.queue.dtype))
 
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
         """One, of what learns by gradient: backbone and head."""
@@ -168,6 +183,7 @@ class MoCo(Method):
             self.queue.index_copy_(0, place, keys)
             self.oldest.add_(len(keys)).remainder_(len(self.queue))
             self.fresh = []
+        self._calls = Calls()
 
     def _moving(self) -> list[Tensor]:
         """The weights of the momentum encoder."""

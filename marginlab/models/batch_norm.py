@@ -9,16 +9,21 @@ Source: Ioffe and Szegedy 2015, algorithm 1.
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
+from marginlab.recomputation import recomputing
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
     """torch.nn.BatchNorm1d without scale and shift, with statistics over all ranks in training mode; the same on one rank.
 
     group: the ranks; None is the default group, or one rank. All ranks call it, each with its rows, also none.
+
+    A pass that torch.utils.checkpoint runs again leaves the running statistics as they are, which
+    torch's own batch normalisation moves a second time.
 
     >>> GlobalBatchNorm1d(3)(torch.rand(8, 3)).mean(0).abs().max() < 1e-5
     tensor(True)
@@ -31,6 +36,11 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Normalise the rows; in training mode at least two on all ranks together (ValueError)."""
         if not self.training or ranks.size(self.group) == 1:
+            if self.training and recomputing():
+                assert self.running_mean is not None
+                assert self.running_var is not None
+                moved = self.running_mean.clone(), self.running_var.clone()
+                return F.batch_norm(input, *moved, training=True, eps=self.eps)
             out: Tensor = super().forward(input)
             return out
         rows = sum(ranks.counts(len(input), self.group, input.device))
@@ -39,6 +49,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         mean = ranks.statistic(input.sum(0), self.group) / rows
         centered = input - mean
         variance = ranks.statistic(centered.square().sum(0), self.group) / rows
+        if recomputing():
+            return centered * (variance + self.eps).rsqrt()
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

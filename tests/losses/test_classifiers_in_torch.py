@@ -47,6 +47,15 @@ def test_a_pass_run_again_finds_its_step(text, rate, reentrant):
         close(got, expected)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_target_cosines_stay_those_of_the_last_batch(reentrant):
+    head, views = MarginSoftmax(40, 4, dtype=torch.float64), [batch(seed=seed) for seed in range(2)]
+    losses = [checkpoint(head, x.requires_grad_(), y, use_reentrant=reentrant) for x, y in views]
+    last = head.target_cosines.clone()
+    sum(losses).backward()
+    assert torch.equal(head.target_cosines, last)
+
+
 def test_a_window_takes_checkpointed_parts():
     head = PartialFC(40, 4, AdaFace(0.4), 8.0, sample_rate=0.2, dtype=torch.float64, dense_grad=True)
     plain = copy.deepcopy(head)

@@ -1,6 +1,7 @@
 """The contrastive methods: what their losses are, what moves and what does not, that each trains, and the same on any number of ranks."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from marginlab import methods, settings
 from marginlab.losses.functional import info_nce, spectral_contrastive, sup_con, vicreg
@@ -218,6 +220,28 @@ def test_micro_batches_fill_the_queue_and_looking_at_the_loss_does_not():
         method.loss(views(), LABELS)
     method.after_step()
     assert int(method.oldest) == 16
+
+
+def of_a_part(method, part):
+    return method.loss(part, LABELS[:4])["loss"]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_pass_that_is_run_again_puts_its_keys_in_once(reentrant):
+    """Two micro-batches in each of two steps, beside the same without a checkpoint."""
+    results = []
+    for run in (None, functools.partial(checkpoint, use_reentrant=reentrant)):
+        method = moco()
+        for step in range(2):
+            for part in views(8, step).split(4):
+                torch.manual_seed(step)
+                loss = of_a_part if run is None else functools.partial(run, of_a_part)
+                loss(method, part.requires_grad_()).backward()
+            method.after_step()
+        results.append((method.queue, method.oldest, method.backbone.net.conv1.weight.grad))
+    assert int(results[0][1]) == 32 % 20
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_queries_and_keys_are_normalised_apart_and_keys_in_other_company_at_each_call():

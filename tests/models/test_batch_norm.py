@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from marginlab import ranks
 from marginlab.models.batch_norm import GlobalBatchNorm1d
@@ -35,6 +36,25 @@ def test_rows_of_all_ranks_are_one_batch(pool, data):
         torch.testing.assert_close(torch.cat([a[which] for a in answers]), expected[which], rtol=1e-9, atol=1e-9)
     for answer in answers:
         torch.testing.assert_close(answer[2:4], expected[2:4], rtol=1e-9, atol=1e-9)
+
+
+def run_again(x, reentrant, group=None):
+    layers = [GlobalBatchNorm1d(3, group=group).double() for _ in range(2)]
+    checkpoint(layers[0], x.requires_grad_(), use_reentrant=reentrant).square().sum().backward()
+    layers[1](x.detach())
+    return [[layer.running_mean, layer.running_var, layer.num_batches_tracked] for layer in layers]
+
+
+def run_again_on_a_rank(group, rank, x, reentrant):
+    return run_again(x[rank : rank + 2], reentrant, group)
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_pass_that_is_run_again_moves_no_statistics(pool, reentrant):
+    x = torch.rand(5, 3, dtype=torch.float64)
+    for got, expected in (run_again(x, reentrant), *pool.run(2, run_again_on_a_rank, x, reentrant)):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def refusal(group, rank, x):
