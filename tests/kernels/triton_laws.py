@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from marginlab.kernels import margin_softmax, tiles, triton_tile
+from marginlab.kernels import margin_problem, margin_softmax, tiles, triton_tile
 from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, Terms
 from marginlab.margins import ArcFace
 
@@ -142,9 +142,11 @@ def test_the_whole_loss_and_its_gradients(budget, lifted, monkeypatch):
     def counted(function):
         return lambda *arguments: calls.append(function) or function(*arguments)
 
-    monkeypatch.setattr(margin_softmax, "pointwise", lambda *_: (tiles.forward_tile, tiles.backward_tile))
+    plain = tiles.forward_tile, tiles.backward_tile
+    monkeypatch.setattr(margin_problem, "pointwise", lambda *_: plain)
     theirs = run()
-    monkeypatch.setattr(margin_softmax, "pointwise", lambda *_: (counted(triton_tile.forward_tile), counted(triton_tile.backward_tile)))
+    kernels = counted(triton_tile.forward_tile), counted(triton_tile.backward_tile)
+    monkeypatch.setattr(margin_problem, "pointwise", lambda *_: kernels)
     ours = run()
     assert set(calls) == {triton_tile.forward_tile, triton_tile.backward_tile}
     for a, b in zip(ours, theirs, strict=True):
