@@ -15,6 +15,7 @@ import torch
 from marginlab import ranks, settings, train
 from marginlab.data.pixels import BUDGET
 from marginlab.terminal import say
+from marginlab.theory import rounded_up
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train.watch import Stopped
 
@@ -56,7 +57,9 @@ def main(arguments: list[str]) -> int:
         if ranks.rank() == 0:
             for row in run.rows:
                 if row.epoch == recipe.epochs:
-                    say(f"{row.name:36} {row.value:.4f}")
+                    bound = row.name.startswith(("certified", "companion"))
+                    value = rounded_up(row.value) if bound else f"{row.value:.4f}"
+                    say(f"{row.name:36} {value}")
             rate = f"{run.images_per_second:,.0f} images/s." if run.images_per_second else "Nothing was left to train."
             say(f"{rate} Kept in {run.folder.absolute()}")
     except Stopped as stopped:
