@@ -90,9 +90,9 @@ class PartialFC(Classifier):
 
     Under torch.utils.checkpoint the pass that is run again takes the sample of its step. Drawing a
     sample waits for the labels, and it and the exchange between ranks stay outside a compiled graph:
-    with sample_rate=1 on one rank the head compiles with fullgraph=True, otherwise without. Second
-    derivatives and torch.func as in `MarginSoftmax`, on one rank; with create_graph=True the gradient
-    of the centers is dense.
+    with sample_rate=1 on one rank the head compiles with fullgraph=True, otherwise without; there
+    and in evaluation mode it is exported. Second derivatives and torch.func as in `MarginSoftmax`,
+    on one rank; with create_graph=True the gradient of the centers is dense.
 
     >>> from marginlab.margins import ArcFace
     >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
