@@ -1,5 +1,7 @@
 """Collectives with gradient, and words between ranks; without a process group none does anything."""
 
+from marginlab.ranks.averaging import data_parallel as data_parallel
+from marginlab.ranks.averaging import ordered_mean as ordered_mean
 from marginlab.ranks.collectives import Gradients as Gradients
 from marginlab.ranks.collectives import all_equal as all_equal
 from marginlab.ranks.collectives import counts as counts

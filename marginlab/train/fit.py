@@ -5,8 +5,8 @@
                          loss  = method(views, labels)["loss"];  backward;  step of every optimizer at lr * schedule(t)
 
 Everything random is drawn from (seed, epoch, image, view), so the position in the run is one number, and a checkpoint that holds weights, optimizer
-state and that number is whole: on one kind of CPU and with one number of threads, a run that was
-killed and started again ends bit for bit as one that was not.
+state and that number is whole: on one kind of CPU, with one number of threads and of ranks, a run
+that was killed and started again ends bit for bit as one that was not.
 """
 
 import contextlib
@@ -176,7 +176,7 @@ class _Loop:
         forward: Any = self.method
         if ranks.size() > 1:
             outside_ddp(self.method)
-            forward = DistributedDataParallel(self.method, device_ids=[self.device] if self.device.type == "cuda" else None)
+            forward = ranks.data_parallel(self.method, self.device)
         if self.recipe.compile:
             forward = torch.compile(forward)
         with contextlib.ExitStack() as stack:
