@@ -89,7 +89,7 @@ def test_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path):
     """Trials of the script on one to three ranks; the first and the last aim at a checkpoint."""
     asked = "--trials 3 --kills 1 --ranks 1 2 3 --seed 15 --start forked --record".split()
     command = [sys.executable, str(SCRIPT), *asked, str(tmp_path / "said.json")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     trials = json.loads((tmp_path / "said.json").read_text())["trials"]
     assert [(trial["same"], trial["lost"]) for trial in trials] == [(True, False)] * 3
