@@ -8,6 +8,8 @@ on their place in the bucket, so the first step after a restart would round othe
 step of a run that was not disturbed. Two numbers have one sum in either order.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from marginlab.ranks.group import size
 
 
 def data_parallel(
-    module: nn.Module, device: torch.device, group: dist.ProcessGroup | None = None, **settings: float
+    module: nn.Module, device: torch.device, group: dist.ProcessGroup | None = None, **settings: Any
 ) -> DistributedDataParallel:
     """DistributedDataParallel of a module; on CPU, a restart does not change how its means round.
 
@@ -62,10 +64,8 @@ def ordered_mean(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return sent[: len(x)]
 
 
-def _averaged(
-    group: dist.ProcessGroup | None, bucket: dist.GradBucket
-) -> torch.futures.Future[Tensor]:
-    """A communication hook for DistributedDataParallel: the bucket's mean, at once."""
+def _averaged(group: dist.ProcessGroup | None, bucket: Any) -> torch.futures.Future[Tensor]:
+    """A communication hook for DistributedDataParallel: the mean of a GradBucket, at once."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(ordered_mean(bucket.buffer(), group))
     return done
