@@ -64,8 +64,11 @@ def ordered_mean(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return sent[: len(x)]
 
 
-def _averaged(group: dist.ProcessGroup | None, bucket: Any) -> torch.futures.Future[Tensor]:
-    """A communication hook for DistributedDataParallel: the mean of a GradBucket, at once."""
+def _averaged(
+    group: dist.ProcessGroup | None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch's stubs lack it, and DDP wants it
+) -> torch.futures.Future[Tensor]:
+    """A communication hook for DistributedDataParallel: the bucket's mean, at once."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(ordered_mean(bucket.buffer(), group))
     return done

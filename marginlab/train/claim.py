@@ -1,7 +1,7 @@
 """Whose a run folder is: one recipe's, one monitor's and one set of images', and one process's at a time.
 
     RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
-    RUN/.lock                                     held by the process that trains
+    RUN/.lock                                     held by the process that trains; it stays
     RUN/machines.csv                              a row for each start: from which step on, on which devices with
                                                   how many threads, on how many ranks, with which version of torch
 """
@@ -11,19 +11,24 @@ import csv
 import dataclasses
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from marginlab import settings
 from marginlab.settings import SettingsError
+from marginlab.train import checkpoint
 from marginlab.train.monitor import Monitor
 from marginlab.train.recipe import Recipe
 
 LOCK, PARTIAL = ".lock", ".partial"
-OURS = (LOCK, PARTIAL, "recipe.toml", "monitor.toml", "images.txt")  # of a run that was killed at its start
+FIRST = ("recipe.toml", "monitor.toml", "images.txt")
+OURS = (LOCK, PARTIAL, *FIRST)  # of a run that was killed at its start
+
 
 @contextlib.contextmanager
 def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iterator[None]:
@@ -33,6 +38,9 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
     once more under the lock: of two recipes that come together for a new folder, one gets it. The system
     lets go of the lock when this process ends, however it ends.
 
+    A folder that was new is given back if an error comes before the first checkpoint, so that another
+    recipe, such as one with a smaller learning rate, can have it.
+
     Raises:
         SettingsError: the folder holds something else, or another process trains in it.
         OSError: it cannot be written.
@@ -41,13 +49,19 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
     folder = folder.absolute()
     _refuse(recipe, monitor, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _alone(folder) as lock:
         _refuse(recipe, monitor, images, folder)
+        new = not _filled(folder / "recipe.toml")
         written = {"recipe.toml": settings.to_toml(recipe), "monitor.toml": settings.to_toml(monitor)}
-        for name, text in {**written, "images.txt": images}.items():
-            if not _filled(folder / name):  # of a run that was killed here, the later ones are missing
-                _put(folder / name, text)
-        yield
+        try:
+            for name, text in {**written, "images.txt": images}.items():
+                if not _filled(folder / name):  # of a run that was killed here, the later ones are missing
+                    _put(folder / name, text)
+            yield
+        except BaseException:
+            if new and _holds(lock, folder) and checkpoint.latest(folder) is None:
+                _give_back(folder)
+            raise
 
 
 def still_there(folder: Path) -> None:
@@ -97,6 +111,30 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
         raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
 
 
+def _holds(lock: TextIO, folder: Path) -> bool:
+    """Whether the lock is still the folder's: another may stand in its place."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _give_back(folder: Path) -> None:
+    """Remove what a run writes before its first checkpoint, and nothing else.
+
+    The lock stays: a process that waits for a removed one would hold nothing.
+    """
+    for name in (*FIRST, "machines.csv"):
+        (folder / name).unlink(missing_ok=True)
+    for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        events.unlink(missing_ok=True)
+    for partial in (folder / "checkpoints").glob("step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for made in ("tensorboard", "checkpoints"):
+        with contextlib.suppress(OSError):  # it is not there, or holds something of somebody else
+            (folder / made).rmdir()
+
+
 def _filled(file: Path) -> bool:
     """Whether a file is there with something in it: a disk that was full may leave an empty one."""
     try:
@@ -127,11 +165,11 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[TextIO]:
     """Hold the folder against other processes."""
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingsError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from None
-        yield
+        yield file

@@ -120,3 +120,69 @@ def test_a_folder_whose_name_is_no_utf_8_is_refused_before_it_is_made(tmp_path):
     with pytest.raises(SettingsError, match=r"is no text in UTF-8.*Choose another folder"):
         fit(RECIPE, folder, Nothing(), say=lambda line: None)
     assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("refused", "error", "remedy"),
+    [
+        ({"method": "MoCo(queue=16, splits=16, dim=16)"}, "Give at least 32", {"method": "MoCo(queue=16, splits=2, dim=16)"}),
+        ({"optimizer": "SGD(lr=1e30)", "schedule": "Constant()", "epochs": 3}, "no checkpoint was written", {}),
+    ],
+    ids=["refused by the first batch", "no finite numbers in the first epoch"],
+)
+def test_a_folder_of_a_run_that_kept_nothing_is_given_back(tmp_path, refused, error, remedy):
+    """So the remedy that the message names does not meet `holds a run with ...`."""
+    monitor = Nothing(every=3)
+    recipe = replace(RECIPE, images=64, **refused)
+    with pytest.raises((ValueError, FloatingPointError), match=error):
+        fit(recipe, tmp_path / "run", monitor, say=lambda line: None)
+    assert _names(tmp_path / "run") == [".lock"]
+    fit(replace(RECIPE, **remedy), tmp_path / "run", monitor, say=lambda line: None)
+
+
+def test_a_measure_that_refuses_the_data_does_not_keep_the_folder(tmp_path):
+    class Refusing(Nothing):
+        def __call__(self, *arguments, **named):
+            raise SettingsError("These images are too few to measure.")
+
+    with pytest.raises(SettingsError, match="too few to measure"):
+        fit(RECIPE, tmp_path / "run", Refusing(), say=lambda line: None)
+    assert _names(tmp_path / "run") == [".lock"]
+
+
+def test_nothing_else_is_given_back(tmp_path):
+    """What a run has kept, what was there before, and what somebody put there."""
+
+    def fail(folder, prepare=lambda folder: None):
+        def work():
+            with claimed(RECIPE, Monitor(), "images\n", folder):
+                prepare(folder)
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            work()
+        return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {".lock"}
+
+    def keep(folder):
+        (folder / "checkpoints" / "step-00000002").mkdir(parents=True)
+        (folder / "checkpoints" / "step-00000002" / "progress.json").touch()
+
+    def write(folder):
+        (folder / "checkpoints" / "step-00000002.partial").mkdir(parents=True)
+        (folder / "checkpoints" / "step-00000002.partial" / "progress.json").touch()
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard" / "events.out.tfevents.1").touch()
+        (folder / "tensorboard" / "mine.txt").touch()
+
+    def replaced(folder):
+        shutil.rmtree(folder)
+        with claimed(OTHER, Monitor(), "images\n", folder):
+            pass
+
+    whole = {"recipe.toml", "monitor.toml", "images.txt"}
+    assert fail(tmp_path / "kept", keep) == whole | {"checkpoints/step-00000002/progress.json"}
+    assert fail(tmp_path / "begun", write) == {"tensorboard/mine.txt"}
+    with claimed(RECIPE, Monitor(), "images\n", tmp_path / "before"):  # as of a run that was killed
+        pass
+    assert fail(tmp_path / "before") == whole
+    assert fail(tmp_path / "another's", replaced) == whole
