@@ -4,14 +4,28 @@ Each is a module here and a function in `marginlab.losses.functional`.
 """
 
 from marginlab.losses.align_uniform import AlignUniform as AlignUniform
+from marginlab.losses.bank import EmbeddingBank as EmbeddingBank
 from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelation
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax
 from marginlab.losses.partial_fc import PartialFC as PartialFC
 from marginlab.losses.partial_fc import outside_ddp as outside_ddp
 from marginlab.losses.spectral_contrastive import SpectralContrastive as SpectralContrastive
+from marginlab.losses.sup_con import References as References
 from marginlab.losses.sup_con import SupCon as SupCon
 from marginlab.losses.t_info_nce import TInfoNCE as TInfoNCE
 from marginlab.losses.vicreg import VICReg as VICReg
 
-__all__ = ("AlignUniform", "CrossCorrelation", "InfoNCE", "MarginSoftmax", "PartialFC", "SpectralContrastive", "SupCon", "TInfoNCE", "VICReg")
+__all__ = (
+    "AlignUniform",
+    "CrossCorrelation",
+    "EmbeddingBank",
+    "InfoNCE",
+    "MarginSoftmax",
+    "PartialFC",
+    "References",
+    "SpectralContrastive",
+    "SupCon",
+    "TInfoNCE",
+    "VICReg",
+)

@@ -12,9 +12,19 @@ is never summed and subtracted. Two variations, which may be joined:
     debiased:   with the share tau_plus of negatives that are of the anchor's own class, and M negatives, their sum is replaced by
                 max( (sum_n e^{s_an/T} - M tau_plus e^{s_ap/T}) / (1 - tau_plus),  M e^{-1/T} ).
 
+With labels every row of the anchor's class is a positive p in P(a), only rows of other classes are
+negatives n, and the anchor's loss is the mean over its positives, each against all negatives alone:
+
+    loss_a = 1/|P| sum_{p in P} -log( e^{s_ap/T} / (e^{s_ap/T} + sum_n e^{s_an/T}) ).
+
+SupCon has all positives in every denominator, so that they push each other away; here they do not.
+With one label for each image both are the loss above.
+
 Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 2020 (SimCLR), eq. 1; two towers ("other_view"):
 Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022 (DCL); debiased: Chuang et al. 2020, with the positive itself as
-the one sample of its class; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
+the one sample of its class; a queue as the only
+negatives ("extra_only"): He et al. 2020 (MoCo), eq. 1; several positives: Feeney and Hughes 2023 (SINCERE), whose argument against
+SupCon's denominator this is; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
 """
 
 import math
@@ -23,16 +33,18 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
 from marginlab.kernels.function import unlowered
+from marginlab.losses.faults import check_labels
 from marginlab.losses.pair import Empty, check_word, directions, nothing, number, wide, widened
+from marginlab.losses.several_positives import several_positives
 from marginlab.settings import describe
 
-Negatives = Literal["both_views", "other_view"]
+Negatives = Literal["both_views", "other_view", "extra_only"]
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -43,6 +55,7 @@ def info_nce(
     temperature: float | Float[Tensor, ""] = 0.5,
     negatives: Negatives = "both_views",
     extra_negatives: Float[Tensor, "M D"] | None = None,
+    labels: Int[Tensor, " B"] | None = None,
     symmetric: bool = True,
     decoupled: bool = False,
     tau_plus: float = 0.0,
@@ -61,9 +74,13 @@ def info_nce(
     temperature: divides the cosines; 1/scale. A tensor without dimensions may learn; its gradient is this rank's part, as that of a weight.
     negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and the other 2N - 2 are each one's negatives.
         "other_view", two towers: the anchors are z1 against the other N - 1 rows of z2, and z2 against those of z1.
-    extra_negatives: rows that join every anchor's negatives, such as a queue. Each rank gives its own part, as of z1 and z2, also (0, D);
-        all ranks give one or none does.
-    symmetric: with "other_view", False keeps the anchors z1 only.
+        "extra_only", MoCo's form: the anchors are z1 with the positives z2, and the reverse, against
+        the extra negatives alone, which must be given; while there are none yet the loss is that of `empty`.
+    extra_negatives: rows that join every anchor's negatives, such as those of an `EmbeddingBank`. Each rank gives its own part, as of z1
+        and z2, also (0, D); all ranks give one or none does.
+    labels: the class of each image (B,), whole numbers. All rows of it are positives; extra negatives, which have no label, stay
+        negatives of all. If all rows are of one class and there are no extra negatives, nothing can be compared.
+    symmetric: False keeps the anchors z1 only; not with "both_views".
     decoupled: leave the positive out of the sum over candidates. The loss may then be negative.
     tau_plus: the share of negatives that are of the anchor's own class, in [0, 1), such as 1/classes; 0 is the ordinary loss.
     reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on every rank; "none": the losses of this rank's
@@ -77,8 +94,9 @@ def info_nce(
 
     Raises
     ------
-    ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0, 1), an unknown word.
-    TypeError: embeddings that are not floating point.
+    ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0, 1), an unknown word; labels with
+        tau_plus, which then has nothing to estimate, or with "extra_only"; "extra_only" without extra negatives.
+    TypeError: embeddings that are not floating point, or labels that are not a tensor of integers.
 
     >>> z = torch.eye(4)
     >>> info_nce(z, z, temperature=0.5)  # log(1 + 6 / e^2): each anchor has its positive at 1 and six negatives at 0
@@ -90,21 +108,28 @@ def info_nce(
     alike = {
         "second view": z2.dtype,
         "extra_negatives": extra_make,
+        "labels": labels is not None,
         "temperature": None if isinstance(temperature, Tensor) else temperature,  # never waited for
         "settings": (negatives, symmetric, decoupled, tau_plus, reduction, grads),
     }
     (z1, z2, extra), held = ranks.accepted(
-        lambda: _checked(z1, z2, extra_negatives), z1, group, what="InfoNCE", **alike
+        lambda: _checked(z1, z2, extra_negatives, labels, negatives, tau_plus),
+        z1,
+        group,
+        what="InfoNCE",
+        **alike,
     )
     with unlowered(z1):
         x1, x2 = directions(z1), directions(z2)
         n, first = sum(held), sum(held[: ranks.rank(group)])
-        y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
-        more = y1[:0] if extra is None else ranks.gather(directions(extra), group)
-        if n == 0 or (n == 1 and len(more) == 0):
+        more = x1[:0] if extra is None else ranks.gather(directions(extra), group)
+        every = None if labels is None else ranks.gather(labels.long(), group, held=held)
+        if n == 0 or _alone(n, more, negatives, every, empty):
+            same = "" if every is None or n < 2 else ", all of one label,"
             return nothing(
                 empty,
-                f"InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows or extra_negatives.",
+                f"InfoNCE finds a view among others: a global batch of {n}{same} has no negatives. "
+                f"Give at least two rows{' of different labels' if same else ''} or extra_negatives.",
                 z1,
                 z2,
                 (2 if symmetric else 1) * len(z1) if reduction == "none" else None,
@@ -112,35 +137,92 @@ def info_nce(
         own = torch.arange(first, first + len(x1), device=x1.device)
         scale = 1 / temperature
         near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) * scale
+        y1, y2 = x1[:0], x2[:0]
+        if negatives != "extra_only":
+            y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
+        # The anchors, the columns among which each is found, and the anchors' own columns
+        sides = [(x1, y2), (x2, y1)][: 2 if symmetric else 1]
         if negatives == "both_views":
-            exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
-            if ranks.size(group) == 1 and extra is None:
+            sides = [(torch.cat((x1, x2)), torch.cat((y1, y2)))]
+        if labels is not None and every is not None:
+            itself: Tensor | None = None
+            if negatives == "both_views":
+                itself, labels, every = torch.cat((own, own + n)), labels.repeat(2), every.repeat(2)
+            settings = (scale, decoupled, budget)
+            losses = torch.cat(
+                [
+                    several_positives(x, torch.cat((y, more)), labels.long(), every, itself, *settings)
+                    for x, y in sides
+                ]
+            )
+        else:
+            if negatives == "both_views":
+                exclude: Tensor | None = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
+            else:
+                exclude = own[:, None] if negatives == "other_view" else None
+            if negatives == "both_views" and ranks.size(group) == 1 and extra is None:
                 far = symmetric_logsumexp(
-                    torch.cat((x1, x2)),
-                    scale=scale,
-                    exclude=exclude,
-                    bound=number(scale),
-                    budget=budget,
+                    sides[0][0], scale=scale, exclude=exclude, bound=number(scale), budget=budget
                 )
             else:
-                far = logsumexp(torch.cat((x1, x2)), torch.cat((y1, y2, more)), scale=scale, exclude=exclude, budget=budget)
-        else:
-            towers = ((x1, y2), (x2, y1)) if symmetric else ((x1, y2),)
-            far = torch.cat([logsumexp(x, torch.cat((y, more)), scale=scale, exclude=own[:, None], budget=budget) for x, y in towers])
-        if tau_plus:
-            far = _debiased(far, near, (2 * n - 2 if negatives == "both_views" else n - 1) + len(more), scale, tau_plus)
-        # From a threshold on softplus is taken for the identity: torch's 20 leaves an error of 2e-9, 40 one of 4e-18
-        losses: Tensor = far - near if decoupled else F.softplus(far - near, threshold=40.0)
+                far = torch.cat(
+                    [
+                        logsumexp(x, torch.cat((y, more)), scale=scale, exclude=exclude, budget=budget)
+                        for x, y in sides
+                    ]
+                )
+            if tau_plus:
+                of_batch = {"both_views": 2 * n - 2, "other_view": n - 1, "extra_only": 0}[negatives]
+                far = _debiased(far, near, of_batch + len(more), scale, tau_plus)
+            # From a threshold on softplus is taken for the identity: torch's 20 leaves an error of 2e-9, 40 one of 4e-18
+            losses = far - near if decoupled else F.softplus(far - near, threshold=40.0)
         if reduction == "none":
             return losses
         anchors = 2 * n if symmetric else n
         return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
 
 
-def _checked(z1: Tensor, z2: Tensor, extra_negatives: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _alone(n: int, more: Tensor, negatives: str, labels: Tensor | None, empty: str) -> bool:
+    """Whether no anchor has a negative; of labels, which a device holds, only where they are asked for."""
+    if len(more):
+        return False
+    if n == 1 or negatives == "extra_only":
+        return True
+    return labels is not None and empty == "raise" and bool((labels == labels[0]).all())
+
+
+def _checked(
+    z1: Tensor,
+    z2: Tensor,
+    extra_negatives: Tensor | None,
+    labels: Tensor | None,
+    negatives: str,
+    tau_plus: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The batch of this rank in the precision of the sums; raises what is wrong with it."""
     z1, z2 = wide(z1, z2)
+    if labels is not None:
+        check_labels(labels, z1.device)
+        if labels.shape != z1.shape[:1]:
+            raise ValueError(
+                f"Labels are ({len(z1)},), one class for each row of a view, not {tuple(labels.shape)}."
+            )
+        if tau_plus:
+            raise ValueError(
+                f"With labels no negative is of the anchor's class, so tau_plus is 0, not {tau_plus}: "
+                "give labels or tau_plus."
+            )
+        if negatives == "extra_only":
+            raise ValueError(
+                "With negatives='extra_only' labels say nothing of the extra negatives. For a bank with "
+                "labels there is sup_con(embeddings, labels, references=bank.references())."
+            )
     if extra_negatives is None:
+        if negatives == "extra_only":
+            raise ValueError(
+                "With negatives='extra_only' the extra negatives are the only ones. Give "
+                "extra_negatives=bank.rows(), as of an EmbeddingBank; also none (0, D)."
+            )
         return z1, z2, None
     if extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]:
         raise ValueError(f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not {tuple(extra_negatives.shape)}.")
@@ -164,7 +246,7 @@ def check(temperature: float | None, negatives: str, symmetric: bool, tau_plus: 
         raise ValueError(
             f"tau_plus is the share of an anchor's own class among its negatives, in [0, 1), such as 0.1 for ten classes, not {tau_plus}."
         )
-    check_word("negatives", negatives, ("both_views", "other_view"))
+    check_word("negatives", negatives, ("both_views", "other_view", "extra_only"))
     check_word("reduction", reduction, ("mean", "sum", "none"))
     check_word("grads", grads, ("mean", "sum"))
     if negatives == "both_views" and not symmetric:
@@ -213,15 +295,20 @@ class InfoNCE(nn.Module):
         return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
     def forward(
-        self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], extra_negatives: Float[Tensor, "M D"] | None = None
+        self,
+        z1: Float[Tensor, "B D"],
+        z2: Float[Tensor, "B D"],
+        extra_negatives: Float[Tensor, "M D"] | None = None,
+        labels: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "*anchors"]:
-        """The loss of two views (B, D), with or without extra negatives (M, D)."""
+        """The loss of two views (B, D), with or without extra negatives (M, D) and labels (B,)."""
         return info_nce(
             z1,
             z2,
             temperature=self.temperature,
             negatives=self.negatives,
             extra_negatives=extra_negatives,
+            labels=labels,
             symmetric=self.symmetric,
             decoupled=self.decoupled,
             tau_plus=self.tau_plus,

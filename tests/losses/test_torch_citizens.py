@@ -19,6 +19,7 @@ from marginlab.losses.functional import (
 )
 
 LABELS = torch.arange(5).repeat(2)
+CLASSES = torch.tensor([0, 1, 0, 2, 1])
 
 
 def of_labels(z1, z2, **arguments):
@@ -29,6 +30,16 @@ LOSSES = {
     "InfoNCE": functools.partial(info_nce, temperature=0.3),
     "InfoNCE cold": functools.partial(info_nce, temperature=0.002),
     "InfoNCE debiased towers": functools.partial(info_nce, negatives="other_view", tau_plus=0.1),
+    "InfoNCE extra only": lambda a, b, **more: info_nce(
+        a,
+        b,
+        negatives="extra_only",
+        extra_negatives=torch.eye(3, dtype=a.dtype, device=a.device),
+        **more,
+    ),
+    "InfoNCE with labels": lambda a, b, **more: info_nce(
+        a, b, labels=CLASSES[: len(a)].to(a.device), **more
+    ),
     "SupCon": of_labels,
     "SupCon in": functools.partial(of_labels, variant="in", ignore_index=3),
     "AlignUniform": align_uniform,
