@@ -120,7 +120,8 @@ def info_nce(
         **alike,
     )
     with unlowered(z1):
-        x1, x2 = directions(z1), directions(z2)
+        x = directions(torch.cat((z1, z2)))  # once: small batches feel the number of calls
+        x1, x2 = x.view(2, len(z1), x.shape[1]).unbind()
         n, first = sum(held), sum(held[: ranks.rank(group)])
         more = x1[:0] if extra is None else ranks.gather(directions(extra), group)
         every = None if labels is None else ranks.gather(labels.long(), group, held=held)
@@ -143,7 +144,7 @@ def info_nce(
         # The anchors, the columns among which each is found, and the anchors' own columns
         sides = [(x1, y2), (x2, y1)][: 2 if symmetric else 1]
         if negatives == "both_views":
-            sides = [(torch.cat((x1, x2)), torch.cat((y1, y2)))]
+            sides = [(x, x if ranks.size(group) == 1 else torch.cat((y1, y2)))]
         if labels is not None and every is not None:
             itself: Tensor | None = None
             if negatives == "both_views":
@@ -151,8 +152,8 @@ def info_nce(
             settings = (scale, decoupled, budget)
             losses = torch.cat(
                 [
-                    several_positives(x, torch.cat((y, more)), labels.long(), every, itself, *settings)
-                    for x, y in sides
+                    several_positives(a, torch.cat((b, more)), labels.long(), every, itself, *settings)
+                    for a, b in sides
                 ]
             )
         else:
@@ -162,13 +163,13 @@ def info_nce(
                 exclude = own[:, None] if negatives == "other_view" else None
             if negatives == "both_views" and ranks.size(group) == 1 and extra is None:
                 far = symmetric_logsumexp(
-                    sides[0][0], scale=scale, exclude=exclude, bound=number(scale), budget=budget
+                    x, scale=scale, exclude=exclude, bound=number(scale), budget=budget
                 )
             else:
                 far = torch.cat(
                     [
-                        logsumexp(x, torch.cat((y, more)), scale=scale, exclude=exclude, budget=budget)
-                        for x, y in sides
+                        logsumexp(a, torch.cat((b, more)), scale=scale, exclude=exclude, budget=budget)
+                        for a, b in sides
                     ]
                 )
             if tau_plus:
