@@ -9,7 +9,7 @@ import torch
 from marginlab import settings, train
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet, load
-from marginlab.evaluation import verify
+from marginlab.evaluation import knn_accuracy, verify
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit
@@ -128,3 +128,25 @@ def test_of_many_classes_the_watched_ones_are_measured_and_nearest_neighbours_ar
     assert found["alignment/backbone"].n == 10
     assert found["nearest_center_error/backbone"].n == 40
     np.testing.assert_equal(measured(replace(some, classes=12), many), whole)
+
+
+def test_k_neighbours_vote_as_in_knn_accuracy():
+    """Of 40 images in the bank a default k of 200 takes all."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (80, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    train_set = ImageSet(images[:40], torch.arange(40) % 4, tuple("abcd"), "train")
+    test_set = ImageSet(images[40:], torch.arange(40) % 4, tuple("abcd"), "test")
+    method = RECIPE.make_method(4).eval()
+    banked = encode_images(method, train_set.images, torch.device("cpu"))
+    asked = encode_images(method, test_set.images, torch.device("cpu"))
+    found = {}
+    for k in (1, 7, 200):
+        monitor = Monitor(images=8, views=2, k=k)
+        for row in monitor(method, Augmentation("e"), train_set, test_set, 1, last=False):
+            if row.name.startswith("knn_error/"):
+                space = row.name.removeprefix("knn_error/")
+                right = knn_accuracy(banked[space], train_set.labels, asked[space], test_set.labels, k=k)
+                assert row.value == 1 - right
+                found[k, space] = row.value
+    assert len(found) == 6
+    assert len({found[k, "backbone"] for k in (1, 7, 200)}) > 1
