@@ -38,7 +38,9 @@ def spectral_contrastive(
     Parameters
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are taken as they are: the loss sets
-        their length itself. Zero rows give the loss 0, equal rows of length r give r^4 - 2 r^2.
+        their length itself. Zero rows give the loss 0, equal rows of length r give r^4 - 2 r^2. With
+        "other_view" only products of the two views enter: in float32 those beyond some 1e18, whose
+        squares are too large for it, make inf or NaN; with "both_views" entries beyond 1e9 do.
     negatives: "other_view", as published: squares of z1 against z2. "both_views": the mean of the four squares of two images' views, of the
         same expectation and less variance.
     group: process group; None is the default one, or one rank.
@@ -69,6 +71,8 @@ def spectral_contrastive(
                 z1,
                 z2,
             )
+        if negatives == "other_view":
+            z1, z2 = _balanced(z1, z2, group)
         z = torch.stack((z1, z2))
         positive = (z1 * z2).sum(1)
         own = positive.square()
@@ -80,6 +84,25 @@ def spectral_contrastive(
         squares = (one * two).sum() if negatives == "other_view" else (one + two).square().sum() / 4
         loss: Tensor = (squares - parts[-1]) / (n * (n - 1)) - 2 * parts[-2] / n
         return loss
+
+
+def _balanced(
+    z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """One view times a power of two and the other divided by it, so that their entries are alike.
+
+    Of their products, all that the loss sees, none changes; but squares of a long view overflow, and
+    those of a short one vanish, before they are multiplied.
+    """
+    views = torch.stack((z1, z2)).detach().flatten(1)
+    ends = views.abs().amax(1) if len(z1) else views.new_zeros(2)
+    ends = ranks.all_equal(ends, group).amax(0)
+    # Of a view of zeros nothing is known: it goes where the other one has entries near 1
+    there = ends.isfinite() & (ends > 0)
+    one, two = torch.where(there, ends, 1.0).log2().unbind()
+    most = 126 if z1.dtype == torch.float32 else 1022  # the largest of which both powers are numbers
+    power = torch.where(there.all(), (two - one) / 2, two - one).round().clamp(-most, most)
+    return z1 * power.exp2(), z2 * (-power).exp2()
 
 
 def check(negatives: str, grads: str) -> None:

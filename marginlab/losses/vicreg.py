@@ -43,7 +43,8 @@ def vicreg(
     Parameters
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). Rows that are all equal give the variance
-        term alone, variance_weight * max(0, gamma - sqrt(eps)).
+        term alone, variance_weight * max(0, gamma - sqrt(eps)). They are taken as they are: the loss grows
+        with their fourth power, so float32 entries beyond some 1e9 make inf or NaN of it.
     invariance_weight, variance_weight, covariance_weight: l, m and n.
     gamma: the deviation that every feature is asked to reach.
     eps: added to variances before the root, whose slope at 0 would be infinite.
@@ -79,7 +80,8 @@ def vicreg(
         z = torch.stack((z1, z2))
         # As in cross_correlation.py: a constant origin keeps the digits of features far from 0, and each moment goes through one sum over the ranks
         z = z - ranks.total(z.detach().sum(1), group)[:, None] / n
-        whole = 2 * width * width * z.element_size() <= budget
+        alone = width == 1  # no pair of features: nothing to overflow either
+        whole = not alone and 2 * width * width * z.element_size() <= budget
         shared = (z.mT @ z).flatten(0, 1) if whole else z[0][:0]
         difference = (z1 - z2).square().sum(0)[None]
         moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group, grads) / n
@@ -87,7 +89,9 @@ def vicreg(
         unbiased = n / (n - 1)
         deviation = ((square - shift.square()).clamp_min(0) * unbiased + eps).sqrt()
         spread = (gamma - deviation).clamp_min(0).mean()  # over the features of both views
-        if whole:
+        if alone:
+            alike = shift.new_zeros(())
+        elif whole:
             covariance = (moments[:-5].view(2, width, width) - shift[:, :, None] * shift[:, None]) * unbiased
             alike = (covariance - torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))).square().sum()
         else:

@@ -71,3 +71,15 @@ class TestSpectralContrastive(LossLaws):
     def test_bad_settings_are_refused(self):
         with pytest.raises(ValueError, match="negatives is not 'other'"):
             SpectralContrastive(negatives="other")
+
+
+@pytest.mark.parametrize("lengths", [(1e25, 1e-24), (3e38, 1e-38), (1e30, 0.0), (1e-30, 1e29), (0.0, 0.0)])
+def test_views_of_very_different_lengths_have_the_loss_of_their_products(lengths):
+    """Squares of the long view overflow in float32, and those of the short one vanish."""
+    z = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    views = [view * length for view, length in zip(z, lengths, strict=True)]
+    value, slopes = value_and_gradients(spectral_contrastive, *views)
+    exact, right = value_and_gradients(spectral_contrastive, *(view.double() for view in views))
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
+    for slope, of in zip(slopes, right, strict=True):
+        torch.testing.assert_close(slope.double(), of, rtol=1e-4, atol=1e-6 * float(of.abs().max()))

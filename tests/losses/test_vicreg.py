@@ -84,3 +84,11 @@ class TestVICReg(LossLaws):
                 VICReg(**{name: -1.0})
         with pytest.raises(ValueError, match="eps is added to variances before the root and is positive"):
             VICReg(eps=0.0)
+
+
+def test_of_one_feature_no_covariance_overflows():
+    z = 1e20 * torch.randn(2, 4, 1, generator=torch.Generator().manual_seed(0))
+    _, slopes = value_and_gradients(vicreg, *z)
+    _, right = value_and_gradients(vicreg, *z.double())
+    for slope, of in zip(slopes, right, strict=True):
+        torch.testing.assert_close(slope.double(), of, rtol=1e-5, atol=1e14)
