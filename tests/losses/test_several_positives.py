@@ -114,17 +114,24 @@ def test_n_ranks_are_one_rank(pool, n, data):
             torch.testing.assert_close(joined, factor * slope, rtol=1e-10, atol=1e-10)
 
 
-def test_pytorch_metric_learning_agrees():
-    """Of classes of one size, whose mean over pairs is a mean over anchors."""
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 2]])
+def test_pytorch_metric_learning_agrees(labels):
+    """Its mean over pairs is one over anchors, each weighted by the number of its positives."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         losses = pytest.importorskip("pytorch_metric_learning.losses")
         theirs = losses.NTXentLoss(temperature=0.3)
         generator = torch.Generator().manual_seed(0)
         z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64, generator=generator)
-        labels = torch.tensor([0, 1, 2, 0, 1, 2])
-        expected = value_and_gradients(lambda a, b: theirs(torch.cat((a, b)), labels.repeat(2)), z1, z2)
-    got = value_and_gradients(functools.partial(info_nce, temperature=0.3, labels=labels), z1, z2)
+        both = torch.tensor(labels).repeat(2)
+        expected = value_and_gradients(lambda a, b: theirs(torch.cat((a, b)), both), z1, z2)
+    positives = (both == both[:, None]).sum(1) - 1
+
+    def weighted(a, b):
+        losses = info_nce(a, b, temperature=0.3, labels=both[:6], reduction="none")
+        return (losses * positives).sum() / positives.sum()
+
+    got = value_and_gradients(weighted, z1, z2)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
