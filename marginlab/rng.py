@@ -49,6 +49,10 @@ def _hash(*parts: int | str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler
+_hash.__dict__["_dynamo_marked_constant"] = True
+
+
 @dataclass(frozen=True)
 class Key:
     """The address of a draw: a seed and names, which choose the stream, and up to four indices, which choose the place in it.
@@ -84,7 +88,9 @@ class Key:
             if isinstance(index, Tensor):
                 if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
                     raise TypeError(f"An index of a draw is an integer tensor, not {index.dtype}. Convert it with .long().")
-                if index.device.type == "cpu" and index.numel():  # on a device the check would wait for it
+                # on a device the check would wait for it, and in a graph break it
+                readable = index.device.type == "cpu" and not torch.compiler.is_compiling()
+                if readable and index.numel():
                     low, high = (int(bound) for bound in index.aminmax())
                 else:
                     continue

@@ -1,7 +1,9 @@
 """The margin softmax in torch's own operations: what has derivatives of any order and takes part in torch.func.
 
 It holds the (B, n, K) products that the blockwise kernel avoids, so it is for few rows and classes: per-sample
-gradients, Hessian-vector products, penalties on a gradient. Value and first derivatives are those of the kernel.
+gradients, Hessian-vector products, penalties on a gradient. Value and first derivatives are those
+of the kernel: what it rounds to the dtype of its operands is rounded here too, with derivatives as
+of what was not rounded.
 """
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.margin_problem import Call, unlowered
-from marginlab.kernels.tiles import shortest
+from marginlab.kernels.tiles import power, shortest
 from marginlab.statistics import in_range
 
 
@@ -29,10 +31,15 @@ def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         x = x.to(wide) if valid is None else x.to(wide).masked_fill(~valid[:, None], 0.0)
         x, norm = _directions(x)
         norm = norm if valid is None else norm.masked_fill(~valid, 1.0)
-        cosines = torch.einsum("bd,ckd->bck", x, _directions(centers.to(wide))[0]).max(2).values
+        directions = _directions(centers.to(wide))[0]
         place = call.target.clamp(0, max(n - 1, 0))
         own = torch.arange(n, device=x.device) == place[:, None]
-        cosine = cosines.gather(1, place[:, None]).squeeze(1)
+        if call.terms.operands == wide or n == 0:
+            cosines = torch.einsum("bd,ckd->bck", x, directions).max(2).values
+            cosine = cosines.gather(1, place[:, None]).squeeze(1)
+        else:
+            cosines = _rounded_cosines(x, centers.to(wide), directions, call.terms.operands)
+            cosine = (x[:, None] * directions[place]).sum(2).max(1).values
         made = call.margin.attached(cosine, norm, valid)
         loss = _losses(_others(cosines, made.value.detach(), made.hardness, call), own, made.value, call)
         if made.penalty is not None:
@@ -48,8 +55,8 @@ def _check(size: int, call: Call) -> None:
         )
     if size > call.terms.budget:
         raise RuntimeError(
-            "A second derivative, or a transform of torch.func, holds all products of rows and centers: "
-            f"{size:,} bytes, above the budget of {call.terms.budget:,}. Give fewer rows, or budget={size}."
+            "A second derivative, a transform of torch.func, or an exported graph holds all products "
+            f"of rows and centers: {size:,} bytes, above the budget of {call.terms.budget:,}. Give fewer rows, or budget={size}."
         )
 
 
@@ -63,6 +70,26 @@ def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
     direction = (scaled / norm).to(x.dtype).masked_fill(short, 0.0)
     length = (norm / factor).masked_fill(short, 0.0)
     return direction, length.squeeze(-1).to(x.dtype)
+
+
+def _rounded_cosines(
+    x: Tensor, centers: Tensor, directions: Tensor, operands: torch.dtype
+) -> Tensor:
+    """The cosines (B, n) of unit rows, with factors and products rounded as in the kernel."""
+    if operands == torch.float16:  # whose range centers may leave
+        centers = centers * power(centers.detach(), centers.dtype)[..., None]
+    there = (directions.detach() != 0).any(-1)
+    norm = torch.linalg.vector_norm(centers.masked_fill(~there[..., None], 1.0), dim=-1)
+    products = torch.einsum("bd,ckd->bck", _rounded(x, operands), _rounded(centers, operands))
+    if x.device.type != "cuda":  # which sums products of short factors in float32
+        products = _rounded(products, operands)
+    cosines: Tensor = (products / norm).masked_fill(~there, 0.0)
+    return cosines.max(2).values
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers that a shorter dtype has, with a derivative of 1."""
+    return x + (x.to(dtype).to(x.dtype) - x).detach()
 
 
 def _others(cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,7 @@ class Problem:
         self.cosine, winner = self._own_cosines()
         self.exclude = call.exclude
         self.targets: Targets | None = None
+        self.found: Margin = margin  # with the state before this pass
         if margin.batchwise:
             if over.classes:
                 self.cosine = ranks.total(self.cosine, over.group)
@@ -123,7 +124,7 @@ class Problem:
         if not self.over.classes:
             before = sum(ranks.counts(len(rows), self.over.group, rows.device)[: ranks.rank(self.over.group)])
             everyone = ranks.gather(rows, self.over.group)
-        made = self.margin.targets(everyone[:, 0], everyone[:, 1], everyone[:, 2].bool())
+        made, self.found = self.margin.found(everyone[:, 0], everyone[:, 1], everyone[:, 2].bool())
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
     def part(self, part: slice) -> Rows:
@@ -141,7 +142,8 @@ class Problem:
         if self.over.classes:
             sums = self._exchanged(sums)
         if self.targets is None:
-            made = self.margin.targets(self.cosine[part], self.length[part])
+            made, found = self.margin.found(self.cosine[part], self.length[part])
+            self.found = found if part.start == 0 else self.found
         else:
             made = Targets(*(rows_of(t, part) for t in self.targets))
         far, near = sums.logarithm(), made.value * self.terms.scale

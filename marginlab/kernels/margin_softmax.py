@@ -109,12 +109,11 @@ def margin_cross_entropy(
 class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        state = call.margin.frozen() if call.margin.training else call.margin  # as a second derivative is to find it
         terms = call.terms
         with unlowered(x):
             problem = Problem(x, weight, call)
             columns = problem.columns
-            ctx.problem, ctx.call, ctx.made = problem, replace(call, margin=state), None
+            ctx.problem, ctx.made = problem, None
             held = None
             everything = slice(0, len(x))
             per_row = columns.n * columns.K * (torch.finfo(columns.held()).bits // 8)
@@ -129,6 +128,7 @@ class _MarginSoftmax(torch.autograd.Function):
                 ctx.made = _forward_with_gradients(problem, weight, weights, chunk, to_weight=ctx.needs_input_grad[1])
             else:
                 problem.forward(everything, None, measure=True)
+            ctx.call = replace(call, margin=problem.found)  # as a second derivative is to find it
             # autograd notices when the inputs are changed before the backward pass, and frees the buffer after it
             ctx.save_for_backward(x, weight, held)
             cosine = problem.cosine.detach()
@@ -165,6 +165,7 @@ class _MarginSoftmax(torch.autograd.Function):
 
 def _with_graph(x: Tensor, weight: Tensor, call: Call, grad: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
     """The gradients, in the graph of autograd, so that they have derivatives: dense, of the plain form."""
+    call = replace(call, margin=call.margin.frozen())  # the plain form moves its margin, each time
     inputs = x.view_as(x), weight.view_as(weight)  # apart from each other, even where one was made of the other
     loss, _ = plain(*inputs, call)
     slopes = iter(torch.autograd.grad(loss, [each for each, is_ in zip(inputs, needed, strict=False) if is_], grad.to(loss), create_graph=True))

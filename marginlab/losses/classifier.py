@@ -4,6 +4,7 @@ The loss of a batch is the weighted mean of its rows' losses, sum_i w_i loss_i /
 weights) and 0 where the label says to ignore the row; over all rows of all ranks.
 """
 
+import hashlib
 import math
 from typing import Any, Literal
 
@@ -75,7 +76,8 @@ class Classifier(nn.Module):
         self.group, self.grads, self.seed = group, grads, seed
         self.faults = Faults(num_classes, ignore_index, validate)
         self.register_buffer("class_weights", None if class_weights is None else class_weights.detach().clone())
-        self._weighed, self._weights = -1, tuple[float, ...]()  # the version that was read, its values
+        self._weighed: tuple[Tensor, int] | None = None  # weights that were read, in which version
+        self._weights = ""
         self.part = self._part()
         own = torch.empty(self.part.stop - self.part.start, subcenters, dim, device=device, dtype=dtype)
         self.centers = nn.Parameter(draw_(own, seed=seed, first=self.part.start))
@@ -168,12 +170,14 @@ class Classifier(nn.Module):
         return loss
 
     def _settings(self) -> dict[str, Any]:
-        """What ranks must have alike, by name; a collective that they enter otherwise lies or hangs."""
+        """What ranks must have alike, by name: a collective hangs, or errs, where they have not."""
         names = ["num_classes", "dim", "subcenters", "margin", "scale", "label_smoothing"]
         names += ["interclass_filter", "interclass_masks", "ignore_index", "reduction", "grads"]
         weights = self.class_weights
-        if weights is not None and self._weighed != weights._version:  # read once, not at every step
-            self._weighed, self._weights = weights._version, tuple(weights.tolist())
+        if weights is not None:  # read once, not at every step
+            seen = self._weighed
+            if seen is None or seen[0] is not weights or seen[1] != weights._version:
+                self._weighed, self._weights = (weights, weights._version), _said(weights)
         made = {name: getattr(self, name) for name in names}
         return made | {"dtype of centers": self.centers.dtype, "class_weights": self._weights}
 
@@ -208,6 +212,15 @@ class Classifier(nn.Module):
     def extra_repr(self) -> str:
         """Say the sizes and the scale."""
         return f"num_classes={self.num_classes}, dim={self.dim}, scale={self.scale}, subcenters={self.subcenters}"
+
+
+def _said(weights: Tensor) -> str:
+    """The first weights and a digest of all: a word between ranks that stays short."""
+    here = weights.double().cpu().contiguous()
+    first = ", ".join(f"{weight:g}" for weight in here[:4].tolist())
+    more = "" if len(here) <= 4 else ", ..."
+    digest = hashlib.blake2b(here.numpy().tobytes(), digest_size=8).hexdigest()
+    return f"[{first}{more}] with digest {digest}"
 
 
 def check_settings(

@@ -119,7 +119,8 @@ class MarginSoftmax(Classifier):
     Raises
     ------
     ValueError, TypeError: settings or inputs that cannot be; the message names them.
-    RuntimeError: a second derivative above the budget.
+    RuntimeError: a second derivative, a transform of torch.func or an export above the budget; a
+        margin with averages in training mode, in a transform that lets none be moved.
 
     Lengths do not count: of rows and centers only the direction does, at every length that the
     type holds, also with float16 operands. Below 1e-35 (of float64: 1e-300) a vector has no

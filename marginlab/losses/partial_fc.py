@@ -151,7 +151,9 @@ class PartialFC(Classifier):
         elif samples:
             part = _Part(self._next_step(), batch.labels, batch.valid)
         else:
-            return _Part(None, batch.labels, batch.valid)
+            part = _Part(None, batch.labels, batch.valid)
+            if not self._calls:  # no sampled pass that this one, run again, could be taken for
+                return part
         self._calls.note(rows, part._replace(labels=part.labels.clone()) if self._window is None else part)
         return part
 

@@ -62,17 +62,22 @@ class _InParts(Margin):
     batchwise = True
 
     def __init__(self, margin: Margin, rows: Tensor, seen: list[_Seen]):
-        super().__init__()
+        super().__init__(gradient=margin.gradient)
         self.before, self.rows, self.hardens = margin.frozen(), rows, margin.hardens
         self._seen = seen
 
-    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None) -> Targets:
+    def found(
+        self,
+        cosine: Float[Tensor, " B"],
+        norm: Float[Tensor, " B"],
+        valid: Bool[Tensor, " B"] | None = None,
+    ) -> tuple[Targets, Margin]:
         """The targets of the part; a pass that is run again is not seen a second time."""
         if not recomputing():
             counted = torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid
             self._seen.append((cosine.detach(), norm.detach(), counted))
-        return self.before.part(cosine, norm, self.rows)
+        return self.before.part(cosine, norm, self.rows), self
 
     def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
-        """The rule of the whole margin."""
-        return self.before.compute(cosine, norm, valid)
+        """The rule for the part, as derivatives of the slopes ask for it."""
+        return self.before.compute_part(cosine, norm, self.rows)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.margins.combined import combined
-from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite, clamped
+from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite
 from marginlab.rng import Key
 from marginlab.settings import describe, nearest
 
@@ -75,27 +75,31 @@ class ElasticFace(Margin):
         if not self.training:
             return self._targets(cosine, torch.full_like(cosine, self.m))
         margins = self._drawn(cosine, (valid.cumsum(0) - 1).clamp_min(0))
-        self.step += valid.any().to(self.step)
+        self.step.add_(valid.any().to(self.step))  # in place: a graph keeps the buffer
         if self.plus:  # rows that do not count come last on both sides
             farthest_last = cosine.detach().masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)
             margins = torch.empty_like(margins).index_copy_(0, farthest_last, margins.masked_fill(~valid, torch.inf).sort().values)
             margins = margins.masked_fill(~valid, self.m)
         return self._targets(cosine, margins)
 
-    def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
-        """The targets that these rows have in the whole batch. Raises ValueError with plus=True: the pairing needs all rows at once."""
+    def compute_part(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]
+    ) -> Targets:
+        """The targets that these rows have in the whole batch.
+
+        Raises:
+            ValueError: with plus=True, where the pairing needs all rows at once.
+        """
         if self.plus:
             raise ValueError(self.undivided)
         if not self.training:
-            return self.targets(cosine, norm)
-        cosine = clamped(cosine.detach())
-        made = self._targets(cosine, self._drawn(cosine, rows))
-        return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
+            return super().compute_part(cosine, norm, rows)
+        return self._targets(cosine, self._drawn(cosine, rows))
 
     def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
         """Take the step of a batch that was given in parts; one without rows that count has none."""
         if self.training:
-            self.step += valid.any().to(self.step)
+            self.step.add_(valid.any().to(self.step))  # in place: a graph keeps the buffer
 
     def _targets(self, cosine: Tensor, margins: Tensor) -> Targets:
         return Targets(*(combined(cosine, m2=margins) if self.kind == "arc" else combined(cosine, m3=margins)))

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from marginlab.recomputation import Calls, recomputing
+from marginlab.recomputation import Calls, recomputing, transformed
 from marginlab.settings import nearest
 
 Gradient = Literal["exact", "straight_through"]
@@ -77,6 +77,7 @@ class Margin(nn.Module, ABC):
             raise ValueError(f"gradient is not {gradient!r}: {nearest(gradient, get_args(Gradient))}")
         self.gradient: Gradient = gradient
         self._calls = Calls[Margin]()
+        self._still = False  # a copy for one call, which is not asked which call it belongs to
         for name, value in self.initial.items():
             dtype = torch.int64 if isinstance(value, int) else torch.float32
             self.register_buffer(name, torch.full((), value, dtype=dtype))
@@ -96,13 +97,24 @@ class Margin(nn.Module, ABC):
         TypeError: not floating point.
 
         """
+        return self.found(cosine, norm, valid)[0]
+
+    def found(
+        self,
+        cosine: Float[Tensor, " B"],
+        norm: Float[Tensor, " B"],
+        valid: Bool[Tensor, " B"] | None = None,
+    ) -> tuple[Targets, "Margin"]:
+        """`targets`, and a margin with the state that this pass found before it moved it."""
         self._check(cosine, norm)
         with torch.no_grad():
             cosine = clamped(cosine)
             counted = torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid
             norm = norm.to(cosine.dtype)
-            made = self._as_called((cosine, norm)).compute(cosine, norm, counted)
-        return self._with_slope(made)
+            called = self._as_called((cosine, norm))
+            found = called.frozen() if self.training else self
+            made = called.compute(cosine, norm, counted)
+        return self._with_slope(made), found
 
     def attached(
         self,
@@ -113,13 +125,24 @@ class Margin(nn.Module, ABC):
         """`targets` in the graph of autograd: value and penalty have derivatives of any order.
 
         Their first derivatives are `slope`, `norm_slope` and `penalty_slope`, and the second ones are
-        the derivatives of those: what a straight-through slope of 1 says, not what the curve does.
+        the derivatives of those: a straight-through slope of 1 has none, though the curve bends.
+
+        Raises:
+            RuntimeError: in training mode, a transform of torch.func that lets no average be moved.
         """
         self._check(cosine, norm)
         bounded, norm = clamped(cosine), norm.to(clamped(cosine).dtype)
         counted = torch.ones_like(bounded, dtype=torch.bool) if valid is None else valid
         called = self._as_called((bounded.detach(), norm.detach()))
-        made = self._with_slope(called.compute(bounded, norm, counted))
+        try:
+            made = self._with_slope(called.compute(bounded, norm, counted))
+        except RuntimeError as error:
+            if not (transformed() and self.training and self._buffers):
+                raise
+            raise RuntimeError(
+                f"{self!r} moves {', '.join(self._buffers)} in training mode, and this transform "
+                "of torch.func moves no tensor from outside of it. Call eval() on the margin before."
+            ) from error
         value = _WithSlope.apply(cosine.to(bounded.dtype), made.value.detach(), made.slope)
         if made.norm_slope is not None:
             value = _WithSlope.apply(norm, value, made.norm_slope)
@@ -140,7 +163,7 @@ class Margin(nn.Module, ABC):
 
     def _as_called(self, inputs: tuple[Tensor, Tensor]) -> "Margin":
         """This margin, or in a pass that is run again a copy with the state that the first found."""
-        if not self.training or not (self.batchwise or self._buffers):
+        if self._still or not self.training or not (self.batchwise or self._buffers):
             return self
         if recomputing():
             return self._calls.recall(inputs).frozen()
@@ -149,6 +172,8 @@ class Margin(nn.Module, ABC):
 
     def frozen(self) -> "Margin":
         """Make a copy with state of its own, which this margin's next batches do not move.
+
+        It is for one call: also inside a backward pass it takes its state as it is, and moves it.
 
         Example:
             >>> from marginlab.margins import CurricularFace
@@ -165,6 +190,7 @@ class Margin(nn.Module, ABC):
             for name, buffer in self._buffers.items()
         }
         made._calls = Calls()
+        made._still = True
         return made
 
     def reset_parameters(self) -> None:
@@ -193,9 +219,19 @@ class Margin(nn.Module, ABC):
 
         A part of a batch is a micro-batch of an accumulated step; `closed` follows when all parts have been given.
         """
+        self._check(cosine, norm)
+        with torch.no_grad():
+            cosine = clamped(cosine)
+            made = self.compute_part(cosine, norm.to(cosine.dtype), rows)
+        return self._with_slope(made)
+
+    def compute_part(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]
+    ) -> Targets:
+        """The rule for rows of these numbers in a batch, with the true slope; nothing moves."""
         training = self.training
         try:
-            return self.eval().targets(cosine, norm)
+            return self.eval().compute(cosine, norm, torch.ones_like(cosine, dtype=torch.bool))
         finally:
             self.train(training)
 

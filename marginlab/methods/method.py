@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from marginlab.kernels.function import readable
 from marginlab.models import Backbone
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -40,7 +41,8 @@ class Method(nn.Module, ABC):
 
         Raises:
             TypeError: images of another integer type, or of booleans.
-            ValueError: on a CPU, in evaluation mode, images far outside [0, 1].
+            ValueError: on a CPU, in evaluation mode, images far outside [0, 1]. Elsewhere floats in
+                0..255 pass: on CUDA, in training mode, and in a graph or a transform of torch.func.
 
         Example:
             >>> from marginlab.methods import SimCLR
@@ -56,7 +58,7 @@ class Method(nn.Module, ABC):
                 f"Images are floating in [0, 1] or uint8 in 0..255, not {images.dtype}. Convert "
                 "them by .to(torch.uint8), or divide by their largest value."
             )
-        elif not self.training and images.device.type == "cpu" and images.numel():
+        elif not self.training and readable(images) and images.numel():
             low, high = (float(bound) for bound in images.detach().aminmax())
             if low < -1 or high > 2:  # images that are searched for may leave [0, 1] a little
                 raise ValueError(
