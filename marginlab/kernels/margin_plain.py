@@ -56,7 +56,8 @@ def _check(size: int, call: Call) -> None:
     if size > call.terms.budget:
         raise RuntimeError(
             "A second derivative, a transform of torch.func, or an exported graph holds all products "
-            f"of rows and centers: {size:,} bytes, above the budget of {call.terms.budget:,}. Give fewer rows, or budget={size}."
+            f"of rows and centers: {size:,} bytes, above the budget of {call.terms.budget:,}. Give "
+            f"fewer rows, or budget={size}."
         )
 
 

@@ -136,7 +136,7 @@ def test_an_evaluation_under_a_checkpoint_takes_all_classes(seen):
 def test_of_too_many_calls_the_first_are_refused_with_the_reason():
     head, (x, y) = PartialFC(50, 4, sample_rate=0.2, dtype=torch.float64), batch(classes=50)
     loss = sum(non_reentrant(head, x + i, y) for i in range(recomputation.KEPT + 1))
-    with pytest.raises(RuntimeError, match="of more than 64 calls .* the first are forgotten"):
+    with pytest.raises(RuntimeError, match=r"of more than 64 calls .* the first are forgotten"):
         loss.backward()
 
 
