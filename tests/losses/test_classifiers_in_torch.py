@@ -243,8 +243,30 @@ for head in (MarginSoftmax(9, 4), PartialFC(9, 4, sample_rate=1.0), sampled):
     torch.testing.assert_close(made(*other), head(*other))
 """
 
+EVERY_MARGIN = """
+import copy
+import torch
+from marginlab.losses import MarginSoftmax
+from marginlab.margins import AdaFace, CurricularFace, ElasticFace, MagFace
+margins = (AdaFace(), CurricularFace(), ElasticFace(), ElasticFace(std=0.05, plus=True), MagFace())
+for margin in margins:
+    torch.compiler.reset()
+    x, y = torch.randn(6, 4, requires_grad=True), torch.randint(9, (6,))
+    head = MarginSoftmax(9, 4, margin)
+    compiled, exported = copy.deepcopy(head), copy.deepcopy(head)
+    expected = head(x, y)
+    step = torch.compile(compiled, fullgraph=True, backend="eager")
+    torch.testing.assert_close(step(x, y), expected)
+    exported = torch.export.export(exported, (x, y)).module()
+    torch.testing.assert_close(exported(x, y), expected)
+    for name, buffer in head.margin.named_buffers():
+        torch.testing.assert_close(compiled.margin.get_buffer(name), buffer)
+        torch.testing.assert_close(exported.get_buffer("margin." + name), buffer)
+"""
 
-def test_a_step_is_one_graph_compiled_or_exported():
+
+@pytest.mark.parametrize("program", [GRAPH, EVERY_MARGIN], ids=["heads", "margins"])
+def test_a_step_is_one_graph_compiled_or_exported(program):
     """In a process of its own: the checker of annotations in tests breaks graphs."""
-    done = subprocess.run([sys.executable, "-c", GRAPH], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
