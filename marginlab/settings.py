@@ -73,14 +73,29 @@ def _name(text: str, module: str) -> None:
         raise SettingsError(
             f"{text!r} names code of the module {module!r}, in settings that are read as data: "
             "nothing was imported. If you trust that module, name it yourself: by "
-            f"marginlab.train.load(..., code=({module!r},)), or by a recipe of your own."
+            f"code=({module!r},) in load and open_run, by --code {module} on the command line of "
+            "studies, or by a recipe of your own."
         )
 
 
-def _look(text: str) -> None:
-    """Refuse code that a text names, itself or in the strings among its arguments, in `as_data`."""
+def named_in(value: Any) -> set[str]:
+    """Find the modules of code of one's own that the texts of some settings name; imports none.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Small:
+        ...     augmentation: str = "Augmentation(('mine.views:Blur()',))"
+        >>> named_in(Small())
+        {'mine.views'}
+    """
+    texts = _flat([getattr(value, field.name) for field in dataclasses.fields(value)])
+    return {module for text in texts if isinstance(text, str) for _, module in _own_code(text)}
+
+
+def _own_code(text: str) -> Iterator[tuple[str, str]]:
+    """Texts that name code, with its module: the text itself, or strings among its arguments."""
     if found := OWN.fullmatch(text):
-        _name(text, found[1])
+        yield text, found[1]
         text = found[2]
     try:
         nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
@@ -88,7 +103,7 @@ def _look(text: str) -> None:
         return  # no call notation
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value != text:
-            _look(node.value)
+            yield from _own_code(node.value)
 
 
 def call(
@@ -251,7 +266,8 @@ def _make(kind: type[T], table: Mapping[str, Any], source: str) -> T:
     if _ALLOWED.get() is not None:
         for item in _flat(dict(table)):
             if isinstance(item, str):
-                _look(item)
+                for text, module in _own_code(item):
+                    _name(text, module)
     try:
         return kind(**{key: _convert(item, hints[key], f"{source}: {key}") for key, item in table.items()})
     except SettingsError:

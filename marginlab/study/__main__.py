@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from marginlab.settings import SettingsError
+from marginlab.settings import SettingsError, as_data
 from marginlab.study.definition import Study, load, presets_of, shelf, shipped, summary
 from marginlab.study.engine import conclude, execute
 from marginlab.study.files import read_json
@@ -27,21 +27,30 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"{PROG} NAME [--preset PRESET] [--folder FOLDER] [settings]\n"
-        f"       {PROG} [NAME] --resume RUN\n       {PROG} report RUN [--study FILE]\n"
-        f"       {PROG} keep RUN FILE.csv [--study FILE]\n"
+        f"       {PROG} [NAME] --resume RUN [--code MODULE]\n"
+        f"       {PROG} report RUN [--study FILE] [--code MODULE]\n"
+        f"       {PROG} keep RUN FILE.csv [--study FILE] [--code MODULE]\n"
         f"       {PROG} list\n       {PROG} NAME --help",
         description="Compute a study's grid of cells and make its report. Interrupted at any point, the same command goes on.\n"
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
         "NAME is a study that comes with marginlab (`list` shows them), or a path: of a file, or of a folder that holds study.py.\n"
         "`report` makes the report of a run folder again, and computes no cell.\n"
         "`keep` writes the main numbers of a finished run, with its command, device and versions, to a small file.\n"
-        "A run folder is data. A study of your own is executed only where you name its file: as NAME, or by --study.",
+        "A run folder is data. A study of your own is executed only where you name its file: as NAME, or by --study. "
+        "Nor is\ncode that the folder's settings name ('package.module:Class()') imported, unless you name its module by --code.",
     )
     front.add_argument("--preset", help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` where there is one")
     front.add_argument("--folder", type=Path, help="the run folder; runs/NAME-HASH, named by the settings, if it is not given")
     front.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder, with the study and the settings that it was made with")
     front.add_argument(
         "--study", metavar="FILE", help="with report and keep: the file of a study of your own"
+    )
+    front.add_argument(
+        "--code",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="a module of your own that the settings in RUN may name; once for each",
     )
     front.add_argument("-h", "--help", action="store_true", help="this text; after NAME, what the study asks, its presets and its settings")
     return front
@@ -58,9 +67,11 @@ def main(arguments: Sequence[str]) -> int:
         if name == "list":
             return _list(flags)
         if name == "report":
-            return _report(flags, given.study)
+            own = None if given.study is None else load(given.study)  # its code is the user's word
+            with as_data(code=given.code):  # the run folder chose the settings, not the user
+                return _report(flags, own)
         if name == "keep":
-            return _keep(flags, given.study)
+            return _keep(flags, given.study, given.code)
         if given.study is not None:
             raise SettingsError(
                 f"--study {given.study} goes with report and keep. Elsewhere the study comes first, "
@@ -114,7 +125,7 @@ def _help(study: Study, preset: str | None) -> int:
     return 0
 
 
-def _report(flags: Sequence[str], own: str | None) -> int:
+def _report(flags: Sequence[str], own: Study | None) -> int:
     if len(flags) != 1:
         raise SettingsError(f"Of which run? Say: {PROG} report RUN, with RUN one run folder.")
     folder = Path(flags[0]).resolve()
@@ -124,10 +135,10 @@ def _report(flags: Sequence[str], own: str | None) -> int:
     return conclude(study, settings, folder, read_json(folder / "about.json")["command"])
 
 
-def _keep(flags: Sequence[str], own: str | None) -> int:
+def _keep(flags: Sequence[str], own: str | None, code: Sequence[str]) -> int:
     if len(flags) != 2:
         raise SettingsError(f"Of which run, and where? Say: {PROG} keep RUN FILE.csv.")
-    rows = keep(open_run(flags[0], own), Path(flags[1]))
+    rows = keep(open_run(flags[0], own, code=code), Path(flags[1]))
     say(f"{rows} rows and where they come from, in {flags[1]}")
     return 0
 
@@ -136,13 +147,14 @@ def _resume(study: Study | None, given: argparse.Namespace, flags: Sequence[str]
     folder = given.resume.resolve()
     if given.folder is not None and given.folder.resolve() != folder:
         raise SettingsError(f"--resume {given.resume} and --folder {given.folder} name two run folders. Give one of them.")
-    study, settings = reopen(folder, study)
-    if given.preset is not None:
-        settings = study.settings(given.preset, flags)
-    elif flags:
-        settings = study.settings(None, flags, toml=folder / "config.toml")
-    check(study, settings, folder)
-    return execute(study, settings, folder, arguments=arguments)
+    with as_data(code=given.code):  # the run folder chose the settings, not the user
+        study, settings = reopen(folder, study)
+        if given.preset is not None:
+            settings = study.settings(given.preset, flags)
+        elif flags:
+            settings = study.settings(None, flags, toml=folder / "config.toml")
+        check(study, settings, folder)
+        return execute(study, settings, folder, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from marginlab.settings import named_in
 from marginlab.signals import Terminated
 from marginlab.study import display as show
 from marginlab.study.cell import Cell
@@ -51,7 +52,8 @@ def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Seque
     study.grid(settings)
     team, folder = join(), Path(folder).resolve()
     ground = team.first(lambda: study.check(settings))
-    command = command_line(arguments or [str(study.file), "--resume", str(folder)], team)
+    own = [word for module in sorted(named_in(settings)) for word in ("--code", module)]
+    command = command_line(arguments or [str(study.file), "--resume", str(folder), *own], team)
     team.first(lambda: prepare(study, settings, folder, command, ground))
     try:
         return _work(study, settings, folder, team, command)

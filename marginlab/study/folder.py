@@ -19,7 +19,7 @@ from typing import Any
 
 import marginlab
 from marginlab.machine import device
-from marginlab.settings import SettingsError, read, to_toml
+from marginlab.settings import SettingsError, as_data, named_in, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
 from marginlab.study.definition import Study, load, loaded, same_file, shipped
 from marginlab.study.files import RunFolderError, read_json, read_table, write, write_json, write_table
@@ -72,7 +72,8 @@ def check(study: Study, settings: Any, folder: Path) -> None:
         of = f"{written['name']!r} ({other})" if differs else repr(written["name"])
         raise SettingsError(f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). Give --folder another path.")
     try:
-        made = read(type(settings), folder / "config.toml")
+        with as_data(code=named_in(settings)):  # what these settings name, and nothing more
+            made = read(type(settings), folder / "config.toml")
     except SettingsError as error:
         raise SettingsError(f"{folder} was made with other settings. {error} Give --folder another path.") from error
     for name in settings.__dataclass_fields__:
@@ -84,10 +85,12 @@ def check(study: Study, settings: Any, folder: Path) -> None:
 
 
 def reopen(folder: Path, study: Study | str | Path | None = None) -> tuple[Study, Any]:
-    """The study and the settings of a run folder.
+    """The study and the settings of a run folder; call it, and use them, inside `as_data`.
 
     A run folder is data: the file that its about.json names is imported only if it comes with
     marginlab, or if this process was told by name to import it; any other has to be given as `study`.
+    Its settings may name code too, and become methods and operations wherever the study makes them
+    (in `cells`, `check`, `report`, `run`): `as_data` holds for all of these.
 
     Raises
     ------

@@ -1,11 +1,12 @@
 """A whole run, finished or not: what `report(run)` is given, and what a notebook opens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from marginlab.settings import as_data
 from marginlab.study.cell import Cell
-from marginlab.study.definition import Study
+from marginlab.study.definition import Study, load
 from marginlab.study.folder import check, reopen, times
 from marginlab.study.once import once
 from marginlab.study.report import Report
@@ -59,7 +60,12 @@ class Run:
         return once(self.folder, self._team, self._say, name, function, *arguments)
 
 
-def open_run(folder: Path | str, study: Study | Path | str | None = None) -> Run:
+def open_run(
+    folder: Path | str,
+    study: Study | Path | str | None = None,
+    *,
+    code: Collection[str] = (),
+) -> Run:
     """Open a run folder, to read its results elsewhere.
 
     `open_run("runs/concentration-1f2e3d4c").results.select(name="error")`
@@ -69,12 +75,18 @@ def open_run(folder: Path | str, study: Study | Path | str | None = None) -> Run
         study: of a study of your own its file, as on the command line. A run folder is data and may
             come from anybody: the file that it names is executed only if it comes with marginlab, or
             if this process has loaded it already.
+        code: modules with methods, backbones or operations of one's own that the folder's settings
+            may name; they are imported. Those that this process has named before need not be.
 
     Raises:
         SettingsError: it is no run folder, or its study is neither one that comes with marginlab nor
-            one that was given, or the folder is of another study than that.
+            one that was given, or the folder is of another study than that, or its settings name
+            code that is not in `code`. Nothing of that was imported.
 
     """
-    study, settings = reopen(Path(folder), study)
-    check(study, settings, Path(folder))
-    return Run(study, settings, Path(folder))
+    if study is not None and not isinstance(study, Study):
+        study = load(study)  # outside: its code is the user's word
+    with as_data(code=code):
+        study, settings = reopen(Path(folder), study)
+        check(study, settings, Path(folder))
+        return Run(study, settings, Path(folder))

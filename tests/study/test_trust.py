@@ -118,3 +118,87 @@ def test_an_about_json_that_names_nothing_is_a_sentence(own, text, capsys):
     Path("run/about.json").write_text(text)
     assert main(["report", "run"]) == 2
     assert "its about.json names no study" in capsys.readouterr().err
+
+
+HOSTILE = {  # a shipped study, and settings by which it would import a module that lies in the folder
+    "bounds": (
+        'methods = ["SimCLR()"]\noptimizers = ["SGD(lr=0.1)"]\n'
+        "augmentations = [\"Augmentation(('runs.x.evil:Op()',))\"]\n"
+    ),
+    "concentration": 'methods = ["runs.x.evil:M()"]\n',
+    "learning_rate": 'backbone = "runs.x.evil:M()"\n',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_code_that_a_run_folders_settings_name_is_not_imported(tmp_path, monkeypatch, name, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    about = {"study": {"name": name, "file": "/nowhere/study.py"}, "command": "python", "versions": {}}
+    (folder / "about.json").write_text(json.dumps({**about, "later_versions": [], "ground": ""}))
+    (folder / "config.toml").write_text(HOSTILE[name])
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()")
+    with pytest.raises(SettingsError, match=r"names code of the module 'runs\.x\.evil'"):
+        open_run("runs/x")
+    for arguments in (["report", "runs/x"], ["keep", "runs/x", "k.csv"], ["--resume", "runs/x"]):
+        assert main(arguments) == 2
+        assert "--code runs.x.evil" in capsys.readouterr().err
+    assert main([name, "--resume", "runs/x"]) == 2
+    assert not Path("executed").exists()
+    assert not any(module.startswith("runs") for module in sys.modules)
+    assert sorted(file.name for file in folder.iterdir()) == ["about.json", "config.toml", "evil.py"]
+
+
+OWN_CODE = '''"""Words of its settings become objects in its cells and its report."""
+from dataclasses import dataclass
+from marginlab import augment, settings
+@dataclass(frozen=True)
+class Settings:
+    module: str = "mine_views"
+    view: str = "Augmentation(('mine_views:Op()',))"
+headline = ("value",)
+def _made(text):
+    return settings.call(text, augment)
+def cells(chosen):
+    return [{"i": 0}]
+def run(cell):
+    _made(cell.settings.view)
+    cell.record("value", 0.5)
+def report(run):
+    _made(f"Augmentation(('{run.settings.module}:Op()',))")
+'''
+
+
+def test_code_of_ones_own_in_a_run_is_named_by_its_user(shelf, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(shelf.parent))
+    Path("mine_views.py").write_text(
+        "from marginlab.augment import HorizontalFlip\nclass Op(HorizontalFlip): pass\n"
+    )
+    Path("other_views.py").write_text("raise RuntimeError('executed')")
+    file = shelf.parent / "mine.py"
+    file.write_text(OWN_CODE)
+    assert main([str(file), "--folder", "run"]) == 0  # the user's own words
+
+    def forget():
+        _forget()
+        monkeypatch.setattr("marginlab.settings._NAMED", set())
+
+    forget()
+    with pytest.raises(SettingsError, match=r"code=\('mine_views',\) in load and open_run"):
+        open_run("run", file)
+    assert main([str(file), "--resume", "run"]) == 2
+    assert open_run("run", file, code=("mine_views",)).results[0]["value"] == 0.5
+    forget()
+    assert main(["report", "run", "--study", str(file), "--code", "mine_views"]) == 0
+    forget()
+    assert main([str(file), "--resume", "run", "--code", "mine_views"]) == 0
+    forget()
+    assert main([str(file), "--folder", "run"]) == 0  # the user's words again
+    # words that only the report puts together are held to the same
+    forget()
+    config = Path("run/config.toml")
+    config.write_text(config.read_text().replace('module = "mine_views"', 'module = "other_views"'))
+    assert main(["report", "run", "--study", str(file), "--code", "mine_views"]) == 1
+    assert "names code of the module 'other_views'" in capsys.readouterr().err
