@@ -9,7 +9,8 @@ import marginlab
 
 PACKAGE = Path(marginlab.__file__).parent
 FLOORS = [
-    {"rng", "ranks", "recomputation", "settings", "signals", "terminal", "machine", "statistics"},
+    {"files", "signals"},
+    {"rng", "ranks", "recomputation", "settings", "terminal", "machine", "statistics"},
     {"margins"},
     {"kernels"},
     {"measures", "evaluation"},

@@ -67,9 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         if name == "list":
             return _list(flags)
         if name == "report":
-            own = None if given.study is None else load(given.study)  # its code is the user's word
+            trusted = None if given.study is None else load(given.study)  # its code is the user's word
             with as_data(code=given.code):  # the run folder chose the settings, not the user
-                return _report(flags, own)
+                return _report(flags, trusted)
         if name == "keep":
             return _keep(flags, given.study, given.code)
         if given.study is not None:

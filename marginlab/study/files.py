@@ -4,7 +4,6 @@ A file is written beside its place and renamed into it, so a reader sees the old
 it when its process dies, however it dies, so nobody ever waits for a dead one.
 """
 
-import contextlib
 import csv
 import errno
 import fcntl
@@ -12,10 +11,12 @@ import io
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from marginlab.files import open_own, refuse_links
+from marginlab.files import write as put
 
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of every cell, not of one
 _held: set[int] = set()
@@ -32,7 +33,10 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 class Claim:
-    """An exclusive claim on a path (the lock file stays behind: to remove it would let two processes lock two files of one name)."""
+    """An exclusive claim on a path of a run folder.
+
+    The lock file stays behind: to remove it would let two processes lock two files of one name.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,8 +44,11 @@ class Claim:
 
     def take(self) -> bool:
         """True if the claim is now ours; False, at once, if another process has it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        place = self.path.parent
+        refuse_links(place.parent, (place.name,))  # of a cell, which others wrote
+        refuse_links(place.parent.parent, (place.parent.name,))
+        place.mkdir(parents=True, exist_ok=True)
+        descriptor = open_own(self.path, os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,28 +67,9 @@ class Claim:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Put a file in its place, whole, on disk before it is seen."""
+    """Put a file in its place, whole, on disk before it is seen; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(encoded(content) if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:  # a disk that is full, or Ctrl-C: nothing stays beside it
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-
-
-def encoded(text: str) -> bytes:
-    r"""UTF-8; a byte of a file's name that is none is written as Python escapes it, such as \udcff.
-
-    >>> encoded("caf\udce9")
-    b'caf\\udce9'
-    """
-    return text.encode("utf-8", "backslashreplace")
+    put(path, content)
 
 
 def unwritable(error: BaseException, folder: Path) -> OSError | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import marginlab
+from marginlab.files import append
 from marginlab.machine import device
 from marginlab.settings import SettingsError, as_data, named_in, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
@@ -161,8 +162,8 @@ def now() -> str:
 
 def log(folder: Path, text: str) -> None:
     """Add a line to log.txt, in one write, so that lines of several processes do not mix."""
-    with (folder / "log.txt").open("a", encoding="utf-8") as file:
-        file.write(printable(f"{now()} {socket.gethostname()}:{os.getpid()} {text}") + "\n")
+    line = f"{now()} {socket.gethostname()}:{os.getpid()} {text}"
+    append(folder / "log.txt", f"{printable(line)}\n")
 
 
 def finish(cell: Cell, seconds: float, started: str) -> None:

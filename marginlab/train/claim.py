@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import TextIO
 
 import torch
 
-from marginlab import settings
+from marginlab import files, settings
 from marginlab.settings import SettingsError
 from marginlab.train import checkpoint
 from marginlab.train.monitor import Monitor
@@ -27,6 +28,7 @@ from marginlab.train.recipe import Recipe
 
 LOCK, PARTIAL = ".lock", ".partial"
 FIRST = ("recipe.toml", "monitor.toml", "images.txt")
+WRITTEN = ("checkpoints", "tensorboard")
 OURS = (LOCK, PARTIAL, *FIRST)  # of a run that was killed at its start
 
 
@@ -51,6 +53,8 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as lock:
         _refuse(recipe, monitor, images, folder)
+        partial = (folder / "checkpoints").glob("*.partial")
+        files.refuse_links(folder, [*WRITTEN, *(f"checkpoints/{path.name}" for path in partial)])
         new = not _filled(folder / "recipe.toml")
         written = {"recipe.toml": settings.to_toml(recipe), "monitor.toml": settings.to_toml(monitor)}
         try:
@@ -78,11 +82,12 @@ def record_machines(folder: Path, step: int, devices: list[str]) -> None:
     file = folder / "machines.csv"
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     named = "; ".join(dict.fromkeys(devices))
-    with file.open("a", newline="", encoding="utf-8") as out:
-        table = csv.writer(out, lineterminator="\n")
-        if not _filled(file):
-            table.writerow(("step", "started", "devices", "ranks", "torch"))
-        table.writerow((step, now, named, len(devices), torch.__version__))
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    if not _filled(file):
+        table.writerow(("step", "started", "devices", "ranks", "torch"))
+    table.writerow((step, now, named, len(devices), torch.__version__))
+    files.append(file, out.getvalue())
 
 
 def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
@@ -144,17 +149,8 @@ def _filled(file: Path) -> bool:
 
 
 def _put(file: Path, text: str) -> None:
-    """Write a file whole, on the disk before it has its name; nothing stays if that fails."""
-    partial = file.with_name(PARTIAL)
-    try:
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.rename(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    """Write a file whole, by a name that `_refuse` knows should it be killed here."""
+    files.write(file, text, beside=file.with_name(PARTIAL))
 
 
 def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds: str) -> None:
@@ -167,9 +163,10 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[TextIO]:
     """Hold the folder against other processes."""
-    with (folder / LOCK).open("w") as file:
+    with files.lockable(folder / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingsError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from None
+        os.utime(file.fileno())  # when it was claimed last
         yield file

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import pathlib
 import pickle
 import warnings
@@ -26,6 +25,8 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
+
+from marginlab import files
 
 REMEDY = "Remove it, and train again or take an older copy."
 SUMS = "checksums.sha256"
@@ -152,10 +153,7 @@ def write_sums(folder: Path, known: dict[str, str]) -> None:
 
 def put(file: Path, text: str) -> None:
     """Write a file, on the disk before what follows, as torch does with the tensors."""
-    with file.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+    files.write(file, text)
 
 
 def check_sums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:

@@ -7,6 +7,7 @@ Where no interval is valid there is none: `low` and `high` are NaN.
 
 import csv
 import inspect
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from marginlab import files
 from marginlab.measures import Alignment, ClassDivergence
 from marginlab.measures.measure import Measure
 
@@ -116,9 +118,10 @@ def _number(value: Any) -> bool:
 
 def write(rows: Iterable[Row], file: Path) -> None:
     """Keep rows as a table; the one before is there until this is whole."""
-    partial = file.with_name(f"{file.stem}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as opened:
-        table = csv.writer(opened, lineterminator="\n")
-        table.writerow(Row._fields)
-        table.writerows([row.epoch, row.name, repr(row.value), repr(row.low), repr(row.high), row.n] for row in rows)
-    partial.rename(file)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Row._fields)
+    for row in rows:
+        numbers = (repr(number) for number in (row.value, row.low, row.high))
+        table.writerow([row.epoch, row.name, *numbers, row.n])
+    files.write(file, text.getvalue(), beside=file.with_name(f"{file.stem}.partial"))

@@ -202,3 +202,36 @@ def test_code_of_ones_own_in_a_run_is_named_by_its_user(shelf, monkeypatch, caps
     config.write_text(config.read_text().replace('module = "mine_views"', 'module = "other_views"'))
     assert main(["report", "run", "--study", str(file), "--code", "mine_views"]) == 1
     assert "names code of the module 'other_views'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["log.txt", ".report.lock", "results.csv", "report.html", "about.json"])
+def test_a_report_writes_nothing_through_a_link(shelf, place, capsys):
+    assert main(["good", "--folder", "run"]) == 0
+    victim, link = Path("victim"), Path("run", place)
+    victim.write_text(link.read_text())
+    before = victim.read_text()
+    link.unlink()
+    link.symlink_to(victim.resolve())
+    refused = place in ("log.txt", ".report.lock")
+    assert main(["report", "run"]) == refused
+    assert ("it is a link, and nothing is written through one" in capsys.readouterr().err) == refused
+    assert victim.read_text() == before
+
+
+@pytest.mark.parametrize("place", ["cells", "cells/i=0", "cells/i=0/.lock"])
+def test_a_cell_writes_nothing_through_a_link(shelf, place, capsys):
+    assert main(["good", "--folder", "run"]) == 0
+    [cell] = Path("run/cells").iterdir()
+    link = Path("run", place.replace("i=0", cell.name))
+    victim = Path("victim")
+    if link.name == ".lock":
+        shutil.move(cell / "rows.csv", "rows.csv")
+        victim.write_text("precious")
+        link.unlink()
+    else:
+        victim.mkdir()
+        shutil.rmtree(link)
+    link.symlink_to(victim.resolve())
+    assert main(["--resume", "run"]) == 1
+    assert "it is a link, and nothing is written through one" in capsys.readouterr().err
+    assert victim.read_text() == "precious" if victim.is_file() else not any(victim.iterdir())

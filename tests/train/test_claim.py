@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from marginlab.settings import SettingsError
-from marginlab.train import Monitor, Recipe, claim, fit
+from marginlab.train import Monitor, Recipe, claim, fit, rows
 from marginlab.train.claim import claimed
 
 RECIPE = Recipe(
@@ -186,3 +186,41 @@ def test_nothing_else_is_given_back(tmp_path):
         pass
     assert fail(tmp_path / "before") == whole
     assert fail(tmp_path / "another's", replaced) == whole
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", ".partial", "machines.csv", "checkpoints", "checkpoints/step-1.partial", "tensorboard"]
+)
+def test_a_link_in_a_run_folder_leads_nowhere(tmp_path, name):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    with claimed(RECIPE, Monitor(), "images\n", folder):
+        pass
+    (folder / "monitor.toml").unlink()  # so that it is written again
+    target = folder / name
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    if (target.suffix in (".partial", ".csv") and "step" not in name) or name == ".lock":
+        victim.write_text("precious")
+    else:
+        victim.mkdir()
+    target.symlink_to(victim)
+
+    def attempt():
+        with claimed(RECIPE, Monitor(), "images\n", folder):
+            claim.record_machines(folder, 0, ["a"])
+
+    if name == ".partial":  # of a killed process, as far as anybody knows
+        attempt()
+    else:
+        with pytest.raises(OSError, match="it is a link, and nothing is written through one"):
+            attempt()
+    assert victim.read_text() == "precious" if victim.is_file() else not any(victim.iterdir())
+
+
+def test_a_table_of_rows_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for name in ("monitor.csv", "monitor.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    rows.write([rows.Row(1, "loss", 0.5)], tmp_path / "monitor.csv")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "monitor.csv").read_text().splitlines()[1] == "1,loss,0.5,nan,nan,0"
