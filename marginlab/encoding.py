@@ -151,6 +151,29 @@ def encode_views(
         return _gather(images, max(1, batch // n_views), rows)
 
 
+def check_range(images: Tensor) -> None:
+    """Refuse images of another range than [0, 1], once and in one way for all that encodes.
+
+    Views and images that are searched for may leave [0, 1]: by roundings, by an interpolation that
+    overshoots, by a step. Pixels from which a mean was taken away leave it further, and so do bytes.
+
+    Args:
+        images: (B, 3, H, W), floating point, at least one; on a GPU it is waited for.
+
+    Raises:
+        ValueError: A pixel below -0.5 or above 1.5, or NaN.
+
+    Example:
+        >>> check_range(torch.full((1, 3, 2, 2), 1.0001))
+    """
+    low, high = (float(bound) for bound in images.detach().aminmax())
+    if not (low >= -0.5 and high <= 1.5):
+        raise ValueError(
+            f"Images {tuple(images.shape)} are in [0, 1], not in [{low:g}, {high:g}]. Give bytes as "
+            "uint8 or divide them by 255; normalisation is the encoder's."
+        )
+
+
 @contextlib.contextmanager
 def evaluating(*modules: Modular) -> Iterator[None]:
     """Evaluation mode, and afterwards each part in the mode it was in, also after an error.
@@ -180,12 +203,7 @@ class _Ask:
         if given.dtype == torch.uint8:
             given = given.to(self.dtype) / 255
         else:
-            low, high = (float(bound) for bound in given.aminmax())
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"Images {tuple(images.shape)} are in [0, 1], not in [{low:g}, {high:g}]. Give "
-                    "bytes as uint8 or divide them by 255; normalisation is the encoder's."
-                )
+            check_range(given)
             given = given.to(self.dtype)
         found: Any = self.function(given.contiguous(memory_format=torch.channels_last))
         fits = isinstance(found, Tensor) and found.ndim > 1 and found.is_floating_point()

@@ -187,7 +187,7 @@ def test_what_cannot_be_encoded_is_refused():
         ((net, images[:0]), {}, r"not \(0, 3, 8, 8\)"),
         ((net, images.long()), {}, "not torch.int64"),
         ((net, images.float()), {}, r"in \[0, 1\], not in \[\d+, 25\d\]. Give bytes"),
-        ((net, images / 255 - 0.5), {}, r"in \[0, 1\], not in \[-0.5"),
+        ((net, images / 127.5 - 1), {}, r"in \[0, 1\], not in \[-1"),
         ((net, images * torch.nan), {}, r"in \[0, 1\], not in \[nan, nan\]"),
         ((net, images), {"batch": 0}, "1 image or more, not 0"),
         (("resnet18", images), {}, "a module or a function of images, not a str"),
@@ -212,3 +212,15 @@ def test_what_cannot_be_encoded_is_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             encode_views(*arguments)
+
+
+def test_views_that_leave_the_range_by_a_rounding_are_encoded_as_a_method_does():
+    """One rule for both doors; in evaluation mode a method refuses what `encode` does."""
+    method = SimCLR(Backbone("resnet18", stem="strided", width=0.125)).eval()
+    images = pictures(4) / 255
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 2**-20, -(2**-20)
+    torch.testing.assert_close(encode(method, images), method.encode(images).detach())
+    for bad in (images * 4, images - 1, images * torch.nan):
+        for door in (method.encode, functools.partial(encode, method)):
+            with pytest.raises(ValueError, match=r"are in \[0, 1\], not in "):
+                door(bad)

@@ -3,7 +3,8 @@
 A kernel is a small frozen object with three methods: the value of its sums, their first derivatives,
 and the derivatives of those along tangents. Each method is an autograd function of its own, whose
 forward pass sees plain tensors and may work in place on one block: none of them has to be
-differentiable itself. Third derivatives are refused. Under `torch.func.vmap` the parts of a batch are
+differentiable itself. None is lowered by autocast, wherever backward is called. Third derivatives
+and forward mode are refused: a Hessian is torch.func.jacrev(torch.func.grad(f)). Under `torch.func.vmap` the parts of a batch are
 taken one by one.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 Point: TypeAlias = tuple[Tensor, Tensor, Tensor]  # x (B, D), y (M, D), scale ()
 Needs: TypeAlias = tuple[bool, bool, bool]  # which of the three want a derivative
-Saved: TypeAlias = tuple[Tensor, Tensor]  # the sums, and what else the value leaves for the slopes
+Saved: TypeAlias = tuple[Tensor, Tensor]  # the sums, and another tensor that the slopes need
 
 
 @runtime_checkable
@@ -66,7 +67,8 @@ def one_by_one(function: type[torch.autograd.Function], info: Any, dims: tuple[A
 class _Value(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, y: Tensor, scale: Tensor, index: Tensor | None, kernel: Kernel) -> Saved:
-        return kernel.value((x, y, scale), index)
+        with unlowered(x):
+            return kernel.value((x, y, scale), index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
@@ -77,9 +79,16 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         needs = tuple(ctx.needs_input_grad[:3])
-        slopes = _Slopes.apply(grad, *ctx.saved_tensors, ctx.kernel, needs)
+        slopes = _Slopes.apply(ctx.kernel, needs, grad, *ctx.saved_tensors)
         x, y, scale = (s if n else None for s, n in zip(slopes, needs, strict=True))
         return x, y, scale, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            "A blockwise sum has no forward mode (torch.func.jvp, jacfwd, hessian): take a Hessian by "
+            "torch.func.jacrev(torch.func.grad(loss)), a directional derivative from torch.func.grad."
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
@@ -88,30 +97,22 @@ class _Value(torch.autograd.Function):
 
 class _Slopes(torch.autograd.Function):
     @staticmethod
-    def forward(
-        grad: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        index: Tensor | None,
-        out: Tensor,
-        extra: Tensor,
-        kernel: Kernel,
-        needs: Needs,
-    ) -> Point:
-        return kernel.slopes(grad, (x, y, scale), index, (out, extra), needs)
+    def forward(kernel: Kernel, needs: Needs, grad: Tensor, *tensors: Any) -> Point:
+        x, y, scale, index, out, extra = tensors
+        with unlowered(x):
+            return kernel.slopes(grad, (x, y, scale), index, (out, extra), needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Point) -> None:
-        *tensors, ctx.kernel, ctx.needs = inputs
+        ctx.kernel, ctx.needs, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, y, scale, index, out, extra = ctx.saved_tensors
         along = [tangent if need else torch.zeros_like(at) for tangent, at, need in zip(tangents, (x, y, scale), ctx.needs, strict=True)]
-        turned = _Curvature.apply(*along, grad, x, y, scale, index, out, extra, ctx.kernel)
-        return (*turned, None, None, None, None, None)
+        turned = _Curvature.apply(ctx.kernel, *along, grad, x, y, scale, index, out, extra)
+        return (None, None, *turned, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
@@ -120,20 +121,10 @@ class _Slopes(torch.autograd.Function):
 
 class _Curvature(torch.autograd.Function):
     @staticmethod
-    def forward(
-        a: Tensor,
-        c: Tensor,
-        e: Tensor,
-        grad: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        index: Tensor | None,
-        out: Tensor,
-        extra: Tensor,
-        kernel: Kernel,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return kernel.curvature((a, c, e), grad, (x, y, scale), index, (out, extra))
+    def forward(kernel: Kernel, *tensors: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        a, c, e, grad, x, y, scale, index, out, extra = tensors
+        with unlowered(x):
+            return kernel.curvature((a, c, e), grad, (x, y, scale), index, (out, extra))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -58,7 +58,7 @@ def curvature(
     scaled = x * scale
     for rows, columns, block, inside in blocks(scaled, y):
         share = block.sub_(chosen(origin[rows], inside)).exp_()
-        turned = _product(share, x, a, y, c, scale, e, rows, columns).mul_(share)
+        turned = _product(point, tangents, rows, columns).mul_(share)
         if inside is None:
             moment[rows, -1] += turned.sum(1)
         else:
@@ -68,7 +68,7 @@ def curvature(
     for rows, columns, block, inside in blocks(scaled, y):
         v = block.sub_(chosen(origin[rows], inside)).exp_()
         v.mul_(chosen(grad[rows], inside))
-        w = _product(v, x, a, y, c, scale, e, rows, columns).sub_(chosen(moment[rows], inside))
+        w = _product(point, tangents, rows, columns).sub_(chosen(moment[rows], inside))
         w.mul_(v)
         # sum W x.y + V (A.y + x.C), from matrices of the width of the embeddings
         wy, vy, vc = w @ y[columns], v @ y[columns], v @ c[columns]
@@ -79,17 +79,13 @@ def curvature(
 
 
 def _product(
-    like: Tensor,
-    x: Tensor,
-    a: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    e: Tensor,
+    point: tuple[Tensor, Tensor, Tensor],
+    tangents: tuple[Tensor, Tensor, Tensor],
     rows: slice,
     columns: slice,
 ) -> Tensor:
     """The change of the logits along the tangents, in a new block."""
+    (x, y, scale), (a, c, e) = point, tangents
     return (scale * a[rows] + e * x[rows]) @ y[columns].T + (scale * x[rows]) @ c[columns].T
 
 

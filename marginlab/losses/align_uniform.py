@@ -37,6 +37,9 @@ def align_uniform(
 ) -> Float[Tensor, ""]:
     """Alignment plus uniformity of two views, over the rows of all ranks; the same number on every rank.
 
+    Twice differentiable; of two views that coincide the derivatives of |x - y|^alpha are 0. There is
+    no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
+
     Parameters
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are L2-normalised here; a row shorter
@@ -62,7 +65,7 @@ def align_uniform(
     """
     check(alignment_weight, uniformity_weight, alpha, t, grads)
     given = (alignment_weight, uniformity_weight, alpha, t)
-    z1, z2, held = wide_of_all(z1, z2, group, "AlignUniform", grads=grads, settings=given)
+    z1, z2, held = wide_of_all(z1, z2, group, "AlignUniform", grads=grads, settings=given, empty=empty)
     with unlowered(z1):
         x = torch.stack((directions(z1), directions(z2)), 1)
         n, first = sum(held), sum(held[: ranks.rank(group)])
@@ -82,10 +85,20 @@ def align_uniform(
         potential = torch.stack(sums, 1)  # (B, 2)
         # The largest of all ranks is a constant: the sum over the rows is taken relative to it, and it is given back after the logarithm
         largest = ranks.gather(potential.detach(), group).amax(0)
-        distance = torch.linalg.vector_norm(x[:, 0] - x[:, 1], dim=1).pow(alpha)
-        totals = ranks.total(torch.cat((distance.sum()[None], (potential - largest).exp().sum(0))), group, grads)
+        distance = _power_of_length(x[:, 0] - x[:, 1], alpha)
+        totals = ranks.total(torch.cat((distance.sum()[None], (potential - largest).exp().sum(0))), group)
         uniformity = (totals[1:].log() + largest).mean() - 2 * t - math.log(n * (n - 1))
-        return alignment_weight * totals[0] / n + uniformity_weight * uniformity
+        loss = alignment_weight * totals[0] / n + uniformity_weight * uniformity
+        return ranks.with_gradients(loss, group, grads)
+
+
+def _power_of_length(d: Tensor, alpha: float) -> Tensor:
+    """|d|^alpha of each row, with derivatives 0 at d = 0, also where the second one is infinite."""
+    if alpha == 2:
+        return d.square().sum(1)
+    zero = (d == 0).all(1)
+    length: Tensor = torch.linalg.vector_norm(d.masked_fill(zero[:, None], 1.0), dim=1)
+    return length.pow(alpha).masked_fill(zero, 0.0)
 
 
 def check(alignment_weight: float, uniformity_weight: float, alpha: float, t: float, grads: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.kernels.function import unlowered
+from marginlab.kernels.product import product
 from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 from marginlab.statistics import in_range
@@ -55,7 +56,8 @@ def cross_correlation(
         weights, which it rescales, not for biases and norms: published learning rates for those go with it.
     empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
         with zero gradient, so that it ends no run; or "raise", ValueError.
-    budget: bytes up to which C is held whole; with more features its blocks are of this size, and there is no second derivative.
+    budget: bytes up to which C is held whole; with more features its blocks are of this size, and there is no second derivative
+        and no forward mode.
 
     A feature that is constant over the batch, to 16 units of rounding of its mean, has no correlation: it counts as 0 with every feature
     (so it adds 1 to the loss by its diagonal) and gets no gradient.
@@ -72,7 +74,8 @@ def cross_correlation(
     """
     check(off_diagonal_weight, correction, grads)
     weights = (off_diagonal_weight, correction)
-    z1, z2, held = wide_of_all(z1, z2, group, "CrossCorrelation", settings=weights, grads=grads)
+    alike = {"settings": weights, "grads": grads, "empty": empty}
+    z1, z2, held = wide_of_all(z1, z2, group, "CrossCorrelation", **alike)
     with unlowered(z1):
         contract: ranks.Gradients = "sum" if grads == "published" else grads
         n, width = sum(held), z1.shape[1]
@@ -98,8 +101,8 @@ def cross_correlation(
         origin = ranks.total(z.detach().sum(1), group) / n
         z = z - origin[:, None]
         whole = width * width * z.element_size() <= budget
-        shared = z[0].T @ z[1] if whole else (z[0] * z[1]).sum(0)[None]
-        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1))), group, contract) / n
+        shared = product(z[0].T, z[1]) if whole else (z[0] * z[1]).sum(0)[None]
+        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1))), group) / n
         shared, shift, square = moments[:-4], moments[-4:-2], moments[-2:]
         variance = square - shift.square()
         alive = variance > (16 * torch.finfo(z.dtype).eps * origin).square()
@@ -112,9 +115,9 @@ def cross_correlation(
         else:
             diagonal = (shared[0] - shift[0] * shift[1]) * inverse[0] * inverse[1]
             means, scales = (shift[0], shift[1]), (inverse[0], inverse[1])
-            squares = off_diagonal_squares(z[0], z[1], means, scales, rows=n, group=group, grads=contract, budget=budget)
+            squares = off_diagonal_squares(z[0], z[1], means, scales, rows=n, group=group, grads="sum", budget=budget)
         loss: Tensor = (1 - diagonal).square().sum() + off_diagonal_weight * squares
-        return loss
+        return ranks.with_gradients(loss, group, contract)
 
 
 def check(off_diagonal_weight: float, correction: int, grads: str) -> None:

@@ -67,6 +67,9 @@ def info_nce(
 ) -> Float[Tensor, "*anchors"]:
     """InfoNCE of two views, over the rows of all ranks.
 
+    Twice differentiable. There is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
+    torch.func.hessian.
+
     Parameters
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are L2-normalised here; a row shorter
@@ -111,6 +114,7 @@ def info_nce(
         "labels": labels is not None,
         "temperature": None if isinstance(temperature, Tensor) else temperature,  # never waited for
         "settings": (negatives, symmetric, decoupled, tau_plus, reduction, grads),
+        "empty": empty,
     }
     (z1, z2, extra), held = ranks.accepted(
         lambda: _checked(z1, z2, extra_negatives, labels, negatives, tau_plus),
@@ -133,7 +137,9 @@ def info_nce(
                 f"Give at least two rows{' of different labels' if same else ''} or extra_negatives.",
                 z1,
                 z2,
-                (2 if symmetric else 1) * len(z1) if reduction == "none" else None,
+                extra,
+                temperature,
+                anchors=(2 if symmetric else 1) * len(z1) if reduction == "none" else None,
             )
         own = torch.arange(first, first + len(x1), device=x1.device)
         scale = 1 / temperature

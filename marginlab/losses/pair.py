@@ -44,7 +44,8 @@ def wide_of_all(
     """`wide`, and the number of rows of each rank; what one rank refuses all refuse.
 
     So they do where ranks call another loss than `what`, with views of another make, or with other
-    settings `alike`: a collective that one enters otherwise than the others hangs, or lies.
+    settings `alike`, for a collective that the ranks enter with different tensors may hang, or give
+    wrong numbers.
     """
     other = {"second view": z2.dtype, **alike}
     views, held = ranks.accepted(lambda: wide(z1, z2), z1, group, what=what, **other)
@@ -64,21 +65,27 @@ def directions(z: Tensor) -> Tensor:
 
 
 def nothing(
-    empty: Empty, sentence: str, z1: Tensor, z2: Tensor, anchors: int | None = None
+    empty: Empty, sentence: str, *inputs: float | Tensor | None, anchors: int | None = None
 ) -> Tensor:
     """Loss of a batch in which nothing can be compared: 0 with zero gradient, or ValueError.
+
+    Every tensor that the loss would have differentiated is connected to it: its gradient is zero and
+    not missing, which DistributedDataParallel would wait for.
 
     Args:
         empty: "zero" or "raise".
         sentence: the error's words.
-        z1, z2: the views; the gradient is of their shapes.
+        inputs: all inputs of the loss, the views first; numbers and None do not count.
         anchors: this many zeros, or one.
 
     """
     check_word("empty", empty, ("zero", "raise"))
     if empty == "raise":
         raise ValueError(f"{sentence} With empty='zero' its loss is 0 and has no gradient.")
-    zero = z1[:0].sum() + z2[:0].sum()
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    # Sums of no entries: entries times 0 are NaN where they are not finite
+    parts = [x.flatten()[:0].sum().to(tensors[0].dtype) for x in tensors]
+    zero = torch.stack(parts).sum()
     return zero if anchors is None else zero.expand(anchors)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels.function import unlowered
+from marginlab.kernels.product import product
 from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
@@ -61,7 +62,8 @@ def spectral_contrastive(
 
     """
     check(negatives, grads)
-    z1, z2, held = wide_of_all(z1, z2, group, "SpectralContrastive", negatives=negatives, grads=grads)
+    words = {"negatives": negatives, "grads": grads, "empty": empty}
+    z1, z2, held = wide_of_all(z1, z2, group, "SpectralContrastive", **words)
     with unlowered(z1):
         n, width = sum(held), z1.shape[1]
         if n < 2:
@@ -79,11 +81,11 @@ def spectral_contrastive(
         if negatives == "both_views":
             own = (2 * own + z.square().sum(2).square().sum(0)) / 4
         # One sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks
-        parts = ranks.total(torch.cat(((z.mT @ z).flatten(), positive.sum()[None], own.sum()[None])), group, grads)
+        parts = ranks.total(torch.cat((product(z.mT, z).flatten(), positive.sum()[None], own.sum()[None])), group)
         one, two = parts[:-2].view(2, width, width)
         squares = (one * two).sum() if negatives == "other_view" else (one + two).square().sum() / 4
         loss: Tensor = (squares - parts[-1]) / (n * (n - 1)) - 2 * parts[-2] / n
-        return loss
+        return ranks.with_gradients(loss, group, grads)
 
 
 def _balanced(

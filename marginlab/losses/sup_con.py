@@ -58,6 +58,9 @@ def sup_con(
 ) -> Float[Tensor, "*anchors"]:
     """Supervised contrastive loss, over the rows of all ranks.
 
+    Twice differentiable. There is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
+    torch.func.hessian.
+
     Parameters
     ----------
     embeddings: this rank's rows, also none (0, D). Two views of each image are `torch.cat((z1, z2))` with `labels.repeat(2)`. They are
@@ -71,7 +74,7 @@ def sup_con(
     grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
     references: rows that take the place of the batch as positives and negatives, such as a bank's. Each
         rank gives its own part, also (0, D). A batch is no part of its references.
-    ignore_index: rows of this label, of either side, count as if they were not there.
+    ignore_index: rows of this label, of either side, count as if they were not there, also with NaN.
     base_temperature: multiply by temperature / base_temperature, as the published code does with 0.07:
         a factor of 1 at T = 0.07, of 10/7 at 0.1 and of 50/7 at 0.5, in loss and gradient.
     empty: the loss of a global batch in which no row has a positive: "zero", 0 with zero gradient, so
@@ -97,13 +100,15 @@ def sup_con(
         what="SupCon",
         temperature=fixed,
         settings=settings,
+        empty=empty,
     )
     with unlowered(x):
-        x = directions(x)
+        x = directions(_present(x, labels, ignore_index))
         if references is None:
             y, classes = ranks.gather(x, group), ranks.gather(labels.long(), group)
         else:
-            other = directions(widened(references.embeddings, x.dtype))
+            other = widened(references.embeddings, x.dtype)
+            other = directions(_present(other, references.labels, ignore_index))
             y = ranks.gather(other, group)
             classes = ranks.gather(references.labels.long(), group)
         every = classes if references is None else ranks.gather(labels.long(), group)
@@ -122,7 +127,8 @@ def sup_con(
                 "positive. Give at least two rows of a class, such as two views of each image.",
                 x,
                 y,
-                len(x) if reduction == "none" else None,
+                temperature,
+                anchors=len(x) if reduction == "none" else None,
             )
         rows = labels.argsort(stable=True)
         first = sum(held[: ranks.rank(group)])
@@ -155,6 +161,11 @@ def sup_con(
             return x.new_zeros(len(x)).index_copy(0, rows, losses)
         part = losses.sum() / (anchors.clamp_min(1) if reduction == "mean" else 1)
         return ranks.total(part, group, grads)
+
+
+def _present(x: Tensor, labels: Tensor, ignore_index: int | None) -> Tensor:
+    """The rows, those of the ignored label as zero: a NaN in one is NaN in sums also times 0."""
+    return x if ignore_index is None else x.masked_fill((labels == ignore_index)[:, None], 0.0)
 
 
 def _interval(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,9 @@ def t_info_nce(
 ) -> Float[Tensor, ""]:
     """t-InfoNCE of two views: the mean over the 2N anchors of all ranks, the same number on every rank.
 
+    Twice differentiable. There is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
+    torch.func.hessian.
+
     Parameters
     ----------
     z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). Rows that are all equal have the loss
@@ -57,7 +60,7 @@ def t_info_nce(
 
     """
     check_word("grads", grads, ("mean", "sum"))
-    z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads)
+    z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads, empty=empty)
     with unlowered(z1):
         n, first = sum(held), sum(held[: ranks.rank(group)])
         if n < 2:

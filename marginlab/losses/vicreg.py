@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.kernels.function import unlowered
+from marginlab.kernels.product import product
 from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
@@ -53,7 +54,7 @@ def vicreg(
     empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
         with zero gradient, so that it ends no run; or "raise", ValueError.
     budget: bytes up to which the covariances are held whole; with more features their blocks are of this size, and there is no second
-        derivative.
+        derivative and no forward mode.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def vicreg(
     """
     check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
     given = (invariance_weight, variance_weight, covariance_weight, gamma, eps)
-    z1, z2, held = wide_of_all(z1, z2, group, "VICReg", settings=given, grads=grads)
+    z1, z2, held = wide_of_all(z1, z2, group, "VICReg", settings=given, grads=grads, empty=empty)
     with unlowered(z1):
         n, width = sum(held), z1.shape[1]
         if n < 2:
@@ -82,9 +83,9 @@ def vicreg(
         z = z - ranks.total(z.detach().sum(1), group)[:, None] / n
         alone = width == 1  # no pair of features: nothing to overflow either
         whole = not alone and 2 * width * width * z.element_size() <= budget
-        shared = (z.mT @ z).flatten(0, 1) if whole else z[0][:0]
+        shared = product(z.mT, z).flatten(0, 1) if whole else z[0][:0]
         difference = (z1 - z2).square().sum(0)[None]
-        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group, grads) / n
+        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group) / n
         shift, square, difference = moments[-5:-3], moments[-3:-1], moments[-1]
         unbiased = n / (n - 1)
         deviation = ((square - shift.square()).clamp_min(0) * unbiased + eps).sqrt()
@@ -98,12 +99,12 @@ def vicreg(
             scales = (torch.full_like(shift[0], unbiased), torch.ones_like(shift[0]))
             alike = torch.stack(
                 [
-                    off_diagonal_squares(view, view, (m, m), scales, rows=n, half=True, group=group, grads=grads, budget=budget)
+                    off_diagonal_squares(view, view, (m, m), scales, rows=n, half=True, group=group, grads="sum", budget=budget)
                     for view, m in zip(z, shift, strict=True)
                 ]
             ).sum()
         loss: Tensor = invariance_weight * difference.mean() + variance_weight * spread + covariance_weight * alike / width
-        return loss
+        return ranks.with_gradients(loss, group, grads)
 
 
 def check(invariance_weight: float, variance_weight: float, covariance_weight: float, gamma: float, eps: float, grads: str) -> None:

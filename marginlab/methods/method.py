@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from marginlab.encoding import check_range
 from marginlab.kernels.function import readable
 from marginlab.models import Backbone
 
@@ -41,8 +42,9 @@ class Method(nn.Module, ABC):
 
         Raises:
             TypeError: images of another integer type, or of booleans.
-            ValueError: on a CPU, in evaluation mode, images far outside [0, 1]. Elsewhere floats in
-                0..255 pass: on CUDA, in training mode, and in a graph or a transform of torch.func.
+            ValueError: on a CPU, in evaluation mode, images beyond [-0.5, 1.5], which is not [0, 1].
+                Elsewhere floats in 0..255 pass: on CUDA, in training mode, and in a graph or a
+                transform of torch.func.
 
         Example:
             >>> from marginlab.methods import SimCLR
@@ -59,12 +61,7 @@ class Method(nn.Module, ABC):
                 "them by .to(torch.uint8), or divide by their largest value."
             )
         elif not self.training and readable(images) and images.numel():
-            low, high = (float(bound) for bound in images.detach().aminmax())
-            if low < -1 or high > 2:  # images that are searched for may leave [0, 1] a little
-                raise ValueError(
-                    f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by 255, or "
-                    "give uint8; the backbone normalises."
-                )
+            check_range(images)
         features: Tensor = self.backbone(images)
         return features
 

@@ -18,6 +18,7 @@ K = 4096, m = 0.99, symmetric, 8 splits, SGD(lr=0.08) at batch 512).
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,7 @@ class MoCo(Method):
 
     In a module of lower precision (`.bfloat16()`) a step of the momentum encoder is below the rounding of its weights, which would stand still:
     their averages are then kept beside them in float32, in `averages`, whatever the module is cast to.
+    The state of a module of either precision is loaded by one of the other.
 
     Raises ValueError for a value outside its range and, from `loss` in training mode, for a batch with fewer than 2 * splits images.
 
@@ -203,6 +205,31 @@ class MoCo(Method):
                 mean.data.copy_(exact)
                 self.averages.put(i, None)
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *more: Any
+    ) -> None:
+        """Load a state of either precision: averages come from weights, and weights from averages."""
+        assigned = local_metadata.get("assign_to_params_buffers", False)
+        moving = (("key_backbone", self.key_backbone), ("key_head", self.key_head))
+        names = [f"{part}.{name}" for part, net in moving for name, _ in net.named_parameters()]
+        for i, (name, mean) in enumerate(zip(names, self._moving(), strict=True)):
+            weight, average = prefix + name, f"{prefix}averages.{i}"
+            given, exact = state_dict.get(weight), state_dict.get(average)
+            dtype = given.dtype if assigned and given is not None else mean.dtype
+            wide = torch.promote_types(dtype, torch.float32)
+            if dtype == wide:
+                if exact is not None:
+                    state_dict[weight] = exact.to(dtype)
+                    del state_dict[average]
+                if self.averages.get(i) is not None:
+                    self.averages.put(i, None)
+                continue
+            if exact is None and given is not None:
+                state_dict[average] = given.to(wide)
+            if self.averages.get(i) is None:
+                self.averages.put(i, mean.detach().to(wide))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
 
     def __repr__(self) -> str:
         named = {"temperature": self.temperature, "queue": len(self.queue), "momentum": self.momentum, "symmetric": self.symmetric}

@@ -15,6 +15,7 @@ from marginlab.ranks.collectives import share_buffers as share_buffers
 from marginlab.ranks.collectives import statistic as statistic
 from marginlab.ranks.collectives import total as total
 from marginlab.ranks.collectives import whole as whole
+from marginlab.ranks.collectives import with_gradients as with_gradients
 from marginlab.ranks.exchange import accepted as accepted
 from marginlab.ranks.exchange import agreed as agreed
 from marginlab.ranks.exchange import alike as alike

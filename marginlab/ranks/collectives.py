@@ -3,6 +3,8 @@
 `group=None` means the default group when torch.distributed has been initialised, and one rank otherwise, so the same call serves a notebook
 and a cluster. The two that carry gradient follow one contract (the first law of the house): a loss that all ranks compute is L = sum over
 ranks of l_r, and after `backward` on every rank the gradient of L with respect to what a rank holds is exact.
+So are derivatives of gradients (`create_graph=True`): those of the sum over the ranks of what each
+makes of its own. Every backward pass is itself made of these collectives, so all ranks take it.
 """
 
 from typing import Any, Literal
@@ -21,7 +23,9 @@ def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = 
     """Sum of x over the ranks, the same on each.
 
     The gradient is that of the one shared sum: what follows it is computed alike on every rank, so the upstream gradient is passed on as it is
-    (an all-reduce of it would count it once a rank). With grads="mean" it is multiplied by the number of ranks, for DDP and FSDP, which average.
+    (an all-reduce of it would count it once a rank).
+    With grads="mean" it is multiplied by the number of ranks, for DDP and FSDP, which average; so it is
+    in every derivative, hence only where the sum is the loss itself: else see `with_gradients`.
 
     >>> total(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
@@ -32,14 +36,55 @@ def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = 
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, factor: float) -> Tensor:
-        ctx.factor = factor
-        out = x.clone()
+        ctx.group, ctx.factor = group, factor
+        out = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(out, group=group)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad * ctx.factor, None, None
+        return _Shared.apply(grad, ctx.group, ctx.factor), None, None
+
+
+class _Shared(torch.autograd.Function):
+    """A factor times x, which every rank has computed alike; each then uses it in its own way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, factor: float) -> Tensor:
+        ctx.group, ctx.factor = group, factor
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return total(grad * ctx.factor, ctx.group), None, None
+
+
+def with_gradients(
+    loss: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "mean"
+) -> Tensor:
+    """A loss that all ranks have computed alike; its gradients times their number with "mean".
+
+    The factor stands at the end and not at a sum within the loss, where a second derivative would
+    meet it twice.
+
+    >>> with_gradients(torch.tensor(1.0))
+    tensor(1.)
+    """
+    if size(group) == 1 or grads == "sum":
+        return loss
+    scaled: Tensor = _WithGradients.apply(loss, float(size(group)))
+    return scaled
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
 
 
 def statistic(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -55,15 +100,13 @@ class _Statistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
-        out = x.clone()
+        out = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(out, group=group)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+        return statistic(grad, ctx.group), None
 
 
 def counts(n: int, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> list[int]:
@@ -80,7 +123,7 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None, *, held: list[int]
     """The rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...). Ranks may hold different numbers of rows, also none.
 
     The backward pass sums over the ranks the gradients that each has for this rank's rows, in one reduce-scatter, so a loss that uses gathered rows
-    is exact; `factor` multiplies that sum. `held` are the ranks' `counts` where they are known already.
+    is exact; `factor` multiplies that sum, and allows no second derivative. `held` are the ranks' `counts` where they are known already.
 
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])
@@ -103,10 +146,30 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        parts = [_padded(part, max(ctx.rows)) for part in grad.split(ctx.rows)]
+        return _Scatter.apply(grad, ctx.group, ctx.rows, ctx.factor), None, None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """A factor times this rank's rows of the sum over the ranks: what `gather` is transposed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int], factor: float
+    ) -> Tensor:
+        ctx.group, ctx.rows, ctx.factor = group, held, factor
+        parts = [_padded(part, max(held)) for part in x.split(held)]
         own = torch.empty_like(parts[0])
-        dist.reduce_scatter(own, parts, group=ctx.group)
-        return own[: ctx.rows[rank(ctx.group)]] * ctx.factor, None, None, None
+        dist.reduce_scatter(own, parts, group=group)
+        return own[: held[rank(group)]] * factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.factor != 1:
+            raise RuntimeError(
+                "Over several ranks a loss that multiplies the gradients of its rows by their number "
+                "(grads='mean') has no second derivative: take grads='sum'."
+            )
+        return gather(grad, ctx.group, held=ctx.rows), None, None, None
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -136,7 +199,22 @@ class _Own(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return gather(grad, ctx.group, held=ctx.held), None, None
+        return _Joined.apply(grad, ctx.held, ctx.group), None, None
+
+
+class _Joined(torch.autograd.Function):
+    """The rows of all ranks, with which all then compute alike: what `own` is transposed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None
+    ) -> Tensor:
+        ctx.held, ctx.group = held, group
+        return gather(x, group, held=held)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return own(grad, ctx.held, ctx.group), None, None
 
 
 def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -65,6 +65,7 @@ class Certificate:
     bounds: (deltas, epsilons), (1 - sigma) + R_eps.
     v_curve: the certified values by form with only the first views: {views: {name: value}}.
     by_class: the form with fixed centers class by class, with limits for new images in any class shares; `by_class.table()`.
+    left_out: labels of the classes whose images were all put aside as new ones; it says nothing of them.
     compared: whether the first view of each image was compared with the image; otherwise it is taken to be the image.
 
     """
@@ -84,6 +85,7 @@ class Certificate:
     v_curve: dict[int, dict[str, float]]
     by_class: ByClass
     compared: bool
+    left_out: tuple[int, ...] = ()
 
     @property
     def chance(self) -> float:
@@ -138,6 +140,12 @@ class Certificate:
             said = f"<= {rounded_up(form.bound.right)}" if form.bound.certifies else "    -    "
             terms = (form.delta, form.epsilon, form.outside, form.R_epsilon, form.union, form.rho, form.margin)
             yield f"  {form.name:<{width}} {said}" + "".join(f"{'' if math.isnan(term) else f'{term:.3g}':>9}" for term in terms)
+        if self.left_out:
+            named = ", ".join(map(str, self.left_out))
+            yield (
+                f"All images of class {named} are among those put aside: nothing is said of "
+                f"{'it' if len(self.left_out) == 1 else 'them'}, and the other classes share its part."
+            )
         if any(form.bound.reason for form in self.forms):
             yield "What certifies nothing, and why:"
         for form in self.forms:

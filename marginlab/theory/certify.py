@@ -64,7 +64,9 @@ def certify(
         their classes, and of which nothing else is computed; then the encoder must not have been
         trained on any of `features`. An image put aside with no other of its class counts as wrong.
     priors: p_k of the classes, in the order of their labels, for what is said of these images; by default their shares. New images are counted as
-        they come: for them, see `Certificate.by_class`.
+        they come: for them, see `Certificate.by_class`. Of a class whose images are all among those put
+        aside nothing is said: the priors of the others are divided by their sum, and the certificate
+        names the class (`left_out`).
     deltas, epsilons: the grid; by default quantiles of the distances within classes, and of the largest distances between views of an image.
     confidence: of what is said of new images.
     v_curve: compute the certificate also of the first 2, 4, 8, ... views.
@@ -90,18 +92,25 @@ def certify(
 
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
+    p = None if priors is None else _class_priors(priors, y)
+    left_out: tuple[int, ...] = ()
     share = new is not None and not isinstance(new, tuple | list)
     if new is not None and not isinstance(new, tuple | list):
         aside = put_aside(y, new, seed)
         new = f[aside], labels[aside]
         f, pixels = f[~aside], None if pixels is None else pixels[~aside]
+        every = names
         names, y = labels[~aside].unique(return_inverse=True)
         if len(names) < 2:
             raise ValueError(
                 f"Of the images that are not put aside all are of class {names.tolist()}: "
                 "put aside a smaller share, or give more images."
             )
-    weights = None if priors is None else _weights(priors, y)
+        here = torch.isin(every, names)
+        left_out = tuple(every[~here].tolist())
+        if p is not None and left_out:
+            p = p[here] / p[here].sum()
+    weights = None if p is None else (p / torch.bincount(y))[y]
     population = Population(f, y, weights)
     reach = fix_centers(population)
     found = None if new is None else counted(reach, new, names, unknown=share)
@@ -113,23 +122,24 @@ def certify(
             curve[V] = {form.name: form.value for form in few}
     if pixels is not None:
         forms += _pixel_form(population, pixels, grid.epsilons, nodes, budget)
-    here, new_error = of_sampled(population, reach)[1], (math.nan, math.nan)
+    counts, new_error = of_sampled(population, reach)[1], (math.nan, math.nan)
     if found is not None:
         form, new_error = of_new(reach, found, confidence)
         forms.append(form)
     return Certificate(
         forms=tuple(forms), error=population.error, new_error=new_error, classes=len(population.p), images=len(f), views=f.shape[1],
         new_images=0 if found is None else len(found.bad), confidence=confidence, deltas=grid.deltas, epsilons=grid.epsilons, holds=grid.holds,
-        bounds=grid.bounds, v_curve=curve, by_class=by_class(population, reach, here, found, names, confidence), compared=images is not None,
+        bounds=grid.bounds, v_curve=curve, by_class=by_class(population, reach, counts, found, names, confidence), compared=images is not None,
+        left_out=left_out,
     )  # fmt: skip
 
 
-def _weights(priors: Tensor, y: Tensor) -> Tensor:
-    """Probabilities of the images under class priors p_k, those of a class alike."""
-    p, n = inputs.priors(priors).to(y.device), torch.bincount(y)
-    if len(p) != len(n):
-        raise ValueError(f"Class priors are one for each of {len(n)} classes, not {len(p)}.")
-    return (p / n)[y]
+def _class_priors(priors: Tensor, y: Tensor) -> Tensor:
+    """The priors p_k (C,) of the classes that the images are of."""
+    p, classes = inputs.priors(priors).to(y.device), int(y.max()) + 1
+    if len(p) != classes:
+        raise ValueError(f"Class priors are one for each of {classes} classes, not {len(p)}.")
+    return p
 
 
 def _of_population(

@@ -141,3 +141,10 @@ def test_comparing_costs_no_collective_at_a_step(pool):
     assert first == second
     first, second = pool.run(2, counted, "MarginSoftmax", {"class_weights": torch.ones(20)})[0]
     assert first == second + 1
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_another_loss_of_nothing_on_one_rank(pool, name):
+    """Else one rank would end and the others wait for it."""
+    said = heard(pool, name, [{"empty": "zero"}, {"empty": "raise"}], [INPUTS[name]] * 2)
+    assert said == f"The ranks do not call {name} alike: empty is 'zero' on rank 0 and 'raise' on rank 1."

@@ -312,3 +312,28 @@ def test_extra_negatives_that_one_rank_refuses_all_refuse(pool):
     first, second = pool.run(2, refusal, with_extra, [(z, z, z), (z, z, z[:, :2])])
     assert second == "Extra negatives are a matrix (M, 3), as wide as the views, not (4, 2)."
     assert first == f"Rank 1 of 2 refused its batch: {second}"
+
+
+def nothing_to_compare(group, rank, views, extra):
+    loss = InfoNCE(0.5, negatives="other_view", learnable=True, group=group)
+    inputs = [x.clone().requires_grad_() for x in (*views, extra)]
+    value = loss(*inputs)
+    value.backward()
+    return value.detach(), [x.grad for x in (*inputs, loss.log_scale)]
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_batch_without_pairs_gives_every_input_a_gradient_of_zero(pool):
+    """A parameter without one ends a run of DistributedDataParallel."""
+    z, far = torch.randn(1, 3), torch.full((1, 3), torch.inf)
+    for rows in (z, z[:0], far):
+        value, grads = nothing_to_compare(None, 0, (rows, rows), z[:0])
+        assert float(value) == 0.0
+        assert all(g is not None and bool((g == 0).all()) for g in grads)
+    for _, grads in pool.run(2, lonely, z):
+        assert all(g is not None and bool((g == 0).all()) for g in grads)
+
+
+def lonely(group, rank, z):
+    rows = z if rank == 0 else z[:0]
+    return nothing_to_compare(group, rank, (rows, rows), z[:0])

@@ -275,3 +275,33 @@ def refusal(group, rank, parts):
         sup_con(*parts[rank], group=group, empty="raise")
     except ValueError as error:
         return str(error)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_ignored_row_may_hold_no_number(value):
+    """Of either side: neither the loss nor a gradient sees it."""
+    generator = torch.Generator().manual_seed(0)
+    z, other = torch.randn(2, 6, 3, dtype=torch.float64, generator=generator)
+    labels = torch.tensor([0, 0, -1, 1, 1, 0])
+    bad, worse = z.clone(), other.clone()
+    bad[2], worse[2] = value, value
+    for variant in ("out", "in"):
+        for references in (None, (other, worse)):
+            found = []
+            for rows, side in ((z, 0), (bad, 1)):
+                x = rows.clone().requires_grad_()
+                beside = {}
+                if references is not None:
+                    y = references[side].clone().requires_grad_()
+                    beside = {"references": References(y, labels)}
+                loss = sup_con(x, labels, variant=variant, ignore_index=-1, **beside)
+                loss.backward()
+                found.append([loss.detach(), x.grad, *(r.embeddings.grad for r in beside.values())])
+            for a, b in zip(*found, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_a_learning_temperature_of_no_rows_has_a_gradient_of_zero():
+    temperature = torch.tensor(0.1, requires_grad=True)
+    sup_con(torch.ones(0, 3), torch.zeros(0, dtype=torch.long), temperature=temperature).backward()
+    assert float(temperature.grad) == 0.0

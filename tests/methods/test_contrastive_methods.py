@@ -407,3 +407,37 @@ def test_a_run_of_moco_that_died_ends_bit_for_bit_as_one_that_did_not(tmp_path):
     for name, value in resumed.method.state_dict().items():
         assert torch.equal(value, state[name]), name
     np.testing.assert_equal(resumed.rows, whole.rows)
+
+
+def steps(method, number=40):
+    """Weights of the key head after some steps towards a head that has moved."""
+    with torch.no_grad():
+        for parameter in method.head.parameters():
+            parameter.add_(1.0)
+    for _ in range(number):
+        method.after_step()
+    return [parameter.detach().float() for parameter in method.key_head.parameters()]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [False, True])
+def test_mocos_state_goes_between_float32_and_bfloat16(strict, assign):
+    torch.manual_seed(1)
+    given = {"float32": moco(momentum=0.99).float(), "bfloat16": moco(momentum=0.99).float().bfloat16()}
+    for part in given.values():
+        steps(part, 3)
+    for source in given:
+        for target in given:
+            state = {name: value.clone() for name, value in given[source].state_dict().items()}
+            exact = copy.deepcopy(given[source])
+            method = moco(momentum=0.5).float()
+            method.momentum = 0.99
+            method = method if target == "float32" else method.bfloat16()
+            holder = torch.nn.ModuleDict({"a": method})
+            holder.load_state_dict({f"a.{n}": v for n, v in state.items()}, strict=strict, assign=assign)
+            now = next(method.key_head.parameters()).dtype
+            half = now == torch.bfloat16
+            assert half == ((source if assign else target) == "bfloat16")
+            assert len(list(method.averages.buffers())) == half * len(method._moving())
+            for got, expected in zip(steps(method), steps(exact), strict=True):
+                torch.testing.assert_close(got, expected, rtol=2**-7, atol=2**-7)

@@ -356,3 +356,26 @@ def test_what_cannot_be_is_refused(changes, sentence, unchecked):
     given_ = {"features": features, "labels": labels, **changes}
     with pytest.raises(ValueError, match=sentence):
         certify(given_.pop("features"), given_.pop("labels"), v_curve=False, **given_)
+
+
+def test_priors_are_of_all_classes_also_where_a_share_put_aside_takes_one():
+    features, labels = clusters(each=9)
+    labels[0] = 7
+    p = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    p = torch.cat((p[:-1], p[-1:] / 2, p[-1:] / 2))
+    inside, outside = (
+        next(seed for seed in range(99) if bool(put_aside(labels, 0.3, seed)[0]) is held)
+        for held in (True, False)
+    )
+    settings = {"new": 0.3, "v_curve": False}
+    kept = certify(features, labels, priors=p, seed=outside, **settings)
+    assert kept.left_out == ()
+    torch.testing.assert_close(kept.by_class.p, p.double())
+    taken = certify(features, labels, priors=p, seed=inside, **settings)
+    assert taken.left_out == (7,)
+    assert taken.by_class.labels.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(taken.by_class.p, p[:4].double() / p[:4].double().sum())
+    assert "All images of class 7 are among those put aside" in str(taken)
+    for seed in (inside, outside):
+        with pytest.raises(ValueError, match="one for each of 5 classes, not 4"):
+            certify(features, labels, priors=torch.full((4,), 0.25), seed=seed, **settings)
