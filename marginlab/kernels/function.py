@@ -36,7 +36,9 @@ class Kernel(Protocol):
 def blockwise(kernel: Kernel, x: Tensor, y: Tensor, scale: Tensor, index: Tensor | None = None) -> Tensor:
     """The sums of a kernel, twice differentiable in x, y and scale."""
     y = y.view_as(y) if y is x else y  # torch.compile takes no tensor twice
-    out: Tensor = _Value.apply(x, y, scale, index, kernel)[0]
+    # torch.compile traces no function with a jvp, not even with one that refuses
+    function = _Value if torch.compiler.is_compiling() else _Refusing
+    out: Tensor = function.apply(x, y, scale, index, kernel)[0]
     return out
 
 
@@ -84,15 +86,19 @@ class _Value(torch.autograd.Function):
         return x, y, scale, None, None
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return one_by_one(_Value, info, in_dims, arguments)
+
+
+class _Refusing(_Value):
+    """The sums, whose derivatives by forward mode are refused in words."""
+
+    @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(
             "A blockwise sum has no forward mode (torch.func.jvp, jacfwd, hessian): take a Hessian by "
             "torch.func.jacrev(torch.func.grad(loss)), a directional derivative from torch.func.grad."
         )
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return one_by_one(_Value, info, in_dims, arguments)
 
 
 class _Slopes(torch.autograd.Function):

@@ -9,7 +9,7 @@ at a constant rate.
 ratio="published" has the length of the sum in place of the sum of lengths, r = trust |w| / |g + wd w|, as the code that Barlow Twins and VICReg
 were trained with. The sum is the longer one: that step is larger by a factor of (|g| + wd |w|) / |g + wd w| >= 1, which is 1 where gradient and
 weight point the same way, sqrt 2 where they are orthogonal and of wd |w| = |g|, and without bound where they cancel. With wd = 1e-6 and gradients
-of a thousandth of the weight's length it is below 1.002.
+of a thousandth of the weight's length it is at most 1.001 / 0.999, below 1.0021.
 
 Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR), Zbontar et al. 2021 (Barlow Twins).
 """

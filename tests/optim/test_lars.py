@@ -144,6 +144,16 @@ def test_the_published_ratio_steps_further_by_the_share_of_lengths_that_cancel()
         settings.call("LARS(ratio='publish')", optim)
 
 
+def test_the_published_ratio_at_the_usual_decay_steps_further_by_0_0021_at_most():
+    w, steps = torch.tensor([[3.0, 4.0]], dtype=torch.float64), []
+    for ratio in ("you", "published"):
+        weight = torch.nn.Parameter(w.clone())
+        weight.grad = -1e-3 * w  # decay and gradient cancel
+        LARS(1.0, 0.0, 1e-6, 0.1, ratio)([weight]).step()
+        steps.append(float((weight.detach() - w).norm()))
+    assert 1.002 < steps[1] / steps[0] < 1.0021
+
+
 @given(st.floats(1e-6, 10), st.floats(0, 0.99), st.floats(0, 1), st.floats(1e-6, 1))
 def test_its_repr_reads_back(lr, momentum, weight_decay, trust):
     made = LARS(lr, momentum, weight_decay, trust)
