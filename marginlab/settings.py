@@ -53,7 +53,7 @@ def as_data(code: Collection[str] = ()) -> Iterator[None]:
 
     Example:
         >>> with as_data():
-        ...     call("antigravity:Method()", importlib)
+        ...     call("antigravity:Method()", importlib, kind=object)
         Traceback (most recent call last):
         marginlab.settings.SettingsError: 'antigravity:Method()' names code of the module ...
     """

@@ -173,7 +173,9 @@ class Problem:
 
     def _exchanged(self, sums: Sums) -> Sums:
         """The sums over the classes of all ranks and, with them, the target cosines: one packed exchange."""
-        more = () if self.terms.smoothing == 0 else (sums.plain, sums.finite, sums.shares)
+        more = () if self.terms.smoothing == 0 else (sums.plain, sums.finite)
+        weighted = bool(more) and self.columns.shares is not None
+        more = (*more, sums.shares) if weighted else more
         sent = [sums.highest, sums.total, *more]
         if self.targets is None:
             sent.append(self.cosine)
@@ -182,7 +184,10 @@ class Problem:
             self.cosine = everyone[:, -1].sum(0)  # only one rank has the class
         highest = everyone[:, 0].amax(0)
         total = (everyone[:, 1] * (everyone[:, 0] - highest.masked_fill(highest == -torch.inf, 0.0)).exp()).sum(0)
-        return Sums(highest, total, *(everyone[:, 2:5].sum(0) if more else sums[2:]))
+        if not more:
+            return Sums(highest, total, *sums[2:])
+        plain, finite, *shares = everyone[:, 2 : 2 + len(more)].sum(0)
+        return Sums(highest, total, plain, finite, shares[0] if weighted else finite)
 
     def backward(self, part: slice, held: Tensor | None, upstream: Tensor, dx: Tensor, dw: Tensor | None, *, last: bool, add: bool) -> None:
         """Add the gradient of a part of the rows to `dx` (B, D), at unit length, and to that of the centers `dw` (n, K, D).

@@ -129,8 +129,8 @@ def test_rankme_in_corner_cases():
     views = torch.randn(4, 1, 9, generator=torch.Generator().manual_seed(1))
     assert float(rankme(views.expand(4, 5, 9)).RankMe) == pytest.approx(float(rankme(views).RankMe), rel=1e-9)
     assert "at most 4" in rankme(views).meaning
-    assert "These are few" in rankme(views).meaning
-    assert "These are few" not in rankme(views.repeat(30, 1, 1)).meaning
+    assert "these are few" in rankme(views).meaning
+    assert "these are few" not in rankme(views.repeat(30, 1, 1)).meaning
     assert float(rankme(3 * views, normalize=True).RankMe) == pytest.approx(float(rankme(views / views.norm(dim=2, keepdim=True)).RankMe), rel=1e-6)
 
 
