@@ -43,7 +43,7 @@ class _Note(Generic[T]):
 
 
 class Calls(Generic[T]):
-    """What the latest forward passes used, by their inputs; copies and pickles of it are empty.
+    """Notes of the latest forward passes, by their inputs; copies and pickles of it are empty.
 
     Example:
         >>> calls, batch = Calls[int](), torch.randn(4, 2)

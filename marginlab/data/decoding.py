@@ -6,8 +6,9 @@ Opened are JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF by their contents, whatever a
 of them starts another program, as PostScript does. Of several pictures in a file the first is taken.
 A photograph is turned as its EXIF orientation says; where EXIF is broken it stays as it is.
 
-    fingerprint = 64 bits of (length, first 4 KiB, last 4 KiB) of a file: other pixels change the
-                  checksum at the end of a PNG, and rarely leave the length of a JPEG
+    fingerprint = 64 bits of (version of this reader, length, bytes) of a file; of a PNG or a JPEG
+                  the first and last 4 KiB: other pixels change the checksum at the end of a PNG,
+                  and rarely leave the length of a JPEG. Formats without a checksum are read whole
 """
 
 import contextlib
@@ -27,6 +28,9 @@ from marginlab.data.pixels import afford_one
 from marginlab.data.untrusted import open_regular, shown
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+READER = 2  # another one makes other pixels of some files: 2 turns by EXIF, and puts over white
+_TOLD_BY_ENDS = ("PNG", "JPEG", "MPO")  # MPO: a JPEG with further pictures behind it
+_BLOCK = 2**20  # bytes that are read at a time
 _END = 4096  # bytes of a file's beginning and of its end that tell it from others
 _ORIENTATION = 0x0112  # EXIF's tag
 _EXIF = 2**16  # bytes of EXIF in a JPEG at most; of a PNG no more are read
@@ -47,10 +51,10 @@ def look(file: Path, name: str, size: int, budget: int) -> Look:
     channel, or takes more memory than there is for it (`afford_one`).
     """
     with _opened(file, name) as (image, stream):
-        with _named(file, name):
-            fingerprint = _fingerprint(stream)
-        turned = _turn(image, stream) > 4
         _usable(image, file, name, size, budget)
+        with _named(file, name):
+            fingerprint = _fingerprint(stream, whole=image.format not in _TOLD_BY_ENDS)
+        turned = _turn(image, stream) > 4
         width, height = image.size[::-1] if turned else image.size
     return Look(height, width, fingerprint)
 
@@ -170,12 +174,17 @@ def _over_white(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
 
 
-def _fingerprint(stream: BinaryIO) -> int:
+def _fingerprint(stream: BinaryIO, *, whole: bool) -> int:
     before = stream.tell()
     length = os.fstat(stream.fileno()).st_size
+    found = hashlib.blake2b(b"%d:%d:" % (READER, length), digest_size=8)
     stream.seek(0)
-    found = hashlib.blake2b(b"%d:" % length + stream.read(_END), digest_size=8)
-    stream.seek(max(length - _END, _END))  # of a short file all is read, and nothing twice
-    found.update(stream.read(_END))
+    if whole:
+        while block := stream.read(_BLOCK):
+            found.update(block)
+    else:
+        found.update(stream.read(_END))
+        stream.seek(max(length - _END, _END))  # of a short file all is read, and nothing twice
+        found.update(stream.read(_END))
     stream.seek(before)
     return int.from_bytes(found.digest(), "little", signed=True)

@@ -34,7 +34,7 @@ from marginlab.margins import Margin, Targets
 
 @dataclass(frozen=True)
 class Over:
-    """What is spread over the ranks of a group (None: the default one, or one rank).
+    """Rows or classes spread over the ranks of a group (None: the default one, or one rank).
 
     classes: False: each rank has rows of its own and all centers. True: each rank has all rows, and the centers of some of the classes; `target`
         is negative where a row's class is another rank's, and the gradient of the rows is this rank's part, to be added to the others'.
@@ -53,7 +53,7 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What `margin_cross_entropy` is asked for besides embeddings and centers; see there."""
+    """Settings of `margin_cross_entropy` besides embeddings and centers; see there."""
 
     target: Tensor
     margin: Margin
@@ -128,7 +128,7 @@ class Problem:
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
     def part(self, part: slice) -> Rows:
-        """What the tiles need of some rows."""
+        """Some of the rows, as the tiles need them."""
         value, hardness = (None, None) if self.targets is None or self.targets.hardness is None else (self.targets.value[part], self.targets.hardness)
         return Rows(self.direction[part], self.target[part], None if self.exclude is None else self.exclude[part], value, hardness)
 

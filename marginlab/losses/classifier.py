@@ -170,7 +170,7 @@ class Classifier(nn.Module):
         return loss
 
     def _settings(self) -> dict[str, Any]:
-        """What ranks must have alike, by name: a collective hangs, or errs, where they have not."""
+        """Settings that ranks must have alike, by name: otherwise a collective hangs, or errs."""
         names = ["num_classes", "dim", "subcenters", "margin", "scale", "label_smoothing"]
         names += ["interclass_filter", "interclass_masks", "ignore_index", "reduction", "grads"]
         weights = self.class_weights

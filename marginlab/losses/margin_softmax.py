@@ -147,9 +147,16 @@ class MarginSoftmax(Classifier):
         self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"], exclude: Int[Tensor, "B E"] | None = None
     ) -> Float[Tensor, "*rows"]:
         """The loss of embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out (a known twin; -1 for none)."""
-        labels, valid = self._checked(embeddings, labels)
+
+        def check() -> tuple[Tensor, Tensor | None, Tensor | None]:
+            checked, valid = self._checked(embeddings, labels)
+            return checked, valid, excluded(exclude, len(checked))
+
         if self._unmet and ranks.size(self.group) > 1:
-            device, said = embeddings.device, self._settings() | {"dtype": embeddings.dtype}
-            ranks.alike("MarginSoftmax", said, group=self.group, device=device)
+            said, group = self._settings(), self.group
+            made, _ = ranks.accepted(check, embeddings, group, what="MarginSoftmax", **said)
             self._unmet = False
-        return self._loss(embeddings, labels, labels, valid, exclude=excluded(exclude, len(labels)))
+        else:
+            made = check()
+        own, valid, left_out = made
+        return self._loss(embeddings, own, own, valid, exclude=left_out)

@@ -45,7 +45,10 @@ class _Batch(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a pass takes from its step: the number and the labels that its sample is drawn with (None: no sample), and what a window fixes."""
+    """The part of a step in a pass: number and labels that its sample is drawn with, and a window's.
+
+    step: None draws no sample. margin, whole: as a window fixes them.
+    """
 
     step: int | None
     labels: Tensor
@@ -140,7 +143,7 @@ class PartialFC(Classifier):
         return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
 
     def _part_of_step(self, batch: _Batch) -> _Part:
-        """What this pass takes from its step: a new one, or in a pass that is run again that of the first."""
+        """Take a new step, or in a pass that is run again that of the first."""
         rows = (batch.labels, batch.embeddings)
         samples = self.training and self.sample_rate < 1
         if recomputing() and (samples or self._window is not None or self._calls.noted(rows)):
@@ -215,13 +218,14 @@ class PartialFC(Classifier):
         try:
             labels, _ = self._checked(embeddings, labels)
             exclude = excluded(exclude, len(labels))
-        except (ValueError, TypeError) as raised:
+        except Exception as raised:  # of a full memory, too: the others would wait
             error = raised
         width = 0 if error is not None or exclude is None else exclude.shape[1]
         alike = self._settings() if ranks.size(self.group) > 1 else {}
-        alike |= {"dtype": embeddings.dtype, "columns of excluded classes": width}
+        alike |= {"dtype": getattr(embeddings, "dtype", None), "columns of excluded classes": width}
         device = self.centers.device
-        held = ranks.agreed(len(embeddings), error, self.group, device, what="PartialFC", **alike)
+        rows = 0 if error is not None else len(embeddings)
+        held = ranks.agreed(rows, error, self.group, device, what="PartialFC", **alike)
         return labels, exclude if width else None, held
 
     def _settings(self) -> dict[str, Any]:
@@ -267,7 +271,7 @@ class PartialFC(Classifier):
         )
 
     def _setting(self, batch: _Batch, part: _Part) -> dict[str, Any]:
-        """What a batch of several ranks, or a part of a window, changes."""
+        """Settings that a batch of several ranks, or a part of a window, changes."""
         spread: dict[str, Any] = {"spread": len(batch.held) > 1}
         return spread if part.margin is None else {**spread, "margin": part.margin, "whole": part.whole}
 

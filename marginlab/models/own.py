@@ -44,5 +44,26 @@ class OwnBackbone(Backbone):
             )
         return features
 
+    def feature_map(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """The last feature map, by the module's own method `feature_map`.
+
+        Raises:
+            ValueError: The module has no such method, or it gives no maps (B, C, h, w).
+        """
+        own = getattr(self.net, "feature_map", None)
+        name = type(self.net).__name__
+        if own is None:
+            raise ValueError(
+                f"{name} has no feature map: give it a method feature_map, from images (B, 3, H, W) "
+                "to maps (B, C, h, w)."
+            )
+        found: Tensor = own(images)
+        if found.ndim != 4 or len(found) != len(images):
+            raise ValueError(
+                f"{name}.feature_map gives {tuple(found.shape)} of {len(images)} images, not "
+                f"({len(images)}, C, h, w). Leave out its pooling."
+            )
+        return found
+
     def __repr__(self) -> str:
         return f"OwnBackbone({self.net!r}, dim={self.dim})"

@@ -136,9 +136,8 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float) -> Tensor:
         ctx.group, ctx.factor = group, factor
         if held is None:
-            make = {"dtype": x.dtype, "width": tuple(x.shape[1:])}
-            held = agreed(len(x), None, group, x.device, what="gather", **make)
-        ctx.rows = held
+            width = tuple(x.shape[1:])
+            held = agreed(len(x), None, group, x.device, what="gather", dtype=x.dtype, width=width)
         sent = _padded(x, max(ctx.rows))
         out = [torch.empty_like(sent) for _ in ctx.rows]
         dist.all_gather(out, sent, group=group)

@@ -25,6 +25,7 @@ def agreed(
     device: torch.device | str = "cpu",
     *,
     what: str = "",
+    refused: str = "its batch",
     **alike: Any,
 ) -> list[int]:
     """The number of rows of each rank, once no rank has found an error and all call alike.
@@ -38,6 +39,7 @@ def agreed(
         group: process group; None is the default one, or one rank.
         device: where the exchange takes place; cuda for NCCL.
         what: the name of what is called, for messages.
+        refused: what a rank with an error refuses, for messages.
         alike: by name, whatever must be the same on every rank; compared by its `repr`.
 
     Raises:
@@ -59,11 +61,11 @@ def agreed(
     rows: list[int]
     rows, words = held.T.tolist()
     if min(words) < 0:
-        refusals = of_all(None if error is None else str(error), group)
+        refusals = of_all(None if error is None else str(error) or type(error).__name__, group)
         if error is not None:
             raise error
         number = next(r for r, text in enumerate(refusals) if text is not None)
-        raise ValueError(f"Rank {number} of {size(group)} refused its batch: {refusals[number]}")
+        raise ValueError(f"Rank {number} of {size(group)} refused {refused}: {refusals[number]}")
     if min(words) < max(words):
         shown = {name: f"{value!r:.200}" for name, value in said.items()}
         raise ValueError(differences(of_all(shown, group), what))
@@ -136,11 +138,11 @@ def accepted(
     what: str = "",
     **alike: Any,
 ) -> tuple[T, list[int]]:
-    """What `check` makes of this rank's batch, of which x has a row each, and the rows of each rank.
+    """Check this rank's batch, of which x has a row each; if one rank refuses its own, all raise.
 
-    A batch that one rank refuses all refuse, and so they do if they do not call alike: with another
-    dtype or width of x, or another of the values `alike`; see `agreed`. Of what a check may raise,
-    ValueError and TypeError are what it refuses a batch by.
+    Gives what `check` returns, and the number of rows of each rank. All raise as well if they do
+    not call alike: with another dtype or width of x, or another of the values `alike`; see `agreed`.
+    Whatever a check raises is exchanged, also where memory ran out: the others would wait.
 
     >>> accepted(lambda: "good", torch.ones(3, 2))
     ('good', [3])
@@ -148,11 +150,15 @@ def accepted(
     error: Exception | None = None
     try:
         made = check()
-    except (ValueError, TypeError) as raised:
+    except Exception as raised:
         error = raised
-    rows = len(x) if x.ndim else 0
-    make = {"dtype": x.dtype, "width": tuple(x.shape[1:])}
-    held = agreed(rows, error, group, x.device, what=what, **make, **alike)
+    rows = 0
+    device = torch.device("cpu")
+    if isinstance(x, Tensor):  # where it is none the check has raised
+        rows = len(x) if x.ndim else 0
+        device = x.device
+        alike |= {"dtype": x.dtype, "width": tuple(x.shape[1:])}
+    held = agreed(rows, error, group, device, what=what, **alike)
     return made, held
 
 

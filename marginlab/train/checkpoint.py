@@ -5,7 +5,7 @@
 A folder is written under another name, step-00000240.partial, and renamed into place; the ones before
 are removed by `prune`, under such a name too, once a step of training has gone on from the new one. So
 there is always a whole one, and what has the name of a step is whole. A step that is there already is
-not written again: one step of one run is always the same.
+neither written again nor taken for the same: that is refused.
 
 Parameters and buffers that all ranks have are written by rank 0 as it has them. A value that is not
 finite is not written: training could not go on from it.
@@ -33,10 +33,9 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from marginlab import ranks, settings
-from marginlab.losses import PartialFC
+from marginlab.losses.classifier import Classifier
 from marginlab.methods import Method
 from marginlab.train import contents
-from marginlab.train.centers import resized
 from marginlab.train.contents import put as put_text
 from marginlab.train.finite import check_finite
 from marginlab.train.optimizer_state import named, put, saved_as
@@ -66,16 +65,18 @@ def save(
         method: the method that is trained.
         optimizers: of its parameters, in the order in which `restore` is given them.
         step: the number of steps taken, which names the checkpoint.
-        classes: names of the classes of the data, in the order of their labels.
+        classes: names of the classes of the data, in the order of their labels; without them a
+            method with class centers is restored, and not loaded.
         progress: what the loop itself must know to go on, as JSON.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
+        FileExistsError: the folder has a checkpoint of this step already; it stays.
         FloatingPointError: a parameter, buffer or optimizer state is not finite; nothing is written.
         OSError: it cannot be written; the one before stays.
-        ValueError: a negative step.
+        ValueError: a negative step, or names of more or fewer classes than the method has.
         TypeError: progress that is no JSON.
 
     Example:
@@ -90,20 +91,41 @@ def save(
     """
     if step < 0:
         raise ValueError(f"A checkpoint is of step 0 or a later one, not {step}.")
+    for name, part in method.named_modules() if classes else ():
+        if isinstance(part, Classifier) and part.num_classes != len(classes):
+            raise ValueError(
+                f"{name} has {part.num_classes} classes, and {len(classes)} names are given: a "
+                "checkpoint of both could not be loaded. Give a name for each class."
+            )
+    check_finite(method, optimizers, step, latest(Path(folder)))
+    return write(folder, recipe, method, optimizers, step=step, classes=classes, progress=progress)
+
+
+def write(
+    folder: Path | str,
+    recipe: Recipe,
+    method: Method,
+    optimizers: Optimizers,
+    *,
+    step: int,
+    classes: Sequence[str],
+    progress: dict[str, Any] | None,
+) -> Path:
+    """Write a checkpoint of values that were found finite; otherwise as `save`."""
     place = Path(folder) / "checkpoints" / f"step-{step:08d}"
     partial = place.with_name(f"{place.name}.partial")
     told = {"format": contents.FORMAT, "step": step, "ranks": ranks.size()}
     text = json.dumps({**(progress or {}), **told, "classes": list(classes)})
 
-    def there() -> bool:
-        if place.exists():  # as when the signal to end comes in the last step of an epoch
-            return True
+    def make_room() -> None:
+        if place.exists():
+            raise FileExistsError(
+                f"{place} is there already, and stays as it is. Save each step once; for another run "
+                "choose another folder, or remove this one."
+            )
         shutil.rmtree(partial, ignore_errors=True)
-        return False
 
-    if ranks.first(there):
-        return place
-    check_finite(method, optimizers, step, latest(Path(folder)))
+    ranks.first(make_room)
     planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # or each rank writes a part
     state = _state(method, optimizers)
     with _quiet():
@@ -143,11 +165,11 @@ def prune(folder: Path | str) -> None:
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder."""
-    found = _whole(folder)
+    found = whole(folder)
     return found[-1] if found else None
 
 
-def _whole(folder: Path) -> list[Path]:
+def whole(folder: Path) -> list[Path]:
     """The whole checkpoints of a run folder, from the oldest."""
     found = [
         (int(number), place)
@@ -156,20 +178,6 @@ def _whole(folder: Path) -> list[Path]:
         and (place / "progress.json").exists()
     ]
     return [place for _, place in sorted(found)]
-
-
-def remaining(folder: Path) -> str:
-    """Which checkpoints a run that cannot go on from here has left, as the end of a sentence."""
-    last = latest(folder)
-    if last is None:
-        return "no checkpoint was written yet."
-    before = [place for place in _whole(folder) if place != last]
-    if not before:
-        return f"the last checkpoint, {last}, is whole."
-    return (
-        f"the last checkpoint, {last}, holds finite numbers, but no step has gone on from it; "
-        f"the one before is kept, {before[-1]}."
-    )
 
 
 def restore(
@@ -195,17 +203,20 @@ def restore(
         ValueError: the checkpoint is changed or cut short (the message names the file), or of
             another recipe (it names the setting) or method (it names the tensor).
     """
-    checkpoint = _found(Path(checkpoint))
-    error: ValueError | None = None
+    error: Exception | None = None
+    said = dict[str, Any]()
+    checkpoint = Path(checkpoint)
     try:  # each rank reads a part of the files for their checksums
+        checkpoint = _found(checkpoint)
         progress, places = contents.whole(checkpoint, part=ranks.rank(), parts=ranks.size())
+        said = {"step": progress["step"], "checksums": contents.mark(checkpoint)}
         if recipe is not None:
             _of_recipe(checkpoint, recipe)
         _of_method(checkpoint, places.state_dict_metadata, method)
-    except ValueError as raised:
+    except Exception as raised:  # of whatever kind: the others would wait
         error = raised
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
-    ranks.agreed(0, error, device=device)
+    ranks.agreed(0, error, device=device, what="restore", refused="its checkpoint", **said)
     state = {"method": method.state_dict(), **saved_as(places, checkpoint, method, optimizers)}
     _load(state, checkpoint, alone=ranks.size() == 1)
     method.load_state_dict(state["method"])
@@ -287,25 +298,6 @@ def _quiet() -> Iterator[None]:
 
 def _state(method: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     return {"method": method.state_dict(), **{f"optimizer{number}": named(method, optimizer) for number, optimizer in enumerate(optimizers)}}
-
-
-def start(method: Method, path: Path | str) -> None:
-    """Give a method the weights of another run's; class centers (and sub-centers) of more or fewer classes are `resized`. All ranks call it.
-
-    Raises FileNotFoundError and ValueError as `load`, and ValueError when the two are of other shapes.
-    """
-    old, own = ranks.whole(load(path).state_dict()), method.state_dict()
-    for name, part in method.named_modules():
-        key = f"{name}.centers"
-        if isinstance(part, PartialFC) and key in old and old[key].shape[1:] == own[key].shape[1:]:
-            old[key] = resized(old[key], part.num_classes, seed=part.seed)
-    ours, theirs = ({name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)} for state in (own, old))
-    if odd := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
-        raise ValueError(
-            f"The weights of {path} do not fit: {odd[0]} is {theirs.get(odd[0], 'absent')} there, {ours.get(odd[0], 'absent')} here. "
-            "Start from a run with the same backbone and method."
-        )
-    method.load_state_dict(old)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Whose a run folder is: one recipe's, one monitor's and one set of images', and one process's at a time.
+"""The claim to a run folder: of one recipe, one monitor and one set of images, one process at a time.
 
     RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
     RUN/.lock                                     held by the process that trains; it stays
@@ -30,6 +30,7 @@ LOCK, PARTIAL = ".lock", ".partial"
 FIRST = ("recipe.toml", "monitor.toml", "images.txt")
 WRITTEN = ("checkpoints", "tensorboard")
 OURS = (LOCK, PARTIAL, *FIRST)  # of a run that was killed at its start
+_HELD = dict[Path, TextIO]()  # locks of this process, by their folders
 
 
 @contextlib.contextmanager
@@ -61,16 +62,26 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
             for name, text in {**written, "images.txt": images}.items():
                 if not _filled(folder / name):  # of a run that was killed here, the later ones are missing
                     _put(folder / name, text)
+            _HELD[folder] = lock
             yield
         except BaseException:
             if new and _holds(lock, folder) and checkpoint.latest(folder) is None:
                 _give_back(folder)
             raise
+        finally:
+            _HELD.pop(folder, None)
 
 
 def still_there(folder: Path) -> None:
     """Raise OSError if a claimed folder was removed, or replaced by another, during the run."""
-    if not (folder / "recipe.toml").exists() or not (folder / LOCK).exists():
+    lock = _HELD.get(folder.absolute())
+    ours = (folder / LOCK).exists() if lock is None else _holds(lock, folder)
+    if not ours and (folder / LOCK).exists():
+        raise FileNotFoundError(
+            f"{folder} was replaced by another folder while the run trained in it, and nothing is "
+            "written there. Put the run's own folder back, and the same command goes on."
+        )
+    if not ours or not (folder / "recipe.toml").exists():
         raise FileNotFoundError(
             f"{folder} was removed while the run trained in it, and what was kept there is lost. The "
             "same command begins again."
@@ -110,7 +121,8 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
         found = folder / "images.txt"
         if _filled(found) and found.read_text(encoding="utf-8") != images:
             raise SettingsError(
-                f"{folder} holds a run on other images: {recipe.data} has changed since. Choose another folder."
+                f"{folder} holds a run on other images: {recipe.data} has changed since, or "
+                "the version that reads it. Choose another folder."
             )
     elif folder.exists() and any(file.name not in OURS for file in folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")

@@ -144,6 +144,15 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def mark(checkpoint: Path) -> str:
+    """16 hexadecimal digits that tell a checkpoint from others of its step: of its checksums.
+
+    Versions that kept no checksums wrote metadata with a number of its own.
+    """
+    sums = checkpoint / SUMS
+    return digest(sums if sums.exists() else checkpoint / ".metadata")[:16]
+
+
 def write_sums(folder: Path, known: dict[str, str]) -> None:
     """Write checksums of all files of a folder; those of `known` names are not read again."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)

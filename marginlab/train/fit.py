@@ -26,12 +26,11 @@ from marginlab.data.streaming import batches
 from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
-from marginlab.train import checkpoint, watch
+from marginlab.train import keeping, watch
 from marginlab.train.angles import Angles
 from marginlab.train.board import board_of
 from marginlab.train.claim import claimed, record_machines, still_there
 from marginlab.train.clipping import clip
-from marginlab.train.finite import check_finite
 from marginlab.train.images import passes, together, viewable
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
@@ -42,7 +41,7 @@ SAVE_EVERY = 1000  # steps between checkpoints inside a long epoch; one is writt
 
 
 class Fitted(NamedTuple):
-    """What `fit` gives: the trained method in evaluation mode, what the monitor measured, where it is kept, and how fast this call trained."""
+    """The trained method in evaluation mode, its measured rows, where all is kept, and how fast this call trained."""
 
     method: Method
     rows: list[Row]
@@ -79,7 +78,8 @@ def fit(
     Raises
     ------
     SettingsError: the folder holds a run of another recipe or monitor (the first difference is named) or on other images, or another process
-        trains in it; or the batch exceeds the images or splits unevenly, or the method cannot be trained on so many ranks or by this optimizer.
+        trains in it, or it is not the same for all ranks; or the batch exceeds the images or splits
+        unevenly, or the method cannot be trained on so many ranks or by this optimizer.
     FloatingPointError: a loss or gradient is not finite on some rank; the message names step, rank, layer and images, the last checkpoint stays.
     Stopped: SIGTERM came; the step that was under way is kept in a checkpoint.
     ValueError, OSError: on every rank, if on one an image of a streamed folder cannot be read or a worker ended; the last checkpoint stays.
@@ -100,8 +100,8 @@ def fit(
     train, test, unseen = together(recipe, monitor, device, reading)
     digests = " ".join(s.digest() for s in (train, test, unseen) if s is not None) + "\n"
     method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.start and checkpoint.latest(folder) is None:
-        checkpoint.start(method, recipe.start)
+    if recipe.start and keeping.newest(folder, device) is None:
+        keeping.start(method, recipe.start)
     passes(method, train, recipe, device)
     viewable(recipe, monitor, train)
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
@@ -150,7 +150,7 @@ class _Loop:
         self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()  # sums over the steps of this epoch: the loss, and what comes with it
         self.totals = dict[str, Tensor]()  # the same of this rank since they were last brought together
         self.signal, self.stopping = watch.Signal(), False
-        self.unproven = False  # whether no step has gone on yet from the checkpoint written last
+        self.keeper = keeping.Keeper(recipe, folder, method, optimizers, train.classes, device)
         self.say = say
         self.angles = Angles(recipe.epochs, self.schedule, self.per_epoch)
         self.order = functools.lru_cache(maxsize=2)(self._order)  # of this epoch, and of the next, which may be read ahead
@@ -159,10 +159,8 @@ class _Loop:
         return Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
 
     def run(self) -> Fitted:
-        last = checkpoint.latest(self.folder)
-        if last is not None:
-            progress = checkpoint.restore(last, self.method, self.optimizers, recipe=self.recipe)
-            self.unproven = True
+        progress = self.keeper.resume()
+        if progress is not None:
             self.step, self.sums = progress["step"], progress["sums"] if "sums" in progress else {"loss": progress["losses"]}
             self.rows = [Row(*row) for row in progress["rows"]]
             for name, values in progress.get("totals", {}).items():
@@ -192,7 +190,7 @@ class _Loop:
                 for name, value in self.one_step(forward, parts, epoch).items():
                     self.totals[name] = self.totals[name] + value if name in self.totals else value
                 self.step += 1
-                self.proven()
+                self.keeper.proven()
                 progress_bar.advance()
                 ended = self.step % self.per_epoch == 0
                 if ended or self.step % SAVE_EVERY == 0:
@@ -203,7 +201,7 @@ class _Loop:
                 if self.stopping:
                     raise watch.Stopped(f"Stopped after step {self.step} of {self.steps}, which is kept in {self.save()}.")
             rate = progress_bar.rate()
-        self.proven()
+        self.keeper.proven()
         self.write_rows()
         if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):  # since the last step
             raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
@@ -232,11 +230,11 @@ class _Loop:
             found = next(parts)
         except Exception as raised:
             error = raised
-        ranks.agreed(len(found[0]), error, device=self.device)
+        ranks.agreed(len(found[0]), error, device=self.device, refused="its images")
         return found[0], found[1].to(self.device)
 
     def window(self) -> contextlib.AbstractContextManager[bool]:
-        """What the micro-batches of a step share; says whether their losses add up to that of the step, which is their mean otherwise."""
+        """The part of a step that its micro-batches share; says whether their losses add up to that of the step, which is their mean otherwise."""
         if self.recipe.accumulate == 1:
             return contextlib.nullcontext(False)
         return self.method.window(self.train.labels[torch.cat(self.rows_of(self.step)).to(self.device)])
@@ -291,7 +289,7 @@ class _Loop:
             _, cause, number = min(found, key=lambda each: (each[0], each[2]))  # the rank that finds it earliest in the pass has the cause
             raise FloatingPointError(
                 f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller learning rate may help, or recipe.clip; "
-                f"{checkpoint.remaining(self.folder)}"
+                f"{keeping.remaining(self.folder)}"
             )
         self.stopping = stop
 
@@ -308,38 +306,20 @@ class _Loop:
         """
         ranks.share_buffers(self.method)
         if ended:
-            kept = checkpoint.latest(self.folder)  # weights that no step can go on from are not measured
-            check_finite(self.method, self.optimizers, self.step, kept)
+            self.keeper.check(self.step)
             self.angles.see(epoch, self.sums.get("target_angle", 0.0) / self.per_epoch)
             for name, value in self.sums.items():
                 self.note(Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
             self.sums = {}
             if self.monitor.due(epoch, self.recipe.epochs):
                 self.measure(epoch, board)
-        self.save()
+        self.save(checked=ended)
 
-    def save(self) -> Path:
+    def save(self, *, checked: bool = False) -> Path:
         """Keep all that the run needs to go on from this step."""
-        ranks.first(lambda: still_there(self.folder))
         totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}  # of each rank: adding them here would round
         progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows]}
-        ranks.share_buffers(self.method)
-        self.unproven = True
-        return checkpoint.save(
-            self.folder,
-            self.recipe,
-            self.method,
-            self.optimizers,
-            step=self.step,
-            classes=self.train.classes,
-            progress=progress,
-        )
-
-    def proven(self) -> None:
-        """Remove older checkpoints once a step has gone on from the last, or the run is at its end."""
-        if self.unproven:
-            checkpoint.prune(self.folder)
-            self.unproven = False
+        return self.keeper.save(self.step, progress, checked=checked)
 
     def measure(self, epoch: int, board: Any) -> None:
         """Rank 0 measures, the others wait for its rows."""

@@ -43,13 +43,13 @@ def together(
     try:
         train, test = check(recipe, **reading)
         unseen = monitor.unseen(train, reading["root"], recipe.image_size, budget=reading["budget"], workers=reading["workers"])
-    except (ValueError, TypeError, OSError) as raised:
+    except Exception as raised:  # of a decoder too, and of a full memory: the others would wait
         error = raised
     said: dict[str, Any] = {}
     if ranks.size() > 1 and error is None:
         said = _said(recipe, monitor, {"train": train, "test": test, "unseen": unseen})
     try:
-        ranks.agreed(0, error, device=device, what="fit", **said)
+        ranks.agreed(0, error, device=device, what="fit", refused="its images", **said)
     except ValueError as differs:
         if differs is error or error is not None:
             raise
@@ -61,7 +61,7 @@ def together(
 
 
 def _said(recipe: Recipe, monitor: Monitor, sets: dict[str, ImageSet | None]) -> dict[str, Any]:
-    """What decides the numbers of a run, by name."""
+    """Values that decide the numbers of a run, by name."""
     said: dict[str, Any] = {"version of torch": torch.__version__}
     said["version of marginlab"] = marginlab.__version__
     for name, chosen in (("recipe", recipe), ("monitor", monitor)):

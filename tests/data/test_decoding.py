@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
-from marginlab.data import load
+from marginlab.data import decoding, load
 from marginlab.data.decoding import decoded, look
 from marginlab.data.pixels import BUDGET
 
@@ -239,3 +239,39 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
     pipe.symlink_to(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"bee/2\.png cannot be read as an image: .*No such file"):
         load(spec)
+
+
+@pytest.mark.parametrize("kind", ["bmp", "ppm", "tif", "gif", "webp", "png", "jpg"])
+def test_pixels_in_the_middle_of_a_file_tell_it_from_others(tmp_path, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    found = []
+    for value in (0, 255, 0):
+        pixels[48, 40:50] = value
+        image = Image.fromarray(pixels)
+        image = image.convert("P") if kind == "gif" else image
+        image.save(tmp_path / f"one.{kind}", **({"lossless": True} if kind == "webp" else {}))
+        found.append(look(tmp_path / f"one.{kind}", "made", 0, BUDGET).fingerprint)
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_a_set_of_bitmaps_has_the_digest_of_its_pixels_held_and_streamed(tmp_path, size, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "all" / f"{name}.bmp")
+
+    def digests():
+        spec = f"folder:{tmp_path / 'all'}"
+        one, other = load(spec, size=size), load(spec, size=size, budget=1, workers=0)
+        assert one.digest() == other.digest()
+        return one.digest()
+
+    before = digests()
+    monkeypatch.setattr(decoding, "READER", decoding.READER + 1)
+    assert digests() != before
+    monkeypatch.undo()
+    pixels[30] = 0
+    for file in (tmp_path / "all").glob("*/*.bmp"):
+        Image.fromarray(pixels).save(file)
+    assert digests() != before

@@ -148,3 +148,31 @@ def test_another_loss_of_nothing_on_one_rank(pool, name):
     """Else one rank would end and the others wait for it."""
     said = heard(pool, name, [{"empty": "zero"}, {"empty": "raise"}], [INPUTS[name]] * 2)
     assert said == f"The ranks do not call {name} alike: empty is 'zero' on rank 0 and 'raise' on rank 1."
+
+
+@pytest.mark.parametrize("name", ["MarginSoftmax", "PartialFC"])
+@pytest.mark.parametrize("wrong", ["label", "list"])
+def test_what_one_rank_refuses_at_the_first_call_all_refuse(pool, name, wrong):
+    batch = (X, torch.tensor([0, 1, 99, 0])) if wrong == "label" else (X.tolist(), LABELS)
+    settings = {"num_classes": 3, "dim": 6}
+    first, second = pool.run(2, say, [name] * 2, [settings] * 2, [(X, LABELS), batch])
+    assert isinstance(second, str)
+    assert first == f"Rank 1 of 2 refused its batch: {second}"
+    assert pool.run(2, _together) == [[0, 1]] * 2
+
+
+def _accept(group, rank):
+    def check():
+        if rank == 1:
+            raise MemoryError
+        return "good"
+
+    try:
+        ranks.accepted(check, X, group)
+    except (ValueError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_an_error_of_any_kind_on_one_rank_is_raised_on_all(pool):
+    said = pool.run(2, _accept)
+    assert said == ["ValueError: Rank 1 of 2 refused its batch: MemoryError", "MemoryError: "]

@@ -102,3 +102,22 @@ def test_projectors_are_the_papers():
     assert [type(layer) for layer in barlow] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
     with pytest.raises(ValueError, match="at least two sizes"):
         Projector((3,))
+
+
+class Own(nn.Module):
+    dim = 4
+
+    def forward(self, images):
+        return images.mean((2, 3)).repeat(1, 2)[:, :4]
+
+
+def test_a_module_of_ones_own_gives_its_own_feature_map_or_a_sentence():
+    images = torch.rand(2, 3, 8, 8)
+    backbone = models.OwnBackbone(Own())
+    with pytest.raises(ValueError, match=r"Own has no feature map: give it a method feature_map"):
+        backbone.feature_map(images)
+    backbone.net.feature_map = lambda images: images[:, :, ::2, ::2]
+    assert torch.equal(backbone.feature_map(images), images[:, :, ::2, ::2])
+    backbone.net.feature_map = backbone.net.forward
+    with pytest.raises(ValueError, match=r"Own.feature_map gives \(2, 4\) of 2 images, not \(2, C"):
+        backbone.feature_map(images)

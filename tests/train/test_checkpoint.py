@@ -15,7 +15,7 @@ import torch
 
 from marginlab import settings
 from marginlab.settings import SettingsError
-from marginlab.train import Monitor, Recipe, check, checkpoint, contents, fit, load, restore, save
+from marginlab.train import Monitor, Recipe, check, checkpoint, contents, fit, keeping, load, restore, save
 from marginlab.train.angles import Angles, CollapseWarning
 
 RECIPE = Recipe(
@@ -90,6 +90,35 @@ def test_a_loop_of_ones_own_is_saved_restored_and_loaded_with_its_class_names(ke
     assert not (place.parent / "checkpoints").exists()
 
 
+def test_a_step_that_was_saved_is_not_taken_for_another_of_its_number(tmp_path):
+    """Otherwise `load` gives the network of another run."""
+    method, _ = made()
+    place = save(tmp_path, RECIPE, method, step=7, classes="abcde")
+    with torch.no_grad():
+        other = RECIPE.make_method(5)
+        other.backbone.net.conv1.weight.zero_()
+    with pytest.raises(FileExistsError, match=r"step-00000007 is there already.*Save each step once"):
+        save(tmp_path, RECIPE, other, step=7, classes="vwxyz")
+    assert load(tmp_path).classes == tuple("abcde")
+    assert alike(load(tmp_path).state_dict(), method.state_dict())
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_names_of_more_or_fewer_classes_than_the_head_has_are_refused_when_they_are_saved(tmp_path):
+    recipe = replace(RECIPE, method="MarginClassifier(dim=8)")
+    with pytest.raises(ValueError, match=r"classifier has 5 classes, and 2 names are given"):
+        save(tmp_path, recipe, recipe.make_method(5), step=1, classes=("cat", "dog"))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_are_looked_through_once_for_each_checkpoint(tmp_path, monkeypatch):
+    looked = []
+    for module in (checkpoint, keeping):
+        monkeypatch.setattr(module, "check_finite", lambda *arguments: looked.append(arguments[2]))
+    fit(replace(RECIPE, epochs=2), tmp_path / "run", Monitor.none(), say=quiet)
+    assert looked == [2, 4]
+
+
 def test_older_checkpoints_go_when_that_is_wanted(tmp_path):
     method, _ = made()
     for step in (9, 10, 100_000_000):
@@ -146,7 +175,7 @@ def test_code_in_a_checkpoint_is_not_run(kept, tmp_path):
     attempts = (
         lambda: load(place),
         lambda: restore(place, method, optimizers),
-        lambda: checkpoint.start(method, tmp_path / "a"),
+        lambda: keeping.start(method, tmp_path / "a"),
     )
     for attempt in attempts:
         with pytest.raises(ValueError, match=r"\.metadata cannot be read: it holds .*Path"):
@@ -313,7 +342,7 @@ def test_a_run_of_ones_own_code_is_read_only_by_who_names_it(module, tmp_path):
     assert load(run.folder).encode(torch.rand(2, 3, 8, 8)).shape == (2, 6)  # named by the recipe
     forget(module, tmp_path)
     method = RECIPE.make_method(5)
-    for attempt in (lambda: load(run.folder), lambda: checkpoint.start(method, run.folder)):
+    for attempt in (lambda: load(run.folder), lambda: keeping.start(method, run.folder)):
         with pytest.raises(SettingsError, match=f"names code of the module '{module}'"):
             attempt()
         assert not (tmp_path / "code" / "imported").exists()

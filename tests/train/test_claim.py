@@ -115,6 +115,19 @@ def test_a_folder_that_is_removed_during_the_run_is_told_of(tmp_path, monkeypatc
     assert (folder / "recipe.toml").is_file()
 
 
+def test_a_folder_in_whose_place_another_one_stands_is_not_written_in(tmp_path):
+    folder, away = tmp_path / "run", tmp_path / "away"
+    with claimed(RECIPE, Nothing(), "", folder):
+        claim.still_there(folder)
+        folder.rename(away)
+        shutil.copytree(away, folder)
+        with pytest.raises(FileNotFoundError, match=r"run was replaced by another folder while"):
+            claim.still_there(folder)
+        shutil.rmtree(folder)
+        away.rename(folder)
+        claim.still_there(folder)
+
+
 def test_a_folder_whose_name_is_no_utf_8_is_refused_before_it_is_made(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9") / "run"
     with pytest.raises(SettingsError, match=r"is no text in UTF-8.*Choose another folder"):

@@ -20,8 +20,9 @@ from marginlab import settings
 from marginlab.methods import MarginClassifier
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
-from marginlab.train.checkpoint import latest, restore, start
+from marginlab.train.checkpoint import latest, restore
 from marginlab.train.fit import _Loop
+from marginlab.train.keeping import start
 
 SMALL = Recipe(
     images=96, augmentation="Augmentation('ade')", backbone="Backbone('resnet18', stem='strided', width=0.125)",

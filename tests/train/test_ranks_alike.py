@@ -1,13 +1,16 @@
 """Ranks that would not train the same are told so before the first step, all of them, and each names the ranks."""
 
+import os
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from marginlab.settings import SettingsError
-from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import Monitor, Recipe, contents, fit, images, keeping, save
 
 pytestmark = pytest.mark.xdist_group("ranks")
 RECIPE = Recipe(
@@ -77,7 +80,7 @@ def test_what_one_rank_cannot_read_or_train_on_none_waits_for(pool, tmp_path):
     said = heard(pool, tmp_path, other={"n": 4})
     assert said[1].startswith("SettingsError: A batch of 8 is more than the 4 training images")
     assert said[0] == said[2] == said[3]
-    assert said[0].startswith("SettingsError: Rank 1 of 4 refused its batch: A batch of 8 is more")
+    assert said[0].startswith("SettingsError: Rank 1 of 4 refused its images: A batch of 8 is more")
 
 
 def test_a_rank_without_the_file_ends_all(pool, tmp_path):
@@ -103,3 +106,81 @@ def test_the_same_data_is_trained_on(pool, tmp_path):
 def test_one_process_exchanges_nothing(tmp_path):
     with pytest.raises(SettingsError, match="is more than the 16 training images"):
         fit(Recipe(**vars(RECIPE) | {"batch": 64}), tmp_path / "run", Nothing(), root=root(tmp_path, "one"))
+
+
+def in_folders(group, rank, root, recipe, folders, homes):
+    """Train where each rank has its own folder, and its own place from which paths are read."""
+    here = Path.cwd()
+    os.chdir(homes[rank])
+    keeping.PATIENCE = 0.2
+    try:
+        fit(recipe, folders[rank], Nothing(), root=root, say=lambda line: None)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        os.chdir(here)
+    return "trained"
+
+
+@pytest.mark.parametrize("kind", ["stale", "empty"])
+def test_ranks_that_do_not_see_the_same_folder_are_told_so(pool, tmp_path, kind):
+    """Otherwise one goes on from a checkpoint, and waits for others that begin anew."""
+    data, folders = root(tmp_path, "one"), [tmp_path / "run"] * 4
+    fit(RECIPE, folders[0], Nothing(), root=data, say=lambda line: None)
+    folders[1] = tmp_path / "other"
+    if kind == "stale":
+        shutil.copytree(folders[0], folders[1])
+        (place,) = (folders[1] / "checkpoints").iterdir()
+        (place / "progress.json").write_text((place / "progress.json").read_text() + " ")
+        contents.write_sums(place, {})
+    said = pool.run(4, in_folders, data, RECIPE, folders, [tmp_path] * 4)
+    if kind == "stale":
+        for heard_there in said:
+            assert re.search(r"its checksums is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1", heard_there)
+            assert "They do not see the same" in heard_there
+    else:
+        assert said[1].startswith("SettingsError: ")
+        assert "holds no recipe here, but the first rank has written it there" in said[1]
+        assert said[0] == said[2] == said[3]
+        assert "Rank 1 of 4 refused its folder: " in said[0]
+        assert not folders[1].exists()
+
+
+def test_ranks_that_start_from_different_copies_of_a_run_are_told_so(pool, tmp_path):
+    data, homes = root(tmp_path, "one"), [tmp_path / "a", tmp_path / "b", tmp_path / "a", tmp_path / "a"]
+    for seed, home in enumerate(homes[:2]):
+        recipe = replace(RECIPE, seed=seed)
+        save(home / "start", recipe, recipe.make_method(10), step=1, classes="abcdefghij")
+    recipe, folder = replace(RECIPE, start="start"), tmp_path / "run"
+    said = pool.run(4, in_folders, data, recipe, [folder] * 4, homes)
+    assert len(set(said)) == 1
+    assert re.search(r"its checksums is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1", said[0])
+    assert "They hold different copies of start" in said[0]
+    assert not folder.exists()
+    shutil.rmtree(homes[1])
+    homes[1].mkdir()
+    said = pool.run(4, in_folders, data, recipe, [folder] * 4, homes)
+    assert said[1].startswith("FileNotFoundError: start holds no whole checkpoint")
+    assert "Rank 1 of 4 refused its start: " in said[0]
+
+
+def short_of_memory(group, rank, root, folder):
+    check = images.check
+
+    def full(*arguments, **named):
+        raise MemoryError
+
+    images.check = full if rank == 1 else check
+    try:
+        fit(RECIPE, folder, Nothing(), root=root, say=lambda line: None)
+    except (ValueError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        images.check = check
+
+
+def test_a_rank_whose_memory_is_full_ends_all(pool, tmp_path):
+    said = pool.run(4, short_of_memory, root(tmp_path, "one"), tmp_path / "run")
+    assert said[1] == "MemoryError: "
+    assert said[0] == said[2] == said[3]
+    assert said[0].startswith("SettingsError: Rank 1 of 4 refused its images: MemoryError")

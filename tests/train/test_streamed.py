@@ -127,7 +127,7 @@ def test_ranks_stream_the_held_run_and_end_together_at_a_file_that_is_cut_short(
     found = [rank for rank, text in enumerate(said) if re.fullmatch(words, text)]
     assert len(found) == 1
     for rank, text in enumerate(said):
-        assert rank in found or re.fullmatch(rf"Rank {found[0]} of 4 refused its batch: {words}", text)
+        assert rank in found or re.fullmatch(rf"Rank {found[0]} of 4 refused its images: {words}", text)
 
 
 def session(number):

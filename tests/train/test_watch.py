@@ -86,7 +86,7 @@ def test_the_micro_batch_that_broke_is_named(tmp_path, monkeypatch):
 
 def test_sigterm_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
     """As in a study, whose next training would begin."""
-    save = checkpoint.save
+    save = checkpoint.write
     one = replace(RECIPE, epochs=1)
 
     def told(*arguments, **keywords):
@@ -95,7 +95,7 @@ def test_sigterm_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
         return place
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", told)
+        patch.setattr(checkpoint, "write", told)
         with pytest.raises(Stopped, match="Stopped after the last step"):
             fit(one, tmp_path / "run", WATCH, say=quiet)
     assert len(fit(one, tmp_path / "run", WATCH, say=quiet).rows) > 0
