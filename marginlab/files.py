@@ -12,10 +12,64 @@ import socket
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a reader is refused, not waited for
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISCHR, "a device"),
+)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises
+    ------
+    OSError: there is no such file, it may not be read, or it is a pipe, a socket, a device or a folder. Those
+        are told before they are opened, since opening a pipe waits for its writer.
+
+    """
+    _refuse_others(path.stat().st_mode)
+    wait = getattr(os, "O_NONBLOCK", 0)  # should a pipe have taken its place since then
+    stream = path.open("rb") if not wait else os.fdopen(os.open(path, os.O_RDONLY | wait), "rb")
+    try:
+        _refuse_others(os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _refuse_others(mode: int) -> None:
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise OSError(f"it is {kind}, not a file")
+
+
+def content_of(path: Path, limit: int = 2**32) -> bytes:
+    """Read a regular file whole.
+
+    Raises:
+        OSError: there is none, or it is a pipe, a device or a folder.
+        ValueError: it has more bytes than the limit.
+
+    """
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise ValueError(f"{path} has {size:,} bytes, more than {limit:,} for such a file")
+            return file.read()
+    except OSError as error:
+        if error.errno is None:  # another kind than a file
+            raise OSError(errno.EINVAL, str(error), str(path)) from error
+        raise
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -81,7 +135,9 @@ def write(path: Path, content: str | bytes, beside: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except BaseException:  # a disk that is full, or Ctrl-C
+    except BaseException as error:  # a disk that is full, or Ctrl-C
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             beside.unlink()
         raise

@@ -13,6 +13,7 @@ import cmath
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib
 import inspect
 import json
@@ -25,6 +26,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+
+from marginlab.files import content_of
 
 T = TypeVar("T")
 OWN = re.compile(r"\s*([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*\(.*\))\s*", re.DOTALL)
@@ -191,7 +194,7 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def _flat(item: Any) -> Iterator[Any]:
-    """What stands in nested containers."""
+    """Walk through nested containers, to each thing that is none."""
     if isinstance(item, dict):
         item = [*item.keys(), *item.values()]
     if isinstance(item, list | tuple | set):
@@ -239,11 +242,17 @@ def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (
     if toml is not None:
         path = Path(toml)
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            data = _ALLOWED.get() is not None  # somebody else's; one's own may be a pipe
+            content = content_of(path) if data else path.read_bytes()
+            table = tomllib.loads(content.decode("utf-8-sig"))
         except FileNotFoundError as error:
             raise SettingsError(f"There is no settings file {path}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
             raise SettingsError(f"{path} is not a TOML file: {error}") from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise SettingsError(f"{path} is not a TOML file: {error.strerror}") from error
         value = replaced(value, table, str(path))
     if flags:
         import tyro  # an extra (`lab`): the core reads TOML and makes objects without it

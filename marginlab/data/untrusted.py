@@ -3,27 +3,21 @@
     bytes that an entry may claim <= 1032 x its bytes in the file + 64      (no deflated block packs more)
 
 An entry is read from its beginning to its end and never by a seek: from Python 3.12 on, zipfile drops the
-checksum of a stored entry after one. This file imports the standard library only, so that the tests can
-run it under every Python that they find.
+checksum of a stored entry after one. This file and `files` import the standard library only, so that the
+tests can run them under every Python that they find.
 """
 
 import os
-import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+from marginlab.files import open_regular
 
 _RATIO = 1032  # of deflate: 258 bytes for each 2 bits
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISCHR, "a device"),
-)
 
 
 @runtime_checkable
@@ -36,32 +30,6 @@ class Readable(Protocol):
 
 class DamagedError(ValueError):
     """A zip file or an entry of one that is not whole; the message says in which way."""
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading.
-
-    Raises
-    ------
-    OSError: there is no such file, it may not be read, or it is a pipe, a socket, a device or a folder. Those
-        are told before they are opened, since opening a pipe waits for its writer.
-
-    """
-    _refuse_others(path.stat().st_mode)
-    wait = getattr(os, "O_NONBLOCK", 0)  # should a pipe have taken its place since then
-    stream = path.open("rb") if not wait else os.fdopen(os.open(path, os.O_RDONLY | wait), "rb")
-    try:
-        _refuse_others(os.fstat(stream.fileno()).st_mode)
-    except OSError:
-        stream.close()
-        raise
-    return stream
-
-
-def _refuse_others(mode: int) -> None:
-    for is_kind, kind in _KINDS:
-        if is_kind(mode):
-            raise OSError(f"it is {kind}, not a file")
 
 
 def shown(path: Path) -> str:

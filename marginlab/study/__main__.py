@@ -9,8 +9,7 @@ from pathlib import Path
 from marginlab.settings import SettingsError, as_data
 from marginlab.study.definition import Study, load, presets_of, shelf, shipped, summary
 from marginlab.study.engine import conclude, execute
-from marginlab.study.files import read_json
-from marginlab.study.folder import check, reopen
+from marginlab.study.folder import check, origin, reopen
 from marginlab.study.keep import keep
 from marginlab.study.run import open_run
 from marginlab.study.team import leave
@@ -132,7 +131,7 @@ def _report(flags: Sequence[str], own: Study | None) -> int:
     study, settings = reopen(folder, own)
     check(study, settings, folder)
     study.grid(settings)
-    return conclude(study, settings, folder, read_json(folder / "about.json")["command"])
+    return conclude(study, settings, folder, origin(folder)["command"])
 
 
 def _keep(flags: Sequence[str], own: str | None, code: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import numbers
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ class Cell(Mapping[str, Value]):
         try:
             found = self.rows_file.stat()
         except OSError:
+            return False
+        if not stat.S_ISREG(found.st_mode):
             return False
         seen = found.st_mtime_ns, found.st_size
         if seen != self._seen[0]:

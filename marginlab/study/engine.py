@@ -234,7 +234,7 @@ def _state(run: Run) -> str:
 
 def _shows(folder: Path, state: str) -> bool:
     file = folder / "report.html"
-    return file.exists() and f'content="{state}"' in file.read_text(encoding="utf-8")[:100_000]
+    return file.is_file() and f'content="{state}"' in file.read_text(encoding="utf-8")[:100_000]
 
 
 def _stamp(file: Path) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marginlab.files import open_own, refuse_links
+from marginlab.files import content_of, open_own, refuse_links
 from marginlab.files import write as put
 
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of every cell, not of one
@@ -86,8 +86,13 @@ def unwritable(error: BaseException, folder: Path) -> OSError | None:
         if isinstance(behind, RunFolderError):
             return behind
         if isinstance(behind, OSError) and behind.errno in _LASTING:
+            named = behind.filename
+            place = f"{folder}, or another place that a cell writes to,"
+            if named is not None:
+                inside = Path(os.fsdecode(named)).absolute().is_relative_to(folder.absolute())
+                place = str(folder) if inside else os.fsdecode(named)
             return RunFolderError(
-                f"{folder} cannot be written: {behind.strerror}. The cells that are finished are kept; "
+                f"{place} cannot be written: {behind.strerror}. The cells that are finished are kept; "
                 "the same command goes on once it can be."
             )
         behind = behind.__cause__ or behind.__context__
@@ -104,8 +109,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value that `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value that `write_json` wrote; ValueError, OSError where there is no such file."""
+    try:
+        return json.loads(content_of(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} nests too deep to be read") from error
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
@@ -119,8 +127,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, o
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, as text."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(io.StringIO(content_of(path).decode(), newline="")))
 
 
 def number(text: str) -> int | float:

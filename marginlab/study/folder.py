@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import socket
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     check(study, settings, folder)
-    written, here = read_json(folder / "about.json"), about(study, command)
+    written, here = origin(folder), about(study, command)
     if written.get("ground", ground) != ground:
         raise SettingsError(f"{folder} was made with the same settings but other data. Give --folder another path, or bring the data back.")
     if here["versions"] not in (written["versions"], *written["later_versions"]):  # a run that goes on after an update says so
@@ -133,9 +134,36 @@ def source(folder: Path) -> dict[str, str]:
         written = read_json(folder / "about.json")["study"]
         if isinstance(written["name"], str) and isinstance(written["file"], str):
             return {"name": written["name"], "file": written["file"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OSError):
         pass
     raise SettingsError(f"{folder} is no run folder: its about.json names no study and no file.")
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """Read about.json, with all that is shown of it.
+
+    Raises
+    ------
+    SettingsError: it is no run folder's, or does not say by which command and versions it was made.
+
+    """
+    source(folder)
+    found: dict[str, Any] = read_json(folder / "about.json")
+    later = found.get("later_versions")
+    texts = [found.get(name) for name in ("command", "started")]
+    tables = [found.get("versions"), *(later if isinstance(later, list) else [None])]
+    for table in tables:
+        texts += list(table.values()) if isinstance(table, dict) else [None]
+    try:
+        shlex.split(found.get("command"))
+    except (ValueError, AttributeError, TypeError):  # no command of a shell
+        texts.append(None)
+    if not all(isinstance(text, str) for text in texts):
+        raise SettingsError(
+            f"{folder} is no run folder: its about.json does not say as text by which command, when "
+            "and by which versions it was made (command, started, versions, later_versions)."
+        )
+    return found
 
 
 def about(study: Study, command: str) -> dict[str, Any]:

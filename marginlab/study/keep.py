@@ -13,7 +13,8 @@ from pathlib import Path
 
 from marginlab import settings
 from marginlab.settings import SettingsError
-from marginlab.study.files import read_json, write
+from marginlab.study.files import write
+from marginlab.study.folder import origin
 from marginlab.study.run import Run
 from marginlab.terminal import printable
 
@@ -36,7 +37,7 @@ def keep(run: Run, file: Path) -> int:
             if not kept
             else f"A kept table is a .csv file, not {file}."
         )
-    about = read_json(run.folder / "about.json")
+    about = origin(run.folder)
     versions = "; later ".join(", ".join(f"{name} {version}" for name, version in v.items()) for v in (about["versions"], *about["later_versions"]))
     source = {
         "command": shlex.join(["python", *shlex.split(about["command"])[1:]]),

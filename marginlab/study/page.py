@@ -7,8 +7,7 @@ from importlib import resources
 from typing import Any
 
 from marginlab.study.display import clock
-from marginlab.study.files import read_json
-from marginlab.study.folder import now
+from marginlab.study.folder import now, origin
 from marginlab.study.markup import inline
 from marginlab.study.run import Run
 
@@ -40,7 +39,7 @@ def template() -> Any:
 
 def render(run: Run, command: str, state: str, trouble: str = "") -> str:
     """The whole page. `state` says which cells it shows; `trouble` is the traceback of a report that failed."""
-    report, about = run.report, read_json(run.folder / "about.json")
+    report, about = run.report, origin(run.folder)
     missing = [cell for cell in run.cells if not cell.finished]
     devices = list(dict.fromkeys(row["device"] for row in run.times)) or ["no cell is finished yet"]
     versions = "; later ".join(", ".join(f"{name} {version}" for name, version in v.items()) for v in (about["versions"], *about["later_versions"]))
@@ -90,8 +89,9 @@ def _notice(run: Run, missing: list[Any], trouble: str) -> str:
         items = []
         for cell in missing:
             why = "not computed yet"
-            if cell.failure_file.exists():
-                why = f"failed: <code>{html.escape((cell.failure_file.read_text(encoding='utf-8').strip().splitlines() or [''])[-1])}</code>"
+            if cell.failure_file.is_file():
+                lines = cell.failure_file.read_text(encoding="utf-8").strip().splitlines()
+                why = f"failed: <code>{html.escape((lines or [''])[-1])}</code>"
             items.append(f"<li><code>{html.escape(cell.id)}</code> {why}</li>")
         parts.append(f"<p><b>{len(missing)} of {len(run.cells)} cells are missing.</b> What follows is made of the others.</p>")
         parts.append(f"<ul>{''.join(items)}</ul>")

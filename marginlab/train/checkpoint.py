@@ -261,6 +261,15 @@ def _of_method(checkpoint: Path, there: dict[str, Any], method: nn.Module) -> No
             )
 
 
+def _sketch(recipe: Recipe, classes: int) -> Method | None:
+    """The method without memory for its tensors; None if it cannot be made so (one's own code)."""
+    try:
+        with torch.device("meta"):
+            return recipe.make_method(classes)
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
 def _cause(error: BaseException) -> str:
     """The first error of a rank, in its words."""
     failures = getattr(error, "failures", None) or {}
@@ -328,7 +337,10 @@ def load(
     classes = tuple(progress.get("classes", ()))
     number = len(classes) or progress.get("num_classes", 2)  # older ones hold no names, or none
     with settings.as_data(code=code):
-        method = settings.read(Recipe, checkpoint / "recipe.toml").make_method(number)
+        recipe = settings.read(Recipe, checkpoint / "recipe.toml")
+        if there := _sketch(recipe, number):  # before any memory is taken for it
+            _of_method(checkpoint, places.state_dict_metadata, there)
+        method = recipe.make_method(number)
     _of_method(checkpoint, places.state_dict_metadata, method)
     state = {"method": method.state_dict()}
     _load(state, checkpoint, alone=True)

@@ -9,12 +9,14 @@ Checksums find changed bytes; they are no signature: who can write into the fold
 anew. What such a folder can still do is say wrong numbers, see docs/trust.md.
 """
 
+import functools
 import hashlib
 import io
 import json
 import math
 import pathlib
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,10 +29,12 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from marginlab import files
+from marginlab.files import content_of, open_regular
 
 REMEDY = "Remove it, and train again or take an older copy."
 SUMS = "checksums.sha256"
 FORMAT = 2  # of progress.json; checkpoints before 2 have no checksums
+NAME = re.compile(r"__(\d+)_\d+\.distcp", re.ASCII)  # of rank and number
 METADATA = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
@@ -65,7 +69,7 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read `.metadata` (ValueError, UnpicklingError where it holds anything else)."""
-        content = (Path(self.path) / ".metadata").read_bytes()
+        content = content_of(Path(self.path) / ".metadata")
         found = _Unpickler(io.BytesIO(content)).load()
         _well_formed(found)
         found.storage_meta.load_id = self.load_id
@@ -91,9 +95,14 @@ def _well_formed(found: Any) -> None:
     stored = dict[str, int]()
     for index, place in found.storage_data.items():
         file, offset, length = place.relative_path, place.offset, place.length
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".distcp"):
-            raise ValueError(f"it points to {file!r}, which is no file of this checkpoint")
-        if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
+        # no repr of anything else: tuples in tuples may be longer as text than any memory
+        if type(file) is not str or type(index.fqn) is not str:
+            raise ValueError("it names a tensor, or a file of this checkpoint, by no text")
+        if NAME.fullmatch(file) is None:
+            raise ValueError(f"it points to {file[:80]!r}, which is no file of this checkpoint")
+        if type(offset) is not int or type(length) is not int:
+            raise ValueError(f"a part of {file} is at no whole numbers")
+        if offset < 0 or length < 0:
             raise ValueError(f"a part of {file} begins at {offset} and has {length} bytes")
         if getattr(place, "transform_descriptors", None):
             raise ValueError(f"{file} is written with transforms, which are not read here")
@@ -127,20 +136,26 @@ def progress(checkpoint: Path) -> dict[str, Any]:
     Raises ValueError where it is no JSON object, or was written by a later version.
     """
     file = checkpoint / "progress.json"
-    found = read(file, lambda: json.loads(file.read_text(encoding="utf-8")))
+    found = read(file, lambda: json.loads(content_of(file).decode("utf-8")))
     if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
         raise ValueError(f"{file} is not the progress of a training: it names no step. {REMEDY}")
-    if found.get("format", 1) not in range(1, FORMAT + 1):
+    if type(found.get("format", 1)) is not int or not 1 <= found.get("format", 1) <= FORMAT:
         raise ValueError(
             f"{file} is of format {found['format']!r}, and this version reads up to {FORMAT}. "
             "Read it by the version that wrote it."
         )
+    for name in ("ranks", "num_classes"):
+        if name in found and (type(found[name]) is not int or found[name] < 1):
+            raise ValueError(f"{file} says no number of {name}, from 1 on. {REMEDY}")
+    classes = found.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{file} holds no list of names of classes. {REMEDY}")
     return found
 
 
 def digest(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as opened:
+    """The SHA-256 of a regular file, in hexadecimal (OSError if it is another kind)."""
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -179,14 +194,14 @@ def check_sums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
             stacklevel=3,
         )
         return
-    lines = read(file, lambda: file.read_text(encoding="utf-8")).splitlines()
+    lines = read(file, lambda: content_of(file).decode("utf-8")).splitlines()
     told = {name: said for said, _, name in (line.partition("  ") for line in lines)}
     there = {path.name for path in checkpoint.iterdir()} - {SUMS}
     for name in (*_unlisted(there - told.keys()), *told)[part::parts]:
         path = checkpoint / name
         if name not in there:
             raise ValueError(f"{path} is missing, and {file.name} lists it. {REMEDY}")
-        if told.get(name) != digest(path):
+        if told.get(name) != read(path, functools.partial(digest, path)):
             raise ValueError(
                 f"{path} is not as it was written: its bytes, or its line in {file.name}, have "
                 f"changed. {REMEDY}"
@@ -220,13 +235,13 @@ def whole(checkpoint: Path, *, part: int = 0, parts: int = 1) -> tuple[dict[str,
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), end)
     for name, end in ends.items():
         path = checkpoint / name
-        size = path.stat().st_size if path.exists() else 0
-        if size < end:
+        size = path.stat().st_size if path.is_file() else 0
+        if size < end or not path.is_file():
             raise ValueError(
                 f"{path} has {size} of {end} bytes that .metadata names: it is missing or cut "
                 f"short. {REMEDY}"
             )
-    writers = len({name.split("_")[2] for name in ends})  # they are called __RANK_NUMBER.distcp
+    writers = len({name[1] for name in map(NAME.fullmatch, ends) if name is not None})
     if writers > found.get("ranks", writers):
         raise ValueError(
             f"{checkpoint} holds files of {writers} ranks, but {found['ranks']} wrote it: two "

@@ -21,6 +21,7 @@ LABELS = np.arange(20) % 2
 # run by interpreters that have neither numpy nor torch
 READ_ALL = """
 import importlib.util, pathlib, sys
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parents[2]))  # for marginlab.files
 spec = importlib.util.spec_from_file_location("untrusted", sys.argv[1])
 untrusted = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(untrusted)

@@ -1,11 +1,13 @@
 """What befalls a run folder: a disk that is full, a place that may only be read, files that a crash emptied, a removal."""
 
 import errno
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,8 @@ def run(cell):
         shutil.rmtree(cell.folder.parent.parent)
     if (cell.home / f"full{cell['i']}").exists():
         (cell.folder / "large").write_bytes(bytes(100_000))
+    if (cell.home / f"elsewhere{cell['i']}").exists():
+        raise OSError(28, "No space left on device", "/mnt/cache/large")
     cell.record("value", cell.once("shared", shared))
 def report(run):
     run.report.text(str(run.settings.data))
@@ -105,7 +109,8 @@ def test_a_cell_that_fills_the_disk_ends_the_run_by_a_sentence(study):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: ")
-    assert "run cannot be written: File too large" in done.stderr
+    where = "run, or another place that a cell writes to, cannot be written: File too large"
+    assert where in done.stderr  # the system does not say which file it was
     assert "Traceback" not in done.stdout + done.stderr
     assert dot_files("run") == []
 
@@ -185,3 +190,67 @@ def test_names_of_study_and_run_folder_that_are_no_utf_8(study):
         assert b"caf\\udce9" in done.stdout
     assert "caf\\udce9" in (run / "report.html").read_text()
     assert open_run(run, own).settings.n == 3
+
+
+def test_a_full_disk_elsewhere_is_not_said_to_be_the_run_folders(study, capsys):
+    (study.parent / "elsewhere1").touch()
+    assert main([str(study), "--folder", "run"]) == 1
+    assert sentence(capsys).startswith(
+        "error: /mnt/cache/large cannot be written: No space left on device."
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("command"),
+        lambda about: about.pop("versions"),
+        lambda about: about.pop("later_versions"),
+        lambda about: about.update(command=["a"]),
+        lambda about: about.update(command="an 'open quote"),
+        lambda about: about.update(versions={"torch": 2}),
+        lambda about: about.update(later_versions=[3]),
+        lambda about: about.update(started=None),
+    ],
+)
+def test_an_about_json_without_what_is_shown_of_it_is_a_sentence(study, change, capsys):
+    assert main([str(study), "--folder", "run"]) == 0
+    file = Path("run/about.json")
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
+    load(study).module.headline = ("value",)
+    capsys.readouterr()
+    for words in (["report", "run"], ["keep", "run", "kept.csv"], [str(study), "--resume", "run"]):
+        assert main(words) == 2
+        assert "its about.json does not say as text by which command" in sentence(capsys)
+
+
+def test_json_that_nests_too_deep_is_a_sentence(study, capsys):
+    assert main([str(study), "--folder", "run"]) == 0
+    Path("run/about.json").write_text("[" * 200_000)
+    capsys.readouterr()
+    assert main(["report", "run"]) == 2
+    assert "its about.json names no study" in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    "name", ["about.json", "config.toml", "rows.csv", "time.csv", "report.html", "failed.txt", "once.json"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(study, name):
+    assert main([str(study), "--folder", "run"]) == 0
+    [cell, *_] = sorted(Path("run/cells").iterdir())
+    once = next(Path("run/once").iterdir())
+    folder = {"about.json": Path("run"), "config.toml": Path("run"), "report.html": Path("run")}
+    place = folder.get(name, once if name == "once.json" else cell) / name
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    if name in ("failed.txt", "once.json"):
+        (cell / "rows.csv").unlink()
+    ended = []
+    words = ["--resume", "run"] if name == "once.json" else ["report", "run"]
+    study_named = [str(study), *words] if words[0] == "--resume" else words
+    thread = threading.Thread(target=lambda: ended.append(main(study_named)), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert ended == [{"about.json": 2, "config.toml": 2, "rows.csv": 1, "failed.txt": 1}.get(name, 0)]
