@@ -7,12 +7,13 @@ replaced, its target stays as it was); what is added to, or locked, has to be a 
 
 import contextlib
 import errno
+import io
 import os
 import socket
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a reader is refused, not waited for
@@ -27,7 +28,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     Raises

@@ -138,6 +138,7 @@ class _Gather(torch.autograd.Function):
         if held is None:
             width = tuple(x.shape[1:])
             held = agreed(len(x), None, group, x.device, what="gather", dtype=x.dtype, width=width)
+        ctx.rows = held
         sent = _padded(x, max(ctx.rows))
         out = [torch.empty_like(sent) for _ in ctx.rows]
         dist.all_gather(out, sent, group=group)

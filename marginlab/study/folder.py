@@ -155,7 +155,7 @@ def origin(folder: Path) -> dict[str, Any]:
     for table in tables:
         texts += list(table.values()) if isinstance(table, dict) else [None]
     try:
-        shlex.split(found.get("command"))
+        shlex.split(found.get("command") or "")
     except (ValueError, AttributeError, TypeError):  # no command of a shell
         texts.append(None)
     if not all(isinstance(text, str) for text in texts):

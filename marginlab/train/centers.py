@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from marginlab.data.untrusted import DamagedError, Entries, open_regular
+from marginlab.data.untrusted import DamagedError, Entries
+from marginlab.files import open_regular
 from marginlab.losses.centers import draw_
 
 PATTERNS = (re.compile(r"checkpoint_gpu_(\d+)\.pt"), re.compile(r"rank[_:](\d+)_softmax_weight\.pt"))

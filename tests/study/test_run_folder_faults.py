@@ -253,4 +253,4 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(study, name):
     thread = threading.Thread(target=lambda: ended.append(main(study_named)), daemon=True)
     thread.start()
     thread.join(30)
-    assert ended == [{"about.json": 2, "config.toml": 2, "rows.csv": 1, "failed.txt": 1}.get(name, 0)]
+    assert ended == [{"about.json": 2, "config.toml": 2, "rows.csv": 1, "time.csv": 1, "failed.txt": 1}.get(name, 0)]
