@@ -56,7 +56,7 @@ def as_data(code: Collection[str] = ()) -> Iterator[None]:
 
     Example:
         >>> with as_data():
-        ...     call("antigravity:Method()", importlib, kind=object)
+        ...     call("antigravity:Method()", importlib, kind=object)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         marginlab.settings.SettingsError: 'antigravity:Method()' names code of the module ...
     """
