@@ -24,9 +24,9 @@ def processor() -> str:
 
 
 def device() -> str:
-    """What this process computes on: the GPU, if torch is loaded and has one, and else the processor.
+    """Name the GPU that torch has, or else the processor.
 
-    Of a processor with the cores that may be used and, if torch is loaded, with its threads.
+    Beside a processor stand the cores that may be used and, if torch is loaded, its threads.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

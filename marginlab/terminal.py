@@ -1,8 +1,9 @@
 r"""Strings of other people on a terminal: names of classes, files and folders, values of settings.
 
 A file name may hold any byte, so also the escape codes by which a terminal changes its title, its colours or
-what has been printed already, and marks that turn the direction of writing round. Shown are they as Python
-writes them in a string, `\x1b`; so is a byte that is no UTF-8, `\udcff`, which no stream could encode.
+what has been printed already, and marks that turn the direction of writing round. They are shown
+as Python writes them in a string, `\x1b`. A byte that is not UTF-8, which no stream could encode, is shown
+as `\udcff`.
 """
 
 import re

@@ -2,7 +2,7 @@
 
     pixel over white = round((a c + (255 - a) 255) / 255)      of a colour c of opacity a
 
-Opened are JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF by their contents, whatever a file is called: none
+JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF are opened, told by their contents and not by their names. None
 of them starts another program, as PostScript does. Of several pictures in a file the first is taken.
 A photograph is turned as its EXIF orientation says; where EXIF is broken it stays as it is.
 

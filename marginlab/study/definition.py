@@ -189,7 +189,9 @@ def loaded(file: Path) -> bool:
 
 
 def load(name: str | Path) -> Study:
-    """Import a study, under a module name of its own; only for a file that its user named, or one of `shipped`.
+    """Import a study under a module name of its own.
+
+    Call it only for one of `shipped`, or for a file that the user named: the file is executed.
 
     Raises
     ------

@@ -87,7 +87,7 @@ class Report:
 
 
 def _without_links(value: Any) -> Any:
-    """What a figure is made of, where plotly would read the name of a class as a link or a picture."""
+    """Remove links and pictures from the texts of a figure: plotly reads them out of class names."""
     if isinstance(value, str):
         return _TAG.sub("&lt;", value)
     if isinstance(value, Mapping):

@@ -106,7 +106,7 @@ def counted(
     *,
     unknown: bool = False,
 ) -> Counted:
-    """What becomes of each new image.
+    """Tell which new images are outside the main part, unaligned, not good or read wrongly.
 
     An image of a class without a center is wrong if such are allowed (`unknown`). Raises ValueError
     for one that is not allowed, features of another dimension, or no image.
@@ -171,7 +171,7 @@ def by_class(population: Population, reach: Reach, here: Counted, new: Counted |
 
 
 def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
-    """Which images to count: a simple random sample of this share, at least one and not all.
+    """Draw the images to count: a simple random sample of this share, at least one and not all.
 
     Not so many of each class: with one of each at least, rare classes would weigh more than in the
     population, and the limit would be of another error.

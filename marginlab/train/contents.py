@@ -5,8 +5,8 @@
                           format are made from it (a pickle may otherwise call any function)
     __RANK_NUMBER.distcp  tensors and plain values, which `torch.load` reads with `weights_only`
 
-Checksums find changed bytes; they are no signature: who can write into the folder can write them
-anew. What such a folder can still do is say wrong numbers, see docs/trust.md.
+Checksums find changed bytes. They are no signature: whoever can write into the folder can also write
+new checksums. Such a folder can still hold wrong numbers; see docs/trust.md.
 """
 
 import functools
@@ -116,7 +116,7 @@ def _well_formed(found: Any) -> None:
 
 
 def read(checkpoint: Path, function: Callable[[], Any]) -> Any:
-    """What a function reads of a checkpoint; ValueError with the checkpoint's name if it fails."""
+    """Call a function that reads a checkpoint; a failure is a ValueError with the checkpoint's name."""
     try:
         return function()
     except Exception as error:  # of JSON, of pickle, of the disk
@@ -131,7 +131,7 @@ def metadata(checkpoint: Path) -> Metadata:
 
 
 def progress(checkpoint: Path) -> dict[str, Any]:
-    """What the loop wrote beside the tensors.
+    """Read the progress that the training loop wrote beside the tensors.
 
     Raises ValueError where it is no JSON object, or was written by a later version.
     """

@@ -109,7 +109,7 @@ def newest(folder: Path, device: torch.device, *, claimed: bool = False) -> Path
 
 
 def remaining(folder: Path) -> str:
-    """Which checkpoints a run that cannot go on from here has left, as the end of a sentence."""
+    """Name the checkpoints that are left to a run that cannot go on, as the end of a sentence."""
     last = checkpoint.latest(folder)
     if last is None:
         return "no checkpoint was written yet."
