@@ -36,7 +36,6 @@ def off_diagonal_squares(
     rows: int,
     half: bool = False,
     group: dist.ProcessGroup | None = None,
-    grads: ranks.Gradients = "sum",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
     """Sum over i != j of the squares of the scaled covariance, the same on every rank; differentiable in x, y, means and scales.
@@ -44,11 +43,10 @@ def off_diagonal_squares(
     Parameters
     ----------
     x, y: this rank's rows, also none (0, D); float32 or float64. Rows far from the origin lose digits: take a common origin away first.
-    means, scales: m, n and u, v: the same numbers on every rank, such as those that come from `ranks.total`, with the same `grads`.
+    means, scales: m, n and u, v: the same numbers on every rank, such as those that come from `ranks.total`.
     rows: N, the number of rows of all ranks.
     half: y, n and v are x, m and u but for a factor of all scales: the matrix is symmetric, and each unordered pair is computed once.
     group: process group; None is the default one, or one rank.
-    grads: gradients of x and y are the exact ones times the number of ranks ("mean") or exactly those ("sum").
     budget: bytes of the block that is held with its square, in either pass.
 
     Raises
@@ -63,8 +61,7 @@ def off_diagonal_squares(
     """
     if x.ndim != 2 or x.shape != y.shape or any(v.shape != x.shape[1:] for v in (*means, *scales)):
         raise ValueError(f"Both sides are matrices (B, D) of one shape, with D means and scales each, not {tuple(x.shape)} and {tuple(y.shape)}.")
-    factor = float(ranks.size(group)) if grads == "mean" else 1.0
-    over = _Over(rows, half, group, factor, budget)
+    over = _Over(rows, half, group, budget)
     out: Tensor = _Squares.apply(*_apart(x, y, *means, *scales), over)
     return out
 
@@ -77,12 +74,11 @@ def _apart(*tensors: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Over:
-    """Rows of all ranks, whether half of the blocks do, the ranks, their factor, and the budget."""
+    """Rows of all ranks, whether half of the blocks do, the ranks, and the budget."""
 
     rows: int
     half: bool
     group: dist.ProcessGroup | None
-    factor: float
     budget: int
 
 
@@ -131,8 +127,8 @@ class _SquaresSlopes(torch.autograd.Function):
                 block.mul_((slope * u[i].square())[:, None]).mul_(v[j].square())
                 to[2][i] -= block @ n[j]
                 to[3][j] -= block.T @ m[i]
-                to[0][:, i].addmm_(y[:, j], block.T, alpha=over.factor / over.rows)
-                to[1][:, j].addmm_(x[:, i], block, alpha=over.factor / over.rows)
+                to[0][:, i].addmm_(y[:, j], block.T, alpha=1 / over.rows)
+                to[1][:, j].addmm_(x[:, i], block, alpha=1 / over.rows)
         return tuple(to)
 
     @staticmethod

@@ -115,7 +115,7 @@ def cross_correlation(
         else:
             diagonal = (shared[0] - shift[0] * shift[1]) * inverse[0] * inverse[1]
             means, scales = (shift[0], shift[1]), (inverse[0], inverse[1])
-            squares = off_diagonal_squares(z[0], z[1], means, scales, rows=n, group=group, grads="sum", budget=budget)
+            squares = off_diagonal_squares(z[0], z[1], means, scales, rows=n, group=group, budget=budget)
         loss: Tensor = (1 - diagonal).square().sum() + off_diagonal_weight * squares
         return ranks.with_gradients(loss, group, contract)
 

@@ -99,7 +99,7 @@ def vicreg(
             scales = (torch.full_like(shift[0], unbiased), torch.ones_like(shift[0]))
             alike = torch.stack(
                 [
-                    off_diagonal_squares(view, view, (m, m), scales, rows=n, half=True, group=group, grads="sum", budget=budget)
+                    off_diagonal_squares(view, view, (m, m), scales, rows=n, half=True, group=group, budget=budget)
                     for view, m in zip(z, shift, strict=True)
                 ]
             ).sum()
