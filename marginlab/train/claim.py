@@ -2,6 +2,7 @@
 
     RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
     RUN/.lock                                     held by the process that trains; it stays
+    RUN/precision.json                            the precision that a probe chose, see `precision`
     RUN/machines.csv                              a row for each start: from which step on, on which devices with
                                                   how many threads, on how many ranks, with which version of torch
 """
@@ -24,12 +25,13 @@ from marginlab import files, settings
 from marginlab.settings import SettingsError
 from marginlab.train import checkpoint
 from marginlab.train.monitor import Monitor
+from marginlab.train.precision import RECORD
 from marginlab.train.recipe import Recipe
 
 LOCK, PARTIAL = ".lock", ".partial"
 FIRST = ("recipe.toml", "monitor.toml", "images.txt")
 WRITTEN = ("checkpoints", "tensorboard")
-OURS = (LOCK, PARTIAL, *FIRST)  # of a run that was killed at its start
+OURS = (LOCK, PARTIAL, RECORD, *FIRST)  # of a run that was killed at its start
 _HELD = dict[Path, TextIO]()  # locks of this process, by their folders
 
 
@@ -141,7 +143,7 @@ def _give_back(folder: Path) -> None:
 
     The lock stays: a process that waits for a removed one would hold nothing.
     """
-    for name in (*FIRST, "machines.csv"):
+    for name in (*FIRST, RECORD, "machines.csv"):
         (folder / name).unlink(missing_ok=True)
     for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
         events.unlink(missing_ok=True)

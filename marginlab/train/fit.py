@@ -26,7 +26,7 @@ from marginlab.data.streaming import batches
 from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
-from marginlab.train import keeping, watch
+from marginlab.train import keeping, precision, watch
 from marginlab.train.angles import Angles
 from marginlab.train.board import board_of
 from marginlab.train.claim import claimed, record_machines, still_there
@@ -34,7 +34,7 @@ from marginlab.train.clipping import clip
 from marginlab.train.images import passes, together, viewable
 from marginlab.train.monitor import Monitor
 from marginlab.train.progress import Progress
-from marginlab.train.recipe import PRECISIONS, Recipe
+from marginlab.train.recipe import Recipe
 from marginlab.train.rows import Row, write
 
 SAVE_EVERY = 1000  # steps between checkpoints inside a long epoch; one is written at the end of every epoch anyway
@@ -59,6 +59,7 @@ def fit(
     say: Callable[[str], None] | None = None,
     budget: int = BUDGET,
     workers: int | None = None,
+    precision_in: Path | None = None,
 ) -> Fitted:
     """Train a recipe in a folder; a folder that holds a part of the same run is gone on with, a finished one is read.
 
@@ -74,6 +75,9 @@ def fit(
         ahead of its steps. Neither budget nor workers change a number, and a run may go on with others.
     workers: processes of each rank that decode; by default its share of the cores, at most 8; 0 decodes in the loop itself. The memory they take is
         that of 2 workers + 1 batches. A script that streams calls `fit` under `if __name__ == "__main__":`, since workers import it.
+
+    precision_in: the folder whose `precision.json` says in which precision a recipe with `precision = "auto"` trains; by default the run folder. Runs
+        that are compared share one.
 
     Raises
     ------
@@ -107,7 +111,13 @@ def fit(
     optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))
+        n = recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views
+        shape = torch.Size((n, *train.images.shape[1:]))
+        took, told = precision.chosen(recipe.precision, method.backbone, shape, precision_in or folder)
+        if told and say is not None:
+            say(told)
         loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
+        loop.dtype = precision.PRECISIONS[took]
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         try:
             return loop.run()
@@ -141,6 +151,7 @@ class _Loop:
         self.recipe, self.folder, self.monitor, self.method, self.train, self.test, self.unseen, self.device = (
             recipe, folder, monitor, method, train, test, unseen, device,
         )  # fmt: skip
+        self.dtype: torch.dtype | None = None  # of autocast; None for none
         self.augmentation = recipe.make_augmentation()
         self.schedule = recipe.make_schedule()
         self.optimizers = optimizers
@@ -241,7 +252,7 @@ class _Loop:
 
     def one_step(self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int) -> dict[str, Tensor]:
         """Step the optimizers on the next images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
-        recipe, dtype = self.recipe, PRECISIONS[self.recipe.precision]
+        recipe, dtype = self.recipe, self.dtype
         factor = self.schedule(self.step, self.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

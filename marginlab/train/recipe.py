@@ -16,8 +16,7 @@ from torch import nn
 from marginlab import augment, methods, models, optim, settings
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
-
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+from marginlab.train.precision import AUTO, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Recipe:
     clip: float = 0.0
     """Largest norm of the gradient of all shared parameters together (not of sampled class centers); 0 does not clip."""
     precision: str = "float32"
-    """float32, or bfloat16 for autocast."""
+    """float32; bfloat16, by autocast; or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
     compile: bool = False
     """Compile the forward pass with torch.compile."""
     seed: int = 0
@@ -84,8 +83,9 @@ class Recipe:
             raise SettingsError(f"A batch of {self.batch} does not fall into {self.accumulate} equal micro-batches. Change batch or accumulate.")
         if self.batch // self.accumulate < 2:
             raise SettingsError(f"Micro-batches have at least 2 images, not {self.batch} / {self.accumulate} = 1. Make accumulate smaller.")
-        if self.precision not in PRECISIONS:
-            raise SettingsError(f"There is no precision {self.precision!r}: {settings.nearest(self.precision, PRECISIONS)}")
+        if self.precision not in (AUTO, *PRECISIONS):
+            near = settings.nearest(self.precision, (AUTO, *PRECISIONS))
+            raise SettingsError(f"There is no precision {self.precision!r}: {near}")
         self.make_augmentation()
         self.make_optimizer()
         self.make_schedule()

@@ -134,7 +134,7 @@ def run(cell: Cell) -> None:
 
 
 def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
-    done = fit(recipe, folder / "run", monitor, say=say)
+    done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
     return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
 
 

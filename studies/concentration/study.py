@@ -64,8 +64,8 @@ class Settings:
     """Of marginlab.models."""
     epochs: int = 10
     batch: int = 64
-    precision: str = "bfloat16"
-    """float32, or bfloat16 for autocast."""
+    precision: str = "auto"
+    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
     compile: bool = False
     """Compile the forward pass."""
     seeds: tuple[int, ...] = (0,)
@@ -218,7 +218,7 @@ def run(cell: Cell) -> None:
 
 def train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
     """Rows of one training run, and the folder under once/ in which its encoder is kept (`marginlab.train.load`)."""
-    return {"folder": folder.name, "rows": [list(row) for row in fit(recipe, folder / "run", monitor, say=say).rows]}
+    return {"folder": folder.name, "rows": [list(row) for row in fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent).rows]}
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Settings:
     epochs: int = 16
     batch: int = 128
     precision: str = "bfloat16"
-    """float32, or bfloat16 for autocast."""
+    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
     seeds: tuple[int, ...] = (0,)
 
 
@@ -66,7 +66,7 @@ def run(cell: Cell) -> None:
 
 
 def _train(recipe: Recipe, *, say: Callable[[str], None], folder: Path) -> list[list[Any]]:
-    return [list(row) for row in fit(recipe, folder / "run", Monitor(images=300), say=say).rows]
+    return [list(row) for row in fit(recipe, folder / "run", Monitor(images=300), say=say, precision_in=folder.parent).rows]
 
 
 def report(run: Run) -> None:

@@ -58,7 +58,7 @@ class Settings:
     clip: float = 1.0
     """Largest norm of the gradient of all but sampled centers; 0 does not clip. Without it the first steps multiply what rounding does."""
     precision: str = "bfloat16"
-    """float32, or bfloat16 for autocast."""
+    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
     seeds: tuple[int, ...] = (0,)
     ranks: int = 1
     """Processes that train together: start the study under torchrun with as many."""
@@ -151,7 +151,7 @@ def run(cell: Cell) -> None:
 
 def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
     """Rows of the training, and how fast it was."""
-    done = fit(recipe, folder / "run", monitor, say=say)
+    done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
     return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
 
 

@@ -94,6 +94,7 @@ def test_a_folder_that_cannot_be_filled_keeps_nothing_half(tmp_path, monkeypatch
         pass
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer, whose file is gone
 @pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
 def test_a_folder_that_is_removed_during_the_run_is_told_of(tmp_path, monkeypatch, again):
     """Otherwise checkpoints would go into a folder of the same name that holds no recipe."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from marginlab.train import Recipe, checkpoint, contents, fit
+from marginlab.train.keeping import Keeper
 from marginlab.train.monitor import Monitor
 
 SCRIPT = Path(__file__).with_name("kill_trials.py")
@@ -77,11 +78,12 @@ def test_broken_off_in_any_part_of_a_checkpoint_a_run_goes_on_from_a_whole_one(t
 
 def test_a_step_that_is_kept_is_not_written_again(tmp_path, monkeypatch, undisturbed):
     """The signal to end, in the last step of an epoch, comes when that step has been kept: removing it first would leave nothing for a moment."""
-    folder = undisturbed.folder
+    folder, method = undisturbed.folder, undisturbed.method
+    keeper = Keeper(RECIPE, folder, method, method.optimizers(RECIPE.make_optimizer()), (), torch.device("cpu"))
+    place = keeper.save(5, {})
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(checkpoint, "save_state", None)
-    place = checkpoint.save(folder, RECIPE, undisturbed.method, step=4, classes=())
-    assert place == checkpoint.latest(folder)
+    assert keeper.save(5, {}) == place == checkpoint.latest(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

@@ -73,8 +73,10 @@ def test_the_micro_batch_that_broke_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Monitor, "__call__", lambda self, *arguments, **keywords: [])
     bad, views = [], Augmentation.views
 
-    def broken(self, images, *, index, **keywords):
+    def broken(self, images, *, index=None, **keywords):
         made = views(self, images, index=index, **keywords)
+        if index is None:  # the trial before the run
+            return made
         bad.extend(index.tolist() if not bad else [])  # of the first micro-batch of the first step
         return made.index_fill(0, torch.tensor([0]), torch.nan) if index.tolist() == bad[:8] else made
 
@@ -162,7 +164,7 @@ from marginlab.train.__main__ import main
 views = augment.Augmentation.views
 def broken(self, images, **keywords):
     made = views(self, images, **keywords)
-    if ranks.rank() == 1 and keywords["first_view"] == 1:  # in the second epoch
+    if ranks.rank() == 1 and keywords.get("first_view") == 1:  # in the second epoch
         open(sys.argv[0] + ".failed", "w").close()
         if sys.argv[1] == "raise":
             raise ValueError("this rank cannot go on")
