@@ -57,7 +57,7 @@ def dying(at_epoch):
     [
         # the straight-through gradient: with the true one a few classes may collapse (see the head of marginlab.methods.margin_classifier)
         {"method": "MarginClassifier(margin=\"ArcFace(0.5, gradient='straight_through')\", scale=16.0, dim=16)"},
-        {"precision": "bfloat16", "method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, sample_rate=0.5)", "accumulate": 2},
+        {"method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, sample_rate=0.5)", "accumulate": 2},
     ],
     ids=["all classes", "sampled"],
 )
