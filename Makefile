@@ -12,11 +12,13 @@ concentration: .venv/lab
 
 test: .venv/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
 bench: .venv/bench

@@ -1,7 +1,8 @@
-"""What all benchmarks share: where a number was measured, how a time is taken, and the JSON file it is kept in.
+"""What all benchmarks share: where a number was measured, how a time is taken, and the JSON file it
+is kept in.
 
-A time is the median of several repeats after one that is not counted. A number has a source: `save` writes it beside its command,
-device and versions.
+A time is the median of several repeats after one that is not counted. A number has a source: `save`
+writes it beside its command, device and versions.
 """
 
 import datetime
@@ -25,13 +26,19 @@ def environment() -> dict[str, Any]:
     """Where this process measures: device, cores, threads, versions, command line, date (UTC)."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),  # well above `threads`: others measured here too, and only ratios within one run mean anything
+        # well above `threads`: others measured here too, and only ratios within one run mean
+        # anything
+        "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "marginlab": marginlab.__version__,
         "python": platform.python_version(),
-        "command": shlex.join([Path(sys.executable).name, *(_relative(argument) for argument in sys.argv)]),
+        "command": shlex.join(
+            [Path(sys.executable).name, *(_relative(argument) for argument in sys.argv)]
+        ),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
@@ -40,17 +47,27 @@ def _relative(argument: str) -> str:
     """An argument as one types it in the repository: no folder of the machine it ran on."""
     root = Path(__file__).resolve().parents[1]
     path = Path(argument).resolve()
-    return str(path.relative_to(root)) if Path(argument).is_absolute() and path.is_relative_to(root) else argument
+    return (
+        str(path.relative_to(root))
+        if Path(argument).is_absolute() and path.is_relative_to(root)
+        else argument
+    )
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
 
 
 def median_seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of a call; one call before is not counted. On CUDA each call is waited for."""
+    """Median wall time of a call; one call before is not counted.
+
+    On CUDA each call is waited for.
+    """
     if repeats < 1:
         raise ValueError(f"A median needs at least one repeat, not {repeats}.")
     function()
@@ -70,9 +87,16 @@ def _wait() -> None:
 
 
 def save(name: str, rows: Sequence[dict[str, Any]], out: Path | str) -> None:
-    """Write `rows` and where they were measured to the JSON file `out`; its folder is made. An interrupted write leaves the old file."""
+    """Write `rows` and where they were measured to the JSON file `out`; its folder is made.
+
+    An interrupted write leaves the old file.
+    """
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    draft.write_text(json.dumps({"name": name, "environment": environment(), "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(
+        json.dumps({"name": name, "environment": environment(), "rows": list(rows)}, indent=1)
+        + "\n",
+        encoding="utf-8",
+    )
     draft.replace(path)

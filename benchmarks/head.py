@@ -1,26 +1,33 @@
-"""Forward and backward of the ArcFace loss over many classes, beside its three bare matrix products and beside peers.
+"""Forward and backward of the ArcFace loss over many classes, beside its three bare matrix products
+and beside peers.
 
-    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--threads 2] [--rounds 5] [--skip TEXT]
+    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--threads 2] [--rounds 5]
+    [--skip TEXT]
                               [--out benchmarks/measured/head.json]
     python benchmarks/head.py --small                           # to try it: 64 rows, 5,000 classes, 64 features, and nothing is saved without --out
     python benchmarks/head.py --rows 1024 --classes 1000000     # where there is a CUDA device, it is used
 
-Printed for each task: median seconds of the clock and of the processor, the ratio to the bare products in float32, the most memory held at any
-moment beyond embeddings and centers, less the size of their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the
-median of those within a round: of processor seconds, of the clock's on CUDA. On a machine that others use too, with --threads 1, so that no thread
-waits for another, processor seconds hardly change and the clock's mean little. All outputs are allocated by the task.
+Printed for each task: median seconds of the clock and of the processor, the ratio to the bare
+products in float32, the most memory held at any moment beyond embeddings and centers, less the size
+of their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the median
+of those within a round: of processor seconds, of the clock's on CUDA. On a machine that others use
+too, with --threads 1, so that no thread waits for another, processor seconds hardly change and the
+clock's mean little. All outputs are allocated by the task.
 
     bare products       x W^T, G W and G^T x, in float32 and in bfloat16: what any implementation that keeps the logits has to do
     margin_softmax      each of its three ways to hold little. With its default budget of 128 MiB (CUDA: 512 MiB) 256 rows and 100,000 classes are
-                        "one buffer"; here the budget says which. Row chunks, of half of the rows, are otherwise taken from 1,000 rows only:
-                        marginlab.kernels.margin_softmax.ROWS is lowered for them, and raised for class tiles
+                        "one buffer"; here the budget says which. Row chunks, of half of the rows,
+                        are otherwise taken from 1,000 rows only:
+                        marginlab.kernels.margin_softmax.ROWS is lowered for them, and raised for
+                        class tiles
     naive autograd      normalise, product, margin on the target, cross_entropy; also compiled, and under autocast to bfloat16
     ArcFaceLoss         of pytorch-metric-learning; the same loss while theta + m <= pi
     linear_cross_entropy  of torch: the plain softmax, without margin and without normalising, so that its loss is another number. Plain, and in
-                        chunks of half of the rows. Its automatic chunks (of 2 rows at these sizes) take minutes: --automatic
+                        chunks of half of the rows. Its automatic chunks (of 2 rows at these sizes)
+                        take minutes: --automatic
 
-Then the relative errors of loss and gradients against float64, for random embeddings (target angles of 90 degrees) and for embeddings as a trained
-network gives them (45 degrees).
+Then the relative errors of loss and gradients against float64, for random embeddings (target angles
+of 90 degrees) and for embeddings as a trained network gives them (45 degrees).
 """
 
 import argparse
@@ -42,13 +49,17 @@ from marginlab.losses.functional import margin_softmax
 from marginlab.margins import ArcFace
 
 SCALE, MARGIN = 64.0, 0.5
-Result = tuple[Any, Tensor, Tensor]  # loss (None of bare products), gradient of the embeddings, gradient of the centers
+# loss (None of bare products), gradient of the embeddings, gradient of the centers
+Result = tuple[Any, Tensor, Tensor]
 Task = Callable[[], Result]
-Maker = Callable[[Tensor, Tensor, Tensor], Task]  # of embeddings (B, D), centers (C, D) and labels (B,)
+# of embeddings (B, D), centers (C, D) and labels (B,)
+Maker = Callable[[Tensor, Tensor, Tensor], Task]
 
 
 def inputs(kind: str, B: int, C: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (B, D), centers (C, D) and labels (B,): "random", or "trained", at about 45 degrees from the own center."""
+    """Embeddings (B, D), centers (C, D) and labels (B,): "random", or "trained", at about 45
+    degrees from the own center.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(0)
     W = torch.empty(C, D, device=device).normal_(0, 0.01, generator=generator)
@@ -77,15 +88,31 @@ def ours(way: str, operands: torch.dtype | None, *, compiled: bool = False) -> M
 
     def make(x: Tensor, W: Tensor, y: Tensor) -> Task:
         B, C = len(x), len(W)
-        held = 2 if operands == torch.bfloat16 and x.device.type == "cpu" else 4  # bytes a product is kept in
+        # bytes a product is kept in
+        held = 2 if operands == torch.bfloat16 and x.device.type == "cpu" else 4
         row = C * (8 if x.dtype == torch.float64 else held)
         most = kernel.BUDGET_CUDA if x.device.type == "cuda" else kernel.BUDGET_CPU
-        budget = {"one buffer": B * row, "row chunks": B // 2 * row, "class tiles": min(most, B // 2 * row)}[way]
+        budget = {
+            "one buffer": B * row,
+            "row chunks": B // 2 * row,
+            "class tiles": min(most, B // 2 * row),
+        }[way]
 
         def run() -> Result:
             kernel.ROWS = 1 if way == "row chunks" else B + 1
             return gradients(
-                lambda x, W: margin_softmax(x, y, W, margin=ArcFace(MARGIN), scale=SCALE, operands=operands, budget=budget, compiled=compiled), x, W
+                lambda x, W: margin_softmax(
+                    x,
+                    y,
+                    W,
+                    margin=ArcFace(MARGIN),
+                    scale=SCALE,
+                    operands=operands,
+                    budget=budget,
+                    compiled=compiled,
+                ),
+                x,
+                W,
             )
 
         return run
@@ -105,7 +132,9 @@ def naive_loss(x: Tensor, W: Tensor, y: Tensor) -> Tensor:
     """ArcFace as one writes it down, for theta + m <= pi."""
     cosine = F.normalize(x) @ F.normalize(W).T
     theta = cosine.gather(1, y[:, None]).float().clamp(-1 + 1e-6, 1 - 1e-6).acos()
-    return F.cross_entropy(cosine.scatter(1, y[:, None], (theta + MARGIN).cos().to(cosine)) * SCALE, y)
+    return F.cross_entropy(
+        cosine.scatter(1, y[:, None], (theta + MARGIN).cos().to(cosine)) * SCALE, y
+    )
 
 
 def naive(*, autocast: bool = False, compiled: bool = False) -> Maker:
@@ -141,9 +170,15 @@ def linear_cross_entropy(chunks: str) -> Maker:
     """The plain softmax of torch: "none", "half" of the rows, or "automatic" ones."""
 
     def make(x: Tensor, W: Tensor, y: Tensor) -> Task:
-        half = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(len(x) // 2, 1), chunking_method=None)
-        options = {"none": None, "half": half, "automatic": torch.nn.LinearCrossEntropyOptions()}[chunks]
-        return lambda: gradients(lambda x, W: F.linear_cross_entropy(x, W, y, options=options), x, W)
+        half = torch.nn.LinearCrossEntropyOptions(
+            batch_chunk_size=max(len(x) // 2, 1), chunking_method=None
+        )
+        options = {"none": None, "half": half, "automatic": torch.nn.LinearCrossEntropyOptions()}[
+            chunks
+        ]
+        return lambda: gradients(
+            lambda x, W: F.linear_cross_entropy(x, W, y, options=options), x, W
+        )
 
     return make
 
@@ -155,9 +190,16 @@ def tasks(automatic: bool) -> dict[str, Maker]:
     for dtype, name in names.items():
         for way in ("one buffer", "row chunks", "class tiles"):
             made |= {
-                f"margin_softmax, {way}, {name}{', compiled' if compiled else ''}": ours(way, dtype, compiled=compiled) for compiled in (False, True)
+                f"margin_softmax, {way}, {name}{', compiled' if compiled else ''}": ours(
+                    way, dtype, compiled=compiled
+                )
+                for compiled in (False, True)
             }
-    made |= {"naive autograd": naive(), "naive autograd, compiled": naive(compiled=True), "naive autograd, autocast": naive(autocast=True)}
+    made |= {
+        "naive autograd": naive(),
+        "naive autograd, compiled": naive(compiled=True),
+        "naive autograd, autocast": naive(autocast=True),
+    }
     made["pytorch-metric-learning ArcFaceLoss"] = metric_learning
     for chunks in ("none", "half", *(("automatic",) if automatic else ())):
         made[f"linear_cross_entropy (no margin), chunks: {chunks}"] = linear_cross_entropy(chunks)
@@ -165,7 +207,9 @@ def tasks(automatic: bool) -> dict[str, Maker]:
 
 
 def peak(task: Task) -> tuple[float | None, int | None]:
-    """The loss, and the bytes beyond embeddings, centers and their gradients at the worst moment of a call that is not the first."""
+    """The loss, and the bytes beyond embeddings, centers and their gradients at the worst moment of
+    a call that is not the first.
+    """
     loss, dx, dw = task()
     of_gradients = dx.nbytes + dw.nbytes
     del dx, dw
@@ -195,32 +239,56 @@ def errors(B: int, C: int, D: int) -> list[dict[str, Any]]:
             "naive autograd, autocast": naive(autocast=True),
         }
         for name, maker in makers.items():
-            value, *slopes = (float((a.double() - b).norm() / b.norm()) for a, b in zip(maker(x, W, y)(), exact, strict=True))
+            value, *slopes = (
+                float((a.double() - b).norm() / b.norm())
+                for a, b in zip(maker(x, W, y)(), exact, strict=True)
+            )
             row = {"error_of": name, "inputs": kind, "loss": float(exact[0]), "loss_error": value}
             row |= {"embeddings_gradient_error": slopes[0], "centers_gradient_error": slopes[1]}
             rows.append(row)
-            print(f"{name:28} {kind:8} loss {row['loss']:9.5f}, error {value:.1e}, of gradients {slopes[0]:.1e} {slopes[1]:.1e}", flush=True)
+            print(
+                f"{name:28} {kind:8} loss {row['loss']:9.5f}, error {value:.1e}, of "
+                f"gradients {slopes[0]:.1e} {slopes[1]:.1e}",
+                flush=True,
+            )
     return rows
 
 
 def main() -> None:
-    torch._dynamo.config.recompile_limit = 64  # many sizes and dtypes take turns here: one head compiles fewer times than the default allows
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # many sizes and dtypes take turns here: one head compiles fewer times than the default allows
+    torch._dynamo.config.recompile_limit = 64
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=256, help="B")
     parser.add_argument("--classes", type=int, default=100_000, help="C")
     parser.add_argument("--dim", type=int, default=512, help="D")
     parser.add_argument("--small", action="store_true", help="64 rows, 5,000 classes, 64 features")
     parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--automatic", action="store_true", help="linear_cross_entropy in chunks of its own choice too: minutes")
-    parser.add_argument("--skip", action="append", default=[], metavar="TEXT", help="leave out tasks with this in their names")
+    parser.add_argument(
+        "--automatic",
+        action="store_true",
+        help="linear_cross_entropy in chunks of its own choice too: minutes",
+    )
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="leave out tasks with this in their names",
+    )
     parser.add_argument("--out", help="benchmarks/measured/head.json; with --small nowhere")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     B, C, D = (64, 5000, 64) if chosen.small else (chosen.rows, chosen.classes, chosen.dim)
     x, W, y = inputs("random", B, C, D)
-    makers = {name: maker for name, maker in tasks(chosen.automatic).items() if not any(text in name for text in chosen.skip)}
+    makers = {
+        name: maker
+        for name, maker in tasks(chosen.automatic).items()
+        if not any(text in name for text in chosen.skip)
+    }
     ready = {name: maker(x, W, y) for name, maker in makers.items()}
     seen = {name: peak(task) for name, task in ready.items()}
     times = [{name: seconds(task) for name, task in ready.items()} for _ in range(chosen.rounds)]
@@ -228,11 +296,34 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name, (loss, extra) in seen.items():
         clock, busy = (statistics.median(one[name][i] for one in times) for i in (0, 1))
-        ratio = statistics.median(one[name][compared] / one["bare products, float32"][compared] for one in times)
-        row = {"task": name, "rows": B, "classes": C, "dim": D, "seconds": round(clock, 5), "processor_seconds": round(busy, 5)}
-        rows.append(row | {"of_bare_products": round(ratio, 3), "extra_mb": None if extra is None else round(extra / 1e6, 1), "loss": loss})
-        memory, value = "?" if extra is None else f"{extra / 1e6:.0f}", "" if loss is None else f"{loss:9.5f}"
-        print(f"{name:50} {clock:8.4f} s, processor {busy:8.4f} s, {ratio:6.2f} of the bare products {memory:>6} MB  {value}", flush=True)
+        ratio = statistics.median(
+            one[name][compared] / one["bare products, float32"][compared] for one in times
+        )
+        row = {
+            "task": name,
+            "rows": B,
+            "classes": C,
+            "dim": D,
+            "seconds": round(clock, 5),
+            "processor_seconds": round(busy, 5),
+        }
+        rows.append(
+            row
+            | {
+                "of_bare_products": round(ratio, 3),
+                "extra_mb": None if extra is None else round(extra / 1e6, 1),
+                "loss": loss,
+            }
+        )
+        memory, value = (
+            "?" if extra is None else f"{extra / 1e6:.0f}",
+            "" if loss is None else f"{loss:9.5f}",
+        )
+        print(
+            f"{name:50} {clock:8.4f} s, processor {busy:8.4f} s, {ratio:6.2f} of the bare "
+            f"products {memory:>6} MB  {value}",
+            flush=True,
+        )
     rows += errors(B, C, D)
     if chosen.out or not chosen.small:
         save("head", rows, chosen.out or Path(__file__).parent / "measured" / "head.json")

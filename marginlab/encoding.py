@@ -155,7 +155,8 @@ def check_range(images: Tensor) -> None:
     """Refuse images of another range than [0, 1], once and in one way for all that encodes.
 
     Views and images that are searched for may leave [0, 1]: by roundings, by an interpolation that
-    overshoots, by a step. Pixels from which a mean was taken away leave it further, and so do bytes.
+    overshoots, by a step. Pixels from which a mean was taken away leave it further, and so do
+    bytes.
 
     Args:
         images: (B, 3, H, W), floating point, at least one; on a GPU it is waited for.
@@ -169,7 +170,8 @@ def check_range(images: Tensor) -> None:
     low, high = (float(bound) for bound in images.detach().aminmax())
     if not (low >= -0.5 and high <= 1.5):
         raise ValueError(
-            f"Images {tuple(images.shape)} are in [0, 1], not in [{low:g}, {high:g}]. Give bytes as "
+            f"Images {tuple(images.shape)} are in [0, 1], not in [{low:g}, {high:g}]. Give "
+            f"bytes as "
             "uint8 or divide them by 255; normalisation is the encoder's."
         )
 

@@ -1,8 +1,10 @@
-"""Files that are written into a folder which others may have filled: crash-safe, and never through a link.
+"""Files that are written into a folder which others may have filled: crash-safe, and never through
+a link.
 
-A run folder is data, and may hold a link, a pipe or a device under any name. What is written there goes
-into a regular file of the folder itself: a whole file is put in the place of what has its name (a link is
-replaced, its target stays as it was); what is added to, or locked, has to be a file already, or nothing.
+A run folder is data, and may hold a link, a pipe or a device under any name. What is written there
+goes into a regular file of the folder itself: a whole file is put in the place of what has its name
+(a link is replaced, its target stays as it was); what is added to, or locked, has to be a file
+already, or nothing.
 """
 
 import contextlib
@@ -31,11 +33,10 @@ _KINDS = (
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
-    Raises
-    ------
-    OSError: there is no such file, it may not be read, or it is a pipe, a socket, a device or a folder. Those
-        are told before they are opened, since opening a pipe waits for its writer.
-
+    Raises:
+        OSError: there is no such file, it may not be read, or it is a pipe, a socket, a device or a
+            folder. Those are told before they are opened, since opening a pipe waits for its
+            writer.
     """
     _refuse_others(path.stat().st_mode)
     wait = getattr(os, "O_NONBLOCK", 0)  # should a pipe have taken its place since then

@@ -1,8 +1,10 @@
-"""Where numbers come from: the processor or GPU of this process, and how many threads it computes with.
+"""Where numbers come from: the processor or GPU of this process, and how many threads it computes
+with.
 
-A sum of floats depends on the order in which it is taken, and that on the number of threads and on the
-vector instructions of the processor. So numbers are the same, bit for bit, only on processors of one kind
-with the same number of threads, and a training carries the last bit of a sum as far as another seed would.
+A sum of floats depends on the order in which it is taken, and that on the number of threads and on
+the vector instructions of the processor. So numbers are the same, bit for bit, only on processors
+of one kind with the same number of threads, and a training carries the last bit of a sum as far as
+another seed would.
 """
 
 import contextlib

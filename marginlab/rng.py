@@ -1,9 +1,11 @@
-"""Counter-based draws: a random number is a function of (seed, names of what it is for, indices), and of nothing else.
+"""Counter-based draws: a random number is a function of (seed, names of what it is for, indices),
+and of nothing else.
 
     word(key, i, j, ...) = Philox4x32-10(counter = (i, j, ...), key)          Salmon et al., "Parallel random numbers", SC 2011
 
-There is no state to carry, save or synchronise, so a draw does not depend on batch order, worker, rank, or on what was drawn before it,
-and any one of them can be made again alone. The words are made of integer operations only: they are equal on CPU and CUDA, bit for bit.
+There is no state to carry, save or synchronise, so a draw does not depend on batch order, worker,
+rank, or on what was drawn before it, and any one of them can be made again alone. The words are
+made of integer operations only: they are equal on CPU and CUDA, bit for bit.
 """
 
 import hashlib
@@ -21,10 +23,14 @@ _UNIFORM_BITS = 32  # two places of `Key.shuffle` are jointly uniform to this ma
 _FEWEST_ROUNDS = 4  # of two steps each: twice the four steps of Luby and Rackoff 1988
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 on int64 tensors that hold unsigned 32-bit words; `key` is an unsigned 64-bit integer.
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 on int64 tensors that hold unsigned 32-bit words; `key` is an unsigned 64-bit
+    integer.
 
-    A product of two 32-bit words overflows int64's sign, but two's complement keeps its 64 bits, and shifting, then masking, reads them.
+    A product of two 32-bit words overflows int64's sign, but two's complement keeps its 64 bits,
+    and shifting, then masking, reads them.
     """
     a, b, c, d = counter
     low, high = key & _MASK, key >> 32
@@ -36,12 +42,16 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
 
 
 def _below(high: int, a: Tensor, b: Tensor) -> Tensor:
-    """floor(high * (a * 2**32 + b) / 2**64), in 64-bit steps that do not overflow: uniform in [0, high) for uniform 32-bit words."""
+    """floor(high * (a * 2**32 + b) / 2**64), in 64-bit steps that do not overflow: uniform in [0,
+    high) for uniform 32-bit words.
+    """
     return (a * high + (b * high >> 32)) >> 32
 
 
 def _hash(*parts: int | str) -> int:
-    """64 bits of BLAKE2b over the parts, each with its type and length, so that ("a", "b") and ("ab",) differ."""
+    """64 bits of BLAKE2b over the parts, each with its type and length, so that ("a", "b") and
+    ("ab",) differ.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         text = f"{type(part).__name__}:{part}"
@@ -55,9 +65,11 @@ _hash.__dict__["_dynamo_marked_constant"] = True
 
 @dataclass(frozen=True)
 class Key:
-    """The address of a draw: a seed and names, which choose the stream, and up to four indices, which choose the place in it.
+    """The address of a draw: a seed and names, which choose the stream, and up to four indices,
+    which choose the place in it.
 
-    Indices are integers or integer tensors in [0, 2**32) that broadcast against each other; a draw has their common shape and device.
+    Indices are integers or integer tensors in [0, 2**32) that broadcast against each other; a draw
+    has their common shape and device.
 
     >>> key = Key(seed=0).named("crop").at(torch.arange(3)[:, None], torch.arange(2))      # 3 images, 2 views
     >>> key.named("scale").uniform(0.08, 1.0).shape
@@ -78,16 +90,21 @@ class Key:
     def at(self, *indices: int | Tensor) -> "Key":
         """The same stream with these indices added behind the ones it has.
 
-        Raises
-        ------
-        ValueError: more than four indices, or an index outside [0, 2**32).
-        TypeError: a tensor index that is not of an integer type.
-
+        Raises:
+            ValueError: more than four indices, or an index outside [0, 2**32).
+            TypeError: a tensor index that is not of an integer type.
         """
         for index in indices:
             if isinstance(index, Tensor):
-                if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
-                    raise TypeError(f"An index of a draw is an integer tensor, not {index.dtype}. Convert it with .long().")
+                if (
+                    index.dtype.is_floating_point
+                    or index.dtype.is_complex
+                    or index.dtype == torch.bool
+                ):
+                    raise TypeError(
+                        f"An index of a draw is an integer tensor, not {index.dtype}. "
+                        f"Convert it with .long()."
+                    )
                 # on a device the check would wait for it, and in a graph break it
                 readable = index.device.type == "cpu" and not torch.compiler.is_compiling()
                 if readable and index.numel():
@@ -97,18 +114,34 @@ class Key:
             else:
                 low = high = index
             if low < 0 or high > _MASK:
-                raise ValueError(f"An index of a draw lies in [0, 2**32), not at {low if low < 0 else high}. Fold larger numbers into names.")
+                raise ValueError(
+                    f"An index of a draw lies in [0, 2**32), not at "
+                    f"{low if low < 0 else high}. Fold larger numbers into names."
+                )
         if len(self.indices) + len(indices) > 4:
-            raise ValueError(f"A draw has at most 4 indices, not {len(self.indices) + len(indices)}. Put the fixed ones into its names.")
+            raise ValueError(
+                f"A draw has at most 4 indices, not {len(self.indices) + len(indices)}. "
+                f"Put the fixed ones into its names."
+            )
         return replace(self, indices=(*self.indices, *indices))
 
     def words(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Four int64 tensors of independent uniform 32-bit words, of the common shape of the indices."""
-        device = next((index.device for index in self.indices if isinstance(index, Tensor)), torch.device("cpu"))
+        """Four int64 tensors of independent uniform 32-bit words, of the common shape of the
+        indices.
+        """
+        device = next(
+            (index.device for index in self.indices if isinstance(index, Tensor)),
+            torch.device("cpu"),
+        )
         padded = (*self.indices, *(0,) * (4 - len(self.indices)))
         # a number is filled in on the device: a copy to it would wait for it
         a, b, c, d = torch.broadcast_tensors(
-            *(i.to(device, torch.int64) if isinstance(i, Tensor) else torch.full((), i, dtype=torch.int64, device=device) for i in padded)
+            *(
+                i.to(device, torch.int64)
+                if isinstance(i, Tensor)
+                else torch.full((), i, dtype=torch.int64, device=device)
+                for i in padded
+            )
         )
         return philox((a, b, c, d), _hash(self.seed, *self.names))
 
@@ -118,7 +151,9 @@ class Key:
         return (a >> 2 << 32) | b
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform numbers in [low, high), float32; the underlying 24-bit fraction is exact, hence equal on every device."""
+        """Uniform numbers in [low, high), float32; the underlying 24-bit fraction is exact, hence
+        equal on every device.
+        """
         fraction = (self.words()[0] >> 8).to(torch.float32) * 2.0**-24
         return fraction if (low, high) == (0.0, 1.0) else fraction * (high - low) + low
 
@@ -129,12 +164,16 @@ class Key:
     def integers(self, high: int) -> Tensor:
         """Uniform integers in [0, high), int64; bias below high * 2**-62."""
         if not 0 < high <= 1 << 31:
-            raise ValueError(f"integers(high) draws from [0, high) with 1 <= high <= 2**31, not {high}.")
+            raise ValueError(
+                f"integers(high) draws from [0, high) with 1 <= high <= 2**31, not {high}."
+            )
         a, b, _, _ = self.words()
         return _below(high, a, b)
 
     def normal(self) -> Tensor:
-        """Standard normal numbers, float32, by Box and Muller in float64 (equal across devices to float32 rounding)."""
+        """Standard normal numbers, float32, by Box and Muller in float64 (equal across devices to
+        float32 rounding).
+        """
         a, b, _, _ = self.words()
         radius = (-2 * torch.log((a.double() + 1) * 2.0**-32)).sqrt()
         return (radius * torch.cos(b.double() * (2 * torch.pi * 2.0**-32))).float()
@@ -144,33 +183,37 @@ class Key:
         return torch.argsort(self.at(torch.arange(n)).bits(), stable=True)
 
     def shuffle(self, index: Int[Tensor, "n"], n: int) -> Int[Tensor, "*keys n"]:
-        """Where a keyed permutation of 0..n-1 takes the places in `index`, without the rest of it: time O(len(index) + sqrt(n)).
+        """Where a keyed permutation of 0..n-1 takes the places in `index`, without the rest of it:
+        time O(len(index) + sqrt(n)).
 
-        A place is a pair (l, r) in Z_a x Z_b, with a = ceil(sqrt(n)) and b = ceil(n / a), both at least 2. A round adds to each half a random
-        function of the other, and can be undone, so that t rounds permute the a*b pairs:
+        A place is a pair (l, r) in Z_a x Z_b, with a = ceil(sqrt(n)) and b = ceil(n / a), both at
+        least 2. A round adds to each half a random function of the other, and can be undone, so
+        that t rounds permute the a*b pairs:
 
             l <- l + F(r) mod a,        r <- r + G(l) mod b.
 
-        The functions are tables: one Philox call on t*a counters makes all of them, of 64 bits an entry (bias below a * 2**-64). A place that
-        comes out at n or beyond (from n = 3 on fewer than a do) goes through again until it is inside (cycle-walking: Black and Rogaway 2002,
-        "Ciphers with arbitrary finite domains"); what remains is a permutation of 0..n-1, uniform if the one of a*b is.
+        The functions are tables: one Philox call on t*a counters makes all of them, of 64 bits an
+        entry (bias below a * 2**-64). A place that comes out at n or beyond (from n = 3 on fewer
+        than a do) goes through again until it is inside (cycle-walking: Black and Rogaway 2002,
+        "Ciphers with arbitrary finite domains"); what remains is a permutation of 0..n-1, uniform
+        if the one of a*b is.
 
-        Two places that differ in one half only stay so through a round with probability at most 1/b, and are spread otherwise: where a*b = n,
-        the law of a pair is within b**(1-t) of the uniform one in total variation (a test computes it), and t, at least 4, makes that less
-        than 2**-32. This is a law of pairs (tests look at triples and whole sets too): of the n! orders not all can be reached from the bits of
-        a key, nor an odd one where a*b = n is odd. `permutation` draws all orders of a short list; it is another permutation, not this one.
+        Two places that differ in one half only stay so through a round with probability at most
+        1/b, and are spread otherwise: where a*b = n, the law of a pair is within b**(1-t) of the
+        uniform one in total variation (a test computes it), and t, at least 4, makes that less than
+        2**-32. This is a law of pairs (tests look at triples and whole sets too): of the n! orders
+        not all can be reached from the bits of a key, nor an odd one where a*b = n is odd.
+        `permutation` draws all orders of a short list; it is another permutation, not this one.
 
-        Parameters
-        ----------
-        index: places in [0, n), one dimension, any order, repeated or not.
-        n: length of the permutation, 1 <= n <= 2**32.
+        Args:
+            index: places in [0, n), one dimension, any order, repeated or not.
+            n: length of the permutation, 1 <= n <= 2**32.
 
-        Returns int64 of the shape of the key's own indices (plain integers: none), then of `index`, on the device of `index`. The key's
-        indices are at most three.
+        Returns int64 of the shape of the key's own indices (plain integers: none), then of `index`,
+        on the device of `index`. The key's indices are at most three.
 
-        Raises
-        ------
-        ValueError: n out of range, or a place outside [0, n).
+        Raises:
+            ValueError: n out of range, or a place outside [0, n).
 
         >>> key = Key(0).named("negatives").at(7)
         >>> sorted(key.shuffle(torch.arange(5), 5).tolist())
@@ -178,24 +221,32 @@ class Key:
         >>> whole, part = key.shuffle(torch.arange(100), 100), key.shuffle(torch.tensor([42, 3]), 100)
         >>> bool((part == whole[[42, 3]]).all())
         True
-
         """
         if not 1 <= n <= 1 << 32:
-            raise ValueError(f"shuffle(index, n) permutes 0..n-1 with 1 <= n <= 2**32, not n = {n}.")
+            raise ValueError(
+                f"shuffle(index, n) permutes 0..n-1 with 1 <= n <= 2**32, not n = {n}."
+            )
         if index.numel():
             low, high = (int(bound) for bound in index.aminmax())
             if low < 0 or high >= n:
-                raise ValueError(f"shuffle(index, {n}) takes places in [0, {n}), not {low if low < 0 else high}. Give indices of the permutation.")
+                raise ValueError(
+                    f"shuffle(index, {n}) takes places in [0, {n}), not "
+                    f"{low if low < 0 else high}. Give indices of the permutation."
+                )
         a = max(2, math.isqrt(n - 1) + 1)
         b = max(2, -(-n // a))
         rounds = max(_FEWEST_ROUNDS, 1 - (-_UNIFORM_BITS // (b.bit_length() - 1)))
         entries = torch.arange(rounds * a, device=index.device)
-        key = replace(self, indices=tuple(i[..., None] if isinstance(i, Tensor) else i for i in self.indices))
+        key = replace(
+            self, indices=tuple(i[..., None] if isinstance(i, Tensor) else i for i in self.indices)
+        )
         words = key.named("shuffle", n).at(entries).words()
         keys = words[0].shape[:-1]
         to_left, to_right = _below(a, *words[:2]).flatten(), _below(b, *words[2:]).flatten()
         # Places and tables lie flat: the tables of key number j begin at j * rounds * a
-        tables = torch.arange(keys.numel(), device=index.device).repeat_interleave(len(index)) * len(entries)
+        tables = torch.arange(keys.numel(), device=index.device).repeat_interleave(
+            len(index)
+        ) * len(entries)
         places = index.long().repeat(keys.numel())
         walking = torch.arange(len(places), device=index.device)
         while len(walking):
@@ -215,5 +266,8 @@ class Key:
         return torch.Generator(device).manual_seed(self.word())
 
     def word(self) -> int:
-        """One 62-bit integer: a seed for somebody else's generator. The key's indices must be plain integers."""
+        """One 62-bit integer: a seed for somebody else's generator.
+
+        The key's indices must be plain integers.
+        """
         return int(self.bits())

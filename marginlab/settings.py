@@ -1,11 +1,14 @@
 """Settings: a frozen dataclass, whose defaults a TOML file overrides, which flags override.
 
-`read` is the only reader, for studies and recipes alike; `to_toml` writes what `read` reads back equal. A field is a bool, int, float, str or
-a tuple of one of these. A choice among classes is a string in Python's call notation, `"SimCLR(temperature=0.5)"`, which `call` turns into
-an object of that room: its arguments are literals, its repr reads back, and it makes a readable column in a table.
+`read` is the only reader, for studies and recipes alike; `to_toml` writes what `read` reads back
+equal. A field is a bool, int, float, str or a tuple of one of these. A choice among classes is a
+string in Python's call notation, `"SimCLR(temperature=0.5)"`, which `call` turns into an object of
+that room: its arguments are literals, its repr reads back, and it makes a readable column in a
+table.
 
-A class of one's own is `"package.module:Class(size=2)"`, and that module is imported. So such a text is
-code that the user names: settings that are read from a run folder (`as_data`) import no other.
+A class of one's own is `"package.module:Class(size=2)"`, and that module is imported. So such a
+text is code that the user names: settings that are read from a run folder (`as_data`) import no
+other.
 """
 
 import ast
@@ -128,11 +131,10 @@ def call(
     >>> call("SGD(lr=0.1, momentum=0.8)", optim)
     SGD(lr=0.1, momentum=0.8, weight_decay=0.0005, nesterov=False)
 
-    Raises
-    ------
-    SettingsError: not a call of one name with literals, an unknown name, or arguments the class does not take or refuses; a module that cannot be
-        imported, or may not be (`as_data`), or a class in it that is not of the kind.
-
+    Raises:
+        SettingsError: not a call of one name with literals, an unknown name, or arguments the class
+            does not take or refuses; a module that cannot be imported, or may not be (`as_data`),
+            or a class in it that is not of the kind.
     """
     if not isinstance(text, str):
         raise SettingsError(f"{text!r} is not a choice in call notation: write its text.")
@@ -141,17 +143,24 @@ def call(
     if own is None:
         known = [n for n in room.__all__ if isinstance(getattr(room, n), type)]
         if name not in known:
-            raise SettingsError(f"{text!r} names no class of {room.__name__}: {nearest(name, known)}")
+            raise SettingsError(
+                f"{text!r} names no class of {room.__name__}: {nearest(name, known)}"
+            )
         made = getattr(room, name)
     else:
         made = _imported(text, own[1], name, kind)
     parameters = inspect.signature(made).parameters
     for keyword in keywords:
-        if keyword not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if keyword not in parameters and not any(
+            p.kind is p.VAR_KEYWORD for p in parameters.values()
+        ):
             raise SettingsError(f"{name} takes no {keyword!r}: {nearest(keyword, parameters)}")
     offered = {key: value for key, value in (offered or {}).items() if key in parameters}
     if given := sorted(offered.keys() & keywords.keys()):
-        raise SettingsError(f"{text!r} sets {given[0]!r}, which is not a setting: it is {offered[given[0]]!r} here. Leave it out.")
+        raise SettingsError(
+            f"{text!r} sets {given[0]!r}, which is not a setting: it is "
+            f"{offered[given[0]]!r} here. Leave it out."
+        )
     try:
         return made(*args, *positional, **keywords, **offered)
     except (TypeError, ValueError) as error:
@@ -171,7 +180,11 @@ def _imported(text: str, module: str, name: str, kind: type | None) -> type:
             "its folder, or install its package."
         ) from error
     if not isinstance(found, type) or not issubclass(found, kind):
-        what = "has no class of that name" if found is None else f"has a {name} that is no {kind.__name__}"
+        what = (
+            "has no class of that name"
+            if found is None
+            else f"has a {name} that is no {kind.__name__}"
+        )
         raise SettingsError(f"{text!r} cannot be made: the module {module!r} {what}.")
     return found
 
@@ -182,7 +195,11 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             return node.id, [], {}
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or any(k.arg is None for k in node.keywords):
+        if (
+            not isinstance(node, ast.Call)
+            or not isinstance(node.func, ast.Name)
+            or any(k.arg is None for k in node.keywords)
+        ):
             raise SettingsError(remedy)
         positional = [ast.literal_eval(a) for a in node.args]
         keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
@@ -229,14 +246,20 @@ def describe(name: str, /, **arguments: Any) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
-def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (), *, prog: str | None = None) -> T:
-    """Settings of a kind: its defaults, overridden by a TOML file, overridden by flags such as `--batch 64`.
+def read(
+    kind: type[T],
+    toml: Path | str | None = None,
+    flags: Sequence[str] = (),
+    *,
+    prog: str | None = None,
+) -> T:
+    """Settings of a kind: its defaults, overridden by a TOML file, overridden by flags such as
+    `--batch 64`.
 
-    Raises
-    ------
-    SettingsError: the file is missing or no TOML, a key is unknown, a value has the wrong type, or the dataclass refuses a value.
-    SystemExit: from tyro, for wrong flags (status 2) and for `--help`.
-
+    Raises:
+        SettingsError: the file is missing or no TOML, a key is unknown, a value has the wrong type,
+            or the dataclass refuses a value.
+        SystemExit: from tyro, for wrong flags (status 2) and for `--help`.
     """
     value = _make(kind, {}, "the defaults")
     if toml is not None:
@@ -247,7 +270,12 @@ def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (
             table = tomllib.loads(content.decode("utf-8-sig"))
         except FileNotFoundError as error:
             raise SettingsError(f"There is no settings file {path}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
+        except (
+            tomllib.TOMLDecodeError,
+            UnicodeDecodeError,
+            IsADirectoryError,
+            RecursionError,
+        ) as error:
             raise SettingsError(f"{path} is not a TOML file: {error}") from error
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -257,13 +285,21 @@ def read(kind: type[T], toml: Path | str | None = None, flags: Sequence[str] = (
     if flags:
         import tyro  # an extra (`lab`): the core reads TOML and makes objects without it
 
-        value = tyro.cli(kind, args=list(flags), default=value, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+        value = tyro.cli(
+            kind, args=list(flags), default=value, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)
+        )
     return value
 
 
 def replaced(value: T, changes: Mapping[str, Any], source: str = "a change") -> T:
-    """The settings with some fields replaced; keys and types are checked, and `source` is named in errors."""
-    return _make(type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | dict(changes), source)  # type: ignore[arg-type]
+    """The settings with some fields replaced; keys and types are checked, and `source` is named in
+    errors.
+    """
+    return _make(
+        type(value),
+        {f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | dict(changes),
+        source,
+    )  # type: ignore[arg-type]
 
 
 def _make(kind: type[T], table: Mapping[str, Any], source: str) -> T:
@@ -271,14 +307,18 @@ def _make(kind: type[T], table: Mapping[str, Any], source: str) -> T:
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in fields:
-            raise SettingsError(f"{source}: {kind.__name__} has no setting {key!r}: {nearest(key, sorted(fields))}")
+            raise SettingsError(
+                f"{source}: {kind.__name__} has no setting {key!r}: {nearest(key, sorted(fields))}"
+            )
     if _ALLOWED.get() is not None:
         for item in _flat(dict(table)):
             if isinstance(item, str):
                 for text, module in _own_code(item):
                     _name(text, module)
     try:
-        return kind(**{key: _convert(item, hints[key], f"{source}: {key}") for key, item in table.items()})
+        return kind(
+            **{key: _convert(item, hints[key], f"{source}: {key}") for key, item in table.items()}
+        )
     except SettingsError:
         raise
     except (TypeError, ValueError) as error:
@@ -315,14 +355,17 @@ def to_toml(value: Any) -> str:
     data = "shapes"
     batch = 8
     """
-    return "".join(f"{f.name} = {_literal(getattr(value, f.name))}\n" for f in dataclasses.fields(value))
+    return "".join(
+        f"{f.name} = {_literal(getattr(value, f.name))}\n" for f in dataclasses.fields(value)
+    )
 
 
 def _literal(item: Any) -> str:
     if isinstance(item, bool):
         return str(item).lower()
     if isinstance(item, str):
-        return json.dumps(item, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's strings are TOML's basic strings, but for DEL
+        # JSON's strings are TOML's basic strings, but for DEL
+        return json.dumps(item, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(item, float) and not math.isfinite(item):
         return "nan" if math.isnan(item) else "inf" if item > 0 else "-inf"
     if isinstance(item, int | float):

@@ -2,4 +2,6 @@
 
 
 class Terminated(BaseException):
-    """SIGTERM came: a program ends by it as by Ctrl-C, and no `except Exception` keeps it from that."""
+    """SIGTERM came: a program ends by it as by Ctrl-C, and no `except Exception` keeps it from
+    that.
+    """

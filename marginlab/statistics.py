@@ -2,9 +2,10 @@
 
     u = x / |x|,  |x|^2 = sum_d x_d^2
 
-In float32 the squares of entries beyond 1.8e19 are infinite and those below 1e-23 lose their digits,
-though both lengths are ordinary numbers. Rows of such entries are first multiplied by a power of two,
-which is exact, and which the direction does not see. Any other row is divided by its length as it is.
+In float32 the squares of entries beyond 1.8e19 are infinite and those below 1e-23 lose their
+digits, though both lengths are ordinary numbers. Rows of such entries are first multiplied by a
+power of two, which is exact, and which the direction does not see. Any other row is divided by its
+length as it is.
 """
 
 import torch
@@ -24,15 +25,14 @@ def unit_vectors(x: Float[Tensor, "*rows D"], *, shortest: float = 0.0) -> Float
             direction is as large as the row is short.
 
     Returns:
-        Rows of length 1. A row without direction (of length 0, or below `shortest`) becomes zero and
-        gets no gradient. NaN and inf make NaN.
+        Rows of length 1. A row without direction (of length 0, or below `shortest`) becomes zero
+        and gets no gradient. NaN and inf make NaN.
 
     Example:
         >>> unit_vectors(torch.tensor([[3e30, 4e30], [3e-40, 4e-40], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.6000, 0.8000],
                 [0.0000, 0.0000]])
-
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if x.shape[-1] == 0:

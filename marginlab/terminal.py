@@ -1,16 +1,19 @@
 r"""Strings of other people on a terminal: names of classes, files and folders, values of settings.
 
-A file name may hold any byte, so also the escape codes by which a terminal changes its title, its colours or
-what has been printed already, and marks that turn the direction of writing round. They are shown
-as Python writes them in a string, `\x1b`. A byte that is not UTF-8, which no stream could encode, is shown
-as `\udcff`.
+A file name may hold any byte, so also the escape codes by which a terminal changes its title, its
+colours or what has been printed already, and marks that turn the direction of writing round. They
+are shown as Python writes them in a string, `\x1b`. A byte that is not UTF-8, which no stream could
+encode, is shown as `\udcff`.
 """
 
 import re
 import sys
 
-# C0 but line feed and tab, DEL and C1, lone surrogates, marks of direction, line and paragraph separators
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# C0 but line feed and tab, DEL and C1, lone surrogates, marks of direction, line and paragraph
+# separators
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 
 
 def printable(text: object) -> str:

@@ -1,4 +1,6 @@
-"""What all tests share: annotations checked at run time, one thread a process, hypothesis without deadlines, the pool of ranks, real images."""
+"""What all tests share: annotations checked at run time, one thread a process, hypothesis without
+deadlines, the pool of ranks, real images.
+"""
 
 import os
 import sys
@@ -18,8 +20,16 @@ from pool import Pool  # noqa: E402
 
 # two xdist workers share two cores; OMP_NUM_THREADS=2 asks for sums in another order
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-hypothesis.settings.register_profile("lab", deadline=None, max_examples=30, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.register_profile("nightly", hypothesis.settings.get_profile("lab"), max_examples=5000, derandomize=False)
+hypothesis.settings.register_profile(
+    "lab",
+    deadline=None,
+    max_examples=30,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "nightly", hypothesis.settings.get_profile("lab"), max_examples=5000, derandomize=False
+)
 hypothesis.settings.register_profile(  # HYPOTHESIS_PROFILE=random pytest --hypothesis-seed=N
     "random", hypothesis.settings.get_profile("lab"), derandomize=False, database=None
 )
@@ -27,7 +37,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lab"))
 
 
 def pytest_runtest_setup() -> None:
-    """What a test draws without a generator of its own is the same in every run, whatever ran before it on this worker."""
+    """What a test draws without a generator of its own is the same in every run, whatever ran
+    before it on this worker.
+    """
     torch.manual_seed(0)
     np.random.seed(0)  # of libraries that draw from the global state
 
@@ -42,14 +54,19 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
-    """Four long-lived gloo ranks. A test that uses it carries `@pytest.mark.xdist_group("ranks")`, so that there is one pool."""
+    """Four long-lived gloo ranks.
+
+    A test that uses it carries `@pytest.mark.xdist_group("ranks")`, so that there is one pool.
+    """
     with Pool() as ranks:
         yield ranks
 
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """The folder of npz files with real images, named by MARGINLAB_DATA; a test that wants it is skipped, loudly, where it is absent."""
+    """The folder of npz files with real images, named by MARGINLAB_DATA; a test that wants it is
+    skipped, loudly, where it is absent.
+    """
     folder = os.environ.get("MARGINLAB_DATA")
     if not folder:
         pytest.skip("MARGINLAB_DATA is not set: no real images to test with")

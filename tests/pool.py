@@ -1,4 +1,6 @@
-"""Four long-lived gloo ranks for distributed laws: started once, given functions by name, never waited for without end."""
+"""Four long-lived gloo ranks for distributed laws: started once, given functions by name, never
+waited for without end.
+"""
 
 import contextlib
 import multiprocessing
@@ -21,7 +23,13 @@ def _serve(rank: int, store: str, paths: list[str], pipe: Any) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=PATIENCE))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=RANKS,
+        timeout=timedelta(seconds=PATIENCE),
+    )
     groups = {n: dist.new_group(list(range(n))) for n in range(1, RANKS + 1)}
     while True:
         try:
@@ -35,9 +43,11 @@ def _serve(rank: int, store: str, paths: list[str], pipe: Any) -> None:
 
 
 class Pool:
-    """`pool.run(n, function, *arguments)` calls `function(group, rank, *arguments)` on ranks 0..n-1 and returns their results in order.
+    """`pool.run(n, function, *arguments)` calls `function(group, rank, *arguments)` on ranks 0..n-1
+    and returns their results in order.
 
-    The function is a module-level one, its arguments and results are picklable (give tensors as they are). Draw random inputs in the parent.
+    The function is a module-level one, its arguments and results are picklable (give tensors as
+    they are). Draw random inputs in the parent.
     """
 
     def __enter__(self) -> Self:
@@ -58,7 +68,9 @@ class Pool:
         self.pipes, self.ranks = [], []
         for rank in range(RANKS):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, store, list(sys.path), theirs), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, store, list(sys.path), theirs), daemon=True
+            )
             process.start()
             self.pipes.append(ours)
             self.ranks.append(process)

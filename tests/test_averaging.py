@@ -1,4 +1,6 @@
-"""Gradients averaged over ranks: each number alike wherever it lies in a bucket, and added in the order of the ranks."""
+"""Gradients averaged over ranks: each number alike wherever it lies in a bucket, and added in the
+order of the ranks.
+"""
 
 from itertools import pairwise
 
@@ -16,7 +18,9 @@ def _net():
 
 
 def _gradients(group, rank, weights, images, megabytes):
-    """The gradients of two steps with equal weights; the buckets are laid out anew before the second."""
+    """The gradients of two steps with equal weights; the buckets are laid out anew before the
+    second.
+    """
     net = _net()
     net.load_state_dict(weights)
     wrapped = ranks.data_parallel(net, torch.device("cpu"), group, bucket_cap_mb=megabytes)
@@ -30,14 +34,19 @@ def _gradients(group, rank, weights, images, megabytes):
 
 @pytest.mark.xdist_group("ranks")
 def test_gradients_do_not_depend_on_how_they_lie_in_buckets(pool):
-    """On three ranks an all-reduce of gloo adds in an order that depends on the place in the bucket."""
+    """On three ranks an all-reduce of gloo adds in an order that depends on the place in the
+    bucket.
+    """
     generator = torch.Generator().manual_seed(3)
     weights = {
-        name: torch.randn(p.shape, generator=generator) / 20 for name, p in _net().named_parameters()
+        name: torch.randn(p.shape, generator=generator) / 20
+        for name, p in _net().named_parameters()
     }
     images = torch.randn(3, 6, WIDTHS[0], generator=generator)
     first, *others = (
-        step for megabytes in (25.0, 0.001) for step in pool.run(3, _gradients, weights, images, megabytes)[0]
+        step
+        for megabytes in (25.0, 0.001)
+        for step in pool.run(3, _gradients, weights, images, megabytes)[0]
     )
     for step in others:
         assert all(bool(gradient.all()) for gradient in step)  # numbers to add, no zeros

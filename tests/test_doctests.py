@@ -9,7 +9,11 @@ import torch
 
 import marginlab
 
-MODULES = [m.name for m in pkgutil.walk_packages(marginlab.__path__, "marginlab.") if "__main__" not in m.name and "_studies" not in m.name]
+MODULES = [
+    m.name
+    for m in pkgutil.walk_packages(marginlab.__path__, "marginlab.")
+    if "__main__" not in m.name and "_studies" not in m.name
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -24,4 +28,11 @@ def test_examples(name):
 
 def test_there_are_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    assert sum(len(test.examples) > 0 for name in MODULES for test in finder.find(importlib.import_module(name))) > 30
+    assert (
+        sum(
+            len(test.examples) > 0
+            for name in MODULES
+            for test in finder.find(importlib.import_module(name))
+        )
+        > 30
+    )

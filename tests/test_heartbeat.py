@@ -1,4 +1,6 @@
-"""A rank that stands still ends the others after seconds, with a sentence that names it; one that is busy does not."""
+"""A rank that stands still ends the others after seconds, with a sentence that names it; one that
+is busy does not.
+"""
 
 import os
 import subprocess
@@ -11,8 +13,8 @@ from torch.distributed import HashStore, Store
 
 from marginlab.ranks.heartbeat import SILENCE, Heartbeat, silence
 
-# Each rank adds up over the ranks until it is enough. They are forked after the import of torch, as a
-# launcher without torchrun's agent starts them: rank 0 keeps the store.
+# Each rank adds up over the ranks until it is enough. They are forked after the import of torch, as
+# a launcher without torchrun's agent starts them: rank 0 keeps the store.
 WORK = """
 import os, signal, socket, sys, time, torch
 from pathlib import Path
@@ -72,7 +74,9 @@ def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path, still):
     """Rank 0 keeps the store as well, which then does not answer."""
     statuses, said = job(tmp_path, still)
     assert statuses == "[1, 1]"
-    who = "Rank 1 of 3" if still == "1" else "The store of the ranks, which rank 0 or torchrun keeps,"
+    who = (
+        "Rank 1 of 3" if still == "1" else "The store of the ranks, which rank 0 or torchrun keeps,"
+    )
     assert f"{who} has given no sign of life for 2 seconds" in said
     assert "Traceback" not in said
 

@@ -23,7 +23,9 @@ FLOORS = [
     {"study"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if "_studies" not in p.parts and p != PACKAGE / "__init__.py")
+FILES = sorted(
+    p for p in PACKAGE.rglob("*.py") if "_studies" not in p.parts and p != PACKAGE / "__init__.py"
+)
 
 
 def imports(text: str) -> set[str]:
@@ -45,7 +47,9 @@ def imports(text: str) -> set[str]:
 def test_a_room_imports_only_from_lower_floors(path):
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for other in imports(path.read_text()) - {room}:
-        assert FLOOR[other] < FLOOR[room] or path.name == "__main__.py", f"{path} imports {other}, which is not on a lower floor"
+        assert FLOOR[other] < FLOOR[room] or path.name == "__main__.py", (
+            f"{path} imports {other}, which is not on a lower floor"
+        )
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -60,4 +64,5 @@ def test_every_file_is_one_room():
 
 def test_no_two_test_files_have_one_name():
     names = [p.name for p in Path(__file__).parent.rglob("*.py")]
-    assert sorted(set(names)) == sorted(names)  # the ranks of the pool find a test's functions by the name of its file
+    # the ranks of the pool find a test's functions by the name of its file
+    assert sorted(set(names)) == sorted(names)

@@ -13,9 +13,14 @@ from marginlab.study.__main__ import main
 from marginlab.train import Monitor, Recipe, fit
 
 RECIPE = Recipe(
-    images=32, augmentation="Augmentation('e')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="SimCLR(hidden=16, dim=16)", epochs=1, batch=16, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    images=32,
+    augmentation="Augmentation('e')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="SimCLR(hidden=16, dim=16)",
+    epochs=1,
+    batch=16,
+    optimizer="SGD(lr=0.05)",
+)
 
 
 class Nothing(Monitor):
@@ -39,7 +44,9 @@ def test_the_device_is_the_processor_with_its_threads(threads):
     assert machine.device().endswith(", 2 threads")
     assert machine.processor() in machine.device()
     code = "import sys; from marginlab import machine; assert 'torch' not in sys.modules; print(machine.device())"
-    alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    alone = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert machine.device().startswith(alone)
     assert "thread" not in alone
 
@@ -50,7 +57,9 @@ def test_a_run_says_where_each_of_its_starts_computed(tmp_path, threads, monkeyp
     fit(RECIPE, tmp_path / "run", Nothing(), say=lambda line: None)  # nothing is left to compute
     with (tmp_path / "run" / "machines.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["step"], row["ranks"], row["torch"]) for row in rows] == [("0", "1", torch.__version__)]
+    assert [(row["step"], row["ranks"], row["torch"]) for row in rows] == [
+        ("0", "1", torch.__version__)
+    ]
     assert rows[0]["devices"] == machine.device()
 
     class Stop(Exception):

@@ -15,9 +15,18 @@ def _weighted(group, rank, parts, weights, grads):
     """L = sum over ranks of sum(gathered * weights of the rank), beside total(part sums) squared."""
     x = parts[rank].clone().requires_grad_()
     gathered = ranks.gather(x, group)
-    loss = ranks.total((gathered * weights[rank]).sum(), group, grads) + ranks.total(x.sum(), group, grads) ** 2
+    loss = (
+        ranks.total((gathered * weights[rank]).sum(), group, grads)
+        + ranks.total(x.sum(), group, grads) ** 2
+    )
     loss.backward()
-    return gathered.detach(), loss.detach(), x.grad, ranks.counts(len(x), group), ranks.share(10, group)
+    return (
+        gathered.detach(),
+        loss.detach(),
+        x.grad,
+        ranks.counts(len(x), group),
+        ranks.share(10, group),
+    )
 
 
 @pytest.mark.xdist_group("ranks")
@@ -38,20 +47,29 @@ def test_gather_and_total_have_exact_gradients_on_any_number_of_ranks(pool, n, d
             assert torch.equal(gathered, whole.detach())
             assert counts == rows
             torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-10)
-        torch.testing.assert_close(torch.cat([a[2] for a in answers]), factor * whole.grad, rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            torch.cat([a[2] for a in answers]), factor * whole.grad, rtol=0, atol=1e-10
+        )
         assert [i for a in answers for i in range(10)[a[4]]] == list(range(10))
 
 
 def _exchanged(group, rank, rows):
-    """The collectives of a gather's backward pass, with the shapes that are given, and the gradient; upstream it is not contiguous."""
+    """The collectives of a gather's backward pass, with the shapes that are given, and the
+    gradient; upstream it is not contiguous.
+    """
     x = torch.ones(rows[rank], 2, dtype=torch.float64, requires_grad=True)
     gathered = ranks.gather(x, group, held=rows)
     seen = []
     reduce, scatter = dist.all_reduce, dist.reduce_scatter
     dist.all_reduce = lambda *_, **__: seen.append("all-reduce")
-    dist.reduce_scatter = lambda out, parts, **named: (seen.append([tuple(part.shape) for part in parts]), scatter(out, parts, **named))
+    dist.reduce_scatter = lambda out, parts, **named: (
+        seen.append([tuple(part.shape) for part in parts]),
+        scatter(out, parts, **named),
+    )
     try:
-        gathered.T.contiguous().backward(torch.arange(2.0 * sum(rows), dtype=torch.float64).view(2, -1))
+        gathered.T.contiguous().backward(
+            torch.arange(2.0 * sum(rows), dtype=torch.float64).view(2, -1)
+        )
     finally:
         dist.all_reduce, dist.reduce_scatter = reduce, scatter
     return seen, x.grad
@@ -132,7 +150,13 @@ for start in range(2):
 def test_ranks_that_are_started_again_hear_nothing_of_those_before():
     """As torchrun's agent starts them: a new number of restarts, the same store."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", STARTED_TWICE], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED_TWICE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -140,4 +164,10 @@ def test_without_a_group_nothing_is_done():
     x = torch.ones(3)
     assert ranks.total(x) is x
     assert ranks.gather(x) is x
-    assert (ranks.size(), ranks.rank(), ranks.counts(3), ranks.broadcast(2), ranks.share(7)) == (1, 0, [3], 2, slice(0, 7))
+    assert (ranks.size(), ranks.rank(), ranks.counts(3), ranks.broadcast(2), ranks.share(7)) == (
+        1,
+        0,
+        [3],
+        2,
+        slice(0, 7),
+    )

@@ -1,4 +1,6 @@
-"""The README keeps its word: its commands and its Python run, on a folder of a user's own images where they ask for one."""
+"""The README keeps its word: its commands and its Python run, on a folder of a user's own images
+where they ask for one.
+"""
 
 import os
 import re
@@ -16,14 +18,23 @@ from marginlab.data import Shapes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.strip().splitlines()
+]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # Added to every command that trains, so that it ends within seconds; flags that come later win.
 SHORT_STUDY = "--grids pairs --pairs ad --epochs 1 --measure-every 0 --bank 100 --methods SimCLR(hidden=8,dim=8)".split()
 SHORT_STUDY += "--per-class 4 --views 3 --deep-views 4 --sharpened 2".split()
 SHORT_STUDY += ["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 SHORT_BOUNDS = "--epochs 1 --images 100 --monitored 20 --views 3 --bank 50 --methods SupCon(hidden=8,dim=8) --optimizers SGD(lr=0.1)".split()
-SHORT_BOUNDS += ["--augmentations", "Augmentation('e')", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
+SHORT_BOUNDS += [
+    "--augmentations",
+    "Augmentation('e')",
+    "--backbone",
+    "Backbone('resnet18', stem='strided', width=0.125)",
+]
 SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 
 
@@ -32,14 +43,21 @@ def home(tmp_path_factory):
     """What a user's folder holds: photos, the recipe of the README, and a CIFAR-10 that is small."""
     folder = tmp_path_factory.mktemp("user")
     photos = Shapes().load("train", 200)
-    for number, (image, label) in enumerate(zip(photos.images, photos.labels.tolist(), strict=True)):
+    for number, (image, label) in enumerate(
+        zip(photos.images, photos.labels.tolist(), strict=True)
+    ):
         place = folder / "photos" / photos.classes[label]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((48, 40)).save(place / f"{number}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((48, 40)).save(
+            place / f"{number}.png"
+        )
     (recipe,) = re.findall(r"```toml\n(.*?)```", README, re.S)
     (folder / "recipe.toml").write_text(recipe)
     arrays = {"images": photos.images.movedim(1, 3).numpy(), "labels": photos.labels.numpy()}
-    np.savez(folder / "cifar10.npz", **{f"{split}_{key}": array for split in ("train", "test") for key, array in arrays.items()})
+    np.savez(
+        folder / "cifar10.npz",
+        **{f"{split}_{key}": array for split in ("train", "test") for key, array in arrays.items()},
+    )
     return folder
 
 
@@ -52,13 +70,24 @@ def test_every_command_runs(home, command):
         assert words[0] == "python"
         words[0] = sys.executable
     if "concentration" in words and "--help" not in words:
-        words += [*SHORT_STUDY, *([] if "--batch" in words else ["--batch", "20"]), "--images", "100"]
+        words += [
+            *SHORT_STUDY,
+            *([] if "--batch" in words else ["--batch", "20"]),
+            "--images",
+            "100",
+        ]
     if "bounds" in words:
         words += SHORT_BOUNDS
     if "marginlab.train" in words:
         words += SHORT_TRAIN
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MARGINLAB_DATA": str(home), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=200)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MARGINLAB_DATA": str(home),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        words, cwd=home, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 40
 
@@ -84,7 +113,12 @@ def test_its_python_runs(home, monkeypatch):
     assert 0 < names["lower"] <= names["upper"] <= 1
     assert names["views"].shape[1] == 16
     words = ["recipe.toml", "--folder", "runs/photos", *SHORT_TRAIN]
-    subprocess.run([sys.executable, "-m", "marginlab.train", *words], cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "marginlab.train", *words],
+        cwd=home,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
     exec(reading, names)
     assert names["features"].shape == (8, 64)
     assert bool(torch.isfinite(names["features"]).all())

@@ -16,7 +16,11 @@ from marginlab.rng import Key, philox
     [  # the known answers published with Random123
         ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((0xFFFFFFFF,) * 4, 0xFFFFFFFFFFFFFFFF, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
     ],
 )
 def test_philox_gives_the_published_known_answers(counter, key, words):
@@ -46,9 +50,19 @@ def test_integers_are_in_range_and_equal_exact_arithmetic(seed, high):
 
 def test_names_seeds_and_indices_are_all_told_apart():
     keys = [
-        Key(0), Key(1), Key(0).named("a"), Key(0).named("b"), Key(0).named("a", "b"), Key(0).named("ab"), Key(0).named(1), Key(0).named("1"),
-        Key(0).at(1), Key(0).at(0, 1), Key(0).at(0, 0, 1), Key(0).at(0, 0, 0, 1),
-    ]  # fmt: skip
+        Key(0),
+        Key(1),
+        Key(0).named("a"),
+        Key(0).named("b"),
+        Key(0).named("a", "b"),
+        Key(0).named("ab"),
+        Key(0).named(1),
+        Key(0).named("1"),
+        Key(0).at(1),
+        Key(0).at(0, 1),
+        Key(0).at(0, 0, 1),
+        Key(0).at(0, 0, 0, 1),
+    ]
     assert len({int(key.bits()) for key in keys}) == len(keys)
 
 
@@ -85,7 +99,9 @@ def test_a_shuffle_is_a_permutation_and_a_part_of_it_is_the_same(seed, n, random
     key = Key(seed).named("classes").at(3)
     whole = key.shuffle(torch.arange(n), n)
     assert torch.equal(whole.sort().values, torch.arange(n))
-    part = torch.tensor([random.randrange(n) for _ in range(9)] if random else [n - 1, 0, n // 2, 0])
+    part = torch.tensor(
+        [random.randrange(n) for _ in range(9)] if random else [n - 1, 0, n // 2, 0]
+    )
     assert torch.equal(key.shuffle(part, n), whole[part])
     assert torch.equal(key.shuffle(part.int(), n), whole[part])
     assert key.shuffle(part[:0], n).tolist() == []
@@ -103,7 +119,10 @@ def test_the_largest_shuffle_stays_in_range_and_repeats_nothing():
 def test_shuffles_of_other_seeds_names_places_and_lengths_differ():
     keys = [Key(0), Key(1), Key(0).named("a"), Key(0).at(1), Key(0).at(2), Key(0).at(0, 0, 1)]
     assert len({tuple(key.shuffle(torch.arange(50), 50).tolist()) for key in keys}) == len(keys)
-    assert Key(0).shuffle(torch.arange(20), 99).tolist() != Key(0).shuffle(torch.arange(20), 100).tolist()
+    assert (
+        Key(0).shuffle(torch.arange(20), 99).tolist()
+        != Key(0).shuffle(torch.arange(20), 100).tolist()
+    )
 
 
 def test_many_keys_shuffle_at_once_each_as_alone():
@@ -116,12 +135,19 @@ def test_many_keys_shuffle_at_once_each_as_alone():
 
 
 def pair_uniformity(n):
-    """The p values of chi-square over all ordered pairs of places: of two that begin in one half, in the other, and in none."""
+    """The p values of chi-square over all ordered pairs of places: of two that begin in one half,
+    in the other, and in none.
+    """
     b = -(-n // (math.isqrt(n - 1) + 1))
     index = torch.tensor([0, 1, b, n - 1])
     cells = n * (n - 1)
-    first, *others = Key(1).named("pairs").at(torch.arange(max(4_000, 6 * cells))).shuffle(index, n).T
-    counts = (torch.bincount(first * (n - 1) + other - (other > first).long(), minlength=cells) for other in others)
+    first, *others = (
+        Key(1).named("pairs").at(torch.arange(max(4_000, 6 * cells))).shuffle(index, n).T
+    )
+    counts = (
+        torch.bincount(first * (n - 1) + other - (other > first).long(), minlength=cells)
+        for other in others
+    )
     return [scipy.stats.chisquare(count.numpy()).pvalue for count in counts]
 
 
@@ -138,7 +164,9 @@ def test_the_test_of_pairs_sees_rounds_that_are_too_few(monkeypatch):
 
 
 def law_of_a_difference(a, b, rounds):
-    """The exact chance that two places of Z_a x Z_b that differ by row i differ by column i after so many rounds."""
+    """The exact chance that two places of Z_a x Z_b that differ by row i differ by column i after
+    so many rounds.
+    """
     left, right = np.eye(a * b), np.eye(a * b)
     for dl in range(a):
         for dr in range(b):
@@ -178,7 +206,8 @@ def test_short_shuffles_are_uniform_over_all_orders(n):
     assert scipy.stats.chisquare(counts).pvalue > 0.01
 
 
-@pytest.mark.parametrize("n", [9, 12, 16])  # 9 = 3 x 3 reaches even permutations only, and triples do not see it
+# 9 = 3 x 3 reaches even permutations only, and triples do not see it
+@pytest.mark.parametrize("n", [9, 12, 16])
 def test_three_places_of_a_shuffle_are_jointly_uniform(n):
     for index in ([0, 1, 2], [0, 4, n - 1]):
         x, y, z = Key(3).named("triples").at(torch.arange(20_000)).shuffle(torch.tensor(index), n).T
@@ -209,7 +238,10 @@ def test_bad_shuffles_are_refused():
 
 
 def test_a_generator_is_seeded_by_its_key():
-    one, same, other = (torch.rand(4, generator=key.generator()) for key in (Key(0).named("w"), Key(0).named("w"), Key(0).named("v")))
+    one, same, other = (
+        torch.rand(4, generator=key.generator())
+        for key in (Key(0).named("w"), Key(0).named("w"), Key(0).named("v"))
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

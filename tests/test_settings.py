@@ -59,13 +59,19 @@ def test_what_is_written_reads_back_equal(tmp_path_factory, value):
 def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("batch = 16\nrate = 1\n")
-    assert settings.read(Small, path, ["--batch", "32", "--seeds", "4", "5", "--fast"]) == Small(batch=32, rate=1.0, seeds=(4, 5), fast=True)
+    assert settings.read(Small, path, ["--batch", "32", "--seeds", "4", "5", "--fast"]) == Small(
+        batch=32, rate=1.0, seeds=(4, 5), fast=True
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("bach = 3", r"config\.toml: Small has no setting 'bach': did you mean 'batch'\? There are: batch, data,"),
+        (
+            "bach = 3",
+            r"config\.toml: Small has no setting 'bach': did you mean 'batch'\? There are: "
+            r"batch, data,",
+        ),
         ("batch = '3'", "batch is of type int, not '3'"),
         ("batch = true", "batch is of type int, not True"),
         ("batch = -1", "batch is at least 0, not -1"),

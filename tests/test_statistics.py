@@ -1,4 +1,6 @@
-"""Unit vectors against float64, whose range holds every square of float32, and against exact scaling."""
+"""Unit vectors against float64, whose range holds every square of float32, and against exact
+scaling.
+"""
 
 import pytest
 import torch
@@ -9,10 +11,14 @@ from marginlab.statistics import unit_vectors
 ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("length", [1e-44, 1e-38, 1e-30, 1e-19, 1e-12, 1.0, 1e12, 1.8e19, 1e25, 1e38])
+@pytest.mark.parametrize(
+    "length", [1e-44, 1e-38, 1e-30, 1e-19, 1e-12, 1.0, 1e12, 1.8e19, 1e25, 1e38]
+)
 def test_in_float32_rows_of_every_length_have_the_direction_of_float64(length):
     x = (ROWS * length).clamp(-3.4e38, 3.4e38).float()
-    torch.testing.assert_close(unit_vectors(x).double(), F.normalize(x.double(), eps=0.0), rtol=3e-7, atol=3e-7)
+    torch.testing.assert_close(
+        unit_vectors(x).double(), F.normalize(x.double(), eps=0.0), rtol=3e-7, atol=3e-7
+    )
     if length > 1e-35:  # below, the derivative itself is beyond float32
         weight = ROWS.flip(0)
         wide = x.double().requires_grad_()
@@ -51,4 +57,6 @@ def test_half_precision_comes_back_in_float32_and_no_number_stays_none():
 
 def test_it_is_differentiable_twice_and_vmapped():
     assert torch.autograd.gradgradcheck(unit_vectors, ROWS.clone().requires_grad_())
-    torch.testing.assert_close(torch.func.vmap(unit_vectors)(ROWS[:, None]), unit_vectors(ROWS)[:, None])
+    torch.testing.assert_close(
+        torch.func.vmap(unit_vectors)(ROWS[:, None]), unit_vectors(ROWS)[:, None]
+    )

@@ -1,4 +1,6 @@
-"""Strings of other people stay what they are: no link in a report, no markup and no escape code on a terminal."""
+"""Strings of other people stay what they are: no link in a report, no markup and no escape code on
+a terminal.
+"""
 
 import csv
 import io
@@ -20,8 +22,23 @@ from marginlab.study.display import console
 from marginlab.study.markup import block, inline
 from marginlab.terminal import printable, say
 
-LINKS = ("[cat](https://evil.example)", "<a href='https://evil.example'>cat</a>", "**cat**", "`cat`", "# cat", "- cat", "1. cat")
-ESCAPES = ("cat\x1b]0;title\x07", "\x1b[31mcat", "cat\rdog", "cat\x9b31m", "cat\u202egod", "caf\udce9")
+LINKS = (
+    "[cat](https://evil.example)",
+    "<a href='https://evil.example'>cat</a>",
+    "**cat**",
+    "`cat`",
+    "# cat",
+    "- cat",
+    "1. cat",
+)
+ESCAPES = (
+    "cat\x1b]0;title\x07",
+    "\x1b[31mcat",
+    "cat\rdog",
+    "cat\x9b31m",
+    "cat\u202egod",
+    "caf\udce9",
+)
 
 
 @given(st.text())
@@ -30,7 +47,9 @@ def test_nothing_in_a_literal_is_markup(text):
 
     for shown in (inline(literal(text)), inline(f"## {literal(text)}")):
         assert "<" not in shown
-    assert html.unescape(inline(literal(text))) == " ".join(text.split()) or any("\ue000" <= c <= "\ue0ff" for c in text)
+    assert html.unescape(inline(literal(text))) == " ".join(text.split()) or any(
+        "\ue000" <= c <= "\ue0ff" for c in text
+    )
     assert block(f"x {literal(text)}").count("<") == 2  # <p> and </p>
 
 
@@ -51,7 +70,14 @@ def test_a_class_name_in_a_report_is_shown_as_it_is(name):
 
 def test_a_class_name_in_a_figure_is_no_link():
     name = '<a href="https://evil.example">cat</a>'
-    figure = go.Figure(go.Scatter(x=[name, "b"], y=np.array([1.0, 2.0]), name=name, text=np.array([name, "x"], dtype=object)))
+    figure = go.Figure(
+        go.Scatter(
+            x=[name, "b"],
+            y=np.array([1.0, 2.0]),
+            name=name,
+            text=np.array([name, "x"], dtype=object),
+        )
+    )
     figure.update_layout(title=f"<b>Of</b> {name}<br>H<sub>2</sub>", xaxis_title=name)
     figure.add_annotation(text=name, hovertext=name)
     report = Report("t")
@@ -63,7 +89,9 @@ def test_a_class_name_in_a_figure_is_no_link():
     assert "\\u003cb\\u003eOf" in page or "<b>Of" in page  # what only styles stays
 
 
-@pytest.mark.parametrize("name", ["[bold]cat[/bold]", "[link=https://evil.example]cat[/link]", ":cat:", "[/]"])
+@pytest.mark.parametrize(
+    "name", ["[bold]cat[/bold]", "[link=https://evil.example]cat[/link]", ":cat:", "[/]"]
+)
 def test_a_name_is_no_markup_of_the_terminal(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(
@@ -95,7 +123,9 @@ def test_a_name_is_no_escape_code(name, tmp_path, monkeypatch, capsys):
         patch.setattr(sys, "stdout", io.TextIOWrapper(raw := io.BytesIO(), encoding="utf-8"))
         say(name)
         assert raw.getvalue() == f"{shown}\n".encode()
-    images = ImageSet(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), (name, "dog"), name)
+    images = ImageSet(
+        torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), (name, "dog"), name
+    )
     assert shown in printable(describe(images, "train"))
     with pytest.raises(SystemExit):
         data_main([f"folder:/nowhere/{name}"])
@@ -108,7 +138,9 @@ def test_a_name_is_no_escape_code(name, tmp_path, monkeypatch, capsys):
     assert "\r" not in said
 
 
-def test_escape_codes_in_a_studys_values_reach_no_terminal_log_or_kept_table(tmp_path, monkeypatch, capsys):
+def test_escape_codes_in_a_studys_values_reach_no_terminal_log_or_kept_table(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(
         '''"""Of names."""
@@ -135,8 +167,18 @@ def run(cell):
     assert main(["keep", "run", "kept.csv"]) == 0
     kept = (tmp_path / "kept.csv").read_text().splitlines()
     head = [line for line in kept if line.startswith("#")]
-    assert [line.split(":")[0] for line in head] == ["# command", "# measured", "# device", "# versions", "# seconds", "# settings"]
-    assert next(iter(csv.DictReader(io.StringIO("\n".join(kept[len(head) :])))))["class"] == open_run("run").settings.name
+    assert [line.split(":")[0] for line in head] == [
+        "# command",
+        "# measured",
+        "# device",
+        "# versions",
+        "# seconds",
+        "# settings",
+    ]
+    assert (
+        next(iter(csv.DictReader(io.StringIO("\n".join(kept[len(head) :])))))["class"]
+        == open_run("run").settings.name
+    )
 
 
 def test_the_console_takes_nothing_for_markup():

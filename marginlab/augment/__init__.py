@@ -1,4 +1,6 @@
-"""Augmentations as sets of views: the five operations of Huang et al. (ICLR 2023), drawn by counters so that any view can be made again alone."""
+"""Augmentations as sets of views: the five operations of Huang et al. (ICLR 2023), drawn by
+counters so that any view can be made again alone.
+"""
 
 from marginlab.augment.augmentation import Augmentation as Augmentation
 from marginlab.augment.blur import GaussianBlur as GaussianBlur
@@ -9,4 +11,13 @@ from marginlab.augment.geometry import ResizedCrop as ResizedCrop
 from marginlab.augment.search import Sharpened as Sharpened
 from marginlab.augment.search import sharpen as sharpen
 
-__all__ = ("Augmentation", "ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "ResizedCrop", "Sharpened", "sharpen")
+__all__ = (
+    "Augmentation",
+    "ColorJitter",
+    "GaussianBlur",
+    "Grayscale",
+    "HorizontalFlip",
+    "ResizedCrop",
+    "Sharpened",
+    "sharpen",
+)

@@ -1,9 +1,11 @@
-"""An augmentation A as a set of views: A(x) of Huang et al. (ICLR 2023), section 2, sampled by counters.
+"""An augmentation A as a set of views: A(x) of Huang et al. (ICLR 2023), section 2, sampled by
+counters.
 
     view v of image i = blur(grey(jitter(flip(crop(x_i))))),   each operation with the parameters drawn for (seed, i, v, operation)
 
-An operation draws the same in every augmentation it is part of. So nested sets share their draws, and where the coin of an additional operation
-said no, the view is the one of the smaller set, bit for bit. Nothing depends on the batch, the worker or the rank.
+An operation draws the same in every augmentation it is part of. So nested sets share their draws,
+and where the coin of an additional operation said no, the view is the one of the smaller set, bit
+for bit. Nothing depends on the batch, the worker or the rank.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +27,9 @@ from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
 COMPOSITION = (ResizedCrop, HorizontalFlip, ColorJitter, Grayscale, GaussianBlur)
-PIECE = {"cpu": 2**20, "cuda": 2**27}  # bytes of images that go through the operations at once: what a CPU's cache holds, what fills a device
+# bytes of images that go through the operations at once: what a CPU's cache holds, what fills a
+# device
+PIECE = {"cpu": 2**20, "cuda": 2**27}
 Images = UInt8[Tensor, "N 3 H W"] | Float[Tensor, "N 3 H W"]
 
 
@@ -44,17 +48,16 @@ def _letters(strength: float, jitter_p: float) -> dict[str, Operation]:
 class Augmentation:
     """A set of views of an image, from which any view can be drawn again alone.
 
-    Parameters
-    ----------
-    operations: letters of the paper, (a) resized crop, (b) blur, (c) grey, (d) colour jitter, (e) flip; "" leaves images as they are. Or a
-        sequence of operations, as objects or in call notation. They are composed in the order crop, flip, jitter, grey, blur, whatever
-        order they are named in; others than these five come after them, in the order given.
-    strength: s of letter d: brightness, contrast and saturation by 0.8 s, hue by 0.2 s turns.
-    jitter_p: probability of letter d; the paper's experiment on strength has 1.
+    Args:
+        operations: letters of the paper, (a) resized crop, (b) blur, (c) grey, (d) colour jitter,
+            (e) flip; "" leaves images as they are. Or a sequence of operations, as objects or in
+            call notation. They are composed in the order crop, flip, jitter, grey, blur, whatever
+            order they are named in; others than these five come after them, in the order given.
+        strength: s of letter d: brightness, contrast and saturation by 0.8 s, hue by 0.2 s turns.
+        jitter_p: probability of letter d; the paper's experiment on strength has 1.
 
-    Raises
-    ------
-    SettingsError: an unknown or repeated letter or operation, or a parameter out of its range.
+    Raises:
+        SettingsError: an unknown or repeated letter or operation, or a parameter out of its range.
 
     >>> images = torch.rand(4, 3, 32, 32)
     >>> views = Augmentation("ad", strength=0.5).views(images, n_views=3, seed=0)
@@ -63,7 +66,6 @@ class Augmentation:
     >>> alone = Augmentation("ad").views(images[2:3], index=torch.tensor([2]), n_views=1, first_view=1)
     >>> bool((alone[0, 0] == views[2, 1]).all())
     True
-
     """
 
     operations: str | Sequence[Operation | str] = "abcde"
@@ -74,17 +76,31 @@ class Augmentation:
         if isinstance(self.operations, str):
             object.__setattr__(self, "operations", "".join(sorted(self.operations)))
         else:
-            object.__setattr__(self, "operations", tuple(_operation(item) for item in self.operations))
+            object.__setattr__(
+                self, "operations", tuple(_operation(item) for item in self.operations)
+            )
         if not 0 <= self.strength <= 2.5:
-            raise SettingsError(f"strength is in [0, 2.5], where hue reaches half a turn, not {self.strength}.")
+            raise SettingsError(
+                f"strength is in [0, 2.5], where hue reaches half a turn, not {self.strength}."
+            )
         names = [type(operation).__name__ for operation in self.composed]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise SettingsError(f"{repeated[0]} is named twice: an augmentation does an operation once, for its draws are named by the operation.")
+            raise SettingsError(
+                f"{repeated[0]} is named twice: an augmentation does an operation once, "
+                f"for its draws are named by the operation."
+            )
 
     def __repr__(self) -> str:
         if isinstance(self.operations, str):
-            return settings.describe("Augmentation", operations=self.operations, strength=self.strength, jitter_p=self.jitter_p)
-        return settings.describe("Augmentation", operations=tuple(repr(operation) for operation in self.operations))
+            return settings.describe(
+                "Augmentation",
+                operations=self.operations,
+                strength=self.strength,
+                jitter_p=self.jitter_p,
+            )
+        return settings.describe(
+            "Augmentation", operations=tuple(repr(operation) for operation in self.operations)
+        )
 
     @cached_property
     def composed(self) -> tuple[Operation, ...]:
@@ -93,18 +109,35 @@ class Augmentation:
         if isinstance(self.operations, str):
             for letter in self.operations:
                 if letter not in table:
-                    raise SettingsError(f"{letter!r} is no operation's letter: {settings.nearest(letter, table)} Write such as 'ad'.")
+                    raise SettingsError(
+                        f"{letter!r} is no operation's letter: "
+                        f"{settings.nearest(letter, table)} Write such as 'ad'."
+                    )
             named = [table[letter] for letter in self.operations]
         else:
             named = [_operation(item) for item in self.operations]
-        return tuple(sorted(named, key=lambda o: COMPOSITION.index(type(o)) if type(o) in COMPOSITION else len(COMPOSITION)))
+        return tuple(
+            sorted(
+                named,
+                key=lambda o: (
+                    COMPOSITION.index(type(o)) if type(o) in COMPOSITION else len(COMPOSITION)
+                ),
+            )
+        )
 
     def parameters(
-        self, index: Int[Tensor, " N"], views: Int[Tensor, " V"], *, size: tuple[int, int], seed: int = 0
+        self,
+        index: Int[Tensor, " N"],
+        views: Int[Tensor, " V"],
+        *,
+        size: tuple[int, int],
+        seed: int = 0,
     ) -> dict[str, tuple[Tensor, ...]]:
-        """What is drawn for these images and views: by name of the operation a NamedTuple of (N, V) tensors, on the device of `index`.
+        """What is drawn for these images and views: by name of the operation a NamedTuple of (N, V)
+        tensors, on the device of `index`.
 
-        `size` is (height, width) of the images. Keep `index` on the CPU: then `apply` waits for no device.
+        `size` is (height, width) of the images. Keep `index` on the CPU: then `apply` waits for no
+        device.
 
         >>> drawn = Augmentation("ae").parameters(torch.arange(5), torch.arange(2), size=(32, 32))
         >>> drawn["ResizedCrop"].width.shape, drawn["HorizontalFlip"].on.dtype
@@ -114,23 +147,34 @@ class Augmentation:
         return {type(operation).__name__: operation.draw(key, size) for operation in self.composed}
 
     def drawn(
-        self, index: Int[Tensor, " M"], view: Int[Tensor, " M"], *, size: tuple[int, int], seed: int = 0, identity: bool = True
+        self,
+        index: Int[Tensor, " M"],
+        view: Int[Tensor, " M"],
+        *,
+        size: tuple[int, int],
+        seed: int = 0,
+        identity: bool = True,
     ) -> dict[str, tuple[Tensor, ...]]:
-        """What is drawn for one view of each of M images, numbered as in `views`: by name of the operation a NamedTuple of (M, 1) tensors.
+        """What is drawn for one view of each of M images, numbered as in `views`: by name of the
+        operation a NamedTuple of (M, 1) tensors.
 
-        With `identity`, view 0 is the image itself: `unchanged` of each operation, which gives the image back to rounding, in or out of the
-        support (x is in A(x) also where every draw would change it). Without it, view 0 is draw 0.
+        With `identity`, view 0 is the image itself: `unchanged` of each operation, which gives the
+        image back to rounding, in or out of the support (x is in A(x) also where every draw would
+        change it). Without it, view 0 is draw 0.
 
-        Raises
-        ------
-        ValueError: view 0 of an operation that names no parameters for it, or another number of views than images.
+        Raises:
+            ValueError: view 0 of an operation that names no parameters for it, or another number of
+                views than images.
 
         >>> best = Augmentation("ad").drawn(torch.tensor([4, 7]), torch.tensor([0, 31]), size=(32, 32))
         >>> best["ResizedCrop"].width.shape, best["ResizedCrop"].width[0]
         (torch.Size([2, 1]), tensor([32.]))
         """
         if view.shape != index.shape:
-            raise ValueError(f"view holds one number for each of {len(index)} images, but has the shape {tuple(view.shape)}.")
+            raise ValueError(
+                f"view holds one number for each of {len(index)} images, but has the shape "
+                f"{tuple(view.shape)}."
+            )
         view = view.to(index.device)[:, None]
         key, itself = Key(seed).named("augment").at(index[:, None], view), view == 0
         out = {type(operation).__name__: operation.draw(key, size) for operation in self.composed}
@@ -138,33 +182,48 @@ class Augmentation:
             name = type(operation).__name__
             if not isinstance(operation, Searchable):
                 raise ValueError(
-                    f"{name} does not say which parameters leave an image as it is, so that view 0 could be the image itself. "
-                    f"Pass identity=False, or give it the methods of marginlab.augment.operation.Searchable."
+                    f"{name} does not say which parameters leave an image as it is, so "
+                    f"that view 0 could be the image itself. "
+                    f"Pass identity=False, or give it the methods of "
+                    f"marginlab.augment.operation.Searchable."
                 )
             same = operation.unchanged((len(index), 1), size)
-            out[name] = type(out[name])(*(torch.where(itself, s.to(d), d) for s, d in zip(same, out[name], strict=True)))
+            out[name] = type(out[name])(
+                *(torch.where(itself, s.to(d), d) for s, d in zip(same, out[name], strict=True))
+            )
         return out
 
-    def apply(self, images: Images, parameters: Mapping[str, tuple[Tensor, ...]]) -> Float[Tensor, "N V 3 H W"]:
-        """The views of these parameters, drawn by `parameters`, stored, or searched; differentiable in them where the operations are.
+    def apply(
+        self, images: Images, parameters: Mapping[str, tuple[Tensor, ...]]
+    ) -> Float[Tensor, "N V 3 H W"]:
+        """The views of these parameters, drawn by `parameters`, stored, or searched; differentiable
+        in them where the operations are.
 
-        Raises
-        ------
-        ValueError, TypeError: images of a wrong shape, type or range; parameters of other operations or other images.
-
+        Raises:
+            ValueError, TypeError: images of a wrong shape, type or range; parameters of other
+                operations or other images.
         """
         _check(images)
         if set(parameters) != {type(operation).__name__ for operation in self.composed}:
-            raise ValueError(f"Parameters are of {sorted(parameters)}, but the augmentation is {self}.")
-        shapes = {tuple(field.shape) for drawn in parameters.values() for field in drawn} or {(len(images), 1)}
+            raise ValueError(
+                f"Parameters are of {sorted(parameters)}, but the augmentation is {self}."
+            )
+        shapes = {tuple(field.shape) for drawn in parameters.values() for field in drawn} or {
+            (len(images), 1)
+        }
         if len(shapes) > 1 or len(next(iter(shapes))) != 2 or next(iter(shapes))[0] != len(images):
-            raise ValueError(f"Parameters have one shape (N, V) with N = {len(images)} images, not {sorted(shapes)}.")
+            raise ValueError(
+                f"Parameters have one shape (N, V) with N = {len(images)} images, not "
+                f"{sorted(shapes)}."
+            )
         V = next(iter(shapes))[1]
         pieces, make = self._pieces(images, parameters, V)
         if not pieces:
             return images.new_empty(len(images), V, *images.shape[1:], dtype=torch.float32)
         made = torch.cat([make(places) for places in pieces])
-        return made[torch.cat(pieces).argsort().to(images.device, non_blocking=True)].view(len(images), V, *images.shape[1:])
+        return made[torch.cat(pieces).argsort().to(images.device, non_blocking=True)].view(
+            len(images), V, *images.shape[1:]
+        )
 
     @torch.no_grad()
     def views(
@@ -177,31 +236,40 @@ class Augmentation:
         identity: bool = False,
         first_view: int = 0,
     ) -> Float[Tensor, "N V 3 H W"]:
-        """Views of images: (N, 3, H, W), uint8 or floating in [0, 1], to (N, V, 3, H, W), float32 in [0, 1], V = n_views.
+        """Views of images: (N, 3, H, W), uint8 or floating in [0, 1], to (N, V, 3, H, W), float32
+        in [0, 1], V = n_views.
 
-        Parameters
-        ----------
-        images: the images, on any device.
-        index: their numbers in their data set, by default 0..N-1: what the draws are for. Best on the CPU, whatever the images' device.
-        n_views: V, the number of views of each image.
-        seed: the seed of all draws.
-        identity: make view 0 the image itself. The other views are the same as without it: draws 1..V-1.
-        first_view: the number of view 0: view v is draw first_view + v of its image. Training takes first_view = n_views * epoch.
+        Args:
+            images: the images, on any device.
+            index: their numbers in their data set, by default 0..N-1: what the draws are for. Best
+                on the CPU, whatever the images' device.
+            n_views: V, the number of views of each image.
+            seed: the seed of all draws.
+            identity: make view 0 the image itself. The other views are the same as without it:
+                draws 1..V-1.
+            first_view: the number of view 0: view v is draw first_view + v of its image. Training
+                takes first_view = n_views * epoch.
 
-        Raises
-        ------
-        ValueError, TypeError: images of a wrong shape, type or range (on a device the range is not looked at), an index that does not fit.
-
+        Raises:
+            ValueError, TypeError: images of a wrong shape, type or range (on a device the range is
+                not looked at), an index that does not fit.
         """
         _check(images)
         if n_views < 1 or first_view < 0:
-            raise ValueError(f"n_views is at least 1 and first_view at least 0, not {n_views} and {first_view}.")
+            raise ValueError(
+                f"n_views is at least 1 and first_view at least 0, not {n_views} and {first_view}."
+            )
         index = torch.arange(len(images)) if index is None else index
         if index.shape != (len(images),):
-            raise ValueError(f"index holds one number for each of {len(images)} images, but has the shape {tuple(index.shape)}.")
+            raise ValueError(
+                f"index holds one number for each of {len(images)} images, but has the "
+                f"shape {tuple(index.shape)}."
+            )
         first = int(identity)
         drawn = torch.arange(first_view + first, first_view + n_views)
-        parameters = self.parameters(index, drawn, size=(images.shape[2], images.shape[3]), seed=seed)
+        parameters = self.parameters(
+            index, drawn, size=(images.shape[2], images.shape[3]), seed=seed
+        )
         out = torch.empty(len(images), n_views, *images.shape[1:], device=images.device)
         if identity:
             out[:, 0] = _floating(images)
@@ -209,7 +277,8 @@ class Augmentation:
 
         @torch.no_grad()
         def write(places: Tensor) -> None:
-            there = places + places // (n_views - first) * first + first  # each image's own place comes before those of its views
+            # each image's own place comes before those of its views
+            there = places + places // (n_views - first) * first + first
             out.flatten(0, 1)[there.to(images.device, non_blocking=True)] = make(places)
 
         in_threads(write, pieces, images.device)
@@ -218,52 +287,80 @@ class Augmentation:
     def _pieces(
         self, images: Tensor, parameters: Mapping[str, tuple[Tensor, ...]], V: int
     ) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
-        """All places in (N * V), so many at a time as `PIECE` allows, and what makes the views of given places."""
-        drawn = [(operation, map_fields(lambda field: field.reshape(-1), parameters[type(operation).__name__])) for operation in self.composed]
-        rows = max(1, PIECE["cpu" if images.device.type == "cpu" else "cuda"] // (4 * max(images[:1].numel(), 1)))
+        """All places in (N * V), so many at a time as `PIECE` allows, and what makes the views of
+        given places.
+        """
+        drawn = [
+            (
+                operation,
+                map_fields(lambda field: field.reshape(-1), parameters[type(operation).__name__]),
+            )
+            for operation in self.composed
+        ]
+        rows = max(
+            1,
+            PIECE["cpu" if images.device.type == "cpu" else "cuda"]
+            // (4 * max(images[:1].numel(), 1)),
+        )
 
         def make(places: Tensor) -> Tensor:
-            pixels = _floating(images.index_select(0, (places // V).to(images.device, non_blocking=True)))
+            pixels = _floating(
+                images.index_select(0, (places // V).to(images.device, non_blocking=True))
+            )
             for operation, fields in drawn:
-                pixels = operation.apply(pixels, map_fields(lambda field: field[places.to(field.device)], fields))
+                pixels = operation.apply(
+                    pixels, map_fields(lambda field: field[places.to(field.device)], fields)
+                )
             return pixels
 
-        return _alike([field for _, fields in drawn for field in fields], len(images) * V, rows), make
+        return _alike(
+            [field for _, fields in drawn for field in fields], len(images) * V, rows
+        ), make
 
 
 def in_threads(work: Callable[[Tensor], None], pieces: list[Tensor], device: torch.device) -> None:
     """Work on pieces; on a CPU in as many threads as torch uses, each with a piece of its own.
 
-    The operations are many and short. Sharing each of them among threads, as torch does by itself, means a barrier after each, and where other
-    processes want the same cores, threads wait at barriers most of the time: on 2 busy cores 142 views a second instead of 10,000 (letter d).
+    The operations are many and short. Sharing each of them among threads, as torch does by itself,
+    means a barrier after each, and where other processes want the same cores, threads wait at
+    barriers most of the time: on 2 busy cores 142 views a second instead of 10,000 (letter d).
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or len(pieces) < 2:
         for piece in pieces:
             work(piece)
         return
-    try:  # torch counts threads for each thread that calls it, and remembers the last number for new ones
-        with ThreadPoolExecutor(min(threads, len(pieces)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    # torch counts threads for each thread that calls it, and remembers the last number for new ones
+    try:
+        with ThreadPoolExecutor(
+            min(threads, len(pieces)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             for _ in pool.map(work, pieces):
                 pass
     finally:
         torch.set_num_threads(threads)
 
 
-def map_fields(function: Callable[[Tensor], Tensor], fields: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def map_fields(
+    function: Callable[[Tensor], Tensor], fields: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """The same NamedTuple of other tensors."""
     return type(fields)(*(function(field) for field in fields))
 
 
 def _alike(fields: list[Tensor], total: int, rows: int) -> list[Tensor]:
-    """Places in pieces of at most `rows`, in which views of equal orders and coins lie together: operations then regroup little or nothing.
+    """Places in pieces of at most `rows`, in which views of equal orders and coins lie together:
+    operations then regroup little or nothing.
 
     Pixels do not depend on it, for every operation treats each image by itself.
     """
     discrete = [field for field in fields if not field.is_floating_point()]
     if total <= rows or not discrete:
         return list(torch.arange(total).split(rows)) if total else []
-    orders, coins = torch.zeros_like(discrete[0], dtype=torch.int64), torch.zeros_like(discrete[0], dtype=torch.int64)
+    orders, coins = (
+        torch.zeros_like(discrete[0], dtype=torch.int64),
+        torch.zeros_like(discrete[0], dtype=torch.int64),
+    )
     for field in discrete:
         if field.dtype == torch.bool:
             coins = coins * 2 + field
@@ -278,20 +375,31 @@ def _floating(images: Tensor) -> Tensor:
 
 def _operation(item: object) -> Operation:
     if isinstance(item, str):
-        from marginlab import augment  # the room that the names are in, complete only after this file
+        # the room that the names are in, complete only after this file
+        from marginlab import augment
 
         item = settings.call(item, augment, kind=Operation)
     if isinstance(item, type) or not isinstance(item, Operation):
-        raise SettingsError(f"{item!r} is no operation: an object with draw(key, size) and apply(images, parameters).")
+        raise SettingsError(
+            f"{item!r} is no operation: an object with draw(key, size) and apply(images, "
+            f"parameters)."
+        )
     return item
 
 
 def _check(images: Any) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images have the shape (N, 3, H, W), not {tuple(images.shape)}. Repeat the channel of grey images three times.")
+        raise ValueError(
+            f"images have the shape (N, 3, H, W), not {tuple(images.shape)}. Repeat the "
+            f"channel of grey images three times."
+        )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images are uint8 in 0..255 or floating in [0, 1], not {images.dtype}.")
-    if images.is_floating_point() and images.device.type == "cpu" and images.numel():  # on a device the look would wait for it
+    # on a device the look would wait for it
+    if images.is_floating_point() and images.device.type == "cpu" and images.numel():
         low, high = (float(bound) for bound in images.detach().aminmax())
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by 255, or give uint8; normalise in the backbone.")
+            raise ValueError(
+                f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by "
+                f"255, or give uint8; normalise in the backbone."
+            )

@@ -1,4 +1,5 @@
-"""Gaussian blur of Huang et al. (ICLR 2023), section 5, operation (b): a Gaussian of `sigma` pixels along each side, reflected at the edges.
+"""Gaussian blur of Huang et al. (ICLR 2023), section 5, operation (b): a Gaussian of `sigma` pixels
+along each side, reflected at the edges.
 
     out(i) = sum over |d| <= r of w(d) image(i + d),   w(d) proportional to exp(-d^2 / (2 sigma^2)),   r = ceil(3 sigma's highest)
 
@@ -14,7 +15,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from marginlab.augment.operation import can_fall, check_probability, check_range, near_coin, near_number, where_on, within
+from marginlab.augment.operation import (
+    can_fall,
+    check_probability,
+    check_range,
+    near_coin,
+    near_number,
+    where_on,
+    within,
+)
 from marginlab.rng import Key
 
 
@@ -27,7 +36,8 @@ class Blur(NamedTuple):
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """Gaussian blur with probability p, (b); sigma is uniform between its lowest and highest, in pixels.
+    """Gaussian blur with probability p, (b); sigma is uniform between its lowest and highest, in
+    pixels.
 
     >>> GaussianBlur().radius, GaussianBlur(sigma=(0.1, 2.0)).radius
     (3, 6)
@@ -42,20 +52,21 @@ class GaussianBlur:
 
     @property
     def radius(self) -> int:
-        """Pixels on each side that are weighed: three times the highest sigma, beyond which lie 0.3 % of a Gaussian."""
+        """Pixels on each side that are weighed: three times the highest sigma, beyond which lie 0.3
+        % of a Gaussian.
+        """
         return math.ceil(3 * self.sigma[1])
 
     def draw(self, key: Key, size: tuple[int, int]) -> Blur:
         """Coins, true with probability p, and sigmas.
 
-        Raises
-        ------
-        ValueError: the images are too small to be reflected as far as the blur reaches.
-
+        Raises:
+            ValueError: the images are too small to be reflected as far as the blur reaches.
         """
         if min(size) <= self.radius:
             raise ValueError(
-                f"A blur of sigma up to {self.sigma[1]:g} reaches {self.radius} pixels and needs images larger than that, not {size[0]} x {size[1]}. "
+                f"A blur of sigma up to {self.sigma[1]:g} reaches {self.radius} pixels and "
+                f"needs images larger than that, not {size[0]} x {size[1]}. "
                 f"Take a smaller sigma, or leave the blur out."
             )
         key = key.named("GaussianBlur")
@@ -85,16 +96,22 @@ class GaussianBlur:
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         distance = torch.arange(-self.radius, self.radius + 1, device=sigma.device)
-        # float64, so that the rounded weights do not depend on how many rows softmax has; moved as they are used
-        weights = torch.softmax(-((distance / sigma.double()[:, None]) ** 2) / 2, dim=1).to(images, non_blocking=True)
+        # float64, so that the rounded weights do not depend on how many rows softmax has; moved as
+        # they are used
+        weights = torch.softmax(-((distance / sigma.double()[:, None]) ** 2) / 2, dim=1).to(
+            images, non_blocking=True
+        )
         return _convolve(_convolve(images, weights, 2), weights, 3).clamp(0, 1)
 
 
-def _convolve(images: Float[Tensor, "B 3 H W"], weights: Float[Tensor, "B k"], dim: int) -> Float[Tensor, "B 3 H W"]:
+def _convolve(
+    images: Float[Tensor, "B 3 H W"], weights: Float[Tensor, "B k"], dim: int
+) -> Float[Tensor, "B 3 H W"]:
     """A symmetric filter for each image, along its rows or columns, as a sum of shifted images.
 
-    Own because kornia's grouped convolution takes 1.5 times as long for the 43 images of 32 x 32 that half a piece has (one thread; 7 times when
-    two threads share it, benchmarks/augment.py), and because a convolution may choose its algorithm, hence its rounding, by the batch's size.
+    Own because kornia's grouped convolution takes 1.5 times as long for the 43 images of 32 x 32
+    that half a piece has (one thread; 7 times when two threads share it, benchmarks/augment.py),
+    and because a convolution may choose its algorithm, hence its rounding, by the batch's size.
     """
     r, n = weights.shape[1] // 2, images.shape[dim]
     padded = F.pad(images, (0, 0, r, r) if dim == 2 else (r, r, 0, 0), mode="reflect")

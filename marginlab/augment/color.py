@@ -1,10 +1,12 @@
-"""What colours become: jitter and greyscale of Huang et al. (ICLR 2023), section 5, operations (d) and (c), with torchvision's formulas.
+"""What colours become: jitter and greyscale of Huang et al. (ICLR 2023), section 5, operations (d)
+and (c), with torchvision's formulas.
 
     grey(x)       = 0.2989 r + 0.587 g + 0.114 b
     brightness_f  = [f x],   saturation_f = [f x + (1 - f) grey(x)],   contrast_f = [f x + (1 - f) mean of grey(x)],   [.] held in [0, 1]
     hue_f         = max - (max - min) [2 - 6 |u - round(u)|] per channel,   u = hue(x) + f + 1/2, 1/6, -1/6 for r, g, b, in whole turns
 
-The last line is the round trip by HSV written in one: a channel is a trapezoid in the hue, high over two sixths of a turn around its own colour.
+The last line is the round trip by HSV written in one: a channel is a trapezoid in the hue, high
+over two sixths of a turn around its own colour.
 """
 
 from collections.abc import Callable
@@ -18,13 +20,23 @@ from kornia.enhance import adjust_brightness_accumulative
 from torch import Tensor
 
 from marginlab.augment.geometry import Coin, Tossed
-from marginlab.augment.operation import can_fall, check_probability, near_coin, near_number, per_image, where_on, within
+from marginlab.augment.operation import (
+    can_fall,
+    check_probability,
+    near_coin,
+    near_number,
+    per_image,
+    where_on,
+    within,
+)
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
 
 class Jitter(NamedTuple):
-    """Whether colours change, in which of the 24 orders (`ORDERS`), and by which factors; hue in turns."""
+    """Whether colours change, in which of the 24 orders (`ORDERS`), and by which factors; hue in
+    turns.
+    """
 
     on: Tensor
     order: Tensor
@@ -35,7 +47,11 @@ class Jitter(NamedTuple):
 
 
 def grey(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-    """Luma with torchvision's weights. Kornia's default 0.299 differs by up to 1e-4; weights given to it are copied to the device every time."""
+    """Luma with torchvision's weights.
+
+    Kornia's default 0.299 differs by up to 1e-4; weights given to it are copied to the device every
+    time.
+    """
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return red * 0.2989 + green * 0.587 + blue * 0.114
 
@@ -45,30 +61,49 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return (images * f + other * (1 - f)).clamp(0, 1)
 
 
-def adjust_contrast(images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-    """Away from, or towards, the mean of the image's grey; own because kornia's weights of grey are not torchvision's."""
-    # two means, each along whole rows: a sum over all of one large image alone is split among threads, and rounds differently in a batch
+def adjust_contrast(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Away from, or towards, the mean of the image's grey; own because kornia's weights of grey are
+    not torchvision's.
+    """
+    # two means, each along whole rows: a sum over all of one large image alone is split among
+    # threads, and rounds differently in a batch
     return _blend(images, grey(images).mean(-1, keepdim=True).mean(-2, keepdim=True), factor)
 
 
-def adjust_saturation(images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-    """Away from, or towards, the image's grey; own because kornia's weights of grey are not torchvision's."""
+def adjust_saturation(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Away from, or towards, the image's grey; own because kornia's weights of grey are not
+    torchvision's.
+    """
     return _blend(images, grey(images), factor)
 
 
-def adjust_hue(images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-    """Turn the hue by `factor` turns; own because kornia goes through HSV, equal to 2e-6, in 4.5 times the time (one thread; benchmarks/augment.py).
+def adjust_hue(
+    images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Turn the hue by `factor` turns; own because kornia goes through HSV, equal to 2e-6, in 4.5
+    times the time (one thread; benchmarks/augment.py).
 
-    Comparisons and `torch.where` are not vectorised on CPUs and would take most of the time: differences rounded up to 0 or 1 stand for them.
+    Comparisons and `torch.where` are not vectorised on CPUs and would take most of the time:
+    differences rounded up to 0 or 1 stand for them.
     """
     red, green, blue = images.unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
     chroma = top - torch.minimum(torch.minimum(red, green), blue)
-    not_red, not_green = (top - red).ceil(), (top - green).ceil()  # 0 where that channel is the highest, else 1
+    # 0 where that channel is the highest, else 1
+    not_red, not_green = (top - red).ceil(), (top - green).ceil()
     difference = torch.lerp(green - blue, torch.lerp(blue - red, red - green, not_green), not_red)
     # grey has no hue: any will do, but no NaN, in the gradient neither
-    turns = difference / (chroma.clamp(min=1e-12) * 6) + not_red * (1 + not_green) / 3 + factor.to(images, non_blocking=True)[:, None, None]
-    shift = 1 / 2 - torch.arange(3, device=images.device) / 3  # made on the device: a tensor from the host would be waited for
+    turns = (
+        difference / (chroma.clamp(min=1e-12) * 6)
+        + not_red * (1 + not_green) / 3
+        + factor.to(images, non_blocking=True)[:, None, None]
+    )
+    # made on the device: a tensor from the host would be waited for
+    shift = 1 / 2 - torch.arange(3, device=images.device) / 3
     u = turns[:, None] + shift[:, None, None]
     return top[:, None] - chroma[:, None] * (2 - (u - u.round()).abs() * 6).clamp(0, 1)
 
@@ -79,15 +114,17 @@ ADJUSTMENTS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     adjust_saturation,
     adjust_hue,
 )
-ORDERS = torch.tensor(list(permutations(range(len(ADJUSTMENTS)))))  # (24, 4): row `order`, which adjustment comes first, second, ...
+# (24, 4): row `order`, which adjustment comes first, second, ...
+ORDERS = torch.tensor(list(permutations(range(len(ADJUSTMENTS)))))
 
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue by random factors, in an order random for each image, with probability p, (d).
+    """Brightness, contrast, saturation and hue by random factors, in an order random for each
+    image, with probability p, (d).
 
-    The first three are drawn from [max(0, 1 - amount), 1 + amount], the hue from [-hue, hue] turns. The paper's strength s stands for
-    amounts of 0.8 s and a hue of 0.2 s.
+    The first three are drawn from [max(0, 1 - amount), 1 + amount], the hue from [-hue, hue] turns.
+    The paper's strength s stands for amounts of 0.8 s and a hue of 0.2 s.
 
     >>> ColorJitter(hue=0.1).draw(Key(0).at(torch.arange(3)), (32, 32)).hue.abs().max() <= 0.1
     tensor(True)
@@ -103,25 +140,41 @@ class ColorJitter:
         check_probability(self.p)
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= (amount := getattr(self, name)) < float("inf"):
-                raise SettingsError(f"{name} is how far the factor goes from 1, finite and at least 0, not {amount}.")
+                raise SettingsError(
+                    f"{name} is how far the factor goes from 1, finite and at least 0, not "
+                    f"{amount}."
+                )
         if not 0 <= self.hue <= 0.5:
-            raise SettingsError(f"hue is in turns of the colour circle, in [0, 0.5], not {self.hue}.")
+            raise SettingsError(
+                f"hue is in turns of the colour circle, in [0, 0.5], not {self.hue}."
+            )
 
     def draw(self, key: Key, size: tuple[int, int]) -> Jitter:
         """Coins, orders in 0..23, factors around 1, turns around 0."""
         key = key.named("ColorJitter")
-        factors = {name: key.named(name).uniform(*interval) for name, interval in self.intervals().items()}
-        return Jitter(key.named("on").bernoulli(self.p), key.named("order").integers(len(ORDERS)), **factors)
+        factors = {
+            name: key.named(name).uniform(*interval) for name, interval in self.intervals().items()
+        }
+        return Jitter(
+            key.named("on").bernoulli(self.p), key.named("order").integers(len(ORDERS)), **factors
+        )
 
-    def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Jitter) -> Float[Tensor, "B 3 H W"]:
-        """The images, those whose coin is true adjusted four times; differentiable in the factors and the hue."""
+    def apply(
+        self, images: Float[Tensor, "B 3 H W"], parameters: Jitter
+    ) -> Float[Tensor, "B 3 H W"]:
+        """The images, those whose coin is true adjusted four times; differentiable in the factors
+        and the hue.
+        """
         return where_on(parameters.on, _in_order, images, *parameters[1:])
 
-    def near(self, parameters: Jitter, key: Key, size: tuple[int, int], step: float | Tensor) -> Jitter:
+    def near(
+        self, parameters: Jitter, key: Key, size: tuple[int, int], step: float | Tensor
+    ) -> Jitter:
         """Coins turned, orders drawn again, factors and hues moved."""
         key = key.named("ColorJitter", "near")
         factors = {
-            name: near_number(getattr(parameters, name), key.named(name), interval, step) for name, interval in self.intervals().items()
+            name: near_number(getattr(parameters, name), key.named(name), interval, step)
+            for name, interval in self.intervals().items()
         }
         other = key.named("order").integers(len(ORDERS))
         order = torch.where(key.named("reordered").uniform() < step, other, parameters.order)
@@ -141,8 +194,15 @@ class ColorJitter:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Those of the three factors and the hue."""
-        amounts = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
-        return {**{name: (max(0.0, 1 - amount), 1 + amount) for name, amount in amounts.items()}, "hue": (-self.hue, self.hue)}
+        amounts = {
+            "brightness": self.brightness,
+            "contrast": self.contrast,
+            "saturation": self.saturation,
+        }
+        return {
+            **{name: (max(0.0, 1 - amount), 1 + amount) for name, amount in amounts.items()},
+            "hue": (-self.hue, self.hue),
+        }
 
 
 def _in_order(images: Tensor, order: Tensor, *factors: Tensor) -> Tensor:
@@ -153,8 +213,12 @@ def _in_order(images: Tensor, order: Tensor, *factors: Tensor) -> Tensor:
     return images
 
 
-def _each(images: Float[Tensor, "B 3 H W"], step: Int[Tensor, " B"], factors: list[Tensor]) -> Float[Tensor, "B 3 H W"]:
-    """One adjustment an image: those with the same one are gathered, adjusted together, and put back."""
+def _each(
+    images: Float[Tensor, "B 3 H W"], step: Int[Tensor, " B"], factors: list[Tensor]
+) -> Float[Tensor, "B 3 H W"]:
+    """One adjustment an image: those with the same one are gathered, adjusted together, and put
+    back.
+    """
     groups = {kind: (step == kind).nonzero()[:, 0] for kind in range(len(ADJUSTMENTS))}
     groups = {kind: group for kind, group in groups.items() if len(group)}
     if len(groups) == 1:
@@ -163,7 +227,9 @@ def _each(images: Float[Tensor, "B 3 H W"], step: Int[Tensor, " B"], factors: li
     made = []
     for kind, group in groups.items():
         there = group.to(images.device, non_blocking=True)
-        made.append(ADJUSTMENTS[kind](images.index_select(0, there), factors[kind].index_select(0, there)))
+        made.append(
+            ADJUSTMENTS[kind](images.index_select(0, there), factors[kind].index_select(0, there))
+        )
     return torch.cat(made).index_select(0, back)
 
 

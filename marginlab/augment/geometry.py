@@ -1,7 +1,8 @@
-"""Where pixels come from: the random resized crop and the horizontal flip of Huang et al. (ICLR 2023), section 5, operations (a) and (e).
+"""Where pixels come from: the random resized crop and the horizontal flip of Huang et al. (ICLR
+2023), section 5, operations (a) and (e).
 
-    crop: out(i, j) = image(y, x),   x = left + min(max((j + 1/2) width / W - 1/2, 0), width - 1),   y alike, bilinear between pixels
-    box:  area uniform in scale x H W, log(width / height) uniform in log ratio, rounded, its place uniform; as torchvision draws it
+crop: out(i, j) = image(y, x),   x = left + min(max((j + 1/2) width / W - 1/2, 0), width - 1),   y alike, bilinear between pixels
+box:  area uniform in scale x H W, log(width / height) uniform in log ratio, rounded, its place uniform; as torchvision draws it
 """
 
 import math
@@ -13,14 +14,23 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from marginlab.augment.operation import SLACK, can_fall, check_probability, check_range, near_coin, where_on
+from marginlab.augment.operation import (
+    SLACK,
+    can_fall,
+    check_probability,
+    check_range,
+    near_coin,
+    where_on,
+)
 from marginlab.rng import Key
 
 ATTEMPTS = 10  # torchvision's: that many boxes are tried before the central one is taken
 
 
 class Box(NamedTuple):
-    """Boxes in pixels, within their images; drawn ones are whole numbers, but any floating box can be applied, with gradient."""
+    """Boxes in pixels, within their images; drawn ones are whole numbers, but any floating box can
+    be applied, with gradient.
+    """
 
     top: Tensor
     left: Tensor
@@ -58,16 +68,15 @@ class Tossed:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Random resized crop to the image's own size, (a): a box of random area and aspect ratio, enlarged to the whole image.
+    """Random resized crop to the image's own size, (a): a box of random area and aspect ratio,
+    enlarged to the whole image.
 
-    Parameters
-    ----------
-    scale: lowest and highest area of the box, as a fraction of the image's.
-    ratio: lowest and highest width / height of the box.
+    Args:
+        scale: lowest and highest area of the box, as a fraction of the image's.
+        ratio: lowest and highest width / height of the box.
 
     >>> ResizedCrop(scale=(0.5, 0.5)).draw(Key(0).at(torch.arange(2)), (32, 32)).height.shape
     torch.Size([2])
-
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -78,14 +87,26 @@ class ResizedCrop:
         check_range("ratio", self.ratio, 0.0, math.inf)
 
     def draw(self, key: Key, size: tuple[int, int]) -> Box:
-        """Boxes of whole pixels, float32: the first of ten attempts that fits into the image, else the largest central box within `ratio`."""
+        """Boxes of whole pixels, float32: the first of ten attempts that fits into the image, else
+        the largest central box within `ratio`.
+        """
         H, W = size
         key = key.named("ResizedCrop")
-        dimensions = max((index.ndim for index in key.indices if isinstance(index, Tensor)), default=0)
-        attempt = key.at(torch.arange(ATTEMPTS, device=_device(key)).view(ATTEMPTS, *[1] * dimensions))
-        # float64, for the sides are rounded to pixels, and the last bit of somebody's exp must not decide to which
+        dimensions = max(
+            (index.ndim for index in key.indices if isinstance(index, Tensor)), default=0
+        )
+        attempt = key.at(
+            torch.arange(ATTEMPTS, device=_device(key)).view(ATTEMPTS, *[1] * dimensions)
+        )
+        # float64, for the sides are rounded to pixels, and the last bit of somebody's exp must not
+        # decide to which
         area = attempt.named("area").uniform(*self.scale).double() * (H * W)
-        aspect = attempt.named("ratio").uniform(math.log(self.ratio[0]), math.log(self.ratio[1])).double().exp()
+        aspect = (
+            attempt.named("ratio")
+            .uniform(math.log(self.ratio[0]), math.log(self.ratio[1]))
+            .double()
+            .exp()
+        )
         width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
         fits = (width > 0) & (width <= W) & (height > 0) & (height <= H)
         first = fits.to(torch.uint8).argmax(0, keepdim=True)  # of several largest the first
@@ -93,55 +114,93 @@ class ResizedCrop:
         top = (key.named("top").uniform() * (H - height + 1)).floor()
         left = (key.named("left").uniform() * (W - width + 1)).floor()
         drawn, found = (top, left, height, width), fits.any(0)
-        return Box(*(torch.where(found, d, float(c)).float() for d, c in zip(drawn, self._central(H, W), strict=True)))
+        return Box(
+            *(
+                torch.where(found, d, float(c)).float()
+                for d, c in zip(drawn, self._central(H, W), strict=True)
+            )
+        )
 
     def _central(self, H: int, W: int) -> tuple[int, int, int, int]:
         low, high = self.ratio
-        height, width = (round(W / low), W) if low > W / H else (H, round(H * high)) if high < W / H else (H, W)
+        height, width = (
+            (round(W / low), W) if low > W / H else (H, round(H * high)) if high < W / H else (H, W)
+        )
         return (H - height) // 2, (W - width) // 2, height, width
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Box) -> Float[Tensor, "B 3 H W"]:
         """The boxes, enlarged to the whole image; differentiable in the box.
 
-        A box is never larger than its image, so nothing is shrunk and antialiasing has nothing to do: torchvision's antialiased filter is then
-        the bilinear one. Coordinates are held inside the box, where kornia's crops read the pixels beyond its edge, and torchvision does not.
+        A box is never larger than its image, so nothing is shrunk and antialiasing has nothing to
+        do: torchvision's antialiased filter is then the bilinear one. Coordinates are held inside
+        the box, where kornia's crops read the pixels beyond its edge, and torchvision does not.
         """
         H, W = images.shape[-2:]
         top, left, height, width = (side.to(images, non_blocking=True) for side in parameters)
         y, x = _coordinates(H, top, height), _coordinates(W, left, width)
         grid = torch.stack([x[:, None, :].expand(-1, H, -1), y[:, :, None].expand(-1, -1, W)], -1)
         # its four weights sum to 1 only up to rounding
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
+        return F.grid_sample(
+            images, grid, mode="bilinear", padding_mode="border", align_corners=False
+        ).clamp(0, 1)
 
     def near(self, parameters: Box, key: Key, size: tuple[int, int], step: float | Tensor) -> Box:
-        """Boxes of other sides around other centers; where no draw has such sides, the same box elsewhere, and where none has those, a draw."""
+        """Boxes of other sides around other centers; where no draw has such sides, the same box
+        elsewhere, and where none has those, a draw.
+        """
         drawn, key = self.draw(key, size), key.named("ResizedCrop", "near")
         height, width = (
             (old + key.named(name).normal() * (n * step)).round().clamp(1, n)
-            for name, old, n in (("height", parameters.height, size[0]), ("width", parameters.width, size[1]))
+            for name, old, n in (
+                ("height", parameters.height, size[0]),
+                ("width", parameters.width, size[1]),
+            )
         )
         fit = self._sides(height, width, size)
-        height, width = torch.where(fit, height, parameters.height), torch.where(fit, width, parameters.width)
+        height, width = (
+            torch.where(fit, height, parameters.height),
+            torch.where(fit, width, parameters.width),
+        )
         top, left = (
-            (old + (before - after) / 2 + key.named(name).normal() * (n * step)).round().clamp(min=0).minimum(n - after)
+            (old + (before - after) / 2 + key.named(name).normal() * (n * step))
+            .round()
+            .clamp(min=0)
+            .minimum(n - after)
             for name, old, before, after, n in (
                 ("top", parameters.top, parameters.height, height, size[0]),
                 ("left", parameters.left, parameters.width, width, size[1]),
             )
         )
         fit = self._sides(height, width, size)
-        return Box(*(torch.where(fit, new, other) for new, other in zip((top, left, height, width), drawn, strict=True)))
+        return Box(
+            *(
+                torch.where(fit, new, other)
+                for new, other in zip((top, left, height, width), drawn, strict=True)
+            )
+        )
 
     def supports(self, parameters: Box, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Boxes of whole pixels inside the image, with sides that area and aspect round to; and the central one, where draws can fail to fit."""
+        """Boxes of whole pixels inside the image, with sides that area and aspect round to; and the
+        central one, where draws can fail to fit.
+        """
         (H, W), (top, left, height, width) = size, parameters
         inside = (top >= 0) & (left >= 0) & (top + height <= H) & (left + width <= W)
-        whole = (top == top.round()) & (left == left.round()) & (height == height.round()) & (width == width.round())
+        whole = (
+            (top == top.round())
+            & (left == left.round())
+            & (height == height.round())
+            & (width == width.round())
+        )
         found = inside & whole & self._sides(height, width, size)
         (u, v), _ = self._logarithms(size)
-        if any(high > math.log(n + 0.5) - SLACK or low < math.log(0.5) + SLACK for (low, high), n in ((u, H), (v, W))):
+        if any(
+            high > math.log(n + 0.5) - SLACK or low < math.log(0.5) + SLACK
+            for (low, high), n in ((u, H), (v, W))
+        ):
             central = self._central(H, W)
-            found = found | (top == central[0]) & (left == central[1]) & (height == central[2]) & (width == central[3])
+            found = found | (top == central[0]) & (left == central[1]) & (height == central[2]) & (
+                width == central[3]
+            )
         return found
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Box:
@@ -156,11 +215,15 @@ class ResizedCrop:
     def _sides(self, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
         """Whether area and aspect, each in its range, can round to sides of these lengths.
 
-        In logarithms, the sides that round to these are a rectangle, and the ranges of area and aspect are one turned by 45 degrees. Two convex
-        polygons have a point in common unless one of their sides' directions separates them: so four intervals are compared.
+        In logarithms, the sides that round to these are a rectangle, and the ranges of area and
+        aspect are one turned by 45 degrees. Two convex polygons have a point in common unless one
+        of their sides' directions separates them: so four intervals are compared.
         """
         (u, v), (area, aspect) = self._logarithms(size)
-        low, high = ((height.double() - 0.5).log(), (width.double() - 0.5).log()), ((height.double() + 0.5).log(), (width.double() + 0.5).log())
+        low, high = (
+            ((height.double() - 0.5).log(), (width.double() - 0.5).log()),
+            ((height.double() + 0.5).log(), (width.double() + 0.5).log()),
+        )
         met = (height >= 1) & (width >= 1) & (height <= size[0]) & (width <= size[1])
         for (first, last), (start, end) in (
             ((low[0], high[0]), u),
@@ -171,19 +234,29 @@ class ResizedCrop:
             met = met & (first <= end + SLACK) & (last >= start - SLACK)
         return met
 
-    def _logarithms(self, size: tuple[int, int]) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]:
-        """Lowest and highest logarithm of height and width before rounding, and of area and aspect, width / height."""
+    def _logarithms(
+        self, size: tuple[int, int]
+    ) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]:
+        """Lowest and highest logarithm of height and width before rounding, and of area and aspect,
+        width / height.
+        """
         a, b = (math.log(scale * size[0] * size[1]) for scale in self.scale)
         c, d = (math.log(ratio) for ratio in self.ratio)
         return (((a - d) / 2, (b - c) / 2), ((a + c) / 2, (b + d) / 2)), ((a, b), (c, d))
 
 
 def _device(key: Key) -> torch.device:
-    return next((index.device for index in key.indices if isinstance(index, Tensor)), torch.device("cpu"))
+    return next(
+        (index.device for index in key.indices if isinstance(index, Tensor)), torch.device("cpu")
+    )
 
 
-def _coordinates(n: int, start: Float[Tensor, " B"], length: Float[Tensor, " B"]) -> Float[Tensor, "B n"]:
-    """Where n output pixels lie along one side of the boxes, in grid_sample's units: -1 and 1 are the outer edges of the image."""
+def _coordinates(
+    n: int, start: Float[Tensor, " B"], length: Float[Tensor, " B"]
+) -> Float[Tensor, "B n"]:
+    """Where n output pixels lie along one side of the boxes, in grid_sample's units: -1 and 1 are
+    the outer edges of the image.
+    """
     pixel = (torch.arange(n, device=start.device) + 0.5) * (length / n)[:, None] - 0.5
     pixel = torch.minimum(pixel.clamp(min=0), (length - 1)[:, None]) + start[:, None]
     return (2 * pixel + 1) / n - 1

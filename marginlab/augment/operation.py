@@ -2,9 +2,10 @@
 
     view = apply(image, parameters),   parameters = draw(key of (seed, image, view), size)
 
-The stream of a draw is named by the operation, so an operation draws the same whatever others stand beside it. `apply` treats each image by
-itself and keeps to elementwise arithmetic and reductions within an image: a matrix product or a convolution may round differently in batches
-of different size, and a view made alone would then differ in the last bit from the same view made in a batch.
+The stream of a draw is named by the operation, so an operation draws the same whatever others stand
+beside it. `apply` treats each image by itself and keeps to elementwise arithmetic and reductions
+within an image: a matrix product or a convolution may round differently in batches of different
+size, and a view made alone would then differ in the last bit from the same view made in a batch.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,18 @@ from torch import Tensor
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
-SLACK = 1e-6  # relative, of the ends of a range: 16 units in the last place of the float32 numbers that are drawn from it
+# relative, of the ends of a range: 16 units in the last place of the float32 numbers that are drawn
+# from it
+SLACK = 1e-6
 
 
 @runtime_checkable
 class Operation(Protocol):
-    """Draws a NamedTuple of tensors, each of the key's index shape; applies one whose tensors have the shape (B,) of the images.
+    """Draws a NamedTuple of tensors, each of the key's index shape; applies one whose tensors have
+    the shape (B,) of the images.
 
-    Parameters of discrete kind (coins, orders) are of an integer or bool dtype, the others floating, and differentiable where the operation is.
+    Parameters of discrete kind (coins, orders) are of an integer or bool dtype, the others
+    floating, and differentiable where the operation is.
     """
 
     def draw(self, key: Key, size: tuple[int, int]) -> Any:
@@ -32,19 +37,23 @@ class Operation(Protocol):
         ...
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Any) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1] made from images in [0, 1]; those that are not changed are the same to the bit."""
+        """Images in [0, 1] made from images in [0, 1]; those that are not changed are the same to
+        the bit.
+        """
         ...
 
 
 @runtime_checkable
 class Searchable(Protocol):
-    """What an operation has besides draw and apply, that its parameters can be searched: the set that `draw` draws from, its support.
+    """What an operation has besides draw and apply, that its parameters can be searched: the set
+    that `draw` draws from, its support.
 
     Parameters have any shapes that broadcast against each other and against the key's indices.
     """
 
     def near(self, parameters: Any, key: Key, size: tuple[int, int], step: float | Tensor) -> Any:
-        """Others in the support, drawn near these: numbers move by `step` of their range, coins and orders change with probability `step`.
+        """Others in the support, drawn near these: numbers move by `step` of their range, coins and
+        orders change with probability `step`.
 
         The given ones may lie outside the support; the new ones never do.
         """
@@ -55,11 +64,15 @@ class Searchable(Protocol):
         ...
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Any:
-        """Parameters that leave images as they are, to rounding; outside the support where it has none, for x is in A(x) nevertheless."""
+        """Parameters that leave images as they are, to rounding; outside the support where it has
+        none, for x is in A(x) nevertheless.
+        """
         ...
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest value of each field in which pixels are differentiable, and which takes all values between, whatever the others."""
+        """Lowest and highest value of each field in which pixels are differentiable, and which
+        takes all values between, whatever the others.
+        """
         ...
 
 
@@ -69,8 +82,12 @@ def near_coin(on: Tensor, key: Key, p: float, step: float | Tensor) -> Tensor:
     return turned if 0 < p < 1 else torch.full_like(turned, p == 1)
 
 
-def near_number(number: Tensor, key: Key, interval: tuple[float, float], step: float | Tensor) -> Tensor:
-    """Numbers moved by a normal deviate, `step` of the interval wide, and held inside: the nearest pair often lies at an end."""
+def near_number(
+    number: Tensor, key: Key, interval: tuple[float, float], step: float | Tensor
+) -> Tensor:
+    """Numbers moved by a normal deviate, `step` of the interval wide, and held inside: the nearest
+    pair often lies at an end.
+    """
     low, high = interval
     return (number + key.normal() * ((high - low) * step)).clamp(low, high)
 
@@ -96,18 +113,30 @@ def check_probability(p: float) -> None:
 def check_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
     """Refuse what is no increasing pair of numbers above `low` and up to `high`."""
     if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
-        raise SettingsError(f"{name} is a pair (lowest, highest) above {low:g} and at most {high:g}, not {pair}.")
+        raise SettingsError(
+            f"{name} is a pair (lowest, highest) above {low:g} and at most {high:g}, not {pair}."
+        )
 
 
-def per_image(factor: Float[Tensor, " B"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 1 1"]:
-    """A factor for each image, beside the pixels; small copies from the host are queued, not waited for."""
+def per_image(
+    factor: Float[Tensor, " B"], images: Float[Tensor, "B 3 H W"]
+) -> Float[Tensor, "B 1 1 1"]:
+    """A factor for each image, beside the pixels; small copies from the host are queued, not waited
+    for.
+    """
     return factor.to(images, non_blocking=True)[:, None, None, None]
 
 
 def where_on(
-    on: Bool[Tensor, " B"], function: Callable[..., Tensor], images: Float[Tensor, "B 3 H W"], *factors: Tensor
+    on: Bool[Tensor, " B"],
+    function: Callable[..., Tensor],
+    images: Float[Tensor, "B 3 H W"],
+    *factors: Tensor,
 ) -> Float[Tensor, "B 3 H W"]:
-    """`function(images, *factors)` for the images whose coin said yes, and only computed for those. Coins on the CPU cost a device no wait."""
+    """`function(images, *factors)` for the images whose coin said yes, and only computed for those.
+
+    Coins on the CPU cost a device no wait.
+    """
     chosen = on.nonzero()[:, 0]
 
     def to(places: Tensor) -> Tensor:
@@ -118,6 +147,9 @@ def where_on(
     if len(chosen) == len(on):
         return function(images, *factors)
     made = function(images.index_select(0, to(chosen)), *(factor[chosen] for factor in factors))
-    # put back by selecting rows of [images, made]: index_copy is no copy of rows and takes 3 times as long
-    source = torch.arange(len(on), device=on.device).index_copy(0, chosen, torch.arange(len(on), len(on) + len(chosen), device=on.device))
+    # put back by selecting rows of [images, made]: index_copy is no copy of rows and takes 3 times
+    # as long
+    source = torch.arange(len(on), device=on.device).index_copy(
+        0, chosen, torch.arange(len(on), len(on) + len(chosen), device=on.device)
+    )
     return torch.cat([images, made]).index_select(0, to(source))

@@ -1,18 +1,23 @@
-"""A sharpened augmented distance: from the nearest sampled views of two images, a search for nearer ones.
+"""A sharpened augmented distance: from the nearest sampled views of two images, a search for nearer
+ones.
 
     d_A(x, y) = min over all views x' of x, y' of y of || x' - y' ||        Huang et al., ICLR 2023, eq. 1
 
-Over V sampled views the minimum is an upper estimate that still falls with V; so is this one, but it starts where that one ends. A view is
-named by its parameters, so the minimum is over parameters a of x and b of y, inside the support of what is drawn. A round does two things:
+Over V sampled views the minimum is an upper estimate that still falls with V; so is this one, but
+it starts where that one ends. A view is named by its parameters, so the minimum is over parameters
+a of x and b of y, inside the support of what is drawn. A round does two things:
 
     proposals   P new a and P new b, most near the best ones, some drawn afresh; of all (P + 1)^2 pairs of views the nearest is kept
     descent     r = x'(a) - y'(b) is nearly linear in the factors z = (a, b) that vary continuously: with its Jacobian J by differences,
-                z - (J'J + l I)^-1 J'r for two dampings l (Levenberg, 1944; Marquardt, 1963), held in its ranges, kept where nearer
+                z - (J'J + l I)^-1 J'r for two dampings l (Levenberg, 1944; Marquardt, 1963), held
+                in its ranges, kept where nearer
 
-Descent has at most ten unknowns for thousands of pixels, so it needs fewer steps than a gradient would, by more than they cost: in a trial of
-each alone (CIFAR-10, ad, 120 pairs), four of its steps bring the distance to 0.65 of the sampled one in 2.1 ms a pair, ten gradient steps with
-line search to 0.68 in 5.2 ms. The whole search, the mean of distance / that of V = 32 sampled views, and ms a pair on one core of a CPU
-(240 pairs of the first 60 training images of class 3, seed 1000003 of the views and 0 of the search):
+Descent has at most ten unknowns for thousands of pixels, so it needs fewer steps than a gradient
+would, by more than they cost: in a trial of each alone (CIFAR-10, ad, 120 pairs), four of its steps
+bring the distance to 0.65 of the sampled one in 2.1 ms a pair, ten gradient steps with line search
+to 0.68 in 5.2 ms. The whole search, the mean of distance / that of V = 32 sampled views, and ms a
+pair on one core of a CPU (240 pairs of the first 60 training images of class 3, seed 1000003 of the
+views and 0 of the search):
 
     rounds x proposals     2 x 8        4 x 8        8 x 8 (default)   8 x 16        32 x 16       V = 256 instead
     ad                  0.59, 3.6    0.51, 6.6       0.46, 13        0.42, 24      0.33, 70         0.68
@@ -31,16 +36,21 @@ from marginlab.augment.augmentation import Augmentation, in_threads, map_fields
 from marginlab.augment.operation import Searchable
 from marginlab.rng import Key
 
-BATCH = {"cpu": 2**23, "cuda": 2**29}  # bytes of views proposed at once: larger batches save no more overhead; 2**20 takes twice as long
+# bytes of views proposed at once: larger batches save no more overhead; 2**20 takes twice as long
+BATCH = {"cpu": 2**23, "cuda": 2**29}
 CYCLE = 8  # proposals have 7 different steps, and every eighth is drawn afresh
-WIDEST, NARROWEST = 0.2, 0.05  # steps in the first round, in units of a parameter's range; in the last they are a third of that
-DIFFERENCE = 1e-3  # of a range, for J: large against the rounding of float32 pixels, small against what bends
+# steps in the first round, in units of a parameter's range; in the last they are a third of that
+WIDEST, NARROWEST = 0.2, 0.05
+# of a range, for J: large against the rounding of float32 pixels, small against what bends
+DIFFERENCE = 1e-3
 Images = UInt8[Tensor, "M 3 H W"] | Float[Tensor, "M 3 H W"]
 Parameters = Mapping[str, tuple[Tensor, ...]]
 
 
 class Sharpened(NamedTuple):
-    """The nearest views found of M pairs of images, and the parameters they are made from; all on the CPU."""
+    """The nearest views found of M pairs of images, and the parameters they are made from; all on
+    the CPU.
+    """
 
     distance: Float64[Tensor, " M"]  # of apply(x, .x) and apply(y, .y), by differences in float64
     start: Float64[Tensor, " M"]  # of the views the search started from; never smaller
@@ -60,25 +70,29 @@ def sharpen(
     seed: int = 0,
     index: Int[Tensor, " M"] | None = None,
 ) -> Sharpened:
-    """Search the views of M pairs of images for nearer ones than given: an upper estimate of d_A, at most the given distance.
+    """Search the views of M pairs of images for nearer ones than given: an upper estimate of d_A,
+    at most the given distance.
 
-    Found parameters are the given ones or lie in the support of the draws: whole-pixel boxes of sides that are drawn, factors in their ranges,
-    coins that can fall so. An operation of one's own that is no `operation.Searchable` is searched by its draws alone. Draws are named by seed,
-    round, side, pair and proposal: a pair gives the same alone as among others, on a CPU bit for bit. More rounds or proposals find nearer
-    views; distances still fall slowly at many times the default, so the word is sharpened, not converged.
+    Found parameters are the given ones or lie in the support of the draws: whole-pixel boxes of
+    sides that are drawn, factors in their ranges, coins that can fall so. An operation of one's own
+    that is no `operation.Searchable` is searched by its draws alone. Draws are named by seed,
+    round, side, pair and proposal: a pair gives the same alone as among others, on a CPU bit for
+    bit. More rounds or proposals find nearer views; distances still fall slowly at many times the
+    default, so the word is sharpened, not converged.
 
-    Parameters
-    ----------
-    augmentation: the set of views.
-    x, y: the first and second image of each pair, (M, 3, H, W), uint8 or floating in [0, 1], on any device.
-    start_x, start_y: the parameters to start from, as `Augmentation.drawn` gives them.
-    rounds, proposals: how long to search; a round makes 2 * proposals views of a pair, and 4 more and two for each continuous factor.
-    seed: the seed of the search; that of the views may be the same.
-    index: numbers of the pairs, by default 0..M-1: what the draws are for.
+    Args:
+        augmentation: the set of views.
+        x, y: the first and second image of each pair, (M, 3, H, W), uint8 or floating in [0, 1], on
+            any device.
+        start_x, start_y: the parameters to start from, as `Augmentation.drawn` gives them.
+        rounds, proposals: how long to search; a round makes 2 * proposals views of a pair, and 4
+            more and two for each continuous factor.
+        seed: the seed of the search; that of the views may be the same.
+        index: numbers of the pairs, by default 0..M-1: what the draws are for.
 
-    Raises
-    ------
-    ValueError, TypeError: images, parameters or numbers of pairs that do not fit each other, images out of range, no proposals.
+    Raises:
+        ValueError, TypeError: images, parameters or numbers of pairs that do not fit each other,
+            images out of range, no proposals.
 
     >>> images, augmentation = torch.rand(2, 3, 16, 16), Augmentation("ad")
     >>> start = augmentation.drawn(torch.arange(2), torch.tensor([0, 5]), size=(16, 16))  # image 0 itself, draw 5 of image 1
@@ -89,21 +103,33 @@ def sharpen(
     >>> views = augmentation.apply(images[:1], found.x), augmentation.apply(images[1:], found.y)
     >>> bool((torch.dist(views[0].double(), views[1].double()) - found.distance).abs() < 1e-9)
     True
-
     """
     M = len(x)
     if x.shape != y.shape:
-        raise ValueError(f"x and y hold the two images of each pair and have one shape, not {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise ValueError(
+            f"x and y hold the two images of each pair and have one shape, not "
+            f"{tuple(x.shape)} and {tuple(y.shape)}."
+        )
     for name, start in (("start_x", start_x), ("start_y", start_y)):
         if shapes := {tuple(field.shape) for drawn in start.values() for field in drawn} - {(M, 1)}:
-            raise ValueError(f"{name} holds parameters of one view of each of {M} images, ({M}, 1), not of shape {min(shapes)}.")
+            raise ValueError(
+                f"{name} holds parameters of one view of each of {M} images, ({M}, 1), not "
+                f"of shape {min(shapes)}."
+            )
     if rounds < 0 or proposals < 1:
-        raise ValueError(f"rounds is at least 0 and proposals at least 1, not {rounds} and {proposals}.")
+        raise ValueError(
+            f"rounds is at least 0 and proposals at least 1, not {rounds} and {proposals}."
+        )
     index = torch.arange(M) if index is None else index.cpu()
     if index.shape != (M,):
-        raise ValueError(f"index holds one number for each of {M} pairs, but has the shape {tuple(index.shape)}.")
+        raise ValueError(
+            f"index holds one number for each of {M} pairs, but has the shape {tuple(index.shape)}."
+        )
     # written to, so copies also where the caller's tensors lie on the CPU
-    found = [_each(lambda f: f.detach().cpu().clone(memory_format=torch.contiguous_format), start) for start in (start_x, start_y)]
+    found = [
+        _each(lambda f: f.detach().cpu().clone(memory_format=torch.contiguous_format), start)
+        for start in (start_x, start_y)
+    ]
     distance, before = torch.empty(M, dtype=torch.float64), torch.empty(M, dtype=torch.float64)
     size = (x.shape[2], x.shape[3])
 
@@ -115,7 +141,9 @@ def sharpen(
         before[places] = pairs.square.sqrt()
         for number in range(rounds):
             key = Key(seed).named("sharpen", number)
-            _propose(pairs, key, index[places], size, proposals, 3.0 ** (-number / max(rounds - 1, 1)))
+            _propose(
+                pairs, key, index[places], size, proposals, 3.0 ** (-number / max(rounds - 1, 1))
+            )
             _descend(pairs, size)
         distance[places] = pairs.square.sqrt()
         for side, sharper in zip(found, pairs.parameters, strict=True):
@@ -123,22 +151,38 @@ def sharpen(
                 for field, new in zip(fields, sharper[name], strict=True):
                     field[places] = new
 
-    batch = max(1, BATCH["cpu" if x.device.type == "cpu" else "cuda"] // max(4 * x[:1].numel() * proposals, 1))
+    batch = max(
+        1,
+        BATCH["cpu" if x.device.type == "cpu" else "cuda"] // max(4 * x[:1].numel() * proposals, 1),
+    )
     in_threads(work, list(torch.arange(M).split(batch)) if M else [], x.device)
     return Sharpened(distance, before, found[0], found[1])
 
 
 class _Pairs:
-    """Pairs of images with the nearest views found so far: their parameters (M, 1), the views (M, 1, 3, H, W), their squared distance."""
+    """Pairs of images with the nearest views found so far: their parameters (M, 1), the views (M,
+    1, 3, H, W), their squared distance.
+    """
 
-    def __init__(self, augmentation: Augmentation, images: tuple[Tensor, Tensor], parameters: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        images: tuple[Tensor, Tensor],
+        parameters: list[dict[str, Any]],
+    ) -> None:
         self.augmentation, self.images, self.parameters = augmentation, images, parameters
-        self.views = [augmentation.apply(own, drawn) for own, drawn in zip(images, parameters, strict=True)]
+        self.views = [
+            augmentation.apply(own, drawn) for own, drawn in zip(images, parameters, strict=True)
+        ]
         self.square = _total((self.views[0].double() - self.views[1].double()).square()).cpu()[:, 0]
         self.damping = torch.full_like(self.square, 1e-2)
 
-    def take(self, parameters: list[dict[str, Any]], views: list[Tensor], chosen: tuple[Tensor, Tensor]) -> Tensor:
-        """Keep view `chosen` (M,) of each side, of parameters (M, P) and views (M, P, 3, H, W), where that is nearer; returns where."""
+    def take(
+        self, parameters: list[dict[str, Any]], views: list[Tensor], chosen: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Keep view `chosen` (M,) of each side, of parameters (M, P) and views (M, P, 3, H, W),
+        where that is nearer; returns where.
+        """
         rows = torch.arange(len(self.square))
         there = [(rows.to(v.device), u.to(v.device)) for u, v in zip(chosen, views, strict=True)]
         new = [v[at][:, None] for v, at in zip(views, there, strict=True)]
@@ -146,13 +190,21 @@ class _Pairs:
         nearer = square < self.square
         self.square = torch.where(nearer, square, self.square)
         for side, u in enumerate(chosen):
-            self.views[side] = torch.where(nearer.to(new[side].device)[:, None, None, None, None], new[side], self.views[side])
-            self.parameters[side] = _select(nearer[:, None], _at(rows, u, parameters[side]), self.parameters[side])
+            self.views[side] = torch.where(
+                nearer.to(new[side].device)[:, None, None, None, None], new[side], self.views[side]
+            )
+            self.parameters[side] = _select(
+                nearer[:, None], _at(rows, u, parameters[side]), self.parameters[side]
+            )
         return nearer
 
 
-def _propose(pairs: _Pairs, key: Key, index: Tensor, size: tuple[int, int], proposals: int, scale: float) -> None:
-    """New parameters of both sides, and the nearest of all pairs of views, the present ones among them."""
+def _propose(
+    pairs: _Pairs, key: Key, index: Tensor, size: tuple[int, int], proposals: int, scale: float
+) -> None:
+    """New parameters of both sides, and the nearest of all pairs of views, the present ones among
+    them.
+    """
     number = torch.arange(proposals)
     step = scale * WIDEST * (NARROWEST / WIDEST) ** (number % CYCLE / (CYCLE - 2))
     parameters, views = [], []
@@ -167,16 +219,25 @@ def _propose(pairs: _Pairs, key: Key, index: Tensor, size: tuple[int, int], prop
             else:
                 near = _where(at.named(name, "redrawn").uniform() < step, drawn, old)
             new[name] = _where(number % CYCLE == CYCLE - 1, drawn, near)
-        views.append(torch.cat([pairs.views[side], pairs.augmentation.apply(pairs.images[side], new)], 1))
-        parameters.append({name: type(old)(*map(_joined, old, new[name])) for name, old in present.items()})
+        views.append(
+            torch.cat([pairs.views[side], pairs.augmentation.apply(pairs.images[side], new)], 1)
+        )
+        parameters.append(
+            {name: type(old)(*map(_joined, old, new[name])) for name, old in present.items()}
+        )
     x, y = (v.flatten(2) for v in views)
-    # by differences, each pair of views by itself: a matrix product would round differently for other numbers of pairs
-    nearest = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").flatten(1).argmin(1).cpu()
+    # by differences, each pair of views by itself: a matrix product would round differently for
+    # other numbers of pairs
+    nearest = (
+        torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").flatten(1).argmin(1).cpu()
+    )
     pairs.take(parameters, views, (nearest // y.shape[1], nearest % y.shape[1]))
 
 
 def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
-    """One damped Gauss-Newton step in all continuous parameters of both sides at once, at two dampings."""
+    """One damped Gauss-Newton step in all continuous parameters of both sides at once, at two
+    dampings.
+    """
     where = [
         (type(operation).__name__, field, low, high)
         for operation in pairs.augmentation.composed
@@ -187,23 +248,33 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
     if not where:
         return
     F = len(where)
-    low, high = (torch.tensor([interval[i] for interval in where], dtype=torch.float64) for i in (2, 3))
+    low, high = (
+        torch.tensor([interval[i] for interval in where], dtype=torch.float64) for i in (2, 3)
+    )
 
     def views(side: int, z: Tensor) -> tuple[dict[str, Any], Tensor]:
-        """Parameters with the continuous ones in z (M, P, F), in units of their ranges, and their views."""
+        """Parameters with the continuous ones in z (M, P, F), in units of their ranges, and their
+        views.
+        """
         parameters = _each(lambda f: f.expand(-1, z.shape[1]), pairs.parameters[side])
         for k, (name, field, _, _) in enumerate(where):
             number = getattr(parameters[name], field)
-            parameters[name] = parameters[name]._replace(**{field: (low[k] + z[..., k] * (high[k] - low[k])).to(number.dtype)})
+            parameters[name] = parameters[name]._replace(
+                **{field: (low[k] + z[..., k] * (high[k] - low[k])).to(number.dtype)}
+            )
         return parameters, pairs.augmentation.apply(pairs.images[side], parameters)
 
     present, columns, inside = [], [], []
     for side in (0, 1):
-        value = torch.stack([getattr(pairs.parameters[side][name], field)[:, 0] for name, field, _, _ in where], 1)
+        value = torch.stack(
+            [getattr(pairs.parameters[side][name], field)[:, 0] for name, field, _, _ in where], 1
+        )
         z = (value.double() - low) / (high - low)
         away = torch.where(z > 0.5, -DIFFERENCE, DIFFERENCE)  # inwards
         _, moved = views(side, z[:, None] + torch.diag_embed(away))
-        columns.append((moved - pairs.views[side]) * ((1 - 2 * side) / away).to(moved)[..., None, None, None])
+        columns.append(
+            (moved - pairs.views[side]) * ((1 - 2 * side) / away).to(moved)[..., None, None, None]
+        )
         present.append(z)
         inside.append(_supported(pairs.augmentation, pairs.parameters[side], size).expand(-1, F))
     J, r, z = torch.cat(columns, 1), pairs.views[0] - pairs.views[1], torch.cat(present, 1)
@@ -211,12 +282,15 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
     hessian = J.new_zeros(len(z), 2 * F, 2 * F)
     for k in range(2 * F):  # elementwise, again so that a pair is rounded as it is alone
         hessian[:, k, k:] = hessian[:, k:, k] = _total(J[:, k:] * J[:, k : k + 1])
-    # a number at an end of its range that would leave it stays where it is, and so do all of a given view that no draw gives
-    free = torch.cat(inside, 1) & ~((z <= 1e-6) & (gradient > 0) | (z >= 1 - 1e-6) & (gradient < 0))  # float32 ends lie a rounding inside or outside
+    # a number at an end of its range that would leave it stays where it is, and so do all of a
+    # given view that no draw gives float32 ends lie a rounding inside or outside
+    free = torch.cat(inside, 1) & ~((z <= 1e-6) & (gradient > 0) | (z >= 1 - 1e-6) & (gradient < 0))
     dampings = torch.tensor([0.3, 10.0], dtype=torch.float64) * pairs.damping[:, None]
     H = hessian.cpu().double() * (free[:, None] & free[:, :, None])
     mean = H.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) / (2 * F)
-    damped = H[:, None] + torch.diag_embed((dampings * mean + 1e-9)[..., None] + (~free[:, None]).double())
+    damped = H[:, None] + torch.diag_embed(
+        (dampings * mean + 1e-9)[..., None] + (~free[:, None]).double()
+    )
     new = (z[:, None] - _solve(damped, (gradient * free)[:, None].expand(-1, 2, -1))).clamp(0, 1)
     new = torch.where(free[:, None], new, z[:, None])
     (first, x), (second, y) = views(0, new[..., :F]), views(1, new[..., F:])
@@ -226,14 +300,24 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
     pairs.damping = (pairs.damping * factor).clamp(1e-6, 1e3)
 
 
-def _supported(augmentation: Augmentation, parameters: dict[str, Any], size: tuple[int, int]) -> Tensor:
-    """Whether draws can give these parameters (M, 1); those of an operation that does not say come from draws."""
-    operations = [operation for operation in augmentation.composed if isinstance(operation, Searchable)]
-    return torch.stack([operation.supports(parameters[type(operation).__name__], size) for operation in operations]).all(0)
+def _supported(
+    augmentation: Augmentation, parameters: dict[str, Any], size: tuple[int, int]
+) -> Tensor:
+    """Whether draws can give these parameters (M, 1); those of an operation that does not say come
+    from draws.
+    """
+    operations = [
+        operation for operation in augmentation.composed if isinstance(operation, Searchable)
+    ]
+    return torch.stack(
+        [operation.supports(parameters[type(operation).__name__], size) for operation in operations]
+    ).all(0)
 
 
 def _solve(A: Float64[Tensor, "M L n n"], b: Float64[Tensor, "M L n"]) -> Float64[Tensor, "M L n"]:
-    """Solutions of positive definite systems by elimination, which needs no pivots for those; elementwise, so that each is rounded as alone."""
+    """Solutions of positive definite systems by elimination, which needs no pivots for those;
+    elementwise, so that each is rounded as alone.
+    """
     A, b = A.clone(), b.clone()
     for k in range(b.shape[-1]):
         row, right = A[..., k, :] / A[..., k, k, None], b[..., k] / A[..., k, k]
@@ -244,7 +328,9 @@ def _solve(A: Float64[Tensor, "M L n n"], b: Float64[Tensor, "M L n"]) -> Float6
 
 
 def _total(pixels: Float[Tensor, "M P 3 H W"]) -> Float[Tensor, "M P"]:
-    """Sums over the numbers of each view, row by row: a sum over all of one large image alone may be split among threads."""
+    """Sums over the numbers of each view, row by row: a sum over all of one large image alone may
+    be split among threads.
+    """
     return pixels.sum(-1).sum(-1).sum(-1)
 
 

@@ -1,4 +1,6 @@
-"""`python -m marginlab.data SPEC [--root ROOT] [--size SIZE]` says what a spec holds; a published set that is absent is downloaded first."""
+"""`python -m marginlab.data SPEC [--root ROOT] [--size SIZE]` says what a spec holds; a published
+set that is absent is downloaded first.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +13,8 @@ from marginlab.terminal import printable, say
 
 _SPEC = (
     "shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, lfw, "
-    "npz:PATH, folder:PATH or index:PATH; behind it ?min_per_class=A and ?max_per_class=B choose classes"
+    "npz:PATH, folder:PATH or index:PATH; behind it ?min_per_class=A and ?max_per_class=B "
+    "choose classes"
 )
 
 
@@ -19,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, download if asked to, and describe both splits."""
     parser = argparse.ArgumentParser(prog="python -m marginlab.data", description=__doc__)
     parser.add_argument("spec", help=_SPEC)
-    parser.add_argument("--root", help="folder of the published sets (default: MARGINLAB_DATA, else data)")
+    parser.add_argument(
+        "--root", help="folder of the published sets (default: MARGINLAB_DATA, else data)"
+    )
     parser.add_argument("--size", type=int, default=0, help="resize to this many pixels")
     asked = parser.parse_args(arguments)
     root = root_folder(asked.root)
@@ -44,9 +49,13 @@ def _download(name: str, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     try:
         for split in splits(name):
-            torchvision_set(name, split, root, download=True)  # what is already there and whole is not fetched again
+            # what is already there and whole is not fetched again
+            torchvision_set(name, split, root, download=True)
     except (OSError, RuntimeError) as error:
-        raise OSError(f"{name} could not be downloaded into {root}: {error}. Run the command again, or put {name}.npz there.") from error
+        raise OSError(
+            f"{name} could not be downloaded into {root}: {error}. Run the command again, "
+            f"or put {name}.npz there."
+        ) from error
 
 
 if __name__ == "__main__":

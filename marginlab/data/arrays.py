@@ -1,8 +1,10 @@
-"""Image sets from npz files: everything is checked from headers and labels before the first pixel is read, and nothing is unpickled.
+"""Image sets from npz files: everything is checked from headers and labels before the first pixel
+is read, and nothing is unpickled.
 
     PATH.npz: images, labels [, classes]     or     train_images, train_labels, test_images, test_labels [, classes]
               or parts with classes of their own: PART_images, PART_labels, PART_classes
-    images: N x H x W x 3, N x 3 x H x W, or N x H x W in grey; uint8, or floats in [0, 1], which become round(255 x)
+    images: N x H x W x 3, N x 3 x H x W, or N x H x W in grey; uint8, or floats in [0, 1], which
+        become round(255 x)
 
 Every array is read as a stream of blocks, and images are cut to their size as they come, so memory
 holds the result and one block, whatever the file's size. A file's claims of its sizes are held
@@ -43,12 +45,23 @@ def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> Im
         keys = _keys(archive)
         for key in (f"{part}_images", f"{part}_labels", f"{part}_classes"):
             if key not in keys:
-                raise ValueError(f"{name}: {path} has no {key!r}; its keys are: {', '.join(keys) or 'none'}.")
+                raise ValueError(
+                    f"{name}: {path} has no {key!r}; its keys are: {', '.join(keys) or 'none'}."
+                )
         _one_each(archive, part, name)
         labels = _labels(archive, f"{part}_labels", name, budget)
         classes = _names(archive, f"{part}_classes", name, budget)
         check_labels(labels, len(classes), name)
-        return _filled(archive, f"{part}_images", labels, torch.ones_like(labels, dtype=torch.bool), classes, name, size, budget)
+        return _filled(
+            archive,
+            f"{part}_images",
+            labels,
+            torch.ones_like(labels, dtype=torch.bool),
+            classes,
+            name,
+            size,
+            budget,
+        )
 
 
 def has_part(path: Path, part: str) -> bool:
@@ -98,7 +111,10 @@ def _read(archive: Entries, split: str, name: str, size: int, budget: int) -> Im
     check_labels(labels, len(classes), name)
     chosen = torch.ones_like(labels, dtype=torch.bool) if own else in_split(labels, split)
     if not bool(chosen.any()):
-        raise ValueError(f"{name}: no class has two images, so none is left for the {split} split. Save {split}_images and {split}_labels.")
+        raise ValueError(
+            f"{name}: no class has two images, so none is left for the {split} split. Save "
+            f"{split}_images and {split}_labels."
+        )
     check_labels(labels[chosen], len(classes), f"{name} ({split})")
     return _filled(archive, f"{prefix}images", labels, chosen, classes, name, size, budget)
 
@@ -107,7 +123,9 @@ def _pixels(archive: Entries, key: str, name: str) -> tuple["_Header", str]:
     """The header of stored images and the order of their axes, refused where they are none."""
     header = _header(archive, key)
     if header.dtype != np.uint8 and header.dtype.kind != "f":
-        raise TypeError(f"{name}: {key} are of dtype {header.dtype}. Save bytes as uint8, or floats in [0, 1].")
+        raise TypeError(
+            f"{name}: {key} are of dtype {header.dtype}. Save bytes as uint8, or floats in [0, 1]."
+        )
     return header, _layout(header.shape, name)
 
 
@@ -149,7 +167,11 @@ def _filled(
     one = max(header.bytes // header.shape[0], 3 * height * width)
     for block in _blocks(archive, key, max(_BLOCK // one, 1)):
         kept = chosen[start : start + len(block)]
-        part = resized(_bytes(block, layout, name, start)[kept], size) if bool(kept.any()) else images[:0]
+        part = (
+            resized(_bytes(block, layout, name, start)[kept], size)
+            if bool(kept.any())
+            else images[:0]
+        )
         images[filled : filled + len(part)] = part
         filled, start = filled + len(part), start + len(block)
     return ImageSet(images, labels, classes, name)
@@ -223,15 +245,24 @@ def _layout(shape: tuple[int, ...], name: str) -> str:
         return "NCHW"
     if len(shape) == 3:
         return "NHW"
-    raise ValueError(f"{name}: images of shape {shape}. Save them as N x H x W x 3, N x 3 x H x W, or N x H x W in grey.")
+    raise ValueError(
+        f"{name}: images of shape {shape}. Save them as N x H x W x 3, N x 3 x H x W, or N "
+        f"x H x W in grey."
+    )
 
 
 def _is_of_labels(header: _Header, key: str, name: str) -> None:
     shape, _, dtype = header
     if dtype.kind not in "iu":
-        raise TypeError(f"{name}: {key} are of dtype {dtype}. Labels are integers from 0: numpy.unique(labels, return_inverse=True)[1] makes them.")
+        raise TypeError(
+            f"{name}: {key} are of dtype {dtype}. Labels are integers from 0: "
+            f"numpy.unique(labels, return_inverse=True)[1] makes them."
+        )
     if len(shape) != 1:
-        raise ValueError(f"{name}: {key} are of shape {shape}. Labels are one integer for each image, of shape (N,).")
+        raise ValueError(
+            f"{name}: {key} are of shape {shape}. Labels are one integer for each image, "
+            f"of shape (N,)."
+        )
 
 
 def _integers(archive: Entries, key: str, name: str, budget: int) -> Tensor:
@@ -265,7 +296,10 @@ def _classes(
         return _names(archive, "classes", name, budget)
     highest, n = max(int(found.max()) for found in labels), sum(len(found) for found in labels)
     if highest >= max(n, 2):
-        raise ValueError(f"{name}: the label {highest} is out of range for {n} images. Number the classes from 0, or save their names as `classes`.")
+        raise ValueError(
+            f"{name}: the label {highest} is out of range for {n} images. Number the "
+            f"classes from 0, or save their names as `classes`."
+        )
     return tuple(str(number) for number in range(highest + 1))
 
 
@@ -322,8 +356,13 @@ def _bytes(block: NDArray[Any], layout: str, name: str, start: int) -> Tensor:
             wrong = ~((block >= 0) & (block <= 1))  # true for nan as well
         if wrong.any():
             place = np.unravel_index(int(wrong.argmax()), wrong.shape)
-            raise ValueError(f"{name}: image {start + int(place[0])} holds the value {block[place]}. Floats are finite and in [0, 1]; divide by 255?")
+            raise ValueError(
+                f"{name}: image {start + int(place[0])} holds the value {block[place]}. "
+                f"Floats are finite and in [0, 1]; divide by 255?"
+            )
         block = np.rint(block.astype(np.float32) * 255).astype(np.uint8)
     if layout == "NHW":
         return torch.from_numpy(np.repeat(block[:, None], 3, axis=1))
-    return torch.from_numpy(np.array(block if layout == "NCHW" else block.transpose(0, 3, 1, 2), order="C"))
+    return torch.from_numpy(
+        np.array(block if layout == "NCHW" else block.transpose(0, 3, 1, 2), order="C")
+    )

@@ -2,9 +2,9 @@
 
     pixel over white = round((a c + (255 - a) 255) / 255)      of a colour c of opacity a
 
-JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF are opened, told by their contents and not by their names. None
-of them starts another program, as PostScript does. Of several pictures in a file the first is taken.
-A photograph is turned as its EXIF orientation says; where EXIF is broken it stays as it is.
+JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF are opened, told by their contents and not by their names.
+None of them starts another program, as PostScript does. Of several pictures in a file the first is
+taken. A photograph is turned as its EXIF orientation says; where EXIF is broken it stays as it is.
 
     fingerprint = 64 bits of (version of this reader, length, bytes) of a file; of a PNG or a JPEG
                   the first and last 4 KiB: other pixels change the checksum at the end of a PNG,
@@ -119,13 +119,16 @@ def _named(file: Path, name: str) -> Iterator[None]:
         remedy = "Remove it, or save it again"
         if "too large" in said:  # Pillow's word for texts and colour profiles above 1 MB
             remedy += " without the texts and colour profile in it"
-        raise ValueError(f"{name}: {shown(file)} cannot be read as an image: {said}. {remedy}.") from error
+        raise ValueError(
+            f"{name}: {shown(file)} cannot be read as an image: {said}. {remedy}."
+        ) from error
 
 
 def _usable(image: Any, file: Path, name: str, size: int, budget: int) -> None:
     if image.mode.startswith(("I", "F")):
         raise ValueError(
-            f"{name}: {shown(file)} holds values of more than 8 bits (mode {image.mode}), which would be "
+            f"{name}: {shown(file)} holds values of more than 8 bits (mode {image.mode}), "
+            f"which would be "
             "clipped. Save it with 8 bits a channel."
         )
     width, height = image.size
@@ -154,7 +157,9 @@ def _turn(image: Any, stream: BinaryIO) -> int:
 
 
 def _exif_of_png(stream: BinaryIO) -> bytes:
-    """EXIF of a PNG wherever it stands, which may be behind the pixels; the stream is left where it was."""
+    """EXIF of a PNG wherever it stands, which may be behind the pixels; the stream is left where it
+    was.
+    """
     before = stream.tell()
     try:
         stream.seek(8)

@@ -36,10 +36,18 @@ _NO_CLASSES = {*_PARTS, "unseen", "val", "valid", "validation", "dev", "eval"}
 _PHOTOGRAPHS = {".heic", ".heif", ".jxl", ".dng"}  # kinds of cameras that Pillow does not know
 
 
-def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, workers: int | None = None) -> ImageSet:
-    """The split of a folder; where the folder has none, one fifth of each class is its test. Every file's header is read, also of a streamed one."""
+def read_folder(
+    path: Path, split: str, name: str, *, size: int, budget: int, workers: int | None = None
+) -> ImageSet:
+    """The split of a folder; where the folder has none, one fifth of each class is its test.
+
+    Every file's header is read, also of a streamed one.
+    """
     if not path.is_dir():
-        raise FileNotFoundError(f"{name}: there is no folder {path}. Give one with a subfolder of images for each class.")
+        raise FileNotFoundError(
+            f"{name}: there is no folder {path}. Give one with a subfolder of images for "
+            f"each class."
+        )
     parents = _parents(path, split, name)
     classes = sorted({of for folders in parents.values() for of in folders})
     number = {of: k for k, of in enumerate(classes)}
@@ -58,7 +66,10 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, wo
         left_out += others
         numbers += [number[of]] * len(own)
     if not files:
-        raise ValueError(f"{name}: {path} holds no class folders. Make one for each class, with its images in it ({_endings()}).")
+        raise ValueError(
+            f"{name}: {path} holds no class folders. Make one for each class, with its "
+            f"images in it ({_endings()})."
+        )
     if left_out:
         remedy = f"Save them as one of those that are read: {_endings()}"
         told = f"{name} ({split}): {left_out.total():,} files are left out: {_listed(left_out)}"
@@ -67,9 +78,15 @@ def read_folder(path: Path, split: str, name: str, *, size: int, budget: int, wo
     check_labels(labels, len(classes), name)
     if split in _PARTS and len(parents) == 1 and not _subfolders(path / split):
         chosen = in_split(labels, split)
-        files, labels = [file for file, wanted in zip(files, chosen.tolist(), strict=True) if wanted], labels[chosen]
+        files, labels = (
+            [file for file, wanted in zip(files, chosen.tolist(), strict=True) if wanted],
+            labels[chosen],
+        )
         if not files:
-            raise ValueError(f"{name}: no class has two images, so none is left for the {split} split. Add images, or folders train and test.")
+            raise ValueError(
+                f"{name}: no class has two images, so none is left for the {split} split. "
+                f"Add images, or folders train and test."
+            )
         check_labels(labels, len(classes), f"{name} ({split})")
     return image_files(
         files, labels, tuple(classes), name, size=size, budget=budget, workers=workers
@@ -117,7 +134,10 @@ def image_files(
 
 
 class ImageFiles:
-    """Image files as a source: each is decoded, brought to its size and cut when it is asked for. Raises ValueError for one that cannot be."""
+    """Image files as a source: each is decoded, brought to its size and cut when it is asked for.
+
+    Raises ValueError for one that cannot be.
+    """
 
     def __init__(
         self, files: Sequence[Path], height: int, width: int, size: int, name: str, budget: int
@@ -132,7 +152,13 @@ class ImageFiles:
     def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
         for place, row in enumerate(rows.tolist()):
-            file = Path(os.fsdecode(self.paths[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])].numpy().tobytes()))
+            file = Path(
+                os.fsdecode(
+                    self.paths[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
+                    .numpy()
+                    .tobytes()
+                )
+            )
             image = resized(decoded(file, self.name, self.size, self.budget)[None], self.size)[0]
             if image.shape != self.shape[1:]:
                 old, new = (f"{shape[-2]} x {shape[-1]}" for shape in (self.shape, image.shape))
@@ -187,7 +213,8 @@ def _classes(parent: Path, without: list[Path], name: str) -> dict[str, Path]:
             folder.name.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{name}: the name of the class folder {os.fsencode(folder.name)!r} in {parent} is "
+                f"{name}: the name of the class folder {os.fsencode(folder.name)!r} in "
+                f"{parent} is "
                 "no text in UTF-8, so no report could show it. Rename the folder."
             ) from error
         of = unicodedata.normalize("NFC", folder.name)
@@ -263,7 +290,9 @@ def _listed(endings: Counter[str]) -> str:
 
 
 class _Looked(NamedTuple):
-    """What a first look at the files says: the common height and width, or that asked for, and what tells the files apart."""
+    """What a first look at the files says: the common height and width, or that asked for, and what
+    tells the files apart.
+    """
 
     height: int
     width: int

@@ -1,9 +1,11 @@
-"""An image set: images as bytes with their labels, on the training device or read when they are asked for; and who is chosen from it.
+"""An image set: images as bytes with their labels, on the training device or read when they are
+asked for; and who is chosen from it.
 
     place(i) = number of images of i's class whose draw is below i's,     draw(i) = bits(seed, "subset", i)
 
-An image's place in its own class decides everything: the first n in the order of (place, class) are a class-balanced subset, subsets of
-growing n contain each other, and the images with place below one fifth of their class are the test split of a source that has none.
+An image's place in its own class decides everything: the first n in the order of (place, class) are
+a class-balanced subset, subsets of growing n contain each other, and the images with place below
+one fifth of their class are the test split of a source that has none.
 """
 
 import hashlib
@@ -23,19 +25,19 @@ from marginlab.rng import Key
 class ImageSet:
     """Labelled images: bytes in [0, 255], which stand for values in [0, 1].
 
-    `images` (N, 3, H, W) uint8, `labels` (N,) int64 in [0, C), `classes` the C class names, `name` the spec it was loaded from. Images of more
-    bytes than their budget are `Streamed`, if `load` was asked for it; `fingerprints` (N,) int64 then tell them apart, without reading their pixels.
+    `images` (N, 3, H, W) uint8, `labels` (N,) int64 in [0, C), `classes` the C class names, `name`
+    the spec it was loaded from. Images of more bytes than their budget are `Streamed`, if `load`
+    was asked for it; `fingerprints` (N,) int64 then tell them apart, without reading their pixels.
 
     >>> images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     >>> some = ImageSet(images, torch.tensor([0, 0, 0, 0, 1, 1]), ("cat", "dog"), "pets")
     >>> len(some), some.subset(4).labels.tolist()
     (6, [0, 0, 1, 1])
 
-    Raises
-    ------
-    TypeError: images that are not uint8, or labels that are not int64.
-    ValueError: a wrong shape, lengths that differ, labels outside [0, C), no images, images of one class only, or streamed ones without fingerprints.
-
+    Raises:
+        TypeError: images that are not uint8, or labels that are not int64.
+        ValueError: a wrong shape, lengths that differ, labels outside [0, C), no images, images of
+            one class only, or streamed ones without fingerprints.
     """
 
     images: UInt8[Tensor, "N 3 H W"] | Streamed
@@ -49,36 +51,55 @@ class ImageSet:
             remedy = "Turn values in [0, 1] into (255 * images).round().to(torch.uint8)."
             raise TypeError(f"{self.name}: images are uint8, not {self.images.dtype}. {remedy}")
         if len(self.images.shape) != 4 or self.images.shape[1] != 3:
-            raise ValueError(f"{self.name}: images are (N, 3, H, W), not {tuple(self.images.shape)}. Permute the axes, or repeat a grey channel.")
+            raise ValueError(
+                f"{self.name}: images are (N, 3, H, W), not {tuple(self.images.shape)}. "
+                f"Permute the axes, or repeat a grey channel."
+            )
         if self.labels.dtype != torch.int64:
-            raise TypeError(f"{self.name}: labels are int64, not {self.labels.dtype}. Convert integers with .long().")
+            raise TypeError(
+                f"{self.name}: labels are int64, not {self.labels.dtype}. Convert integers "
+                f"with .long()."
+            )
         if self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"{self.name}: {len(self.images)} images need labels of shape ({len(self.images)},), not {tuple(self.labels.shape)}.")
+            raise ValueError(
+                f"{self.name}: {len(self.images)} images need labels of shape "
+                f"({len(self.images)},), not {tuple(self.labels.shape)}."
+            )
         prints = 0 if self.fingerprints is None else len(self.fingerprints)
         if prints != len(self.labels) and (prints or isinstance(self.images, Streamed)):
-            raise ValueError(f"{self.name}: {len(self.images)} images have {prints} fingerprints. Give one for each; held images need none.")
+            raise ValueError(
+                f"{self.name}: {len(self.images)} images have {prints} fingerprints. Give "
+                f"one for each; held images need none."
+            )
         if 0 in self.images.shape:
-            raise ValueError(f"{self.name}: there are no images, but the shape {tuple(self.images.shape)}.")
+            raise ValueError(
+                f"{self.name}: there are no images, but the shape {tuple(self.images.shape)}."
+            )
         check_labels(self.labels, len(self.classes), self.name)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, n: int, seed: int = 0) -> "ImageSet":
-        """The n images that a seed chooses, as equally many of each class as there are, in their old order; all of them for n = 0 or n >= N.
+        """The n images that a seed chooses, as equally many of each class as there are, in their
+        old order; all of them for n = 0 or n >= N.
 
         A smaller subset of the same seed is contained in a larger one.
 
         Raises ValueError for a negative n, and for n = 1, which would leave one class.
         """
         if n < 0 or n == 1:
-            raise ValueError(f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at least 2, or for 0, which means all.")
+            raise ValueError(
+                f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at "
+                f"least 2, or for 0, which means all."
+            )
         if n == 0 or n >= len(self):
             return self
         return self.at(self._turns(seed)[:n])
 
     def blocks(self, n: int, count: int, seed: int = 0) -> tuple["ImageSet", ...]:
-        """`count` disjoint sets of n images of each class, in their old order; the first is `subset(n * C, seed)`, more blocks change none before.
+        """`count` disjoint sets of n images of each class, in their old order; the first is
+        `subset(n * C, seed)`, more blocks change none before.
 
         Raises ValueError for a class of fewer than n * count images, and for n or count below 1.
 
@@ -89,18 +110,27 @@ class ImageSet:
         fewest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if n < 1 or count < 1 or n * count > fewest:
             raise ValueError(
-                f"{self.name}: {count} blocks of {n} images of each class are asked for, but the smallest class has {fewest}. Ask for fewer."
+                f"{self.name}: {count} blocks of {n} images of each class are asked for, "
+                f"but the smallest class has {fewest}. Ask for fewer."
             )
-        return tuple(self.at(part) for part in self._turns(seed)[: n * count * len(self.classes)].split(n * len(self.classes)))
+        return tuple(
+            self.at(part)
+            for part in self._turns(seed)[: n * count * len(self.classes)].split(
+                n * len(self.classes)
+            )
+        )
 
     def _turns(self, seed: int) -> Int64[Tensor, " N"]:
         """The order in which images are chosen: one of each class in turn."""
         labels, key = self.labels.cpu(), Key(seed).named("subset")
-        turn = key.named("class").permutation(len(self.classes))  # which classes have one more where n is no multiple of C
+        # which classes have one more where n is no multiple of C
+        turn = key.named("class").permutation(len(self.classes))
         return torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
 
     def at(self, index: Int64[Tensor, " M"]) -> "ImageSet":
-        """The images at these indices, in their old order. Of a streamed set those are read now that fit its budget, otherwise streamed as well.
+        """The images at these indices, in their old order.
+
+        Of a streamed set those are read now that fit its budget, otherwise streamed as well.
 
         Raises what reading the images raises, and ValueError for indices that leave one class.
         """
@@ -220,9 +250,11 @@ class ImageSet:
         return tuple(self.classes[k] for k in (counts == 0).nonzero()[:, 0].tolist())
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the images, labels and class names: equal for equal sets, wherever they were read from.
+        """16 hexadecimal digits of the images, labels and class names: equal for equal sets,
+        wherever they were read from.
 
-        Of images with fingerprints these are taken in place of pixels, so a set has one digest, held or streamed.
+        Of images with fingerprints these are taken in place of pixels, so a set has one digest,
+        held or streamed.
         """
         found = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         contents = self.fingerprints if self.fingerprints is not None else self.images
@@ -232,7 +264,9 @@ class ImageSet:
         return found.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set on a device; streamed images are read into the machine's memory, wherever their labels are."""
+        """The same set on a device; streamed images are read into the machine's memory, wherever
+        their labels are.
+        """
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
         return replace(self, images=images, labels=self.labels.to(device))
 
@@ -265,9 +299,15 @@ def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
-        raise ValueError(f"{name}: the label {wrong} is out of range: {classes} classes are numbered from 0 to {classes - 1}. Renumber the labels.")
+        raise ValueError(
+            f"{name}: the label {wrong} is out of range: {classes} classes are numbered "
+            f"from 0 to {classes - 1}. Renumber the labels."
+        )
     if low == high:
-        raise ValueError(f"{name}: all {len(labels)} images are of class {low}, and a set has at least two classes. Add another.")
+        raise ValueError(
+            f"{name}: all {len(labels)} images are of class {low}, and a set has at least "
+            f"two classes. Add another."
+        )
 
 
 def places(labels: Int[Tensor, "N"], key: Key) -> Int64[Tensor, "N"]:
@@ -282,9 +322,11 @@ def places(labels: Int[Tensor, "N"], key: Key) -> Int64[Tensor, "N"]:
 
 
 def in_split(labels: Int[Tensor, "N"], split: str) -> Bool[Tensor, "N"]:
-    """Which images of a source without a split belong to `train` or `test`: one fifth of each class is for the test.
+    """Which images of a source without a split belong to `train` or `test`: one fifth of each class
+    is for the test.
 
-    The fifth is rounded, but no class of two or more images is wholly on one side; a class of one image is for training.
+    The fifth is rounded, but no class of two or more images is wholly on one side; a class of one
+    image is for training.
     """
     counts = torch.bincount(labels)
     fifth = torch.minimum(((counts + 2) // 5).clamp(min=1), counts - 1)

@@ -1,7 +1,7 @@
 """Lists in npz files: pairs, people and paths, read under the same checks as images are.
 
-    images, labels, classes, and arrays of integers of any shape      a set with its protocol
-    columns of words and of integers, one entry for each image        an index of files
+images, labels, classes, and arrays of integers of any shape      a set with its protocol
+columns of words and of integers, one entry for each image        an index of files
 """
 
 from collections.abc import Sequence

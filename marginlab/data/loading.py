@@ -1,8 +1,8 @@
 """One verb for every source of images: `load(spec, split)`.
 
-    source = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright
-             | lfw | npz:PATH | folder:PATH | index:PATH
-    spec   = source, or source?min_per_class=A&max_per_class=B
+source = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright
+         | lfw | npz:PATH | folder:PATH | index:PATH
+spec   = source, or source?min_per_class=A&max_per_class=B
 """
 
 import functools
@@ -35,30 +35,41 @@ _COUNTS = {"train": 5_000, "test": 2_000}  # of the embedded sets
 
 
 def load(
-    spec: str, split: str = "train", root: str | Path | None = None, *, size: int = 0, budget: int = BUDGET, workers: int | None = None
+    spec: str,
+    split: str = "train",
+    root: str | Path | None = None,
+    *,
+    size: int = 0,
+    budget: int = BUDGET,
+    workers: int | None = None,
 ) -> ImageSet:
-    """The images of a split, as bytes in memory, or in files of a folder that are decoded as they are asked for.
+    """The images of a split, as bytes in memory, or in files of a folder that are decoded as they
+    are asked for.
 
-    Parameters
-    ----------
-    spec: `shapes` and its easy variant `shapes-5` (rendered), `digits` (scikit-learn's), `cifar10`, `cifar100`, `stl10` (ROOT/NAME.npz, else
-        torchvision's folder under ROOT; never downloaded), `npz:PATH` (keys `images`, `labels`, or with `train_` and `test_` before them;
-        optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS), `omniglot` (its quarter turns are
-        classes: 3,856 to train on), `omniglot-upright` (964) and `lfw` (ROOT/lfw.npz; the people
-        of its development lists; `lfw_protocol` has its pairs), as the published sets;
-        `index:PATH` (a csv, npz or text file of paths and labels: `marginlab.data.index`).
-        Behind any of them `?min_per_class=A` drops the classes of fewer than A images to train
-        on, and `?max_per_class=B` (both: joined by `&`) takes at most B of each class and split.
-    split: `train` or `test`; `unseen`, whose classes are in neither, for verification: of the omniglots, of a folder with PATH/unseen/CLASS, and of
-        an npz file with `unseen_images`, `unseen_labels` and `unseen_classes`. A source without a split gives one fifth of each class to the
-        test, the same fifth every time.
-    root: the folder of the published sets; by default the environment's MARGINLAB_DATA, else `data`.
-    size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0 keeps the images' own size. `shapes` are
-        rendered at it instead.
-    budget: bytes that the images of the split may take in memory.
-    workers: what becomes of a folder or an index whose images take more. None: it is refused.
-        A number: the set is streamed (`ImageSet.images` is no tensor then, but is read by index),
-        and so many processes decode ahead of a training; 0 leaves it to the one that asks.
+    Args:
+        spec: `shapes` and its easy variant `shapes-5` (rendered), `digits` (scikit-learn's),
+            `cifar10`, `cifar100`, `stl10` (ROOT/NAME.npz, else torchvision's folder under ROOT;
+            never downloaded), `npz:PATH` (keys `images`, `labels`, or with `train_` and `test_`
+            before them; optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS
+            and PATH/test/CLASS), `omniglot` (its quarter turns are classes: 3,856 to train on),
+            `omniglot-upright` (964) and `lfw` (ROOT/lfw.npz; the people of its development lists;
+            `lfw_protocol` has its pairs), as the published sets; `index:PATH` (a csv, npz or text
+            file of paths and labels: `marginlab.data.index`). Behind any of them `?min_per_class=A`
+            drops the classes of fewer than A images to train on, and `?max_per_class=B` (both:
+            joined by `&`) takes at most B of each class and split.
+        split: `train` or `test`; `unseen`, whose classes are in neither, for verification: of the
+            omniglots, of a folder with PATH/unseen/CLASS, and of an npz file with `unseen_images`,
+            `unseen_labels` and `unseen_classes`. A source without a split gives one fifth of each
+            class to the test, the same fifth every time.
+        root: the folder of the published sets; by default the environment's MARGINLAB_DATA, else
+            `data`.
+        size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0
+            keeps the images' own size. `shapes` are rendered at it instead.
+        budget: bytes that the images of the split may take in memory.
+        workers: what becomes of a folder or an index whose images take more. None: it is refused.
+            A number: the set is streamed (`ImageSet.images` is no tensor then, but is read by
+            index), and so many processes decode ahead of a training; 0 leaves it to the one that
+            asks.
 
     >>> digits = load("digits", "test", size=16)
     >>> digits.images.shape, len(digits.classes)
@@ -66,21 +77,27 @@ def load(
 
     Warns of classes of which the split has no image: what is measured of classes leaves them out.
 
-    Raises
-    ------
-    SettingsError: an unknown spec or split, or a size, budget or number of workers that makes no sense.
-    FileNotFoundError: no such file or folder, or a published set that is not under the root; the message says what to do.
-    TypeError, ValueError: images or labels that cannot be used, one class only, or more bytes than the budget. Of a streamed folder's files only
-        the headers are read, so one that is cut short is found when it is asked for; the error names it.
-
+    Raises:
+        SettingsError: an unknown spec or split, or a size, budget or number of workers that makes
+            no sense.
+        FileNotFoundError: no such file or folder, or a published set that is not under the root;
+            the message says what to do.
+        TypeError, ValueError: images or labels that cannot be used, one class only, or more bytes
+            than the budget. Of a streamed folder's files only the headers are read, so one that is
+            cut short is found when it is asked for; the error names it.
     """
     if split not in SPLITS:
         raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
     _check_path(spec)
     if size < 0 or budget <= 0:
-        raise SettingsError(f"size is 0 or a number of pixels and budget a number of bytes, not {size} and {budget}.")
+        raise SettingsError(
+            f"size is 0 or a number of pixels and budget a number of bytes, not {size} and "
+            f"{budget}."
+        )
     if workers is not None and workers < 0:
-        raise SettingsError(f"workers is a number of processes, or 0 for none beside this one, not {workers}.")
+        raise SettingsError(
+            f"workers is a number of processes, or 0 for none beside this one, not {workers}."
+        )
     source, selection = selection_of(spec)
     if selection == Selection():
         found = _load(spec, split, root, size=size, budget=budget, workers=workers)
@@ -115,7 +132,9 @@ def _load(
     if colon and rest and kind == "npz":
         return read_npz(Path(rest).expanduser(), split, spec, size=size, budget=budget)
     if colon and rest and kind == "folder":
-        return read_folder(Path(rest).expanduser(), split, spec, size=size, budget=budget, workers=workers)
+        return read_folder(
+            Path(rest).expanduser(), split, spec, size=size, budget=budget, workers=workers
+        )
     if colon and rest and kind == "index":
         path = Path(rest).expanduser()
         return read_index(path, split, spec, size=size, budget=budget, workers=workers)
@@ -168,4 +187,3 @@ def _check_path(spec: str) -> None:
 def _rendered(shapes: Shapes, split: str, count: int) -> ImageSet:
     """Rendering takes a second, and a study loads its images for every cell."""
     return shapes.load(split, count)
-

@@ -1,4 +1,5 @@
-"""Omniglot as an open-set recognition set: characters of some alphabets to learn, characters of others to be verified.
+"""Omniglot as an open-set recognition set: characters of some alphabets to learn, characters of
+others to be verified.
 
     class of character c turned by k quarters (anticlockwise) = 4 c + k          964 characters -> 3,856 classes; 659 -> 2,636; together 6,492
 
@@ -6,8 +7,9 @@
     test     the same classes, the drawings 17 to 20: a closed set, and drawers that training has not seen (a number is one drawer of an alphabet)
     unseen   evaluation alphabets, all 20 drawings: no class of it is in train or test
 
-Source: Lake, Salakhutdinov and Tenenbaum, Science 350, 2015; the quarter turns as classes: Santoro et al., ICML 2016. A character that a turn maps
-onto itself or onto another is several classes all the same; `omniglot-upright` has no turns, so that its impostor pairs are different characters.
+Source: Lake, Salakhutdinov and Tenenbaum, Science 350, 2015; the quarter turns as classes: Santoro
+et al., ICML 2016. A character that a turn maps onto itself or onto another is several classes all
+the same; `omniglot-upright` has no turns, so that its impostor pairs are different characters.
 """
 
 import functools
@@ -29,7 +31,9 @@ _SIDE = 105
 
 
 def read_omniglot(name: str, split: str, root: Path, *, size: int, budget: int) -> ImageSet:
-    """A split of one of OMNIGLOT from ROOT/omniglot.npz (parts background and evaluation), else from torchvision's folder under ROOT."""
+    """A split of one of OMNIGLOT from ROOT/omniglot.npz (parts background and evaluation), else
+    from torchvision's folder under ROOT.
+    """
     part = "evaluation" if split == "unseen" else "background"
     file = root / "omniglot.npz"
     state = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else (0, 0)
@@ -43,16 +47,24 @@ def read_omniglot(name: str, split: str, root: Path, *, size: int, budget: int) 
     height, width = whole.images.shape[2:]
     afford(4 * len(whole), height, width, budget, name)
     if height != width:
-        raise ValueError(f"{name}: images of {height} x {width} have no quarter turns. Give a size, or take omniglot-upright.")
+        raise ValueError(
+            f"{name}: images of {height} x {width} have no quarter turns. Give a size, or "
+            f"take omniglot-upright."
+        )
     assert isinstance(whole.images, Tensor), "a file of drawings is held"
     images = torch.stack([whole.images.rot90(k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
     labels = (4 * whole.labels[:, None] + torch.arange(4)).flatten()
-    return ImageSet(images, labels, tuple(f"{of}@{90 * k}" for of in whole.classes for k in range(4)), name)
+    return ImageSet(
+        images, labels, tuple(f"{of}@{90 * k}" for of in whole.classes for k in range(4)), name
+    )
 
 
 @functools.lru_cache(maxsize=2)
 def _upright(root: Path, part: str, size: int, budget: int, state: tuple[int, int]) -> ImageSet:
-    """All drawings of a part, by character. Cutting them to a size takes seconds, and a study loads its images for every cell."""
+    """All drawings of a part, by character.
+
+    Cutting them to a size takes seconds, and a study loads its images for every cell.
+    """
     if state[1]:
         found = read_part(root / "omniglot.npz", part, "omniglot", size=size, budget=budget)
         order = found.labels.argsort(stable=True)
@@ -65,8 +77,16 @@ def _upright(root: Path, part: str, size: int, budget: int, state: tuple[int, in
 
 
 def _folder(path: Path, size: int, budget: int) -> ImageSet:
-    """Torchvision's folder of a part: ALPHABET/CHARACTER/NUMBER_DRAWER.png, white paper and black ink."""
-    characters = sorted(child for alphabet in path.iterdir() if alphabet.is_dir() for child in alphabet.iterdir() if child.is_dir())
+    """Torchvision's folder of a part: ALPHABET/CHARACTER/NUMBER_DRAWER.png, white paper and black
+    ink.
+    """
+    characters = sorted(
+        child
+        for alphabet in path.iterdir()
+        if alphabet.is_dir()
+        for child in alphabet.iterdir()
+        if child.is_dir()
+    )
     files = [sorted(character.glob("*.png")) for character in characters]
     n = sum(len(own) for own in files)
     afford(n, size or _SIDE, size or _SIDE, budget, "omniglot")
@@ -74,7 +94,12 @@ def _folder(path: Path, size: int, budget: int) -> ImageSet:
     for at, file in enumerate(file for own in files for file in own):
         images[at] = resized(decoded(file, "omniglot", size, budget)[None], size)[0]
     labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(own) for own in files]))
-    return ImageSet(images, labels, tuple(f"{character.parent.name}/{character.name}" for character in characters), "omniglot")
+    return ImageSet(
+        images,
+        labels,
+        tuple(f"{character.parent.name}/{character.name}" for character in characters),
+        "omniglot",
+    )
 
 
 def _number(labels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Published sets: scikit-learn's digits, and torchvision's CIFAR-10, CIFAR-100, STL-10 and Omniglot, never downloaded without being asked.
+"""Published sets: scikit-learn's digits, and torchvision's CIFAR-10, CIFAR-100, STL-10 and
+Omniglot, never downloaded without being asked.
 
-    a set NAME is looked for as ROOT/NAME.npz, then as torchvision's own folder under ROOT
+a set NAME is looked for as ROOT/NAME.npz, then as torchvision's own folder under ROOT
 """
 
 import os
@@ -15,7 +16,13 @@ from marginlab.data.arrays import read_npz
 from marginlab.data.images import ImageSet, in_split
 from marginlab.data.pixels import afford, resized
 
-TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10", "omniglot": "Omniglot"}  # our spec, torchvision's class
+# our spec, torchvision's class
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "stl10": "STL10",
+    "omniglot": "Omniglot",
+}
 
 
 def read_digits(split: str, *, size: int, budget: int) -> ImageSet:
@@ -28,11 +35,18 @@ def read_digits(split: str, *, size: int, budget: int) -> ImageSet:
     afford(int(chosen.sum()), size or 8, size or 8, budget, "digits")
     grey = torch.from_numpy(np.rint(source.images * (255 / 16)).astype(np.uint8))[chosen]
     images = grey[:, None].expand(-1, 3, -1, -1).contiguous()
-    return ImageSet(resized(images, size), labels[chosen], tuple(str(name) for name in source.target_names), "digits")
+    return ImageSet(
+        resized(images, size),
+        labels[chosen],
+        tuple(str(name) for name in source.target_names),
+        "digits",
+    )
 
 
 def read_published(name: str, split: str, root: Path, *, size: int, budget: int) -> ImageSet:
-    """CIFAR-10, CIFAR-100 or STL-10 from ROOT: its npz file if there is one, else torchvision's folder."""
+    """CIFAR-10, CIFAR-100 or STL-10 from ROOT: its npz file if there is one, else torchvision's
+    folder.
+    """
     file = root / f"{name}.npz"
     if file.exists():
         return read_npz(file, split, name, size=size, budget=budget)
@@ -40,7 +54,9 @@ def read_published(name: str, split: str, root: Path, *, size: int, budget: int)
         source = torchvision_set(name, split, root)
     except RuntimeError as error:  # torchvision's word for absent, incomplete and changed files
         raise absent(name, root, error) from error
-    labels = torch.as_tensor(np.asarray(source.labels if name == "stl10" else source.targets)).long()
+    labels = torch.as_tensor(
+        np.asarray(source.labels if name == "stl10" else source.targets)
+    ).long()
     images = torch.from_numpy(source.data)
     if name != "stl10":
         images = images.permute(0, 3, 1, 2)
@@ -51,7 +67,8 @@ def read_published(name: str, split: str, root: Path, *, size: int, budget: int)
 def absent(name: str, root: Path, error: Exception) -> FileNotFoundError:
     """What to say of a published set that is neither there as npz nor as torchvision's folder."""
     return FileNotFoundError(
-        f"{name} is not in the folder {root} ({error}). Put {name}.npz there, or set MARGINLAB_DATA to the folder that has it, "
+        f"{name} is not in the folder {root} ({error}). Put {name}.npz there, or set "
+        f"MARGINLAB_DATA to the folder that has it, "
         f"or run `python -m marginlab.data {name} --root {root}`, which downloads it."
     )
 
@@ -67,8 +84,11 @@ def torchvision_set(name: str, split: str, root: Path, *, download: bool = False
     elif name == "omniglot":
         which = {"background": split != "unseen"}
     with warnings.catch_warnings():
-        # numpy 2.4.0 to 2.4.4 mind that CIFAR's pickles, which are older, say align=0 and not False (numpy pull request 31177)
-        warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean.*")
+        # numpy 2.4.0 to 2.4.4 mind that CIFAR's pickles, which are older, say align=0 and not False
+        # (numpy pull request 31177)
+        warnings.filterwarnings(
+            "ignore", message=".*align should be passed as Python or NumPy boolean.*"
+        )
         return kind(str(root), **which, download=download)
 
 

@@ -1,10 +1,12 @@
-"""The embedded image set: a seeded renderer of coloured silhouettes in which every nuisance is known, and what undoes it.
+"""The embedded image set: a seeded renderer of coloured silhouettes in which every nuisance is
+known, and what undoes it.
 
     image = clamp(turn(coverage * ink + (1 - coverage) * ground, hue) + sigma * grain, 0, 1)
     coverage(p) = clamp(1/2 - distance(R(-rotation)(p - centre) / radius) in pixels, 0, 1)
     ground(p) = A + (B - A) * (1 + cos(2 pi f . p + phase)) / 2            A, B two random colours, f a random wave
 
-Every draw is a function of (seed, split, nuisance, index): an image can be rendered alone, and no nuisance knows the label.
+Every draw is a function of (seed, split, nuisance, index): an image can be rendered alone, and no
+nuisance knows the label.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from marginlab.rng import Key
 from marginlab.settings import SettingsError, nearest
 
 INK = (0.95, 0.45, 0.35)  # red before its hue is turned, and lighter than any ground
-GREY, LIGHTEST = 0.28, 0.55  # the ground when the background is switched off, and its largest channel when it is on
+# the ground when the background is switched off, and its largest channel when it is on
+GREY, LIGHTEST = 0.28, 0.55
 _CHUNK = 256  # images rendered at once: their temporaries stay in cache
 
 
@@ -32,14 +35,16 @@ class Parameters(NamedTuple):
     rotation: Float[Tensor, "N"]  # anticlockwise, in degrees
     hue: Float[Tensor, "N"]  # by which the whole image is turned, in turns of the colour circle
     ground: Float[Tensor, "N 2 3"]  # the two colours of the background, RGB
-    wave: Float[Tensor, "N 3"]  # periods across half a side to the right and down, and the phase in turns
+    # periods across half a side to the right and down, and the phase in turns
+    wave: Float[Tensor, "N 3"]
     noise: Float[Tensor, "N"]  # standard deviation of the pixels' noise
     grain: Int64[Tensor, "N"]  # names the noise's pixels
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A renderer of coloured silhouettes on coloured waves; class k is `silhouettes[k]`, and image i is of class i modulo C.
+    """A renderer of coloured silhouettes on coloured waves; class k is `silhouettes[k]`, and image
+    i is of class i modulo C.
 
     | nuisance     | drawn uniformly from                                         | off at     | undone by                                   |
     |--------------|--------------------------------------------------------------|------------|---------------------------------------------|
@@ -50,10 +55,12 @@ class Shapes:
     | `background` | two colours, mixed with grey by 1 - background, along a wave | 0          | grey (c), jitter (d) and crop (a), in part  |
     | `noise`      | Gaussian, of a standard deviation in [0, noise]              | 0          | blur (b)                                    |
 
-    The default ranges are such that the paper's augmentations undo most of what tells two images of a class apart; with hue=1 and background=1
-    a contrastive learner of a few hundred steps tells images apart by their colours, and learns those.
+    The default ranges are such that the paper's augmentations undo most of what tells two images of
+    a class apart; with hue=1 and background=1 a contrastive learner of a few hundred steps tells
+    images apart by their colours, and learns those.
 
-    `size` is the side in pixels: the same images are drawn at any size, but for the noise, which is one draw a pixel.
+    `size` is the side in pixels: the same images are drawn at any size, but for the noise, which is
+    one draw a pixel.
 
     >>> shapes = Shapes(size=16, noise=0.0)
     >>> parameters = shapes.draw("train", torch.tensor([7]))
@@ -62,10 +69,8 @@ class Shapes:
     >>> shapes.load("train", 20).classes[3]
     'triangle'
 
-    Raises
-    ------
-    SettingsError: an unknown silhouette or split, or a range that makes no sense.
-
+    Raises:
+        SettingsError: an unknown silhouette or split, or a range that makes no sense.
     """
 
     silhouettes: tuple[str, ...] = SILHOUETTES
@@ -81,19 +86,39 @@ class Shapes:
     def __post_init__(self) -> None:
         for name in self.silhouettes:
             if name not in SILHOUETTES:
-                raise SettingsError(f"There is no silhouette {name!r}: {nearest(name, SILHOUETTES)}")
+                raise SettingsError(
+                    f"There is no silhouette {name!r}: {nearest(name, SILHOUETTES)}"
+                )
         if len(set(self.silhouettes)) < max(2, len(self.silhouettes)):
-            raise SettingsError(f"Shapes needs at least two silhouettes, each named once, not {self.silhouettes}.")
+            raise SettingsError(
+                f"Shapes needs at least two silhouettes, each named once, not {self.silhouettes}."
+            )
         if self.size < 8:
-            raise SettingsError(f"size is at least 8 pixels, not {self.size}: smaller silhouettes cannot be told apart.")
+            raise SettingsError(
+                f"size is at least 8 pixels, not {self.size}: smaller silhouettes cannot "
+                f"be told apart."
+            )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 2:
-            raise SettingsError(f"scale is (low, high) with 0 < low <= high <= 2 half sides, not {self.scale}.")
-        for field, largest in {"position": 1.0, "rotation": 180.0, "hue": 1.0, "background": 1.0, "noise": 1.0}.items():
+            raise SettingsError(
+                f"scale is (low, high) with 0 < low <= high <= 2 half sides, not {self.scale}."
+            )
+        for field, largest in {
+            "position": 1.0,
+            "rotation": 180.0,
+            "hue": 1.0,
+            "background": 1.0,
+            "noise": 1.0,
+        }.items():
             if not 0 <= getattr(self, field) <= largest:
-                raise SettingsError(f"{field} lies in [0, {largest:g}], not at {getattr(self, field)}; 0 switches it off.")
+                raise SettingsError(
+                    f"{field} lies in [0, {largest:g}], not at {getattr(self, field)}; 0 "
+                    f"switches it off."
+                )
 
     def draw(self, split: str, index: int | Int[Tensor, "N"]) -> Parameters:
-        """The parameters of the images at these indices of a split; they do not depend on which others are drawn."""
+        """The parameters of the images at these indices of a split; they do not depend on which
+        others are drawn.
+        """
         if split not in ("train", "test"):
             raise SettingsError(f"There is no split {split!r}: {nearest(split, ('train', 'test'))}")
         index = torch.as_tensor(index).reshape(-1)
@@ -103,11 +128,15 @@ class Shapes:
             return key.at(index[:, None], torch.arange(n, device=index.device)).uniform(low, high)
 
         low, high = self.scale
-        colours = draws("background", 6).view(-1, 2, 3) * torch.tensor([1.0, 0.8, LIGHTEST], device=index.device)  # hue in turns, saturation, value
+        # hue in turns, saturation, value
+        colours = draws("background", 6).view(-1, 2, 3) * torch.tensor(
+            [1.0, 0.8, LIGHTEST], device=index.device
+        )
         # in float64: exponentials of one number and of many may differ in the last bit of float32
         radius = low * (high / low) ** draws("scale").double()
         turned = 2 * torch.pi * draws("direction").double()
-        period = torch.cat([turned.cos(), turned.sin()], 1) * draws("wavelength", 1, 0.25, 1.0)  # from half a period a side to two
+        # from half a period a side to two
+        period = torch.cat([turned.cos(), turned.sin()], 1) * draws("wavelength", 1, 0.25, 1.0)
         return Parameters(
             position=draws("position", 2, -self.position, self.position),
             radius=radius[:, 0].float(),
@@ -122,16 +151,25 @@ class Shapes:
     def render(self, labels: Int[Tensor, "N"], parameters: Parameters) -> Float[Tensor, "N 3 H W"]:
         """Images of these classes with these parameters, values in [0, 1].
 
-        Raises ValueError if a label is none of the silhouettes' numbers, or if labels and parameters are not equally many.
+        Raises ValueError if a label is none of the silhouettes' numbers, or if labels and
+        parameters are not equally many.
         """
         if len(labels) != len(parameters.hue):
-            raise ValueError(f"{len(labels)} labels do not fit the parameters of {len(parameters.hue)} images: one label for each.")
+            raise ValueError(
+                f"{len(labels)} labels do not fit the parameters of {len(parameters.hue)} "
+                f"images: one label for each."
+            )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.silhouettes):
-            raise ValueError(f"Labels from {int(labels.min())} to {int(labels.max())} do not number {len(self.silhouettes)} silhouettes from 0.")
+            raise ValueError(
+                f"Labels from {int(labels.min())} to {int(labels.max())} do not number "
+                f"{len(self.silhouettes)} silhouettes from 0."
+            )
         images = torch.empty(len(labels), 3, self.size, self.size, device=labels.device)
         for start in range(0, len(labels), _CHUNK):
             part = slice(start, start + _CHUNK)
-            images[part] = self._render(labels[part], Parameters(*(tensor[part] for tensor in parameters)))
+            images[part] = self._render(
+                labels[part], Parameters(*(tensor[part] for tensor in parameters))
+            )
         return images
 
     def _render(self, labels: Tensor, p: Parameters) -> Tensor:
@@ -139,7 +177,8 @@ class Shapes:
 
         axis = (torch.arange(self.size, device=labels.device) + 0.5) * (2 / self.size) - 1
         right, down = axis[None, None, :], axis[None, :, None]
-        x, y = right - p.position[:, 0, None, None], p.position[:, 1, None, None] - down  # y points up
+        # y points up
+        x, y = right - p.position[:, 0, None, None], p.position[:, 1, None, None] - down
         angle, radius = torch.deg2rad(p.rotation)[:, None, None], p.radius[:, None, None]
         cos, sin = angle.cos() / radius, angle.sin() / radius
         x, y = cos * x + sin * y, cos * y - sin * x
@@ -150,39 +189,70 @@ class Shapes:
         coverage = (0.5 - coverage * radius * (self.size / 2)).clamp_(0, 1)[:, None]
 
         wave = p.wave[..., None, None]
-        mix = (0.5 + 0.5 * torch.cos(2 * torch.pi * (wave[:, 0] * right + wave[:, 1] * down + wave[:, 2])))[:, None]
+        mix = (
+            0.5
+            + 0.5 * torch.cos(2 * torch.pi * (wave[:, 0] * right + wave[:, 1] * down + wave[:, 2]))
+        )[:, None]
         ground = p.ground[..., None, None]
         images = torch.lerp(ground[:, 0], ground[:, 1], mix)
-        images = torch.lerp(images, torch.tensor(INK, device=labels.device)[:, None, None], coverage)
+        images = torch.lerp(
+            images, torch.tensor(INK, device=labels.device)[:, None, None], coverage
+        )
         if bool(p.hue.any()):  # turning by 0 would still round
             images = adjust_hue(images, 2 * torch.pi * p.hue)
-        return (images + p.noise[:, None, None, None] * _grain(p.grain, images.shape[1:])).clamp_(0, 1)
+        return (images + p.noise[:, None, None, None] * _grain(p.grain, images.shape[1:])).clamp_(
+            0, 1
+        )
 
     def load(self, split: str, n: int) -> ImageSet:
         """The first n images of a split as bytes; image i is of class i modulo C."""
         if n < 2:
-            raise ValueError(f"Shapes.load(split, n) renders at least n = 2 images, not {n}: two classes are needed.")
+            raise ValueError(
+                f"Shapes.load(split, n) renders at least n = 2 images, not {n}: two "
+                f"classes are needed."
+            )
         index = torch.arange(n)
         labels = index % len(self.silhouettes)
         images = (255 * self.render(labels, self.draw(split, index))).round_().to(torch.uint8)
         return ImageSet(images, labels, self.silhouettes, "shapes")
 
 
-EASY = Shapes(("disc", "triangle", "cross", "ring", "bar"), position=0.1, scale=(0.45, 0.6), rotation=10.0, hue=0.2, background=0.2)
+EASY = Shapes(
+    ("disc", "triangle", "cross", "ring", "bar"),
+    position=0.1,
+    scale=(0.45, 0.6),
+    rotation=10.0,
+    hue=0.2,
+    background=0.2,
+)
 
 
 def _rgb(colours: Tensor) -> Tensor:
-    """RGB of (..., 3) hue in turns, saturation, value: channel n is v - v s clamp(min(k, 4 - k), 0, 1), k = (n + 6 h) mod 6, n = 5, 3, 1."""
+    """RGB of (..., 3) hue in turns, saturation, value: channel n is v - v s clamp(min(k, 4 - k), 0,
+    1), k = (n + 6 h) mod 6, n = 5, 3, 1.
+    """
     hue, saturation, value = (channel[..., None] for channel in colours.unbind(-1))
     k = (torch.tensor([5.0, 3.0, 1.0], device=colours.device) + 6 * hue) % 6
     return value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def _grain(names: Int64[Tensor, "N"], shape: torch.Size) -> Tensor:
-    """Standard normal numbers, one for each pixel of each image, by Box and Muller from 16 bits each: eight of them a word of Philox."""
+    """Standard normal numbers, one for each pixel of each image, by Box and Muller from 16 bits
+    each: eight of them a word of Philox.
+    """
     pixels = shape.numel()
     blocks = torch.arange(-(-pixels // 8), device=names.device)
-    words = torch.stack(Key(0).named("grain").at((names >> 32)[:, None], (names & 0xFFFFFFFF)[:, None], blocks).words(), -1)
+    words = torch.stack(
+        Key(0)
+        .named("grain")
+        .at((names >> 32)[:, None], (names & 0xFFFFFFFF)[:, None], blocks)
+        .words(),
+        -1,
+    )
     radius = (-2 * torch.log(((words >> 16) + 1).float() * 2.0**-16)).sqrt()
     angle = (words & 0xFFFF).float() * (2 * torch.pi * 2.0**-16)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1).flatten(1)[:, :pixels].view(-1, *shape)
+    return (
+        torch.cat([radius * angle.cos(), radius * angle.sin()], -1)
+        .flatten(1)[:, :pixels]
+        .view(-1, *shape)
+    )

@@ -1,11 +1,13 @@
 """Ten silhouettes as signed distances, all of one area.
 
     distance(p) < 0 inside, > 0 outside;     coverage of a pixel = clamp(1/2 - distance in pixels, 0, 1)
-    polygon: the least distance to an edge, negative where a ray to the right crosses an odd number of edges
+    polygon: the least distance to an edge, negative where a ray to the right crosses an odd number
+        of edges
     union, cut: min(d1, d2), max(d1, -d2)
 
-Each is scaled to the area of the unit disc, pi, so that the mean colour of an image says nothing of its class, and is symmetric under
-x -> -x, so that a mirrored image is the image of the mirrored rotation and position. x points to the right, y up.
+Each is scaled to the area of the unit disc, pi, so that the mean colour of an image says nothing of
+its class, and is symmetric under x -> -x, so that a mirrored image is the image of the mirrored
+rotation and position. x points to the right, y up.
 """
 
 import math
@@ -21,7 +23,9 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def _polygon(*right: tuple[float, float]) -> Distance:
-    """A polygon from the vertices of its right half, from the top to the bottom: the left half mirrors them."""
+    """A polygon from the vertices of its right half, from the top to the bottom: the left half
+    mirrors them.
+    """
     vertices = [*right, *((-x, y) for x, y in reversed(right) if x)]
     edges = list(pairwise([*vertices, vertices[0]]))
 
@@ -31,7 +35,9 @@ def _polygon(*right: tuple[float, float]) -> Distance:
         for (ax, ay), (bx, by) in edges:
             ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
             along = ((wx * ex + wy * ey) / (ex * ex + ey * ey)).clamp(0, 1)
-            squared = torch.minimum(squared, (wx - ex * along).square() + (wy - ey * along).square())
+            squared = torch.minimum(
+                squared, (wx - ex * along).square() + (wy - ey * along).square()
+            )
             if ey:
                 inside ^= ((y < ay) != (y < by)) & (wx < wy * (ex / ey))
         return squared.sqrt() * torch.where(inside, -1.0, 1.0)
@@ -62,10 +68,16 @@ _OUTLINES: dict[str, Distance] = {
     "ring": _cut(_disc(1.0), _disc(0.6)),
     "square": _polygon((1.0, 1.0), (1.0, -1.0)),
     "triangle": _polygon((0.0, 1.1), (1.1, -0.8)),
-    "star": _polygon((0.0, 1.0), _turn(0.4, 36), _turn(1.0, 72), _turn(0.4, 108), _turn(1.0, 144), (0.0, -0.4)),
+    "star": _polygon(
+        (0.0, 1.0), _turn(0.4, 36), _turn(1.0, 72), _turn(0.4, 108), _turn(1.0, 144), (0.0, -0.4)
+    ),
     "cross": _polygon((0.3, 1.0), (0.3, 0.3), (1.0, 0.3), (1.0, -0.3), (0.3, -0.3), (0.3, -1.0)),
     # a square on its tip, with a half disc on each upper edge
-    "heart": _union(_polygon((0.0, 2 * _S), (2 * _S, 0.0), (0.0, -2 * _S)), _disc(1.0, _S, _S), _disc(1.0, _S, -_S)),
+    "heart": _union(
+        _polygon((0.0, 2 * _S), (2 * _S, 0.0), (0.0, -2 * _S)),
+        _disc(1.0, _S, _S),
+        _disc(1.0, _S, -_S),
+    ),
     "crescent": _cut(_disc(1.0), _disc(0.8, 0.5)),
     "arrow": _polygon((0.0, 1.0), (0.8, 0.1), (0.27, 0.1), (0.27, -1.0)),
     "bar": _polygon((1.0, 0.3), (1.0, -0.3)),
@@ -83,7 +95,8 @@ def _unit(name: str) -> float:
 
 
 def distance(name: str, x: Float[Tensor, "*P"], y: Float[Tensor, "*P"]) -> Float[Tensor, "*P"]:
-    """The signed distance of points from a silhouette's outline, in radii of the disc of its area; y points up.
+    """The signed distance of points from a silhouette's outline, in radii of the disc of its area;
+    y points up.
 
     >>> distance("disc", torch.tensor([0.0, 3.0]), torch.zeros(2)).round(decimals=2)
     tensor([-1.,  2.])

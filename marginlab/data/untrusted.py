@@ -1,10 +1,11 @@
-"""Files that nobody vouches for: regular ones only, and entries of a zip file whose checksum is verified.
+"""Files that nobody vouches for: regular ones only, and entries of a zip file whose checksum is
+verified.
 
     bytes that an entry may claim <= 1032 x its bytes in the file + 64      (no deflated block packs more)
 
-An entry is read from its beginning to its end and never by a seek: from Python 3.12 on, zipfile drops the
-checksum of a stored entry after one. This file and `files` import the standard library only, so that the
-tests can run them under every Python that they find.
+An entry is read from its beginning to its end and never by a seek: from Python 3.12 on, zipfile
+drops the checksum of a stored entry after one. This file and `files` import the standard library
+only, so that the tests can run them under every Python that they find.
 """
 
 import os
@@ -40,11 +41,9 @@ def shown(path: Path) -> str:
 class Entries:
     """The entries of a zip file by name, for reading; use it in a `with` statement.
 
-    Raises
-    ------
-    OSError: as `open_regular`.
-    DamagedError: the file is no zip file, or no whole one.
-
+    Raises:
+        OSError: as `open_regular`.
+        DamagedError: the file is no zip file, or no whole one.
     """
 
     def __init__(self, path: Path):
@@ -73,18 +72,21 @@ class Entries:
     def open(self, name: str) -> "Entry":
         """Open an entry, to be read once from its beginning to its end.
 
-        Raises DamagedError for one that is absent, encrypted, packed otherwise than by deflate, or that claims
-        more bytes than the file can hold.
+        Raises DamagedError for one that is absent, encrypted, packed otherwise than by deflate, or
+        that claims more bytes than the file can hold.
         """
         with _damage(name):
             info = self._archive.getinfo(name)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DamagedError(f"{name} is packed by method {info.compress_type}, not by deflate")
+                raise DamagedError(
+                    f"{name} is packed by method {info.compress_type}, not by deflate"
+                )
             ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _RATIO
             packed = min(info.compress_size, self._length)
             if info.file_size > ratio * packed + 64:
                 raise DamagedError(
-                    f"{name} claims {info.file_size:,} bytes, more than {packed:,} in the file can hold"
+                    f"{name} claims {info.file_size:,} bytes, more than {packed:,} in the "
+                    f"file can hold"
                 )
             return Entry(name, info.file_size, self._archive.open(info))
 
@@ -118,7 +120,9 @@ class Entry:
             data = self._stream.read(n) if n else b""
             self._left -= len(data)
             if len(data) < n or (not self._left and self._stream.read(1)):
-                raise DamagedError(f"{self.name} ends after {self.size - self._left:,} of its bytes")
+                raise DamagedError(
+                    f"{self.name} ends after {self.size - self._left:,} of its bytes"
+                )
         return data
 
     def verify(self, block: int = 2**24) -> None:
@@ -131,8 +135,8 @@ class Entry:
 def _damage(where: str) -> Iterator[None]:
     """Turn all errors of reading bytes into one.
 
-    zipfile, zlib, struct and the codecs have ten ways between them to say that a file is broken, and the ways
-    differ from one Python to the next.
+    zipfile, zlib, struct and the codecs have ten ways between them to say that a file is broken,
+    and the ways differ from one Python to the next.
     """
     try:
         yield

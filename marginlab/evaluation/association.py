@@ -1,10 +1,13 @@
-"""Does one quantity predict another over all pairs of letters? Rank correlations, tested by relabelling the letters.
+"""Does one quantity predict another over all pairs of letters? Rank correlations, tested by
+relabelling the letters.
 
     p = #{ relabellings s : r(x o s, y) >= r(x, y) } / L!                     (x o s)({a, b}) = x({s(a), s(b)}),  s a permutation of L letters
 
-Ten pairs of five operations share letters: a letter that is bad in one pair tends to be bad in the four that hold it, so that ten values are not
-ten independent ones, and permuting them one by one finds associations too often. What is exchangeable, if x has nothing to do with y, is the
-names of the letters: the permutation test of two distance matrices (Mantel, Cancer Research 27, 1967), here over all L! relabellings and exact.
+Ten pairs of five operations share letters: a letter that is bad in one pair tends to be bad in the
+four that hold it, so that ten values are not ten independent ones, and permuting them one by one
+finds associations too often. What is exchangeable, if x has nothing to do with y, is the names of
+the letters: the permutation test of two distance matrices (Mantel, Cancer Research 27, 1967), here
+over all L! relabellings and exact.
 """
 
 import itertools
@@ -21,7 +24,8 @@ _MOST_LETTERS = 8  # 8! = 40320 relabellings of 28 pairs
 
 
 class Correlation(NamedTuple):
-    """A correlation and its permutation p-values: `greater` for one as large or larger, `two_sided` for one as far or farther from zero.
+    """A correlation and its permutation p-values: `greater` for one as large or larger, `two_sided`
+    for one as far or farther from zero.
 
     All are NaN where x or y is constant, so that there is no correlation.
     """
@@ -32,9 +36,11 @@ class Correlation(NamedTuple):
 
 
 class Association(NamedTuple):
-    """Spearman's and Pearson's correlation and Kendall's tau-b of x and y over all pairs of `letters`, tested over all `relabellings`.
+    """Spearman's and Pearson's correlation and Kendall's tau-b of x and y over all pairs of
+    `letters`, tested over all `relabellings`.
 
-    Each test is exact at its own: nothing is corrected for their being three. No p-value is below 1 / relabellings, as the identity counts.
+    Each test is exact at its own: nothing is corrected for their being three. No p-value is below 1
+    / relabellings, as the identity counts.
     """
 
     spearman: Correlation
@@ -45,9 +51,11 @@ class Association(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A correlation over replicates: of the mean x with the mean y, and the least, the largest and the standard deviation over combinations.
+    """A correlation over replicates: of the mean x with the mean y, and the least, the largest and
+    the standard deviation over combinations.
 
-    `deviation` is NaN for a single combination; all but `of_means` are NaN where one of the combinations has no correlation.
+    `deviation` is NaN for a single combination; all but `of_means` are NaN where one of the
+    combinations has no correlation.
     """
 
     of_means: float
@@ -57,10 +65,11 @@ class Spread(NamedTuple):
 
 
 class ReplicatedAssociation(NamedTuple):
-    """How the correlations vary over all `combinations` of a replicate of x with one of y, and the association of the means with its tests.
+    """How the correlations vary over all `combinations` of a replicate of x with one of y, and the
+    association of the means with its tests.
 
-    The spread is conditional on these pairs: it says how far seeds and images move a correlation, and is no confidence interval over pairs or
-    letters.
+    The spread is conditional on these pairs: it says how far seeds and images move a correlation,
+    and is no confidence interval over pairs or letters.
     """
 
     spearman: Spread
@@ -71,39 +80,42 @@ class ReplicatedAssociation(NamedTuple):
 
 
 def associate(x: Mapping[str, float], y: Mapping[str, float]) -> Association:
-    """Correlations of x and y over all pairs of letters, and exact p-values over all relabellings of the letters.
+    """Correlations of x and y over all pairs of letters, and exact p-values over all relabellings
+    of the letters.
 
-    Parameters
-    ----------
-    x, y: a finite number for each pair of letters, such as {"ab": ..., "ac": ..., "bc": ...}; the order within a pair does not matter. All pairs
-        of the letters that occur are there, of at least 3 and at most 8 letters.
+    Args:
+        x, y: a finite number for each pair of letters, such as {"ab": ..., "ac": ..., "bc": ...};
+            the order within a pair does not matter. All pairs of the letters that occur are there,
+            of at least 3 and at most 8 letters.
 
-    The p-value `greater` is for the claim that y grows with x. With 3 letters or more, different relabellings permute the pairs differently:
-    there are L! of them (120 for 5 letters), and the least p-value is 1 / L!. Pairs are permuted by the letters' names together, so a p-value
-    for 5 letters can be large where the correlation over 10 pairs looks good. Ties count as "as large"; Spearman's and Kendall's are found in
-    integers, Pearson's to 1e-12.
+    The p-value `greater` is for the claim that y grows with x. With 3 letters or more, different
+    relabellings permute the pairs differently: there are L! of them (120 for 5 letters), and the
+    least p-value is 1 / L!. Pairs are permuted by the letters' names together, so a p-value for 5
+    letters can be large where the correlation over 10 pairs looks good. Ties count as "as large";
+    Spearman's and Kendall's are found in integers, Pearson's to 1e-12.
 
-    Raises
-    ------
-    ValueError: a key that is no pair of two letters, a pair given twice or missing, other pairs in y than in x, too few or too many letters, a
-        value that is not finite.
+    Raises:
+        ValueError: a key that is no pair of two letters, a pair given twice or missing, other pairs
+            in y than in x, too few or too many letters, a value that is not finite.
 
     >>> error = {"ab": 0.5, "ac": 0.3, "ad": 0.1, "bc": 0.6, "bd": 0.4, "cd": 0.2}
     >>> found = associate({pair: value**2 for pair, value in error.items()}, error)
     >>> found.kendall, found.relabellings                 # 1 relabelling of 24 keeps the order
     (Correlation(value=1.0, greater=0.041666666666666664, two_sided=0.041666666666666664), 24)
-
     """
     letters, (one,) = _values([x], "x")
     _, (two,) = _values([y], "y", letters)
     return _associated(one, two, letters)
 
 
-def associate_replicates(xs: Sequence[Mapping[str, float]], ys: Sequence[Mapping[str, float]]) -> ReplicatedAssociation:
-    """Correlations over every combination of a replicate of x (such as blocks of images) with one of y (such as seeds of training).
+def associate_replicates(
+    xs: Sequence[Mapping[str, float]], ys: Sequence[Mapping[str, float]]
+) -> ReplicatedAssociation:
+    """Correlations over every combination of a replicate of x (such as blocks of images) with one
+    of y (such as seeds of training).
 
-    Replicates are mappings as `associate` takes them, all over the same letters; their numbers need not be equal. Raises its errors, and
-    ValueError where there is no replicate.
+    Replicates are mappings as `associate` takes them, all over the same letters; their numbers need
+    not be equal. Raises its errors, and ValueError where there is no replicate.
 
     >>> x, y = {"ab": 1.0, "ac": 2.0, "bc": 3.0}, {"ab": 1.0, "ac": 3.0, "bc": 2.0}
     >>> associate_replicates([x], [x, y]).spearman
@@ -112,15 +124,28 @@ def associate_replicates(xs: Sequence[Mapping[str, float]], ys: Sequence[Mapping
     letters, one = _values(xs, "x")
     _, two = _values(ys, "y", letters)
     of_means = _associated(one.mean(0), two.mean(0), letters)
-    each = np.array([[statistic.value for statistic in _statistics(a, b)] for a in one for b in two])
+    each = np.array(
+        [[statistic.value for statistic in _statistics(a, b)] for a in one for b in two]
+    )
     deviations = each.std(0, ddof=1) if len(each) > 1 else np.full(3, np.nan)
-    rows = zip((of_means.spearman, of_means.kendall, of_means.pearson), each.min(0), each.max(0), deviations, strict=True)
-    spearman, kendall, pearson = (Spread(mean.value, float(least), float(most), float(apart)) for mean, least, most, apart in rows)
+    rows = zip(
+        (of_means.spearman, of_means.kendall, of_means.pearson),
+        each.min(0),
+        each.max(0),
+        deviations,
+        strict=True,
+    )
+    spearman, kendall, pearson = (
+        Spread(mean.value, float(least), float(most), float(apart))
+        for mean, least, most, apart in rows
+    )
     return ReplicatedAssociation(spearman, kendall, pearson, of_means, len(each))
 
 
 class _Statistic(NamedTuple):
-    """A correlation as <a, b> / norm, norm = |a| |b|, of arrays whose axes are pairs: a relabelling permutes the axes of a."""
+    """A correlation as <a, b> / norm, norm = |a| |b|, of arrays whose axes are pairs: a relabelling
+    permutes the axes of a.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -145,9 +170,13 @@ class _Statistic(NamedTuple):
 
 
 def _statistics(x: np.ndarray, y: np.ndarray) -> tuple[_Statistic, _Statistic, _Statistic]:
-    """Spearman, Kendall's tau-b, Pearson. Ranks and signs are whole numbers, so that equal correlations are equal."""
+    """Spearman, Kendall's tau-b, Pearson.
+
+    Ranks and signs are whole numbers, so that equal correlations are equal.
+    """
     n = len(x)
-    ranks = [2 * scipy.stats.rankdata(v).astype(float) - (n + 1) for v in (x, y)]  # centred, and whole for ties too
+    # centred, and whole for ties too
+    ranks = [2 * scipy.stats.rankdata(v).astype(float) - (n + 1) for v in (x, y)]
     signs = [np.sign(np.subtract.outer(v, v)) for v in (x, y)]
     centred = [v / (np.abs(v).max() or 1.0) for v in (x, y)]  # no overflow in squares
     centred = [v - v.mean() if np.ptp(v) else np.zeros_like(v) for v in centred]
@@ -171,13 +200,24 @@ def _associated(x: np.ndarray, y: np.ndarray, letters: str) -> Association:
     return Association(spearman, kendall, pearson, letters, len(permuted))
 
 
-def _values(replicates: Sequence[Mapping[str, float]], name: str, letters: str | None = None) -> tuple[str, np.ndarray]:
-    """The letters, and the values of each replicate in the order of itertools.combinations: (replicates, pairs)."""
+def _values(
+    replicates: Sequence[Mapping[str, float]], name: str, letters: str | None = None
+) -> tuple[str, np.ndarray]:
+    """The letters, and the values of each replicate in the order of itertools.combinations:
+    (replicates, pairs).
+    """
     if not replicates:
-        raise ValueError(f"There is no replicate of {name}: give at least one mapping from pairs of letters to numbers.")
+        raise ValueError(
+            f"There is no replicate of {name}: give at least one mapping from pairs of "
+            f"letters to numbers."
+        )
     found = []
     for given in replicates:
-        wrong = [pair for pair in given if not isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]]
+        wrong = [
+            pair
+            for pair in given
+            if not isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]
+        ]
         if wrong:
             raise ValueError(
                 f"The keys of {name} are pairs of two different letters, such as 'ad', not "
@@ -186,17 +226,28 @@ def _values(replicates: Sequence[Mapping[str, float]], name: str, letters: str |
         values = {"".join(sorted(pair)): float(value) for pair, value in given.items()}
         if len(values) < len(given):
             twice = sorted(pair for pair in given if pair[::-1] in given and pair[0] < pair[1])
-            raise ValueError(f"{name} has the pairs {twice} in both orders, which are one pair: leave one out.")
+            raise ValueError(
+                f"{name} has the pairs {twice} in both orders, which are one pair: leave one out."
+            )
         letters = letters if letters is not None else "".join(sorted(set("".join(values))))
         if not 3 <= len(letters) <= _MOST_LETTERS:
             count = f"{len(letters)} letters ({letters!r})"
-            raise ValueError(f"All relabellings are tried of 3 to {_MOST_LETTERS} letters, not of {count}: with fewer there is nothing to permute.")
+            raise ValueError(
+                f"All relabellings are tried of 3 to {_MOST_LETTERS} letters, not of "
+                f"{count}: with fewer there is nothing to permute."
+            )
         pairs = ["".join(pair) for pair in itertools.combinations(letters, 2)]
         if set(pairs) != set(values):
             missing, foreign = sorted(set(pairs) - set(values)), sorted(set(values) - set(pairs))
-            raise ValueError(f"{name} needs a value for each pair of {letters!r} and no other: {missing} are missing, {foreign} do not belong.")
+            raise ValueError(
+                f"{name} needs a value for each pair of {letters!r} and no other: "
+                f"{missing} are missing, {foreign} do not belong."
+            )
         infinite = [pair for pair in pairs if not math.isfinite(values[pair])]
         if infinite:
-            raise ValueError(f"{name} holds values at {infinite} that are not finite: a pair that was not measured is left out with its letter.")
+            raise ValueError(
+                f"{name} holds values at {infinite} that are not finite: a pair that was "
+                f"not measured is left out with its letter."
+            )
         found.append([values[pair] for pair in pairs])
     return letters or "", np.array(found)

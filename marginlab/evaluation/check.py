@@ -1,6 +1,6 @@
 """Inputs of every evaluation: arrays as tensors, refused before work starts if they do not fit.
 
-    direction(x) = x / ||x||,     0 for x = 0
+direction(x) = x / ||x||,     0 for x = 0
 """
 
 from collections.abc import Collection
@@ -78,7 +78,8 @@ def check_features(
     if not bool(finite.all()):
         row, count = int(finite.int().argmin()), int((~finite).sum())
         raise ValueError(
-            f"The {name} {tuple(found.shape)} hold values that are not finite (NaN or infinity) in "
+            f"The {name} {tuple(found.shape)} hold values that are not finite (NaN or "
+            f"infinity) in "
             f"{count} rows, first in row {row}. Look for what made them, or leave these rows out."
         )
     return found

@@ -1,7 +1,7 @@
 """Linear probe: a logistic regression on frozen features, with scikit-learn.
 
-    min over W, b of  mean cross-entropy of softmax(W z + b)  +  ||W||^2 / (2 C n)
-    z: features standardised on the training set
+min over W, b of  mean cross-entropy of softmax(W z + b)  +  ||W||^2 / (2 C n)
+z: features standardised on the training set
 """
 
 import logging
@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 class LinearProbe(NamedTuple):
-    """Accuracy on n test features with its binomial standard error, and whether the optimiser converged within its iterations."""
+    """Accuracy on n test features with its binomial standard error, and whether the optimiser
+    converged within its iterations.
+    """
 
     accuracy: float
     standard_error: float

@@ -25,32 +25,34 @@ class Pairs(NamedTuple):
 
 
 def pairs(labels: Integer[Array, " N"], n: int, *, seed: int = 0, folds: int = 10) -> Pairs:
-    """Draw n different pairs of images, half of them genuine, in folds whose identities differ, as LFW's do.
+    """Draw n different pairs of images, half of them genuine, in folds whose identities differ, as
+    LFW's do.
 
-    The identities are dealt out to the folds; a fold's genuine pairs are a uniform choice of all pairs of two images of one of its identities, its
-    impostor pairs of all pairs of images of two of them. So an identity of m images is met in genuine pairs in proportion to m (m - 1). Pairs
-    stand fold by fold, genuine and impostor in turn. Nothing quadratic is held: pairs are numbered, and the numbers drawn.
+    The identities are dealt out to the folds; a fold's genuine pairs are a uniform choice of all
+    pairs of two images of one of its identities, its impostor pairs of all pairs of images of two
+    of them. So an identity of m images is met in genuine pairs in proportion to m (m - 1). Pairs
+    stand fold by fold, genuine and impostor in turn. Nothing quadratic is held: pairs are numbered,
+    and the numbers drawn.
 
-    Parameters
-    ----------
-    labels: the identity of each image.
-    n: pairs, a multiple of 2 folds.
-    seed: other seeds deal and draw otherwise.
-    folds: 1 uses all pairs of images that there are, for a TAR at a small FAR.
+    Args:
+        labels: the identity of each image.
+        n: pairs, a multiple of 2 folds.
+        seed: other seeds deal and draw otherwise.
+        folds: 1 uses all pairs of images that there are, for a TAR at a small FAR.
 
-    Raises
-    ------
-    ValueError: n no positive multiple of 2 folds; a fold with fewer pairs of a kind than asked for, or with more than 2**32.
+    Raises:
+        ValueError: n no positive multiple of 2 folds; a fold with fewer pairs of a kind than asked
+            for, or with more than 2**32.
 
     >>> labels = torch.arange(40) // 4
     >>> drawn = pairs(labels, 20, folds=5)
     >>> drawn.same[:4].tolist(), bool(((labels[drawn.first] == labels[drawn.second]) == drawn.same).all())
     ([True, False, True, False], True)
-
     """
     if folds < 1 or n < 2 * folds or n % (2 * folds):
         raise ValueError(
-            f"Pairs are half genuine in each of at least 1 fold: n is a positive multiple of {2 * folds}, not {n}."
+            f"Pairs are half genuine in each of at least 1 fold: n is a positive multiple "
+            f"of {2 * folds}, not {n}."
         )
     labels = as_tensor("labels", labels)
     if labels.ndim != 1 or labels.is_floating_point():
@@ -84,9 +86,11 @@ def pairs(labels: Integer[Array, " N"], n: int, *, seed: int = 0, folds: int = 1
 def _drawn(
     identity: Int64[Tensor, " M"], n: int, genuine: bool, key: Key, fold: int
 ) -> tuple[Tensor, Tensor]:
-    """Two places for each of n pairs, drawn among all pairs of a kind; the images are sorted by identity.
+    """Two places for each of n pairs, drawn among all pairs of a kind; the images are sorted by
+    identity.
 
-    Image i has as partners of its own kind those after it in its identity, and of the other kind all after its identity's end.
+    Image i has as partners of its own kind those after it in its identity, and of the other kind
+    all after its identity's end.
     """
     place = torch.arange(len(identity))
     end = torch.searchsorted(identity, identity, right=True)
@@ -95,11 +99,13 @@ def _drawn(
     count, kind = int(total[-1]) if len(total) else 0, "genuine" if genuine else "impostor"
     if count < n:
         raise ValueError(
-            f"Fold {fold} holds {count} {kind} pairs, fewer than the {n} asked for. Ask for fewer pairs or folds, or add images."
+            f"Fold {fold} holds {count} {kind} pairs, fewer than the {n} asked for. Ask "
+            f"for fewer pairs or folds, or add images."
         )
     if count > 1 << 32:
         raise ValueError(
-            f"Fold {fold} holds {count} {kind} pairs, and numbers are drawn up to 2**32. Take more folds, or fewer images."
+            f"Fold {fold} holds {count} {kind} pairs, and numbers are drawn up to 2**32. "
+            f"Take more folds, or fewer images."
         )
     number = key.shuffle(torch.arange(n), count)
     low = torch.searchsorted(total, number, right=True)

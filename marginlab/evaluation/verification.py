@@ -1,11 +1,13 @@
-"""Verification: are two images of one identity? A threshold on the distance of their features, chosen on pairs that are not judged by it.
+"""Verification: are two images of one identity? A threshold on the distance of their features,
+chosen on pairs that are not judged by it.
 
     d = || x/||x|| - y/||y|| ||^2 = 2 - 2 cos(x, y), in [0, 4];     accepted: d < t
     accuracy by folds:   t_f = argmax over t of accuracy on all folds but f;   a_f = accuracy(t_f) on fold f;   mean and deviation of a_f
     TAR at FAR:          TAR(t) = P(d < t | genuine) at the largest t with FAR(t) = P(d < t | impostor) <= far
 
-Sources: the restricted protocol of LFW, Huang et al. 2007 (ten folds of 600 pairs whose people differ); the folds, the grid and `dist < t` of the
-evaluation that goes with ArcFace, Deng et al. 2019; interval of a rate: Clopper and Pearson 1934.
+Sources: the restricted protocol of LFW, Huang et al. 2007 (ten folds of 600 pairs whose people
+differ); the folds, the grid and `dist < t` of the evaluation that goes with ArcFace, Deng et al.
+2019; interval of a rate: Clopper and Pearson 1934.
 """
 
 import math
@@ -23,7 +25,9 @@ _BLOCK = 1 << 22  # numbers that are widened to float64 at a time
 
 
 class Verification(NamedTuple):
-    """Accuracy over folds: mean, population standard deviation (as published tables give it), and each fold's accuracy and threshold on d."""
+    """Accuracy over folds: mean, population standard deviation (as published tables give it), and
+    each fold's accuracy and threshold on d.
+    """
 
     accuracy: float
     deviation: float
@@ -32,12 +36,16 @@ class Verification(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Of the mean over k folds, sample deviation / sqrt(k) = deviation / sqrt(k - 1): what LFW's table gives."""
+        """Of the mean over k folds, sample deviation / sqrt(k) = deviation / sqrt(k - 1): what
+        LFW's table gives.
+        """
         return self.deviation / math.sqrt(len(self.folds) - 1)
 
 
 class TarAtFar(NamedTuple):
-    """The share of genuine pairs accepted, at a threshold on d that accepts the share `far` of the impostor pairs, with its interval."""
+    """The share of genuine pairs accepted, at a threshold on d that accepts the share `far` of the
+    impostor pairs, with its interval.
+    """
 
     tar: float
     low: float
@@ -94,7 +102,8 @@ def accuracy_of(
     """`verification_accuracy` of the distances of pairs, on the CPU."""
     if not 2 <= folds <= len(distances):
         raise ValueError(
-            f"{len(distances)} pairs fall into 2 to {len(distances)} folds, not into {folds}. Give "
+            f"{len(distances)} pairs fall into 2 to {len(distances)} folds, not into "
+            f"{folds}. Give "
             "more pairs, or fewer folds."
         )
     if thresholds not in ("exact", "grid"):
@@ -274,7 +283,9 @@ def _apart(x: Tensor, y: Tensor) -> Float64[Tensor, " n"]:
 
 
 def _candidates(distances: Float64[Tensor, " n"]) -> Float64[Tensor, " m"]:
-    """All thresholds that differ, in order: 0 (nothing is accepted), one between each two distances, and infinity (everything is)."""
+    """All thresholds that differ, in order: 0 (nothing is accepted), one between each two
+    distances, and infinity (everything is).
+    """
     levels = distances.unique()
     low, high = levels[:-1], levels[1:]
     middle = low + (high - low) / 2
@@ -294,18 +305,22 @@ def _best(distances: Tensor, same: Tensor, candidates: Tensor) -> float:
 
 
 def _interval(genuine: Tensor, impostors: Tensor, far: float, error: float) -> tuple[float, float]:
-    """Bounds of the TAR at the true rate `far`, each of whose two steps errs with probability at most `error`.
+    """Bounds of the TAR at the true rate `far`, each of whose two steps errs with probability at
+    most `error`.
 
-    With F the impostors' distribution and X_(k) the k-th smallest of n, P(F(X_(k)) > far) = P(Bin(n, far) < k), so that a k with a small value of
-    it has X_(k) below the threshold of `far`, and a k with P(Bin(n, far) >= k) small has it above.
+    With F the impostors' distribution and X_(k) the k-th smallest of n, P(F(X_(k)) > far) =
+    P(Bin(n, far) < k), so that a k with a small value of it has X_(k) below the threshold of `far`,
+    and a k with P(Bin(n, far) >= k) small has it above.
     """
     n = len(impostors)
-    # "low" is accepted d < X_(k) with P(Bin < k) <= error: the largest such k; 0 where there is none
+    # "low" is accepted d < X_(k) with P(Bin < k) <= error: the largest such k; 0 where there is
+    # none
     k = int(
         scipy.stats.binom.ppf(error, n, far)
     )  # the least k with P(Bin <= k) >= error, so that P(Bin < k) < error
     below = int(torch.searchsorted(genuine, impostors[k - 1])) if k else 0
-    # "high" is accepted d <= X_(k) with P(Bin >= k) <= error: the smallest such k; everything where there is none
+    # "high" is accepted d <= X_(k) with P(Bin >= k) <= error: the smallest such k; everything where
+    # there is none
     k = int(scipy.stats.binom.isf(error, n, far)) + 1  # the least k with P(Bin > k - 1) <= error
     above = (
         int(torch.searchsorted(genuine, impostors[k - 1], right=True)) if k <= n else len(genuine)

@@ -1,4 +1,5 @@
-"""Verification from features and labels alone: pairs are drawn, and the two numbers that tables of verification give are taken on them.
+"""Verification from features and labels alone: pairs are drawn, and the two numbers that tables of
+verification give are taken on them.
 
     verification_accuracy       of n pairs in k folds whose identities differ: mean of a_f, +- 1.96 of its standard error over folds
     TAR@FAR=far                 of other pairs of all images: TAR(t) at the largest t with FAR(t) <= far, with its 95 % interval
@@ -16,7 +17,9 @@ from marginlab.evaluation.verification import accepted_at, accuracy_of, distance
 
 
 class Rate(NamedTuple):
-    """A rate, the bounds of its 95 % interval, and how many pairs it is a rate of: all of them, or the genuine ones."""
+    """A rate, the bounds of its 95 % interval, and how many pairs it is a rate of: all of them, or
+    the genuine ones.
+    """
 
     value: float
     low: float

@@ -1,12 +1,15 @@
-"""Sum of a heavy-tailed kernel over a matrix that is never held: l_i = log sum_j q_ij, q_ij = 1 / (1 + |x_i - y_j|^2).
+"""Sum of a heavy-tailed kernel over a matrix that is never held: l_i = log sum_j q_ij, q_ij = 1 /
+(1 + |x_i - y_j|^2).
 
-Forward, over the blocks of the walk: S_i = sum_j q_ij, which needs no running maximum, for q is at most 1 and falls only as a square. Backward:
-every block is computed once more, and with w_ij = q_ij^2, the upstream gradient g and h_i = g_i / S_i,
+Forward, over the blocks of the walk: S_i = sum_j q_ij, which needs no running maximum, for q is at
+most 1 and falls only as a square. Backward: every block is computed once more, and with w_ij =
+q_ij^2, the upstream gradient g and h_i = g_i / S_i,
 
     dx_i = -2 h_i (x_i sum_j w_ij - sum_j w_ij y_j),   dy_j = 2 (sum_i h_i w_ij x_i - y_j sum_i h_i w_ij).
 
-Rows and columns are centred first, which changes no distance. Up to 8 features squared distances are sums of squared differences; beyond, one
-product |x|^2 + |y|^2 - 2 x.y, whose rounding, some 1e-7 (|x| + |y|)^2 in float32, the added 1 hides at the lengths that embeddings have.
+Rows and columns are centred first, which changes no distance. Up to 8 features squared distances
+are sums of squared differences; beyond, one product |x|^2 + |y|^2 - 2 x.y, whose rounding, some
+1e-7 (|x| + |y|)^2 in float32, the added 1 hides at the lengths that embeddings have.
 """
 
 from collections.abc import Iterator
@@ -30,33 +33,38 @@ def log_cauchy_sum(
     exclude: Int[Tensor, "B E"] | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """For each row of x, log sum_j 1 / (1 + |x_i - y_j|^2) over the rows of y that it does not exclude; differentiable in x and y.
+    """For each row of x, log sum_j 1 / (1 + |x_i - y_j|^2) over the rows of y that it does not
+    exclude; differentiable in x and y.
 
-    Parameters
-    ----------
-    x, y: rows and columns of the matrix, of one dtype, float32 or float64.
-    exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1 excludes nothing.
-    budget: bytes of the block that is held, in either pass.
+    Args:
+        x, y: rows and columns of the matrix, of one dtype, float32 or float64.
+        exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1
+            excludes nothing.
+        budget: bytes of the block that is held, in either pass.
 
-    Returns
-    -------
-    (B,); -inf (without gradient) where a row excludes every column.
+    Returns:
+        (B,); -inf (without gradient) where a row excludes every column.
 
-    Raises
-    ------
-    ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a third derivative is asked for.
+    Raises:
+        ValueError: shapes that do not fit, or a budget that is not positive.
+        RuntimeError: a third derivative is asked for.
 
     >>> x = torch.tensor([[0.0], [3.0]])
     >>> log_cauchy_sum(x, x, exclude=torch.tensor([[0], [1]])).exp()  # the other row only, at distance 3
     tensor([0.1000, 0.1000])
-
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
-        raise ValueError(f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}.")
+        raise ValueError(
+            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} "
+            f"{x.dtype} and {tuple(y.shape)} {y.dtype}."
+        )
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
-        raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
-    # The median of each feature: a mean would follow one far row and take the others' digits with it
+        raise ValueError(
+            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} "
+            f"rows of x, not {tuple(exclude.shape)}."
+        )
+    # The median of each feature: a mean would follow one far row and take the others' digits with
+    # it
     center = y.detach().sort(0).values[len(y) // 2] if len(y) else 0.0
     index = None if exclude is None else exclude.long()
     return blockwise(_LogCauchySum(budget), x - center, y - center, x.new_ones(()), index)
@@ -73,7 +81,9 @@ class _LogCauchySum:
             total[rows] += block.sum(1)
         return total.log(), total
 
-    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+    def slopes(
+        self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
+    ) -> Point:
         (x, y, scale), (_, total) = point, saved
         weight = torch.where(total > 0, 2 * grad / total, 0.0)  # log 0 has no slope
         to_rows, to_columns = torch.zeros_like(x), torch.zeros_like(y)
@@ -88,7 +98,9 @@ class _LogCauchySum:
         to_rows = to_rows - x * row_sum[:, None]
         return to_rows, to_columns - y * column_sum[:, None], torch.zeros_like(scale)
 
-    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def curvature(
+        self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As in second.py, with the logits u_ij = -log(1 + |d|^2) of the difference d = x_i - y_j.
 
         Along (A, C), u changes by t = -2 q d . (A_i - C_j); with p = q / S, V = g p and
@@ -119,11 +131,16 @@ class _LogCauchySum:
         return moment, to_rows, to_columns, torch.zeros_like(scale)
 
 
-def _shares(x: Tensor, y: Tensor, exclude: Tensor | None, budget: int, copies: int = 2) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of 1 / (1 + squared distance), in one buffer used again for each, with 0 at the excluded columns."""
+def _shares(
+    x: Tensor, y: Tensor, exclude: Tensor | None, budget: int, copies: int = 2
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of 1 / (1 + squared distance), in one buffer used again for each, with 0 at the
+    excluded columns.
+    """
     square = x.square().sum(1), y.square().sum(1)
     buffer: Tensor | None = None
-    for rows, columns in walk(len(x), len(y), entry=copies * x.element_size(), budget=budget):  # two: the block, and one feature's differences
+    # two: the block, and one feature's differences
+    for rows, columns in walk(len(x), len(y), entry=copies * x.element_size(), budget=budget):
         shape = rows.stop - rows.start, columns.stop - columns.start
         if buffer is None:
             buffer = x.new_empty(shape[0] * shape[1])  # the first block is the largest

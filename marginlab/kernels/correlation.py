@@ -1,16 +1,19 @@
-"""Sum of squares off the diagonal of a covariance or correlation that is never held, over the rows of all ranks.
+"""Sum of squares off the diagonal of a covariance or correlation that is never held, over the rows
+of all ranks.
 
 For the features of two sets of N rows, with means m and n and scales u and v,
 
     C_ij = (sum_b x_bi y_bj / N - m_i n_j) u_i v_j,   loss = sum_{i != j} C_ij^2.
 
-Each block of sum_b x_bi y_bj is a product of a rank's own rows, summed over the ranks, and forgotten; backward it is computed and summed once
-more. With K_ij = C_ij / (u_i v_j), the upstream gradient g and P_ij = 2 g K_ij u_i^2 v_j^2:
+Each block of sum_b x_bi y_bj is a product of a rank's own rows, summed over the ranks, and
+forgotten; backward it is computed and summed once more. With K_ij = C_ij / (u_i v_j), the upstream
+gradient g and P_ij = 2 g K_ij u_i^2 v_j^2:
 
     dx_bi = sum_j P_ij y_bj / N,  dy_bj = sum_i P_ij x_bi / N,  dm_i = -sum_j P_ij n_j,  dn_j = -sum_i P_ij m_i,
     du_i = 2 g u_i sum_j K_ij^2 v_j^2,  dv_j = 2 g v_j sum_i K_ij^2 u_i^2.
 
-So at D = 8,192 features, whose matrix takes 256 MiB, one block is held, and no rank sees the rows of another.
+So at D = 8,192 features, whose matrix takes 256 MiB, one block is held, and no rank sees the rows
+of another.
 """
 
 from collections.abc import Iterator
@@ -38,29 +41,33 @@ def off_diagonal_squares(
     group: dist.ProcessGroup | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """Sum over i != j of the squares of the scaled covariance, the same on every rank; differentiable in x, y, means and scales.
+    """Sum over i != j of the squares of the scaled covariance, the same on every rank;
+    differentiable in x, y, means and scales.
 
-    Parameters
-    ----------
-    x, y: this rank's rows, also none (0, D); float32 or float64. Rows far from the origin lose digits: take a common origin away first.
-    means, scales: m, n and u, v: the same numbers on every rank, such as those that come from `ranks.total`.
-    rows: N, the number of rows of all ranks.
-    half: y, n and v are x, m and u but for a factor of all scales: the matrix is symmetric, and each unordered pair is computed once.
-    group: process group; None is the default one, or one rank.
-    budget: bytes of the block that is held with its square, in either pass.
+    Args:
+        x, y: this rank's rows, also none (0, D); float32 or float64. Rows far from the origin lose
+            digits: take a common origin away first.
+        means, scales: m, n and u, v: the same numbers on every rank, such as those that come from
+            `ranks.total`.
+        rows: N, the number of rows of all ranks.
+        half: y, n and v are x, m and u but for a factor of all scales: the matrix is symmetric, and
+            each unordered pair is computed once.
+        group: process group; None is the default one, or one rank.
+        budget: bytes of the block that is held with its square, in either pass.
 
-    Raises
-    ------
-    ValueError: shapes that differ, or a budget that is not positive.
-    RuntimeError: a second derivative is asked for (create_graph=True).
+    Raises:
+        ValueError: shapes that differ, or a budget that is not positive.
+        RuntimeError: a second derivative is asked for (create_graph=True).
 
     >>> x, zero, one = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2), torch.ones(2)
     >>> off_diagonal_squares(x, x, (zero, zero), (one, one), rows=2)  # twice (1 * 2 + 3 * 4)^2 / 4
     tensor(98.)
-
     """
     if x.ndim != 2 or x.shape != y.shape or any(v.shape != x.shape[1:] for v in (*means, *scales)):
-        raise ValueError(f"Both sides are matrices (B, D) of one shape, with D means and scales each, not {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise ValueError(
+            f"Both sides are matrices (B, D) of one shape, with D means and scales each, "
+            f"not {tuple(x.shape)} and {tuple(y.shape)}."
+        )
     over = _Over(rows, half, group, budget)
     out: Tensor = _Squares.apply(*_apart(x, y, *means, *scales), over)
     return out
@@ -84,7 +91,9 @@ class _Over:
 
 class _Squares(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, y: Tensor, m: Tensor, n: Tensor, u: Tensor, v: Tensor, over: _Over) -> Tensor:
+    def forward(
+        x: Tensor, y: Tensor, m: Tensor, n: Tensor, u: Tensor, v: Tensor, over: _Over
+    ) -> Tensor:
         value = x.new_zeros(())
         for i, j, block in _blocks(x, y, m, n, over):
             square = block.mul_(u[i, None]).mul_(v[j]).square_()
@@ -151,8 +160,12 @@ def _times(half: bool, i: slice, j: slice) -> float:
     return 2.0 if half and i != j else 1.0
 
 
-def _blocks(x: Tensor, y: Tensor, m: Tensor, n: Tensor, over: _Over) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of the covariance, in one buffer used again for each, with 0 on the diagonal of the whole."""
+def _blocks(
+    x: Tensor, y: Tensor, m: Tensor, n: Tensor, over: _Over
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of the covariance, in one buffer used again for each, with 0 on the diagonal of
+    the whole.
+    """
     width = x.shape[1]
     buffer: Tensor | None = None
     for i, j in walk(width, width, entry=2 * x.element_size(), budget=over.budget, upper=over.half):

@@ -1,15 +1,20 @@
-"""Lower bounds on the distances between views from d + 1 numbers of each: most pairs of views need no product of all P numbers.
+"""Lower bounds on the distances between views from d + 1 numbers of each: most pairs of views need
+no product of all P numbers.
 
     z = Q'x,  r = |x - Q z|:      |z_x - z_y|^2 + (r_x - r_y)^2  <=  (1 + h)^2 |x - y|^2,      h = ||Q'Q - I||
 
-for any Q (P, d) with h <= 1. For the linear map A x = (Q'x, x - QQ'x) has |A x|^2 = |x|^2 + z'(Q'Q - I) z <= (1 + h + h^2) |x|^2, and norms of
-the second parts differ by at most the norm of their difference. The left side is again a squared distance, of (z, r), so a matrix product with
-d + 1 terms gives it for a block of pairs. It is sharp where views lie near the space of Q, the first directions of the views' variance: with
-127 of 3,072 directions it leaves about one pair of views in 4,000 for most augmentations of CIFAR-10, and every pair for white noise.
+for any Q (P, d) with h <= 1. For the linear map A x = (Q'x, x - QQ'x) has |A x|^2 = |x|^2 + z'(Q'Q
+- I) z <= (1 + h + h^2) |x|^2, and norms of the second parts differ by at most the norm of their
+difference. The left side is again a squared distance, of (z, r), so a matrix product with d + 1
+terms gives it for a block of pairs. It is sharp where views lie near the space of Q, the first
+directions of the views' variance: with 127 of 3,072 directions it leaves about one pair of views in
+4,000 for most augmentations of CIFAR-10, and every pair for white noise.
 
-The computed (z, r) differs from the exact one by at most (12 sqrt(P d) + 8) w |x|, in arithmetic of unit roundoff w: z by 4 w sqrt(P d) |x| (d
-inner products of P terms, with the factor of minimum.py for the tail), r by as much again for z and by 4 w d |x| for the product Q z. The rest
-(centring, the norm itself) is of order w sqrt(P) |x|. r is the norm of x - Q z, not sqrt(|x|^2 - |z|^2), which would cancel.
+The computed (z, r) differs from the exact one by at most (12 sqrt(P d) + 8) w |x|, in arithmetic of
+unit roundoff w: z by 4 w sqrt(P d) |x| (d inner products of P terms, with the factor of minimum.py
+for the tail), r by as much again for z and by 4 w d |x| for the product Q z. The rest (centring,
+the norm itself) is of order w sqrt(P) |x|. r is the norm of x - Q z, not sqrt(|x|^2 - |z|^2), which
+would cancel.
 """
 
 from typing import NamedTuple
@@ -19,15 +24,24 @@ from torch import Tensor
 
 from marginlab.rng import Key
 
-_DIRECTIONS = 127  # d: one number more, r, makes 128. On CIFAR-10 63 leave 2 to 5 pairs of views for a pair of images, 127 hardly more than 1
-_SAMPLE = 1024  # views that choose them; all views instead lower the variance that is left by a tenth
-_SHARE = 0.5  # of the variance of the sample, below which there are no few directions; 0.94 and more on CIFAR-10, 0.18 for white noise
+# d: one number more, r, makes 128. On CIFAR-10 63 leave 2 to 5 pairs of views for a pair of images,
+# 127 hardly more than 1
+_DIRECTIONS = 127
+# views that choose them; all views instead lower the variance that is left by a tenth
+_SAMPLE = 1024
+# of the variance of the sample, below which there are no few directions; 0.94 and more on CIFAR-10,
+# 0.18 for white noise
+_SHARE = 0.5
 _LEAST = 8  # the filter is tried if a view has this many times d + 1 numbers ...
-_GAIN = 3.5  # ... and the whole product takes this many times the operations of preparing it, which are slower (100 images: from 30 views on)
+# ... and the whole product takes this many times the operations of preparing it, which are slower
+# (100 images: from 30 views on)
+_GAIN = 3.5
 
 
 class Filter(NamedTuple):
-    """A basis Q (P, d) of few directions, and the bound on |error of (z, r)| / |x|, together with h, which stretches as much."""
+    """A basis Q (P, d) of few directions, and the bound on |error of (z, r)| / |x|, together with
+    h, which stretches as much.
+    """
 
     basis: Tensor
     error: float
@@ -35,15 +49,19 @@ class Filter(NamedTuple):
     def short(self, flat: Tensor) -> Tensor:
         """(z, r) of centred views (n, P), as rows of d + 1 numbers."""
         z = flat @ self.basis
-        rest = torch.linalg.vector_norm(torch.addmm(flat, z, self.basis.T, alpha=-1), dim=1, keepdim=True)
+        rest = torch.linalg.vector_norm(
+            torch.addmm(flat, z, self.basis.T, alpha=-1), dim=1, keepdim=True
+        )
         return torch.cat([z, rest], 1)
 
 
 class Rows(NamedTuple):
-    """Rows of a block of images (I*V, K): squared distances between them are, to rounding, at most those between the views.
+    """Rows of a block of images (I*V, K): squared distances between them are, to rounding, at most
+    those between the views.
 
-    `squares` (I, V) are their squared norms, infinite where a view need not be looked at; `radius` (I,) is the largest norm of a view, and a
-    distance between rows exceeds that between the views by at most the `slack` (I,) of both images.
+    `squares` (I, V) are their squared norms, infinite where a view need not be looked at; `radius`
+    (I,) is the largest norm of a view, and a distance between rows exceeds that between the views
+    by at most the `slack` (I,) of both images.
     """
 
     flat: Tensor
@@ -54,11 +72,18 @@ class Rows(NamedTuple):
     def of(self, images: slice) -> "Rows":
         """Those of some of these images."""
         V = self.squares.shape[1]
-        return Rows(self.flat[images.start * V : images.stop * V], self.squares[images], self.radius[images], self.slack[images])
+        return Rows(
+            self.flat[images.start * V : images.stop * V],
+            self.squares[images],
+            self.radius[images],
+            self.slack[images],
+        )
 
 
 class Views:
-    """Views of a group of images, and the rows of its blocks, made when they are first asked for: the views centred, or short ones."""
+    """Views of a group of images, and the rows of its blocks, made when they are first asked for:
+    the views centred, or short ones.
+    """
 
     def __init__(self, x: Tensor, center: Tensor, spread: float, filter: Filter | None):
         self.x, self.center, self.spread, self.filter = x, center, spread, filter
@@ -72,10 +97,14 @@ class Views:
     def _whole(self, images: slice) -> Rows:
         x = self.x[images]
         flat = (x - self.center).flatten(0, 1)
-        squares = torch.linalg.vector_norm(flat, dim=1).square_().view(x.shape[:2])  # a third of the time of vecdot, which writes the squares
+        # a third of the time of vecdot, which writes the squares
+        squares = torch.linalg.vector_norm(flat, dim=1).square_().view(x.shape[:2])
         radius = squares.amax(1).sqrt()
         if not bool(radius.isfinite().all()):
-            raise ValueError("Views hold a value that is not finite (NaN or infinity), or too large to square. Look for what made it.")
+            raise ValueError(
+                "Views hold a value that is not finite (NaN or infinity), or too large to "
+                "square. Look for what made it."
+            )
         return Rows(flat, squares, radius, torch.zeros_like(radius))
 
     def _short(self, images: slice) -> Rows:
@@ -90,27 +119,36 @@ class Views:
 
 
 def prepare(x: Tensor, y: Tensor | None, center: Tensor, roundoff: float) -> Filter | None:
-    """The filter for views x (N, V, P) with one another, or with y (M, V, P); None where it would not be worth while: few views, or small ones.
+    """The filter for views x (N, V, P) with one another, or with y (M, V, P); None where it would
+    not be worth while: few views, or small ones.
 
-    Q spans C R, C the covariance and R a basis of the first d views of a sample: one step of a power iteration, which finds nearly the variance
-    of the d best directions (Halko, Martinsson and Tropp, SIAM Review 53, 2011, section 4.5).
+    Q spans C R, C the covariance and R a basis of the first d views of a sample: one step of a
+    power iteration, which finds nearly the variance of the d best directions (Halko, Martinsson and
+    Tropp, SIAM Review 53, 2011, section 4.5).
     """
     P, d = x.shape[2], _DIRECTIONS
     rows, columns = (g.shape[0] * g.shape[1] for g in (x, x if y is None else y))
     whole = rows * columns / (2 if y is None else 1)
-    if _LEAST * (d + 1) > P or whole < _GAIN * 2 * d * (rows + (0 if y is None else columns) + 2 * _SAMPLE):
+    if _LEAST * (d + 1) > P or whole < _GAIN * 2 * d * (
+        rows + (0 if y is None else columns) + 2 * _SAMPLE
+    ):
         return None
     groups = (x,) if y is None else (x, y)
-    sample = torch.cat([_drawn(g, _SAMPLE // len(groups), at) for at, g in enumerate(groups)]) - center
+    sample = (
+        torch.cat([_drawn(g, _SAMPLE // len(groups), at) for at, g in enumerate(groups)]) - center
+    )
     start = torch.linalg.qr(sample[torch.arange(d, device=x.device) * len(sample) // d].T).Q
     inner = sample @ start
     if not float(inner.square().sum()) >= _SHARE * float(sample.square().sum()):
         return None
     basis = torch.linalg.qr(sample.T @ inner).Q
     wide = basis.double()
-    stretch = float(torch.linalg.matrix_norm(wide.T @ wide - torch.eye(d, dtype=torch.float64, device=x.device)))
+    stretch = float(
+        torch.linalg.matrix_norm(wide.T @ wide - torch.eye(d, dtype=torch.float64, device=x.device))
+    )
     error = roundoff * (12 * (P * d) ** 0.5 + 8) + stretch
-    return Filter(basis, error) if error < 1 else None  # 1: products of few bits. NaN: views that are refused where their rows are made
+    # 1: products of few bits. NaN: views that are refused where their rows are made
+    return Filter(basis, error) if error < 1 else None
 
 
 def _drawn(views: Tensor, n: int, group: int) -> Tensor:
@@ -121,12 +159,17 @@ def _drawn(views: Tensor, n: int, group: int) -> Tensor:
 
 
 def copies(x: Tensor, short: Tensor, squares: Tensor, limit: Tensor) -> Tensor:
-    """Which views (I, V) equal an earlier view of their image x (I, V, P): nothing is nearer to them, and the earlier one is named first.
+    """Which views (I, V) equal an earlier view of their image x (I, V, P): nothing is nearer to
+    them, and the earlier one is named first.
 
-    short (I, V, d + 1), its squared norms (I, V), and what a squared distance of zero may be computed as, (I,). Only views that are that near to
-    an earlier one are looked at. Views of operations that a coin decides on, such as grey scale, are copies by the dozen.
+    short (I, V, d + 1), its squared norms (I, V), and what a squared distance of zero may be
+    computed as, (I,). Only views that are that near to an earlier one are looked at. Views of
+    operations that a coin decides on, such as grey scale, are copies by the dozen.
     """
-    near = torch.baddbmm(squares[:, None], short, short.mT, alpha=-2).add_(squares[..., None]) <= limit[:, None, None]
+    near = (
+        torch.baddbmm(squares[:, None], short, short.mT, alpha=-2).add_(squares[..., None])
+        <= limit[:, None, None]
+    )
     first, earlier = near.tril_(-1).to(torch.uint8).max(2)
     i, u = first.nonzero(as_tuple=True)
     same = (x[i, u] == x[i, earlier[i, u]]).all(1)

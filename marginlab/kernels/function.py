@@ -1,11 +1,11 @@
 """Blockwise sums as functions of autograd: first and second derivatives, torch.func, torch.compile.
 
-A kernel is a small frozen object with three methods: the value of its sums, their first derivatives,
-and the derivatives of those along tangents. Each method is an autograd function of its own, whose
-forward pass sees plain tensors and may work in place on one block: none of them has to be
-differentiable itself. None is lowered by autocast, wherever backward is called. Third derivatives
-and forward mode are refused: a Hessian is torch.func.jacrev(torch.func.grad(f)). Under `torch.func.vmap` the parts of a batch are
-taken one by one.
+A kernel is a small frozen object with three methods: the value of its sums, their first
+derivatives, and the derivatives of those along tangents. Each method is an autograd function of its
+own, whose forward pass sees plain tensors and may work in place on one block: none of them has to
+be differentiable itself. None is lowered by autocast, wherever backward is called. Third
+derivatives and forward mode are refused: a Hessian is torch.func.jacrev(torch.func.grad(f)). Under
+`torch.func.vmap` the parts of a batch are taken one by one.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,14 +26,20 @@ class Kernel(Protocol):
     def value(self, point: Point, index: Tensor | None) -> Saved:
         """Walk forward: the sums, and what the derivatives need to know of the walk."""
 
-    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+    def slopes(
+        self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
+    ) -> Point:
         """Derivatives with respect to x, y and scale; any scalar where one is not needed."""
 
-    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def curvature(
+        self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Derivatives of <tangents, slopes> with respect to grad, x, y and scale."""
 
 
-def blockwise(kernel: Kernel, x: Tensor, y: Tensor, scale: Tensor, index: Tensor | None = None) -> Tensor:
+def blockwise(
+    kernel: Kernel, x: Tensor, y: Tensor, scale: Tensor, index: Tensor | None = None
+) -> Tensor:
     """The sums of a kernel, twice differentiable in x, y and scale."""
     y = y.view_as(y) if y is x else y  # torch.compile takes no tensor twice
     # torch.compile traces no function with a jvp, not even with one that refuses
@@ -55,10 +61,17 @@ def readable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped(x)
 
 
-def one_by_one(function: type[torch.autograd.Function], info: Any, dims: tuple[Any, ...], arguments: Any) -> Any:
+def one_by_one(
+    function: type[torch.autograd.Function], info: Any, dims: tuple[Any, ...], arguments: Any
+) -> Any:
     """The rule of vmap: apply the function to each part of the batch."""
     parts = [
-        function.apply(*(a.select(d, i) if isinstance(a, Tensor) and d is not None else a for a, d in zip(arguments, dims, strict=True)))
+        function.apply(
+            *(
+                a.select(d, i) if isinstance(a, Tensor) and d is not None else a
+                for a, d in zip(arguments, dims, strict=True)
+            )
+        )
         for i in range(info.batch_size)
     ]
     if isinstance(parts[0], Tensor):
@@ -96,8 +109,10 @@ class _Refusing(_Value):
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(
-            "A blockwise sum has no forward mode (torch.func.jvp, jacfwd, hessian): take a Hessian by "
-            "torch.func.jacrev(torch.func.grad(loss)), a directional derivative from torch.func.grad."
+            "A blockwise sum has no forward mode (torch.func.jvp, jacfwd, hessian): take a "
+            "Hessian by "
+            "torch.func.jacrev(torch.func.grad(loss)), a directional derivative from "
+            "torch.func.grad."
         )
 
 
@@ -125,7 +140,10 @@ class _Slopes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, y, scale, index, out, extra = ctx.saved_tensors
-        along = [tangent if need else torch.zeros_like(at) for tangent, at, need in zip(tangents, (x, y, scale), ctx.needs, strict=True)]
+        along = [
+            tangent if need else torch.zeros_like(at)
+            for tangent, at, need in zip(tangents, (x, y, scale), ctx.needs, strict=True)
+        ]
         turned = _Curvature.apply(*along, grad, x, y, scale, index, out, extra, ctx.kernel)
         return (*turned, None, None, None, None, None)
 
@@ -159,7 +177,8 @@ class _Curvature(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            "A blockwise sum has first and second derivatives, no third: call backward or grad of its second one without create_graph=True."
+            "A blockwise sum has first and second derivatives, no third: call backward or "
+            "grad of its second one without create_graph=True."
         )
 
     @staticmethod

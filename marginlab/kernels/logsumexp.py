@@ -1,12 +1,15 @@
-"""Softmax sum of a matrix that is never held: l_i = log sum_j exp(scale x_i . y_j), over the columns j that row i does not exclude.
+"""Softmax sum of a matrix that is never held: l_i = log sum_j exp(scale x_i . y_j), over the
+columns j that row i does not exclude.
 
-Forward, over the blocks of the walk: with the running maximum m and the running sum S = sum_j exp(s_ij - m),
+Forward, over the blocks of the walk: with the running maximum m and the running sum S = sum_j
+exp(s_ij - m),
 
     m' = max(m, max_j s_ij),  S' = S exp(m - m') + sum_j exp(s_ij - m'),  and at the end l = m + log S
 
-(the online softmax of Milakov and Gimelshein 2018). Backward: every block is computed once more, p_ij = exp(s_ij - l_i), and with the upstream
-gradient g: dx_i = scale g_i sum_j p_ij y_j, dy_j = scale sum_i g_i p_ij x_i, dscale = sum_i g_i x_i . sum_j p_ij y_j. So both passes hold one
-block, whatever the number of rows and columns.
+(the online softmax of Milakov and Gimelshein 2018). Backward: every block is computed once more,
+p_ij = exp(s_ij - l_i), and with the upstream gradient g: dx_i = scale g_i sum_j p_ij y_j, dy_j =
+scale sum_i g_i p_ij x_i, dscale = sum_i g_i x_i . sum_j p_ij y_j. So both passes hold one block,
+whatever the number of rows and columns.
 """
 
 import math
@@ -30,33 +33,38 @@ def logsumexp(
     exclude: Int[Tensor, "B E"] | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """For each row of x, log sum_j exp(scale x_i . y_j) over the rows of y that it does not exclude; differentiable in x, y and scale.
+    """For each row of x, log sum_j exp(scale x_i . y_j) over the rows of y that it does not
+    exclude; differentiable in x, y and scale.
 
-    Parameters
-    ----------
-    x, y: rows and columns of the matrix. Products and sums are float32, or float64 where an operand is, also inside autocast.
-    scale: 1/temperature; a tensor without dimensions may learn.
-    exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1 excludes nothing.
-    budget: bytes of the one block that is held, in either pass.
+    Args:
+        x, y: rows and columns of the matrix. Products and sums are float32, or float64 where an
+            operand is, also inside autocast.
+        scale: 1/temperature; a tensor without dimensions may learn.
+        exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1
+            excludes nothing.
+        budget: bytes of the one block that is held, in either pass.
 
-    Returns
-    -------
-    (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
+    Returns:
+        (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
 
-    Raises
-    ------
-    ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a third derivative is asked for.
+    Raises:
+        ValueError: shapes that do not fit, or a budget that is not positive.
+        RuntimeError: a third derivative is asked for.
 
     >>> x = torch.eye(2)
     >>> logsumexp(x, x, exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
     tensor([0., 0.])
-
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"Rows and columns are matrices (B, D) and (M, D) of the same D, not {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise ValueError(
+            f"Rows and columns are matrices (B, D) and (M, D) of the same D, not "
+            f"{tuple(x.shape)} and {tuple(y.shape)}."
+        )
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
-        raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
+        raise ValueError(
+            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} "
+            f"rows of x, not {tuple(exclude.shape)}."
+        )
     wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = x.to(wide), y.to(wide)
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
@@ -82,7 +90,9 @@ class Softmax:
             highest[rows] = now
         return finite(highest, 0.0) + total.log(), x.new_zeros(())
 
-    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+    def slopes(
+        self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
+    ) -> Point:
         (x, y, scale), (out, _) = point, saved
         for_rows, for_columns, for_scale = needs
         # log 0 has no slope: whatever comes from above would make NaN of it
@@ -103,7 +113,9 @@ class Softmax:
         expected.mul_(grad[:, None])
         return expected * scale, to_columns, (expected * x).sum()
 
-    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> Curvature:
+    def curvature(
+        self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
+    ) -> Curvature:
         def walk_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, None]]:
             entry = 4 * x.element_size()  # the block and three products
             for rows, columns, block in blocks(x, y, index, self.budget, entry=entry):
@@ -114,11 +126,21 @@ class Softmax:
 
 
 def blocks(
-    x: Tensor, y: Tensor, exclude: Tensor | None, budget: int, *, entry: int | None = None, upper: bool = False
+    x: Tensor,
+    y: Tensor,
+    exclude: Tensor | None,
+    budget: int,
+    *,
+    entry: int | None = None,
+    upper: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of x @ y.T, in one buffer used again for each, with -inf at the excluded columns; `entry` and `upper` as in `walk`."""
+    """The blocks of x @ y.T, in one buffer used again for each, with -inf at the excluded columns;
+    `entry` and `upper` as in `walk`.
+    """
     buffer: Tensor | None = None
-    for rows, columns in walk(len(x), len(y), entry=entry or x.element_size(), budget=budget, upper=upper):
+    for rows, columns in walk(
+        len(x), len(y), entry=entry or x.element_size(), budget=budget, upper=upper
+    ):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if buffer is None:
             buffer = x.new_empty(height * width)  # the first block is the largest
@@ -131,10 +153,15 @@ def blocks(
 
 
 def leave_out(block: Tensor, here: Tensor, smallest: float) -> None:
-    """Put the smallest possible entry at the columns `here` (rows, E) of a block, in place; columns beside it exclude nothing."""
+    """Put the smallest possible entry at the columns `here` (rows, E) of a block, in place; columns
+    beside it exclude nothing.
+    """
     width = block.shape[1]
-    # Only a minimum with the smallest changes an entry, one with +inf does not: nothing of the block's size, no index list that a GPU has to wait for
-    bound = block.new_full(here.shape, math.inf).masked_fill_((here >= 0) & (here < width), smallest)
+    # Only a minimum with the smallest changes an entry, one with +inf does not: nothing of the
+    # block's size, no index list that a GPU has to wait for
+    bound = block.new_full(here.shape, math.inf).masked_fill_(
+        (here >= 0) & (here < width), smallest
+    )
     block.scatter_reduce_(1, here.clamp(0, width - 1), bound, "amin")
 
 

@@ -1,9 +1,10 @@
-"""The margin softmax in torch's own operations: what has derivatives of any order and takes part in torch.func.
+"""The margin softmax in torch's own operations: what has derivatives of any order and takes part in
+torch.func.
 
-It holds the (B, n, K) products that the blockwise kernel avoids, so it is for few rows and classes: per-sample
-gradients, Hessian-vector products, penalties on a gradient. Value and first derivatives are those
-of the kernel: what it rounds to the dtype of its operands is rounded here too, with derivatives as
-of what was not rounded.
+It holds the (B, n, K) products that the blockwise kernel avoids, so it is for few rows and classes:
+per-sample gradients, Hessian-vector products, penalties on a gradient. Value and first derivatives
+are those of the kernel: what it rounds to the dtype of its operands is rounded here too, with
+derivatives as of what was not rounded.
 """
 
 import torch
@@ -41,7 +42,9 @@ def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
             cosines = _rounded_cosines(x, centers.to(wide), directions, call.terms.operands)
             cosine = (x[:, None] * directions[place]).sum(2).max(1).values
         made = call.margin.attached(cosine, norm, valid)
-        loss = _losses(_others(cosines, made.value.detach(), made.hardness, call), own, made.value, call)
+        loss = _losses(
+            _others(cosines, made.value.detach(), made.hardness, call), own, made.value, call
+        )
         if made.penalty is not None:
             loss = loss + (made.penalty if call.shares is None else made.penalty * call.shares.rows)
         return call.reduced(loss), cosine.detach()
@@ -50,13 +53,17 @@ def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 def _check(size: int, call: Call) -> None:
     if ranks.size(call.over.group) > 1 and (call.over.classes or call.margin.batchwise):
         raise RuntimeError(
-            "Over several ranks a margin softmax has no second derivative and takes part in no transform of "
-            "torch.func where classes or the margin's statistics are spread over them. Use one rank."
+            "Over several ranks a margin softmax has no second derivative and takes part "
+            "in no transform of "
+            "torch.func where classes or the margin's statistics are spread over them. Use "
+            "one rank."
         )
     if size > call.terms.budget:
         raise RuntimeError(
-            "A second derivative, a transform of torch.func, or an exported graph holds all products "
-            f"of rows and centers: {size:,} bytes, above the budget of {call.terms.budget:,}. Give "
+            "A second derivative, a transform of torch.func, or an exported graph holds "
+            "all products "
+            f"of rows and centers: {size:,} bytes, above the budget of "
+            f"{call.terms.budget:,}. Give "
             f"fewer rows, or budget={size}."
         )
 
@@ -93,7 +100,9 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x + (x.to(dtype).to(x.dtype) - x).detach()
 
 
-def _others(cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+def _others(
+    cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor]:
     """The logits of all columns as those of other classes, and which leave the sum."""
     terms = call.terms
     gone = torch.zeros_like(cosines, dtype=torch.bool)
@@ -118,7 +127,11 @@ def _losses(others: tuple[Tensor, Tensor], own: Tensor, value: Tensor, call: Cal
     gone = gone | own
     none = gone.all(1)
     # A row without another class would have a slope of 0/0: it gets logits of 0 that do not count
-    far = z.masked_fill(gone & ~none[:, None], -torch.inf).masked_fill(none[:, None], 0.0).logsumexp(1)
+    far = (
+        z.masked_fill(gone & ~none[:, None], -torch.inf)
+        .masked_fill(none[:, None], 0.0)
+        .logsumexp(1)
+    )
     near = value * call.terms.scale
     loss = F.softplus(far - near, threshold=40.0).masked_fill(none, 0.0)
     epsilon = call.terms.smoothing

@@ -1,7 +1,9 @@
-"""One call of the margin softmax: its rows, their own classes, and the two walks over the tiles of their logits.
+"""One call of the margin softmax: its rows, their own classes, and the two walks over the tiles of
+their logits.
 
-The forward walk sums what `marginlab.kernels.margin_softmax` says; the backward one goes over the same tiles again, or over the products that were
-held. With weights v of the classes and label smoothing epsilon, the loss of a row is torch's cross_entropy,
+The forward walk sums what `marginlab.kernels.margin_softmax` says; the backward one goes over the
+same tiles again, or over the products that were held. With weights v of the classes and label
+smoothing epsilon, the loss of a row is torch's cross_entropy,
 
     loss_i = (1 - epsilon) v_{y_i} (L_i - t_i) + (epsilon / n) sum_j v_j (L_i - z_ij)
            = a_i (L_i - t_i) + (epsilon / n) sum_{j != y_i} v_j (t_i - z_ij),    a_i = (1 - epsilon) v_{y_i} + (epsilon / n) sum_j v_j
@@ -36,8 +38,9 @@ from marginlab.margins import Margin, Targets
 class Over:
     """Rows or classes spread over the ranks of a group (None: the default one, or one rank).
 
-    classes: False: each rank has rows of its own and all centers. True: each rank has all rows, and the centers of some of the classes; `target`
-        is negative where a row's class is another rank's, and the gradient of the rows is this rank's part, to be added to the others'.
+    classes: False: each rank has rows of its own and all centers. True: each rank has all rows, and
+        the centers of some of the classes; `target` is negative where a row's class is another
+        rank's, and the gradient of the rows is this rank's part, to be added to the others'.
     """
 
     group: dist.ProcessGroup | None
@@ -45,7 +48,9 @@ class Over:
 
 
 class Shares(NamedTuple):
-    """Weights of the classes where label smoothing gives every column its own: of the rows' own classes (B,) and of the columns (n,)."""
+    """Weights of the classes where label smoothing gives every column its own: of the rows' own
+    classes (B,) and of the columns (n,).
+    """
 
     rows: Tensor
     columns: Tensor
@@ -79,21 +84,46 @@ def unlowered(x: Tensor) -> torch.autocast:
 
 
 class Problem:
-    """One call: rows and their own classes, columns, and the two walks over the tiles of their logits."""
+    """One call: rows and their own classes, columns, and the two walks over the tiles of their
+    logits.
+    """
 
     def __init__(self, x: Tensor, weight: Tensor, call: Call):
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
         of_columns = None if call.shares is None else call.shares.columns
-        self.columns = Columns(weight, call.classes, call.lift, call.terms, wide, hardens=call.margin.hardens, shares=of_columns)
-        self.terms, self.target, self.valid, self.margin, self.over = call.terms, call.target, call.valid, call.margin, call.over
+        self.columns = Columns(
+            weight,
+            call.classes,
+            call.lift,
+            call.terms,
+            wide,
+            hardens=call.margin.hardens,
+            shares=of_columns,
+        )
+        self.terms, self.target, self.valid, self.margin, self.over = (
+            call.terms,
+            call.target,
+            call.valid,
+            call.margin,
+            call.over,
+        )
         self.weights = None if call.shares is None else call.shares.rows
-        columns, margin, over, valid, target = self.columns, call.margin, call.over, call.valid, call.target
+        columns, margin, over, valid, target = (
+            self.columns,
+            call.margin,
+            call.over,
+            call.valid,
+            call.target,
+        )
         norm, over_norm = measured(x)
         self.length, self.inverse = (each.squeeze(1).to(columns.wide) for each in (norm, over_norm))
         self.direction = x.to(columns.wide) * self.inverse[:, None]
         if valid is not None:  # what an ignored row holds, be it NaN, is to reach no sum
             self.direction = self.direction.masked_fill(~valid[:, None], 0.0)
-            self.length, self.inverse = self.length.masked_fill(~valid, 1.0), self.inverse.masked_fill(~valid, 0.0)
+            self.length, self.inverse = (
+                self.length.masked_fill(~valid, 1.0),
+                self.inverse.masked_fill(~valid, 0.0),
+            )
         self.cosine, winner = self._own_cosines()
         self.exclude = call.exclude
         self.targets: Targets | None = None
@@ -103,42 +133,72 @@ class Problem:
                 self.cosine = ranks.total(self.cosine, over.group)
             self.targets = self._of_the_whole_batch()
         self.forward_tile, self.backward_tile = pointwise(columns, self.part(slice(None)))
-        self.loss, self.along = self.length.new_zeros(2, len(target)).unbind()  # along: d loss / d |x|
+        # along: d loss / d |x|
+        self.loss, self.along = self.length.new_zeros(2, len(target)).unbind()
         whole, spread, against = self.length.new_zeros(3, len(target)).unbind()
         self.slopes = Slopes(whole, spread, against, winner)
 
     def _own_cosines(self) -> tuple[Tensor, Tensor]:
-        """The cosine with the nearest center of the own class, and which it is; 0 where the class is another rank's."""
+        """The cosine with the nearest center of the own class, and which it is; 0 where the class
+        is another rank's.
+        """
         columns, place = self.columns, self.target.clamp(0, max(self.columns.n - 1, 0))
         if columns.n == 0:
             return torch.zeros_like(self.length), torch.zeros_like(place)
-        own = columns.weight.index_select(0, place if columns.classes is None else columns.classes[place])
+        own = columns.weight.index_select(
+            0, place if columns.classes is None else columns.classes[place]
+        )
         own = own.to(columns.wide) * measured(own)[1].to(columns.wide)
         cosine, winner = (self.direction[:, None] * own).sum(2).max(1)
         return (cosine.masked_fill(self.target < 0, 0.0) if self.over.classes else cosine), winner
 
     def _of_the_whole_batch(self) -> Targets:
-        """Targets that depend on the other rows: of all rows of all ranks that count, of which this rank's are given back."""
-        rows = torch.stack((self.cosine, self.length, torch.ones_like(self.cosine) if self.valid is None else self.valid.to(self.cosine)), 1)
+        """Targets that depend on the other rows: of all rows of all ranks that count, of which this
+        rank's are given back.
+        """
+        rows = torch.stack(
+            (
+                self.cosine,
+                self.length,
+                torch.ones_like(self.cosine) if self.valid is None else self.valid.to(self.cosine),
+            ),
+            1,
+        )
         before, everyone = 0, rows
         if not self.over.classes:
-            before = sum(ranks.counts(len(rows), self.over.group, rows.device)[: ranks.rank(self.over.group)])
+            before = sum(
+                ranks.counts(len(rows), self.over.group, rows.device)[: ranks.rank(self.over.group)]
+            )
             everyone = ranks.gather(rows, self.over.group)
         made, self.found = self.margin.found(everyone[:, 0], everyone[:, 1], everyone[:, 2].bool())
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
     def part(self, part: slice) -> Rows:
         """Some of the rows, as the tiles need them."""
-        value, hardness = (None, None) if self.targets is None or self.targets.hardness is None else (self.targets.value[part], self.targets.hardness)
-        return Rows(self.direction[part], self.target[part], None if self.exclude is None else self.exclude[part], value, hardness)
+        value, hardness = (
+            (None, None)
+            if self.targets is None or self.targets.hardness is None
+            else (self.targets.value[part], self.targets.hardness)
+        )
+        return Rows(
+            self.direction[part],
+            self.target[part],
+            None if self.exclude is None else self.exclude[part],
+            value,
+            hardness,
+        )
 
     def forward(self, part: slice, held: Tensor | None, *, measure: bool) -> None:
-        """Sum a part of the rows over all tiles: their losses and what the backward pass needs; the products are kept in `held`."""
+        """Sum a part of the rows over all tiles: their losses and what the backward pass needs; the
+        products are kept in `held`.
+        """
         rows, columns = self.part(part), self.columns
         operand = rows.direction.to(self.terms.operands)
         sums = Sums.none(len(operand), self.length)
         for tile, place in self.places(len(operand), held):
-            sums = self.forward_tile(columns.product(operand, tile, place, measure=measure), columns, rows, tile, sums)
+            sums = self.forward_tile(
+                columns.product(operand, tile, place, measure=measure), columns, rows, tile, sums
+            )
         if self.over.classes:
             sums = self._exchanged(sums)
         if self.targets is None:
@@ -172,7 +232,9 @@ class Problem:
         self.slopes.own[part] = -against * made.slope
 
     def _exchanged(self, sums: Sums) -> Sums:
-        """The sums over the classes of all ranks and, with them, the target cosines: one packed exchange."""
+        """The sums over the classes of all ranks and, with them, the target cosines: one packed
+        exchange.
+        """
         more = () if self.terms.smoothing == 0 else (sums.plain, sums.finite)
         weighted = bool(more) and self.columns.shares is not None
         more = (*more, sums.shares) if weighted else more
@@ -183,16 +245,31 @@ class Problem:
         if self.targets is None:
             self.cosine = everyone[:, -1].sum(0)  # only one rank has the class
         highest = everyone[:, 0].amax(0)
-        total = (everyone[:, 1] * (everyone[:, 0] - highest.masked_fill(highest == -torch.inf, 0.0)).exp()).sum(0)
+        total = (
+            everyone[:, 1]
+            * (everyone[:, 0] - highest.masked_fill(highest == -torch.inf, 0.0)).exp()
+        ).sum(0)
         if not more:
             return Sums(highest, total, *sums[2:])
         plain, finite, *shares = everyone[:, 2 : 2 + len(more)].sum(0)
         return Sums(highest, total, plain, finite, shares[0] if weighted else finite)
 
-    def backward(self, part: slice, held: Tensor | None, upstream: Tensor, dx: Tensor, dw: Tensor | None, *, last: bool, add: bool) -> None:
-        """Add the gradient of a part of the rows to `dx` (B, D), at unit length, and to that of the centers `dw` (n, K, D).
+    def backward(
+        self,
+        part: slice,
+        held: Tensor | None,
+        upstream: Tensor,
+        dx: Tensor,
+        dw: Tensor | None,
+        *,
+        last: bool,
+        add: bool,
+    ) -> None:
+        """Add the gradient of a part of the rows to `dx` (B, D), at unit length, and to that of the
+        centers `dw` (n, K, D).
 
-        `last`: the tile's centers get no more from other rows: what points along them is taken out, and their length divided by.
+        `last`: the tile's centers get no more from other rows: what points along them is taken out,
+        and their length divided by.
         """
         rows, columns, operands = self.part(part), self.columns, self.terms.operands
         slopes = Slopes(*(s[part] for s in self.slopes))
@@ -223,11 +300,18 @@ class Problem:
                     dw[tile] = tangent(part_of_dw.view_as(directions), directions, columns, tile)
                 continue
             if add:
-                into.addmm_(grad.T, weighted) if into.dtype == operands else into.add_(multiply(grad.T, weighted, columns.held()))
+                into.addmm_(grad.T, weighted) if into.dtype == operands else into.add_(
+                    multiply(grad.T, weighted, columns.held())
+                )
             elif into.dtype == columns.held() == columns.wide:
                 multiply(grad.T, weighted, into.dtype, into)
             else:
-                dw[tile] = tangent(multiply(grad.T, weighted, columns.held()).to(columns.wide).view_as(directions), directions, columns, tile)
+                dw[tile] = tangent(
+                    multiply(grad.T, weighted, columns.held()).to(columns.wide).view_as(directions),
+                    directions,
+                    columns,
+                    tile,
+                )
                 continue
             if last:
                 tangent(dw[tile], directions, columns, tile)
@@ -240,10 +324,17 @@ class Problem:
                 yield tile, None
             else:
                 per = rows * self.columns.K
-                yield tile, held[per * tile.start : per * tile.stop].view(rows, tile.stop - tile.start, self.columns.K)
+                yield (
+                    tile,
+                    held[per * tile.start : per * tile.stop].view(
+                        rows, tile.stop - tile.start, self.columns.K
+                    ),
+                )
 
     def finish(self, dw: Tensor) -> None:
-        """Take out of a summed gradient of the centers what points along them, and divide by their length."""
+        """Take out of a summed gradient of the centers what points along them, and divide by their
+        length.
+        """
         for tile in self.columns.tiles(1):
             tangent(dw[tile], self.columns.directions(tile), self.columns, tile)
 
@@ -252,7 +343,8 @@ class Problem:
         direction = self.direction
         out = dx.sub_(direction * (dx * direction).sum(1, keepdim=True)).mul_(self.inverse[:, None])
         along = self.along * upstream
-        if self.over.classes:  # the ranks' gradients are added: only the rank that has the class gives this part
+        # the ranks' gradients are added: only the rank that has the class gives this part
+        if self.over.classes:
             along = along.masked_fill(self.target < 0, 0.0)
         return out.add_(direction * along[:, None])
 

@@ -1,18 +1,23 @@
-"""The smallest distance between the views of two images, for all pairs of images: the augmented distance of sampled views.
+"""The smallest distance between the views of two images, for all pairs of images: the augmented
+distance of sampled views.
 
     d(i, j) = min over u, v of || x_i^u - x_j^v ||          Huang et al., ICLR 2023, eq. 1, over V views of each image instead of all
 
-Squared distances of a block of pairs are one matrix product, ||x||^2 + ||y||^2 - 2 x.y, reduced while it is in cache. The product alone would
-not do: it cancels, so that a distance of 1e-3 between images of norm 10 drowns. It only names candidates. The distance of the views with the
-smallest entry is taken by differences in float64, and so is that of all others whose entry, less its rounding, does not exceed it. So the minimum
-and its (u, v) are those of exact arithmetic, to float64 rounding, near zero too, and a pair of images costs hardly more than one exact distance.
+Squared distances of a block of pairs are one matrix product, ||x||^2 + ||y||^2 - 2 x.y, reduced
+while it is in cache. The product alone would not do: it cancels, so that a distance of 1e-3 between
+images of norm 10 drowns. It only names candidates. The distance of the views with the smallest
+entry is taken by differences in float64, and so is that of all others whose entry, less its
+rounding, does not exceed it. So the minimum and its (u, v) are those of exact arithmetic, to
+float64 rounding, near zero too, and a pair of images costs hardly more than one exact distance.
 
-The product need not be of the views: whatever never exceeds their distance names candidates as safely. filter.py makes rows of 128 numbers of
-smooth views, which takes a fifth of the time and less. A block in which these leave too many candidates is done again with the views themselves,
-and after a few such blocks all others are, too.
+The product need not be of the views: whatever never exceeds their distance names candidates as
+safely. filter.py makes rows of 128 numbers of smooth views, which takes a fifth of the time and
+less. A block in which these leave too many candidates is done again with the views themselves, and
+after a few such blocks all others are, too.
 
-The bound: an inner product of P terms in arithmetic of unit roundoff w errs by about w sqrt(P) |x||y| (Higham and Mary, SIAM J. Sci. Comput. 41,
-2019); with a factor of 4 for the tail, |x||y| <= (|x|+|y|)^2 / 4, and centring and norms added, an entry errs by (2 sqrt(P) + 8) w (|x|+|y|)^2.
+The bound: an inner product of P terms in arithmetic of unit roundoff w errs by about w sqrt(P)
+|x||y| (Higham and Mary, SIAM J. Sci. Comput. 41, 2019); with a factor of 4 for the tail, |x||y| <=
+(|x|+|y|)^2 / 4, and centring and norms added, an entry errs by (2 sqrt(P) + 8) w (|x|+|y|)^2.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,48 +31,65 @@ from torch import Tensor
 from marginlab.kernels.filter import Rows, Views, prepare
 from marginlab.kernels.walk import BUDGET, walk
 
-_CACHE = 3 * 2**19  # bytes of a block on a CPU: what a core's second-level cache keeps between product and reduction
-_GATHERED = 9 * 2**20  # bytes of float64 rows differenced at a time: those of most blocks at once, for waking threads costs more than memory
-_WORTH = 1 / 32  # candidates of a filter, as a share of all pairs of views, beyond which the whole product takes less time (measured: 1/36)
-_PARTS = 8  # candidates are listed for this fraction of the rows of a block at a time: their lists are wider than the entries
+# bytes of a block on a CPU: what a core's second-level cache keeps between product and reduction
+_CACHE = 3 * 2**19
+# bytes of float64 rows differenced at a time: those of most blocks at once, for waking threads
+# costs more than memory
+_GATHERED = 9 * 2**20
+# candidates of a filter, as a share of all pairs of views, beyond which the whole product takes
+# less time (measured: 1/36)
+_WORTH = 1 / 32
+# candidates are listed for this fraction of the rows of a block at a time: their lists are wider
+# than the entries
+_PARTS = 8
 
 
 class Minimum(NamedTuple):
-    """Smallest distances at each level, and the views (u, v) that realise them: u of the row's image, v of the column's."""
+    """Smallest distances at each level, and the views (u, v) that realise them: u of the row's
+    image, v of the column's.
+    """
 
     distance: Float[Tensor, "L N M"]  # float64
     views: Int[Tensor, "L N M 2"]  # int16
 
 
-def minimum(views: Float[Tensor, "N V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET) -> Minimum:
+def minimum(
+    views: Float[Tensor, "N V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET
+) -> Minimum:
     """Smallest distance between views for all pairs of images, each unordered pair computed once.
 
-    Parameters
-    ----------
-    views: V views of N images, P numbers each; float32, float64, or half precision, which is computed in float32.
-    levels: increasing numbers of views; at level l the minimum is over the first l views of both images. Default: (V,). All levels come from
-        the same products, and a distance never grows from one level to the next.
-    budget: bytes of a block of the product.
+    Args:
+        views: V views of N images, P numbers each; float32, float64, or half precision, which is
+            computed in float32.
+        levels: increasing numbers of views; at level l the minimum is over the first l views of
+            both images. Default: (V,). All levels come from the same products, and a distance never
+            grows from one level to the next.
+        budget: bytes of a block of the product.
 
-    Returns
-    -------
-    `distance` (L, N, N) in float64, symmetric with zero diagonal; `views` (L, N, N, 2). Among equal distances the pair of views is the first:
-    of the lowest level, then of the smallest u, then of the smallest v. It is (0, 0) on the diagonal.
+    Returns:
+        `distance` (L, N, N) in float64, symmetric with zero diagonal; `views` (L, N, N, 2). Among
+        equal distances the pair of views is the first: of the lowest level, then of the smallest u,
+        then of the smallest v. It is (0, 0) on the diagonal.
 
-    Raises
-    ------
-    ValueError: a value is not finite, or levels do not increase within 1..V.
+    Raises:
+        ValueError: a value is not finite, or levels do not increase within 1..V.
 
     >>> x = torch.tensor([[[0.0], [5.0]], [[3.0], [9.0]]])          # 2 images with 2 views of 1 pixel
     >>> minimum(x, levels=(1, 2)).distance[:, 0, 1], minimum(x).views[0, 0, 1]
     (tensor([3., 2.], dtype=torch.float64), tensor([1, 0], dtype=torch.int16))
-
     """
     return _minimum(views, None, levels, budget)
 
 
-def between(x: Float[Tensor, "N V P"], y: Float[Tensor, "M V P"], *, levels: Sequence[int] | None = None, budget: int = BUDGET) -> Minimum:
-    """Smallest distance between views for all pairs of an image of x and one of y: `distance` (L, N, M), `views` (L, N, M, 2). As `minimum`.
+def between(
+    x: Float[Tensor, "N V P"],
+    y: Float[Tensor, "M V P"],
+    *,
+    levels: Sequence[int] | None = None,
+    budget: int = BUDGET,
+) -> Minimum:
+    """Smallest distance between views for all pairs of an image of x and one of y: `distance` (L,
+    N, M), `views` (L, N, M, 2). As `minimum`.
 
     >>> between(torch.tensor([[[0.0], [5.0]]]), torch.tensor([[[3.0], [9.0]]])).distance
     tensor([[[2.]]], dtype=torch.float64)
@@ -79,8 +101,14 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
     other = x if y is None else y
     (N, V, P), M = x.shape, len(other)
     levels = (V,) if levels is None else tuple(levels)
-    if not levels or any(low >= high for low, high in zip((0, *levels), levels, strict=False)) or levels[-1] > V:
-        raise ValueError(f"levels are numbers of views that increase from 1 to at most V = {V}, not {levels}.")
+    if (
+        not levels
+        or any(low >= high for low, high in zip((0, *levels), levels, strict=False))
+        or levels[-1] > V
+    ):
+        raise ValueError(
+            f"levels are numbers of views that increase from 1 to at most V = {V}, not {levels}."
+        )
     distance = x.new_zeros(len(levels), N, M, dtype=torch.float64)
     chosen = x.new_zeros(len(levels), N, M, 2, dtype=torch.int16)
     if N == 0 or M == 0:
@@ -91,24 +119,43 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
     if x.device.type == "cpu":
         budget = min(budget, _CACHE)
     entry = x.element_size()
-    budget = min(budget, entry * (-(-max(N, M) // 8) * V) ** 2)  # at least 8 blocks a side: on the diagonal half a block is wasted
-    spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)  # of an entry, and of the exact distance and the limit that it is held against
+    # at least 8 blocks a side: on the diagonal half a block is wasted
+    budget = min(budget, entry * (-(-max(N, M) // 8) * V) ** 2)
+    # of an entry, and of the exact distance and the limit that it is held against
+    spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)
     filter = prepare(x, None if y is None else other, center, _roundoff(x))
     exactly = _Differences(x)
     left = Views(x, center, spread, filter)
     right = left if y is None else Views(other, center, spread, filter)
     tried = failed = 0
-    for rows, columns in walk(N * V, M * V, entry=entry, budget=budget, unit=(V, V), upper=y is None):
+    for rows, columns in walk(
+        N * V, M * V, entry=entry, budget=budget, unit=(V, V), upper=y is None
+    ):
         i, j = (slice(s.start // V, s.stop // V) for s in (rows, columns))
         diagonal = y is None and i == j
-        for p, q in _halves(i.stop - i.start) if diagonal else ((slice(0, i.stop - i.start), slice(0, j.stop - j.start)),):
+        for p, q in (
+            _halves(i.stop - i.start)
+            if diagonal
+            else ((slice(0, i.stop - i.start), slice(0, j.stop - j.start)),)
+        ):
             out = distance[:, i, j][:, p, q], chosen[:, i, j][:, p, q]
             pays = filter is not None and failed <= 1 + tried // 4
             tried += pays
             for short in (True, False) if pays else (False,):
                 a, b = left.rows(i, short).of(p), right.rows(j, short).of(q)
                 most = _WORTH if short else torch.inf
-                if _block(x[i][p], other[j][q], a, b, levels, spread, diagonal and p == q, exactly, *out, most):
+                if _block(
+                    x[i][p],
+                    other[j][q],
+                    a,
+                    b,
+                    levels,
+                    spread,
+                    diagonal and p == q,
+                    exactly,
+                    *out,
+                    most,
+                ):
                     break
                 failed += 1
     if y is None:
@@ -121,7 +168,11 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
 def _halves(n: int) -> tuple[tuple[slice, slice], ...]:
     """A diagonal block of n images without its lower left quarter: less of the product is wasted."""
     first, second = slice(0, n // 2), slice(n // 2, n)
-    return ((first, first), (first, second), (second, second)) if n > 1 else ((slice(0, n), slice(0, n)),)
+    return (
+        ((first, first), (first, second), (second, second))
+        if n > 1
+        else ((slice(0, n), slice(0, n)),)
+    )
 
 
 def _roundoff(x: Tensor) -> float:
@@ -145,12 +196,15 @@ def _block(
     chosen: Tensor,
     most: float,
 ) -> bool:
-    """Write the minima of one block of image pairs at every level into `distance` (L, I, J) and `chosen` (L, I, J, 2).
+    """Write the minima of one block of image pairs at every level into `distance` (L, I, J) and
+    `chosen` (L, I, J, 2).
 
-    False, and nothing to be relied on, if more than the share `most` of the pairs of views remain as candidates.
+    False, and nothing to be relied on, if more than the share `most` of the pairs of views remain
+    as candidates.
     """
     (I, V, _), J = x.shape, len(y)  # noqa: E741
-    product = torch.addmm(b.squares.flatten(), a.flat, b.flat.T, alpha=-2).view(I, V, J, V)  # without the norm of the row, added below
+    # without the norm of the row, added below
+    product = torch.addmm(b.squares.flatten(), a.flat, b.flat.T, alpha=-2).view(I, V, J, V)
     wanted = torch.ones(I, J, dtype=torch.bool, device=x.device)
     if diagonal:
         wanted = wanted.triu(1)
@@ -159,13 +213,18 @@ def _block(
 
     def limit(distance: Tensor) -> Tensor:
         """What the entry of two views this far from each other may be computed as."""
-        return ((distance.view(I, J) + slack).square_() + margin).masked_fill_(~wanted, -torch.inf).to(x.dtype)
+        return (
+            ((distance.view(I, J) + slack).square_() + margin)
+            .masked_fill_(~wanted, -torch.inf)
+            .to(x.dtype)
+        )
 
     best = torch.full((I * J,), torch.inf, dtype=torch.float64, device=x.device)
     code = torch.zeros(I * J, dtype=torch.int64, device=x.device)  # of views (u, v): u * V + v
     exact = partial(exactly, x, y)
     before, count, step = 0, 0, max(I * J * V // _PARTS, 1)
-    for at, level in enumerate(levels):  # only what this level adds: new views of the column's image, then of the row's
+    # only what this level adds: new views of the column's image, then of the row's
+    for at, level in enumerate(levels):
         fresh = [product[:, before:level, :, :level].amin(3)]
         if before:
             fresh.insert(0, product[:, :before, :, before:level].amin(3))
@@ -198,15 +257,25 @@ def _block(
 
 
 def _elect(
-    pair: Tensor, code: Tensor, best: Tensor, chosen: Tensor, likely: Tensor, known: Tensor, exactly: Callable[[Tensor, Tensor], Tensor]
+    pair: Tensor,
+    code: Tensor,
+    best: Tensor,
+    chosen: Tensor,
+    likely: Tensor,
+    known: Tensor,
+    exactly: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Lower `best` (exact distances) and set `chosen` at each pair of images (i * J + j) for which a candidate (u * V + v) is nearer.
+    """Lower `best` (exact distances) and set `chosen` at each pair of images (i * J + j) for which
+    a candidate (u * V + v) is nearer.
 
-    The distance of the candidate `likely` is `known`. Of a pair's candidates in several calls, those of earlier calls have smaller u.
+    The distance of the candidate `likely` is `known`. Of a pair's candidates in several calls,
+    those of earlier calls have smaller u.
     """
     none = torch.iinfo(torch.int64).max
     first = code == torch.full_like(chosen, none).scatter_reduce(0, pair, code, "amin")[pair]
-    for part in (first, ~first):  # most pairs have one candidate; where the first is at distance zero (flat views), the others need no look
+    # most pairs have one candidate; where the first is at distance zero (flat views), the others
+    # need no look
+    for part in (first, ~first):
         tried = part & (best[pair] > 0)
         p, c = pair[tried], code[tried]
         if not len(p):
@@ -221,7 +290,9 @@ def _elect(
 
 
 class _Differences:
-    """Distances between views of two blocks by differences in float64, a few rows at a time in buffers made once."""
+    """Distances between views of two blocks by differences in float64, a few rows at a time in
+    buffers made once.
+    """
 
     def __init__(self, x: Tensor):
         rows = max(_GATHERED // (8 * x.shape[-1]), 1)
@@ -231,7 +302,9 @@ class _Differences:
     def __call__(self, x: Tensor, y: Tensor, pair: Tensor, code: Tensor) -> Tensor:
         V = x.shape[1]
         out = pair.new_empty(len(pair), dtype=torch.float64)
-        left = torch.div(pair, len(y), rounding_mode="floor") * V + torch.div(code, V, rounding_mode="floor")
+        left = torch.div(pair, len(y), rounding_mode="floor") * V + torch.div(
+            code, V, rounding_mode="floor"
+        )
         right = pair % len(y) * V + code % V
         x, y = x.flatten(0, 1), y.flatten(0, 1)
         for start in range(0, len(pair), self.given.shape[1]):

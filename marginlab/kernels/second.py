@@ -1,8 +1,8 @@
 """Second derivatives of softmax sums of a matrix that is never held.
 
-With l_i = log sum_j e^{s_ij}, p_ij = e^{s_ij - l_i} and the upstream gradient g, the first derivatives
-are those of s weighted by g_i p_ij. For tangents (A, C, e) of (x, y, scale), the logits s_ij =
-scale x_i . y_j change by t_ij = scale (A_i . y_j + x_i . C_j) + e x_i . y_j, and
+With l_i = log sum_j e^{s_ij}, p_ij = e^{s_ij - l_i} and the upstream gradient g, the first
+derivatives are those of s weighted by g_i p_ij. For tangents (A, C, e) of (x, y, scale), the logits
+s_ij = scale x_i . y_j change by t_ij = scale (A_i . y_j + x_i . C_j) + e x_i . y_j, and
 
     phi = sum_ij g_i p_ij t_ij,   m_i = sum_j p_ij t_ij,   V_ij = g_i p_ij,   W_ij = V_ij (t_ij - m_i),
 

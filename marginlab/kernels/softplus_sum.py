@@ -2,8 +2,9 @@
 
     l_i = sum_{first_i <= j < stop_i, j != own_i} softplus(u_ij),   u_ij = x_i . y_j,   softplus' = sigmoid,
 
-with the upstream gradient g and V_ij = g_i sigmoid(u_ij): dx_i = sum_j V_ij y_j, dy_j = sum_i V_ij x_i.
-Along tangents (A, C) of (x, y), u changes by t_ij = A_i . y_j + x_i . C_j, and <tangents, slopes> by
+with the upstream gradient g and V_ij = g_i sigmoid(u_ij): dx_i = sum_j V_ij y_j, dy_j = sum_i V_ij
+x_i. Along tangents (A, C) of (x, y), u changes by t_ij = A_i . y_j + x_i . C_j, and <tangents,
+slopes> by
 
     d/dg_i = sum_j sigmoid(u_ij) t_ij,   d/dx_i = sum_j W_ij y_j + V_ij C_j,   W_ij = V_ij (1 - sigmoid(u_ij)) t_ij,
 
@@ -33,12 +34,14 @@ def softplus_sum(
     *,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """The sum of softplus(x_i . y_j) over each row's interval of columns; differentiable in x and y.
+    """The sum of softplus(x_i . y_j) over each row's interval of columns; differentiable in x and
+    y.
 
     Args:
         x: rows, float32 or float64. Products and sums have their dtype, also inside autocast.
         y: columns, of the same dtype.
-        first: the first column of row i. Rows whose intervals are near each other should be neighbours.
+        first: the first column of row i. Rows whose intervals are near each other should be
+            neighbours.
         stop: the one after its last.
         own: a column that row i leaves out; a number outside 0..M-1 leaves out nothing.
         budget: bytes of the block that is held with its copies, in either pass.
@@ -54,12 +57,17 @@ def softplus_sum(
         >>> x, whole = torch.zeros(2, 3), torch.tensor([2, 2])
         >>> softplus_sum(x, x, torch.zeros_like(whole), whole, torch.tensor([0, -1]))  # log 2, twice
         tensor([0.6931, 1.3863])
-
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
-        raise ValueError(f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}.")
+        raise ValueError(
+            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} "
+            f"{x.dtype} and {tuple(y.shape)} {y.dtype}."
+        )
     if not len(first) == len(stop) == len(own) == len(x):
-        raise ValueError(f"Each of the {len(x)} rows has one interval and one column of its own, not {len(first)}, {len(stop)} and {len(own)}.")
+        raise ValueError(
+            f"Each of the {len(x)} rows has one interval and one column of its own, not "
+            f"{len(first)}, {len(stop)} and {len(own)}."
+        )
     if budget <= 0:
         raise ValueError(f"A block needs a positive byte budget, not {budget}.")
     places = torch.stack((first, stop, own)).long()
@@ -77,7 +85,9 @@ class _SoftplusSum:
             total[rows] += F.softplus(block, threshold=40.0).sum(1)  # 20 leaves an error of 2e-9
         return total, x.new_zeros(())
 
-    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+    def slopes(
+        self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
+    ) -> Point:
         x, y, scale = point
         to_rows, to_columns = torch.zeros_like(x), torch.zeros_like(y)
         for rows, columns, block in _blocks(x, y, index, self.budget, copies=3):
@@ -87,7 +97,9 @@ class _SoftplusSum:
                 to_columns[columns].addmm_(block.T, x[rows])
         return to_rows, to_columns, torch.zeros_like(scale)
 
-    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def curvature(
+        self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (x, y, scale), (a, c, _) = point, tangents
         moment, to_rows, to_columns = (torch.zeros_like(z) for z in (grad, x, y))
         for rows, columns, block in _blocks(x, y, index, self.budget, copies=7):
@@ -101,7 +113,9 @@ class _SoftplusSum:
         return moment, to_rows, to_columns, torch.zeros_like(scale)
 
 
-def _blocks(x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(
+    x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """The blocks that meet an interval, with -inf outside of them; so many copies fit the budget."""
     assert places is not None
     first, stop, own = places

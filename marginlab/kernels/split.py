@@ -1,11 +1,13 @@
-"""Two softmax sums for each row of a matrix that is never held: over the columns of an interval of the row's own, and over all others.
+"""Two softmax sums for each row of a matrix that is never held: over the columns of an interval of
+the row's own, and over all others.
 
     inside_i = log sum_{first_i <= j < stop_i} exp(scale x_i . y_j),   outside_i = the same over the other columns; column own_i is in neither.
 
-With the columns sorted by label, the columns of a row's own class are such an interval, so both sums of a supervised loss come from one walk.
-Each is summed by itself: the difference of two sums that share large terms would have rounded the small ones away. With the rows sorted too, few
-blocks cross an interval; only those need a mask. Forward and backward as in logsumexp.py, with the origin and the upstream gradient of the part
-that a column is in.
+With the columns sorted by label, the columns of a row's own class are such an interval, so both
+sums of a supervised loss come from one walk. Each is summed by itself: the difference of two sums
+that share large terms would have rounded the small ones away. With the rows sorted too, few blocks
+cross an interval; only those need a mask. Forward and backward as in logsumexp.py, with the origin
+and the upstream gradient of the part that a column is in.
 """
 
 import math
@@ -34,37 +36,42 @@ def split_logsumexp(
     scale: float | Float[Tensor, ""] = 1.0,
     budget: int = BUDGET,
 ) -> Float[Tensor, "B 2"]:
-    """The softmax sums inside and outside each row's interval of columns; differentiable in x, y and scale.
+    """The softmax sums inside and outside each row's interval of columns; differentiable in x, y
+    and scale.
 
-    Parameters
-    ----------
-    x, y: rows and columns of the matrix, of one dtype, float32 or float64. Products and sums have it, also inside autocast.
-    first, stop: row i's interval is the columns first_i to stop_i - 1. Rows whose intervals are near each other should be neighbours.
-    own: a column that row i leaves out of both; a number outside 0..M-1 leaves out nothing.
-    end: columns from this one on are left out of all sums.
-    scale: 1/temperature; a tensor without dimensions may learn.
-    budget: bytes of the block that is held with its masks, in either pass.
+    Args:
+        x, y: rows and columns of the matrix, of one dtype, float32 or float64. Products and sums
+            have it, also inside autocast.
+        first, stop: row i's interval is the columns first_i to stop_i - 1. Rows whose intervals are
+            near each other should be neighbours.
+        own: a column that row i leaves out of both; a number outside 0..M-1 leaves out nothing.
+        end: columns from this one on are left out of all sums.
+        scale: 1/temperature; a tensor without dimensions may learn.
+        budget: bytes of the block that is held with its masks, in either pass.
 
-    Returns
-    -------
-    (B, 2): inside, outside; -inf (without gradient) where there is no column.
+    Returns:
+        (B, 2): inside, outside; -inf (without gradient) where there is no column.
 
-    Raises
-    ------
-    ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a third derivative is asked for.
+    Raises:
+        ValueError: shapes that do not fit, or a budget that is not positive.
+        RuntimeError: a third derivative is asked for.
 
     >>> x, own = torch.eye(3), torch.arange(3)
     >>> split_logsumexp(x, x, torch.tensor([0, 0, 2]), torch.tensor([2, 2, 3]), own)  # rows 0 and 1 are of one class
     tensor([[0.0000, 0.0000],
             [0.0000, 0.0000],
             [  -inf, 0.6931]])
-
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
-        raise ValueError(f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}.")
+        raise ValueError(
+            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} "
+            f"{x.dtype} and {tuple(y.shape)} {y.dtype}."
+        )
     if not len(first) == len(stop) == len(own) == len(x):
-        raise ValueError(f"Each of the {len(x)} rows has one interval and one column of its own, not {len(first)}, {len(stop)} and {len(own)}.")
+        raise ValueError(
+            f"Each of the {len(x)} rows has one interval and one column of its own, not "
+            f"{len(first)}, {len(stop)} and {len(own)}."
+        )
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
     ends = [] if end is None else [end.expand_as(own)]
     places = torch.stack((first, stop, own, *ends)).long()
@@ -94,7 +101,9 @@ class _Split:
             add(1, rows, block)
         return (finite(highest, 0.0) + total.log()).T.contiguous(), x.new_zeros(())
 
-    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+    def slopes(
+        self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
+    ) -> Point:
         (x, y, scale), (out, _) = point, saved
         # log 0 has no slope: whatever comes from above would make NaN of it
         grad = grad.masked_fill(out == -math.inf, 0.0)
@@ -108,17 +117,22 @@ class _Split:
                 to_columns[columns].addmm_(block.T, scaled[rows])
         return to_rows * scale, to_columns, (to_rows * x).sum()
 
-    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> Curvature:
+    def curvature(
+        self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
+    ) -> Curvature:
         def walk_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, Any]]:
             return _masked(x, y, index, self.budget, copies=6)
 
         return curvature(walk_blocks, point, tangents, saved[0], grad)
 
 
-def _masked(x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int = 3) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+def _masked(
+    x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int = 3
+) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
     """The blocks with what of them is inside: a mask, or None where nothing is.
 
-    copies: blocks that are held: this one, a masked copy and three masks of bytes; more of its user.
+    copies: blocks that are held: this one, a masked copy and three masks of bytes; more of its
+        user.
     """
     assert places is not None
     first, stop, own, *ends = places
@@ -130,6 +144,10 @@ def _masked(x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: in
         index = torch.arange(columns.start, columns.stop, device=x.device)
         if ends:
             block.masked_fill_(index >= ends[0][rows, None], -math.inf)
-        if low is None or high is None or (int(low[rows].min()) < columns.stop and int(high[rows].max()) > columns.start):
+        if (
+            low is None
+            or high is None
+            or (int(low[rows].min()) < columns.stop and int(high[rows].max()) > columns.start)
+        ):
             inside = (index >= first[rows, None]) & (index < stop[rows, None])
         yield rows, columns, block, inside

@@ -1,14 +1,18 @@
-"""Softmax sum of a symmetric matrix from half of its blocks: l_i = log sum_j exp(scale x_i . x_j), over the columns j that row i does not exclude.
+"""Softmax sum of a symmetric matrix from half of its blocks: l_i = log sum_j exp(scale x_i . x_j),
+over the columns j that row i does not exclude.
 
-With the origin r = scale max |x|^2, which no entry exceeds, e_ij = exp(s_ij - r) serves row i and, as e_ji, row j:
+With the origin r = scale max |x|^2, which no entry exceeds, e_ij = exp(s_ij - r) serves row i and,
+as e_ji, row j:
 
     S_i = sum_j e_ij,  l_i = r + log S_i,  and backward  dx_i = scale sum_j (a_i + a_j) e_ij x_j,  a_i = g_i / S_i,
 
-for g_i p_ij + g_j p_ji = (a_i + a_j) e_ij: one exponential and one recomputed product for both. So each unordered pair of rows is computed once
-forward (half a product instead of one) and once backward (one and a half instead of three).
+for g_i p_ij + g_j p_ji = (a_i + a_j) e_ij: one exponential and one recomputed product for both. So
+each unordered pair of rows is computed once forward (half a product instead of one) and once
+backward (one and a half instead of three).
 
-One origin for all rows serves as long as exp(-2 r), the smallest possible entry, is a normal number: r <= 40 in float32 and 350 in float64. A
-cosine keeps to that at temperatures from 0.025 on; below, the walk over all blocks with a maximum for each row (logsumexp.py) is taken.
+One origin for all rows serves as long as exp(-2 r), the smallest possible entry, is a normal
+number: r <= 40 in float32 and 350 in float64. A cosine keeps to that at temperatures from 0.025 on;
+below, the walk over all blocks with a maximum for each row (logsumexp.py) is taken.
 """
 
 from dataclasses import dataclass
@@ -33,30 +37,33 @@ def symmetric_logsumexp(
 ) -> Float[Tensor, " B"]:
     """`logsumexp(x, x)` in half its time; differentiable in x and scale.
 
-    Parameters
-    ----------
-    x: the rows, which are the columns too. Products and sums are float32, or float64 where x is, also inside autocast.
-    scale: 1/temperature; a tensor without dimensions may learn.
-    exclude: columns that row i leaves out (itself, its positive). Where i leaves out j, j leaves out i: the caller's promise, not checked.
-    bound: a number that scale |x_i|^2 does not exceed, such as the scale for rows of length 1. It spares the question, for which a GPU would have to
-        be waited for: without it the walk over all blocks is taken wherever reading a number costs something (CUDA, torch.compile, torch.func).
-    budget: bytes of the one block that is held, in either pass.
+    Args:
+        x: the rows, which are the columns too. Products and sums are float32, or float64 where x
+            is, also inside autocast.
+        scale: 1/temperature; a tensor without dimensions may learn.
+        exclude: columns that row i leaves out (itself, its positive). Where i leaves out j, j
+            leaves out i: the caller's promise, not checked.
+        bound: a number that scale |x_i|^2 does not exceed, such as the scale for rows of length 1.
+            It spares the question, for which a GPU would have to be waited for: without it the walk
+            over all blocks is taken wherever reading a number costs something (CUDA, torch.compile,
+            torch.func).
+        budget: bytes of the one block that is held, in either pass.
 
-    Returns
-    -------
-    (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
+    Returns:
+        (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
 
-    Raises
-    ------
-    ValueError: shapes that do not fit, or a budget that is not positive.
-    RuntimeError: a third derivative is asked for.
+    Raises:
+        ValueError: shapes that do not fit, or a budget that is not positive.
+        RuntimeError: a third derivative is asked for.
 
     >>> symmetric_logsumexp(torch.eye(2), exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
     tensor([0., 0.])
-
     """
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
-        raise ValueError(f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of x, not {tuple(exclude.shape)}.")
+        raise ValueError(
+            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} "
+            f"rows of x, not {tuple(exclude.shape)}."
+        )
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
     limit = 350 if x.dtype == torch.float64 else 40
@@ -84,12 +91,16 @@ class _Symmetric:
                 total[columns] += block.sum(0)
         return self.reach + total.log(), total
 
-    def slopes(self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs) -> Point:
+    def slopes(
+        self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
+    ) -> Point:
         (x, y, scale), (_, total) = point, saved
         share = torch.where(total > 0, grad / total, 0.0)  # log 0 has no slope
         expected = torch.zeros_like(x)  # sum_j (a_i + a_j) e_ij x_j
         entry = 2 * x.element_size()
-        for rows, columns, block in blocks(x * scale, x, index, self.budget, entry=entry, upper=True):
+        for rows, columns, block in blocks(
+            x * scale, x, index, self.budget, entry=entry, upper=True
+        ):
             block.sub_(self.reach).exp_().mul_(share[rows, None] + share[columns])
             with unlowered(x):
                 expected[rows].addmm_(block, x[columns])
@@ -98,7 +109,9 @@ class _Symmetric:
         # Both (i, j) and (j, i) are in the sum for the scale
         return expected * scale, torch.zeros_like(y), (expected * x).sum() / 2
 
-    def curvature(self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved) -> Curvature:
+    def curvature(
+        self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
+    ) -> Curvature:
         (x, y, scale), (a, _, e) = point, tangents
         both = Softmax(self.budget).curvature((a, a, e), grad, (x, x, scale), index, saved)
         return both._replace(x=both.x + both.y, y=torch.zeros_like(y))

@@ -1,4 +1,5 @@
-"""Tiles of the logits between rows and class centers: what a softmax over classes is summed from, one tile of columns at a time.
+"""Tiles of the logits between rows and class centers: what a softmax over classes is summed from,
+one tile of columns at a time.
 
     z_ij = s max_k x_i . w_jk / (|x_i| |w_jk|) + lift_j,        -inf where row i leaves column j out, and at its own class
 
@@ -7,7 +8,8 @@ there is no normalised copy of them, and of a sample of classes only a tile's ro
 Centers that are to be float16, or are float64, may leave what the type or a square of it holds:
 those of a tile are multiplied by powers of two, which their directions do not see. What can change
 a logit is done on the tile, in this order: the largest of K sub-centers (Deng et al. 2022, section
-3.2), the inter-class filter (An et al. 2022), CurricularFace's harder negatives (Huang et al. 2020).
+3.2), the inter-class filter (An et al. 2022), CurricularFace's harder negatives (Huang et al.
+2020).
 """
 
 import importlib.util
@@ -34,7 +36,8 @@ class Terms:
     scale: s, 1/temperature.
     smoothing: epsilon of label smoothing.
     interclass: non-target cosines above it are filtered; None filters nothing.
-    masks: a filtered class leaves the sum; otherwise its cosine counts as 0, as published. Either way it gets no gradient.
+    masks: a filtered class leaves the sum; otherwise its cosine counts as 0, as published. Either
+        way it gets no gradient.
     operands: the dtype of the factors of the products; sums are float32 or wider.
     budget: bytes held between the passes or in one tile.
     compiled: the pointwise part by torch.compile.
@@ -50,12 +53,16 @@ class Terms:
 
 
 class Rows(NamedTuple):
-    """What a row knows of itself (all of one height): its direction, its own column, and the columns it leaves out."""
+    """What a row knows of itself (all of one height): its direction, its own column, and the
+    columns it leaves out.
+    """
 
     direction: Tensor  # (B, D), unit length, wide
     column: Tensor  # (B,), its own class among the columns; negative where it has none here
-    exclude: Tensor | None  # (B, E) further columns it leaves out; a number outside the columns leaves out nothing
-    value: Tensor | None = None  # (B,), psi(cosine): from it on CurricularFace calls a negative hard
+    # (B, E) further columns it leaves out; a number outside the columns leaves out nothing
+    exclude: Tensor | None
+    # (B,), psi(cosine): from it on CurricularFace calls a negative hard
+    value: Tensor | None = None
     hardness: Tensor | None = None  # CurricularFace's t
 
 
@@ -65,13 +72,21 @@ class Columns:
     def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype, *, hardens: bool = False,
         shares: Tensor | None = None,
     ):  # fmt: skip
-        self.weight, self.classes, self.lift, self.terms, self.wide = weight, classes, lift, terms, wide
+        self.weight, self.classes, self.lift, self.terms, self.wide = (
+            weight,
+            classes,
+            lift,
+            terms,
+            wide,
+        )
         self.shares = shares  # (n,) weights of the columns in label smoothing; None: 1
         self.hardens = hardens  # whether hard negatives are raised, which takes room
         self.n = len(weight) if classes is None else len(classes)
         self.K, self.D = weight.shape[1:]
-        self.inverse = torch.empty(self.n, self.K, dtype=wide, device=weight.device)  # 1 / |w|, filled by the first pass
-        self.factor = torch.empty_like(self.inverse)  # s / |w|: after the product, which could overflow with s before it
+        # 1 / |w|, filled by the first pass
+        self.inverse = torch.empty(self.n, self.K, dtype=wide, device=weight.device)
+        # s / |w|: after the product, which could overflow with s before it
+        self.factor = torch.empty_like(self.inverse)
         scaled = wide == torch.float64 or terms.operands == torch.float16
         self.power = torch.empty_like(self.inverse) if scaled else None  # w is read as w * power
 
@@ -83,7 +98,9 @@ class Columns:
         """Columns of a tile that holds the product, its pointwise copies and the centers' forms."""
         item = torch.finfo(self.wide).bits // 8
         terms = self.terms
-        more = 3 * (terms.interclass is not None) + (2 + (self.shares is not None)) * (terms.smoothing > 0)
+        more = 3 * (terms.interclass is not None) + (2 + (self.shares is not None)) * (
+            terms.smoothing > 0
+        )
         more += 6 * self.hardens + (3 * self.K + 2) * (self.K > 1)
         forms = 2 + (self.power is not None)
         column = rows * item * (self.K + 2 + more) + self.K * self.D * item * forms
@@ -99,15 +116,23 @@ class Columns:
 
     def stored(self, tile: slice) -> Tensor:
         """The tile's centers (T, K, D) as they are stored."""
-        return self.weight[tile] if self.classes is None else self.weight.index_select(0, self.classes[tile])
+        return (
+            self.weight[tile]
+            if self.classes is None
+            else self.weight.index_select(0, self.classes[tile])
+        )
 
     def centers(self, tile: slice) -> Tensor:
         """The tile's centers (T, K, D), by their powers of two if they have any."""
         stored = self.stored(tile)
         return stored if self.power is None else stored.to(self.wide) * self.power[tile, :, None]
 
-    def product(self, operand: Tensor, tile: slice, out: Tensor | None = None, *, measure: bool = False) -> Tensor:
-        """Inner products (B, T, K) of rows, already in the operands' dtype, with the tile's centers; `measure` takes their norms too."""
+    def product(
+        self, operand: Tensor, tile: slice, out: Tensor | None = None, *, measure: bool = False
+    ) -> Tensor:
+        """Inner products (B, T, K) of rows, already in the operands' dtype, with the tile's
+        centers; `measure` takes their norms too.
+        """
         if measure and self.power is not None:
             self.power[tile] = power(self.stored(tile), self.wide)
         centers = self.centers(tile)
@@ -132,8 +157,14 @@ def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None
     if a.dtype == dtype:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=dtype) if out is None else torch.mm(a, b, out_dtype=dtype, out=out)
-    raise TypeError(f"A product of {a.dtype} factors comes in {a.dtype} on {a.device.type}, not in {dtype}.")
+        return (
+            torch.mm(a, b, out_dtype=dtype)
+            if out is None
+            else torch.mm(a, b, out_dtype=dtype, out=out)
+        )
+    raise TypeError(
+        f"A product of {a.dtype} factors comes in {a.dtype} on {a.device.type}, not in {dtype}."
+    )
 
 
 def shortest(x: Tensor) -> float:
@@ -207,7 +238,8 @@ def leave_out(z: Tensor, columns: Tensor, tile: slice) -> None:
     """Put -inf where a row's columns (B, E) lie in the tile."""
     here = columns - tile.start
     inside = (here >= 0) & (here < z.shape[1])
-    # Only a minimum with -inf changes an entry, one with +inf does not: nothing of the tile's size, no index list that a GPU has to wait for
+    # Only a minimum with -inf changes an entry, one with +inf does not: nothing of the tile's size,
+    # no index list that a GPU has to wait for
     bound = z.new_full(here.shape, torch.inf).masked_fill_(inside, -torch.inf)
     z.scatter_reduce_(1, here.clamp(0, z.shape[1] - 1), bound, "amin")
 
@@ -250,19 +282,26 @@ class Sums(NamedTuple):
 def forward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sums: Sums) -> Sums:
     """Add a tile's products to the sums."""
     shares = None if columns.shares is None else columns.shares[tile]
-    return sums.with_tile(logits(product, columns, rows, tile).logits, columns.terms.smoothing > 0, shares)
+    return sums.with_tile(
+        logits(product, columns, rows, tile).logits, columns.terms.smoothing > 0, shares
+    )
 
 
 class Slopes(NamedTuple):
     """What the backward pass needs of each row, all (B,)."""
 
-    whole: Tensor  # log of the whole softmax sum, own class included, less that of what the row weighs
-    spread: Tensor  # epsilon / number of columns: what label smoothing takes, times a column's share, from its logit's gradient
+    # log of the whole softmax sum, own class included, less that of what the row weighs
+    whole: Tensor
+    # epsilon / number of columns: what label smoothing takes, times a column's share, from its
+    # logit's gradient
+    spread: Tensor
     own: Tensor  # d loss / d (s cosine of the own class)
     winner: Tensor  # which sub-center of the own class is the nearest
 
 
-def backward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, slopes: Slopes) -> Tensor:
+def backward_tile(
+    product: Tensor, columns: Columns, rows: Rows, tile: slice, slopes: Slopes
+) -> Tensor:
     """Give d loss / d (s cosine) of a tile, (B, T K), without the upstream factor of the row."""
     z, slope, winner = logits(product, columns, rows, tile)
     if columns.terms.smoothing > 0:
@@ -274,23 +313,37 @@ def backward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sl
     if slope is not None:
         grad = grad.mul_(slope)
     if winner is not None:
-        grad = torch.zeros(*grad.shape, columns.K, dtype=grad.dtype, device=grad.device).scatter_(2, winner[..., None], grad[..., None]).flatten(1)
+        grad = (
+            torch.zeros(*grad.shape, columns.K, dtype=grad.dtype, device=grad.device)
+            .scatter_(2, winner[..., None], grad[..., None])
+            .flatten(1)
+        )
     here = rows.column - tile.start
     inside = (here >= 0) & (here < tile.stop - tile.start)
     place = here * columns.K + slopes.winner
-    # the own class was left out, so its place holds 0; one entry a row: nothing depends on an order of adding
-    return grad.scatter_add_(1, place.masked_fill(~inside, 0)[:, None], slopes.own.masked_fill(~inside, 0.0)[:, None])
+    # the own class was left out, so its place holds 0; one entry a row: nothing depends on an order
+    # of adding
+    return grad.scatter_add_(
+        1, place.masked_fill(~inside, 0)[:, None], slopes.own.masked_fill(~inside, 0.0)[:, None]
+    )
 
 
 Pointwise = tuple[Callable[..., Sums], Callable[..., Tensor]]
 
 
 def pointwise(columns: Columns, rows: Rows) -> Pointwise:
-    """The two functions of a tile: compiled ones (made once and kept), in the plain case on CUDA Triton's, otherwise torch's operations."""
+    """The two functions of a tile: compiled ones (made once and kept), in the plain case on CUDA
+    Triton's, otherwise torch's operations.
+    """
     if columns.terms.compiled:
         return _compiled()
-    if columns.weight.device.type == "cuda" and plain(columns, rows) and importlib.util.find_spec("triton") is not None:
-        from marginlab.kernels import triton_tile  # here, because it loads Triton, and because it is made of what stands above
+    if (
+        columns.weight.device.type == "cuda"
+        and plain(columns, rows)
+        and importlib.util.find_spec("triton") is not None
+    ):
+        # here, because it loads Triton, and because it is made of what stands above
+        from marginlab.kernels import triton_tile
 
         if triton_tile.runs(columns.weight.device):
             return triton_tile.forward_tile, triton_tile.backward_tile
@@ -298,9 +351,17 @@ def pointwise(columns: Columns, rows: Rows) -> Pointwise:
 
 
 def plain(columns: Columns, rows: Rows) -> bool:
-    """Whether a tile's logits are its float32 cosines, lifted or not, with only the own class left out."""
+    """Whether a tile's logits are its float32 cosines, lifted or not, with only the own class left
+    out.
+    """
     terms = columns.terms
-    changed = columns.K > 1 or terms.interclass is not None or terms.smoothing > 0 or rows.hardness is not None or rows.exclude is not None
+    changed = (
+        columns.K > 1
+        or terms.interclass is not None
+        or terms.smoothing > 0
+        or rows.hardness is not None
+        or rows.exclude is not None
+    )
     return columns.wide == torch.float32 and not changed
 
 
@@ -309,5 +370,7 @@ _KEPT: list[Pointwise] = []
 
 def _compiled() -> Pointwise:
     if not _KEPT:
-        _KEPT.append((torch.compile(forward_tile, dynamic=True), torch.compile(backward_tile, dynamic=True)))
+        _KEPT.append(
+            (torch.compile(forward_tile, dynamic=True), torch.compile(backward_tile, dynamic=True))
+        )
     return _KEPT[0]

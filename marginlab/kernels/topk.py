@@ -1,8 +1,10 @@
-"""The k largest inner products of each row with the rows of a bank, without the matrix of all of them.
+"""The k largest inner products of each row with the rows of a bank, without the matrix of all of
+them.
 
     top_k(x, y): for each row b the k largest x_b . y_m and their m, largest first
 
-A running merge over column blocks: the k best so far and the k best of the next block make the new k best.
+A running merge over column blocks: the k best so far and the k best of the next block make the new
+k best.
 """
 
 from typing import NamedTuple
@@ -21,35 +23,46 @@ class TopK(NamedTuple):
     indices: Int[Tensor, "B k"]
 
 
-def top_k(x: Float[Tensor, "B D"], y: Float[Tensor, "M D"], k: int, *, exclude_self: bool = False, budget: int = BUDGET) -> TopK:
+def top_k(
+    x: Float[Tensor, "B D"],
+    y: Float[Tensor, "M D"],
+    k: int,
+    *,
+    exclude_self: bool = False,
+    budget: int = BUDGET,
+) -> TopK:
     """The k largest inner products of each row of x with the rows of y.
 
-    Parameters
-    ----------
-    x, y: rows and bank, of one dtype; half precision is computed in float32.
-    k: how many, at most the size of the bank.
-    exclude_self: x are the first B rows of y, and a row is not its own neighbour.
-    budget: bytes of a block of inner products.
+    Args:
+        x, y: rows and bank, of one dtype; half precision is computed in float32.
+        k: how many, at most the size of the bank.
+        exclude_self: x are the first B rows of y, and a row is not its own neighbour.
+        budget: bytes of a block of inner products.
 
-    Returns
-    -------
-    `values` (B, k), falling, in float32 or float64, and `indices` (B, k). Of equal products the smaller index comes first, so the answer
-    does not depend on the blocks, except where rounding tells equal products of different blocks apart.
+    Returns:
+        `values` (B, k), falling, in float32 or float64, and `indices` (B, k). Of equal products the
+        smaller index comes first, so the answer does not depend on the blocks, except where
+        rounding tells equal products of different blocks apart.
 
-    Raises
-    ------
-    ValueError: k is not within 1 and the number of possible neighbours, or x cannot be the first rows of y.
+    Raises:
+        ValueError: k is not within 1 and the number of possible neighbours, or x cannot be the
+            first rows of y.
 
     >>> top_k(torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, 1.0], [2.0, 3.0]]), k=2).indices
     tensor([[1, 2],
             [2, 1]])
-
     """
     (B, _), M = x.shape, len(y)
     if exclude_self and B > M:
-        raise ValueError(f"With exclude_self, x is the first rows of y, but x has {B} rows and y has {M}. Give both the same rows.")
+        raise ValueError(
+            f"With exclude_self, x is the first rows of y, but x has {B} rows and y has "
+            f"{M}. Give both the same rows."
+        )
     if not 1 <= k <= M - exclude_self:
-        raise ValueError(f"k = {k} neighbours cannot be found among {M - exclude_self}: choose k from 1 to {M - exclude_self}.")
+        raise ValueError(
+            f"k = {k} neighbours cannot be found among {M - exclude_self}: choose k from 1 "
+            f"to {M - exclude_self}."
+        )
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, y = x.to(wide), y.to(wide)
     values = x.new_full((B, k), -torch.inf)
@@ -60,17 +73,21 @@ def top_k(x: Float[Tensor, "B D"], y: Float[Tensor, "M D"], k: int, *, exclude_s
             block.diagonal(rows.start - columns.start).fill_(-torch.inf)
         largest, where = _largest(block, min(k, block.shape[1]))
         merged = torch.cat([values[rows], largest], 1)
-        names = torch.cat([indices[rows], where + columns.start], 1)  # those so far have smaller indices, and both parts are sorted
+        # those so far have smaller indices, and both parts are sorted
+        names = torch.cat([indices[rows], where + columns.start], 1)
         merged, order = merged.sort(dim=1, descending=True, stable=True)
         values[rows], indices[rows] = merged[:, :k], names.gather(1, order)[:, :k]
     return TopK(values, indices)
 
 
 def _largest(block: Tensor, k: int) -> TopK:
-    """The k largest entries of each row in falling order, of equal ones the first; torch.topk leaves their choice and order open."""
+    """The k largest entries of each row in falling order, of equal ones the first; torch.topk
+    leaves their choice and order open.
+    """
     values, indices = block.topk(k, dim=1)
     smallest = values[:, -1:]
-    cut = ((block == smallest).sum(1) > (values == smallest).sum(1)).nonzero()[:, 0]  # rows in which some, but not all, of the equals are in
+    # rows in which some, but not all, of the equals are in
+    cut = ((block == smallest).sum(1) > (values == smallest).sum(1)).nonzero()[:, 0]
     if len(cut):
         exact = block[cut].sort(dim=1, descending=True, stable=True)
         values[cut], indices[cut] = exact.values[:, :k], exact.indices[:, :k]

@@ -1,35 +1,49 @@
 """The one walk over a matrix that is never held: its blocks, row by row, each within a byte budget.
 
-A reduction (minimum, top-k, softmax sum) asks for the blocks of its (rows, columns) matrix, makes one block at a time with a matrix product,
-reduces it, and forgets it. So its memory is the budget, whatever the number of rows and columns.
+A reduction (minimum, top-k, softmax sum) asks for the blocks of its (rows, columns) matrix, makes
+one block at a time with a matrix product, reduces it, and forgets it. So its memory is the budget,
+whatever the number of rows and columns.
 """
 
 from collections.abc import Iterator
 
-BUDGET = 32 * 2**20  # bytes of a block: large enough for full-speed matrix products, small enough for the second pass to find it in cache
+# bytes of a block: large enough for full-speed matrix products, small enough for the second pass to
+# find it in cache
+BUDGET = 32 * 2**20
 
 
 def walk(
-    rows: int, columns: int, *, entry: int = 4, budget: int = BUDGET, unit: tuple[int, int] = (1, 1), upper: bool = False
+    rows: int,
+    columns: int,
+    *,
+    entry: int = 4,
+    budget: int = BUDGET,
+    unit: tuple[int, int] = (1, 1),
+    upper: bool = False,
 ) -> Iterator[tuple[slice, slice]]:
-    """Cut a (rows, columns) matrix into blocks of at most `budget` bytes, columns fastest; blocks cover every entry once.
+    """Cut a (rows, columns) matrix into blocks of at most `budget` bytes, columns fastest; blocks
+    cover every entry once.
 
-    Parameters
-    ----------
-    rows, columns: the size of the matrix.
-    entry: bytes held for each entry of a block, all temporaries counted.
-    budget: bytes of a block; a block is never smaller than one unit, so a budget below that is exceeded by it.
-    unit: block bounds are multiples of these (the last block may be short), so that what belongs together is not cut.
-    upper: leave out blocks that lie wholly below the diagonal of a square matrix: each unordered pair once. Blocks are then square.
+    Args:
+        rows, columns: the size of the matrix.
+        entry: bytes held for each entry of a block, all temporaries counted.
+        budget: bytes of a block; a block is never smaller than one unit, so a budget below that is
+            exceeded by it.
+        unit: block bounds are multiples of these (the last block may be short), so that what
+            belongs together is not cut.
+        upper: leave out blocks that lie wholly below the diagonal of a square matrix: each
+            unordered pair once. Blocks are then square.
 
     >>> [(r.start, r.stop, c.start, c.stop) for r, c in walk(4, 3, budget=4 * 4)]
     [(0, 2, 0, 2), (0, 2, 2, 3), (2, 4, 0, 2), (2, 4, 2, 3)]
-
     """
     if budget <= 0:
         raise ValueError(f"A block needs a positive byte budget, not {budget}.")
     if upper and (rows != columns or unit[0] != unit[1]):
-        raise ValueError(f"Only a square walk has an upper half, not one of {rows} x {columns} in units of {unit[0]} x {unit[1]}.")
+        raise ValueError(
+            f"Only a square walk has an upper half, not one of {rows} x {columns} in units "
+            f"of {unit[0]} x {unit[1]}."
+        )
     held = budget // entry  # entries of a block
     side = int(held**0.5)
     if upper:

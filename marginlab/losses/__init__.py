@@ -1,4 +1,5 @@
-"""Losses on embeddings: of two views, `(z1, z2)`, and classifiers that own class centers, `(embeddings, labels)`.
+"""Losses on embeddings: of two views, `(z1, z2)`, and classifiers that own class centers,
+`(embeddings, labels)`.
 
 Each is a module here and a function in `marginlab.losses.functional`.
 """

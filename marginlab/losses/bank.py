@@ -3,8 +3,8 @@
     of a step:   loss(z, bank) with what the bank holds,   then   the step's rows of all ranks replace its oldest.
 
 Embeddings drift slowly once training has warmed up, so those of some steps ago still serve as
-negatives and positives, in numbers that no batch has; they get no gradient. The bank keeps rows, never
-an encoder: a momentum encoder (MoCo) or the trained one itself may have made them.
+negatives and positives, in numbers that no batch has; they get no gradient. The bank keeps rows,
+never an encoder: a momentum encoder (MoCo) or the trained one itself may have made them.
 
 Sources: Wang et al. 2020 (cross-batch memory for embedding learning), algorithm 1; Wu et al. 2018
 (memory bank); He et al. 2020 (MoCo), whose queue it is with `negatives="extra_only"`.
@@ -31,12 +31,13 @@ class EmbeddingBank(nn.Module):
     """The latest `size` embeddings (and labels) of all ranks, read by each rank in its own part.
 
     `rows` and `references` are what the losses take, each rank its part: a loss brings the parts
-    together, so N ranks have the negatives of one. What was read stays as it was: a push makes a new
-    buffer, which no graph and no recomputation sees.
+    together, so N ranks have the negatives of one. What was read stays as it was: a push makes a
+    new buffer, which no graph and no recomputation sees.
 
-    The buffers `embeddings` (size, dim) and `labels` (size,), where the next row goes, and the number
-    of rows filled are in the state dict, the same on any number of ranks. Embeddings are float32, or
-    float64 after `.double()`; half precision would round directions, so no cast to it is followed.
+    The buffers `embeddings` (size, dim) and `labels` (size,), where the next row goes, and the
+    number of rows filled are in the state dict, the same on any number of ranks. Embeddings are
+    float32, or float64 after `.double()`; half precision would round directions, so no cast to it
+    is followed.
 
     Args:
         size: rows that are kept; a push of more keeps its newest.
@@ -58,7 +59,6 @@ class EmbeddingBank(nn.Module):
         (tensor(0.7586), tensor([[0., 1.],
                 [0., 1.],
                 [1., 0.]]))
-
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class EmbeddingBank(nn.Module):
     ):
         super().__init__()
         if size < 1 or dim < 1:
-            raise ValueError(f"A bank holds at least 1 row of at least 1 feature, not {size} of {dim}.")
+            raise ValueError(
+                f"A bank holds at least 1 row of at least 1 feature, not {size} of {dim}."
+            )
         self.size, self.dim, self.group = size, dim, group
         self.embeddings: Tensor
         self.labels: Tensor | None
@@ -83,7 +85,8 @@ class EmbeddingBank(nn.Module):
         self._calls: Calls[None] = Calls()
 
     def rows(self) -> Float[Tensor, "M D"]:
-        """This rank's part of the rows filled, in no order of time; those of all ranks are the bank.
+        """This rank's part of the rows filled, in no order of time; those of all ranks are the
+        bank.
 
         Raises:
             RuntimeError: in a forward pass that is run again: the bank may have moved on since.
@@ -100,15 +103,20 @@ class EmbeddingBank(nn.Module):
         """
         rows = self.rows()
         if self.labels is None:
-            raise ValueError(f"{self!r} keeps no labels. Make it with labels=True and push (embeddings, labels).")
+            raise ValueError(
+                f"{self!r} keeps no labels. Make it with labels=True and push (embeddings, labels)."
+            )
         return References(rows, self.labels[ranks.share(self.filled, self.group)])
 
     @torch.no_grad()
-    def push(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"] | None = None) -> None:
+    def push(
+        self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"] | None = None
+    ) -> None:
         """Let this step's rows of all ranks, in their order, take the place of the oldest.
 
-        Push once a step, after the loss. In a forward pass that is run again nothing is pushed. A row
-        with NaN or inf becomes zero, which has no direction, for it would spoil every later loss.
+        Push once a step, after the loss. In a forward pass that is run again nothing is pushed. A
+        row with NaN or inf becomes zero, which has no direction, for it would spoil every later
+        loss.
 
         Args:
             embeddings: this rank's rows, also none (0, D); detached here.
@@ -148,24 +156,32 @@ class EmbeddingBank(nn.Module):
         """The rows of this rank as they are kept; raises what is wrong with them or the labels."""
         check_tensor("Embeddings", embeddings, f"(B, {self.dim}) of floating point")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            raise ValueError(f"Embeddings are a matrix (B, {self.dim}), as wide as the bank, not {tuple(embeddings.shape)}.")
+            raise ValueError(
+                f"Embeddings are a matrix (B, {self.dim}), as wide as the bank, not "
+                f"{tuple(embeddings.shape)}."
+            )
         if (labels is None) != (self.labels is None):
             what = "labels=True" if labels is not None else "labels=False"
             raise ValueError(
-                f"{self!r} is pushed {'no ' if labels is None else ''}labels. Make it with {what}, or "
+                f"{self!r} is pushed {'no ' if labels is None else ''}labels. Make it with "
+                f"{what}, or "
                 f"push {'(embeddings, labels)' if labels is None else 'embeddings alone'}."
             )
         if labels is not None:
             check_labels(labels, embeddings.device)
             if labels.shape != embeddings.shape[:1]:
-                raise ValueError(f"Labels are ({len(embeddings)},), one class for each embedding, not {tuple(labels.shape)}.")
+                raise ValueError(
+                    f"Labels are ({len(embeddings)},), one class for each embedding, not "
+                    f"{tuple(labels.shape)}."
+                )
         rows = widened(embeddings, self.embeddings.dtype).to(self.embeddings.device)
         return rows, None if labels is None else labels.to(self.embeddings.device, torch.long)
 
     def _refuse(self, what: str) -> None:
         if recomputing() or transformed():
             raise RuntimeError(
-                f"The bank is {what} {OUTSIDE}: there the bank of the first pass may be gone. Read it "
+                f"The bank is {what} {OUTSIDE}: there the bank of the first pass may be "
+                f"gone. Read it "
                 "before, and give the rows to the function as an argument."
             )
 
@@ -186,4 +202,6 @@ class EmbeddingBank(nn.Module):
         self.filled = int(ranks.local(state))
 
     def __repr__(self) -> str:
-        return describe("EmbeddingBank", size=self.size, dim=self.dim, labels=self.labels is not None)
+        return describe(
+            "EmbeddingBank", size=self.size, dim=self.dim, labels=self.labels is not None
+        )

@@ -1,7 +1,9 @@
-"""A classifier that owns class centers (C, K, D): its settings, its checks, and its loss over all or some of the classes.
+"""A classifier that owns class centers (C, K, D): its settings, its checks, and its loss over all
+or some of the classes.
 
-The loss of a batch is the weighted mean of its rows' losses, sum_i w_i loss_i / sum_i w_i, with w_i the weight of row i's class (1 without class
-weights) and 0 where the label says to ignore the row; over all rows of all ranks.
+The loss of a batch is the weighted mean of its rows' losses, sum_i w_i loss_i / sum_i w_i, with w_i
+the weight of row i's class (1 without class weights) and 0 where the label says to ignore the row;
+over all rows of all ranks.
 """
 
 import hashlib
@@ -27,13 +29,17 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class Classifier(nn.Module):
-    """Class centers (C, K, D) under a margin: what `MarginSoftmax` and `PartialFC` share; the first says what the settings mean."""
+    """Class centers (C, K, D) under a margin: what `MarginSoftmax` and `PartialFC` share; the first
+    says what the settings mean.
+    """
 
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
     _counted: Tensor | None = None  # which rows of the last batch count; None: all
     target_cosines: Tensor | None = None
-    """Of the last batch, between each row and the nearest center of its class, detached; 0 for ignored rows; of `PartialFC` those of all ranks."""
+    """Of the last batch, between each row and the nearest center of its class, detached; 0 for
+    ignored rows; of `PartialFC` those of all ranks.
+    """
 
     def __init__(
         self,
@@ -64,22 +70,37 @@ class Classifier(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}.")
         margin = ArcFace(0.5) if margin is None else margin
-        check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
+        check_settings(
+            margin, scale, label_smoothing, interclass_filter, reduction, budget, operands
+        )
         check_classes(num_classes, ignore_index, class_weights)
         check_word("grads", grads, ("mean", "sum"))
         if validate is not None:
             check_word("validate", validate, ("now", "deferred", "never"))
         self.num_classes, self.dim, self.subcenters = num_classes, dim, subcenters
         self.margin, self.scale, self.label_smoothing = margin, float(scale), label_smoothing
-        self.interclass_filter, self.interclass_masks, self.ignore_index = interclass_filter, interclass_masks, ignore_index
-        self.reduction, self.operands, self.budget, self.compiled = reduction, operands, budget, compiled
+        self.interclass_filter, self.interclass_masks, self.ignore_index = (
+            interclass_filter,
+            interclass_masks,
+            ignore_index,
+        )
+        self.reduction, self.operands, self.budget, self.compiled = (
+            reduction,
+            operands,
+            budget,
+            compiled,
+        )
         self.group, self.grads, self.seed = group, grads, seed
         self.faults = Faults(num_classes, ignore_index, validate)
-        self.register_buffer("class_weights", None if class_weights is None else class_weights.detach().clone())
+        self.register_buffer(
+            "class_weights", None if class_weights is None else class_weights.detach().clone()
+        )
         self._weighed: tuple[Tensor, int] | None = None  # weights that were read, in which version
         self._weights = ""
         self.part = self._part()
-        own = torch.empty(self.part.stop - self.part.start, subcenters, dim, device=device, dtype=dtype)
+        own = torch.empty(
+            self.part.stop - self.part.start, subcenters, dim, device=device, dtype=dtype
+        )
         self.centers = nn.Parameter(draw_(own, seed=seed, first=self.part.start))
 
     def _part(self) -> slice:
@@ -87,29 +108,44 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def load_centers(self, centers: Float[Tensor, "... D"]) -> None:
-        """Put centers (C K, D), class-major (class c owns rows c K to c K + K - 1), or (C, K, D), in place of the present ones.
+        """Put centers (C K, D), class-major (class c owns rows c K to c K + K - 1), or (C, K, D),
+        in place of the present ones.
 
-        A DTensor is brought together first, which all of its ranks take part in. Raises ValueError when they are of another number or width.
+        A DTensor is brought together first, which all of its ranks take part in. Raises ValueError
+        when they are of another number or width.
         """
         C, K, D = self.num_classes, self.subcenters, self.dim
-        check_tensor("Centers", centers, f"({C * K}, {D}) or ({C}, {K}, {D}) floating point numbers")
+        check_tensor(
+            "Centers", centers, f"({C * K}, {D}) or ({C}, {K}, {D}) floating point numbers"
+        )
         if tuple(centers.shape) not in ((C * K, D), (C, K, D)):
-            raise ValueError(f"{C} classes with {K} centers each want ({C * K}, {D}) or ({C}, {K}, {D}) centers, not {tuple(centers.shape)}.")
+            raise ValueError(
+                f"{C} classes with {K} centers each want ({C * K}, {D}) or ({C}, {K}, {D}) "
+                f"centers, not {tuple(centers.shape)}."
+            )
         if (together := getattr(centers, "full_tensor", None)) is not None:
             centers = together()
         self.centers.copy_(centers.view(C, K, D)[self.part])
 
     @torch.no_grad()
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """The scaled cosine with every class, without margin, for evaluation: s max_k cos. They are (B, C): give few rows at a time."""
+        """The scaled cosine with every class, without margin, for evaluation: s max_k cos.
+
+        They are (B, C): give few rows at a time.
+        """
         check_shapes(embeddings, None, self.centers)
         wide = wide_of(embeddings, self.centers)
         directions = unit(embeddings).to(wide)
-        cosines = [torch.einsum("bd,ckd->bck", directions, unit(block).to(wide)).amax(2) for block in self.centers.split(1 << 14)]
+        cosines = [
+            torch.einsum("bd,ckd->bck", directions, unit(block).to(wide)).amax(2)
+            for block in self.centers.split(1 << 14)
+        ]
         return torch.cat(cosines, 1) * self.scale
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The labels, int64, and which rows count (None: all); raises what is wrong with them, or was with the batch before."""
+        """The labels, int64, and which rows count (None: all); raises what is wrong with them, or
+        was with the batch before.
+        """
         self.faults.raise_deferred()
         check_shapes(embeddings, labels, self.centers)
         labels = labels.long()
@@ -134,8 +170,9 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """The loss of a checked batch whose rows' own columns are known.
 
-        spread: these are the rows of all ranks, over this rank's classes. margin: instead of the classifier's own. whole: the weight that the mean is
-        over, where the batch is a part of a larger one.
+        spread: these are the rows of all ranks, over this rank's classes. margin: instead of the
+        classifier's own. whole: the weight that the mean is over, where the batch is a part of a
+        larger one.
         """
         loss, cosine = weighted_loss(
             embeddings,
@@ -164,7 +201,8 @@ class Classifier(nn.Module):
         )
         if not recomputing():  # a pass that is run again may be that of an earlier batch
             self.target_cosines, self._counted = cosine, valid
-        if torch.compiler.is_exporting() or transformed():  # a value of the trace is none of the module
+        # a value of the trace is none of the module
+        if torch.compiler.is_exporting() or transformed():
             self.target_cosines = self._counted = None
         self.faults.after(embeddings, labels, valid, loss)
         return loss
@@ -183,12 +221,13 @@ class Classifier(nn.Module):
 
     @property
     def target_angle(self) -> Float[Tensor, ""] | None:
-        """Mean angle in degrees between the rows of the last batch and the nearest centers of their classes.
+        """Mean angle in degrees between the rows of the last batch and the nearest centers of their
+        classes.
 
-        Without margin and gradient, over the rows that count (of `PartialFC` of all ranks); NaN where
-        none does, None before the first batch. It begins near 90 and falls; what stays above 88 after
-        warm-up is not learning. A tensor on the device: nothing waits until it is read, so read it
-        as seldom as it is shown.
+        Without margin and gradient, over the rows that count (of `PartialFC` of all ranks); NaN
+        where none does, None before the first batch. It begins near 90 and falls; what stays above
+        88 after warm-up is not learning. A tensor on the device: nothing waits until it is read, so
+        read it as seldom as it is shown.
 
         Example:
             >>> from marginlab.losses import MarginSoftmax
@@ -234,31 +273,51 @@ def check_settings(
 ) -> None:
     """Refuse what a loss cannot be made of (ValueError; TypeError for a margin that is none)."""
     if not isinstance(margin, Margin):
-        raise TypeError(f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}.")
+        raise TypeError(
+            f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}."
+        )
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"A scale is positive and finite, such as 64.0, not {scale}.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing lies in [0, 1), not at {label_smoothing}.")
     if interclass_filter is not None and not -1 <= interclass_filter <= 1:
-        raise ValueError(f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {interclass_filter}.")
+        raise ValueError(
+            f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {interclass_filter}."
+        )
     check_word("reduction", reduction, ("mean", "sum", "none"))
     if budget is not None and budget <= 0:
         raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
     if operands not in (None, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"operands are torch.float32, bfloat16 or float16, or None for the dtype of the centers, not {operands}.")
+        raise ValueError(
+            f"operands are torch.float32, bfloat16 or float16, or None for the dtype of "
+            f"the centers, not {operands}."
+        )
 
 
 def check_classes(num_classes: int, ignore_index: int | None, class_weights: Tensor | None) -> None:
-    """Refuse an ignore_index that is a class, and weights that are none of so many classes (ValueError)."""
+    """Refuse an ignore_index that is a class, and weights that are none of so many classes
+    (ValueError).
+    """
     if ignore_index is not None and 0 <= ignore_index < num_classes:
-        raise ValueError(f"ignore_index is the number of no class, such as -100: {ignore_index} is one of 0..{num_classes - 1}.")
+        raise ValueError(
+            f"ignore_index is the number of no class, such as -100: {ignore_index} is one "
+            f"of 0..{num_classes - 1}."
+        )
     if class_weights is None:
         return
     check_tensor("Class weights", class_weights, f"({num_classes},) floating point numbers")
     if class_weights.shape != (num_classes,):
-        raise ValueError(f"Class weights are ({num_classes},), one for each class, not {tuple(class_weights.shape)}.")
-    if not class_weights.is_meta and not bool(((class_weights >= 0) & class_weights.isfinite()).all()):
-        raise ValueError("Class weights are finite and not negative, and one is not. A class with weight 0 is not learned from.")
+        raise ValueError(
+            f"Class weights are ({num_classes},), one for each class, not "
+            f"{tuple(class_weights.shape)}."
+        )
+    if not class_weights.is_meta and not bool(
+        ((class_weights >= 0) & class_weights.isfinite()).all()
+    ):
+        raise ValueError(
+            "Class weights are finite and not negative, and one is not. A class with "
+            "weight 0 is not learned from."
+        )
 
 
 def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"] | None:
@@ -266,15 +325,34 @@ def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"
     if exclude is None:
         return None
     check_tensor("Excluded classes", exclude, f"({rows}, E) integers")
-    if exclude.ndim != 2 or len(exclude) != rows or exclude.is_floating_point() or exclude.is_complex() or exclude.dtype == torch.bool:
-        raise ValueError(f"Excluded classes are ({rows}, E) integers, one row for each embedding, not {tuple(exclude.shape)} of {exclude.dtype}.")
+    if (
+        exclude.ndim != 2
+        or len(exclude) != rows
+        or exclude.is_floating_point()
+        or exclude.is_complex()
+        or exclude.dtype == torch.bool
+    ):
+        raise ValueError(
+            f"Excluded classes are ({rows}, E) integers, one row for each embedding, not "
+            f"{tuple(exclude.shape)} of {exclude.dtype}."
+        )
     return exclude.long()
 
 
-def row_weights(labels: Tensor, valid: Tensor | None, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+def row_weights(
+    labels: Tensor, valid: Tensor | None, class_weights: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     """The weight of each row: that of its class, 0 where it is ignored."""
-    weights = torch.ones(len(labels), dtype=dtype, device=labels.device) if valid is None else valid.to(dtype)
-    return weights if class_weights is None else weights * class_weights.to(weights)[labels.clamp(0, len(class_weights) - 1)]
+    weights = (
+        torch.ones(len(labels), dtype=dtype, device=labels.device)
+        if valid is None
+        else valid.to(dtype)
+    )
+    return (
+        weights
+        if class_weights is None
+        else weights * class_weights.to(weights)[labels.clamp(0, len(class_weights) - 1)]
+    )
 
 
 def wide_of(embeddings: Tensor, centers: Tensor) -> torch.dtype:
@@ -308,12 +386,15 @@ def weighted_loss(
     whole: Tensor | None = None,
     first: int = 0,
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """The reduced loss of rows whose own columns are known, and their target cosines; nothing is checked. `first`: the first class of centers."""
+    """The reduced loss of rows whose own columns are known, and their target cosines; nothing is
+    checked. `first`: the first class of centers.
+    """
     wide = wide_of(embeddings, centers)
     weights = row_weights(labels, valid, class_weights, wide)
     shares = None
     factor = weights
-    if class_weights is not None and label_smoothing > 0:  # every column has its weight: the kernel takes them in
+    # every column has its weight: the kernel takes them in
+    if class_weights is not None and label_smoothing > 0:
         columns = class_weights.to(weights)[first : first + len(centers)]
         shares = Shares(weights, columns if classes is None else columns[classes])
         factor = row_weights(labels, valid, None, wide)

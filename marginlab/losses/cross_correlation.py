@@ -1,16 +1,21 @@
-"""Cross-correlation loss (Barlow Twins): every feature agrees with itself across the views, and with no other.
+"""Cross-correlation loss (Barlow Twins): every feature agrees with itself across the views, and
+with no other.
 
-With both views standardised feature by feature over the global batch of N rows, z' = (z - mean) / deviation, and C = Z1'^T Z2' / N,
+With both views standardised feature by feature over the global batch of N rows, z' = (z - mean) /
+deviation, and C = Z1'^T Z2' / N,
 
     loss = sum_i (1 - C_ii)^2 + w sum_{i != j} C_ij^2.
 
-Statistics of the batch: the mean, and the standard deviation with `correction` 0 (divided by N, so that C_ii = 1 and the loss is 0 for equal,
-decorrelated views; so does the batch normalisation of Zbontar et al.'s code) or 1 (divided by N - 1, as in Huang et al.'s: C_ii is then at most
-(N - 1) / N).
+Statistics of the batch: the mean, and the standard deviation with `correction` 0 (divided by N, so
+that C_ii = 1 and the loss is 0 for equal, decorrelated views; so does the batch normalisation of
+Zbontar et al.'s code) or 1 (divided by N - 1, as in Huang et al.'s: C_ii is then at most (N - 1) /
+N).
 
-C is held where it fits the budget; beyond (D above 2,896 in float32), the squares off its diagonal are summed block by block.
+C is held where it fits the budget; beyond (D above 2,896 in float32), the squares off its diagonal
+are summed block by block.
 
-Sources: Zbontar et al. 2021, eqs. 1 and 2; (1 - w) L1 + w L2 of Huang et al. 2023, section 4.2, with L1 the diagonal part.
+Sources: Zbontar et al. 2021, eqs. 1 and 2; (1 - w) L1 + w L2 of Huang et al. 2023, section 4.2,
+    with L1 the diagonal part.
 """
 
 from typing import Literal
@@ -42,35 +47,37 @@ def cross_correlation(
     empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """Cross-correlation loss of two views, over the rows of all ranks; the same number on every rank.
+    """Cross-correlation loss of two views, over the rows of all ranks; the same number on every
+    rank.
 
-    Parameters
-    ----------
-    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D).
-    off_diagonal_weight: w.
-    correction: 0, deviations of the batch itself, or 1, unbiased ones.
-    group: process group; None is the default one, or one rank.
-    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
-        "published": as the code of Zbontar et al. trains. It sums C over the ranks outside of autograd, so that each rank has the gradient of its own
-        rows, and DDP's average is the exact gradient divided by the number of ranks: the same numbers as "sum". LARS hides the factor for
-        weights, which it rescales, not for biases and norms: published learning rates for those go with it.
-    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
-        with zero gradient, so that it ends no run; or "raise", ValueError.
-    budget: bytes up to which C is held whole; with more features its blocks are of this size, and there is no second derivative
-        and no forward mode.
+    Args:
+        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
+            D).
+        off_diagonal_weight: w.
+        correction: 0, deviations of the batch itself, or 1, unbiased ones.
+        group: process group; None is the default one, or one rank.
+        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
+            FSDP, which average) or exactly those ("sum"). "published": as the code of Zbontar et
+            al. trains. It sums C over the ranks outside of autograd, so that each rank has the
+            gradient of its own rows, and DDP's average is the exact gradient divided by the number
+            of ranks: the same numbers as "sum". LARS hides the factor for weights, which it
+            rescales, not for biases and norms: published learning rates for those go with it.
+        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
+            0 with zero gradient, so that it ends no run; or "raise", ValueError.
+        budget: bytes up to which C is held whole; with more features its blocks are of this size,
+            and there is no second derivative and no forward mode.
 
-    A feature that is constant over the batch, to 16 units of rounding of its mean, has no correlation: it counts as 0 with every feature
-    (so it adds 1 to the loss by its diagonal) and gets no gradient.
+    A feature that is constant over the batch, to 16 units of rounding of its mean, has no
+    correlation: it counts as 0 with every feature (so it adds 1 to the loss by its diagonal) and
+    gets no gradient.
 
-    Raises
-    ------
-    ValueError: shapes that differ, a negative weight, or a correction that is not 0 or 1.
-    TypeError: embeddings that are not floating point.
+    Raises:
+        ValueError: shapes that differ, a negative weight, or a correction that is not 0 or 1.
+        TypeError: embeddings that are not floating point.
 
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     >>> cross_correlation(z, 3 * z + 5), cross_correlation(z, -z)
     (tensor(0.), tensor(8.))
-
     """
     check(off_diagonal_weight, correction, grads)
     weights = (off_diagonal_weight, correction)
@@ -82,18 +89,23 @@ def cross_correlation(
         if n < 2:
             return nothing(
                 empty,
-                f"Features are standardised over the global batch: one of {n} has no deviation. Give at least two rows.",
+                f"Features are standardised over the global batch: one of {n} has no "
+                f"deviation. Give at least two rows.",
                 z1,
                 z2,
             )
         z = torch.stack((z1, z2))
-        # Two passes: squares of uncentred features would lose the deviation of a feature whose mean is large. The origin is a constant; what the
-        # batch's mean is off from it is taken away below, with gradient, so the result depends on the origin in no derivative, only in its rounding.
-        # Each moment goes through one sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks.
-        # Each feature is first divided by the power of two of its largest entry: correlations do not
-        # see it, squares of long rows stay finite, and those of their gradients do not vanish.
+        # Two passes: squares of uncentred features would lose the deviation of a feature whose mean
+        # is large. The origin is a constant; what the batch's mean is off from it is taken away
+        # below, with gradient, so the result depends on the origin in no derivative, only in its
+        # rounding. Each moment goes through one sum over the ranks, and all that follows is the
+        # same on every rank, as the gradient of `total` asks. Each feature is first divided by the
+        # power of two of its largest entry: correlations do not see it, squares of long rows stay
+        # finite, and those of their gradients do not vanish.
         given = z.detach()
-        ends = torch.maximum(given.amax(1), -given.amin(1)) if len(z1) else given.new_zeros(2, width)
+        ends = (
+            torch.maximum(given.amax(1), -given.amin(1)) if len(z1) else given.new_zeros(2, width)
+        )
         ends = ranks.all_equal(ends, group).amax(0)[:, None]
         z, power = in_range(z, ends)
         ends = ends * power
@@ -106,16 +118,20 @@ def cross_correlation(
         shared, shift, square = moments[:-4], moments[-4:-2], moments[-2:]
         variance = square - shift.square()
         alive = variance > (16 * torch.finfo(z.dtype).eps * origin).square()
-        inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)  # twice, or the slope of the branch not taken makes NaN
+        # twice, or the slope of the branch not taken makes NaN
+        inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)
         inverse = inverse * ((n - correction) / n) ** 0.5
         if whole:
             c = (shared - torch.outer(shift[0], shift[1])) * inverse[0, :, None] * inverse[1]
             diagonal = c.diagonal()
-            squares = (c - torch.diag(diagonal)).square().sum()  # exact zeros; the difference of two sums of squares would cancel
+            # exact zeros; the difference of two sums of squares would cancel
+            squares = (c - torch.diag(diagonal)).square().sum()
         else:
             diagonal = (shared[0] - shift[0] * shift[1]) * inverse[0] * inverse[1]
             means, scales = (shift[0], shift[1]), (inverse[0], inverse[1])
-            squares = off_diagonal_squares(z[0], z[1], means, scales, rows=n, group=group, budget=budget)
+            squares = off_diagonal_squares(
+                z[0], z[1], means, scales, rows=n, group=group, budget=budget
+            )
         loss: Tensor = (1 - diagonal).square().sum() + off_diagonal_weight * squares
         return ranks.with_gradients(loss, group, contract)
 
@@ -123,14 +139,20 @@ def cross_correlation(
 def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
     """Refuse what the loss cannot be made of (ValueError)."""
     if not off_diagonal_weight >= 0:
-        raise ValueError(f"The weight of the off-diagonal terms is not negative, such as 0.005, not {off_diagonal_weight}.")
+        raise ValueError(
+            f"The weight of the off-diagonal terms is not negative, such as 0.005, not "
+            f"{off_diagonal_weight}."
+        )
     if correction not in (0, 1):
-        raise ValueError(f"The correction of the deviation is 0 (divide by N) or 1 (by N - 1), not {correction}.")
+        raise ValueError(
+            f"The correction of the deviation is 0 (divide by N) or 1 (by N - 1), not {correction}."
+        )
     check_word("grads", grads, ("mean", "sum", "published"))
 
 
 class CrossCorrelation(nn.Module):
-    """`cross_correlation` with its settings: `CrossCorrelation(off_diagonal_weight=5e-3)(z1, z2)`. See there for what they mean.
+    """`cross_correlation` with its settings: `CrossCorrelation(off_diagonal_weight=5e-3)(z1, z2)`.
+    See there for what they mean.
 
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     >>> CrossCorrelation()(z, -z)

@@ -1,10 +1,12 @@
-"""What a classifier refuses: shapes and types before anything is read, values now, or one step later where reading them would stop a GPU.
+"""What a classifier refuses: shapes and types before anything is read, values now, or one step
+later where reading them would stop a GPU.
 
     "now"       the tensors are read before work starts, and the loss after it
     "deferred"  three flags are made on the device and sent to the host; the next call finds them there and raises
     "never"     nothing is read
 
-Under torch.compile, torch.export and the transforms of torch.func, and on the device "meta", there are no values to read.
+Under torch.compile, torch.export and the transforms of torch.func, and on the device "meta", there
+are no values to read.
 """
 
 from typing import Any, Literal
@@ -18,19 +20,33 @@ Validate = Literal["now", "deferred", "never"]
 
 
 def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> None:
-    """Refuse what can be seen without reading the tensors: ValueError for shapes and devices, TypeError for types."""
+    """Refuse what can be seen without reading the tensors: ValueError for shapes and devices,
+    TypeError for types.
+    """
     check_tensor("Embeddings", embeddings, "(B, D) of floating point")
     if not embeddings.is_floating_point():
-        raise TypeError(f"Embeddings are floating point, not {embeddings.dtype}. A classifier takes (embeddings, labels), in this order.")
+        raise TypeError(
+            f"Embeddings are floating point, not {embeddings.dtype}. A classifier takes "
+            f"(embeddings, labels), in this order."
+        )
     if embeddings.ndim != 2 or embeddings.shape[1] != centers.shape[-1]:
-        raise ValueError(f"Embeddings are a matrix (B, {centers.shape[-1]}), as wide as the class centers, not {tuple(embeddings.shape)}.")
+        raise ValueError(
+            f"Embeddings are a matrix (B, {centers.shape[-1]}), as wide as the class "
+            f"centers, not {tuple(embeddings.shape)}."
+        )
     if embeddings.device != centers.device:
-        raise ValueError(f"Embeddings are on {embeddings.device}, the class centers on {centers.device}. Move one of them: head.to(...).")
+        raise ValueError(
+            f"Embeddings are on {embeddings.device}, the class centers on "
+            f"{centers.device}. Move one of them: head.to(...)."
+        )
     if labels is None:
         return
     check_labels(labels, embeddings.device)
     if labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"Labels are ({len(embeddings)},), one class for each embedding, not {tuple(labels.shape)}.")
+        raise ValueError(
+            f"Labels are ({len(embeddings)},), one class for each embedding, not "
+            f"{tuple(labels.shape)}."
+        )
 
 
 def check_labels(labels: Tensor, device: torch.device) -> None:
@@ -58,15 +74,20 @@ def check_tensor(name: str, value: Any, wanted: str) -> None:
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     shape = getattr(value, "shape", None)
     size = "" if shape is None else f" of shape {tuple(shape)}"
-    length = f" of length {len(value)}" if shape is None and isinstance(value, list | tuple) else size
+    length = (
+        f" of length {len(value)}" if shape is None and isinstance(value, list | tuple) else size
+    )
     raise TypeError(
-        f"{name} are a tensor {wanted}, not {kind}{length}. Make one: torch.as_tensor(...), on the "
+        f"{name} are a tensor {wanted}, not {kind}{length}. Make one: "
+        f"torch.as_tensor(...), on the "
         "device of the embeddings."
     )
 
 
 class Faults:
-    """The values that a classifier of so many classes refuses, and when it says so; None: "deferred" on CUDA, "now" elsewhere."""
+    """The values that a classifier of so many classes refuses, and when it says so; None:
+    "deferred" on CUDA, "now" elsewhere.
+    """
 
     def __init__(self, num_classes: int, ignore_index: int | None, validate: Validate | None):
         self.num_classes, self.ignore_index, self.validate = num_classes, ignore_index, validate
@@ -84,7 +105,9 @@ class Faults:
             self._raise(self._seen(embeddings, labels, valid, None), "")
 
     def after(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor) -> None:
-        """The same with the loss, which NaN or inf in any center shows in; or keep it for the next call."""
+        """The same with the loss, which NaN or inf in any center shows in; or keep it for the next
+        call.
+        """
         when = self.when(embeddings.device)
         if when == "never":
             return
@@ -106,19 +129,30 @@ class Faults:
             return
         (seen, event), self._waiting = self._waiting, None
         if event is not None:
-            event.synchronize()  # of the step before, so it is waited for only when the host runs a whole step ahead
-        self._raise(seen, " This is said of the batch before this one; validate='now' says it at once.")
+            # of the step before, so it is waited for only when the host runs a whole step ahead
+            event.synchronize()
+        self._raise(
+            seen, " This is said of the batch before this one; validate='now' says it at once."
+        )
 
-    def _seen(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor | None) -> Tensor:
+    def _seen(
+        self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor | None
+    ) -> Tensor:
         outside = (labels < 0) | (labels >= self.num_classes)
         outside = outside if valid is None else outside & valid
         finite = embeddings.detach().isfinite().all()
-        lost = torch.zeros_like(finite) if loss is None else finite & ~loss.detach().isfinite().all()
+        lost = (
+            torch.zeros_like(finite) if loss is None else finite & ~loss.detach().isfinite().all()
+        )
         return torch.stack((outside.any(), ~finite, lost))
 
     def _raise(self, seen: Tensor, when: str) -> None:
         labels, embeddings, loss = seen.tolist()
-        others = "" if self.ignore_index is None else f" that are not the ignore_index {self.ignore_index}"
+        others = (
+            ""
+            if self.ignore_index is None
+            else f" that are not the ignore_index {self.ignore_index}"
+        )
         long = "class centers with NaN, inf or lengths beyond them (the embeddings are finite, the loss is not; was the learning rate too large?)"
         said = [
             *([f"labels outside 0..{self.num_classes - 1}{others}"] if labels else ()),

@@ -1,4 +1,7 @@
-"""The losses as functions: one formula, two doors. The modules of `marginlab.losses` call these with settings kept."""
+"""The losses as functions: one formula, two doors.
+
+The modules of `marginlab.losses` call these with settings kept.
+"""
 
 from marginlab.losses.align_uniform import align_uniform as align_uniform
 from marginlab.losses.cross_correlation import cross_correlation as cross_correlation
@@ -9,4 +12,13 @@ from marginlab.losses.sup_con import sup_con as sup_con
 from marginlab.losses.t_info_nce import t_info_nce as t_info_nce
 from marginlab.losses.vicreg import vicreg as vicreg
 
-__all__ = ("align_uniform", "cross_correlation", "info_nce", "margin_softmax", "spectral_contrastive", "sup_con", "t_info_nce", "vicreg")
+__all__ = (
+    "align_uniform",
+    "cross_correlation",
+    "info_nce",
+    "margin_softmax",
+    "spectral_contrastive",
+    "sup_con",
+    "t_info_nce",
+    "vicreg",
+)

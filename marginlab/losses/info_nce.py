@@ -1,12 +1,14 @@
-"""InfoNCE between two views: the cross-entropy of finding an anchor's other view among all other rows of the global batch.
+"""InfoNCE between two views: the cross-entropy of finding an anchor's other view among all other
+rows of the global batch.
 
 For an anchor a with its positive p and its negatives n, with the cosine s and the temperature T,
 
     loss_a = -log( e^{s_ap/T} / (e^{s_ap/T} + sum_n e^{s_an/T}) ) = softplus( log sum_n e^{s_an/T} - s_ap/T ).
 
-The positive is left out of the running sum and enters once, at the end: a well-placed anchor has a loss of the size of its negatives' share,
-which a sum that already holds the far larger positive has rounded away. For the same reason the anchor itself (s = 1, always the largest)
-is never summed and subtracted. Two variations, which may be joined:
+The positive is left out of the running sum and enters once, at the end: a well-placed anchor has a
+loss of the size of its negatives' share, which a sum that already holds the far larger positive has
+rounded away. For the same reason the anchor itself (s = 1, always the largest) is never summed and
+subtracted. Two variations, which may be joined:
 
     decoupled:  log sum_n e^{s_an/T} - s_ap/T, without the positive below the bar: its gradient does not fade as the pair comes close;
     debiased:   with the share tau_plus of negatives that are of the anchor's own class, and M negatives, their sum is replaced by
@@ -20,11 +22,12 @@ negatives n, and the anchor's loss is the mean over its positives, each against 
 SupCon has all positives in every denominator, so that they push each other away; here they do not.
 With one label for each image both are the loss above.
 
-Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 2020 (SimCLR), eq. 1; two towers ("other_view"):
-Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022 (DCL); debiased: Chuang et al. 2020, with the positive itself as
-the one sample of its class; a queue as the only
-negatives ("extra_only"): He et al. 2020 (MoCo), eq. 1; several positives: Feeney and Hughes 2023 (SINCERE), whose argument against
-SupCon's denominator this is; decomposition into alignment and divergence: Huang et al. 2023, section 4.1.
+Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 2020 (SimCLR), eq. 1;
+two towers ("other_view"): Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022 (DCL);
+debiased: Chuang et al. 2020, with the positive itself as the one sample of its class; a queue as
+the only negatives ("extra_only"): He et al. 2020 (MoCo), eq. 1; several positives: Feeney and
+Hughes 2023 (SINCERE), whose argument against SupCon's denominator this is; decomposition into
+alignment and divergence: Huang et al. 2023, section 4.1.
 """
 
 import math
@@ -67,44 +70,51 @@ def info_nce(
 ) -> Float[Tensor, "*anchors"]:
     """InfoNCE of two views, over the rows of all ranks.
 
-    Twice differentiable. There is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
-    torch.func.hessian.
+    Twice differentiable. There is no forward mode: a Hessian is
+    torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
-    Parameters
-    ----------
-    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are L2-normalised here; a row shorter
-        than 1e-12 has no direction: its cosine with everything is 0 and it gets no gradient.
-    temperature: divides the cosines; 1/scale. A tensor without dimensions may learn; its gradient is this rank's part, as that of a weight.
-    negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and the other 2N - 2 are each one's negatives.
-        "other_view", two towers: the anchors are z1 against the other N - 1 rows of z2, and z2 against those of z1.
-        "extra_only", MoCo's form: the anchors are z1 with the positives z2, and the reverse, against
-        the extra negatives alone, which must be given; while there are none yet the loss is that of `empty`.
-    extra_negatives: rows that join every anchor's negatives, such as those of an `EmbeddingBank`. Each rank gives its own part, as of z1
-        and z2, also (0, D); all ranks give one or none does.
-    labels: the class of each image (B,), whole numbers. All rows of it are positives; extra negatives, which have no label, stay
-        negatives of all. If all rows are of one class and there are no extra negatives, nothing can be compared.
-    symmetric: False keeps the anchors z1 only; not with "both_views".
-    decoupled: leave the positive out of the sum over candidates. The loss may then be negative.
-    tau_plus: the share of negatives that are of the anchor's own class, in [0, 1), such as 1/classes; 0 is the ordinary loss.
-    reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on every rank; "none": the losses of this rank's
-        anchors, first those of z1, then those of z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.total`.
-    group: process group; None is the default one, or one rank.
-    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
-        With "none" they are those of the sum over the ranks of what each makes of its losses.
-    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
-        with zero gradient, so that it ends no run; or "raise", ValueError.
-    budget: bytes of the block of similarities that is held.
+    Args:
+        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
+            D). They are L2-normalised here; a row shorter than 1e-12 has no direction: its cosine
+            with everything is 0 and it gets no gradient.
+        temperature: divides the cosines; 1/scale. A tensor without dimensions may learn; its
+            gradient is this rank's part, as that of a weight.
+        negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and the other 2N -
+            2 are each one's negatives. "other_view", two towers: the anchors are z1 against the
+            other N - 1 rows of z2, and z2 against those of z1. "extra_only", MoCo's form: the
+            anchors are z1 with the positives z2, and the reverse, against the extra negatives
+            alone, which must be given; while there are none yet the loss is that of `empty`.
+        extra_negatives: rows that join every anchor's negatives, such as those of an
+            `EmbeddingBank`. Each rank gives its own part, as of z1 and z2, also (0, D); all ranks
+            give one or none does.
+        labels: the class of each image (B,), whole numbers. All rows of it are positives; extra
+            negatives, which have no label, stay negatives of all. If all rows are of one class and
+            there are no extra negatives, nothing can be compared.
+        symmetric: False keeps the anchors z1 only; not with "both_views".
+        decoupled: leave the positive out of the sum over candidates. The loss may then be negative.
+        tau_plus: the share of negatives that are of the anchor's own class, in [0, 1), such as
+            1/classes; 0 is the ordinary loss.
+        reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on
+            every rank; "none": the losses of this rank's anchors, first those of z1, then those of
+            z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.total`.
+        group: process group; None is the default one, or one rank.
+        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
+            FSDP, which average) or exactly those ("sum"). With "none" they are those of the sum
+            over the ranks of what each makes of its losses.
+        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
+            0 with zero gradient, so that it ends no run; or "raise", ValueError.
+        budget: bytes of the block of similarities that is held.
 
-    Raises
-    ------
-    ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0, 1), an unknown word; labels with
-        tau_plus, which then has nothing to estimate, or with "extra_only"; "extra_only" without extra negatives.
-    TypeError: embeddings that are not floating point, or labels that are not a tensor of integers.
+    Raises:
+        ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0,
+            1), an unknown word; labels with tau_plus, which then has nothing to estimate, or with
+            "extra_only"; "extra_only" without extra negatives.
+        TypeError: embeddings that are not floating point, or labels that are not a tensor of
+            integers.
 
     >>> z = torch.eye(4)
     >>> info_nce(z, z, temperature=0.5)  # log(1 + 6 / e^2): each anchor has its positive at 1 and six negatives at 0
     tensor(0.5944)
-
     """
     check(number(temperature), negatives, symmetric, tau_plus, reduction, grads)
     extra_make = None if extra_negatives is None else extra_negatives.dtype
@@ -133,8 +143,10 @@ def info_nce(
             same = "" if every is None or n < 2 else ", all of one label,"
             return nothing(
                 empty,
-                f"InfoNCE finds a view among others: a global batch of {n}{same} has no negatives. "
-                f"Give at least two rows{' of different labels' if same else ''} or extra_negatives.",
+                f"InfoNCE finds a view among others: a global batch of {n}{same} has no "
+                f"negatives. "
+                f"Give at least two rows{' of different labels' if same else ''} or "
+                f"extra_negatives.",
                 z1,
                 z2,
                 extra,
@@ -146,7 +158,8 @@ def info_nce(
         near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) * scale
         y1, y2 = x1[:0], x2[:0]
         if negatives != "extra_only":
-            y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)  # one collective for both views
+            # one collective for both views
+            y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)
         # The anchors, the columns among which each is found, and the anchors' own columns
         sides = [(x1, y2), (x2, y1)][: 2 if symmetric else 1]
         if negatives == "both_views":
@@ -158,13 +171,16 @@ def info_nce(
             settings = (scale, decoupled, budget)
             losses = torch.cat(
                 [
-                    several_positives(a, torch.cat((b, more)), labels.long(), every, itself, *settings)
+                    several_positives(
+                        a, torch.cat((b, more)), labels.long(), every, itself, *settings
+                    )
                     for a, b in sides
                 ]
             )
         else:
             if negatives == "both_views":
-                exclude: Tensor | None = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
+                # itself and its positive, for either view
+                exclude: Tensor | None = torch.stack((own, own + n), 1).repeat(2, 1)
             else:
                 exclude = own[:, None] if negatives == "other_view" else None
             if negatives == "both_views" and ranks.size(group) == 1 and extra is None:
@@ -174,14 +190,19 @@ def info_nce(
             else:
                 far = torch.cat(
                     [
-                        logsumexp(a, torch.cat((b, more)), scale=scale, exclude=exclude, budget=budget)
+                        logsumexp(
+                            a, torch.cat((b, more)), scale=scale, exclude=exclude, budget=budget
+                        )
                         for a, b in sides
                     ]
                 )
             if tau_plus:
-                of_batch = {"both_views": 2 * n - 2, "other_view": n - 1, "extra_only": 0}[negatives]
+                of_batch = {"both_views": 2 * n - 2, "other_view": n - 1, "extra_only": 0}[
+                    negatives
+                ]
                 far = _debiased(far, near, of_batch + len(more), scale, tau_plus)
-            # From a threshold on softplus is taken for the identity: torch's 20 leaves an error of 2e-9, 40 one of 4e-18
+            # From a threshold on softplus is taken for the identity: torch's 20 leaves an error of
+            # 2e-9, 40 one of 4e-18
             losses = far - near if decoupled else F.softplus(far - near, threshold=40.0)
         if reduction == "none":
             return losses
@@ -190,7 +211,9 @@ def info_nce(
 
 
 def _alone(n: int, more: Tensor, negatives: str, labels: Tensor | None, empty: str) -> bool:
-    """Whether no anchor has a negative; of labels, which a device holds, only where they are asked for."""
+    """Whether no anchor has a negative; of labels, which a device holds, only where they are asked
+    for.
+    """
     if len(more):
         return False
     if n == 1 or negatives == "extra_only":
@@ -212,16 +235,19 @@ def _checked(
         check_labels(labels, z1.device)
         if labels.shape != z1.shape[:1]:
             raise ValueError(
-                f"Labels are ({len(z1)},), one class for each row of a view, not {tuple(labels.shape)}."
+                f"Labels are ({len(z1)},), one class for each row of a view, not "
+                f"{tuple(labels.shape)}."
             )
         if tau_plus:
             raise ValueError(
-                f"With labels no negative is of the anchor's class, so tau_plus is 0, not {tau_plus}: "
+                f"With labels no negative is of the anchor's class, so tau_plus is 0, not "
+                f"{tau_plus}: "
                 "give labels or tau_plus."
             )
         if negatives == "extra_only":
             raise ValueError(
-                "With negatives='extra_only' labels say nothing of the extra negatives. For a bank with "
+                "With negatives='extra_only' labels say nothing of the extra negatives. "
+                "For a bank with "
                 "labels there is sup_con(embeddings, labels, references=bank.references())."
             )
     if extra_negatives is None:
@@ -232,39 +258,60 @@ def _checked(
             )
         return z1, z2, None
     if extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]:
-        raise ValueError(f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not {tuple(extra_negatives.shape)}.")
+        raise ValueError(
+            f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not "
+            f"{tuple(extra_negatives.shape)}."
+        )
     return z1, z2, widened(extra_negatives, z1.dtype)
 
 
-def _debiased(far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, tau_plus: float) -> Tensor:
-    """The logarithm of max( (e^far - M tau e^near) / (1 - tau), M e^-scale ), without leaving the logarithms."""
-    share = near + math.log(negatives * tau_plus) - far  # log of what is taken away, relative to the sum
+def _debiased(
+    far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, tau_plus: float
+) -> Tensor:
+    """The logarithm of max( (e^far - M tau e^near) / (1 - tau), M e^-scale ), without leaving the
+    logarithms.
+    """
+    # log of what is taken away, relative to the sum
+    share = near + math.log(negatives * tau_plus) - far
     left = share < 0
     corrected = far + torch.where(left, share, -1.0).expm1().neg().log() - math.log1p(-tau_plus)
     floor = math.log(negatives) - scale
     return torch.where(left, corrected, -torch.inf).maximum(floor * torch.ones_like(far))
 
 
-def check(temperature: float | None, negatives: str, symmetric: bool, tau_plus: float, reduction: str, grads: str) -> None:
+def check(
+    temperature: float | None,
+    negatives: str,
+    symmetric: bool,
+    tau_plus: float,
+    reduction: str,
+    grads: str,
+) -> None:
     """Refuse what InfoNCE cannot be made of (ValueError)."""
     if temperature is not None and not temperature > 0:
         raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
     if not 0 <= tau_plus < 1:
         raise ValueError(
-            f"tau_plus is the share of an anchor's own class among its negatives, in [0, 1), such as 0.1 for ten classes, not {tau_plus}."
+            f"tau_plus is the share of an anchor's own class among its negatives, in [0, "
+            f"1), such as 0.1 for ten classes, not {tau_plus}."
         )
     check_word("negatives", negatives, ("both_views", "other_view", "extra_only"))
     check_word("reduction", reduction, ("mean", "sum", "none"))
     check_word("grads", grads, ("mean", "sum"))
     if negatives == "both_views" and not symmetric:
-        raise ValueError("With negatives='both_views' both views are anchors. For z1 alone as anchors say negatives='other_view', symmetric=False.")
+        raise ValueError(
+            "With negatives='both_views' both views are anchors. For z1 alone as anchors "
+            "say negatives='other_view', symmetric=False."
+        )
 
 
 class InfoNCE(nn.Module):
-    """`info_nce` with its settings: `InfoNCE(temperature=0.5)(z1, z2)`. See there for what they mean.
+    """`info_nce` with its settings: `InfoNCE(temperature=0.5)(z1, z2)`. See there for what they
+    mean.
 
-    With `learnable=True` the temperature starts at the given one and learns, as the parameter `log_scale` = -log(temperature), which keeps it
-    positive. Radford et al. 2021 hold the scale below 100: `loss.log_scale.data.clamp_(max=math.log(100))` after each step.
+    With `learnable=True` the temperature starts at the given one and learns, as the parameter
+    `log_scale` = -log(temperature), which keeps it positive. Radford et al. 2021 hold the scale
+    below 100: `loss.log_scale.data.clamp_(max=math.log(100))` after each step.
 
     >>> z = torch.eye(4)
     >>> InfoNCE(0.5)(z, z)
@@ -292,7 +339,13 @@ class InfoNCE(nn.Module):
         check_word("empty", empty, ("zero", "raise"))
         check(temperature, negatives, symmetric, tau_plus, reduction, grads)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
-        self.fixed, self.negatives, self.symmetric, self.decoupled, self.tau_plus = temperature, negatives, symmetric, decoupled, tau_plus
+        self.fixed, self.negatives, self.symmetric, self.decoupled, self.tau_plus = (
+            temperature,
+            negatives,
+            symmetric,
+            decoupled,
+            tau_plus,
+        )
         self.reduction, self.group, self.grads, self.budget = reduction, group, grads, budget
         self.empty = empty
 
@@ -327,7 +380,23 @@ class InfoNCE(nn.Module):
         )
 
     def __repr__(self) -> str:
-        learned = None if self.log_scale is None or self.log_scale.is_meta else self.log_scale.item()
+        learned = (
+            None if self.log_scale is None or self.log_scale.is_meta else self.log_scale.item()
+        )
         temperature = self.fixed if learned is None else math.exp(-learned)
-        settings = ("negatives", "symmetric", "decoupled", "tau_plus", "reduction", "grads", "empty", "budget")
-        return describe("InfoNCE", temperature=temperature, learnable=self.log_scale is not None, **{name: getattr(self, name) for name in settings})
+        settings = (
+            "negatives",
+            "symmetric",
+            "decoupled",
+            "tau_plus",
+            "reduction",
+            "grads",
+            "empty",
+            "budget",
+        )
+        return describe(
+            "InfoNCE",
+            temperature=temperature,
+            learnable=self.log_scale is not None,
+            **{name: getattr(self, name) for name in settings},
+        )

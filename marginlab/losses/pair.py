@@ -1,7 +1,8 @@
-"""What every loss on two views asks of its inputs: two matrices of one shape, in float32 or wider, and words that it knows.
+"""What every loss on two views asks of its inputs: two matrices of one shape, in float32 or wider,
+and words that it knows.
 
-Embeddings come in the precision of the backbone (bf16 under autocast); losses take exponentials, squares and sums of them, in which 8 bits
-would be lost, so they are widened once, here.
+Embeddings come in the precision of the backbone (bf16 under autocast); losses take exponentials,
+squares and sums of them, in which 8 bits would be lost, so they are widened once, here.
 """
 
 from collections.abc import Sequence
@@ -23,15 +24,14 @@ SHORTEST = 1e-12  # a row shorter than this has no direction
 def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """The two views in float32, or in float64 where one of them is.
 
-    Raises
-    ------
-    ValueError: not two matrices (B, D) of one shape and with at least one feature.
-    TypeError: not floating point.
-
+    Raises:
+        ValueError: not two matrices (B, D) of one shape and with at least one feature.
+        TypeError: not floating point.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
         raise ValueError(
-            f"Two views are two matrices (B, D) of one shape, row i of both from one image, not {tuple(z1.shape)} and {tuple(z2.shape)}. "
+            f"Two views are two matrices (B, D) of one shape, row i of both from one "
+            f"image, not {tuple(z1.shape)} and {tuple(z2.shape)}. "
             "Views (B, 2, D) are taken apart by views.unbind(1)."
         )
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
@@ -55,7 +55,9 @@ def wide_of_all(
 def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
     """Embeddings in the precision of the sums; TypeError for what is not floating point."""
     if not z.is_floating_point():
-        raise TypeError(f"Embeddings are floating point, not {z.dtype}. Were labels given in their place?")
+        raise TypeError(
+            f"Embeddings are floating point, not {z.dtype}. Were labels given in their place?"
+        )
     return z.to(dtype)
 
 
@@ -69,15 +71,14 @@ def nothing(
 ) -> Tensor:
     """Loss of a batch in which nothing can be compared: 0 with zero gradient, or ValueError.
 
-    Every tensor that the loss would have differentiated is connected to it: its gradient is zero and
-    not missing, which DistributedDataParallel would wait for.
+    Every tensor that the loss would have differentiated is connected to it: its gradient is zero
+    and not missing, which DistributedDataParallel would wait for.
 
     Args:
         empty: "zero" or "raise".
         sentence: the error's words.
         inputs: all inputs of the loss, the views first; numbers and None do not count.
         anchors: this many zeros, or one.
-
     """
     check_word("empty", empty, ("zero", "raise"))
     if empty == "raise":

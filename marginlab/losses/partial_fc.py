@@ -1,17 +1,21 @@
-"""Partial FC: the margin softmax over the batch's own classes and a fresh uniform sample of the others, with the classes spread over the ranks.
+"""Partial FC: the margin softmax over the batch's own classes and a fresh uniform sample of the
+others, with the classes spread over the ranks.
 
     loss_i = -log( e^{s psi(cos theta_i)} / (e^{s psi(cos theta_i)} + sum_{j in S, j != y_i} e^{s cos theta_ij}) )
     S contains P,  |S| = max(|P|, floor(r C))
 
-P are the distinct labels of the global batch, the rest of S is uniform without replacement. Of C centers only those of S are read, and get a
-gradient (row-sparse).
+P are the distinct labels of the global batch, the rest of S is uniform without replacement. Of C
+centers only those of S are read, and get a gradient (row-sparse).
 
-With `log_q` the logits of the negatives in S are raised by log((C - |P|) / (|S| - |P|)): their sum is then an unbiased estimate of the sum over all
-classes outside P. Without it, as published, the sum is smaller by about that factor, which acts like a smaller margin.
+With `log_q` the logits of the negatives in S are raised by log((C - |P|) / (|S| - |P|)): their sum
+is then an unbiased estimate of the sum over all classes outside P. Without it, as published, the
+sum is smaller by about that factor, which acts like a smaller margin.
 
-Rank k of N holds the centers of classes k ceil(C/N) to (k+1) ceil(C/N) - 1 (as torch.chunk cuts, so that DTensor's Shard(0) is the same), and
-sees the rows of all ranks. S is drawn from (seed, step, labels), alike on every rank, so the loss does not depend on N. A step exchanges the
-embeddings and labels, one packed (max, sum, target cosine) for each row, and the embeddings' gradient; that of the centers stays where it is.
+Rank k of N holds the centers of classes k ceil(C/N) to (k+1) ceil(C/N) - 1 (as torch.chunk cuts, so
+that DTensor's Shard(0) is the same), and sees the rows of all ranks. S is drawn from (seed, step,
+labels), alike on every rank, so the loss does not depend on N. A step exchanges the embeddings and
+labels, one packed (max, sum, target cosine) for each row, and the embeddings' gradient; that of the
+centers stays where it is.
 
 Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 2010.05222).
 """
@@ -45,7 +49,8 @@ class _Batch(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The part of a step in a pass: number and labels that its sample is drawn with, and a window's.
+    """The part of a step in a pass: number and labels that its sample is drawn with, and a
+    window's.
 
     step: None draws no sample. margin, whole: as a window fixes them.
     """
@@ -58,51 +63,58 @@ class _Part(NamedTuple):
 
 
 def outside_ddp(module: nn.Module) -> None:
-    """Keep the centers of every PartialFC inside a module out of DistributedDataParallel: call it before wrapping the module.
+    """Keep the centers of every PartialFC inside a module out of DistributedDataParallel: call it
+    before wrapping the module.
 
     Each rank has other centers, whose gradients are whole already; DDP would average them.
 
     >>> outside_ddp(nn.Sequential(nn.Linear(4, 4), PartialFC(10, 4)))
     """
-    names = [f"{name}.centers".removeprefix(".") for name, part in module.named_modules() if isinstance(part, PartialFC)]
+    names = [
+        f"{name}.centers".removeprefix(".")
+        for name, part in module.named_modules()
+        if isinstance(part, PartialFC)
+    ]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 class PartialFC(Classifier):
-    """`MarginSoftmax` over a sample of the classes while it trains, over all of them in evaluation mode; one process or many.
+    """`MarginSoftmax` over a sample of the classes while it trains, over all of them in evaluation
+    mode; one process or many.
 
-    Parameters
-    ----------
-    sample_rate: r in [0, 1]; 1 is `MarginSoftmax`, 0 takes the batch's own classes only. More classes in the batch than r C: exactly those.
-    log_q: correct the sum for the sampling.
-    dense_grad: a dense gradient of the centers, zero where nothing was sampled, for the optimizers of torch; otherwise a sparse one, for
-        `marginlab.optim.LazySGD` and `LazyAdamW`, which touch the sampled rows only.
-    seed: of the initial centers and of the samples. A sample is a function of (seed, step, labels); `step` counts the batches of training and
-        is part of the state dict.
-    group: the ranks over which rows and classes are spread; None: the default group, or one rank. `centers` are this rank's part, (C_k, K, D); their
-        gradient is that of the global loss. Keep the head outside DDP and FSDP, or see `outside_ddp`.
-    grads: the gradients of the embeddings are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or
-        exactly those ("sum").
-    num_classes, dim, margin, scale, subcenters and all others: as in `MarginSoftmax`.
+    Args:
+        sample_rate: r in [0, 1]; 1 is `MarginSoftmax`, 0 takes the batch's own classes only. More
+            classes in the batch than r C: exactly those.
+        log_q: correct the sum for the sampling.
+        dense_grad: a dense gradient of the centers, zero where nothing was sampled, for the
+            optimizers of torch; otherwise a sparse one, for `marginlab.optim.LazySGD` and
+            `LazyAdamW`, which touch the sampled rows only.
+        seed: of the initial centers and of the samples. A sample is a function of (seed, step,
+            labels); `step` counts the batches of training and is part of the state dict.
+        group: the ranks over which rows and classes are spread; None: the default group, or one
+            rank. `centers` are this rank's part, (C_k, K, D); their gradient is that of the global
+            loss. Keep the head outside DDP and FSDP, or see `outside_ddp`.
+        grads: the gradients of the embeddings are those of the global loss times the number of
+            ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+        num_classes, dim, margin, scale, subcenters and all others: as in `MarginSoftmax`.
 
-    Raises
-    ------
-    ValueError, TypeError: as `MarginSoftmax`; what one rank refuses, all raise.
-    RuntimeError: a forward pass inside a backward pass that is none run again.
-    RuntimeError: `load_state_dict` of centers of another number of classes; see `marginlab.train.resized`.
+    Raises:
+        ValueError, TypeError: as `MarginSoftmax`; what one rank refuses, all raise.
+        RuntimeError: a forward pass inside a backward pass that is none run again.
+        RuntimeError: `load_state_dict` of centers of another number of classes; see
+            `marginlab.train.resized`.
 
     Under torch.utils.checkpoint the pass that is run again takes the sample of its step. Drawing a
-    sample waits for the labels, and it and the exchange between ranks stay outside a compiled graph:
-    with sample_rate=1 on one rank the head compiles with fullgraph=True, otherwise without; there
-    and in evaluation mode it is exported. Second derivatives and torch.func as in `MarginSoftmax`,
-    on one rank; with create_graph=True the gradient of the centers is dense.
+    sample waits for the labels, and it and the exchange between ranks stay outside a compiled
+    graph: with sample_rate=1 on one rank the head compiles with fullgraph=True, otherwise without;
+    there and in evaluation mode it is exported. Second derivatives and torch.func as in
+    `MarginSoftmax`, on one rank; with create_graph=True the gradient of the centers is dense.
 
     >>> from marginlab.margins import ArcFace
     >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
     >>> head(torch.randn(8, 16), torch.arange(8)).backward()
     >>> head.centers.grad.coalesce().indices().shape                             # 100 of the 1,000 classes, the 8 among them
     torch.Size([1, 100])
-
     """
 
     def __init__(
@@ -119,10 +131,13 @@ class PartialFC(Classifier):
         **settings: Any,
     ):
         if not 0 <= sample_rate <= 1:
-            raise ValueError(f"A sample rate is a part of the classes, in [0, 1], not {sample_rate}.")
+            raise ValueError(
+                f"A sample rate is a part of the classes, in [0, 1], not {sample_rate}."
+            )
         super().__init__(num_classes, dim, margin, scale, subcenters, **settings)
         self.sample_rate, self.log_q, self.dense_grad = sample_rate, log_q, dense_grad
-        self.size = math.floor(sample_rate * num_classes + 1e-6)  # 0.29 of 100 classes are 29, though 0.29 * 100 falls short of it
+        # 0.29 of 100 classes are 29, though 0.29 * 100 falls short of it
+        self.size = math.floor(sample_rate * num_classes + 1e-6)
         self.step = 0
         self._window: Window | None = None
         self._calls = Calls[_Part]()
@@ -133,13 +148,20 @@ class PartialFC(Classifier):
         return slice(start, min(start + per, self.num_classes))
 
     def forward(
-        self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"], exclude: Int[Tensor, "B E"] | None = None
+        self,
+        embeddings: Float[Tensor, "B D"],
+        labels: Int[Tensor, " B"],
+        exclude: Int[Tensor, "B E"] | None = None,
     ) -> Float[Tensor, "*rows"]:
-        """The loss of this rank's embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out (a known twin; -1 for none)."""
+        """The loss of this rank's embeddings with labels in 0..C-1; `exclude`: classes that each
+        row leaves out (a known twin; -1 for none).
+        """
         batch = self._together(embeddings, labels, exclude)
         part = self._part_of_step(batch)
         draw = None if part.step is None else self._draw(part)
-        loss = self._whole_loss(batch, part) if draw is None else self._sampled_loss(batch, part, draw)
+        loss = (
+            self._whole_loss(batch, part) if draw is None else self._sampled_loss(batch, part, draw)
+        )
         return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
 
     def _part_of_step(self, batch: _Batch) -> _Part:
@@ -150,14 +172,22 @@ class PartialFC(Classifier):
             return self._calls.recall(rows)
         if self._window is not None:
             margin = self._window.take(batch.labels, batch.valid, batch.held)
-            part = _Part(self._window.step, self._window.labels, self._window.valid, margin, self._window.whole)
+            part = _Part(
+                self._window.step,
+                self._window.labels,
+                self._window.valid,
+                margin,
+                self._window.whole,
+            )
         elif samples:
             part = _Part(self._next_step(), batch.labels, batch.valid)
         else:
             part = _Part(None, batch.labels, batch.valid)
             if not self._calls:  # no sampled pass that this one, run again, could be taken for
                 return part
-        self._calls.note(rows, part._replace(labels=part.labels.clone()) if self._window is None else part)
+        self._calls.note(
+            rows, part._replace(labels=part.labels.clone()) if self._window is None else part
+        )
         return part
 
     def _next_step(self) -> int:
@@ -165,39 +195,45 @@ class PartialFC(Classifier):
         return self.step - 1
 
     @contextlib.contextmanager
-    def window(self, labels: Int[Tensor, " B"], *, statistics: Literal["previous"] | None = None) -> Iterator[None]:
-        """Accumulate one step over several forward and backward passes: `with head.window(all_labels): for ...: head(part, labels).backward()`.
+    def window(
+        self, labels: Int[Tensor, " B"], *, statistics: Literal["previous"] | None = None
+    ) -> Iterator[None]:
+        """Accumulate one step over several forward and backward passes: `with
+        head.window(all_labels): for ...: head(part, labels).backward()`.
 
-        The gradients that add up are those of one batch of all the rows: the sample is drawn once, for all labels, and the mean is over all rows. The
-        parts come in the order of `labels`, on every rank as many parts (also empty ones).
+        The gradients that add up are those of one batch of all the rows: the sample is drawn once,
+        for all labels, and the mean is over all rows. The parts come in the order of `labels`, on
+        every rank as many parts (also empty ones).
 
-        Parameters
-        ----------
-        labels: all labels of this rank's rows in this window.
-        statistics: "previous" for a margin whose averages a batch moves before it is used (AdaFace, CurricularFace): all parts use those of earlier
-            steps, and the whole batch moves them once, when the window closes.
+        Args:
+            labels: all labels of this rank's rows in this window.
+            statistics: "previous" for a margin whose averages a batch moves before it is used
+                (AdaFace, CurricularFace): all parts use those of earlier steps, and the whole batch
+                moves them once, when the window closes.
 
-        Raises
-        ------
-        ValueError: such a margin without statistics="previous", one that needs all rows at once (ElasticFace with plus), reduction="none", rows that
-            are not those announced, a window inside a window.
+        Raises:
+            ValueError: such a margin without statistics="previous", one that needs all rows at once
+                (ElasticFace with plus), reduction="none", rows that are not those announced, a
+                window inside a window.
 
         >>> head = PartialFC(100, 8, sample_rate=0.2)
         >>> embeddings, labels = torch.randn(6, 8), torch.arange(6)
         >>> with head.window(labels):
         ...     for part in (slice(0, 3), slice(3, 6)):
         ...         head(embeddings[part], labels[part]).backward()
-
         """
         if self._window is not None:
             raise ValueError("A window is open already: close it before the next begins.")
         if self.reduction == "none":
-            raise ValueError("A window adds up one loss, so it needs reduction='mean' or 'sum', not 'none'.")
+            raise ValueError(
+                "A window adds up one loss, so it needs reduction='mean' or 'sum', not 'none'."
+            )
         if self.margin.undivided:
             raise ValueError(self.margin.undivided)
         if self.margin.averages and statistics != "previous":
             raise ValueError(
-                f"{self.margin!r} moves its averages by a batch before it uses them, and the parts of a window come one by one. "
+                f"{self.margin!r} moves its averages by a batch before it uses them, and "
+                f"the parts of a window come one by one. "
                 "With statistics='previous' they use the averages of earlier steps."
             )
         labels, _, held = self._agreed(self.centers.new_zeros(len(labels), self.dim), labels, None)
@@ -212,8 +248,12 @@ class PartialFC(Classifier):
         finally:
             self._window = None
 
-    def _agreed(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor | None, list[int]]:
-        """This rank's labels and excluded classes, and the number of rows of each rank, once all have accepted theirs."""
+    def _agreed(
+        self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, list[int]]:
+        """This rank's labels and excluded classes, and the number of rows of each rank, once all
+        have accepted theirs.
+        """
         error: Exception | None = None
         try:
             labels, _ = self._checked(embeddings, labels)
@@ -238,7 +278,10 @@ class PartialFC(Classifier):
         labels, exclude, held = self._agreed(embeddings, labels, exclude)
         group = self.group
         factor = float(len(held)) if self.grads == "mean" and self.reduction != "none" else 1.0
-        rows, labels = ranks.gather(embeddings, group, held=held, factor=factor), ranks.gather(labels, group, held=held)
+        rows, labels = (
+            ranks.gather(embeddings, group, held=held, factor=factor),
+            ranks.gather(labels, group, held=held),
+        )
         exclude = None if exclude is None else ranks.gather(exclude, group, held=held)
         return _Batch(rows, labels, self._valid(labels), exclude, held)
 
@@ -249,14 +292,25 @@ class PartialFC(Classifier):
         """Over all classes."""
         exclude = None if batch.exclude is None else batch.exclude - self.part.start
         column = batch.labels - self.part.start
-        column = column.masked_fill(column >= len(self.centers), -1) if len(batch.held) > 1 else column
-        return self._loss(batch.embeddings, batch.labels, column, batch.valid, exclude=exclude, **self._setting(batch, part))
+        column = (
+            column.masked_fill(column >= len(self.centers), -1) if len(batch.held) > 1 else column
+        )
+        return self._loss(
+            batch.embeddings,
+            batch.labels,
+            column,
+            batch.valid,
+            exclude=exclude,
+            **self._setting(batch, part),
+        )
 
     def _sampled_loss(self, batch: _Batch, part: _Part, draw: Draw) -> Tensor:
         """Over those of a draw."""
         classes, lift = draw
         if len(batch.held) > 1:
-            low, high = torch.searchsorted(classes, torch.tensor([self.part.start, self.part.stop], device=classes.device)).tolist()
+            low, high = torch.searchsorted(
+                classes, torch.tensor([self.part.start, self.part.stop], device=classes.device)
+            ).tolist()
             classes, lift = classes[low:high], None if lift is None else lift[low:high]
         return self._loss(
             batch.embeddings,
@@ -273,10 +327,16 @@ class PartialFC(Classifier):
     def _setting(self, batch: _Batch, part: _Part) -> dict[str, Any]:
         """Settings that a batch of several ranks, or a part of a window, changes."""
         spread: dict[str, Any] = {"spread": len(batch.held) > 1}
-        return spread if part.margin is None else {**spread, "margin": part.margin, "whole": part.whole}
+        return (
+            spread
+            if part.margin is None
+            else {**spread, "margin": part.margin, "whole": part.whole}
+        )
 
     def _kept(self, labels: Tensor, valid: Tensor | None) -> Tensor:
-        """The labels, with -1 for ignored rows; with validate="deferred" a wrong one comes as far as here."""
+        """The labels, with -1 for ignored rows; with validate="deferred" a wrong one comes as far
+        as here.
+        """
         kept = labels.clamp(-1, self.num_classes - 1)
         return kept if valid is None else kept.masked_fill(~valid, -1)
 
@@ -284,20 +344,28 @@ class PartialFC(Classifier):
         """The sample of a step, alike on every rank."""
         assert part.step is not None
         kept = self._kept(part.labels, part.valid)
-        classes, positives = sample(kept, self.num_classes, self.size, seed=self.seed, step=part.step)
+        classes, positives = sample(
+            kept, self.num_classes, self.size, seed=self.seed, step=part.step
+        )
         drawn, others = len(classes) - positives, self.num_classes - positives
         if not self.log_q or drawn <= 0:
             return Draw(classes, None)
-        lift = torch.full((len(classes),), math.log(others / drawn), dtype=torch.float64, device=classes.device)
+        lift = torch.full(
+            (len(classes),), math.log(others / drawn), dtype=torch.float64, device=classes.device
+        )
         lift[columns(classes, kept[kept >= 0])] = 0.0
         return Draw(classes, lift)
 
     @torch.no_grad()
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """The scaled cosine with every class, without margin, for evaluation; on several ranks all give the same embeddings and get all classes."""
+        """The scaled cosine with every class, without margin, for evaluation; on several ranks all
+        give the same embeddings and get all classes.
+        """
         return ranks.gather(super().logits(embeddings).T.contiguous(), self.group).T
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if ranks.size(self.group) > 1:
             key = f"{prefix}centers"
@@ -312,15 +380,19 @@ class PartialFC(Classifier):
             found = state_dict[key]
             if found.shape[:1] == (self.num_classes,):
                 part = ranks.local(found)
-                found = found[self.part] if part is found else part  # of all classes, from one process or a file; or a shard of them
+                # of all classes, from one process or a file; or a shard of them
+                found = found[self.part] if part is found else part
             else:  # a shard of more or fewer classes may have as many rows as this rank's
                 errors.append(
-                    f"{key} is of {len(found) if found.ndim else 0} classes, not {self.num_classes}. marginlab.train.resized gives the centers of "
+                    f"{key} is of {len(found) if found.ndim else 0} classes, not "
+                    f"{self.num_classes}. marginlab.train.resized gives the centers of "
                     "another number of classes, the old ones kept."
                 )
                 found = self.centers.detach()
             state_dict = {**state_dict, key: found}
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
 
     def get_extra_state(self) -> Tensor:
         """The number of batches that were sampled for."""

@@ -1,13 +1,16 @@
-"""Which classes take part in a step: those of the batch, and others drawn without replacement until there are enough.
+"""Which classes take part in a step: those of the batch, and others drawn without replacement until
+there are enough.
 
     S = P + the first n - |P| of pi(0), pi(1), ... that are not in P,        P the distinct labels of the global batch,
 
-with pi the permutation of the classes that belongs to (seed, step). Given P, the negatives S - P are uniform among the sets of n - |P| other
-classes. S is a function of (seed, step, labels) alone: not of a rank, the order of the batch, how often a class is in it, or what was drawn
-before, so that any number of ranks, and a run begun again, see the same classes.
+with pi the permutation of the classes that belongs to (seed, step). Given P, the negatives S - P
+are uniform among the sets of n - |P| other classes. S is a function of (seed, step, labels) alone:
+not of a rank, the order of the batch, how often a class is in it, or what was drawn before, so that
+any number of ranks, and a run begun again, see the same classes.
 
-Source: An et al. 2021 (Partial FC), where each rank draws among its own classes: there the sample depends on the number of ranks, and every shard
-has the same share of it. Here a shard takes from S what lies within its bounds.
+Source: An et al. 2021 (Partial FC), where each rank draws among its own classes: there the sample
+depends on the number of ranks, and every shard has the same share of it. Here a shard takes from S
+what lies within its bounds.
 """
 
 from typing import NamedTuple
@@ -18,48 +21,63 @@ from torch import Tensor
 
 from marginlab.rng import Key
 
-# From so many classes on, places of the permutation are computed one by one; below, torch's whole permutation costs no more (0.4 ms at 100,000),
-# and all its orders can come
+# From so many classes on, places of the permutation are computed one by one; below, torch's whole
+# permutation costs no more (0.4 ms at 100,000), and all its orders can come
 MANY = 100_000
 
 
 class Sample(NamedTuple):
-    """The classes of a step, distinct and ascending, int64, and how many of them have a label in the batch."""
+    """The classes of a step, distinct and ascending, int64, and how many of them have a label in
+    the batch.
+    """
 
     classes: Int[Tensor, "n"]
     positives: int
 
 
-def sample(labels: Int[Tensor, "B"], num_classes: int, size: int, *, seed: int, step: int) -> Sample:
+def sample(
+    labels: Int[Tensor, "B"], num_classes: int, size: int, *, seed: int, step: int
+) -> Sample:
     """Draw the classes of a step: every class of the batch, and uniform others, `size` together.
 
-    Parameters
-    ----------
-    labels: the classes of the global batch, in [0, num_classes); a negative label is ignored. An empty batch has only negatives.
-    num_classes: C. From 100,000 on, time and memory are those of the batch and of `size`, and of sqrt(C); below, of C.
-    size: classes of the sample. A batch with more classes gives exactly its own; 0 thus asks for the classes of the batch alone.
-    seed, step: the draw is a function of these and of the set of labels. The step is an integer in [0, 2**32).
+    Args:
+        labels: the classes of the global batch, in [0, num_classes); a negative label is ignored.
+            An empty batch has only negatives.
+        num_classes: C. From 100,000 on, time and memory are those of the batch and of `size`, and
+            of sqrt(C); below, of C.
+        size: classes of the sample. A batch with more classes gives exactly its own; 0 thus asks
+            for the classes of the batch alone.
+        seed, step: the draw is a function of these and of the set of labels. The step is an integer
+            in [0, 2**32).
 
-    Returns the sample on the device of the labels, ascending, so that `columns` finds a label in it. On a device this waits for the labels.
+    Returns the sample on the device of the labels, ascending, so that `columns` finds a label in
+    it. On a device this waits for the labels.
 
-    Raises
-    ------
-    ValueError: a label, a size or a step out of range.
+    Raises:
+        ValueError: a label, a size or a step out of range.
 
     >>> classes, positives = sample(torch.tensor([7, 2, 7, -1]), num_classes=10, size=5, seed=0, step=0)
     >>> len(classes), positives, bool((classes[1:] > classes[:-1]).all())
     (5, 2, True)
     >>> sample(torch.tensor([7, 2, 7, -1]), num_classes=10, size=1, seed=0, step=0)
     Sample(classes=tensor([2, 7]), positives=2)
-
     """
     if not 0 <= size <= num_classes:
-        raise ValueError(f"A sample holds from 0 to all {num_classes} classes, not {size}. Take a part of num_classes.")
+        raise ValueError(
+            f"A sample holds from 0 to all {num_classes} classes, not {size}. Take a part "
+            f"of num_classes."
+        )
     if not 0 <= step < 1 << 32:
-        raise ValueError(f"A sample is drawn for a step in [0, 2**32), not {step}. Count the steps of the run from 0.")
+        raise ValueError(
+            f"A sample is drawn for a step in [0, 2**32), not {step}. Count the steps of "
+            f"the run from 0."
+        )
     positives = labels[labels >= 0].long().unique()
     if len(positives) and int(positives[-1]) >= num_classes:
-        raise ValueError(f"Labels lie in [0, {num_classes}), or are negative to be ignored, not {int(positives[-1])}. Give the number of classes.")
+        raise ValueError(
+            f"Labels lie in [0, {num_classes}), or are negative to be ignored, not "
+            f"{int(positives[-1])}. Give the number of classes."
+        )
     wanted = size - len(positives)
     if wanted <= 0:
         return Sample(positives, len(positives))
@@ -74,9 +92,11 @@ def sample(labels: Int[Tensor, "B"], num_classes: int, size: int, *, seed: int, 
 
 
 def columns(classes: Int[Tensor, "n"], labels: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-    """The place of each label among `classes`, which ascend; -1 for a label that is not among them, such as a negative, ignored one.
+    """The place of each label among `classes`, which ascend; -1 for a label that is not among them,
+    such as a negative, ignored one.
 
-    All labels that made a sample are among its classes. A shard that holds a part of the sample finds -1 for the classes of others.
+    All labels that made a sample are among its classes. A shard that holds a part of the sample
+    finds -1 for the classes of others.
 
     >>> columns(torch.tensor([2, 3, 7]), torch.tensor([7, 2, -1, 5]))
     tensor([ 2,  0, -1, -1])

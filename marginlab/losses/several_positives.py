@@ -1,12 +1,13 @@
-"""InfoNCE of anchors with several positives: the rows of the anchor's class, each against all rows of other classes.
+"""InfoNCE of anchors with several positives: the rows of the anchor's class, each against all rows
+of other classes.
 
 With c_a = log sum_n e^{s_an/T} over the negatives of an anchor,
 
     loss_a = 1/|P| sum_{p in P} softplus(c_a - s_ap/T),    decoupled:  c_a - mean_P s_ap/T.
 
-The columns are sorted by class, so the positives are an interval and c_a is the sum outside of it. The
-number c_a is then appended to the anchor, and a 1 to every column, so that c_a - s_ap/T is one product,
-whose softplus is summed over intervals in blocks: nothing quadratic is held.
+The columns are sorted by class, so the positives are an interval and c_a is the sum outside of it.
+The number c_a is then appended to the anchor, and a 1 to every column, so that c_a - s_ap/T is one
+product, whose softplus is summed over intervals in blocks: nothing quadratic is held.
 
 Source: Feeney and Hughes 2023 (SINCERE).
 """
@@ -31,15 +32,14 @@ def several_positives(
 
     Args:
         x: anchors (B, D) of length 1, each with at least one positive.
-        y: columns (M + K, D) of all ranks, of length 1; the last K, which have no class, are negatives of
-            every anchor.
+        y: columns (M + K, D) of all ranks, of length 1; the last K, which have no class, are
+            negatives of every anchor.
         labels: classes of the anchors (B,).
         classes: those of the first M columns (M,).
         own: the column (B,) that is the anchor itself; None: the anchors are no columns.
         scale: 1/T.
         decoupled: leave the positive out of the sum over candidates.
         budget: bytes of a block.
-
     """
     order, rows = classes.argsort(stable=True), labels.argsort(stable=True)
     y, more, classes = y[order], y[len(order) :], classes[order]

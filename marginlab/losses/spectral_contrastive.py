@@ -1,12 +1,16 @@
-"""Spectral contrastive loss: positives of large product, and all other products near zero in square.
+"""Spectral contrastive loss: positives of large product, and all other products near zero in
+square.
 
     loss = -2/N sum_i x_i . y_i + 1/(N (N - 1)) sum_{i != j} (x_i . y_j)^2,
 
-an unbiased estimate of -2 E f(x) . f(x+) + E (f(x) . f(x'))^2, whose minimum factorises the matrix of the augmentation graph. Over all pairs the
-squares are a product of two (D, D) matrices, sum_ij (x_i . y_j)^2 = <sum_i x_i x_i^T, sum_j y_j y_j^T>, from which the pairs i = j are taken away:
-nothing of N x N, and over ranks only sums. At perfect alignment it is |M - I|^2 - D, the cross-correlation loss of weight 1 without centring.
+an unbiased estimate of -2 E f(x) . f(x+) + E (f(x) . f(x'))^2, whose minimum factorises the matrix
+of the augmentation graph. Over all pairs the squares are a product of two (D, D) matrices, sum_ij
+(x_i . y_j)^2 = <sum_i x_i x_i^T, sum_j y_j y_j^T>, from which the pairs i = j are taken away:
+nothing of N x N, and over ranks only sums. At perfect alignment it is |M - I|^2 - D, the
+cross-correlation loss of weight 1 without centring.
 
-Sources: HaoChen, Wei, Gaidon and Ma 2021 (population form and its estimate from a batch); the link to cross-correlation follows from |M|^2 - 2 tr M.
+Sources: HaoChen, Wei, Gaidon and Ma 2021 (population form and its estimate from a batch); the link
+    to cross-correlation follows from |M|^2 - 2 tr M.
 """
 
 from typing import Literal
@@ -34,32 +38,32 @@ def spectral_contrastive(
     grads: ranks.Gradients = "mean",
     empty: Empty = "zero",
 ) -> Float[Tensor, ""]:
-    """Spectral contrastive loss of two views, over the rows of all ranks; the same number on every rank.
+    """Spectral contrastive loss of two views, over the rows of all ranks; the same number on every
+    rank.
 
-    Parameters
-    ----------
-    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). They are taken as they are: the loss sets
-        their length itself. Zero rows give the loss 0, equal rows of length r give r^4 - 2 r^2. With
-        "other_view" only products of the two views enter: in float32 those beyond some 1e18, whose
-        squares are too large for it, make inf or NaN; with "both_views" entries beyond 1e9 do.
-    negatives: "other_view", as published: squares of z1 against z2. "both_views": the mean of the four squares of two images' views, of the
-        same expectation and less variance.
-    group: process group; None is the default one, or one rank.
-    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
-    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
-        with zero gradient, so that it ends no run; or "raise", ValueError.
+    Args:
+        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
+            D). They are taken as they are: the loss sets their length itself. Zero rows give the
+            loss 0, equal rows of length r give r^4 - 2 r^2. With "other_view" only products of the
+            two views enter: in float32 those beyond some 1e18, whose squares are too large for it,
+            make inf or NaN; with "both_views" entries beyond 1e9 do.
+        negatives: "other_view", as published: squares of z1 against z2. "both_views": the mean of
+            the four squares of two images' views, of the same expectation and less variance.
+        group: process group; None is the default one, or one rank.
+        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
+            FSDP, which average) or exactly those ("sum").
+        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
+            0 with zero gradient, so that it ends no run; or "raise", ValueError.
 
     Two (D, D) matrices are held.
 
-    Raises
-    ------
-    ValueError: shapes that differ, or an unknown word.
-    TypeError: embeddings that are not floating point.
+    Raises:
+        ValueError: shapes that differ, or an unknown word.
+        TypeError: embeddings that are not floating point.
 
     >>> z = torch.eye(4)
     >>> spectral_contrastive(z, z), spectral_contrastive(z, z.roll(1, 0))
     (tensor(-2.), tensor(0.3333))
-
     """
     check(negatives, grads)
     words = {"negatives": negatives, "grads": grads, "empty": empty}
@@ -69,7 +73,8 @@ def spectral_contrastive(
         if n < 2:
             return nothing(
                 empty,
-                f"The spectral loss compares an image with others: a global batch of {n} has none. Give at least two rows.",
+                f"The spectral loss compares an image with others: a global batch of {n} "
+                f"has none. Give at least two rows.",
                 z1,
                 z2,
             )
@@ -80,21 +85,22 @@ def spectral_contrastive(
         own = positive.square()
         if negatives == "both_views":
             own = (2 * own + z.square().sum(2).square().sum(0)) / 4
-        # One sum over the ranks, and all that follows is the same on every rank, as the gradient of `total` asks
-        parts = ranks.total(torch.cat((product(z.mT, z).flatten(), positive.sum()[None], own.sum()[None])), group)
+        # One sum over the ranks, and all that follows is the same on every rank, as the gradient of
+        # `total` asks
+        parts = ranks.total(
+            torch.cat((product(z.mT, z).flatten(), positive.sum()[None], own.sum()[None])), group
+        )
         one, two = parts[:-2].view(2, width, width)
         squares = (one * two).sum() if negatives == "other_view" else (one + two).square().sum() / 4
         loss: Tensor = (squares - parts[-1]) / (n * (n - 1)) - 2 * parts[-2] / n
         return ranks.with_gradients(loss, group, grads)
 
 
-def _balanced(
-    z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
+def _balanced(z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """One view times a power of two and the other divided by it, so that their entries are alike.
 
-    Of their products, all that the loss sees, none changes; but squares of a long view overflow, and
-    those of a short one vanish, before they are multiplied.
+    Of their products, all that the loss sees, none changes; but squares of a long view overflow,
+    and those of a short one vanish, before they are multiplied.
     """
     views = torch.stack((z1, z2)).detach().flatten(1)
     ends = views.abs().amax(1) if len(z1) else views.new_zeros(2)
@@ -102,7 +108,8 @@ def _balanced(
     # Of a view of zeros nothing is known: it goes where the other one has entries near 1
     there = ends.isfinite() & (ends > 0)
     one, two = torch.where(there, ends, 1.0).log2().unbind()
-    most = 126 if z1.dtype == torch.float32 else 1022  # the largest of which both powers are numbers
+    # the largest of which both powers are numbers
+    most = 126 if z1.dtype == torch.float32 else 1022
     power = torch.where(there.all(), (two - one) / 2, two - one).round().clamp(-most, most)
     return z1 * power.exp2(), z2 * (-power).exp2()
 
@@ -114,7 +121,8 @@ def check(negatives: str, grads: str) -> None:
 
 
 class SpectralContrastive(nn.Module):
-    """`spectral_contrastive` with its settings: `SpectralContrastive()(z1, z2)`. See there for what they mean.
+    """`spectral_contrastive` with its settings: `SpectralContrastive()(z1, z2)`. See there for what
+    they mean.
 
     >>> SpectralContrastive()(torch.eye(4), torch.eye(4))
     tensor(-2.)
@@ -135,7 +143,9 @@ class SpectralContrastive(nn.Module):
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
-        return spectral_contrastive(z1, z2, negatives=self.negatives, group=self.group, grads=self.grads, empty=self.empty)
+        return spectral_contrastive(
+            z1, z2, negatives=self.negatives, group=self.group, grads=self.grads, empty=self.empty
+        )
 
     def __repr__(self) -> str:
         return describe(

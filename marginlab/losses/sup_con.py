@@ -1,13 +1,16 @@
-"""Supervised contrastive loss: every other row of the anchor's class is a positive, every row of another class a negative.
+"""Supervised contrastive loss: every other row of the anchor's class is a positive, every row of
+another class a negative.
 
-For an anchor i with its positives P(i), A(i) all rows but i, cosines s and the temperature T, averaged outside or inside the logarithm,
+For an anchor i with its positives P(i), A(i) all rows but i, cosines s and the temperature T,
+averaged outside or inside the logarithm,
 
     out:  loss_i = -1/|P| sum_{p in P} log( e^{s_ip/T} / sum_{a in A} e^{s_ia/T} ) = softplus(n_i - p_i) + p_i - mean_P s_ip/T,
     in:   loss_i = -log( 1/|P| sum_{p in P} e^{s_ip/T} / sum_{a in A} e^{s_ia/T} ) = softplus(n_i - p_i) + log |P|,
 
-with p_i and n_i the logarithms of the sums over positives and over negatives, which are summed apart (kernels/split.py): a loss far smaller than
-its logits keeps its digits. By Jensen "out" is never below "in"; with one positive both are InfoNCE. The sum over P of cosines is the product
-with the class's sum of rows, so nothing but the blocks of the walk is quadratic in the rows.
+with p_i and n_i the logarithms of the sums over positives and over negatives, which are summed
+apart (kernels/split.py): a loss far smaller than its logits keeps its digits. By Jensen "out" is
+never below "in"; with one positive both are InfoNCE. The sum over P of cosines is the product with
+the class's sum of rows, so nothing but the blocks of the walk is quadratic in the rows.
 
 Source: Khosla et al. 2020, eqs. 2 (out) and 3 (in).
 """
@@ -58,37 +61,42 @@ def sup_con(
 ) -> Float[Tensor, "*anchors"]:
     """Supervised contrastive loss, over the rows of all ranks.
 
-    Twice differentiable. There is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
-    torch.func.hessian.
+    Twice differentiable. There is no forward mode: a Hessian is
+    torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
-    Parameters
-    ----------
-    embeddings: this rank's rows, also none (0, D). Two views of each image are `torch.cat((z1, z2))` with `labels.repeat(2)`. They are
-        L2-normalised here; a row shorter than 1e-12 has no direction: its cosine with everything is 0 and it gets no gradient.
-    labels: the class of each row, any whole number, as an integer tensor.
-    temperature: divides the cosines; a tensor without dimensions may learn.
-    variant: "out", the average over positives outside the logarithm (the paper's better one), or "in".
-    reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on every rank; "none": the losses of this rank's
-        rows (B,). A row without another of its class is a negative to others, but no anchor: it is not counted, and its loss is 0 with "none".
-    group: process group; None is the default one, or one rank.
-    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
-    references: rows that take the place of the batch as positives and negatives, such as a bank's. Each
-        rank gives its own part, also (0, D). A batch is no part of its references.
-    ignore_index: rows of this label, of either side, count as if they were not there, also with NaN.
-    base_temperature: multiply by temperature / base_temperature, as the published code does with 0.07:
-        a factor of 1 at T = 0.07, of 10/7 at 0.1 and of 50/7 at 0.5, in loss and gradient.
-    empty: the loss of a global batch in which no row has a positive: "zero", 0 with zero gradient, so
-        that it ends no run; or "raise", ValueError, for which a GPU is waited for.
-    budget: bytes of the block of similarities that is held.
+    Args:
+        embeddings: this rank's rows, also none (0, D). Two views of each image are `torch.cat((z1,
+            z2))` with `labels.repeat(2)`. They are L2-normalised here; a row shorter than 1e-12 has
+            no direction: its cosine with everything is 0 and it gets no gradient.
+        labels: the class of each row, any whole number, as an integer tensor.
+        temperature: divides the cosines; a tensor without dimensions may learn.
+        variant: "out", the average over positives outside the logarithm (the paper's better one),
+            or "in".
+        reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on
+            every rank; "none": the losses of this rank's rows (B,). A row without another of its
+            class is a negative to others, but no anchor: it is not counted, and its loss is 0 with
+            "none".
+        group: process group; None is the default one, or one rank.
+        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
+            FSDP, which average) or exactly those ("sum").
+        references: rows that take the place of the batch as positives and negatives, such as a
+            bank's. Each rank gives its own part, also (0, D). A batch is no part of its references.
+        ignore_index: rows of this label, of either side, count as if they were not there, also with
+            NaN.
+        base_temperature: multiply by temperature / base_temperature, as the published code does
+            with 0.07: a factor of 1 at T = 0.07, of 10/7 at 0.1 and of 50/7 at 0.5, in loss and
+            gradient.
+        empty: the loss of a global batch in which no row has a positive: "zero", 0 with zero
+            gradient, so that it ends no run; or "raise", ValueError, for which a GPU is waited for.
+        budget: bytes of the block of similarities that is held.
 
-    Raises
-    ------
-    ValueError: shapes that differ, a temperature that is not positive, or an unknown word.
-    TypeError: embeddings that are not floating point, or labels that are not a tensor of integers.
+    Raises:
+        ValueError: shapes that differ, a temperature that is not positive, or an unknown word.
+        TypeError: embeddings that are not floating point, or labels that are not a tensor of
+            integers.
 
     >>> sup_con(torch.eye(4), torch.tensor([0, 0, 0, 1]), temperature=0.5)  # three anchors, all cosines 0: log 3
     tensor(1.0986)
-
     """
     check(number(temperature), variant, reduction, grads)
     fixed = None if isinstance(temperature, Tensor) else temperature  # a tensor is not waited for
@@ -182,14 +190,22 @@ def _positives(classes: Tensor, labels: Tensor, itself: int, ignore_index: int |
 
 
 def _checked(embeddings: Tensor, labels: Tensor, references: References | None) -> Tensor:
-    """The embeddings of this rank in the precision of the sums; raises what is wrong with them or the labels."""
+    """The embeddings of this rank in the precision of the sums; raises what is wrong with them or
+    the labels.
+    """
     for z, of in ((embeddings, labels), *([references] if references is not None else [])):
         if z.ndim != 2 or z.shape[1] == 0 or of.shape != z.shape[:1]:
-            raise ValueError(f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(z.shape)} and {tuple(of.shape)}.")
+            raise ValueError(
+                f"Embeddings are a matrix (B, D) with one label for each row, not "
+                f"{tuple(z.shape)} and {tuple(of.shape)}."
+            )
         check_labels(of, z.device)
         widened(z[:0], torch.float32)
     if references is not None and references.embeddings.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"References are a matrix (M, {embeddings.shape[1]}), as wide as the embeddings, not {tuple(references.embeddings.shape)}.")
+        raise ValueError(
+            f"References are a matrix (M, {embeddings.shape[1]}), as wide as the "
+            f"embeddings, not {tuple(references.embeddings.shape)}."
+        )
     return widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))
 
 
@@ -203,7 +219,8 @@ def check(temperature: float | None, variant: str, reduction: str, grads: str) -
 
 
 class SupCon(nn.Module):
-    """`sup_con` with its settings: `SupCon(temperature=0.1)(embeddings, labels)`. See there for what they mean.
+    """`sup_con` with its settings: `SupCon(temperature=0.1)(embeddings, labels)`. See there for
+    what they mean.
 
     >>> SupCon(0.5)(torch.eye(4), torch.tensor([0, 0, 0, 1]))
     tensor(1.0986)

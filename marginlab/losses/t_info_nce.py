@@ -1,13 +1,14 @@
-"""InfoNCE with the heavy-tailed kernel of t-SNE in place of the exponential of a cosine (t-InfoNCE).
+"""InfoNCE with the heavy-tailed kernel of t-SNE in place of the exponential of a cosine
+(t-InfoNCE).
 
     loss_a = -log( q_ap / (q_ap + sum_n q_an) ) = softplus( log sum_n q_an - log q_ap ),   q_ij = 1 / (1 + |z_i - z_j|^2),
 
-for an anchor a with its positive p, and as negatives n all other rows of both views. Distances are those of
-the rows as they are, not of their directions: embeddings of two features can be drawn as they come. They are taken in float64, for in
-float32 the rounding of squares of rows of a length of 3e4, which float16 holds, is larger than the
-distances between the others, and squares of rows beyond 1e19 are infinite.
-It parts like InfoNCE into an alignment, E log(1 + |z_a - z_p|^2), and a divergence, E log of the sum
-over all candidates.
+for an anchor a with its positive p, and as negatives n all other rows of both views. Distances are
+those of the rows as they are, not of their directions: embeddings of two features can be drawn as
+they come. They are taken in float64, for in float32 the rounding of squares of rows of a length of
+3e4, which float16 holds, is larger than the distances between the others, and squares of rows
+beyond 1e19 are infinite. It parts like InfoNCE into an alignment, E log(1 + |z_a - z_p|^2), and a
+divergence, E log of the sum over all candidates.
 
 Sources: Hu et al. 2022 (t-InfoNCE); Boehm et al. 2023 (t-SimCNE); decomposition: Huang et al. 2023.
 """
@@ -34,30 +35,29 @@ def t_info_nce(
     empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """t-InfoNCE of two views: the mean over the 2N anchors of all ranks, the same number on every rank.
+    """t-InfoNCE of two views: the mean over the 2N anchors of all ranks, the same number on every
+    rank.
 
-    Twice differentiable. There is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
-    torch.func.hessian.
+    Twice differentiable. There is no forward mode: a Hessian is
+    torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
-    Parameters
-    ----------
-    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). Rows that are all equal have the loss
-        log(2N - 1) and no gradient.
-    group: process group; None is the default one, or one rank.
-    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
-    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
-        with zero gradient, so that it ends no run; or "raise", ValueError.
-    budget: bytes of the block of similarities that is held.
+    Args:
+        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
+            D). Rows that are all equal have the loss log(2N - 1) and no gradient.
+        group: process group; None is the default one, or one rank.
+        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
+            FSDP, which average) or exactly those ("sum").
+        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
+            0 with zero gradient, so that it ends no run; or "raise", ValueError.
+        budget: bytes of the block of similarities that is held.
 
-    Raises
-    ------
-    ValueError: shapes that differ, or an unknown word.
-    TypeError: embeddings that are not floating point.
+    Raises:
+        ValueError: shapes that differ, or an unknown word.
+        TypeError: embeddings that are not floating point.
 
     >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # two negatives at distance 5
     >>> t_info_nce(z, z)  # log(1 + 2/26)
     tensor(0.0741)
-
     """
     check_word("grads", grads, ("mean", "sum"))
     z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads, empty=empty)
@@ -66,14 +66,16 @@ def t_info_nce(
         if n < 2:
             return nothing(
                 empty,
-                f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. Give at least two rows.",
+                f"t-InfoNCE finds a view among others: a global batch of {n} has no "
+                f"negatives. Give at least two rows.",
                 z1,
                 z2,
             )
         dtype, (z1, z2) = z1.dtype, (z1.double(), z2.double())
         columns = torch.cat(ranks.gather(torch.stack((z1, z2), 1), group).unbind(1))
         own = torch.arange(first, first + len(z1), device=z1.device)
-        exclude = torch.stack((own, own + n), 1).repeat(2, 1)  # itself and its positive, for either view
+        # itself and its positive, for either view
+        exclude = torch.stack((own, own + n), 1).repeat(2, 1)
         far = log_cauchy_sum(torch.cat((z1, z2)), columns, exclude=exclude, budget=budget)
         near = -(z1 - z2).square().sum(1).log1p().repeat(2)
         losses = F.softplus(far - near, threshold=40.0)
@@ -88,7 +90,13 @@ class TInfoNCE(nn.Module):
     tensor(0.0741)
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, grads: ranks.Gradients = "mean", empty: Empty = "zero", budget: int = BUDGET):
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        grads: ranks.Gradients = "mean",
+        empty: Empty = "zero",
+        budget: int = BUDGET,
+    ):
         super().__init__()
         check_word("empty", empty, ("zero", "raise"))
         check_word("grads", grads, ("mean", "sum"))
@@ -97,7 +105,9 @@ class TInfoNCE(nn.Module):
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """The loss of two views (B, D)."""
-        return t_info_nce(z1, z2, group=self.group, grads=self.grads, empty=self.empty, budget=self.budget)
+        return t_info_nce(
+            z1, z2, group=self.group, grads=self.grads, empty=self.empty, budget=self.budget
+        )
 
     def __repr__(self) -> str:
         return describe("TInfoNCE", grads=self.grads, empty=self.empty, budget=self.budget)

@@ -1,13 +1,15 @@
-"""VICReg: views of an image equal (invariance), every feature spread (variance), no two features alike (covariance), each view by itself.
+"""VICReg: views of an image equal (invariance), every feature spread (variance), no two features
+alike (covariance), each view by itself.
 
     loss = l |z1 - z2|^2 / (N D) + m (v(z1) + v(z2)) / 2 + n (c(z1) + c(z2)),
     v(z) = 1/D sum_j max(0, gamma - sqrt(Var_j + eps)),   c(z) = 1/D sum_{i != j} Cov_ij^2,
 
-with unbiased variances and covariances over the global batch of N rows. This is the published code, to whose weights 25, 25 and 1 belong the
-mean over the features in the first term and the half in the second; the paper's equations have neither, so their weights l and m are ours times
-1/D and 1/2.
+with unbiased variances and covariances over the global batch of N rows. This is the published code,
+to whose weights 25, 25 and 1 belong the mean over the features in the first term and the half in
+the second; the paper's equations have neither, so their weights l and m are ours times 1/D and 1/2.
 
-Both (D, D) covariances are held where they fit the budget; beyond (D above 2,048 in float32), their squares are summed block by block.
+Both (D, D) covariances are held where they fit the budget; beyond (D above 2,048 in float32), their
+squares are summed block by block.
 
 Source: Bardes, Ponce and LeCun 2022, eqs. 1 to 6, and the published code for the constants.
 """
@@ -41,30 +43,30 @@ def vicreg(
 ) -> Float[Tensor, ""]:
     """VICReg of two views, over the rows of all ranks; the same number on every rank.
 
-    Parameters
-    ----------
-    z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0, D). Rows that are all equal give the variance
-        term alone, variance_weight * max(0, gamma - sqrt(eps)). They are taken as they are: the loss grows
-        with their fourth power, so float32 entries beyond some 1e9 make inf or NaN of it.
-    invariance_weight, variance_weight, covariance_weight: l, m and n.
-    gamma: the deviation that every feature is asked to reach.
-    eps: added to variances before the root, whose slope at 0 would be infinite.
-    group: process group; None is the default one, or one rank.
-    grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
-    empty: the loss of a global batch in which nothing can be compared, such as one row: "zero", 0
-        with zero gradient, so that it ends no run; or "raise", ValueError.
-    budget: bytes up to which the covariances are held whole; with more features their blocks are of this size, and there is no second
-        derivative and no forward mode.
+    Args:
+        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
+            D). Rows that are all equal give the variance term alone, variance_weight * max(0, gamma
+            - sqrt(eps)). They are taken as they are: the loss grows with their fourth power, so
+            float32 entries beyond some 1e9 make inf or NaN of it.
+        invariance_weight, variance_weight, covariance_weight: l, m and n.
+        gamma: the deviation that every feature is asked to reach.
+        eps: added to variances before the root, whose slope at 0 would be infinite.
+        group: process group; None is the default one, or one rank.
+        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
+            FSDP, which average) or exactly those ("sum").
+        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
+            0 with zero gradient, so that it ends no run; or "raise", ValueError.
+        budget: bytes up to which the covariances are held whole; with more features their blocks
+            are of this size, and there is no second derivative and no forward mode.
 
-    Raises
-    ------
-    ValueError: shapes that differ, a negative weight or gamma, eps not positive, or an unknown word.
-    TypeError: embeddings that are not floating point.
+    Raises:
+        ValueError: shapes that differ, a negative weight or gamma, eps not positive, or an unknown
+            word.
+        TypeError: embeddings that are not floating point.
 
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     >>> vicreg(z, z), vicreg(z, -z)  # spread and decorrelated; then 25 times a squared difference of 4
     (tensor(0.), tensor(100.))
-
     """
     check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
     given = (invariance_weight, variance_weight, covariance_weight, gamma, eps)
@@ -74,18 +76,22 @@ def vicreg(
         if n < 2:
             return nothing(
                 empty,
-                f"VICReg takes variances over the global batch: one of {n} has none. Give at least two rows.",
+                f"VICReg takes variances over the global batch: one of {n} has none. Give "
+                f"at least two rows.",
                 z1,
                 z2,
             )
         z = torch.stack((z1, z2))
-        # As in cross_correlation.py: a constant origin keeps the digits of features far from 0, and each moment goes through one sum over the ranks
+        # As in cross_correlation.py: a constant origin keeps the digits of features far from 0, and
+        # each moment goes through one sum over the ranks
         z = z - ranks.total(z.detach().sum(1), group)[:, None] / n
         alone = width == 1  # no pair of features: nothing to overflow either
         whole = not alone and 2 * width * width * z.element_size() <= budget
         shared = product(z.mT, z).flatten(0, 1) if whole else z[0][:0]
         difference = (z1 - z2).square().sum(0)[None]
-        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group) / n
+        moments = (
+            ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group) / n
+        )
         shift, square, difference = moments[-5:-3], moments[-3:-1], moments[-1]
         unbiased = n / (n - 1)
         deviation = ((square - shift.square()).clamp_min(0) * unbiased + eps).sqrt()
@@ -93,28 +99,52 @@ def vicreg(
         if alone:
             alike = shift.new_zeros(())
         elif whole:
-            covariance = (moments[:-5].view(2, width, width) - shift[:, :, None] * shift[:, None]) * unbiased
-            alike = (covariance - torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))).square().sum()
+            covariance = (
+                moments[:-5].view(2, width, width) - shift[:, :, None] * shift[:, None]
+            ) * unbiased
+            alike = (
+                (covariance - torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))).square().sum()
+            )
         else:
             scales = (torch.full_like(shift[0], unbiased), torch.ones_like(shift[0]))
             alike = torch.stack(
                 [
-                    off_diagonal_squares(view, view, (m, m), scales, rows=n, half=True, group=group, budget=budget)
+                    off_diagonal_squares(
+                        view, view, (m, m), scales, rows=n, half=True, group=group, budget=budget
+                    )
                     for view, m in zip(z, shift, strict=True)
                 ]
             ).sum()
-        loss: Tensor = invariance_weight * difference.mean() + variance_weight * spread + covariance_weight * alike / width
+        loss: Tensor = (
+            invariance_weight * difference.mean()
+            + variance_weight * spread
+            + covariance_weight * alike / width
+        )
         return ranks.with_gradients(loss, group, grads)
 
 
-def check(invariance_weight: float, variance_weight: float, covariance_weight: float, gamma: float, eps: float, grads: str) -> None:
+def check(
+    invariance_weight: float,
+    variance_weight: float,
+    covariance_weight: float,
+    gamma: float,
+    eps: float,
+    grads: str,
+) -> None:
     """Refuse what the loss cannot be made of (ValueError)."""
-    weights = {"invariance_weight": invariance_weight, "variance_weight": variance_weight, "covariance_weight": covariance_weight, "gamma": gamma}
+    weights = {
+        "invariance_weight": invariance_weight,
+        "variance_weight": variance_weight,
+        "covariance_weight": covariance_weight,
+        "gamma": gamma,
+    }
     for name, value in weights.items():
         if not value >= 0:
             raise ValueError(f"{name} is not negative, such as 1.0, not {value}.")
     if not eps > 0:
-        raise ValueError(f"eps is added to variances before the root and is positive, such as 1e-4, not {eps}.")
+        raise ValueError(
+            f"eps is added to variances before the root and is positive, such as 1e-4, not {eps}."
+        )
     check_word("grads", grads, ("mean", "sum"))
 
 
@@ -141,7 +171,11 @@ class VICReg(nn.Module):
         super().__init__()
         check_word("empty", empty, ("zero", "raise"))
         check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
-        self.invariance_weight, self.variance_weight, self.covariance_weight = invariance_weight, variance_weight, covariance_weight
+        self.invariance_weight, self.variance_weight, self.covariance_weight = (
+            invariance_weight,
+            variance_weight,
+            covariance_weight,
+        )
         self.gamma, self.eps, self.group, self.grads, self.budget = gamma, eps, group, grads, budget
         self.empty = empty
 
@@ -162,5 +196,14 @@ class VICReg(nn.Module):
         )
 
     def __repr__(self) -> str:
-        settings = ("invariance_weight", "variance_weight", "covariance_weight", "gamma", "eps", "grads", "empty", "budget")
+        settings = (
+            "invariance_weight",
+            "variance_weight",
+            "covariance_weight",
+            "gamma",
+            "eps",
+            "grads",
+            "empty",
+            "budget",
+        )
         return describe("VICReg", **{name: getattr(self, name) for name in settings})

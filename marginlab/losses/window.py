@@ -1,8 +1,10 @@
-"""The accumulation window of a sampled classifier: what is fixed for all parts of one batch before the first part is seen.
+"""The accumulation window of a sampled classifier: what is fixed for all parts of one batch before
+the first part is seen.
 
     sum over the parts of sum_i w_i loss_i / W,    W = sum of w_i over the rows of all parts
 
-has the gradient of the one batch of all rows if all parts share W, the sample of classes, and what the margin takes from the whole batch.
+has the gradient of the one batch of all rows if all parts share W, the sample of classes, and what
+the margin takes from the whole batch.
 """
 
 from typing import NamedTuple
@@ -25,24 +27,50 @@ class Draw(NamedTuple):
 
 
 class Window:
-    """The rows that were announced, of all ranks in their order, and how many of each rank's have come."""
+    """The rows that were announced, of all ranks in their order, and how many of each rank's have
+    come.
+    """
 
-    def __init__(self, labels: Tensor, valid: Tensor | None, held: list[int], whole: Tensor, step: int | None, margin: Margin):
+    def __init__(
+        self,
+        labels: Tensor,
+        valid: Tensor | None,
+        held: list[int],
+        whole: Tensor,
+        step: int | None,
+        margin: Margin,
+    ):
         self.labels, self.valid, self.held, self.whole, self.step = labels, valid, held, whole, step
         self.used = [0] * len(held)
         counted = torch.ones_like(labels) if valid is None else valid.long()
-        self._numbers = counted.cumsum(0) - 1  # of a row among those that count: what addresses its draw
+        # of a row among those that count: what addresses its draw
+        self._numbers = counted.cumsum(0) - 1
         self.margin = margin
         self._seen: list[_Seen] = []
 
     def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Margin:
-        """Check that the next rows of every rank are those announced (ValueError), and give their margin."""
+        """Check that the next rows of every rank are those announced (ValueError), and give their
+        margin.
+        """
         starts = [sum(self.held[:rank]) + used for rank, used in enumerate(self.used)]
-        if any(used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)):
-            raise ValueError(f"The window was opened for {self.held} rows of each rank, not for {held} more after {self.used}. Announce all.")
-        rows = torch.cat([torch.arange(start, start + more, device=labels.device) for start, more in zip(starts, held, strict=True)])
+        if any(
+            used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)
+        ):
+            raise ValueError(
+                f"The window was opened for {self.held} rows of each rank, not for {held} "
+                f"more after {self.used}. Announce all."
+            )
+        rows = torch.cat(
+            [
+                torch.arange(start, start + more, device=labels.device)
+                for start, more in zip(starts, held, strict=True)
+            ]
+        )
         if not torch.equal(self.labels[rows], labels):
-            raise ValueError("The labels of this part are not the next ones of the window. Give the parts in the order of its labels.")
+            raise ValueError(
+                "The labels of this part are not the next ones of the window. Give the "
+                "parts in the order of its labels."
+            )
         self.used = [used + more for used, more in zip(self.used, held, strict=True)]
         if not self.margin.batchwise:
             return self.margin
@@ -51,13 +79,18 @@ class Window:
     def close(self) -> None:
         """Move the margin's state on by all rows; ValueError when some have not come."""
         if self.used != self.held:
-            raise ValueError(f"The window was opened for {self.held} rows of each rank and closed after {self.used}. Give all parts before it ends.")
+            raise ValueError(
+                f"The window was opened for {self.held} rows of each rank and closed after "
+                f"{self.used}. Give all parts before it ends."
+            )
         if self.margin.training and self._seen:  # in evaluation mode there is nothing to move
             self.margin.closed(*(torch.cat(each) for each in zip(*self._seen, strict=True)))
 
 
 class _InParts(Margin):
-    """A margin that is shown a part of a batch, with the state that it has before the batch moves it."""
+    """A margin that is shown a part of a batch, with the state that it has before the batch moves
+    it.
+    """
 
     batchwise = True
 
@@ -78,6 +111,8 @@ class _InParts(Margin):
             self._seen.append((cosine.detach(), norm.detach(), counted))
         return self.before.part(cosine, norm, self.rows), self
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+    def compute(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Targets:
         """The rule for the part, as derivatives of the slopes ask for it."""
         return self.before.compute_part(cosine, norm, self.rows)

@@ -1,4 +1,7 @@
-"""Margins: target cosine -> target logit, and its derivative. Settings of a classifier; `Margin` and `Targets` are what one's own is made of."""
+"""Margins: target cosine -> target logit, and its derivative.
+
+Settings of a classifier; `Margin` and `Targets` are what one's own is made of.
+"""
 
 from marginlab.margins.adaface import AdaFace as AdaFace
 from marginlab.margins.combined import ArcFace as ArcFace
@@ -15,4 +18,15 @@ from marginlab.margins.margin import Margin as Margin
 from marginlab.margins.margin import Targets as Targets
 
 # The classes here are those a text in call notation may name
-__all__ = ["AdaFace", "ArcFace", "CombinedMargin", "CosFace", "CurricularFace", "ElasticFace", "MagFace", "NoMargin", "SphereFace", "combined"]
+__all__ = [
+    "AdaFace",
+    "ArcFace",
+    "CombinedMargin",
+    "CosFace",
+    "CurricularFace",
+    "ElasticFace",
+    "MagFace",
+    "NoMargin",
+    "SphereFace",
+    "combined",
+]

@@ -1,12 +1,15 @@
-"""AdaFace: the norm of a feature stands for the quality of its image; good images get an angular margin that is negative, bad ones a positive one.
+"""AdaFace: the norm of a feature stands for the quality of its image; good images get an angular
+margin that is negative, bad ones a positive one.
 
     z = clip(h (|x| - mean) / (std + 1e-3), -1, 1)          psi(c) = cos(theta - m z) - (m + m z)
 
-mean and std are moving averages of the norms' mean and standard deviation over global batches, norms clipped to [0.001, 100].
-At z = -1 (short features) this is ArcFace(m), at 0 CosFace(m), at 1 an angular margin of -m under a cosine margin of 2 m. Norms are detached.
+mean and std are moving averages of the norms' mean and standard deviation over global batches,
+norms clipped to [0.001, 100]. At z = -1 (short features) this is ArcFace(m), at 0 CosFace(m), at 1
+an angular margin of -m under a cosine margin of 2 m. Norms are detached.
 
-Source: Kim, Jain, Liu 2022 (CVPR), and its code. The angle is clipped at 0 and continued beyond pi by a line, see `combined`; the published
-code clips both ends, which leaves a target beyond pi without a gradient.
+Source: Kim, Jain, Liu 2022 (CVPR), and its code. The angle is clipped at 0 and continued beyond pi
+by a line, see `combined`; the published code clips both ends, which leaves a target beyond pi
+without a gradient.
 """
 
 from jaxtyping import Bool, Float
@@ -22,24 +25,24 @@ SHORTEST, LONGEST = 1e-3, 100.0
 class AdaFace(Margin):
     """Margin by image quality, as the feature norm shows it.
 
-    Parameters
-    ----------
-    m: of both the angular part (radians) and the additive one, in [0, pi).
-    h: concentration: z is h standard deviations' worth of the norm, not negative. 0.333 puts two thirds of the batch into |z| < 0.333.
-    momentum: share of the newest batch in the averages; the published code has 1 as its default and 0.01 in its recipes.
-    gradient: "exact" or "straight_through", see `Margin`.
+    Args:
+        m: of both the angular part (radians) and the additive one, in [0, pi).
+        h: concentration: z is h standard deviations' worth of the norm, not negative. 0.333 puts
+            two thirds of the batch into |z| < 0.333.
+        momentum: share of the newest batch in the averages; the published code has 1 as its default
+            and 0.01 in its recipes.
+        gradient: "exact" or "straight_through", see `Margin`.
 
-    State: buffers `mean` and `std` of the norms, moved in training mode before they are used; an empty batch moves neither, a single row only
-    the mean, and statistics that are not finite nothing.
+    State: buffers `mean` and `std` of the norms, moved in training mode before they are used; an
+    empty batch moves neither, a single row only the mean, and statistics that are not finite
+    nothing.
 
-    Raises
-    ------
-    ValueError: settings out of these ranges.
+    Raises:
+        ValueError: settings out of these ranges.
 
     >>> margin = AdaFace(0.4).eval()
     >>> margin.targets(torch.zeros(2), torch.tensor([20.0, 90.0])).value  # z = 0, and z = 0.233: less by the angle, more by the cosine margin
     tensor([-0.4000, -0.4001])
-
     """
 
     batchwise = True
@@ -48,24 +51,45 @@ class AdaFace(Margin):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, m: float = 0.4, h: float = 0.333, momentum: float = 0.01, *, gradient: Gradient = "exact"):
+    def __init__(
+        self,
+        m: float = 0.4,
+        h: float = 0.333,
+        momentum: float = 0.01,
+        *,
+        gradient: Gradient = "exact",
+    ):
         super().__init__(gradient=gradient)
         check_angle("m", m)
         check_momentum(momentum)
         if not 0 <= h < float("inf"):
-            raise ValueError(f"h scales the standardised norm: it is finite and not negative, such as 0.333, not {h}.")
+            raise ValueError(
+                f"h scales the standardised norm: it is finite and not negative, such as "
+                f"0.333, not {h}."
+            )
         self.m, self.h, self.momentum = m, h, momentum
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+    def compute(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Targets:
         """Move the averages, then give each row the margin of its standardised norm."""
         norm = norm.detach().clamp(SHORTEST, LONGEST)
-        if self.training:  # without rows, or with one, a mean or deviation is 0/0, which moves nothing
+        # without rows, or with one, a mean or deviation is 0/0, which moves nothing
+        if self.training:
             n, counted = valid.sum(), norm.masked_fill(~valid, 0.0)
             mean = counted.sum() / n
             move(self.mean, mean, self.momentum)
-            move(self.std, ((norm - mean).masked_fill(~valid, 0.0).square().sum() / (n - 1).clamp_min(0)).sqrt(), self.momentum)
+            move(
+                self.std,
+                (
+                    (norm - mean).masked_fill(~valid, 0.0).square().sum() / (n - 1).clamp_min(0)
+                ).sqrt(),
+                self.momentum,
+            )
         z = (self.h * (norm - self.mean.to(norm)) / (self.std.to(norm) + 1e-3)).clamp(-1, 1)
         return Targets(*combined(cosine, m2=-self.m * z, m3=self.m + self.m * z))
 
     def __repr__(self) -> str:
-        return describe("AdaFace", m=self.m, h=self.h, momentum=self.momentum, gradient=self.gradient)
+        return describe(
+            "AdaFace", m=self.m, h=self.h, momentum=self.momentum, gradient=self.gradient
+        )

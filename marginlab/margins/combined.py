@@ -1,18 +1,22 @@
-"""Combined margin: psi(c) = cos(m1 theta + m2) - m3, with theta = arccos c, made monotone over the whole of [-1, 1].
+"""Combined margin: psi(c) = cos(m1 theta + m2) - m3, with theta = arccos c, made monotone over the
+whole of [-1, 1].
 
     c < c* = cos((pi - m2) / m1), where m1 theta + m2 > pi:   psi = c - c* - 1 - m3,                 slope 1
     where m1 theta + m2 < 0 (a negative angular margin):       psi = 1 - m3,                          slope 0
     between them:                                              psi = cos(m1 theta + m2) - m3,         slope m1 sin(m1 theta + m2) / sin theta
 
-Beyond the turning point c* the cosine of the margined angle would rise again and reward a feature for going further away; the line goes on
-falling, and joins the curve without a jump (at c* both are -1 - m3). Published codes fall there by cos m + m sin m - 1 (0.117 at m = 0.5)
-within no distance, or rise.
+Beyond the turning point c* the cosine of the margined angle would rise again and reward a feature
+for going further away; the line goes on falling, and joins the curve without a jump (at c* both are
+-1 - m3). Published codes fall there by cos m + m sin m - 1 (0.117 at m = 0.5) within no distance,
+or rise.
 
-The slope grows without bound towards c = 1 when m2 > 0 (and towards -1 when the curve reaches it at an angle between 0 and pi): sin theta is
-clamped below at 1e-3 in float32 and 1e-6 in float64. Where a limit exists, at m2 = 0, it is kept: psi' = m1^2 at c = 1.
-sin theta is sqrt((1 - c)(1 + c)) and theta = atan2(sin theta, c): arccos loses half of the digits near c = 1, and 1 - c^2 does too.
+The slope grows without bound towards c = 1 when m2 > 0 (and towards -1 when the curve reaches it at
+an angle between 0 and pi): sin theta is clamped below at 1e-3 in float32 and 1e-6 in float64. Where
+a limit exists, at m2 = 0, it is kept: psi' = m1^2 at c = 1. sin theta is sqrt((1 - c)(1 + c)) and
+theta = atan2(sin theta, c): arccos loses half of the digits near c = 1, and 1 - c^2 does too.
 
-Sources: Deng et al. 2022 (ArcFace, TPAMI), eq. 4; m2 alone is ArcFace; m3 alone, CosFace: Wang et al. 2018; m1 alone, SphereFace: Liu et al. 2017.
+Sources: Deng et al. 2022 (ArcFace, TPAMI), eq. 4; m2 alone is ArcFace; m3 alone, CosFace: Wang et
+    al. 2018; m1 alone, SphereFace: Liu et al. 2017.
 """
 
 import math
@@ -28,27 +32,30 @@ SMALLEST_SINE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
 def combined(
-    cosine: Float[Tensor, "*shape"], m1: float = 1.0, m2: float | Float[Tensor, "..."] = 0.0, m3: float | Float[Tensor, "..."] = 0.0
+    cosine: Float[Tensor, "*shape"],
+    m1: float = 1.0,
+    m2: float | Float[Tensor, "..."] = 0.0,
+    m3: float | Float[Tensor, "..."] = 0.0,
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """Value and slope of the combined margin; what margins of any kind are made of.
 
-    Both are differentiable in the cosines and the margins where autograd is on, which it is not in `Margin.targets`.
+    Both are differentiable in the cosines and the margins where autograd is on, which it is not in
+    `Margin.targets`.
 
-    Parameters
-    ----------
-    cosine: any shape; clamped to [-1, 1], half precisions become float32, and so does the result.
-    m1: multiplies the angle, positive.
-    m2: added to the angle, in radians, in (-pi, pi); a number, or a tensor that broadcasts to the cosines.
-    m3: subtracted from the cosine; likewise.
+    Args:
+        cosine: any shape; clamped to [-1, 1], half precisions become float32, and so does the
+            result.
+        m1: multiplies the angle, positive.
+        m2: added to the angle, in radians, in (-pi, pi); a number, or a tensor that broadcasts to
+            the cosines.
+        m3: subtracted from the cosine; likewise.
 
-    Raises
-    ------
-    TypeError: cosines that are not floating point.
+    Raises:
+        TypeError: cosines that are not floating point.
 
     >>> value, slope = combined(torch.tensor([0.0, -1.0]), m2=0.5)  # at 90 degrees, and beyond the turning point
     >>> value, slope
     (tensor([-0.4794, -1.1224]), tensor([0.8776, 1.0000]))
-
     """
     c = clamped(cosine)
     shift = m2.to(c) if isinstance(m2, Tensor) else c.new_full((), m2)
@@ -57,51 +64,58 @@ def combined(
     sine = ((1 - c) * (1 + c)).clamp_min(torch.finfo(c.dtype).tiny).sqrt()
     safe = sine.clamp_min(floor)
     theta = torch.atan2(sine, c)
-    if m1 == 1:  # the addition theorem alone: without m2, psi is c - m3 and its slope 1, to the last bit
+    # the addition theorem alone: without m2, psi is c - m3 and its slope 1, to the last bit
+    if m1 == 1:
         cosine_m1, sine_m1, ratio = c, sine, torch.ones_like(c)
     else:
         cosine_m1, sine_m1 = (m1 * theta).cos(), (m1 * theta).sin()
-        ratio = torch.where((sine < floor) & (c > 0), m1, sine_m1 / safe)  # sin(m1 theta) / sin(theta) -> m1
+        # sin(m1 theta) / sin(theta) -> m1
+        ratio = torch.where((sine < floor) & (c > 0), m1, sine_m1 / safe)
     curve = cosine_m1 * shift.cos() - sine_m1 * shift.sin()
     slope = m1 * (ratio * shift.cos() + cosine_m1 * shift.sin() / safe)
 
     turning = ((math.pi - shift) / m1).clamp(0, math.pi).cos()
     clipped = m1 * theta < -shift  # asked of angles: the cosine of a small one rounds to 1
     value = torch.where(c < turning, c - turning - 1, torch.where(clipped, 1.0, curve))
-    slope = torch.where(c < turning, 1.0, torch.where(clipped, 0.0, slope.clamp_min(0)))  # at the joints it rounds to either side of 0
+    # at the joints it rounds to either side of 0
+    slope = torch.where(c < turning, 1.0, torch.where(clipped, 0.0, slope.clamp_min(0)))
     return value - (m3.to(c) if isinstance(m3, Tensor) else m3), slope
 
 
 class CombinedMargin(Margin):
-    """The full form cos(m1 theta + m2) - m3, for example CM1 (1, 0.3, 0.2) and CM2 (0.9, 0.4, 0.15) of the ArcFace paper.
+    """The full form cos(m1 theta + m2) - m3, for example CM1 (1, 0.3, 0.2) and CM2 (0.9, 0.4, 0.15)
+    of the ArcFace paper.
 
-    Parameters
-    ----------
-    m1: multiplies the angle, positive.
-    m2: added to the angle, radians in [0, pi).
-    m3: subtracted from the cosine.
-    gradient: "exact" or "straight_through", see `Margin`.
+    Args:
+        m1: multiplies the angle, positive.
+        m2: added to the angle, radians in [0, pi).
+        m3: subtracted from the cosine.
+        gradient: "exact" or "straight_through", see `Margin`.
 
-    Raises
-    ------
-    ValueError: margins out of these ranges.
+    Raises:
+        ValueError: margins out of these ranges.
 
     >>> CombinedMargin(0.9, 0.4, 0.15).value(torch.tensor([0.5, 0.9]))
     tensor([0.0763, 0.5424])
-
     """
 
-    def __init__(self, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0, *, gradient: Gradient = "exact"):
+    def __init__(
+        self, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0, *, gradient: Gradient = "exact"
+    ):
         super().__init__(gradient=gradient)
         if not 0 < m1 < math.inf:
-            raise ValueError(f"m1 multiplies the angle: a positive number, such as 1.35, not {m1}. Without it, m1 is 1.")
+            raise ValueError(
+                f"m1 multiplies the angle: a positive number, such as 1.35, not {m1}. "
+                f"Without it, m1 is 1."
+            )
         check_angle("m2", m2)
         check_finite("m3", m3)
         self.m1, self.m2, self.m3 = m1, m2, m3
 
     @property
     def turning_point(self) -> float:
-        """c*, the cosine below which m1 theta + m2 > pi and psi is the line c - c* - 1 - m3; -1 where that never happens.
+        """c*, the cosine below which m1 theta + m2 > pi and psi is the line c - c* - 1 - m3; -1
+        where that never happens.
 
         >>> import math
         >>> round(math.degrees(math.acos(ArcFace(0.5).turning_point)), 2)
@@ -118,7 +132,8 @@ class CombinedMargin(Margin):
         return combined(cosine.detach(), self.m1, self.m2, self.m3)[0]
 
     def derivative(self, cosine: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The slope the backward pass multiplies by, of cosines of any shape: d psi / d c, or 1 with gradient="straight_through".
+        """The slope the backward pass multiplies by, of cosines of any shape: d psi / d c, or 1
+        with gradient="straight_through".
 
         >>> ArcFace(0.5).derivative(torch.tensor([0.5, 0.0]))
         tensor([1.1544, 0.8776])
@@ -128,16 +143,22 @@ class CombinedMargin(Margin):
         slope = combined(cosine.detach(), self.m1, self.m2, self.m3)[1]
         return slope if self.gradient == "exact" else torch.ones_like(slope)
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+    def compute(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Targets:
         """Value and slope; the norm plays no part."""
         return Targets(*combined(cosine, self.m1, self.m2, self.m3))
 
     def __repr__(self) -> str:
-        return describe("CombinedMargin", m1=self.m1, m2=self.m2, m3=self.m3, gradient=self.gradient)
+        return describe(
+            "CombinedMargin", m1=self.m1, m2=self.m2, m3=self.m3, gradient=self.gradient
+        )
 
 
 class ArcFace(CombinedMargin):
-    """Additive angular margin, psi(c) = cos(theta + m), m in radians in [0, pi). Deng et al. 2019 (ArcFace).
+    """Additive angular margin, psi(c) = cos(theta + m), m in radians in [0, pi).
+
+    Deng et al. 2019 (ArcFace).
 
     >>> ArcFace(0.5).targets(torch.tensor([0.5]), torch.ones(1)).value  # cos(60 degrees + 0.5)
     tensor([0.0236])
@@ -152,7 +173,9 @@ class ArcFace(CombinedMargin):
 
 
 class CosFace(CombinedMargin):
-    """Additive cosine margin, psi(c) = c - m. Wang et al. 2018 (CosFace); 0.35 in the ArcFace paper, 0.4 in insightface's recipes.
+    """Additive cosine margin, psi(c) = c - m.
+
+    Wang et al. 2018 (CosFace); 0.35 in the ArcFace paper, 0.4 in insightface's recipes.
 
     >>> CosFace(0.35).targets(torch.tensor([0.5]), torch.ones(1)).value
     tensor([0.1500])
@@ -167,9 +190,12 @@ class CosFace(CombinedMargin):
 
 
 class SphereFace(CombinedMargin):
-    """Multiplicative angular margin, psi(c) = cos(m theta), m > 0. Liu et al. 2017, with 1.35 as in the ArcFace paper.
+    """Multiplicative angular margin, psi(c) = cos(m theta), m > 0.
 
-    Beyond m theta = pi the original goes on with -cos(m theta) - 2, and so on; here it is the line of `CombinedMargin`.
+    Liu et al. 2017, with 1.35 as in the ArcFace paper.
+
+    Beyond m theta = pi the original goes on with -cos(m theta) - 2, and so on; here it is the line
+    of `CombinedMargin`.
 
     >>> SphereFace(1.35).derivative(torch.tensor([1.0]))  # m^2
     tensor([1.8225])

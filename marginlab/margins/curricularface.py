@@ -1,9 +1,12 @@
-"""CurricularFace: ArcFace's target, and non-target cosines that pass it weigh more as training goes on.
+"""CurricularFace: ArcFace's target, and non-target cosines that pass it weigh more as training goes
+on.
 
     psi(c) = cos(theta + m)       a non-target c_j > psi(c_y) becomes c_j (t + c_j), slope t + 2 c_j       t <- (1 - momentum) t + momentum mean(c_y)
 
-t is a moving average of the mean target cosine over global batches: near 0 at first, when hard negatives are weakened, and larger later, when
-those with t + c_j > 1 are strengthened. The classifier applies it, with `Targets.hardness`; c_j is compared with psi(c_y) as it stands in the logit.
+t is a moving average of the mean target cosine over global batches: near 0 at first, when hard
+negatives are weakened, and larger later, when those with t + c_j > 1 are strengthened. The
+classifier applies it, with `Targets.hardness`; c_j is compared with psi(c_y) as it stands in the
+logit.
 
 Source: Huang et al. 2020 (CVPR).
 """
@@ -19,22 +22,20 @@ from marginlab.settings import describe
 class CurricularFace(Margin):
     """Angular margin with a curriculum over the hard negatives.
 
-    Parameters
-    ----------
-    m: angular margin, radians in [0, pi).
-    momentum: share of the newest batch in t.
-    gradient: "exact" or "straight_through", see `Margin`; it concerns the target only.
+    Args:
+        m: angular margin, radians in [0, pi).
+        momentum: share of the newest batch in t.
+        gradient: "exact" or "straight_through", see `Margin`; it concerns the target only.
 
-    State: buffer `t`, moved in training mode before it is used; an empty batch, or a mean that is not finite, does not move it.
+    State: buffer `t`, moved in training mode before it is used; an empty batch, or a mean that is
+        not finite, does not move it.
 
-    Raises
-    ------
-    ValueError: settings out of these ranges.
+    Raises:
+        ValueError: settings out of these ranges.
 
     >>> margin = CurricularFace(0.5)
     >>> margin.targets(torch.tensor([0.5, 0.7]), torch.ones(2)).hardness  # 0.01 * 0.6
     tensor(0.0060)
-
     """
 
     batchwise = True
@@ -49,11 +50,16 @@ class CurricularFace(Margin):
         check_momentum(momentum)
         self.m, self.momentum = m, momentum
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+    def compute(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Targets:
         """Move t, then give ArcFace's targets with it."""
         if self.training:  # the mean of no rows is 0/0, which moves nothing
-            move(self.t, cosine.detach().masked_fill(~valid, 0.0).sum() / valid.sum(), self.momentum)
-        return Targets(*combined(cosine, m2=self.m), hardness=self.t.to(cosine, copy=True))  # the buffer may move before the backward pass
+            move(
+                self.t, cosine.detach().masked_fill(~valid, 0.0).sum() / valid.sum(), self.momentum
+            )
+        # the buffer may move before the backward pass
+        return Targets(*combined(cosine, m2=self.m), hardness=self.t.to(cosine, copy=True))
 
     def __repr__(self) -> str:
         return describe("CurricularFace", m=self.m, momentum=self.momentum, gradient=self.gradient)

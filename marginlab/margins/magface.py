@@ -1,10 +1,12 @@
-"""MagFace: an angular margin that grows with the norm of the feature, and a penalty that draws the norm up.
+"""MagFace: an angular margin that grows with the norm of the feature, and a penalty that draws the
+norm up.
 
     a = clip(|x|, l_a, u_a)      m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a)      psi(c) = cos(theta + m(a))
     penalty = weight (a / u_a^2 + 1 / a)
 
-A longer feature has a larger margin, hence a larger loss, and a smaller penalty: an easy image can afford a long one, a hard one cannot, so
-that the norm comes to tell the quality. The norm is learned, so its derivatives are needed, inside the clip only (outside all are 0):
+A longer feature has a larger margin, hence a larger loss, and a smaller penalty: an easy image can
+afford a long one, a hard one cannot, so that the norm comes to tell the quality. The norm is
+learned, so its derivatives are needed, inside the clip only (outside all are 0):
 
     d psi / d|x| = m'(a) dpsi/dm,    dpsi/dm = -sin(theta + m);  on the line c - c* - 1 beyond theta + m = pi, where c* = -cos m, it is -sin m
     d penalty / d|x| = weight (1 / u_a^2 - 1 / a^2)
@@ -24,28 +26,26 @@ from marginlab.settings import describe
 class MagFace(Margin):
     """Margin linear in the feature norm, with its regulariser.
 
-    Parameters
-    ----------
-    l_a, u_a: bounds of the norm, 0 < l_a < u_a. A norm outside them gets no gradient from the margin or the penalty: choose them around the
-        norms that the backbone begins with (about sqrt(D) under a final BatchNorm).
-    l_m, u_m: angular margins (radians) at the bounds, 0 <= l_m <= u_m < pi.
-    weight: of the penalty, not negative.
-    easy_margin: as in the published training code (its default): at a target cosine of 0 or below
-        there is no margin, psi(c) = c, which jumps by sin m(a) at 90 degrees; the paper's formula and
-        the default here have the margin at every angle.
-    gradient: "exact" or "straight_through", see `Margin`: it concerns the slope by the cosine, not the one by the norm, without which there
-        would be no MagFace.
+    Args:
+        l_a, u_a: bounds of the norm, 0 < l_a < u_a. A norm outside them gets no gradient from the
+            margin or the penalty: choose them around the norms that the backbone begins with (about
+            sqrt(D) under a final BatchNorm).
+        l_m, u_m: angular margins (radians) at the bounds, 0 <= l_m <= u_m < pi.
+        weight: of the penalty, not negative.
+        easy_margin: as in the published training code (its default): at a target cosine of 0 or
+            below there is no margin, psi(c) = c, which jumps by sin m(a) at 90 degrees; the paper's
+            formula and the default here have the margin at every angle.
+        gradient: "exact" or "straight_through", see `Margin`: it concerns the slope by the cosine,
+            not the one by the norm, without which there would be no MagFace.
 
-    Raises
-    ------
-    ValueError: settings out of these ranges.
+    Raises:
+        ValueError: settings out of these ranges.
 
     >>> targets = MagFace().targets(torch.tensor([0.5]), torch.tensor([60.0]))
     >>> targets.value, targets.norm_slope  # cos(60 degrees + 0.625), and its slope by the norm
     (tensor([-0.1012]), tensor([-0.0035]))
     >>> targets.penalty, targets.penalty_slope
     (tensor([0.7569]), tensor([-0.0068]))
-
     """
 
     def __init__(
@@ -61,17 +61,27 @@ class MagFace(Margin):
     ):
         super().__init__(gradient=gradient)
         if not 0 < l_a < u_a < float("inf"):
-            raise ValueError(f"The norm is clipped to [l_a, u_a] with 0 < l_a < u_a, such as [10, 110], not [{l_a}, {u_a}].")
+            raise ValueError(
+                f"The norm is clipped to [l_a, u_a] with 0 < l_a < u_a, such as [10, 110], "
+                f"not [{l_a}, {u_a}]."
+            )
         check_angle("l_m", l_m)
         check_angle("u_m", u_m)
         if not l_m <= u_m:
-            raise ValueError(f"The margin grows with the norm, from l_m to u_m, such as 0.45 to 0.8: not from {l_m} to {u_m}.")
+            raise ValueError(
+                f"The margin grows with the norm, from l_m to u_m, such as 0.45 to 0.8: "
+                f"not from {l_m} to {u_m}."
+            )
         if not 0 <= weight < float("inf"):
-            raise ValueError(f"The weight of the penalty is finite and not negative, such as 35, not {weight}.")
+            raise ValueError(
+                f"The weight of the penalty is finite and not negative, such as 35, not {weight}."
+            )
         self.l_a, self.u_a, self.l_m, self.u_m, self.weight = l_a, u_a, l_m, u_m, weight
         self.easy_margin = easy_margin
 
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+    def compute(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Targets:
         """Value, penalty, and their slopes by the cosine and by the norm."""
         rate = (self.u_m - self.l_m) / (self.u_a - self.l_a)
         a = norm.clamp(self.l_a, self.u_a)
@@ -93,4 +103,10 @@ class MagFace(Margin):
         )
 
     def __repr__(self) -> str:
-        return describe("MagFace", **{name: getattr(self, name) for name in ("l_a", "u_a", "l_m", "u_m", "weight", "easy_margin", "gradient")})
+        return describe(
+            "MagFace",
+            **{
+                name: getattr(self, name)
+                for name in ("l_a", "u_a", "l_m", "u_m", "weight", "easy_margin", "gradient")
+            },
+        )

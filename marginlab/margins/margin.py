@@ -1,14 +1,17 @@
-"""The interface of a margin: what it makes of the cosine between a feature and the center of its own class.
+"""The interface of a margin: what it makes of the cosine between a feature and the center of its
+own class.
 
     target logit = scale * psi(c),    c = x . w_y / (|x| |w_y|),    d loss / d c = (d loss / d target logit) * scale * psi'(c)
 
-A margin is a module because some have state: it moves to a device and is saved with the classifier that holds it. It sees the target cosines
-and the feature norms only, never a (B, C) matrix: what it says about the other cosines of a row is one number for all of them (`hardness`).
-It answers with values and derivatives, detached: the classifier multiplies by them in its own backward pass.
+A margin is a module because some have state: it moves to a device and is saved with the classifier
+that holds it. It sees the target cosines and the feature norms only, never a (B, C) matrix: what it
+says about the other cosines of a row is one number for all of them (`hardness`). It answers with
+values and derivatives, detached: the classifier multiplies by them in its own backward pass.
 
-State belongs to a step: a forward pass that is run again in the backward pass (torch.utils.checkpoint)
-finds the state as the first pass found it, and moves nothing. Averages are float32 or wider, whatever
-dtype the module is turned to: in bfloat16 a share of 0.01 of a new batch is rounded away.
+State belongs to a step: a forward pass that is run again in the backward pass
+(torch.utils.checkpoint) finds the state as the first pass found it, and moves nothing. Averages are
+float32 or wider, whatever dtype the module is turned to: in bfloat16 a share of 0.01 of a new batch
+is rounded away.
 """
 
 import copy
@@ -28,14 +31,19 @@ Gradient = Literal["exact", "straight_through"]
 
 
 class Targets(NamedTuple):
-    """What a margin makes of the target cosines of a (global) batch: (B,) each, float32 or float64, detached from autograd.
+    """What a margin makes of the target cosines of a (global) batch: (B,) each, float32 or float64,
+    detached from autograd.
 
     value: psi(c), which stands where the target cosine stood; the target logit is scale * value.
-    slope: d psi / d c; the true one, or 1 with gradient="straight_through". Finite and not negative.
-    norm_slope: d psi / d |x|, where the margin depends on the norm of the feature and is learned through it (MagFace).
-    penalty: added to each row's loss, a function of |x| (MagFace's regulariser, its weight included).
+    slope: d psi / d c; the true one, or 1 with gradient="straight_through". Finite and not
+        negative.
+    norm_slope: d psi / d |x|, where the margin depends on the norm of the feature and is learned
+        through it (MagFace).
+    penalty: added to each row's loss, a function of |x| (MagFace's regulariser, its weight
+        included).
     penalty_slope: d penalty / d |x|.
-    hardness: t of CurricularFace, a tensor without dimensions: a non-target cosine c_j > value becomes c_j (t + c_j), with slope t + 2 c_j.
+    hardness: t of CurricularFace, a tensor without dimensions: a non-target cosine c_j > value
+        becomes c_j (t + c_j), with slope t + 2 c_j.
     """
 
     value: Float[Tensor, " B"]
@@ -47,12 +55,17 @@ class Targets(NamedTuple):
 
 
 class Margin(nn.Module, ABC):
-    """What every margin has. A margin of one's own overrides `compute`, and sets `batchwise` where one row's margin depends on the others.
+    """What every margin has.
 
-    gradient: "exact": the slope is d psi / d c. "straight_through": it is 1, so that the margin moves the target logit but not the size of its
-        gradient (insightface since December 2022; beyond theta + m = pi the value is still the one that falls, not theirs, which rises
-        again). It concerns the cosine only: slopes by the norm stay the true ones.
-    batchwise: True: `targets` needs the cosines and norms of the whole global batch, in the order of the ranks. False: any part will do.
+    A margin of one's own overrides `compute`, and sets `batchwise` where one row's margin depends
+    on the others.
+
+    gradient: "exact": the slope is d psi / d c. "straight_through": it is 1, so that the margin
+        moves the target logit but not the size of its gradient (insightface since December 2022;
+        beyond theta + m = pi the value is still the one that falls, not theirs, which rises again).
+        It concerns the cosine only: slopes by the norm stay the true ones.
+    batchwise: True: `targets` needs the cosines and norms of the whole global batch, in the order
+        of the ranks. False: any part will do.
 
     >>> class Halved(Margin):
     ...     def compute(self, cosine, norm, valid):
@@ -74,7 +87,9 @@ class Margin(nn.Module, ABC):
     def __init__(self, *, gradient: Gradient = "exact"):
         super().__init__()
         if gradient not in get_args(Gradient):
-            raise ValueError(f"gradient is not {gradient!r}: {nearest(gradient, get_args(Gradient))}")
+            raise ValueError(
+                f"gradient is not {gradient!r}: {nearest(gradient, get_args(Gradient))}"
+            )
         self.gradient: Gradient = gradient
         self._calls = Calls[Margin]()
         self._still = False  # a copy for one call, which is not asked which call it belongs to
@@ -82,20 +97,25 @@ class Margin(nn.Module, ABC):
             dtype = torch.int64 if isinstance(value, int) else torch.float32
             self.register_buffer(name, torch.full((), value, dtype=dtype))
 
-    def targets(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None) -> Targets:
-        """What stands for these target cosines. In training mode it moves the margin's own state on, so call it once a batch.
+    def targets(
+        self,
+        cosine: Float[Tensor, " B"],
+        norm: Float[Tensor, " B"],
+        valid: Bool[Tensor, " B"] | None = None,
+    ) -> Targets:
+        """What stands for these target cosines.
 
-        Parameters
-        ----------
-        cosine: between each feature and the center of its class; rounding beyond [-1, 1] is clamped, half precisions become float32.
-        norm: of each feature before it was normalised.
-        valid: which rows count in averages and draws; None: all.
+        In training mode it moves the margin's own state on, so call it once a batch.
 
-        Raises
-        ------
-        ValueError: not one norm for each cosine.
-        TypeError: not floating point.
+        Args:
+            cosine: between each feature and the center of its class; rounding beyond [-1, 1] is
+                clamped, half precisions become float32.
+            norm: of each feature before it was normalised.
+            valid: which rows count in averages and draws; None: all.
 
+        Raises:
+            ValueError: not one norm for each cosine.
+            TypeError: not floating point.
         """
         return self.found(cosine, norm, valid)[0]
 
@@ -124,8 +144,9 @@ class Margin(nn.Module, ABC):
     ) -> Targets:
         """`targets` in the graph of autograd: value and penalty have derivatives of any order.
 
-        Their first derivatives are `slope`, `norm_slope` and `penalty_slope`, and the second ones are
-        the derivatives of those: a straight-through slope of 1 has none, though the curve bends.
+        Their first derivatives are `slope`, `norm_slope` and `penalty_slope`, and the second ones
+        are the derivatives of those: a straight-through slope of 1 has none, though the curve
+        bends.
 
         Raises:
             RuntimeError: in training mode, a transform of torch.func that lets no average be moved.
@@ -141,7 +162,8 @@ class Margin(nn.Module, ABC):
                 raise
             raise RuntimeError(
                 f"{self!r} moves {', '.join(self._buffers)} in training mode, and this transform "
-                "of torch.func moves no tensor from outside of it. Call eval() on the margin before."
+                "of torch.func moves no tensor from outside of it. Call eval() on the "
+                "margin before."
             ) from error
         value = _WithSlope.apply(cosine.to(bounded.dtype), made.value.detach(), made.slope)
         if made.norm_slope is not None:
@@ -154,12 +176,15 @@ class Margin(nn.Module, ABC):
     def _check(self, cosine: Tensor, norm: Tensor) -> None:
         if cosine.ndim != 1 or cosine.shape != norm.shape:
             raise ValueError(
-                f"A margin takes target cosines (B,) and as many feature norms (B,), not {tuple(cosine.shape)} and {tuple(norm.shape)}. "
+                f"A margin takes target cosines (B,) and as many feature norms (B,), not "
+                f"{tuple(cosine.shape)} and {tuple(norm.shape)}. "
                 "Take the column of each row's own class; norms are embeddings.norm(dim=1)."
             )
 
     def _with_slope(self, made: Targets) -> Targets:
-        return made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
+        return (
+            made if self.gradient == "exact" else made._replace(slope=torch.ones_like(made.value))
+        )
 
     def _as_called(self, inputs: tuple[Tensor, Tensor]) -> "Margin":
         """This margin, or in a pass that is run again a copy with the state that the first found."""
@@ -183,7 +208,8 @@ class Margin(nn.Module, ABC):
             (tensor(0.0100), tensor(0.))
         """
         if torch.compiler.is_compiling() or not (self.batchwise or self._buffers):
-            return self  # a graph is traced once and run once, and what has no state is its own copy
+            # a graph is traced once and run once, and what has no state is its own copy
+            return self
         made = copy.copy(self)
         made._buffers = {
             name: None if buffer is None else buffer.detach().clone()
@@ -204,7 +230,9 @@ class Margin(nn.Module, ABC):
         for name, made in self._buffers.items():
             old = before[name]
             if made is not None and old is not None and _narrow(made):
-                self._buffers[name] = old.to(made.device, torch.promote_types(old.dtype, torch.float32))
+                self._buffers[name] = old.to(
+                    made.device, torch.promote_types(old.dtype, torch.float32)
+                )
         return self
 
     def _load_from_state_dict(
@@ -214,10 +242,14 @@ class Margin(nn.Module, ABC):
         narrow = {name: state_dict[name].float() for name in names if _narrow(state_dict.get(name))}
         super()._load_from_state_dict({**state_dict, **narrow}, prefix, *others, **named)
 
-    def part(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]) -> Targets:
-        """Targets of a part of a global batch whose rows have these numbers in it; the state stays: an average is that of earlier batches.
+    def part(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]
+    ) -> Targets:
+        """Targets of a part of a global batch whose rows have these numbers in it; the state stays:
+        an average is that of earlier batches.
 
-        A part of a batch is a micro-batch of an accumulated step; `closed` follows when all parts have been given.
+        A part of a batch is a micro-batch of an accumulated step; `closed` follows when all parts
+        have been given.
         """
         self._check(cosine, norm)
         with torch.no_grad():
@@ -235,25 +267,31 @@ class Margin(nn.Module, ABC):
         finally:
             self.train(training)
 
-    def closed(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
+    def closed(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> None:
         """Move the state on by a batch that was given in parts."""
         self.targets(cosine, norm, valid)
 
     @abstractmethod
-    def compute(self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]) -> Targets:
+    def compute(
+        self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
+    ) -> Targets:
         """The rule itself, with the true slope; cosines in [-1, 1], both float32 or both float64.
 
         Autograd is off, except where `attached` asks for derivatives of the slopes: what is to be a
         constant for them, as AdaFace's norm, is detached here. Called again in the backward pass it
         finds buffers and attributes as they were, and what it then moves is a copy.
 
-        Rows that are not `valid` count in no average and get targets that go nowhere; masks, and no lists of rows, keep a GPU from being waited for.
+        Rows that are not `valid` count in no average and get targets that go nowhere; masks, and no
+        lists of rows, keep a GPU from being waited for.
         """
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse to be called like a loss (TypeError)."""
         raise TypeError(
-            f"{type(self).__name__} is a margin, no loss: write MarginSoftmax(num_classes, dim, margin={self!r}) and call that with "
+            f"{type(self).__name__} is a margin, no loss: write MarginSoftmax(num_classes, "
+            f"dim, margin={self!r}) and call that with "
             "(embeddings, labels). The margin's own numbers are targets(cosine, norm)."
         )
 
@@ -284,9 +322,14 @@ class _WithSlope(torch.autograd.Function):
 
 
 def clamped(cosine: Tensor) -> Tensor:
-    """Cosines in float32 or float64 and in [-1, 1]; a NaN stays one. TypeError for what is not floating point."""
+    """Cosines in float32 or float64 and in [-1, 1]; a NaN stays one.
+
+    TypeError for what is not floating point.
+    """
     if not cosine.is_floating_point():
-        raise TypeError(f"Cosines are floating point, not {cosine.dtype}. Were labels given in their place?")
+        raise TypeError(
+            f"Cosines are floating point, not {cosine.dtype}. Were labels given in their place?"
+        )
     return cosine.to(torch.promote_types(cosine.dtype, torch.float32)).clamp(-1, 1)
 
 
@@ -296,7 +339,9 @@ def _narrow(x: Any) -> bool:
 
 
 def move(state: Tensor, new: Tensor, momentum: float) -> None:
-    """One step of an exponential moving average in place; a number that is not finite, of an overflowing step under fp16, moves nothing."""
+    """One step of an exponential moving average in place; a number that is not finite, of an
+    overflowing step under fp16, moves nothing.
+    """
     new = new.detach()
     old = state.to(new)
     state.copy_(torch.where(new.isfinite(), old.lerp(new, momentum), old))
@@ -305,7 +350,10 @@ def move(state: Tensor, new: Tensor, momentum: float) -> None:
 def check_angle(name: str, value: float) -> None:
     """Refuse what is no angular margin (ValueError)."""
     if not 0 <= value < math.pi:
-        raise ValueError(f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees are turned by math.radians.")
+        raise ValueError(
+            f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees "
+            f"are turned by math.radians."
+        )
 
 
 def check_finite(name: str, value: float) -> None:
@@ -317,4 +365,7 @@ def check_finite(name: str, value: float) -> None:
 def check_momentum(value: float) -> None:
     """Refuse what is no momentum of a moving average (ValueError)."""
     if not 0 < value <= 1:
-        raise ValueError(f"The momentum of a moving average is the share of the new batch, in (0, 1], such as 0.01, not {value}.")
+        raise ValueError(
+            f"The momentum of a moving average is the share of the new batch, in (0, 1], "
+            f"such as 0.01, not {value}."
+        )

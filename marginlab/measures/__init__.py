@@ -1,4 +1,7 @@
-"""What the theory measures, as torchmetrics that stream, merge and reduce over ranks. Functional twins: `marginlab.measures.functional`."""
+"""What the theory measures, as torchmetrics that stream, merge and reduce over ranks.
+
+Functional twins: `marginlab.measures.functional`.
+"""
 
 from marginlab.measures.alignment import Alignment as Alignment
 from marginlab.measures.alignment import AlignmentResult as AlignmentResult

@@ -1,13 +1,15 @@
-"""Alignment of the views of an image: the alignment loss, and the probability that two views of an image lie far apart.
+"""Alignment of the views of an image: the alignment loss, and the probability that two views of an
+image lie far apart.
 
     L_align = E_x E_{u,v} || f(x_u) - f(x_v) ||^2                      R_eps = P[ max over views || f(x_u) - f(x_v) || > eps ]
 
-Huang et al., ICLR 2023, eq. 4 and section 3. Over V sampled views, an image's share of L_align is a U-statistic over u != v,
+Huang et al., ICLR 2023, eq. 4 and section 3. Over V sampled views, an image's share of L_align is a
+U-statistic over u != v,
 
     1/(V(V-1)) sum over u != v of ||f_u - f_v||^2  =  2/(V-1) sum over u of ||f_u - mean f||^2,
 
-whose right side does not cancel; and the largest distance among sampled views is at most the supremum over all views, so R_eps of them is
-at most R_eps, and grows with V.
+whose right side does not cancel; and the largest distance among sampled views is at most the
+supremum over all views, so R_eps of them is at most R_eps, and grows with V.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -18,7 +20,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared, rows
+from marginlab.measures.measure import (
+    Measure,
+    check_features,
+    check_labels,
+    constant,
+    prepared,
+    rows,
+)
 
 Interval = Literal["clopper-pearson", "hoeffding"]
 
@@ -26,9 +35,11 @@ Interval = Literal["clopper-pearson", "hoeffding"]
 class AlignmentResult(NamedTuple):
     """Alignment of n images with V views each.
 
-    `L_align` is unbiased and `standard_error` its error over images (NaN for one image). `exceeding` is the fraction of images whose largest
-    view distance exceeds each of `epsilons`, a LOWER estimate of R_eps that grows with V; `lower` and `upper` are its confidence interval,
-    for R_eps of V views. `diameters` (N,) are the largest view distances, and `labels` their labels (-1: not given), in order of arrival.
+    `L_align` is unbiased and `standard_error` its error over images (NaN for one image).
+    `exceeding` is the fraction of images whose largest view distance exceeds each of `epsilons`, a
+    LOWER estimate of R_eps that grows with V; `lower` and `upper` are its confidence interval, for
+    R_eps of V views. `diameters` (N,) are the largest view distances, and `labels` their labels
+    (-1: not given), in order of arrival.
     """
 
     L_align: Float[Tensor, ""]
@@ -43,21 +54,28 @@ class AlignmentResult(NamedTuple):
     V: int
     meaning: str
 
-    def R(self, epsilon: float, label: int | None = None) -> float:  # noqa: N802  # R_eps is its name
-        """Fraction of images (of one class, if `label` is given) whose largest view distance exceeds epsilon: a lower estimate of R_eps."""
+    # R_eps is its name
+    def R(self, epsilon: float, label: int | None = None) -> float:  # noqa: N802
+        """Fraction of images (of one class, if `label` is given) whose largest view distance
+        exceeds epsilon: a lower estimate of R_eps.
+        """
         chosen = self.diameters if label is None else self.diameters[self.labels == label]
         if not len(chosen):
-            raise ValueError(f"No image has the label {label}: there are {sorted(set(self.labels.tolist()))}.")
+            raise ValueError(
+                f"No image has the label {label}: there are {sorted(set(self.labels.tolist()))}."
+            )
         return float((chosen > epsilon).double().mean())
 
 
 def alignment(
     features: Float[Tensor, "N V D"], *, normalize: bool = True, budget: int = BUDGET
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Mean squared view distance (over u != v) and largest view distance of each image, both (N,) float64.
+    """Mean squared view distance (over u != v) and largest view distance of each image, both (N,)
+    float64.
 
-    The largest pair of views is found by products of centred features and its distance taken again by differences, so that identical views
-    are at distance 0. `budget` is in bytes. Raises ValueError for fewer than 2 views or values that are not finite.
+    The largest pair of views is found by products of centred features and its distance taken again
+    by differences, so that identical views are at distance 0. `budget` is in bytes. Raises
+    ValueError for fewer than 2 views or values that are not finite.
 
     >>> alignment(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
     (tensor([2.], dtype=torch.float64), tensor([1.4142], dtype=torch.float64))
@@ -71,7 +89,10 @@ def alignment(
         norms = torch.linalg.vecdot(centered, centered)
         squares.append(norms.sum(1) * (2 / (V - 1)))
         apart = norms[:, :, None] + norms[:, None] - 2 * centered @ centered.mT
-        u, v = apart.flatten(1).argmax(1).div(V, rounding_mode="floor"), apart.flatten(1).argmax(1) % V
+        u, v = (
+            apart.flatten(1).argmax(1).div(V, rounding_mode="floor"),
+            apart.flatten(1).argmax(1) % V,
+        )
         image = torch.arange(len(z), device=z.device)
         diameters.append((z[image, u] - z[image, v]).norm(dim=-1))
     empty = features.new_zeros(0, dtype=torch.float64)
@@ -79,15 +100,16 @@ def alignment(
 
 
 class Alignment(Measure):
-    """L_align and the curve of R_eps, from features (N, V, D) of V >= 2 views; streams, merges and reduces over ranks.
+    """L_align and the curve of R_eps, from features (N, V, D) of V >= 2 views; streams, merges and
+    reduces over ranks.
 
-    Parameters
-    ----------
-    normalize: give features length 1 first (the theory's r = 1, in which distances lie in [0, 2]).
-    epsilons: where the curve of R_eps is taken; default 0 to 2 in 100 steps.
-    confidence: of the interval of the curve.
-    interval: "clopper-pearson" (exact binomial) or "hoeffding" (+- sqrt(log(2 / alpha) / 2N)).
-    kwargs: torchmetrics.Metric's.
+    Args:
+        normalize: give features length 1 first (the theory's r = 1, in which distances lie in [0,
+            2]).
+        epsilons: where the curve of R_eps is taken; default 0 to 2 in 100 steps.
+        confidence: of the interval of the curve.
+        interval: "clopper-pearson" (exact binomial) or "hoeffding" (+- sqrt(log(2 / alpha) / 2N)).
+        kwargs: torchmetrics.Metric's.
 
     One float64 pair is kept of each image, so `result.R(epsilon)` is exact at every epsilon.
 
@@ -97,10 +119,9 @@ class Alignment(Measure):
     >>> float(result.L_align), result.R(1.0), result.n, result.V
     (1.0, 0.5, 2, 2)
 
-    Raises
-    ------
-    ValueError: fewer than 2 views, another number of views than before, values not finite, negative labels, nothing measured.
-
+    Raises:
+        ValueError: fewer than 2 views, another number of views than before, values not finite,
+            negative labels, nothing measured.
     """
 
     intervals = ("L_align",)
@@ -122,24 +143,36 @@ class Alignment(Measure):
         super().__init__(**kwargs)
         if not 0 < confidence < 1 or interval not in ("clopper-pearson", "hoeffding"):
             raise ValueError(
-                f"An interval is 'clopper-pearson' or 'hoeffding' with a confidence between 0 and 1, not {interval!r} with {confidence}."
+                f"An interval is 'clopper-pearson' or 'hoeffding' with a confidence "
+                f"between 0 and 1, not {interval!r} with {confidence}."
             )
         self.normalize, self.confidence, self.interval = normalize, confidence, interval
-        grid = torch.linspace(0, 2, 101, dtype=torch.float64) if epsilons is None else epsilons.double()
+        grid = (
+            torch.linspace(0, 2, 101, dtype=torch.float64)
+            if epsilons is None
+            else epsilons.double()
+        )
         self.register_buffer("epsilons", grid, persistent=False)
         for name in ("square", "diameter", "label"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
-    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
-        """Take V views' features of N more images; labels, where given, let `R` be asked of one class."""
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images; labels, where given, let `R` be asked of one
+        class.
+        """
         square, diameter = alignment(features, normalize=self.normalize)
         if labels is None:
             labels = torch.full((len(features),), -1, device=features.device)
         else:
             check_labels(labels, len(features))
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: R_eps of both together has no meaning.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: R_eps of both together has no meaning."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         self.square.append(square)
         self.diameter.append(diameter)
@@ -148,20 +181,32 @@ class Alignment(Measure):
     def compute(self) -> AlignmentResult:
         """The result; over all ranks under a process group."""
         empty = self.epsilons.new_zeros(0)
-        squares, diameters, labels = rows(self.square, empty), rows(self.diameter, empty), rows(self.label, empty.long())
+        squares, diameters, labels = (
+            rows(self.square, empty),
+            rows(self.diameter, empty),
+            rows(self.label, empty.long()),
+        )
         n = len(squares)
         if n == 0:
-            raise ValueError("Alignment has seen no image yet: call update(features) with features of shape (N, V, D) first.")
+            raise ValueError(
+                "Alignment has seen no image yet: call update(features) with features of "
+                "shape (N, V, D) first."
+            )
         exceed = n - torch.searchsorted(diameters.sort().values, self.epsilons, right=True)
         alpha = 1 - self.confidence
         if self.interval == "hoeffding":
             width = float(torch.tensor(2 / alpha).log().div(2 * n).sqrt())
-            lower, upper = (exceed / n - width).clamp(0, 1).double(), (exceed / n + width).clamp(0, 1).double()
+            lower, upper = (
+                (exceed / n - width).clamp(0, 1).double(),
+                (exceed / n + width).clamp(0, 1).double(),
+            )
         else:
             lower, upper = clopper_pearson(exceed, n, self.confidence)
         return AlignmentResult(
             L_align=squares.mean(),
-            standard_error=squares.std() / n**0.5 if n > 1 else torch.full_like(squares[0], torch.nan),
+            standard_error=squares.std() / n**0.5
+            if n > 1
+            else torch.full_like(squares[0], torch.nan),
             epsilons=self.epsilons,
             exceeding=exceed.double() / n,
             lower=lower,
@@ -171,20 +216,26 @@ class Alignment(Measure):
             n=n,
             V=int(self.views),
             meaning=(
-                f"L_align is unbiased (mean over u != v of {int(self.views)} views of {n} images). R_eps is taken over sampled views: "
-                f"a lower estimate of the theory's supremum over all views, growing with V; its {self.confidence:.0%} interval "
+                f"L_align is unbiased (mean over u != v of {int(self.views)} views of {n} "
+                f"images). R_eps is taken over sampled views: "
+                f"a lower estimate of the theory's supremum over all views, growing with "
+                f"V; its {self.confidence:.0%} interval "
                 f"({self.interval}) is for V = {int(self.views)}."
             ),
         )
 
 
-def clopper_pearson(successes: Int[Tensor, " E"], n: int, confidence: float = 0.95) -> tuple[Float[Tensor, " E"], Float[Tensor, " E"]]:
-    """Exact binomial confidence interval of a probability, from successes in n trials: quantiles of beta distributions.
+def clopper_pearson(
+    successes: Int[Tensor, " E"], n: int, confidence: float = 0.95
+) -> tuple[Float[Tensor, " E"], Float[Tensor, " E"]]:
+    """Exact binomial confidence interval of a probability, from successes in n trials: quantiles of
+    beta distributions.
 
     >>> clopper_pearson(torch.tensor([0]), 10)
     (tensor([0.], dtype=torch.float64), tensor([0.3085], dtype=torch.float64))
     """
     k, tail = successes.cpu().double().numpy(), (1 - confidence) / 2
-    lower = torch.from_numpy(scipy.stats.beta.ppf(tail, k, n - k + 1)).nan_to_num(nan=0.0)  # no successes: no lower end
+    # no successes: no lower end
+    lower = torch.from_numpy(scipy.stats.beta.ppf(tail, k, n - k + 1)).nan_to_num(nan=0.0)
     upper = torch.from_numpy(scipy.stats.beta.ppf(1 - tail, k + 1, n - k)).nan_to_num(nan=1.0)
     return lower.to(successes.device), upper.to(successes.device)

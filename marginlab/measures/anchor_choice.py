@@ -1,9 +1,11 @@
-"""The choice of the points of the anchor form: for each class, one that many of its images come close to.
+"""The choice of the points of the anchor form: for each class, one that many of its images come
+close to.
 
     b_k = argmax over candidates of #{ x in C_k : min over views || x' - b_k || <= delta / 2 }
 
-The best of all points is a hard problem (a ball that covers the most of a set), and none needs to be found: any fixed point gives a main part
-(anchor.py). Sampled views and the class mean are tried, and the mean of a point's members, as in a mean-shift step, where it is better.
+The best of all points is a hard problem (a ball that covers the most of a set), and none needs to
+be found: any fixed point gives a main part (anchor.py). Sampled views and the class mean are tried,
+and the mean of a point's members, as in a mean-shift step, where it is better.
 """
 
 import torch
@@ -25,38 +27,46 @@ def choose_anchors(
     seed: int = 0,
     budget: int = BUDGET,
 ) -> Anchors:
-    """For each class a point with many images of the class within delta / 2 of one of their views; measure it on OTHER images.
+    """For each class a point with many images of the class within delta / 2 of one of their views;
+    measure it on OTHER images.
 
-    Candidates are the mean over all views of the class and `candidates` of its views, drawn without replacement (all, where there are no
-    more). The mean and the best view are then moved, up to `refinements` times each, to the mean of their members' nearest views, as long as
-    that is better. Better is: more members; of equals, a smaller mean distance. The best point of all is unknown: any point is valid.
+    Candidates are the mean over all views of the class and `candidates` of its views, drawn without
+    replacement (all, where there are no more). The mean and the best view are then moved, up to
+    `refinements` times each, to the mean of their members' nearest views, as long as that is
+    better. Better is: more members; of equals, a smaller mean distance. The best point of all is
+    unknown: any point is valid.
 
-    Parameters
-    ----------
-    views, labels: V views of N images, pixels (N, V, 3, H, W) in [0, 1] or features (N, V, D) as they are; and their classes.
-    delta: twice the radius, in the unit of the views.
-    candidates, refinements: see above.
-    seed: of the draw of candidates, which depends on the order of a class's images and on nothing else.
-    budget: bytes of a block of distances.
+    Args:
+        views, labels: V views of N images, pixels (N, V, 3, H, W) in [0, 1] or features (N, V, D)
+            as they are; and their classes.
+        delta: twice the radius, in the unit of the views.
+        candidates, refinements: see above.
+        seed: of the draw of candidates, which depends on the order of a class's images and on
+            nothing else.
+        budget: bytes of a block of distances.
 
-    Membership is that of exact arithmetic to float64 rounding: a product finds distances, and those it cannot tell from delta / 2 are taken
-    again by differences. Points are float64.
+    Membership is that of exact arithmetic to float64 rounding: a product finds distances, and those
+    it cannot tell from delta / 2 are taken again by differences. Points are float64.
 
-    Raises
-    ------
-    ValueError: no image, views or labels of another shape, values not finite, pixels outside [0, 1], delta negative, no candidates.
+    Raises:
+        ValueError: no image, views or labels of another shape, values not finite, pixels outside
+            [0, 1], delta negative, no candidates.
 
     >>> x = torch.tensor([[[0.0]], [[0.25]], [[0.5]], [[3.0]], [[9.0]]])                      # 5 images with 1 view of 1 number
     >>> choose_anchors(x, torch.tensor([0, 0, 0, 0, 1]), delta=0.5).points                    # 0.25 has 0, 0.25 and 0.5; the mean has none
     tensor([[0.2500],
             [9.0000]], dtype=torch.float64)
-
     """
     check_views(views, labels)
     if not len(views):
-        raise ValueError(f"Anchors are chosen from images, but views of shape {tuple(views.shape)} hold none.")
+        raise ValueError(
+            f"Anchors are chosen from images, but views of shape {tuple(views.shape)} hold none."
+        )
     if not 0 <= delta < float("inf") or candidates < 1 or refinements < 0:
-        raise ValueError(f"Anchors need delta >= 0, a candidate and refinements >= 0, not {delta}, {candidates}, {refinements}.")
+        raise ValueError(
+            f"Anchors need delta >= 0, a candidate and refinements >= 0, not {delta}, "
+            f"{candidates}, {refinements}."
+        )
     V, half = views.shape[1], delta / 2
     views, labels = views.detach(), labels.to(views.device)
     classes, points = labels.unique().long(), []
@@ -64,10 +74,19 @@ def choose_anchors(
         images = (labels == label).nonzero()[:, 0]
         every = torch.arange(len(images) * V, device=views.device)
         mean = _mean(views, images[every // V], every % V, budget)
-        drawn = Key(seed).named("anchor").at(label).permutation(len(every))[:candidates].to(views.device)
+        drawn = (
+            Key(seed)
+            .named("anchor")
+            .at(label)
+            .permutation(len(every))[:candidates]
+            .to(views.device)
+        )
         best = _best(views, images, (images[drawn // V], drawn % V), mean, half, budget)
-        found = (_refined(views, images, start, half, refinements, budget) for start in (best, mean))
-        points.append(max(found, key=lambda scored: scored[:2])[2])  # of equals the first: an image's own view
+        found = (
+            _refined(views, images, start, half, refinements, budget) for start in (best, mean)
+        )
+        # of equals the first: an image's own view
+        points.append(max(found, key=lambda scored: scored[:2])[2])
     return Anchors(classes, torch.stack(points).view(len(points), *views.shape[2:]), float(delta))
 
 
@@ -80,10 +99,20 @@ def _mean(views: Tensor, images: Tensor, view: Tensor, budget: int) -> Tensor:
     return total / len(images)
 
 
-def _best(views: Tensor, images: Tensor, drawn: tuple[Tensor, Tensor], center: Tensor, half: float, budget: int) -> Tensor:
-    """The view among those `drawn` (images, views) with most images within `half`, (P,); of equals the one with the least mean distance."""
+def _best(
+    views: Tensor,
+    images: Tensor,
+    drawn: tuple[Tensor, Tensor],
+    center: Tensor,
+    half: float,
+    budget: int,
+) -> Tensor:
+    """The view among those `drawn` (images, views) with most images within `half`, (P,); of equals
+    the one with the least mean distance.
+    """
     V, P = views.shape[1], len(center)
-    side = (P * P + budget / 8) ** 0.5 - P  # a square block of float64 distances, and the rows and columns that make it
+    # a square block of float64 distances, and the rows and columns that make it
+    side = (P * P + budget / 8) ** 0.5 - P
     members = torch.zeros(len(drawn[0]), dtype=torch.int64, device=views.device)
     total = torch.zeros(len(drawn[0]), dtype=torch.float64, device=views.device)
     for part in images.split(max(int(side / V), 1)):
@@ -97,7 +126,8 @@ def _best(views: Tensor, images: Tensor, drawn: tuple[Tensor, Tensor], center: T
             lowest = product.view(len(part), V, -1).amin(1)
             inside = lowest <= half * half
             reach = squares.view(-1, V).amax(1).sqrt()[:, None] + norms.sqrt()
-            near = (lowest - half * half).abs() <= 2.0**-52 * (P + 8) * reach.square()  # what P float64 products and sums can err by, doubled
+            # what P float64 products and sums can err by, doubled
+            near = (lowest - half * half).abs() <= 2.0**-52 * (P + 8) * reach.square()
             i, j = near.nonzero(as_tuple=True)
             inside[i, j] = nearest(views, part[i], raw, j, budget)[0] <= half
             members[columns] += inside.sum(0)
@@ -106,8 +136,12 @@ def _best(views: Tensor, images: Tensor, drawn: tuple[Tensor, Tensor], center: T
     return views[drawn[0][best], drawn[1][best]].double().flatten()
 
 
-def _refined(views: Tensor, images: Tensor, point: Tensor, half: float, rounds: int, budget: int) -> tuple[int, float, Tensor]:
-    """Members, less the mean distance, and the point, after moving it to the mean of its members' nearest views while that is better."""
+def _refined(
+    views: Tensor, images: Tensor, point: Tensor, half: float, rounds: int, budget: int
+) -> tuple[int, float, Tensor]:
+    """Members, less the mean distance, and the point, after moving it to the mean of its members'
+    nearest views while that is better.
+    """
     best = (-1, 0.0, point)
     for _ in range(rounds + 1):
         distance, view = nearest(views, images, point[None], torch.zeros_like(images), budget)

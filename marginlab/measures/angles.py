@@ -1,15 +1,18 @@
-"""The angles of a margin classifier, in degrees: between its weights, between the centers of its embeddings, and of each to the other.
+"""The angles of a margin classifier, in degrees: between its weights, between the centers of its
+embeddings, and of each to the other.
 
     W-EC     mean over classes of the angle between W_k and the embedding center c_k
     W-Inter  mean over classes of the smallest angle between W_k and another class's weight
     Inter    mean over classes of the smallest angle between c_k and another class's center
     Intra    mean over embeddings x of the angle between x and the center of its class
 
-Deng et al., ArcFace, CVPR 2019, Table 3. c_k is the direction of the sum of the embeddings of class k, each of length 1. W-EC, W-Inter and Inter come
-from sums. Intra does not, for the centers are not known before the last embedding has been seen: `IntraAngle` is the named second pass.
+Deng et al., ArcFace, CVPR 2019, Table 3. c_k is the direction of the sum of the embeddings of class
+k, each of length 1. W-EC, W-Inter and Inter come from sums. Intra does not, for the centers are not
+known before the last embedding has been seen: `IntraAngle` is the named second pass.
 
-With K sub-centers W_k1 .. W_kK (the paper's table has K = 1) an angle to W_k is that to the nearest of them. Angles are taken as
-2 atan2(||a - b||, ||a + b||) of unit vectors, which is exact near 0 and 180 degrees, where the arc cosine loses half its digits (Kahan 2006).
+With K sub-centers W_k1 .. W_kK (the paper's table has K = 1) an angle to W_k is that to the nearest
+of them. Angles are taken as 2 atan2(||a - b||, ||a + b||) of unit vectors, which is exact near 0
+and 180 degrees, where the arc cosine loses half its digits (Kahan 2006).
 """
 
 from typing import Any, NamedTuple
@@ -25,10 +28,12 @@ _NONE = 1e-12  # length of a mean of unit vectors that has no direction
 
 
 class AngleResult(NamedTuple):
-    """W-EC, W-Inter and Inter in degrees, as means over classes and for each class (`*_k`, (C,)), with standard errors over classes.
+    """W-EC, W-Inter and Inter in degrees, as means over classes and for each class (`*_k`, (C,)),
+    with standard errors over classes.
 
-    NaN where nothing is defined: without weights, with one class, or for a class without an image or whose embeddings cancel; means are over the
-    others. `centers` (C, D) have length 1 (NaN rows where undefined) and are what `IntraAngle` takes. `n` (C,) images were seen.
+    NaN where nothing is defined: without weights, with one class, or for a class without an image
+    or whose embeddings cancel; means are over the others. `centers` (C, D) have length 1 (NaN rows
+    where undefined) and are what `IntraAngle` takes. `n` (C,) images were seen.
     """
 
     W_EC: Float[Tensor, ""]
@@ -47,7 +52,9 @@ class AngleResult(NamedTuple):
 
 
 class IntraResult(NamedTuple):
-    """Intra in degrees, its standard error over images with the centers taken as given (NaN for one image), and the same mean in each class."""
+    """Intra in degrees, its standard error over images with the centers taken as given (NaN for one
+    image), and the same mean in each class.
+    """
 
     Intra: Float[Tensor, ""]
     standard_error: Float[Tensor, ""]
@@ -65,8 +72,11 @@ def angle(a: Float[Tensor, "*S D"], b: Float[Tensor, "*S D"]) -> Float[Tensor, "
     return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1)))
 
 
-def nearest_class_angles(vectors: Float[Tensor, "C K D"], *, budget: int = BUDGET) -> Float[Tensor, " C"]:
-    """Smallest angle between a vector of each class and one of another class, in degrees, (C,) float64; NaN for one class.
+def nearest_class_angles(
+    vectors: Float[Tensor, "C K D"], *, budget: int = BUDGET
+) -> Float[Tensor, " C"]:
+    """Smallest angle between a vector of each class and one of another class, in degrees, (C,)
+    float64; NaN for one class.
 
     C K by C K products are made in blocks of `budget` bytes. Vectors get length 1.
 
@@ -77,7 +87,8 @@ def nearest_class_angles(vectors: Float[Tensor, "C K D"], *, budget: int = BUDGE
     if C < 2:
         return vectors.new_full((C,), torch.nan, dtype=torch.float64)
     units = prepared(vectors, True).flatten(0, 1)
-    found = top_k(units, units, k=K, exclude_self=True, budget=budget).indices  # K - 1 of them at most are of the same class
+    # K - 1 of them at most are of the same class
+    found = top_k(units, units, k=K, exclude_self=True, budget=budget).indices
     own = torch.arange(C * K, device=units.device) // K
     first = (found // K != own[:, None]).int().argmax(1, keepdim=True)
     other = found.gather(1, first)[:, 0]
@@ -85,7 +96,10 @@ def nearest_class_angles(vectors: Float[Tensor, "C K D"], *, budget: int = BUDGE
 
 
 def angle_statistics(
-    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], num_classes: int, weights: Float[Tensor, "C *K D"] | None = None
+    features: Float[Tensor, "N V D"],
+    labels: Int[Tensor, " N"],
+    num_classes: int,
+    weights: Float[Tensor, "C *K D"] | None = None,
 ) -> tuple[AngleResult, IntraResult]:
     """What `AngleStatistics` and then `IntraAngle` compute, of features at hand.
 
@@ -94,7 +108,9 @@ def angle_statistics(
     >>> [round(float(v), 3) for v in (angles.W_EC, angles.W_Inter, angles.Inter, intra.Intra)]
     [45.0, 45.0, 135.0, 22.5]
     """
-    first = AngleStatistics(num_classes, features.shape[-1], weights, sync_on_compute=False).to(features.device)
+    first = AngleStatistics(num_classes, features.shape[-1], weights, sync_on_compute=False).to(
+        features.device
+    )
     first.update(features, labels)
     result: AngleResult = first.compute()
     second = IntraAngle(result.centers, sync_on_compute=False).to(features.device)
@@ -103,13 +119,15 @@ def angle_statistics(
 
 
 class AngleStatistics(Measure):
-    """W-EC, W-Inter and Inter from features (N, V, D) and labels (N,); every view is an embedding. Holds (C, D) sums in float64.
+    """W-EC, W-Inter and Inter from features (N, V, D) and labels (N,); every view is an embedding.
 
-    Parameters
-    ----------
-    num_classes, dim: C and D.
-    weights: of the classifier, (C, D) or, with K sub-centers, (C, K, D); without them Inter only.
-    kwargs: torchmetrics.Metric's.
+    Holds (C, D) sums in float64.
+
+    Args:
+        num_classes, dim: C and D.
+        weights: of the classifier, (C, D) or, with K sub-centers, (C, K, D); without them Inter
+            only.
+        kwargs: torchmetrics.Metric's.
 
     >>> measure = AngleStatistics(2, 2, weights=torch.eye(2))
     >>> measure.update(torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([0, 1]))
@@ -117,10 +135,9 @@ class AngleStatistics(Measure):
     >>> round(float(result.W_EC), 3), round(float(result.W_Inter), 3), round(float(result.Inter), 3)
     (22.5, 90.0, 45.0)
 
-    Raises
-    ------
-    ValueError: features or weights of another shape or not finite, labels out of range, another number of views than before, no image at all.
-
+    Raises:
+        ValueError: features or weights of another shape or not finite, labels out of range, another
+            number of views than before, no image at all.
     """
 
     sums: Tensor
@@ -128,28 +145,49 @@ class AngleStatistics(Measure):
     views: Tensor
     weights: Tensor | None
 
-    def __init__(self, num_classes: int, dim: int, weights: Float[Tensor, "C *K D"] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        weights: Float[Tensor, "C *K D"] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         if num_classes < 1 or dim < 1:
-            raise ValueError(f"AngleStatistics needs at least 1 class and 1 dimension, not {num_classes} and {dim}.")
+            raise ValueError(
+                f"AngleStatistics needs at least 1 class and 1 dimension, not "
+                f"{num_classes} and {dim}."
+            )
         if weights is not None:
-            if weights.ndim not in (2, 3) or (weights.shape[0], weights.shape[-1]) != (num_classes, dim) or not bool(weights.isfinite().all()):
+            if (
+                weights.ndim not in (2, 3)
+                or (weights.shape[0], weights.shape[-1]) != (num_classes, dim)
+                or not bool(weights.isfinite().all())
+            ):
                 raise ValueError(
-                    f"Weights of {num_classes} classes in {dim} dimensions are finite, of shape ({num_classes}, {dim}) or ({num_classes}, K, {dim}), "
+                    f"Weights of {num_classes} classes in {dim} dimensions are finite, of "
+                    f"shape ({num_classes}, {dim}) or ({num_classes}, K, {dim}), "
                     f"not {tuple(weights.shape)}. A class-major (C K, D) matrix is viewed as such."
                 )
             weights = prepared(weights, True).view(num_classes, -1, dim)
         self.num_classes, self.dim = num_classes, dim
         self.register_buffer("weights", weights, persistent=False)
-        self.add_state("sums", default=torch.zeros(num_classes, dim, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n", default=torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state(
+            "sums", default=torch.zeros(num_classes, dim, dtype=torch.float64), dist_reduce_fx="sum"
+        )
+        self.add_state(
+            "n", default=torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum"
+        )
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' embeddings of N more images and their labels."""
         _check(features, labels, self.num_classes, self.dim)
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         self.sums = self.sums.index_add(0, labels.long(), prepared(features, True).mean(1))
         self.n = self.n.index_add(0, labels.long(), torch.ones_like(labels, dtype=torch.int64))
@@ -157,7 +195,9 @@ class AngleStatistics(Measure):
     def compute(self) -> AngleResult:
         """The result; over all ranks under a process group."""
         if int(self.n.sum()) == 0:
-            raise ValueError("AngleStatistics has seen no image yet: call update(features, labels) first.")
+            raise ValueError(
+                "AngleStatistics has seen no image yet: call update(features, labels) first."
+            )
         means = self.sums / self.n[:, None]
         lengths = means.norm(dim=1, keepdim=True)
         centers = torch.where(lengths > _NONE, means / lengths, torch.nan)
@@ -169,7 +209,9 @@ class AngleStatistics(Measure):
             to_center = angle(self.weights, centers[:, None].expand_as(self.weights)).amin(1)
             between = nearest_class_angles(self.weights)
         K = 1 if self.weights is None else self.weights.shape[1]
-        (w_ec, error_w_ec), (w_inter, error_w_inter), (between_centers, error_inter) = map(_mean, (to_center, between, inter))
+        (w_ec, error_w_ec), (w_inter, error_w_inter), (between_centers, error_inter) = map(
+            _mean, (to_center, between, inter)
+        )
         return AngleResult(
             W_EC=w_ec,
             W_Inter=w_inter,
@@ -184,32 +226,35 @@ class AngleStatistics(Measure):
             n=self.n.clone(),
             K=K,
             meaning=(
-                f"Angles in degrees over {int(known.sum())} of {self.num_classes} classes that have a center, {int(self.views)} views of each image, "
-                f"{K} weight(s) of a class. W-Inter is exact. With few images of a class its center is noisy: W-EC leans upwards. Standard errors "
+                f"Angles in degrees over {int(known.sum())} of {self.num_classes} classes "
+                f"that have a center, {int(self.views)} views of each image, "
+                f"{K} weight(s) of a class. W-Inter is exact. With few images of a class "
+                f"its center is noisy: W-EC leans upwards. Standard errors "
                 "are over classes, as if their angles were independent."
             ),
         )
 
 
 class IntraAngle(Measure):
-    """Intra: the second pass over the same features (N, V, D) and labels, or over other images, to given centers; streams, merges and reduces.
+    """Intra: the second pass over the same features (N, V, D) and labels, or over other images, to
+    given centers; streams, merges and reduces.
 
-    Parameters
-    ----------
-    centers: (C, D), `AngleStatistics`' of a first pass, or others. NaN rows are classes without a center: their images are left out.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        centers: (C, D), `AngleStatistics`' of a first pass, or others. NaN rows are classes without
+            a center: their images are left out.
+        kwargs: torchmetrics.Metric's.
 
-    To centers of the same images Intra leans downwards, by the order of 1/n_k, for each image has drawn its center towards itself.
+    To centers of the same images Intra leans downwards, by the order of 1/n_k, for each image has
+    drawn its center towards itself.
 
     >>> measure = IntraAngle(torch.eye(2))
     >>> measure.update(torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([0, 1]))
     >>> round(float(measure.compute().Intra), 3)
     22.5
 
-    Raises
-    ------
-    ValueError: features or labels that do not fit the centers, values not finite, measures to different centers merged, no image with a center.
-
+    Raises:
+        ValueError: features or labels that do not fit the centers, values not finite, measures to
+            different centers merged, no image with a center.
     """
 
     centers: Tensor
@@ -223,8 +268,12 @@ class IntraAngle(Measure):
             raise ValueError(f"Centers have the shape (C, D), not {tuple(centers.shape)}.")
         self.register_buffer("centers", prepared(centers, True), persistent=False)
         for name in ("sums", "squares"):
-            self.add_state(name, default=torch.zeros(len(centers), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n", default=torch.zeros(len(centers), dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state(
+                name, default=torch.zeros(len(centers), dtype=torch.float64), dist_reduce_fx="sum"
+            )
+        self.add_state(
+            "n", default=torch.zeros(len(centers), dtype=torch.int64), dist_reduce_fx="sum"
+        )
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' embeddings of N more images and their labels."""
@@ -241,27 +290,39 @@ class IntraAngle(Measure):
         """The result; over all ranks under a process group."""
         n = int(self.n.sum())
         if n == 0:
-            raise ValueError("IntraAngle has seen no image of a class with a center yet: call update(features, labels) first.")
+            raise ValueError(
+                "IntraAngle has seen no image of a class with a center yet: call "
+                "update(features, labels) first."
+            )
         mean = self.sums.sum() / n
-        variance = (self.squares.sum() / n - mean.square()).clamp(min=0) * (n / (n - 1) if n > 1 else torch.nan)
+        variance = (self.squares.sum() / n - mean.square()).clamp(min=0) * (
+            n / (n - 1) if n > 1 else torch.nan
+        )
         return IntraResult(
             mean,
             (variance / n).sqrt(),
             self.sums / self.n,
             self.n.clone(),
-            f"Mean angle in degrees of {n} images' embeddings to the given center of their class. If the centers are of the same images it leans "
-            "downwards, by the order of one over the images of a class. The standard error is over images, with the centers taken as given.",
+            f"Mean angle in degrees of {n} images' embeddings to the given center of their "
+            f"class. If the centers are of the same images it leans "
+            "downwards, by the order of one over the images of a class. The standard error "
+            "is over images, with the centers taken as given.",
         )
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int, dim: int) -> None:
     check_features(features, fewest_views=1)
     if features.shape[2] != dim:
-        raise ValueError(f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but those announced have {dim}.")
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} have dimension "
+            f"{features.shape[2]}, but those announced have {dim}."
+        )
     check_labels(labels, len(features), num_classes)
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the classes whose angle is defined, and its standard error."""
     known = values[~values.isnan()]
-    return known.mean(), known.std() / len(known) ** 0.5 if len(known) > 1 else torch.full_like(values[0], torch.nan)
+    return known.mean(), known.std() / len(known) ** 0.5 if len(known) > 1 else torch.full_like(
+        values[0], torch.nan
+    )

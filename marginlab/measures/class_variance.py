@@ -1,13 +1,16 @@
-"""Variance within classes against the distance of their centers: V_k, their mean, and the class-distance normalized variance (CDNV).
+"""Variance within classes against the distance of their centers: V_k, their mean, and the
+class-distance normalized variance (CDNV).
 
     V_k = E_{C_k} || f - mu_k ||^2        Var(f | y) = sum_k p_k V_k        CDNV_kl = (V_k + V_l) / ( 2 || mu_k - mu_l ||^2 )
 
-CDNV: Galanti, Gyorgy and Hutter, ICLR 2022. V_k is what bounds Delta_mu (Huang et al., ICLR 2023), and Var(f | y) the variance of Wang, Zhang, Wang,
-Yang and Lin, ICLR 2022. All of it comes from the sums of `ClassDivergence`: with its Gram matrix G of unbiased inner products and lengths,
+CDNV: Galanti, Gyorgy and Hutter, ICLR 2022. V_k is what bounds Delta_mu (Huang et al., ICLR 2023),
+and Var(f | y) the variance of Wang, Zhang, Wang, Yang and Lin, ICLR 2022. All of it comes from the
+sums of `ClassDivergence`: with its Gram matrix G of unbiased inner products and lengths,
 
     || mu_k - mu_l ||^2  ~  G_kk + G_ll - 2 G_kl                          (unbiased; the distance of sampled means is too large by V_k/n_k + V_l/n_l).
 
-Errors: the same delete-a-group jackknife, of one class at a time, whose images are independent of the others'.
+Errors: the same delete-a-group jackknife, of one class at a time, whose images are independent of
+    the others'.
 """
 
 from typing import NamedTuple
@@ -16,18 +19,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.measures.divergence import ClassDivergence, DivergenceResult, GroupSums, jackknife_variance, squared_lengths
+from marginlab.measures.divergence import (
+    ClassDivergence,
+    DivergenceResult,
+    GroupSums,
+    jackknife_variance,
+    squared_lengths,
+)
 
-_NONE = 1e-13  # of the mean squared norms of two classes: below it a squared distance of centers in float64 is rounding
+# of the mean squared norms of two classes: below it a squared distance of centers in float64 is
+# rounding
+_NONE = 1e-13
 
 
 class ClassVarianceResult(NamedTuple):
-    """V_k of C classes and CDNV of their pairs; NaN where a class has too few images: V_k and CDNV need 2, their errors 3 (see `n`).
+    """V_k of C classes and CDNV of their pairs; NaN where a class has too few images: V_k and CDNV
+    need 2, their errors 3 (see `n`).
 
-    `within` is V_k, `variance` their mean with the weights p_k = n_k / n of the classes that have one. `distances` (C, C) are squared distances of
-    centers, unbiased and so perhaps negative. `CDNV_kl` (C, C) is infinite where a distance is estimated at 0 or below (NaN if nothing varies
-    either), NaN on the diagonal; `CDNV` is its mean over pairs of different classes, those that are NaN left out, and infinite if one of them is.
-    `error_*` are standard errors.
+    `within` is V_k, `variance` their mean with the weights p_k = n_k / n of the classes that have
+    one. `distances` (C, C) are squared distances of centers, unbiased and so perhaps negative.
+    `CDNV_kl` (C, C) is infinite where a distance is estimated at 0 or below (NaN if nothing varies
+    either), NaN on the diagonal; `CDNV` is its mean over pairs of different classes, those that are
+    NaN left out, and infinite if one of them is. `error_*` are standard errors.
     """
 
     within: Float[Tensor, " C"]
@@ -44,8 +57,11 @@ class ClassVarianceResult(NamedTuple):
     meaning: str
 
 
-def class_distances(divergence: DivergenceResult) -> tuple[Float[Tensor, "C C"], Float[Tensor, "C C"]]:
-    """Squared distances of class centers, and CDNV, of what `ClassDivergence` has found, without their errors: both (C, C).
+def class_distances(
+    divergence: DivergenceResult,
+) -> tuple[Float[Tensor, "C C"], Float[Tensor, "C C"]]:
+    """Squared distances of class centers, and CDNV, of what `ClassDivergence` has found, without
+    their errors: both (C, C).
 
     >>> f = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[5.0, 0.0]], [[5.0, 0.0]]])
     >>> from marginlab.measures.functional import class_divergence
@@ -54,11 +70,18 @@ def class_distances(divergence: DivergenceResult) -> tuple[Float[Tensor, "C C"],
     (16.0, 0.015625)
     """
     lengths, within = divergence.gram.diagonal(), divergence.within
-    return _distances(lengths, lengths, divergence.gram).fill_diagonal_(0), _cdnv((lengths, within), (lengths, within), divergence.gram)
+    return _distances(lengths, lengths, divergence.gram).fill_diagonal_(0), _cdnv(
+        (lengths, within), (lengths, within), divergence.gram
+    )
 
 
 def class_variance(
-    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], num_classes: int, *, normalize: bool = True, groups: int = 20
+    features: Float[Tensor, "N V D"],
+    labels: Int[Tensor, " N"],
+    num_classes: int,
+    *,
+    normalize: bool = True,
+    groups: int = 20,
 ) -> ClassVarianceResult:
     """What `ClassVariance` computes, of features at hand.
 
@@ -66,42 +89,53 @@ def class_variance(
     >>> class_variance(f, torch.tensor([0, 0, 1, 1]), 2, normalize=False).within
     tensor([0.5000, 0.0000], dtype=torch.float64)
     """
-    measure = ClassVariance(num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure = ClassVariance(
+        num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False
+    ).to(features.device)
     measure.update(features, labels)
     result: ClassVarianceResult = measure.compute()
     return result
 
 
 class ClassVariance(ClassDivergence):
-    """V_k, Var(f | y) and CDNV, from features (N, V, D) and labels (N,); streams, merges and reduces over ranks.
+    """V_k, Var(f | y) and CDNV, from features (N, V, D) and labels (N,); streams, merges and
+    reduces over ranks.
 
-    Parameters, state and errors are `ClassDivergence`'s: (C, groups, D) sums in float64. The errors of CDNV take `groups` products of (C, D) with
-    (D, C); no more than a few (C, C) arrays are held. CDNV does not change with the scale of the features if `normalize=False`.
+    Parameters, state and errors are `ClassDivergence`'s: (C, groups, D) sums in float64. The errors
+    of CDNV take `groups` products of (C, D) with (D, C); no more than a few (C, C) arrays are held.
+    CDNV does not change with the scale of the features if `normalize=False`.
 
     >>> measure = ClassVariance(num_classes=2, dim=2)
     >>> measure.update(torch.tensor([[[1.0, 0.0]], [[0.8, 0.6]], [[0.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([0, 0, 1, 1]))
     >>> result = measure.compute()
     >>> round(float(result.variance), 4), round(float(result.CDNV), 4)
     (0.1, 0.0833)
-
     """
 
     intervals = ("variance",)
 
-    def compute(self) -> ClassVarianceResult:  # type: ignore[override]  # the same sums, another result
+    # the same sums, another result
+    def compute(self) -> ClassVarianceResult:  # type: ignore[override]
         """The result; over all ranks under a process group."""
         parts = GroupSums(self.h, self.squares, self.norms, self.n)
         whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
-            raise ValueError("ClassVariance has seen no image of any class: call update(features, labels) first.")
+            raise ValueError(
+                "ClassVariance has seen no image of any class: call update(features, labels) first."
+            )
         centers, (lengths, within) = whole.h / whole.n[:, None], _spread(whole)
         gram = centers @ centers.T
         cdnv = _cdnv((lengths, within), (lengths, within), gram)
         rest = GroupSums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
-        error_within = jackknife_variance(list(_spread(rest)[1].T), within, whole.n.double(), parts.n.double()).sqrt()
-        error_cdnv_kl, error_cdnv = self._errors_of_cdnv(parts, rest, centers, (lengths, within), cdnv)
+        error_within = jackknife_variance(
+            list(_spread(rest)[1].T), within, whole.n.double(), parts.n.double()
+        ).sqrt()
+        error_cdnv_kl, error_cdnv = self._errors_of_cdnv(
+            parts, rest, centers, (lengths, within), cdnv
+        )
         known = ~within.isnan()
-        weights = torch.where(known, whole.n, 0).double() / whole.n[known].sum()  # NaN where none is
+        # NaN where none is
+        weights = torch.where(known, whole.n, 0).double() / whole.n[known].sum()
         pairs = cdnv[~cdnv.isnan()]
         infinite = int(cdnv.isinf().sum()) // 2
         return ClassVarianceResult(
@@ -117,31 +151,50 @@ class ClassVariance(ClassDivergence):
             n=whole.n,
             V=int(self.views),
             meaning=(
-                f"V_k and squared distances of centers are unbiased ({int(self.views)} views of each image). CDNV, a ratio of such estimates, leans "
-                "upwards by the order of the squared relative error of the distance, and its error "
-                f"makes no interval. Of {len(pairs) // 2} pairs of classes {infinite} have centers "
-                f"that are not told apart (CDNV infinite). Standard errors: jackknife over {self.groups} groups of images of a class."
+                f"V_k and squared distances of centers are unbiased ({int(self.views)} "
+                f"views of each image). CDNV, a ratio of such estimates, leans "
+                "upwards by the order of the squared relative error of the distance, and "
+                "its error "
+                f"makes no interval. Of {len(pairs) // 2} pairs of classes {infinite} have "
+                f"centers "
+                f"that are not told apart (CDNV infinite). Standard errors: jackknife over "
+                f"{self.groups} groups of images of a class."
             ),
         )
 
     @staticmethod
-    def _errors_of_cdnv(parts: GroupSums, rest: GroupSums, centers: Tensor, spread: tuple[Tensor, Tensor], cdnv: Tensor) -> tuple[Tensor, Tensor]:
-        """Jackknife errors of CDNV_kl and of its mean over pairs: a group of class k deleted changes row k, for all k at once.
+    def _errors_of_cdnv(
+        parts: GroupSums,
+        rest: GroupSums,
+        centers: Tensor,
+        spread: tuple[Tensor, Tensor],
+        cdnv: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Jackknife errors of CDNV_kl and of its mean over pairs: a group of class k deleted
+        changes row k, for all k at once.
 
-        With d_g the change of an estimate and h_g = n / m_g, its pseudo-values differ from their mean by S - (h_g - 1) d_g, S = sum (1 - 1/h_g) d_g.
+        With d_g the change of an estimate and h_g = n / m_g, its pseudo-values differ from their
+        mean by S - (h_g - 1) d_g, S = sum (1 - 1/h_g) d_g.
         """
         sizes = parts.n.double()
         groups = (sizes > 0).sum(1, keepdim=True).double()
         lengths, within = _spread(rest)
-        of_pairs, of_mean = [torch.zeros_like(cdnv) for _ in range(3)], [torch.zeros_like(cdnv[:, :1]) for _ in range(3)]
+        of_pairs, of_mean = (
+            [torch.zeros_like(cdnv) for _ in range(3)],
+            [torch.zeros_like(cdnv[:, :1]) for _ in range(3)],
+        )
         inverse = torch.zeros_like(groups)
         known = ~cdnv.isnan()
         for g in (sizes > 0).any(0).nonzero().flatten().tolist():
             here = sizes[:, g, None] > 0
-            ratio = torch.where(here, sizes.sum(1, keepdim=True) / sizes[:, g, None], 2.0)  # 2: a group without images, whose changes are 0
+            # 2: a group without images, whose changes are 0
+            ratio = torch.where(here, sizes.sum(1, keepdim=True) / sizes[:, g, None], 2.0)
             gram = (rest.h[:, g] / rest.n[:, g, None]) @ centers.T
-            change = torch.where(here, _cdnv((lengths[:, g], within[:, g]), spread, gram) - cdnv, 0.0)
-            total = 2 * torch.where(known, change, 0.0).sum(1, keepdim=True) / known.sum()  # row k and column k
+            change = torch.where(
+                here, _cdnv((lengths[:, g], within[:, g]), spread, gram) - cdnv, 0.0
+            )
+            # row k and column k
+            total = 2 * torch.where(known, change, 0.0).sum(1, keepdim=True) / known.sum()
             for sums, d in ((of_pairs, change), (of_mean, total)):
                 sums[0] += (ratio - 1) * d.square()
                 sums[1] += d
@@ -149,7 +202,8 @@ class ClassVariance(ClassDivergence):
             inverse += torch.where(here, 1 / (ratio - 1), 0.0)
         enough = groups > 1
         pairs, mean = (
-            torch.where(enough, squares - 2 * shift * sums + shift.square() * inverse, torch.nan) / groups
+            torch.where(enough, squares - 2 * shift * sums + shift.square() * inverse, torch.nan)
+            / groups
             for squares, sums, shift in (of_pairs, of_mean)
         )
         answering = known.any(1)
@@ -175,4 +229,6 @@ def _cdnv(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], gram: Tensor) 
     rounding = _NONE * (one[0][:, None] + two[0] + spread)  # of r_k^2 + r_l^2
     nothing = torch.where(spread > rounding, torch.inf, torch.nan)
     missing = distances.isnan() | torch.eye(len(gram), dtype=torch.bool, device=gram.device)
-    return torch.where(distances > rounding, spread / (2 * distances), nothing).masked_fill(missing, torch.nan)
+    return torch.where(distances > rounding, spread / (2 * distances), nothing).masked_fill(
+        missing, torch.nan
+    )

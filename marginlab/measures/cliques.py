@@ -1,11 +1,14 @@
-"""The largest clique of one graph, by branch and bound: exact where the search ends, and otherwise a clique and a bound.
+"""The largest clique of one graph, by branch and bound: exact where the search ends, and otherwise
+a clique and a bound.
 
     omega(P) = max over v in P of 1 + omega(P and the neighbours of v)          omega(P) <= colours of any proper colouring of P
 
-A branch is left when its clique and the colours of what may still join it do not exceed the best clique. Colours are given one independent set
-at a time; a vertex that would need one colour too many is put into an earlier set when the only neighbour it has there can move to another
-(Tomita et al., WALCOM 2010, MCS). Sets of vertices are the bits of Python integers, numbered by repeatedly taking away a vertex of least degree,
-the last one taken first (a degeneracy order). The search starts from the greedy clique.
+A branch is left when its clique and the colours of what may still join it do not exceed the best
+clique. Colours are given one independent set at a time; a vertex that would need one colour too
+many is put into an earlier set when the only neighbour it has there can move to another (Tomita et
+al., WALCOM 2010, MCS). Sets of vertices are the bits of Python integers, numbered by repeatedly
+taking away a vertex of least degree, the last one taken first (a degeneracy order). The search
+starts from the greedy clique.
 """
 
 import time
@@ -19,7 +22,9 @@ from marginlab.measures.graphs import colouring, greedy_clique, matching
 
 
 class Clique(NamedTuple):
-    """A clique of `lower` vertices; the largest one has at most `upper`, and `exact` says that they are equal."""
+    """A clique of `lower` vertices; the largest one has at most `upper`, and `exact` says that they
+    are equal.
+    """
 
     vertices: Bool[Tensor, " n"]
     lower: int
@@ -34,27 +39,31 @@ class _Branch(NamedTuple):
     vertex: int
 
 
-def largest_clique(adjacent: Bool[Tensor, "n n"], *, nodes: int = 100_000, seconds: float | None = None) -> Clique:
-    """The largest clique of a graph, or bounds of its size when the search is stopped before it ends.
+def largest_clique(
+    adjacent: Bool[Tensor, "n n"], *, nodes: int = 100_000, seconds: float | None = None
+) -> Clique:
+    """The largest clique of a graph, or bounds of its size when the search is stopped before it
+    ends.
 
-    Parameters
-    ----------
-    adjacent: a symmetric matrix; the diagonal does not matter.
-    nodes: cliques that the search may look at; the answer is a function of the graph and of it. 0: greedy clique, colouring and matching only.
-    seconds: time after which it stops as well; the answer then depends on the machine.
+    Args:
+        adjacent: a symmetric matrix; the diagonal does not matter.
+        nodes: cliques that the search may look at; the answer is a function of the graph and of it.
+            0: greedy clique, colouring and matching only.
+        seconds: time after which it stops as well; the answer then depends on the machine.
 
-    Raises
-    ------
-    ValueError: a graph without vertices, or negative limits.
+    Raises:
+        ValueError: a graph without vertices, or negative limits.
 
     >>> cycle = torch.eye(5).roll(1, 0).bool()
     >>> largest_clique(cycle | cycle.T)[1:]                   # two vertices; a colouring alone says at most 3
     (2, 2, True)
-
     """
     n = len(adjacent)
     if n == 0 or nodes < 0 or (seconds is not None and seconds < 0):
-        raise ValueError(f"A search needs a graph with vertices and limits of at least 0, not {n} vertices, nodes={nodes}, seconds={seconds}.")
+        raise ValueError(
+            f"A search needs a graph with vertices and limits of at least 0, not {n} "
+            f"vertices, nodes={nodes}, seconds={seconds}."
+        )
     start = greedy_clique(adjacent)
     upper = min(int(colouring(adjacent).max()) + 1, n - int(matching(adjacent)))
     if int(start.sum()) == upper or nodes == 0:
@@ -63,7 +72,12 @@ def largest_clique(adjacent: Bool[Tensor, "n n"], *, nodes: int = 100_000, secon
     order = _degeneracy(matrix)
     rows = matrix[order][:, order].fill_diagonal_(False)
     neighbours = [_bits(row) for row in rows]
-    best, bound = _search(neighbours, _bits(start.cpu()[order]), nodes, None if seconds is None else time.monotonic() + seconds)
+    best, bound = _search(
+        neighbours,
+        _bits(start.cpu()[order]),
+        nodes,
+        None if seconds is None else time.monotonic() + seconds,
+    )
     vertices = torch.zeros(n, dtype=torch.bool)
     vertices[order[[v for v in range(n) if best >> v & 1]]] = True
     size = best.bit_count()
@@ -77,22 +91,28 @@ def _bits(row: Bool[Tensor, " n"]) -> int:
 
 
 def _degeneracy(adjacent: Tensor) -> Tensor:
-    """The vertices, those last that were taken away first: at each step one of least degree among what is left."""
+    """The vertices, those last that were taken away first: at each step one of least degree among
+    what is left.
+    """
     graph = adjacent.clone().fill_diagonal_(False).long()
     degree, taken = graph.sum(1), []
     for _ in range(len(graph)):
         vertex = int(degree.argmin())
         taken.append(vertex)
         degree -= graph[vertex]
-        degree[vertex] = 2 * len(graph)  # above every vertex that is left, also when its neighbours go
+        # above every vertex that is left, also when its neighbours go
+        degree[vertex] = 2 * len(graph)
     return torch.tensor(taken[::-1])
 
 
-def _search(neighbours: list[int], best: int, nodes: int, deadline: float | None) -> tuple[int, int]:
+def _search(
+    neighbours: list[int], best: int, nodes: int, deadline: float | None
+) -> tuple[int, int]:
     """The best clique found, as bits, and a bound of the largest."""
     size, everything = best.bit_count(), (1 << len(neighbours)) - 1
     missing = [everything & ~(near | 1 << v) for v, near in enumerate(neighbours)]
-    stack = [(0, everything, _branches(everything, size, neighbours, missing))]  # a clique, its candidates, and which of them to try, last first
+    # a clique, its candidates, and which of them to try, last first
+    stack = [(0, everything, _branches(everything, size, neighbours, missing))]
     while stack:
         clique, candidates, branches = stack[-1]
         depth = len(stack) - 1  # vertices of the clique
@@ -100,21 +120,31 @@ def _search(neighbours: list[int], best: int, nodes: int, deadline: float | None
             stack.pop()
             continue
         if nodes == 0 or (deadline is not None and time.monotonic() >= deadline):
-            # a branch not yet taken adds no more than its colours; one that is being searched is the next entry of the stack
-            return best, max(size, *(level + tried[-1].colours for level, (_, _, tried) in enumerate(stack) if tried))
+            # a branch not yet taken adds no more than its colours; one that is being searched is
+            # the next entry of the stack
+            return best, max(
+                size,
+                *(level + tried[-1].colours for level, (_, _, tried) in enumerate(stack) if tried),
+            )
         nodes -= 1
         vertex = branches.pop().vertex
         stack[-1] = (clique, candidates & ~(1 << vertex), branches)
         clique, candidates = clique | 1 << vertex, candidates & neighbours[vertex]
         if candidates:
-            stack.append((clique, candidates, _branches(candidates, size - depth - 1, neighbours, missing)))
+            stack.append(
+                (clique, candidates, _branches(candidates, size - depth - 1, neighbours, missing))
+            )
         elif depth + 1 > size:
             best, size = clique, depth + 1
     return best, size
 
 
-def _branches(candidates: int, enough: int, neighbours: list[int], missing: list[int]) -> list[_Branch]:
-    """The candidates that may add more than `enough` vertices, with the colours of all candidates up to each, ascending."""
+def _branches(
+    candidates: int, enough: int, neighbours: list[int], missing: list[int]
+) -> list[_Branch]:
+    """The candidates that may add more than `enough` vertices, with the colours of all candidates
+    up to each, ascending.
+    """
     sets: list[int] = []  # the first `enough` of them: what is in no other can be left out
     found: list[_Branch] = []
     colours = 0
@@ -137,7 +167,9 @@ def _branches(candidates: int, enough: int, neighbours: list[int], missing: list
 
 
 def _moved(vertex: int, sets: list[int], neighbours: list[int]) -> bool:
-    """Put a vertex into one of the independent sets, where it has one neighbour and this one fits into another set; false if there is none."""
+    """Put a vertex into one of the independent sets, where it has one neighbour and this one fits
+    into another set; false if there is none.
+    """
     for at, members in enumerate(sets):
         near = members & neighbours[vertex]
         if near & (near - 1):

@@ -1,9 +1,11 @@
-"""What a concentration is held against: groups that have nothing to do with the classes, and the distances between images of different classes.
+"""What a concentration is held against: groups that have nothing to do with the classes, and the
+distances between images of different classes.
 
     control_g = images drawn from all classes, n_g of them           between(k, l) = { d_A(x, y) : x in class k, y in class l }, k != l
 
-Assumption (ii) of Huang et al. (ICLR 2023), section 2, is that views of different classes never coincide: the smallest distance between classes
-is above 0. And if groups across the classes are as concentrated as the classes, the concentration says nothing of the classes.
+Assumption (ii) of Huang et al. (ICLR 2023), section 2, is that views of different classes never
+coincide: the smallest distance between classes is above 0. And if groups across the classes are as
+concentrated as the classes, the concentration says nothing of the classes.
 """
 
 import itertools
@@ -19,10 +21,12 @@ from marginlab.rng import Key
 
 
 class Between(NamedTuple):
-    """d_A over pairs of images of different classes, at every level: the smallest, the median, and the smallest of each two classes (inf: k = l).
+    """d_A over pairs of images of different classes, at every level: the smallest, the median, and
+    the smallest of each two classes (inf: k = l).
 
-    There are `pairs` pairs; the median is over `sampled` of them, equally many in proportion of each two classes, drawn by a fixed seed where the
-    byte budget does not hold all. The smallest are over all pairs, and from above as every d_A over sampled views.
+    There are `pairs` pairs; the median is over `sampled` of them, equally many in proportion of
+    each two classes, drawn by a fixed seed where the byte budget does not hold all. The smallest
+    are over all pairs, and from above as every d_A over sampled views.
     """
 
     smallest: Float[Tensor, " L"]
@@ -32,11 +36,15 @@ class Between(NamedTuple):
     sampled: int
 
 
-def null_groups(classes: Sequence[Int[Tensor, " _"]], labels: Sequence[int]) -> tuple[Int[Tensor, " _"], ...]:
-    """As many groups as classes, of the same sizes, that together hold each image once and each class in proportion, as nearly as whole images go.
+def null_groups(
+    classes: Sequence[Int[Tensor, " _"]], labels: Sequence[int]
+) -> tuple[Int[Tensor, " _"], ...]:
+    """As many groups as classes, of the same sizes, that together hold each image once and each
+    class in proportion, as nearly as whole images go.
 
-    `classes` are the images of each class and `labels` their names. Which image goes where is a function of its class and its place in it. Groups
-    list their images such that also a part of the list has each class in proportion.
+    `classes` are the images of each class and `labels` their names. Which image goes where is a
+    function of its class and its place in it. Groups list their images such that also a part of the
+    list has each class in proportion.
 
     >>> null_groups((torch.arange(0, 2), torch.arange(2, 4)), (0, 1))
     (tensor([0, 3]), tensor([1, 2]))
@@ -45,21 +53,37 @@ def null_groups(classes: Sequence[Int[Tensor, " _"]], labels: Sequence[int]) -> 
     held, dealt = [0] * len(sizes), 0
     groups: list[list[Tensor]] = [[] for _ in sizes]
     for images, label in zip(classes, labels, strict=True):
-        drawn = images[Key(0).named("concentration", "control", label).permutation(len(images)).to(images.device)]
+        drawn = images[
+            Key(0)
+            .named("concentration", "control", label)
+            .permutation(len(images))
+            .to(images.device)
+        ]
         dealt += len(images)
         shares = _shares(len(images), dealt, sizes, held)
         held = [before + share for before, share in zip(held, shares, strict=True)]
         for group, part in zip(groups, drawn.split(shares), strict=True):
             group.append(part)
-    return tuple(torch.cat(group)[_evenly([len(part) for part in group]).to(group[0].device)] for group in groups)
+    return tuple(
+        torch.cat(group)[_evenly([len(part) for part in group]).to(group[0].device)]
+        for group in groups
+    )
 
 
 def _shares(n: int, dealt: int, sizes: Sequence[int], held: Sequence[int]) -> list[int]:
-    """How many images of a class of n each group gets: what brings it nearest to its part of all images dealt, these included."""
+    """How many images of a class of n each group gets: what brings it nearest to its part of all
+    images dealt, these included.
+    """
     N = sum(sizes)
-    lacks = [size * dealt - N * has for size, has in zip(sizes, held, strict=True)]  # in N-ths of an image; they add up to n images
+    # in N-ths of an image; they add up to n images
+    lacks = [size * dealt - N * has for size, has in zip(sizes, held, strict=True)]
     shares = [max(lack // N - 1, 0) for lack in lacks]
-    gains = sorted((N * j - lack, j, g) for g, lack in enumerate(lacks) for j in range(shares[g], shares[g] + 3))  # most lacking first
+    # most lacking first
+    gains = sorted(
+        (N * j - lack, j, g)
+        for g, lack in enumerate(lacks)
+        for j in range(shares[g], shares[g] + 3)
+    )
     for _, _, group in gains[: n - sum(shares)]:
         shares[group] += 1
     return shares
@@ -67,22 +91,36 @@ def _shares(n: int, dealt: int, sizes: Sequence[int], held: Sequence[int]) -> li
 
 def _evenly(sizes: Sequence[int]) -> Tensor:
     """The order of a list made of parts of these sizes in which every part is spread evenly."""
-    return torch.cat([(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in sizes]).argsort(stable=True)
+    return torch.cat(
+        [(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in sizes]
+    ).argsort(stable=True)
 
 
 def between_classes(
-    views: Float[Tensor, "N V *P"], classes: Sequence[Int[Tensor, " _"]], labels: Sequence[int], levels: Sequence[int], *, most: int
+    views: Float[Tensor, "N V *P"],
+    classes: Sequence[Int[Tensor, " _"]],
+    labels: Sequence[int],
+    levels: Sequence[int],
+    *,
+    most: int,
 ) -> Between:
-    """The distances between images of different classes, two classes at a time; at most about `most` of each level are held for the median.
+    """The distances between images of different classes, two classes at a time; at most about
+    `most` of each level are held for the median.
 
     >>> x = torch.tensor([0.0, 1.0, 5.0])[:, None, None]
     >>> between_classes(x, (torch.arange(0, 2), torch.arange(2, 3)), (0, 1), (1,), most=9)[:2]
     (tensor([4.], dtype=torch.float64), tensor([4.5000], dtype=torch.float64))
     """
     C, flat = len(classes), views.flatten(2)
-    sizes = {(a, b): len(classes[a]) * len(classes[b]) for a, b in itertools.combinations(range(C), 2)}
+    sizes = {
+        (a, b): len(classes[a]) * len(classes[b]) for a, b in itertools.combinations(range(C), 2)
+    }
     pairs = sum(sizes.values())
-    shares = sizes if pairs <= most else {both: max(size * most // pairs, 1) for both, size in sizes.items()}
+    shares = (
+        sizes
+        if pairs <= most
+        else {both: max(size * most // pairs, 1) for both, size in sizes.items()}
+    )
     by_class = torch.full((len(levels), C, C), torch.inf, dtype=torch.float64, device=views.device)
     held = by_class.new_empty(len(levels), sum(shares.values()))
     start = 0
@@ -97,5 +135,8 @@ def between_classes(
                 found = found[:, key.permutation(sizes[a, b])[:share].to(found.device)]
             held[:, start : start + share] = found
             start += share
-    middle = [torch.stack([row.kthvalue(place).values for row in held]) for place in ((start + 1) // 2, start // 2 + 1)]
+    middle = [
+        torch.stack([row.kthvalue(place).values for row in held])
+        for place in ((start + 1) // 2, start // 2 + 1)
+    ]
     return Between(by_class.amin((1, 2)), (middle[0] + middle[1]) / 2, by_class, pairs, start)

@@ -1,14 +1,18 @@
-"""Divergence of the class centers: their inner products and lengths, how far features spread around them, and Delta_mu.
+"""Divergence of the class centers: their inner products and lengths, how far features spread around
+them, and Delta_mu.
 
     mu_k = E_{x in C_k} E_view f(x_view)        V_k = E_{C_k} ||f - mu_k||^2 = r_k^2 - ||mu_k||^2        Delta_mu = 1 - min_k ||mu_k||^2 / r^2
 
-Huang et al., ICLR 2023, section 3; mu_k . mu_l is what Theorem 1 asks to be small. With h_i the mean of image i's features over its views,
-an inner product of two classes is that of the means of h, unbiased as it is, and a squared length is the U-statistic over different images,
+Huang et al., ICLR 2023, section 3; mu_k . mu_l is what Theorem 1 asks to be small. With h_i the
+mean of image i's features over its views, an inner product of two classes is that of the means of
+h, unbiased as it is, and a squared length is the U-statistic over different images,
 
     ||mu_k||^2 ~ ( ||sum_i h_i||^2 - sum_i ||h_i||^2 ) / (n (n-1)),
 
-because the squared length of a sampled mean is too large by the variance of a mean. Only sums are kept, so it streams.
-Errors: delete-a-group jackknife with groups of unequal size (Busing, Meijer and van der Leeden, Statistics and Computing 9, 1999).
+because the squared length of a sampled mean is too large by the variance of a mean. Only sums are
+kept, so it streams.
+Errors: delete-a-group jackknife with groups of unequal size (Busing, Meijer and van der Leeden,
+    Statistics and Computing 9, 1999).
 """
 
 from typing import Any, NamedTuple
@@ -22,12 +26,16 @@ from marginlab.measures.measure import Measure, check_features, check_labels, co
 
 
 class DivergenceResult(NamedTuple):
-    """Class centers of C classes and how they lie. Unbiased where a mean allows it; NaN where a class has too few images (see `n`).
+    """Class centers of C classes and how they lie.
 
-    `gram` (C, C) has mu_k . mu_l off the diagonal (NaN without an image of either class) and ||mu_k||^2 on it (NaN below 2 images; may be
-    slightly negative). `norms` are the square roots of the diagonal, `within` is V_k, `r2` is the mean squared norm of the features, averaged
-    over all images (`r2_k`: of each class). `Delta_mu` takes the least of estimated lengths, so its own estimate leans upwards. `error_*` are
-    standard errors (NaN below 3 images); that of Delta_mu takes the class with the shortest center as given.
+    Unbiased where a mean allows it; NaN where a class has too few images (see `n`).
+
+    `gram` (C, C) has mu_k . mu_l off the diagonal (NaN without an image of either class) and
+    ||mu_k||^2 on it (NaN below 2 images; may be slightly negative). `norms` are the square roots of
+    the diagonal, `within` is V_k, `r2` is the mean squared norm of the features, averaged over all
+    images (`r2_k`: of each class). `Delta_mu` takes the least of estimated lengths, so its own
+    estimate leans upwards. `error_*` are standard errors (NaN below 3 images); that of Delta_mu
+    takes the class with the shortest center as given.
     """
 
     gram: Float[Tensor, "C C"]
@@ -69,7 +77,9 @@ class DivergenceResult(NamedTuple):
 
 
 class GroupSums(NamedTuple):
-    """Of some images of each class: the sum of h, of ||h||^2, of the mean squared norm of a view, and their number."""
+    """Of some images of each class: the sum of h, of ||h||^2, of the mean squared norm of a view,
+    and their number.
+    """
 
     h: Tensor
     squares: Tensor
@@ -78,7 +88,12 @@ class GroupSums(NamedTuple):
 
 
 def class_divergence(
-    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], num_classes: int, *, normalize: bool = True, groups: int = 20
+    features: Float[Tensor, "N V D"],
+    labels: Int[Tensor, " N"],
+    num_classes: int,
+    *,
+    normalize: bool = True,
+    groups: int = 20,
 ) -> DivergenceResult:
     """What `ClassDivergence` computes, of features at hand.
 
@@ -87,22 +102,25 @@ def class_divergence(
     tensor([[0.0000, 0.5000],
             [0.5000, 1.0000]], dtype=torch.float64)
     """
-    measure = ClassDivergence(num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure = ClassDivergence(
+        num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False
+    ).to(features.device)
     measure.update(features, labels)
     result: DivergenceResult = measure.compute()
     return result
 
 
 class ClassDivergence(Measure):
-    """Inner products and lengths of class centers, V_k and Delta_mu, from features (N, V, D) and labels (N,).
+    """Inner products and lengths of class centers, V_k and Delta_mu, from features (N, V, D) and
+    labels (N,).
 
-    Parameters
-    ----------
-    num_classes, dim: C and D.
-    normalize: give features length 1 first (the theory's r = 1).
-    groups: of images of a class, for the jackknife; images join them in turn, in order of arrival. So the order of the images, and on which
-        rank they are, changes the noise of the standard errors, and nothing else.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        num_classes, dim: C and D.
+        normalize: give features length 1 first (the theory's r = 1).
+        groups: of images of a class, for the jackknife; images join them in turn, in order of
+            arrival. So the order of the images, and on which rank they are, changes the noise of
+            the standard errors, and nothing else.
+        kwargs: torchmetrics.Metric's.
 
     Holds (C, groups, D) sums in float64.
 
@@ -112,10 +130,9 @@ class ClassDivergence(Measure):
     >>> result.gram.tolist(), float(result.Delta_mu)
     ([[1.0, 0.0], [0.0, 1.0]], 0.0)
 
-    Raises
-    ------
-    ValueError: features of another dimension or not finite, labels out of range, another number of views than before, no image at all.
-
+    Raises:
+        ValueError: features of another dimension or not finite, labels out of range, another number
+            of views than before, no image at all.
     """
 
     h: Tensor
@@ -124,31 +141,56 @@ class ClassDivergence(Measure):
     n: Tensor
     views: Tensor
 
-    def __init__(self, num_classes: int, dim: int, normalize: bool = True, *, groups: int = 20, **kwargs: Any):
+    def __init__(
+        self, num_classes: int, dim: int, normalize: bool = True, *, groups: int = 20, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         if num_classes < 1 or dim < 1 or groups < 2:
             raise ValueError(
-                f"ClassDivergence needs at least 1 class, 1 dimension and 2 groups, not {num_classes} classes, {dim} dimensions, {groups} groups."
+                f"ClassDivergence needs at least 1 class, 1 dimension and 2 groups, not "
+                f"{num_classes} classes, {dim} dimensions, {groups} groups."
             )
-        self.num_classes, self.dim, self.normalize, self.groups = num_classes, dim, normalize, groups
-        self.add_state("h", default=torch.zeros(num_classes, groups, dim, dtype=torch.float64), dist_reduce_fx="sum")
+        self.num_classes, self.dim, self.normalize, self.groups = (
+            num_classes,
+            dim,
+            normalize,
+            groups,
+        )
+        self.add_state(
+            "h",
+            default=torch.zeros(num_classes, groups, dim, dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
         for name in ("squares", "norms"):
-            self.add_state(name, default=torch.zeros(num_classes, groups, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n", default=torch.zeros(num_classes, groups, dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state(
+                name,
+                default=torch.zeros(num_classes, groups, dtype=torch.float64),
+                dist_reduce_fx="sum",
+            )
+        self.add_state(
+            "n", default=torch.zeros(num_classes, groups, dtype=torch.int64), dist_reduce_fx="sum"
+        )
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' features of N more images and their labels."""
         check_features(features, fewest_views=1)
         if features.shape[2] != self.dim:
-            raise ValueError(f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but dim={self.dim} was announced.")
+            raise ValueError(
+                f"features of shape {tuple(features.shape)} have dimension "
+                f"{features.shape[2]}, but dim={self.dim} was announced."
+            )
         check_labels(labels, len(features), self.num_classes)
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         z, labels = prepared(features, self.normalize), labels.long()
         h = z.mean(1)
-        # the place of an image in its class: those before this batch, and those of its class before it in the batch
+        # the place of an image in its class: those before this batch, and those of its class before
+        # it in the batch
         sorted_labels, order = labels.sort(stable=True)
         place = torch.empty_like(labels)
         starts = torch.searchsorted(sorted_labels, sorted_labels)
@@ -156,8 +198,12 @@ class ClassDivergence(Measure):
         group = (place + self.n.sum(1)[labels]) % self.groups
         at = labels * self.groups + group
         self.h = self.h.flatten(0, 1).index_add(0, at, h).view_as(self.h)
-        self.squares = self.squares.flatten().index_add(0, at, h.square().sum(1)).view_as(self.squares)
-        self.norms = self.norms.flatten().index_add(0, at, z.square().sum(2).mean(1)).view_as(self.norms)
+        self.squares = (
+            self.squares.flatten().index_add(0, at, h.square().sum(1)).view_as(self.squares)
+        )
+        self.norms = (
+            self.norms.flatten().index_add(0, at, z.square().sum(2).mean(1)).view_as(self.norms)
+        )
         self.n = self.n.flatten().index_add(0, at, torch.ones_like(at)).view_as(self.n)
 
     def compute(self) -> DivergenceResult:
@@ -165,7 +211,10 @@ class ClassDivergence(Measure):
         parts = GroupSums(self.h, self.squares, self.norms, self.n)
         whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
-            raise ValueError("ClassDivergence has seen no image of any class: call update(features, labels) first.")
+            raise ValueError(
+                "ClassDivergence has seen no image of any class: call update(features, "
+                "labels) first."
+            )
         centers = whole.h / whole.n[:, None]
         lengths, r2_k = squared_lengths(whole), whole.norms / whole.n
         r2 = whole.norms.sum() / whole.n.sum()
@@ -187,16 +236,22 @@ class ClassDivergence(Measure):
             V=int(self.views),
             groups=self.groups,
             meaning=(
-                f"Inner products, squared lengths and V_k are unbiased (U-statistics over different images; {int(self.views)} views each). "
+                f"Inner products, squared lengths and V_k are unbiased (U-statistics over "
+                f"different images; {int(self.views)} views each). "
                 f"{int((whole.n > 0).sum())} of {self.num_classes} classes have images. "
-                "Delta_mu takes the least of estimated lengths and leans upwards: `shortest_center` has "
+                "Delta_mu takes the least of estimated lengths and leans upwards: "
+                "`shortest_center` has "
                 "an interval that allows for it. Standard errors: jackknife over "
                 f"{self.groups} groups of images of a class."
             ),
         )
 
-    def _errors(self, parts: GroupSums, whole: GroupSums, centers: Tensor, shortest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Jackknife errors of the Gram matrix, of V_k, and of Delta_mu; group by group, so that no (C, groups, C) array is held."""
+    def _errors(
+        self, parts: GroupSums, whole: GroupSums, centers: Tensor, shortest: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Jackknife errors of the Gram matrix, of V_k, and of Delta_mu; group by group, so that no
+        (C, groups, C) array is held.
+        """
         n, m = whole.n.double(), parts.n.double()  # (C,), (C, G)
         rest = GroupSums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
         products = _products(parts, whole, centers)
@@ -205,8 +260,15 @@ class ClassDivergence(Measure):
         own = jackknife_variance(list(lengths.T), length, n, m)
         within = jackknife_variance(list((spreads - lengths).T), spread - length, n, m)
         r2 = whole.norms.sum() / whole.n.sum()
-        shares = 1 - lengths[shortest] / ((whole.norms.sum() - parts.norms[shortest]) / (whole.n.sum() - parts.n[shortest]))
-        delta = jackknife_variance(list(shares[:, None]), (1 - length[shortest] / r2)[None], n[shortest, None], m[shortest, None])
+        shares = 1 - lengths[shortest] / (
+            (whole.norms.sum() - parts.norms[shortest]) / (whole.n.sum() - parts.n[shortest])
+        )
+        delta = jackknife_variance(
+            list(shares[:, None]),
+            (1 - length[shortest] / r2)[None],
+            n[shortest, None],
+            m[shortest, None],
+        )
         gram = products + products.T
         gram.diagonal().copy_(own)
         return gram.sqrt(), within.sqrt(), delta[0].sqrt()
@@ -219,16 +281,20 @@ def squared_lengths(sums: GroupSums) -> Tensor:
 
 
 def _products(parts: GroupSums, whole: GroupSums, centers: Tensor) -> Tensor:
-    """Jackknife variance of mu_k . mu_l that comes from class k, (C, C): NaN where k fills fewer than 2 groups, or l has no image.
+    """Jackknife variance of mu_k . mu_l that comes from class k, (C, C): NaN where k fills fewer
+    than 2 groups, or l has no image.
 
-    An inner product is linear in the sums h, so a group's pseudo-value is the product of its own mean h_g / m_g, and the mean of pseudo-values
+    An inner product is linear in the sums h, so a group's pseudo-value is the product of its own
+    mean h_g / m_g, and the mean of pseudo-values
     that of the center:  variance = 1/G sum over g of ((h_g / m_g - mu_k) . mu_l)^2 m_g / (n - m_g).  No more than two (C, C) arrays are held.
     """
     n, m = whole.n[:, None].double(), parts.n.double()
     groups = (m > 0).sum(1, keepdim=True)
     counted = (m > 0) & (groups > 1)
     weights = torch.where(counted, m / (n - m) / groups, 0.0).sqrt()
-    deviations = torch.where(counted[..., None], (parts.h / m[..., None] - centers[:, None]) * weights[..., None], 0.0)
+    deviations = torch.where(
+        counted[..., None], (parts.h / m[..., None] - centers[:, None]) * weights[..., None], 0.0
+    )
     total = torch.where(groups > 1, 0.0, torch.nan).to(centers).expand(-1, len(centers)).clone()
     for g in counted.any(0).nonzero().flatten().tolist():
         total += (deviations[:, g] @ centers.T).square_()
@@ -236,11 +302,16 @@ def _products(parts: GroupSums, whole: GroupSums, centers: Tensor) -> Tensor:
 
 
 def jackknife_variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
-    """Jackknife variance from the estimates with each group of m (C, G) of n (C,) images left out; NaN for fewer than 2 groups."""
+    """Jackknife variance from the estimates with each group of m (C, G) of n (C,) images left out;
+    NaN for fewer than 2 groups.
+    """
     groups = (m > 0).sum(1).double()
     sizes = list(m.T)
     filled = [size > 0 for size in sizes]
-    mean = groups * estimate - sum(torch.where(here, (1 - size / n) * value, 0.0) for value, size, here in zip(left_out, sizes, filled, strict=True))
+    mean = groups * estimate - sum(
+        torch.where(here, (1 - size / n) * value, 0.0)
+        for value, size, here in zip(left_out, sizes, filled, strict=True)
+    )
     total = torch.zeros_like(estimate)
     for value, size, here in zip(left_out, sizes, filled, strict=True):
         share = n / size

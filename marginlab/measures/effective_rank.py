@@ -2,10 +2,12 @@
 
     RankMe(Z) = exp( - sum_k p_k log p_k ),        p_k = sigma_k(Z) / sum_j sigma_j(Z) + epsilon
 
-Garrido, Balestriero, Najman and LeCun, ICML 2023, eq. 2: Z (rows, D) has one row for each view, neither centred nor normalised, and epsilon = 1e-7.
-Here sigma_k are the square roots of the eigenvalues of Z^T Z, which is a sum of (D, D) matrices, in float64. So singular values below
-sqrt(max(D, 100)) 1.5e-8 of the largest (3e-7 for D = 512, some ulps of float32 features) are taken as 0; epsilon = 0 is the default. RankMe is
-between 1 and min(rows, D) and compares runs of one method on equally many rows; the paper takes 25,600.
+Garrido, Balestriero, Najman and LeCun, ICML 2023, eq. 2: Z (rows, D) has one row for each view,
+neither centred nor normalised, and epsilon = 1e-7. Here sigma_k are the square roots of the
+eigenvalues of Z^T Z, which is a sum of (D, D) matrices, in float64. So singular values below
+sqrt(max(D, 100)) 1.5e-8 of the largest (3e-7 for D = 512, some ulps of float32 features) are taken
+as 0; epsilon = 0 is the default. RankMe is between 1 and min(rows, D) and compares runs of one
+method on equally many rows; the paper takes 25,600.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +20,9 @@ from marginlab.measures.spectrum import SecondMoments, effective_rank, resolved
 
 
 class EffectiveRankResult(NamedTuple):
-    """RankMe of n images with V views each, its jackknife error over images (NaN for one), and the singular values of Z / sqrt(n V), falling."""
+    """RankMe of n images with V views each, its jackknife error over images (NaN for one), and the
+    singular values of Z / sqrt(n V), falling.
+    """
 
     RankMe: Float[Tensor, ""]
     standard_error: Float[Tensor, ""]
@@ -28,13 +32,25 @@ class EffectiveRankResult(NamedTuple):
     meaning: str
 
 
-def rankme(features: Float[Tensor, "N V D"], *, epsilon: float = 0.0, normalize: bool = False, groups: int = 10) -> EffectiveRankResult:
+def rankme(
+    features: Float[Tensor, "N V D"],
+    *,
+    epsilon: float = 0.0,
+    normalize: bool = False,
+    groups: int = 10,
+) -> EffectiveRankResult:
     """What `EffectiveRank` computes, of features at hand.
 
     >>> round(float(rankme(torch.eye(3)[:, None]).RankMe), 6), round(float(rankme(torch.ones(3, 1, 3)).RankMe), 6)
     (3.0, 1.0)
     """
-    measure = EffectiveRank(features.shape[-1], epsilon=epsilon, normalize=normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure = EffectiveRank(
+        features.shape[-1],
+        epsilon=epsilon,
+        normalize=normalize,
+        groups=groups,
+        sync_on_compute=False,
+    ).to(features.device)
     measure.update(features)
     result: EffectiveRankResult = measure.compute()
     return result
@@ -43,36 +59,52 @@ def rankme(features: Float[Tensor, "N V D"], *, epsilon: float = 0.0, normalize:
 class EffectiveRank(SecondMoments):
     """RankMe from features (N, V, D); streams, merges and reduces over ranks.
 
-    Parameters
-    ----------
-    dim: D.
-    normalize: give features length 1 first (the paper does not).
-    epsilon: added to each of the min(rows, D) p_k; the paper has 1e-7, which adds at most 1.6e-6 D to the entropy.
-    groups: of images, for the jackknife; images join them in turn, in order of arrival. So the order of the images, and on which rank they are,
-        changes the noise of the standard error, and nothing else.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        dim: D.
+        normalize: give features length 1 first (the paper does not).
+        epsilon: added to each of the min(rows, D) p_k; the paper has 1e-7, which adds at most
+            1.6e-6 D to the entropy.
+        groups: of images, for the jackknife; images join them in turn, in order of arrival. So the
+            order of the images, and on which rank they are, changes the noise of the standard
+            error, and nothing else.
+        kwargs: torchmetrics.Metric's.
 
-    Holds (groups, D, D) sums in float64: 21 MB for D = 512. `compute` takes groups + 1 spectra of (D, D) matrices.
+    Holds (groups, D, D) sums in float64: 21 MB for D = 512. `compute` takes groups + 1 spectra of
+    (D, D) matrices.
 
     >>> measure = EffectiveRank(dim=3)
     >>> measure.update(torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]))
     >>> round(float(measure.compute().RankMe), 6)
     2.0
 
-    Raises
-    ------
-    ValueError: features of another dimension, another number of views than before, values not finite, epsilon that is negative, no image at all.
-
+    Raises:
+        ValueError: features of another dimension, another number of views than before, values not
+            finite, epsilon that is negative, no image at all.
     """
 
-    def __init__(self, dim: int, normalize: bool = False, *, epsilon: float = 0.0, groups: int = 10, **kwargs: Any):
+    def __init__(
+        self,
+        dim: int,
+        normalize: bool = False,
+        *,
+        epsilon: float = 0.0,
+        groups: int = 10,
+        **kwargs: Any,
+    ):
         super().__init__(dim, normalize, groups, **kwargs)
         if not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon is added to probabilities: it is small and not negative (the paper has 1e-7), not {epsilon}.")
+            raise ValueError(
+                f"epsilon is added to probabilities: it is small and not negative (the "
+                f"paper has 1e-7), not {epsilon}."
+            )
         self.epsilon = epsilon
 
-    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be called alike)."""
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images; labels are not looked at (all measures may be
+        called alike).
+        """
         self.add(*self.taken(features))
 
     def compute(self) -> EffectiveRankResult:
@@ -88,7 +120,8 @@ class EffectiveRank(SecondMoments):
             return effective_rank(left[: rows - int(self.n[g]) * int(self.views)], self.epsilon)
 
         lean = (
-            " It leans downwards, for a sample's spectrum is less even than that of what it is drawn "
+            " It leans downwards, for a sample's spectrum is less even than that of what "
+            "it is drawn "
             f"from{', and these are few' * (rows < 10 * self.dim)}: its standard error makes no "
             "interval of the population's."
         )
@@ -99,8 +132,10 @@ class EffectiveRank(SecondMoments):
             n=n,
             V=int(self.views),
             meaning=(
-                f"Effective rank of {rows} rows ({n} images, {int(self.views)} views each) in {self.dim} dimensions, at most {min(rows, self.dim)}."
-                f"{lean} Only RankMes of equally many rows are to be compared. Standard error: jackknife over {self.groups} "
+                f"Effective rank of {rows} rows ({n} images, {int(self.views)} views each) "
+                f"in {self.dim} dimensions, at most {min(rows, self.dim)}."
+                f"{lean} Only RankMes of equally many rows are to be compared. Standard "
+                f"error: jackknife over {self.groups} "
                 "groups of images, too large by up to sqrt 2 near the maximum."
             ),
         )

@@ -3,10 +3,10 @@
     low  = max_j ( x_j - t_j(1 - a/2J) e_j )        high = max_j ( x_j + t_j(1 - a/2) e_j )
 
 An estimate of a maximum leans upwards, since noise is chosen with it: the interval of the one that
-happens to be largest covers less than it says. `high` is below the largest number only if the end of
-that one number is, so it needs no correction. `low` is above it only if one of J lower ends is above
-its own number, which has J times the risk (Bonferroni). t_j is Student's, with a degree of freedom
-fewer than the groups that the jackknife error e_j is of.
+happens to be largest covers less than it says. `high` is below the largest number only if the end
+of that one number is, so it needs no correction. `low` is above it only if one of J lower ends is
+above its own number, which has J times the risk (Bonferroni). t_j is Student's, with a degree of
+freedom fewer than the groups that the jackknife error e_j is of.
 """
 
 from typing import NamedTuple

@@ -1,11 +1,15 @@
-"""The functional twins of the measures: the same formulas on tensors at hand, without state or ranks."""
+"""The functional twins of the measures: the same formulas on tensors at hand, without state or
+ranks.
+"""
 
 from marginlab.measures.alignment import alignment as alignment
 from marginlab.measures.alignment import clopper_pearson as clopper_pearson
 from marginlab.measures.anchor import anchor_distances as anchor_distances
 from marginlab.measures.angles import angle_statistics as angle_statistics
 from marginlab.measures.angles import nearest_class_angles as nearest_class_angles
-from marginlab.measures.augmentation_confusion import augmentation_confusion as augmentation_confusion
+from marginlab.measures.augmentation_confusion import (
+    augmentation_confusion as augmentation_confusion,
+)
 from marginlab.measures.augmentation_confusion import relative_confusion as relative_confusion
 from marginlab.measures.class_variance import class_distances as class_distances
 from marginlab.measures.class_variance import class_variance as class_variance

@@ -3,12 +3,14 @@
     clique size of a greedy deletion  <=  omega (largest clique)  <=  chi (chromatic number)  <=  colours of a greedy colouring
                                           omega  <=  n - matching of the missing edges
 
-From below: delete the vertex that misses most of the others until no two remaining vertices miss each other; what remains is a clique. From
-above: the vertices of a clique all need colours of their own. The colouring is DSATUR (Brelaz, Communications of the ACM 22, 1979): next comes
-the vertex that sees most colours, of these the one with most neighbours yet to be coloured; it takes the first colour it does not see. And of
-the two ends of a missing edge a clique lacks one, so it lacks as many vertices as there are missing edges without a common end: these n - omega
-vertices are a vertex cover of the complement (Papadimitriou and Steiglitz, Combinatorial Optimization, 1982), and the bound on them is at most
-n / 2.
+From below: delete the vertex that misses most of the others until no two remaining vertices miss
+each other; what remains is a clique. From
+above: the vertices of a clique all need colours of their own. The colouring is DSATUR (Brelaz,
+Communications of the ACM 22, 1979): next comes the vertex that sees most colours, of these the one
+with most neighbours yet to be coloured; it takes the first colour it does not see. And of the two
+ends of a missing edge a clique lacks one, so it lacks as many vertices as there are missing edges
+without a common end: these n - omega vertices are a vertex cover of the complement (Papadimitriou
+and Steiglitz, Combinatorial Optimization, 1982), and the bound on them is at most n / 2.
 """
 
 import torch
@@ -42,9 +44,11 @@ def greedy_clique(adjacent: Bool[Tensor, "*T n n"]) -> Bool[Tensor, "*T n"]:
 
 
 def colouring(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T n"]:
-    """A proper colouring of each graph by DSATUR: colours from 0; neighbours differ; of equal candidates the first is coloured.
+    """A proper colouring of each graph by DSATUR: colours from 0; neighbours differ; of equal
+    candidates the first is coloured.
 
-    The graphs are symmetric matrices; the diagonal does not matter. Memory: two more copies of them.
+    The graphs are symmetric matrices; the diagonal does not matter. Memory: two more copies of
+    them.
 
     >>> triangle = torch.ones(3, 3, dtype=torch.bool)
     >>> colouring(triangle), colouring(~triangle)
@@ -72,10 +76,12 @@ def colouring(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T n"]:
 
 
 def matching(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T"]:
-    """Size of a maximal matching of the missing edges of each graph: every clique lacks at least so many vertices.
+    """Size of a maximal matching of the missing edges of each graph: every clique lacks at least so
+    many vertices.
 
-    Greedy: the vertex with the fewest partners left, at least one, is matched to that of them with the fewest; of equal ones the first. The
-    graphs are symmetric matrices; the diagonal does not matter. Memory: one more copy of them.
+    Greedy: the vertex with the fewest partners left, at least one, is matched to that of them with
+    the fewest; of equal ones the first. The graphs are symmetric matrices; the diagonal does not
+    matter. Memory: one more copy of them.
 
     >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
     >>> matching(path), matching(torch.zeros(5, 5, dtype=torch.bool))
@@ -89,7 +95,8 @@ def matching(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T"]:
     degree = missing.sum(2)  # partners left
     graphs = torch.arange(T, device=adjacent.device)  # those not yet done
     while len(graphs):
-        left = degree[graphs].masked_fill(~free[graphs] | (degree[graphs] == 0), n)  # n: more than any degree
+        # n: more than any degree
+        left = degree[graphs].masked_fill(~free[graphs] | (degree[graphs] == 0), n)
         fewest, vertex = left.min(1)
         graphs, left, vertex = graphs[fewest < n], left[fewest < n], vertex[fewest < n]
         partner = left.masked_fill(~missing[graphs, vertex], n).argmin(1)

@@ -1,12 +1,15 @@
-"""LiDAR: the effective rank of what tells images apart, measured in units of what tells the views of an image apart.
+"""LiDAR: the effective rank of what tells images apart, measured in units of what tells the views
+of an image apart.
 
     LiDAR = exp( - sum_k p_k log p_k ),   p = eigenvalues of  S_w^{-1/2} S_b S_w^{-1/2}  divided by their sum,
     S_b = Cov of nu(x) over images,       S_w = E_x Cov of f over the views of x + delta I,       nu(x) = mean of f over the views of x
 
-Thilak et al., "LiDAR: Sensing linear probing performance in joint embedding SSL architectures", ICLR 2024: linear discriminant analysis whose classes
-are images, with delta = 1e-4. S_w is taken without bias (its sum over V views divided by V - 1). S_b is that of means over V views, as the authors',
-and too large by S_w / V: every eigenvalue is then too large by about 1/V, p is more even, and LiDAR leans upwards, less the more views there are
-(the paper has 50 of 1,000 images). It lies between 1 and min(N - 1, D); of features that do not differ at all it is 1.
+Thilak et al., "LiDAR: Sensing linear probing performance in joint embedding SSL architectures",
+ICLR 2024: linear discriminant analysis whose classes are images, with delta = 1e-4. S_w is taken
+without bias (its sum over V views divided by V - 1). S_b is that of means over V views, as the
+authors', and too large by S_w / V: every eigenvalue is then too large by about 1/V, p is more even,
+and LiDAR leans upwards, less the more views there are (the paper has 50 of 1,000 images). It lies
+between 1 and min(N - 1, D); of features that do not differ at all it is 1.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +22,9 @@ from marginlab.measures.spectrum import SecondMoments, effective_rank, moments, 
 
 
 class LiDARResult(NamedTuple):
-    """LiDAR of n images with V views each, its jackknife error over images (NaN for one), and the eigenvalues, largest first."""
+    """LiDAR of n images with V views each, its jackknife error over images (NaN for one), and the
+    eigenvalues, largest first.
+    """
 
     LiDAR: Float[Tensor, ""]
     standard_error: Float[Tensor, ""]
@@ -29,14 +34,22 @@ class LiDARResult(NamedTuple):
     meaning: str
 
 
-def lidar(features: Float[Tensor, "N V D"], *, delta: float = 1e-4, normalize: bool = False, groups: int = 10) -> LiDARResult:
+def lidar(
+    features: Float[Tensor, "N V D"],
+    *,
+    delta: float = 1e-4,
+    normalize: bool = False,
+    groups: int = 10,
+) -> LiDARResult:
     """What `LiDAR` computes, of features at hand.
 
     >>> f = torch.tensor([[[1.0, 0.1], [1.0, -0.1]], [[-1.0, 0.1], [-1.0, -0.1]]])    # images differ along one axis, views along the other
     >>> round(float(lidar(f).LiDAR), 6)
     1.0
     """
-    measure = LiDAR(features.shape[-1], delta=delta, normalize=normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure = LiDAR(
+        features.shape[-1], delta=delta, normalize=normalize, groups=groups, sync_on_compute=False
+    ).to(features.device)
     measure.update(features)
     result: LiDARResult = measure.compute()
     return result
@@ -45,13 +58,13 @@ def lidar(features: Float[Tensor, "N V D"], *, delta: float = 1e-4, normalize: b
 class LiDAR(SecondMoments):
     """LiDAR from features (N, V, D) of V >= 2 views; streams, merges and reduces over ranks.
 
-    Parameters
-    ----------
-    dim: D.
-    normalize: give features length 1 first (the paper does not).
-    delta: added to the eigenvalues of S_w, in squared units of the features: scale the features by c and delta by c^2, and nothing changes.
-    groups: of images, for the jackknife (see `EffectiveRank`).
-    kwargs: torchmetrics.Metric's.
+    Args:
+        dim: D.
+        normalize: give features length 1 first (the paper does not).
+        delta: added to the eigenvalues of S_w, in squared units of the features: scale the features
+            by c and delta by c^2, and nothing changes.
+        groups: of images, for the jackknife (see `EffectiveRank`).
+        kwargs: torchmetrics.Metric's.
 
     Holds 2 (groups, D, D) sums in float64: 42 MB for D = 512.
 
@@ -60,24 +73,41 @@ class LiDAR(SecondMoments):
     >>> round(float(measure.compute().LiDAR), 6)
     1.0
 
-    Raises
-    ------
-    ValueError: fewer than 2 views, features of another dimension, another number of views than before, values not finite, delta not positive,
-        no image at all.
-
+    Raises:
+        ValueError: fewer than 2 views, features of another dimension, another number of views than
+            before, values not finite, delta not positive, no image at all.
     """
 
     within: Tensor
 
-    def __init__(self, dim: int, normalize: bool = False, *, delta: float = 1e-4, groups: int = 10, **kwargs: Any):
+    def __init__(
+        self,
+        dim: int,
+        normalize: bool = False,
+        *,
+        delta: float = 1e-4,
+        groups: int = 10,
+        **kwargs: Any,
+    ):
         super().__init__(dim, normalize, groups, fewest_views=2, **kwargs)
         if not 0 < delta < float("inf"):
-            raise ValueError(f"delta keeps S_w invertible: it is positive and finite (the paper has 1e-4), not {delta}.")
+            raise ValueError(
+                f"delta keeps S_w invertible: it is positive and finite (the paper has "
+                f"1e-4), not {delta}."
+            )
         self.delta = delta
-        self.add_state("within", default=torch.zeros(groups, dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(
+            "within",
+            default=torch.zeros(groups, dim, dim, dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
 
-    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
-        """Take V views' features of N more images; labels are not looked at (here images are the classes)."""
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images; labels are not looked at (here images are the
+        classes).
+        """
         z, group = self.taken(features)
         mean = z.mean(1, keepdim=True)
         V = features.shape[1]
@@ -86,12 +116,24 @@ class LiDAR(SecondMoments):
 
     def compute(self) -> LiDARResult:
         """The result; over all ranks under a process group."""
-        n, between, within, sums = self.checked(), self.moment.sum(0), self.within.sum(0), self.sums.sum(0)
+        n, between, within, sums = (
+            self.checked(),
+            self.moment.sum(0),
+            self.within.sum(0),
+            self.sums.sum(0),
+        )
         eigenvalues = self._spectrum(between, within, sums, n)
         value = effective_rank(eigenvalues)
 
         def without(g: int) -> Tensor:
-            return effective_rank(self._spectrum(between - self.moment[g], within - self.within[g], sums - self.sums[g], n - int(self.n[g])))
+            return effective_rank(
+                self._spectrum(
+                    between - self.moment[g],
+                    within - self.within[g],
+                    sums - self.sums[g],
+                    n - int(self.n[g]),
+                )
+            )
 
         V = int(self.views)
         return LiDARResult(
@@ -101,19 +143,27 @@ class LiDAR(SecondMoments):
             n=n,
             V=V,
             meaning=(
-                f"Effective rank of S_b in units of S_w + {self.delta:g} I, {n} images with {V} views each in {self.dim} dimensions, at most "
-                f"{max(min(n - 1, self.dim), 1)}. Means over {V} views add about 1/{V} to every eigenvalue, so it leans upwards; with few images for "
+                f"Effective rank of S_b in units of S_w + {self.delta:g} I, {n} images "
+                f"with {V} views each in {self.dim} dimensions, at most "
+                f"{max(min(n - 1, self.dim), 1)}. Means over {V} views add about 1/{V} to "
+                f"every eigenvalue, so it leans upwards; with few images for "
                 f"the dimensions, downwards: no interval of the "
-                f"population's. Standard error: jackknife over {self.groups} groups of images, up to sqrt 2 too large near the maximum."
+                f"population's. Standard error: jackknife over {self.groups} groups of "
+                f"images, up to sqrt 2 too large near the maximum."
             ),
         )
 
     def _spectrum(self, between: Tensor, within: Tensor, sums: Tensor, n: int) -> Tensor:
-        """Eigenvalues of S_w^{-1/2} S_b S_w^{-1/2}, largest first; 0 where S_b, a difference of moments, does not resolve them."""
+        """Eigenvalues of S_w^{-1/2} S_b S_w^{-1/2}, largest first; 0 where S_b, a difference of
+        moments, does not resolve them.
+        """
         mean = sums / n
         spread, axes = torch.linalg.eigh(within / n)
         spread = spread.clamp(min=0) + self.delta
         whitening = axes / spread.sqrt()  # up to a rotation, which changes no eigenvalue
-        eigenvalues = torch.linalg.eigvalsh(whitening.T @ (between / n - mean[:, None] * mean) @ whitening)
-        rounding = between.trace() / n / spread[0]  # S_b errs by EPS of its moment, and whitening enlarges that by 1 / spread at most
+        eigenvalues = torch.linalg.eigvalsh(
+            whitening.T @ (between / n - mean[:, None] * mean) @ whitening
+        )
+        # S_b errs by EPS of its moment, and whitening enlarges that by 1 / spread at most
+        rounding = between.trace() / n / spread[0]
         return resolved(eigenvalues, torch.maximum(eigenvalues[-1], rounding))

@@ -1,10 +1,13 @@
-"""Lipschitz constants from below: quotients of distances seen between views, and norms of the encoder's derivative at images.
+"""Lipschitz constants from below: quotients of distances seen between views, and norms of the
+encoder's derivative at images.
 
     L  >=  max over pairs of views of || f(x_u) - f(x_v) || / || x_u - x_v ||          L  >=  max over images of || J(x) ||,  J the Jacobian matrix
 
-Huang et al., ICLR 2023, section 2, ask that || f(x) - f(y) || <= L || x - y || for all inputs; what is seen is at most that L. The norm of J is found
-by power iteration on J^T J (products with J and J^T only, no matrix): || J v || for a unit v never exceeds it, so that a search broken off is a lower
-estimate all the same. Both miss what lies between: a network that bends sharply between views has a larger L. From above: spectral_bound.py.
+Huang et al., ICLR 2023, section 2, ask that || f(x) - f(y) || <= L || x - y || for all inputs; what
+is seen is at most that L. The norm of J is found by power iteration on J^T J (products with J and
+J^T only, no matrix): || J v || for a unit v never exceeds it, so that a search broken off is a
+lower estimate all the same. Both miss what lies between: a network that bends sharply between views
+has a larger L. From above: spectral_bound.py.
 """
 
 from collections.abc import Callable
@@ -21,10 +24,12 @@ from marginlab.rng import Key
 
 
 class LipschitzResult(NamedTuple):
-    """`L`, the largest quotient seen: a LOWER estimate of the Lipschitz constant, which grows with images and views and has no standard error.
+    """`L`, the largest quotient seen: a LOWER estimate of the Lipschitz constant, which grows with
+    images and views and has no standard error.
 
-    `mean` over images of the largest quotient among an image's views, and its `standard_error` over images (NaN for one); `ratios` (N,) are these
-    quotients, 0 where an image's views all coincide, in order of arrival. `left_out` pairs of views were too close to be divided by.
+    `mean` over images of the largest quotient among an image's views, and its `standard_error` over
+    images (NaN for one); `ratios` (N,) are these quotients, 0 where an image's views all coincide,
+    in order of arrival. `left_out` pairs of views were too close to be divided by.
     """
 
     L: Float[Tensor, ""]
@@ -38,25 +43,35 @@ class LipschitzResult(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """Of each image: the largest quotient among pairs of its views, float64, and the pairs that were too close to count."""
+    """Of each image: the largest quotient among pairs of its views, float64, and the pairs that
+    were too close to count.
+    """
 
     ratios: Float[Tensor, " N"]
     left_out: Int[Tensor, " N"]
 
 
 def lipschitz_ratios(
-    views: Float[Tensor, "N V *P"], features: Float[Tensor, "N V D"], *, normalize: bool = True, closest: float = 1e-3, budget: int = BUDGET
+    views: Float[Tensor, "N V *P"],
+    features: Float[Tensor, "N V D"],
+    *,
+    normalize: bool = True,
+    closest: float = 1e-3,
+    budget: int = BUDGET,
 ) -> Ratios:
-    """Largest || f(x_u) - f(x_v) || / || x_u - x_v || among the views of each image, by differences in float64.
+    """Largest || f(x_u) - f(x_v) || / || x_u - x_v || among the views of each image, by differences
+    in float64.
 
-    For pairs across images give all views as those of one: `lipschitz_ratios(views.flatten(0, 1)[None], features.flatten(0, 1)[None])`.
+    For pairs across images give all views as those of one: `lipschitz_ratios(views.flatten(0,
+    1)[None], features.flatten(0, 1)[None])`.
 
-    Parameters
-    ----------
-    views, features: x in [0, 1] (or inputs of any kind) and f(x).
-    normalize: give features length 1 first, so that L is that of the normalised encoder (the theory's r = 1).
-    closest: pairs of views at most this far apart are left out, because rounding of the features would be divided by next to nothing.
-    budget: bytes of a block of distances.
+    Args:
+        views, features: x in [0, 1] (or inputs of any kind) and f(x).
+        normalize: give features length 1 first, so that L is that of the normalised encoder (the
+            theory's r = 1).
+        closest: pairs of views at most this far apart are left out, because rounding of the
+            features would be divided by next to nothing.
+        budget: bytes of a block of distances.
 
     Raises ValueError for fewer than 2 views, shapes that do not fit, values not finite.
 
@@ -66,19 +81,29 @@ def lipschitz_ratios(
     """
     check_features(features, fewest_views=2)
     if views.shape[:2] != features.shape[:2]:
-        raise ValueError(f"views of shape {tuple(views.shape)} and features of shape {tuple(features.shape)} are not of the same images and views.")
+        raise ValueError(
+            f"views of shape {tuple(views.shape)} and features of shape "
+            f"{tuple(features.shape)} are not of the same images and views."
+        )
     check_views(views, torch.zeros(len(views), dtype=torch.int64))
     if not 0 <= closest < float("inf"):
-        raise ValueError(f"Views at most `closest` apart are left out: a distance, at least 0, not {closest}.")
+        raise ValueError(
+            f"Views at most `closest` apart are left out: a distance, at least 0, not {closest}."
+        )
     V = views.shape[1]
-    largest, left_out = [views.new_zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64, device=views.device)]
+    largest, left_out = (
+        [views.new_zeros(0, dtype=torch.float64)],
+        [torch.zeros(0, dtype=torch.int64, device=views.device)],
+    )
     images = max(budget // (32 * V * V), 1)
     step = max(budget // (32 * V * images), 1)
     for x, y in zip(views.detach().flatten(2).split(images), features.split(images), strict=True):
         x, y = x.double(), prepared(y, normalize)
         best, few = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for u in torch.arange(V, device=x.device).split(step):
-            apart, moved = (torch.cdist(z[:, u], z, compute_mode="donot_use_mm_for_euclid_dist") for z in (x, y))
+            apart, moved = (
+                torch.cdist(z[:, u], z, compute_mode="donot_use_mm_for_euclid_dist") for z in (x, y)
+            )
             before = u[:, None] > torch.arange(V, device=x.device)  # each pair once
             counted = before & (apart > closest)
             best = torch.maximum(best, torch.where(counted, moved / apart, 0.0).amax((1, 2)))
@@ -89,12 +114,12 @@ def lipschitz_ratios(
 
 
 class LipschitzRatio(Measure):
-    """L from below, from views (N, V, ...) and their features (N, V, D) of V >= 2 views; streams, merges and reduces over ranks.
+    """L from below, from views (N, V, ...) and their features (N, V, D) of V >= 2 views; streams,
+    merges and reduces over ranks.
 
-    Parameters
-    ----------
-    normalize, closest: see `lipschitz_ratios`.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        normalize, closest: see `lipschitz_ratios`.
+        kwargs: torchmetrics.Metric's.
 
     Pairs are those of the views of one image; one float64 number is kept of each.
 
@@ -103,10 +128,9 @@ class LipschitzRatio(Measure):
     >>> float(measure.compute().L), float(measure.compute().mean)
     (4.0, 3.5)
 
-    Raises
-    ------
-    ValueError: fewer than 2 views, another number of views than before, shapes that do not fit, values not finite, nothing measured.
-
+    Raises:
+        ValueError: fewer than 2 views, another number of views than before, shapes that do not fit,
+            values not finite, nothing measured.
     """
 
     ratio: list[Tensor]
@@ -122,9 +146,14 @@ class LipschitzRatio(Measure):
 
     def update(self, views: Float[Tensor, "N V *P"], features: Float[Tensor, "N V D"]) -> None:
         """Take V views of N more images and their features."""
-        ratios, left_out = lipschitz_ratios(views, features, normalize=self.normalize, closest=self.closest)
+        ratios, left_out = lipschitz_ratios(
+            views, features, normalize=self.normalize, closest=self.closest
+        )
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         self.ratio.append(ratios)
         self.left_out = self.left_out + left_out.sum()
@@ -134,37 +163,52 @@ class LipschitzRatio(Measure):
         ratios = rows(self.ratio, torch.zeros(0, dtype=torch.float64, device=self.left_out.device))
         n, V, left_out = len(ratios), int(self.views), int(self.left_out)
         if n == 0:
-            raise ValueError("LipschitzRatio has seen no image yet: call update(views, features) first.")
+            raise ValueError(
+                "LipschitzRatio has seen no image yet: call update(views, features) first."
+            )
         return LipschitzResult(
             L=ratios.max(),
             mean=ratios.mean(),
-            standard_error=ratios.std() / n**0.5 if n > 1 else torch.full_like(ratios[0], torch.nan),
+            standard_error=ratios.std() / n**0.5
+            if n > 1
+            else torch.full_like(ratios[0], torch.nan),
             ratios=ratios,
             left_out=left_out,
             n=n,
             V=V,
             meaning=(
-                f"L is the largest of {n * V * (V - 1) // 2 - left_out} quotients between views of one image ({n} images, {V} views; {left_out} "
-                f"pairs at most {self.closest:g} apart left out), features {'of length 1' if self.normalize else 'as they are'}: a LOWER "
-                "estimate of the Lipschitz constant, growing with N and V. The standard error is that of the mean."
+                f"L is the largest of {n * V * (V - 1) // 2 - left_out} quotients between "
+                f"views of one image ({n} images, {V} views; {left_out} "
+                f"pairs at most {self.closest:g} apart left out), features "
+                f"{'of length 1' if self.normalize else 'as they are'}: a LOWER "
+                "estimate of the Lipschitz constant, growing with N and V. The standard "
+                "error is that of the mean."
             ),
         )
 
 
 def jacobian_norms(
-    encoder: Callable[[Tensor], Tensor], images: Float[Tensor, "N *P"], *, steps: int = 20, seed: int = 0, tolerance: float = 1e-4
+    encoder: Callable[[Tensor], Tensor],
+    images: Float[Tensor, "N *P"],
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    tolerance: float = 1e-4,
 ) -> Float[Tensor, " N"]:
-    """Largest singular value of the encoder's Jacobian matrix at each image, from below: (N,), in the dtype of the images.
+    """Largest singular value of the encoder's Jacobian matrix at each image, from below: (N,), in
+    the dtype of the images.
 
-    Parameters
-    ----------
-    encoder: images (N, ...) to features (N, ...), each image by itself: a network in evaluation mode, or any function of one.
-    steps: of power iteration, at most; each costs two backward passes.
-    seed: of the first direction, the same for all images, so that an image's answer does not depend on the others.
-    tolerance: iteration ends where no norm grows by more than this share.
+    Args:
+        encoder: images (N, ...) to features (N, ...), each image by itself: a network in evaluation
+            mode, or any function of one.
+        steps: of power iteration, at most; each costs two backward passes.
+        seed: of the first direction, the same for all images, so that an image's answer does not
+            depend on the others.
+        tolerance: iteration ends where no norm grows by more than this share.
 
-    L of the encoder is at least the largest of them, wherever it has a derivative (at a kink of ReLU torch's choice need not be one). Raises
-    ValueError for a network in training mode, features without a derivative, or no step. Holds the graph of one pass over all images: give few at a
+    L of the encoder is at least the largest of them, wherever it has a derivative (at a kink of
+    ReLU torch's choice need not be one). Raises ValueError for a network in training mode, features
+    without a derivative, or no step. Holds the graph of one pass over all images: give few at a
     time.
 
     >>> A = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
@@ -172,21 +216,38 @@ def jacobian_norms(
     tensor([3., 3.])
     """
     if isinstance(encoder, nn.Module) and encoder.training:
-        raise ValueError("A network in training mode is no function of one image: batch normalisation sees the others. Call .eval() first.")
+        raise ValueError(
+            "A network in training mode is no function of one image: batch normalisation "
+            "sees the others. Call .eval() first."
+        )
     if steps < 1:
         raise ValueError(f"Power iteration takes at least one step, not {steps}.")
     place = torch.arange(images[:1].numel(), device=images.device)
-    v = Key(seed).named("jacobian").at(place).normal().to(images.dtype).view(images.shape[1:]).expand(images.shape)
+    v = (
+        Key(seed)
+        .named("jacobian")
+        .at(place)
+        .normal()
+        .to(images.dtype)
+        .view(images.shape[1:])
+        .expand(images.shape)
+    )
     with torch.enable_grad():
         x = images.detach().requires_grad_()
         y = encoder(x)
         if not y.requires_grad:
-            raise ValueError("The features have no derivative by the images. Give an encoder that does not switch it off (torch.no_grad, detach).")
+            raise ValueError(
+                "The features have no derivative by the images. Give an encoder that does "
+                "not switch it off (torch.no_grad, detach)."
+            )
         u = torch.zeros_like(y, requires_grad=True)
-        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)  # J^T u, linear in u: its own derivative is J
+        # J^T u, linear in u: its own derivative is J
+        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
     norms = images.new_zeros(len(images))
     for _ in range(steps):
-        v = v / v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny).view(-1, *[1] * (v.ndim - 1))
+        v = v / v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny).view(
+            -1, *[1] * (v.ndim - 1)
+        )
         (moved,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
         before, norms = norms, torch.maximum(norms, moved.flatten(1).norm(dim=1))
         if bool((norms <= before * (1 + tolerance)).all()):

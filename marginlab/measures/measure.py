@@ -1,8 +1,9 @@
 """The base of the measures: torchmetrics' states and reductions, with five habits put right.
 
-1. It squeezes one-element tensors in a result, so that one class or one threshold loses its dimension: results are kept whole here.
-2. Its gathering fails when a rank has never been given a row, because an empty list has no shape and no dtype: here they come from the others.
-3. It lets states of different make be added: `constant` refuses them with a sentence, and
+1. It squeezes one-element tensors in a result, so that one class or one threshold loses its
+dimension: results are kept whole here. 2. Its gathering fails when a rank has never been given a
+row, because an empty list has no shape and no dtype: here they come from the others. 3. It lets
+states of different make be added: `constant` refuses them with a sentence, and
    `same_settings` those of measures with different settings.
 4. A collection takes metrics with equal states for one, whatever their settings: the settings are a
    state here, so that only metrics with equal ones share their states.
@@ -175,7 +176,9 @@ def same_settings(digests: Int[Tensor, "ranks 8"]) -> Int[Tensor, "8"]:
 
 
 def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
-    """The tensor of every rank, in their order; lengths may differ, and one without elements takes dtype and trailing shape of the others."""
+    """The tensor of every rank, in their order; lengths may differ, and one without elements takes
+    dtype and trailing shape of the others.
+    """
     made: list[tuple[tuple[int, ...], torch.dtype]] = [((), x.dtype)] * dist.get_world_size(group)
     dist.all_gather_object(made, (tuple(x.shape), x.dtype), group=group)
     filled = [(shape, dtype) for shape, dtype in made if 0 not in shape]
@@ -183,7 +186,10 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
         return [x for _ in made]
     shape, dtype = filled[0]
     if any(other[1:] != shape[1:] or kind != dtype for other, kind in filled):
-        raise ValueError(f"Ranks hold rows of different make, {filled}: give every rank the same number of views, the same sizes and one dtype.")
+        raise ValueError(
+            f"Ranks hold rows of different make, {filled}: give every rank the same number "
+            f"of views, the same sizes and one dtype."
+        )
     if not shape:
         rows, x = [1] * len(made), x[None]
     else:
@@ -197,7 +203,9 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
 
 
 def rows(state: Tensor | Sequence[Tensor], empty: Tensor) -> Tensor:
-    """The rows of a list state, before or after the reduction over ranks; `empty` when there are none."""
+    """The rows of a list state, before or after the reduction over ranks; `empty` when there are
+    none.
+    """
     if isinstance(state, Tensor):
         return state if state.numel() else empty
     parts = [part for part in state if part.numel()]
@@ -205,16 +213,18 @@ def rows(state: Tensor | Sequence[Tensor], empty: Tensor) -> Tensor:
 
 
 def constant(values: Tensor) -> Tensor:
-    """Reduction of a state that all updates and ranks must share, 0 where nothing was given: (ranks, ...) -> (...).
+    """Reduction of a state that all updates and ranks must share, 0 where nothing was given:
+    (ranks, ...) -> (...).
 
-    Raises
-    ------
-    ValueError: two ranks, or two merged measures, hold different values.
-
+    Raises:
+        ValueError: two ranks, or two merged measures, hold different values.
     """
     seen = {tuple(row) for row in values.flatten(1).tolist() if any(row)}
     if len(seen) > 1:
-        raise ValueError(f"States of different make cannot be joined: {' and '.join(map(str, sorted(seen)))} (numbers of views, sizes).")
+        raise ValueError(
+            f"States of different make cannot be joined: "
+            f"{' and '.join(map(str, sorted(seen)))} (numbers of views, sizes)."
+        )
     return values.amax(0)
 
 
@@ -228,24 +238,36 @@ def check_features(features: Tensor, fewest_views: int) -> None:
         )
     if features.shape[2] == 0:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} have no dimension: look for what emptied them."
+            f"features of shape {tuple(features.shape)} have no dimension: look for what "
+            f"emptied them."
         )
     if features.shape[1] < fewest_views:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) of an image, but at least {fewest_views} are needed. "
+            f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) "
+            f"of an image, but at least {fewest_views} are needed. "
             "Encode more views."
         )
     if not bool(features.isfinite().all()):
-        raise ValueError(f"features of shape {tuple(features.shape)} hold values that are not finite (NaN or infinity). Look for what made them.")
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} hold values that are not finite "
+            f"(NaN or infinity). Look for what made them."
+        )
 
 
 def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None:
     """Refuse labels that are no n whole numbers from 0 (below num_classes)."""
     if labels.shape != (n,) or labels.is_floating_point():
-        raise ValueError(f"labels are whole numbers of shape ({n},), one an image, not {labels.dtype} {tuple(labels.shape)}.")
-    if n and (int(labels.min()) < 0 or (num_classes is not None and int(labels.max()) >= num_classes)):
+        raise ValueError(
+            f"labels are whole numbers of shape ({n},), one an image, not {labels.dtype} "
+            f"{tuple(labels.shape)}."
+        )
+    if n and (
+        int(labels.min()) < 0 or (num_classes is not None and int(labels.max()) >= num_classes)
+    ):
         end = "upwards" if num_classes is None else f"to {num_classes - 1}"
-        raise ValueError(f"labels run from 0 {end}, but these hold {int(labels.min())} to {int(labels.max())}.")
+        raise ValueError(
+            f"labels run from 0 {end}, but these hold {int(labels.min())} to {int(labels.max())}."
+        )
 
 
 def prepared(features: Tensor, normalize: bool) -> Tensor:
@@ -255,7 +277,9 @@ def prepared(features: Tensor, normalize: bool) -> Tensor:
         return unit_vectors(wide)
     if bool((wide.abs() > LARGEST).any()):
         raise ValueError(
-            f"features of shape {tuple(features.shape)} hold values above {LARGEST:g} in size, whose "
-            "fourth powers are no float64 numbers. Scale them down, or give them length 1 (normalize)."
+            f"features of shape {tuple(features.shape)} hold values above {LARGEST:g} in "
+            f"size, whose "
+            "fourth powers are no float64 numbers. Scale them down, or give them length 1 "
+            "(normalize)."
         )
     return wide

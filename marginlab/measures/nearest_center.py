@@ -2,9 +2,10 @@
 
     NC4 = P[ prediction(x)  !=  argmin_c || f(x) - mu_c || ]
 
-Papyan, Han and Donoho, PNAS 2020; for self-supervised features a linear probe against the classifier G_f of Huang et al., ICLR 2023. It is the second
-pass after `NeuralCollapse` or `ClassDivergence`, whose result has the centers, over the same images or others. With the labels as predictions it is
-the error of G_f.
+Papyan, Han and Donoho, PNAS 2020; for self-supervised features a linear probe against the
+classifier G_f of Huang et al., ICLR 2023. It is the second pass after `NeuralCollapse` or
+`ClassDivergence`, whose result has the centers, over the same images or others. With the labels as
+predictions it is the error of G_f.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ from marginlab.measures.measure import Measure, check_features, constant, prepar
 
 
 class MismatchResult(NamedTuple):
-    """NC4 over the V views of n images, and its standard error over images with the centers taken as given (NaN for one image)."""
+    """NC4 over the V views of n images, and its standard error over images with the centers taken
+    as given (NaN for one image).
+    """
 
     NC4: Float[Tensor, ""]
     standard_error: Float[Tensor, ""]
@@ -35,10 +38,13 @@ def nearest_center_mismatch(
     normalize: bool = False,
     budget: int = BUDGET,
 ) -> Float[Tensor, " N"]:
-    """Share of the views of each image whose nearest center is not the predicted class, (N,) float64: NC4 is their mean.
+    """Share of the views of each image whose nearest center is not the predicted class, (N,)
+    float64: NC4 is their mean.
 
-    `predictions` are of each view (N, V), or one for all views of an image (N,). Centers with NaN are of classes without one, and never the nearest;
-    of centers equally near it is the first. `budget` is in bytes. Raises ValueError for shapes that do not fit or values that are not finite.
+    `predictions` are of each view (N, V), or one for all views of an image (N,). Centers with NaN
+    are of classes without one, and never the nearest; of centers equally near it is the first.
+    `budget` is in bytes. Raises ValueError for shapes that do not fit or values that are not
+    finite.
 
     >>> f = torch.tensor([[[1.0, 0.2], [0.2, 1.0]]])
     >>> nearest_center_mismatch(f, torch.tensor([[0, 0]]), torch.eye(2))
@@ -48,10 +54,14 @@ def nearest_center_mismatch(
     _check_centers(centers)
     N, V, D = features.shape
     if centers.shape[1] != D:
-        raise ValueError(f"features of shape {tuple(features.shape)} have dimension {D}, but the centers have {centers.shape[1]}.")
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} have dimension {D}, but the "
+            f"centers have {centers.shape[1]}."
+        )
     if predictions.shape not in ((N,), (N, V)) or predictions.is_floating_point():
         raise ValueError(
-            f"predictions are class numbers of shape ({N},), one an image, or ({N}, {V}), one a view, not {predictions.dtype} "
+            f"predictions are class numbers of shape ({N},), one an image, or ({N}, {V}), "
+            f"one a view, not {predictions.dtype} "
             f"{tuple(predictions.shape)}."
         )
     to = centers.double()
@@ -64,30 +74,29 @@ def nearest_center_mismatch(
     expected = (predictions if predictions.ndim == 2 else predictions[:, None]).expand(N, V)
     rows = max(budget // (8 * V * (2 * len(to) + 2 * D)), 1)
     for part, said in zip(features.split(rows), expected.split(rows), strict=True):
-        nearest = (half - (prepared(part, normalize) - origin) @ to.T).argmin(-1)  # half the squared distance, up to ||f||^2 / 2
+        # half the squared distance, up to ||f||^2 / 2
+        nearest = (half - (prepared(part, normalize) - origin) @ to.T).argmin(-1)
         shares.append((nearest != said).double().mean(1))
     return torch.cat([*shares, features.new_zeros(0, dtype=torch.float64)])
 
 
 class NearestCenterMismatch(Measure):
-    """NC4 from features (N, V, D) and a classifier's predictions, to given centers; streams, merges and reduces over ranks.
+    """NC4 from features (N, V, D) and a classifier's predictions, to given centers; streams, merges
+    and reduces over ranks.
 
-    Parameters
-    ----------
-    centers: (C, D), of features prepared alike; NaN rows are classes without a center.
-    normalize: give features length 1 first, as was done for the centers.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        centers: (C, D), of features prepared alike; NaN rows are classes without a center.
+        normalize: give features length 1 first, as was done for the centers.
+        kwargs: torchmetrics.Metric's.
 
     >>> measure = NearestCenterMismatch(torch.eye(2))
     >>> measure.update(torch.tensor([[[1.0, 0.2]], [[0.2, 1.0]]]), torch.tensor([0, 0]))
     >>> float(measure.compute().NC4)
     0.5
 
-    Raises
-    ------
-    ValueError: features or predictions that do not fit, another number of views than before, values not finite, measures to different centers merged,
-        no image at all.
-
+    Raises:
+        ValueError: features or predictions that do not fit, another number of views than before,
+            values not finite, measures to different centers merged, no image at all.
     """
 
     centers: Tensor
@@ -106,19 +115,35 @@ class NearestCenterMismatch(Measure):
         self.add_state("n", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
-    def update(self, features: Float[Tensor, "N V D"], predictions: Int[Tensor, "N *views"]) -> None:
-        """Take V views' features of N more images, and a prediction for each image (N,) or for each view (N, V)."""
-        share = nearest_center_mismatch(features, predictions, self.centers, normalize=self.normalize)
+    def update(
+        self, features: Float[Tensor, "N V D"], predictions: Int[Tensor, "N *views"]
+    ) -> None:
+        """Take V views' features of N more images, and a prediction for each image (N,) or for each
+        view (N, V).
+        """
+        share = nearest_center_mismatch(
+            features, predictions, self.centers, normalize=self.normalize
+        )
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
-        self.sums, self.squares, self.n = self.sums + share.sum(), self.squares + share.square().sum(), self.n + len(share)
+        self.sums, self.squares, self.n = (
+            self.sums + share.sum(),
+            self.squares + share.square().sum(),
+            self.n + len(share),
+        )
 
     def compute(self) -> MismatchResult:
         """The result; over all ranks under a process group."""
         n = int(self.n)
         if n == 0:
-            raise ValueError("NearestCenterMismatch has seen no image yet: call update(features, predictions) first.")
+            raise ValueError(
+                "NearestCenterMismatch has seen no image yet: call update(features, "
+                "predictions) first."
+            )
         mean = self.sums / n
         variance = (self.squares / n - mean.square()).clamp(min=0) / (n - 1 if n > 1 else torch.nan)
         return MismatchResult(
@@ -126,12 +151,17 @@ class NearestCenterMismatch(Measure):
             variance.sqrt(),
             n,
             int(self.views),
-            f"Share of the {int(self.views)} views of {n} images whose nearest center is not the predicted class: unbiased for the given centers "
-            "and predictions; if these were made of the same images it leans downwards. The standard error is over images, with centers as given.",
+            f"Share of the {int(self.views)} views of {n} images whose nearest center is "
+            f"not the predicted class: unbiased for the given centers "
+            "and predictions; if these were made of the same images it leans downwards. "
+            "The standard error is over images, with centers as given.",
         )
 
 
 def _check_centers(centers: Tensor) -> None:
     known = centers[~centers.isnan().any(1)] if centers.ndim == 2 else centers[:0]
     if not len(known) or not bool(known.isfinite().all()):
-        raise ValueError(f"Centers have the shape (C, D), at least one of them without NaN, and no infinity, not {tuple(centers.shape)}.")
+        raise ValueError(
+            f"Centers have the shape (C, D), at least one of them without NaN, and no "
+            f"infinity, not {tuple(centers.shape)}."
+        )

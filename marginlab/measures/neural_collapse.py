@@ -1,15 +1,18 @@
-"""Neural collapse: how near features are to one point a class, the points to a simplex, and a classifier's weights to the points.
+"""Neural collapse: how near features are to one point a class, the points to a simplex, and a
+classifier's weights to the points.
 
     NC1 = tr(S_W pinv(S_B)) / C         S_W = mean over samples of (f - mu_y)(f - mu_y)^T         S_B = 1/C sum_c m_c m_c^T,   m_c = mu_c - mu_G
     NC2 = || M M^T / ||M M^T||_F  -  (I - 1 1^T / C) / sqrt(C - 1) ||_F,   of the matrix M (C, D) of rows m_c;  in parts:
           equinorm = std_c ||m_c|| / mean_c ||m_c||        equiangle = mean over c != c' of | cos(m_c, m_c') + 1/(C - 1) |
     NC3 = || W / ||W||_F  -  M / ||M||_F ||_F^2,   of weights W (C, D)
 
-Papyan, Han and Donoho, PNAS 2020. (NC4 is the named second pass, `NearestCenterMismatch`.) With the singular vectors v_j and values s_j of M,
-S_B = sum_j s_j^2 / C v_j v_j^T, so NC1 = sum over j <= rank of v_j^T S_W v_j / s_j^2: the pseudo-inverse has the rank that M has, at most
-min(C - 1, D). The authors' notebook leaves out the 1/C and takes C - 1 singular vectors whatever the rank is: its number is C times this one where
-the rank is C - 1. mu_G is the mean of the class means, also where classes are of unequal size, so that sum m_c = 0 as in a simplex. The standard
-deviation of equinorm divides by C; with C - 1 it is larger by sqrt(C / (C - 1)).
+Papyan, Han and Donoho, PNAS 2020. (NC4 is the named second pass, `NearestCenterMismatch`.) With the
+singular vectors v_j and values s_j of M, S_B = sum_j s_j^2 / C v_j v_j^T, so NC1 = sum over j <=
+rank of v_j^T S_W v_j / s_j^2: the pseudo-inverse has the rank that M has, at most min(C - 1, D).
+The authors' notebook leaves out the 1/C and takes C - 1 singular vectors whatever the rank is: its
+number is C times this one where the rank is C - 1. mu_G is the mean of the class means, also where
+classes are of unequal size, so that sum m_c = 0 as in a simplex. The standard deviation of equinorm
+divides by C; with C - 1 it is larger by sqrt(C / (C - 1)).
 """
 
 from typing import Any, NamedTuple
@@ -24,10 +27,12 @@ from marginlab.measures.spectrum import EPS, moments
 
 
 class NeuralCollapseResult(NamedTuple):
-    """NC1 to NC3 of the classes that have images, each 0 at collapse; all NaN where the centers of these classes coincide, NC3 without weights.
+    """NC1 to NC3 of the classes that have images, each 0 at collapse; all NaN where the centers of
+    these classes coincide, NC3 without weights.
 
-    `rank` is that of the centered class means. `error_*` are jackknife errors (NaN where a class has too few images). `centers` (C, D) are the class
-    means (NaN rows without an image), for `NearestCenterMismatch`, and `n` (C,) the numbers of images.
+    `rank` is that of the centered class means. `error_*` are jackknife errors (NaN where a class
+    has too few images). `centers` (C, D) are the class means (NaN rows without an image), for
+    `NearestCenterMismatch`, and `n` (C,) the numbers of images.
     """
 
     NC1: Float[Tensor, ""]
@@ -64,25 +69,29 @@ def neural_collapse(
     ([0.0, 0.0, 0.0], 2)
     """
     dim = features.shape[-1]
-    measure = NeuralCollapse(num_classes, dim, weights, normalize=normalize, groups=groups, sync_on_compute=False).to(features.device)
+    measure = NeuralCollapse(
+        num_classes, dim, weights, normalize=normalize, groups=groups, sync_on_compute=False
+    ).to(features.device)
     measure.update(features, labels)
     result: NeuralCollapseResult = measure.compute()
     return result
 
 
 class NeuralCollapse(Measure):
-    """NC1, NC2 (and equinorm, equiangle) and NC3, from features (N, V, D) and labels (N,); every view is a sample. Streams, merges and reduces.
+    """NC1, NC2 (and equinorm, equiangle) and NC3, from features (N, V, D) and labels (N,); every
+    view is a sample. Streams, merges and reduces.
 
-    Parameters
-    ----------
-    num_classes, dim: C and D.
-    weights: (C, D) of the classifier (of a linear probe for features without one), for NC3.
-    normalize: give features length 1 first (the paper does not).
-    groups: of images of a class, for the jackknife; images join them in turn, in order of arrival. So the order of the images, and on which rank they
-        are, changes the noise of the standard errors, and nothing else.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        num_classes, dim: C and D.
+        weights: (C, D) of the classifier (of a linear probe for features without one), for NC3.
+        normalize: give features length 1 first (the paper does not).
+        groups: of images of a class, for the jackknife; images join them in turn, in order of
+            arrival. So the order of the images, and on which rank they are, changes the noise of
+            the standard errors, and nothing else.
+        kwargs: torchmetrics.Metric's.
 
-    Holds (groups, C, D) and (groups, D, D) sums in float64. S_W is a difference of sums: NC1 below 1e-13 or so is rounding.
+    Holds (groups, C, D) and (groups, D, D) sums in float64. S_W is a difference of sums: NC1 below
+    1e-13 or so is rounding.
 
     >>> measure = NeuralCollapse(num_classes=2, dim=2)
     >>> measure.update(torch.tensor([[[1.0, 0.1]], [[1.0, -0.1]], [[-1.0, 0.1]], [[-1.0, -0.1]]]), torch.tensor([0, 0, 1, 1]))
@@ -90,11 +99,10 @@ class NeuralCollapse(Measure):
     >>> round(float(result.NC1), 6), round(float(result.NC2), 6)                    # classes vary, but not along the line between them
     (0.0, 0.0)
 
-    Raises
-    ------
-    ValueError: features or weights of another shape or not finite, weights that are all 0, labels out of range, another number of views than before,
-        measures with different weights merged, no image at all.
-
+    Raises:
+        ValueError: features or weights of another shape or not finite, weights that are all 0,
+            labels out of range, another number of views than before, measures with different
+            weights merged, no image at all.
     """
 
     h: Tensor
@@ -116,30 +124,65 @@ class NeuralCollapse(Measure):
         super().__init__(**kwargs)
         if num_classes < 1 or dim < 1 or groups < 2:
             raise ValueError(
-                f"NeuralCollapse needs at least 1 class, 1 dimension and 2 groups, not {num_classes} classes, {dim} dimensions, {groups} groups."
+                f"NeuralCollapse needs at least 1 class, 1 dimension and 2 groups, not "
+                f"{num_classes} classes, {dim} dimensions, {groups} groups."
             )
-        if weights is not None and (weights.shape != (num_classes, dim) or not bool(weights.isfinite().all()) or not bool(weights.any())):
-            raise ValueError(f"weights are finite, not all 0, and of shape ({num_classes}, {dim}), a row for each class, not {tuple(weights.shape)}.")
-        self.num_classes, self.dim, self.normalize, self.groups = num_classes, dim, normalize, groups
-        self.register_buffer("weights", None if weights is None else prepared(weights, False).clone(), persistent=False)
-        self.add_state("h", default=torch.zeros(groups, num_classes, dim, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("moment", default=torch.zeros(groups, dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n", default=torch.zeros(groups, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        if weights is not None and (
+            weights.shape != (num_classes, dim)
+            or not bool(weights.isfinite().all())
+            or not bool(weights.any())
+        ):
+            raise ValueError(
+                f"weights are finite, not all 0, and of shape ({num_classes}, {dim}), a "
+                f"row for each class, not {tuple(weights.shape)}."
+            )
+        self.num_classes, self.dim, self.normalize, self.groups = (
+            num_classes,
+            dim,
+            normalize,
+            groups,
+        )
+        self.register_buffer(
+            "weights",
+            None if weights is None else prepared(weights, False).clone(),
+            persistent=False,
+        )
+        self.add_state(
+            "h",
+            default=torch.zeros(groups, num_classes, dim, dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
+        self.add_state(
+            "moment",
+            default=torch.zeros(groups, dim, dim, dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
+        self.add_state(
+            "n", default=torch.zeros(groups, num_classes, dtype=torch.int64), dist_reduce_fx="sum"
+        )
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' features of N more images and their labels."""
         check_features(features, fewest_views=1)
         if features.shape[2] != self.dim:
-            raise ValueError(f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but dim={self.dim} was announced.")
+            raise ValueError(
+                f"features of shape {tuple(features.shape)} have dimension "
+                f"{features.shape[2]}, but dim={self.dim} was announced."
+            )
         check_labels(labels, len(features), self.num_classes)
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         z, labels = prepared(features, self.normalize), labels.long()
         ordered, order = labels.sort(stable=True)
         place = torch.empty_like(labels)
-        place[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(ordered, ordered)
+        place[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
+            ordered, ordered
+        )
         group = (place + self.n.sum(0)[labels]) % self.groups
         at = group * self.num_classes + labels
         self.h = self.h.flatten(0, 1).index_add(0, at, z.mean(1)).view_as(self.h)
@@ -151,7 +194,10 @@ class NeuralCollapse(Measure):
         h, moment, n = self.h.sum(0), self.moment.sum(0), self.n.sum(0)
         total = int(n.sum())
         if total == 0:
-            raise ValueError("NeuralCollapse has seen no image of any class: call update(features, labels) first.")
+            raise ValueError(
+                "NeuralCollapse has seen no image of any class: call update(features, "
+                "labels) first."
+            )
         present = n > 0
         weights = None if self.weights is None else self.weights[present]
         values, rank = _collapse(h[present], moment, n[present], weights)
@@ -161,11 +207,18 @@ class NeuralCollapse(Measure):
             rest = (n - self.n[g])[present]
             if not int(self.n[g].sum()):
                 left.append(values)
-            elif bool((rest == 0).any()):  # without this group a class is missing, and what is left is another quantity
+            # without this group a class is missing, and what is left is another quantity
+            elif bool((rest == 0).any()):
                 left.append(torch.full_like(values, torch.nan))
             else:
-                left.append(_collapse((h - self.h[g])[present], moment - self.moment[g], rest, weights)[0])
-        errors = jackknife_variance(left, values, sizes.sum().expand(5), sizes.expand(5, -1)).clamp(min=0).sqrt()
+                left.append(
+                    _collapse((h - self.h[g])[present], moment - self.moment[g], rest, weights)[0]
+                )
+        errors = (
+            jackknife_variance(left, values, sizes.sum().expand(5), sizes.expand(5, -1))
+            .clamp(min=0)
+            .sqrt()
+        )
         C = int(present.sum())
         short = f" of {C - 1}" if rank < C - 1 else ""
         return NeuralCollapseResult(
@@ -184,17 +237,24 @@ class NeuralCollapse(Measure):
             rank=rank,
             V=int(self.views),
             meaning=(
-                f"Neural collapse of {C} classes (of {self.num_classes}), {total} images with {int(self.views)} views each, in {self.dim} "
-                f"dimensions; centered means of rank {rank}{short}. Plug-in estimates as published: NC1 leans downwards, by the order of one over "
-                "the images of a class, and NC2, NC3 and their parts upwards near 0, for noise is a deviation too: "
-                "no intervals of the population's follow from their errors. Standard errors: jackknife over "
-                f"{self.groups} groups of images of each class, too large for classes with fewer images than groups."
+                f"Neural collapse of {C} classes (of {self.num_classes}), {total} images "
+                f"with {int(self.views)} views each, in {self.dim} "
+                f"dimensions; centered means of rank {rank}{short}. Plug-in estimates as "
+                f"published: NC1 leans downwards, by the order of one over "
+                "the images of a class, and NC2, NC3 and their parts upwards near 0, for "
+                "noise is a deviation too: "
+                "no intervals of the population's follow from their errors. Standard "
+                "errors: jackknife over "
+                f"{self.groups} groups of images of each class, too large for classes with "
+                f"fewer images than groups."
             ),
         )
 
 
 def _collapse(h: Tensor, moment: Tensor, n: Tensor, weights: Tensor | None) -> tuple[Tensor, int]:
-    """NC1, equinorm, equiangle, NC2 and NC3 from the sums of C classes that all have images, and the rank of their centered means."""
+    """NC1, equinorm, equiangle, NC2 and NC3 from the sums of C classes that all have images, and
+    the rank of their centered means.
+    """
     C, D = h.shape
     means = h / n[:, None]
     M = means - means.mean(0)
@@ -206,7 +266,10 @@ def _collapse(h: Tensor, moment: Tensor, n: Tensor, weights: Tensor | None) -> t
         return values, 0
     v, s = v[:rank], s[:rank]
     total, share = n.sum(), (n.double() / n.sum()).sqrt()
-    along = torch.einsum("jd,de,je->j", v, moment / total, v) - (means @ v.T * share[:, None]).square().sum(0)  # v_j^T S_W v_j
+    # v_j^T S_W v_j
+    along = torch.einsum("jd,de,je->j", v, moment / total, v) - (
+        means @ v.T * share[:, None]
+    ).square().sum(0)
     values[0] = (along.clamp(min=0) / s.square()).sum()
     lengths = M.norm(dim=1)
     values[1] = lengths.std(correction=0) / lengths.mean()

@@ -1,11 +1,13 @@
-"""What d_A matrices say of sigma: bounds from both sides, curves of 1 - sigma over delta, single numbers, and the pairs of images closest by.
+"""What d_A matrices say of sigma: bounds from both sides, curves of 1 - sigma over delta, single
+numbers, and the pairs of images closest by.
 
     greedy clique / n  <=  sigma_k  <=  min(colours, n - matching) / n          of the graph d_A <= delta of the n images of a class k
     area = 1/delta_max integral over [0, delta_max] of 1 - sigma(delta)         delta_at(s) = the smallest delta with 1 - sigma(delta) <= s
 
-A clique for a smaller delta or fewer views is one for a larger delta or more views, so each bound takes the best of those that imply it, and
-curves move one way in delta and in the number of views. Whatever the search, both sides bound the largest clique of the sampled graph, and not
-the sigma of the population.
+A clique for a smaller delta or fewer views is one for a larger delta or more views, so each bound
+takes the best of those that imply it, and curves move one way in delta and in the number of views.
+Whatever the search, both sides bound the largest clique of the sampled graph, and not the sigma of
+the population.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +28,9 @@ Deltas = Float[Tensor, " T"] | Float[np.ndarray, " T"] | Sequence[float]
 
 
 class Curve(NamedTuple):
-    """1 - sigma lies between `lower` and `upper` at each delta, for the sampled graph; `views` of each image were used."""
+    """1 - sigma lies between `lower` and `upper` at each delta, for the sampled graph; `views` of
+    each image were used.
+    """
 
     deltas: Float[Tensor, " T"]
     lower: Float[Tensor, " T"]
@@ -35,7 +39,9 @@ class Curve(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two images of a class (indices in order of arrival; i stands before j in `images`), the views u and v that realise their d_A, and d_A."""
+    """Two images of a class (indices in order of arrival; i stands before j in `images`), the views
+    u and v that realise their d_A, and d_A.
+    """
 
     label: int
     i: int
@@ -46,15 +52,18 @@ class Pair(NamedTuple):
 
 
 class ConcentrationResult(NamedTuple):
-    """d_A within each class, and what follows from it. C classes, L levels (numbers of views used), n_k images of class k.
+    """d_A within each class, and what follows from it.
 
-    `d_A` are C matrices (L, n_k, n_k), `views` the realising views (L, n_k, n_k, 2), `images` (n_k,) the indices of the images in order
-    of arrival; `n` (C,) images used and `seen` (C,) images given, the weights of the classes in a mean. `spread` is the root mean square of the
-    distances of all held views from their common mean: flat, dark or cropped views are close to each other only because it is small. `meaning`
-    says which estimates are one-sided.
+    C classes, L levels (numbers of views used), n_k images of class k.
 
-    With controls, `control` is the result of groups drawn across the classes (its `classes` number the groups), and `between` holds the distances
-    between images of different classes.
+    `d_A` are C matrices (L, n_k, n_k), `views` the realising views (L, n_k, n_k, 2), `images`
+    (n_k,) the indices of the images in order of arrival; `n` (C,) images used and `seen` (C,)
+    images given, the weights of the classes in a mean. `spread` is the root mean square of the
+    distances of all held views from their common mean: flat, dark or cropped views are close to
+    each other only because it is small. `meaning` says which estimates are one-sided.
+
+    With controls, `control` is the result of groups drawn across the classes (its `classes` number
+    the groups), and `between` holds the distances between images of different classes.
     """
 
     classes: Int[Tensor, " C"]
@@ -72,49 +81,89 @@ class ConcentrationResult(NamedTuple):
     control: "ConcentrationResult | None" = None
     between: Between | None = None
 
-    def sigma(self, delta: float, level: int | None = None, *, reduce: Reduce = "min", nodes: int = 0) -> tuple[float, float]:
-        """Bounds of the concentration at delta, lower and upper, with `level` views of each image (default: the most).
+    def sigma(
+        self, delta: float, level: int | None = None, *, reduce: Reduce = "min", nodes: int = 0
+    ) -> tuple[float, float]:
+        """Bounds of the concentration at delta, lower and upper, with `level` views of each image
+        (default: the most).
 
-        Of the classes the least is taken, or with `reduce="mean"` the mean weighted by the images given. `nodes`: see `sigma_per_class`.
+        Of the classes the least is taken, or with `reduce="mean"` the mean weighted by the images
+        given. `nodes`: see `sigma_per_class`.
         """
-        lower, upper = (self._reduced(bound, reduce) for bound in self.sigma_per_class(delta, level, nodes=nodes))
+        lower, upper = (
+            self._reduced(bound, reduce)
+            for bound in self.sigma_per_class(delta, level, nodes=nodes)
+        )
         return float(lower), float(upper)
 
-    def sigma_per_class(self, delta: float, level: int | None = None, *, nodes: int = 0) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    def sigma_per_class(
+        self, delta: float, level: int | None = None, *, nodes: int = 0
+    ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
         """Bounds of each class's concentration at delta, lower and upper, (C,) each.
 
-        Where they differ, branch and bound looks at up to `nodes` cliques of the class to bring them closer; they are equal where it ends.
+        Where they differ, branch and bound looks at up to `nodes` cliques of the class to bring
+        them closer; they are equal where it ends.
         """
         at = self._level(level)
-        lower, upper = (bound[at, :, 0] for bound in self._bounds(torch.tensor([delta], dtype=torch.float64)))
+        lower, upper = (
+            bound[at, :, 0] for bound in self._bounds(torch.tensor([delta], dtype=torch.float64))
+        )
         if nodes:
             for k, distance in enumerate(self.d_A):
                 if lower[k] < upper[k]:
-                    found, n = largest_clique(_arranged(distance[at]) <= delta, nodes=nodes), distance.shape[-1]
-                    lower[k], upper[k] = max(float(lower[k]), found.lower / n), min(float(upper[k]), found.upper / n)
+                    found, n = (
+                        largest_clique(_arranged(distance[at]) <= delta, nodes=nodes),
+                        distance.shape[-1],
+                    )
+                    lower[k], upper[k] = (
+                        max(float(lower[k]), found.lower / n),
+                        min(float(upper[k]), found.upper / n),
+                    )
         return lower, upper
 
-    def curve(self, deltas: Deltas | None = None, level: int | None = None, reduce: Reduce = "min") -> Curve:
-        """The band of 1 - sigma over delta, with `level` views; `reduce="mean"` weighs classes by the images given instead of taking the worst.
+    def curve(
+        self, deltas: Deltas | None = None, level: int | None = None, reduce: Reduce = "min"
+    ) -> Curve:
+        """The band of 1 - sigma over delta, with `level` views; `reduce="mean"` weighs classes by
+        the images given instead of taking the worst.
 
-        A curve's bound at a delta also uses its other deltas, so it may be closer than `sigma` there.
+        A curve's bound at a delta also uses its other deltas, so it may be closer than `sigma`
+        there.
         """
         return self.curves(deltas, reduce)[self._level(level)]
 
     def curves(self, deltas: Deltas | None = None, reduce: Reduce = "min") -> tuple[Curve, ...]:
         """`curve` for every level, at the price of one."""
-        given = self._default_deltas() if deltas is None else torch.as_tensor(deltas, dtype=torch.float64).reshape(-1)
-        lower, upper = (self._reduced(bound.transpose(1, 2), reduce) for bound in self._bounds(given))
-        return tuple(Curve(given, 1 - up, 1 - low, views) for low, up, views in zip(lower, upper, self.levels, strict=True))
+        given = (
+            self._default_deltas()
+            if deltas is None
+            else torch.as_tensor(deltas, dtype=torch.float64).reshape(-1)
+        )
+        lower, upper = (
+            self._reduced(bound.transpose(1, 2), reduce) for bound in self._bounds(given)
+        )
+        return tuple(
+            Curve(given, 1 - up, 1 - low, views)
+            for low, up, views in zip(lower, upper, self.levels, strict=True)
+        )
 
     def area(
-        self, delta_max: float, *, points: int = 101, level: int | None = None, reduce: Reduce = "mean", normalized: bool = False
+        self,
+        delta_max: float,
+        *,
+        points: int = 101,
+        level: int | None = None,
+        reduce: Reduce = "mean",
+        normalized: bool = False,
     ) -> tuple[float, float]:
-        """Bounds of the mean of 1 - sigma over delta in [0, delta_max], lower and upper: small where views concentrate. `level` as in `sigma`.
+        """Bounds of the mean of 1 - sigma over delta in [0, delta_max], lower and upper: small
+        where views concentrate. `level` as in `sigma`.
 
-        1 - sigma is a step function that falls at values of d_A. With fewer than `points` values it is taken on every step; otherwise at
-        `points` deltas, and the bounds count in what it may do between two of them, at most 1 / (points - 1) in all. With `normalized`,
-        delta_max is in units of `spread`. Only the graphs of this level are looked at, so a bound may be wider than one of its `curve`.
+        1 - sigma is a step function that falls at values of d_A. With fewer than `points` values it
+        is taken on every step; otherwise at `points` deltas, and the bounds count in what it may do
+        between two of them, at most 1 / (points - 1) in all. With `normalized`, delta_max is in
+        units of `spread`. Only the graphs of this level are looked at, so a bound may be wider than
+        one of its `curve`.
 
         >>> from marginlab.measures import Concentration
         >>> measure = Concentration(levels=(1,))
@@ -124,27 +173,44 @@ class ConcentrationResult(NamedTuple):
         (0.333333, 0.333333)
         """
         if delta_max <= 0 or points < 2:
-            raise ValueError(f"An area needs delta_max above 0 and at least 2 points, not delta_max={delta_max}, points={points}.")
+            raise ValueError(
+                f"An area needs delta_max above 0 and at least 2 points, not "
+                f"delta_max={delta_max}, points={points}."
+            )
         top, at = delta_max * self._unit(normalized), self._level(level)
         values = self._values(at)
         end = min(top, float(values[-1]))  # from the largest d_A on 1 - sigma is 0
         steps = values[(values > 0) & (values < end)]
         if len(steps) >= points:
-            steps = torch.linspace(float(steps[0]), end, points, dtype=values.dtype, device=values.device)[:-1]
+            steps = torch.linspace(
+                float(steps[0]), end, points, dtype=values.dtype, device=values.device
+            )[:-1]
         edges = torch.cat([steps.new_zeros(1), steps, steps.new_full((1,), end)])
-        low, high = (1 - self._reduced(bound[0].mT, reduce) for bound in self._bounds(edges, at)[::-1])
-        left, right = torch.searchsorted(values, edges[:-1], right=True), torch.searchsorted(values, edges[1:])
-        least = torch.where(left == right, low[:-1], low[1:])  # no value of d_A strictly between: no step
+        low, high = (
+            1 - self._reduced(bound[0].mT, reduce) for bound in self._bounds(edges, at)[::-1]
+        )
+        left, right = (
+            torch.searchsorted(values, edges[:-1], right=True),
+            torch.searchsorted(values, edges[1:]),
+        )
+        # no value of d_A strictly between: no step
+        least = torch.where(left == right, low[:-1], low[1:])
         width = edges.diff() / top
         return float(least @ width), float(high[:-1] @ width)
 
     def delta_at(
-        self, one_minus_sigma: float = 0.5, *, level: int | None = None, reduce: Reduce = "mean", normalized: bool = False
+        self,
+        one_minus_sigma: float = 0.5,
+        *,
+        level: int | None = None,
+        reduce: Reduce = "mean",
+        normalized: bool = False,
     ) -> tuple[float, float]:
-        """Bounds of the smallest delta at which 1 - sigma is at most this value, lower and upper; `level` as in `sigma`.
+        """Bounds of the smallest delta at which 1 - sigma is at most this value, lower and upper;
+        `level` as in `sigma`.
 
-        It is one of the values of d_A, and it always exists: at the largest of them the graph is complete and 1 - sigma is 0. With `normalized`
-        it is divided by `spread`.
+        It is one of the values of d_A, and it always exists: at the largest of them the graph is
+        complete and 1 - sigma is 0. With `normalized` it is divided by `spread`.
 
         >>> from marginlab.measures import Concentration
         >>> measure = Concentration(levels=(1,))
@@ -153,29 +219,45 @@ class ConcentrationResult(NamedTuple):
         ((1.0, 1.0), (3.0, 3.0))
         """
         if not 0 <= one_minus_sigma < 1:
-            raise ValueError(f"1 - sigma is a fraction in [0, 1), not {one_minus_sigma}: every class has a clique of one image.")
+            raise ValueError(
+                f"1 - sigma is a fraction in [0, 1), not {one_minus_sigma}: every class "
+                f"has a clique of one image."
+            )
         at, unit = self._level(level), self._unit(normalized)
         values, enough = self._values(at), 1 - one_minus_sigma - 1e-9  # fractions of n are rounded
 
         def first(side: int) -> float:
-            return float(values[_first(lambda places: self._reduced(self._bounds(values[places], at)[side][0].mT, reduce) >= enough, len(values))])
+            return float(
+                values[
+                    _first(
+                        lambda places: (
+                            self._reduced(self._bounds(values[places], at)[side][0].mT, reduce)
+                            >= enough
+                        ),
+                        len(values),
+                    )
+                ]
+            )
 
         return first(1) / unit, first(0) / unit
 
     def split(self, n: int) -> tuple["ConcentrationResult", ...]:
-        """Disjoint blocks of n images of each class, as results of their own: the first n of `images`, the next n, ...; a remainder is left out.
+        """Disjoint blocks of n images of each class, as results of their own: the first n of
+        `images`, the next n, ...; a remainder is left out.
 
-        For the change of sigma with n and its scatter over images, without another draw. `seen` (the weights of the classes) and `spread` (the
-        unit of delta) stay those of the whole; `control` is split alike, and `between` is left out.
+        For the change of sigma with n and its scatter over images, without another draw. `seen`
+        (the weights of the classes) and `spread` (the unit of delta) stay those of the whole;
+        `control` is split alike, and `between` is left out.
 
-        Raises
-        ------
-        ValueError: n below 2 or above the images of the smallest class.
-
+        Raises:
+            ValueError: n below 2 or above the images of the smallest class.
         """
         smallest = int(self.n.min())
         if not 2 <= n <= smallest:
-            raise ValueError(f"A block holds from 2 images of each class to the {smallest} of the smallest class, not n = {n}.")
+            raise ValueError(
+                f"A block holds from 2 images of each class to the {smallest} of the "
+                f"smallest class, not n = {n}."
+            )
         blocks = []
         controls = None if self.control is None else self.control.split(n)
         for block, start in enumerate(range(0, smallest - n + 1, n)):
@@ -186,7 +268,8 @@ class ConcentrationResult(NamedTuple):
                     views=tuple(views[:, part, part] for views in self.views),
                     images=tuple(images[part] for images in self.images),
                     n=torch.full_like(self.n, n),
-                    meaning=f"{self.meaning} Of these a block: images {start} to {start + n - 1} of each class, so the estimand is that of n = {n}.",
+                    meaning=f"{self.meaning} Of these a block: images {start} to {start + n - 1} "
+                    f"of each class, so the estimand is that of n = {n}.",
                     control=None if controls is None else controls[block],
                     between=None,
                 )
@@ -198,22 +281,32 @@ class ConcentrationResult(NamedTuple):
         return tuple(matrix[self._level(level)] for matrix in self.d_A)
 
     def closest(self, k: int, label: int | None = None, level: int | None = None) -> list[Pair]:
-        """The k pairs of different images with the smallest d_A (fewer where there are fewer), of all classes or of one, closest first."""
+        """The k pairs of different images with the smallest d_A (fewer where there are fewer), of
+        all classes or of one, closest first.
+        """
         at, found = self._level(level), []
         if label is not None and label not in self.classes.tolist():
             raise ValueError(f"No class has the label {label}: there are {self.classes.tolist()}.")
-        for name, d_A, views, images in zip(self.classes.tolist(), self.d_A, self.views, self.images, strict=True):
+        for name, d_A, views, images in zip(
+            self.classes.tolist(), self.d_A, self.views, self.images, strict=True
+        ):
             if label is None or name == label:
                 i, j = torch.triu_indices(len(images), len(images), 1, device=images.device)
                 nearest, order = d_A[at, i, j].sort(stable=True)
                 i, j = i[order[:k]], j[order[:k]]
                 columns = images[i], images[j], *views[at, i, j].unbind(1), nearest[:k]
-                found += [Pair(name, *entries) for entries in zip(*(column.tolist() for column in columns), strict=True)]
+                found += [
+                    Pair(name, *entries)
+                    for entries in zip(*(column.tolist() for column in columns), strict=True)
+                ]
         return sorted(found, key=lambda pair: pair.distance)[:k]
 
     def _level(self, level: int | None) -> int:
         if level is not None and level not in self.levels:
-            raise ValueError(f"There is no level of {level} views: there are {self.levels}. Name it when the measure is made.")
+            raise ValueError(
+                f"There is no level of {level} views: there are {self.levels}. Name it "
+                f"when the measure is made."
+            )
         return len(self.levels) - 1 if level is None else self.levels.index(level)
 
     def _default_deltas(self) -> Tensor:
@@ -223,7 +316,10 @@ class ConcentrationResult(NamedTuple):
 
     def _unit(self, normalized: bool) -> float:
         if normalized and self.spread == 0:
-            raise ValueError("All views are alike: their spread is 0, and no delta can be divided by it. Ask for normalized=False.")
+            raise ValueError(
+                "All views are alike: their spread is 0, and no delta can be divided by "
+                "it. Ask for normalized=False."
+            )
         return self.spread if normalized else 1.0
 
     def _values(self, at: int) -> Tensor:
@@ -234,11 +330,16 @@ class ConcentrationResult(NamedTuple):
     def _reduced(self, bound: Tensor, reduce: Reduce) -> Tensor:
         """(..., C) -> (...): the least over classes, or their mean."""
         if reduce not in ("min", "mean"):
-            raise ValueError(f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by p_k), not {reduce!r}.")
+            raise ValueError(
+                f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by "
+                f"p_k), not {reduce!r}."
+            )
         return bound.amin(-1) if reduce == "min" else bound @ (self.seen.double() / self.seen.sum())
 
     def _bounds(self, deltas: Tensor, at: int | None = None) -> tuple[Tensor, Tensor]:
-        """(L, C, T) bounds of sigma_k from below and above; of one level, and by what it says alone, (1, C, T)."""
+        """(L, C, T) bounds of sigma_k from below and above; of one level, and by what it says
+        alone, (1, C, T).
+        """
         if not len(deltas) or not bool((deltas >= 0).all()):
             raise ValueError(f"delta is a distance, at least 0, not {deltas.tolist()}.")
         device = self.d_A[0].device
@@ -246,7 +347,8 @@ class ConcentrationResult(NamedTuple):
         low, high = [], []
         for distance in self.d_A:
             clique, colours = bounds(distance if at is None else distance[at : at + 1], ascending)
-            # what holds for fewer views and smaller deltas below, for more views and larger deltas above
+            # what holds for fewer views and smaller deltas below, for more views and larger deltas
+            # above
             low.append(clique.cummax(0).values.cummax(1).values)
             high.append(colours.flip(0, 1).cummin(0).values.cummin(1).values.flip(0, 1))
         back = order.argsort()
@@ -257,9 +359,11 @@ class ConcentrationResult(NamedTuple):
 def bounds(
     distance: Float[Tensor, "L n n"], deltas: Float[Tensor, " T"], *, budget: int = BUDGET
 ) -> tuple[Float[Tensor, "L T"], Float[Tensor, "L T"]]:
-    """Bounds of the largest clique, as fractions of n, of the graphs d_A <= delta, (L, T) each: greedy; the better of colouring and matching.
+    """Bounds of the largest clique, as fractions of n, of the graphs d_A <= delta, (L, T) each:
+    greedy; the better of colouring and matching.
 
-    Equal candidates are told apart by the distances of a vertex to all others, so that the answer does not depend on the order of images.
+    Equal candidates are told apart by the distances of a vertex to all others, so that the answer
+    does not depend on the order of images.
 
     >>> bounds(torch.tensor([[[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]]), torch.tensor([1.5]))
     (tensor([[0.6667]], dtype=torch.float64), tensor([[0.6667]], dtype=torch.float64))
@@ -273,18 +377,25 @@ def bounds(
             graph = matrix <= part[:, None, None]
             cliques.append(greedy_clique(graph).sum(1))
             covers.append(torch.minimum(colouring(graph).amax(1) + 1, n - matching(graph)))
-    lower, upper = (torch.cat(parts).view(L, len(deltas)).double() / n for parts in (cliques, covers))
+    lower, upper = (
+        torch.cat(parts).view(L, len(deltas)).double() / n for parts in (cliques, covers)
+    )
     return lower, upper
 
 
 def _arranged(matrix: Tensor) -> Tensor:
-    """A d_A matrix with its images in an order of their own, whatever order they came in: those far from all others first."""
-    order = matrix.sort(1).values.sum(1).argsort(descending=True, stable=True)  # sorted before the sum: it rounds alike in every order
+    """A d_A matrix with its images in an order of their own, whatever order they came in: those far
+    from all others first.
+    """
+    # sorted before the sum: it rounds alike in every order
+    order = matrix.sort(1).values.sum(1).argsort(descending=True, stable=True)
     return matrix[order][:, order]
 
 
 def _first(holds: Callable[[Tensor], Tensor], n: int) -> int:
-    """The first place in 0..n-1 at which something holds, that holds at all places after it and at n - 1, by asking at 16 places at once."""
+    """The first place in 0..n-1 at which something holds, that holds at all places after it and at
+    n - 1, by asking at 16 places at once.
+    """
     first, last = 0, n - 1
     while first < last:
         places = torch.linspace(first, last - 1, 16, dtype=torch.float64).round().long().unique()

@@ -1,15 +1,19 @@
-"""An upper bound on the Lipschitz constant of a network: the norms of its layers, multiplied along its paths and added where paths meet.
+"""An upper bound on the Lipschitz constant of a network: the norms of its layers, multiplied along
+its paths and added where paths meet.
 
     Lip(g after f) <= Lip(g) Lip(f)          Lip(f + g) <= Lip(f) + Lip(g)          Lip([f, g]) <= sqrt( Lip(f)^2 + Lip(g)^2 )
 
-all in the l2 norm, from one input to one output (Szegedy et al., ICLR 2014, section 4.3; Gouk et al., Machine Learning 110, 2021). The network is
-traced, so residual connections are sums whatever the class of the module, and an operation that is not in the table below is refused by its name. A
-linear layer has the norm of its matrix. Convolution with zero padding on an image of n pixels a side is part of circular convolution on n + k - 1,
-whose norm is the largest of the spectral norms of the kernel's Fourier coefficients (Sedghi, Gupta and Long, ICLR 2019): an upper bound at any stride
-and padding, tight but for the border. So is ||kernel as a matrix (out, in k k)|| sqrt(windows that hold one pixel); the smaller is taken.
+all in the l2 norm, from one input to one output (Szegedy et al., ICLR 2014, section 4.3; Gouk et
+al., Machine Learning 110, 2021). The network is traced, so residual connections are sums whatever
+the class of the module, and an operation that is not in the table below is refused by its name. A
+linear layer has the norm of its matrix. Convolution with zero padding on an image of n pixels a
+side is part of circular convolution on n + k - 1, whose norm is the largest of the spectral norms
+of the kernel's Fourier coefficients (Sedghi, Gupta and Long, ICLR 2019): an upper bound at any
+stride and padding, tight but for the border. So is ||kernel as a matrix (out, in k k)||
+sqrt(windows that hold one pixel); the smaller is taken.
 
-It is a certificate and no estimate: it takes the worst directions of all layers to meet, so that it grows with depth where the largest quotient seen
-(lipschitz.py) does not.
+It is a certificate and no estimate: it takes the worst directions of all layers to meet, so that it
+grows with depth where the largest quotient seen (lipschitz.py) does not.
 """
 
 import math
@@ -28,7 +32,9 @@ _ROUNDING = 1 + 1e-10  # of float64 norms, upwards
 
 
 class LayerBound(NamedTuple):
-    """The Lipschitz constant, from above, of one operation of a network; that of a sum is against the larger of its terms."""
+    """The Lipschitz constant, from above, of one operation of a network; that of a sum is against
+    the larger of its terms.
+    """
 
     layer: str
     operation: str
@@ -36,7 +42,9 @@ class LayerBound(NamedTuple):
 
 
 class LipschitzBound(NamedTuple):
-    """`upper` is at least the Lipschitz constant of the network; `layers` are the operations that are not of constant 1, in order."""
+    """`upper` is at least the Lipschitz constant of the network; `layers` are the operations that
+    are not of constant 1, in order.
+    """
 
     upper: float
     layers: tuple[LayerBound, ...]
@@ -44,45 +52,63 @@ class LipschitzBound(NamedTuple):
 
 
 class _Gain(float):
-    """How much farther than two inputs of the network the values of a node can lie apart; what is no gain does not depend on the input."""
+    """How much farther than two inputs of the network the values of a node can lie apart; what is
+    no gain does not depend on the input.
+    """
 
 
 def lipschitz_upper(model: nn.Module, images: Float[Tensor, "N *P"]) -> LipschitzBound:
-    """The bound for a network in evaluation mode, at the size of the images; their values do not matter.
+    """The bound for a network in evaluation mode, at the size of the images; their values do not
+    matter.
 
-    Known are linear layers and convolutions, batch, group and layer normalisation (the last two at 1 / sqrt(eps), their slope at a constant input,
-    which no network survives), ReLU and its kin, pooling, sums and differences, concatenation, products with constants, and what only moves entries.
-    A ResNet-18 of full width takes half a minute on one core, for its convolutions of 512 channels.
+    Known are linear layers and convolutions, batch, group and layer normalisation (the last two at
+    1 / sqrt(eps), their slope at a constant input, which no network survives), ReLU and its kin,
+    pooling, sums and differences, concatenation, products with constants, and what only moves
+    entries. A ResNet-18 of full width takes half a minute on one core, for its convolutions of 512
+    channels.
 
-    Raises
-    ------
-    ValueError: a network in training mode; an operation whose constant is not known (as division by the length of a feature, which has none), with
-        its name and layer. What `torch.export` cannot trace raises its errors.
+    Raises:
+        ValueError: a network in training mode; an operation whose constant is not known (as
+            division by the length of a feature, which has none), with its name and layer. What
+            `torch.export` cannot trace raises its errors.
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
     >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]])), net[2].weight.data.copy_(torch.tensor([[0.0, 2.0]]))
     >>> bound = lipschitz_upper(net, torch.zeros(1, 2))
     >>> round(bound.upper, 6), [(layer.layer, round(layer.constant, 6)) for layer in bound.layers]
     (6.0, [('0', 3.0), ('2', 2.0)])
-
     """
     if model.training:
-        raise ValueError("A network in training mode is no function of one image: batch normalisation sees the others. Call .eval() first.")
+        raise ValueError(
+            "A network in training mode is no function of one image: batch normalisation "
+            "sees the others. Call .eval() first."
+        )
     results, layers = _walk(model, images[:1])
     size = " x ".join(map(str, images.shape[1:]))
     return LipschitzBound(
         math.hypot(*results) * _ROUNDING,
         layers,
-        f"An upper bound on ||f(x) - f(y)|| / ||x - y|| over all x and y of size {size}, f the network's own output, not normalised. It multiplies "
-        "norms of layers as if their worst directions met, so it grows with depth, and is no estimate.",
+        f"An upper bound on ||f(x) - f(y)|| / ||x - y|| over all x and y of size {size}, f "
+        f"the network's own output, not normalised. It multiplies "
+        "norms of layers as if their worst directions met, so it grows with depth, and is "
+        "no estimate.",
     )
 
 
 def _walk(model: nn.Module, image: Tensor) -> tuple[list[float], tuple[LayerBound, ...]]:
-    """The constants of all results of a network, and of its operations: one walk over its graph, without operations in place."""
+    """The constants of all results of a network, and of its operations: one walk over its graph,
+    without operations in place.
+    """
     program = torch.export.export(model, (image,), strict=False).run_decompositions({})
-    known = {name: value.detach() for name, value in {**program.constants, **program.state_dict}.items() if isinstance(value, Tensor)}
-    held: dict[str, Any] = {spec.arg.name: _Gain(1.0) if spec.target is None else known[spec.target] for spec in program.graph_signature.input_specs}
+    known = {
+        name: value.detach()
+        for name, value in {**program.constants, **program.state_dict}.items()
+        if isinstance(value, Tensor)
+    }
+    held: dict[str, Any] = {
+        spec.arg.name: _Gain(1.0) if spec.target is None else known[spec.target]
+        for spec in program.graph_signature.input_specs
+    }
     values: dict[Node, Any] = {}
     layers: list[LayerBound] = []
     results: list[Any] = []
@@ -90,11 +116,18 @@ def _walk(model: nn.Module, image: Tensor) -> tuple[list[float], tuple[LayerBoun
         if node.op == "placeholder":
             values[node] = held[node.name]
             continue
-        args, kwargs = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
+        args, kwargs = (
+            map_arg(node.args, values.__getitem__),
+            map_arg(node.kwargs, values.__getitem__),
+        )
         if node.op == "output":
             results = [result if isinstance(result, _Gain) else 0.0 for result in args[0]]
             continue
-        incoming = [float(values[source]) for source in node.all_input_nodes if isinstance(values[source], _Gain)]
+        incoming = [
+            float(values[source])
+            for source in node.all_input_nodes
+            if isinstance(values[source], _Gain)
+        ]
         if not incoming:
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
@@ -103,7 +136,11 @@ def _walk(model: nn.Module, image: Tensor) -> tuple[list[float], tuple[LayerBoun
         values[node] = _Gain(constant)
         if constant != max(incoming):
             share = constant / max(incoming) if max(incoming) else math.nan
-            layers.append(LayerBound(_layer(node), str(node.target).removeprefix("aten.").split(".")[0], share))
+            layers.append(
+                LayerBound(
+                    _layer(node), str(node.target).removeprefix("aten.").split(".")[0], share
+                )
+            )
     return results, tuple(layers)
 
 
@@ -116,7 +153,8 @@ def convolution_norm(
     groups: int = 1,
     budget: int = BUDGET,
 ) -> float:
-    """Upper bound on the spectral norm of a convolution with zero padding (any) on inputs of `size`: the smaller of the two of this file.
+    """Upper bound on the spectral norm of a convolution with zero padding (any) on inputs of
+    `size`: the smaller of the two of this file.
 
     >>> round(convolution_norm(torch.full((1, 1, 3, 3), 1 / 9), (8, 8)), 6)                 # a mean over 3 x 3 pixels
     1.0
@@ -125,15 +163,23 @@ def convolution_norm(
     out, inner, *k = kernel.shape
     strides, dilations = _each(stride, len(k)), _each(dilation, len(k))
     matrices = kernel.reshape(groups, out // groups, inner * math.prod(k))
-    by_windows = float(torch.linalg.matrix_norm(matrices, 2).max()) * math.sqrt(math.prod(map(_windows, k, strides, dilations)))
+    by_windows = float(torch.linalg.matrix_norm(matrices, 2).max()) * math.sqrt(
+        math.prod(map(_windows, k, strides, dilations))
+    )
     grid = [n + d * (width - 1) for n, d, width in zip(size, dilations, k, strict=True)]
     if any(d > 1 for d in dilations):
-        spread = kernel.new_zeros(out, inner, *(d * (width - 1) + 1 for d, width in zip(dilations, k, strict=True)))
+        spread = kernel.new_zeros(
+            out, inner, *(d * (width - 1) + 1 for d, width in zip(dilations, k, strict=True))
+        )
         spread[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = kernel
         kernel = spread
     squared = 0.0
     for group in kernel.view(groups, out // groups, *kernel.shape[1:]):
-        waves = torch.fft.rfftn(group, s=grid, dim=tuple(range(2, 2 + len(k)))).flatten(2).permute(2, 0, 1)
+        waves = (
+            torch.fft.rfftn(group, s=grid, dim=tuple(range(2, 2 + len(k))))
+            .flatten(2)
+            .permute(2, 0, 1)
+        )
         if waves.shape[1] < waves.shape[2]:
             waves = waves.mT
         for part in waves.split(max(budget // (48 * waves[0].numel()), 1)):
@@ -156,8 +202,10 @@ def _constant(node: Node, args: Any, kwargs: Any) -> float:
     constant = None if rule is None else rule(node, args, kwargs)
     if constant is None:
         raise ValueError(
-            f"The Lipschitz constant of {node.target} in layer {_layer(node)!r} is not known, at least not with these arguments: "
-            f"{', '.join(map(str, node.args))}. Bound the network up to there, or measure from below with jacobian_norms."
+            f"The Lipschitz constant of {node.target} in layer {_layer(node)!r} is not "
+            f"known, at least not with these arguments: "
+            f"{', '.join(map(str, node.args))}. Bound the network up to there, or measure "
+            f"from below with jacobian_norms."
         )
     return constant
 
@@ -176,11 +224,17 @@ def _shape(node: Any) -> Sequence[int]:
 def _spread(node: Node, place: int) -> float:
     """What broadcasting an argument to the result makes of its norm."""
     source = node.args[place]
-    return math.sqrt(math.prod(_shape(node)) / math.prod(_shape(source))) if isinstance(source, Node) else 1.0
+    return (
+        math.sqrt(math.prod(_shape(node)) / math.prod(_shape(source)))
+        if isinstance(source, Node)
+        else 1.0
+    )
 
 
 def _keeps(constant: float = 1.0) -> Callable[[Node, Any, Any], float | None]:
-    return lambda node, args, kwargs: float(args[0]) * constant if isinstance(args[0], _Gain) else None
+    return lambda node, args, kwargs: (
+        float(args[0]) * constant if isinstance(args[0], _Gain) else None
+    )
 
 
 def _cast(node: Node, args: Any, kwargs: Any) -> float | None:
@@ -193,7 +247,11 @@ def _padded(node: Node, args: Any, kwargs: Any) -> float | None:
 
 def _sum(node: Node, args: Any, kwargs: Any) -> float:
     factors = (1.0, abs(float(kwargs.get("alpha", 1))))
-    return sum(factors[i] * _spread(node, i) * value for i, value in enumerate(args[:2]) if isinstance(value, _Gain))
+    return sum(
+        factors[i] * _spread(node, i) * value
+        for i, value in enumerate(args[:2])
+        if isinstance(value, _Gain)
+    )
 
 
 def _scaled(node: Node, args: Any, kwargs: Any) -> float | None:
@@ -203,7 +261,11 @@ def _scaled(node: Node, args: Any, kwargs: Any) -> float | None:
     if isinstance(other, _Gain) or (place == 1 and "div" in str(node.target)):
         return None
     other = torch.as_tensor(other).double()
-    return float(args[place]) * _spread(node, place) * float((1 / other if "div" in str(node.target) else other).abs().max())
+    return (
+        float(args[place])
+        * _spread(node, place)
+        * float((1 / other if "div" in str(node.target) else other).abs().max())
+    )
 
 
 def _joined(node: Node, args: Any, kwargs: Any) -> float:
@@ -215,7 +277,11 @@ def _matrix(weight: Tensor) -> float:
 
 
 def _linear(node: Node, args: Any, kwargs: Any) -> float | None:
-    return float(args[0]) * _matrix(args[1]) if isinstance(args[0], _Gain) and isinstance(args[1], Tensor) and args[1].ndim == 2 else None
+    return (
+        float(args[0]) * _matrix(args[1])
+        if isinstance(args[0], _Gain) and isinstance(args[1], Tensor) and args[1].ndim == 2
+        else None
+    )
 
 
 def _convolution(node: Node, args: Any, kwargs: Any) -> float | None:
@@ -232,10 +298,16 @@ def _batch_norm(node: Node, args: Any, kwargs: Any) -> float:
 
 
 def _standardised(node: Node, args: Any, kwargs: Any) -> float | None:
-    """Group and layer normalisation: the derivative is (I - mean - x x^T / n) / sqrt(var + eps) with x standardised, a contraction over a length."""
+    """Group and layer normalisation: the derivative is (I - mean - x x^T / n) / sqrt(var + eps)
+    with x standardised, a contraction over a length.
+    """
     weight = args[2] if len(args) > 2 else None
     eps = args[4] if len(args) > 4 else 1e-5
-    return float(args[0]) * (1.0 if weight is None else float(weight.abs().max())) / math.sqrt(eps) if eps > 0 else None
+    return (
+        float(args[0]) * (1.0 if weight is None else float(weight.abs().max())) / math.sqrt(eps)
+        if eps > 0
+        else None
+    )
 
 
 def _max_pool(node: Node, args: Any, kwargs: Any) -> float:
@@ -247,11 +319,15 @@ def _max_pool(node: Node, args: Any, kwargs: Any) -> float:
 
 
 def _average_pool(node: Node, args: Any, kwargs: Any) -> float | None:
-    """||A||^2 <= (largest row sum = 1) (largest column sum = windows of a pixel / pixels of a window)."""
+    """||A||^2 <= (largest row sum = 1) (largest column sum = windows of a pixel / pixels of a
+    window).
+    """
     dims = len(_shape(node.args[0])) - 2
     width = _each(args[1], dims)
     stride = _each(args[2], dims) if len(args) > 2 and args[2] else width
-    if len(args) > 3 and (any(_each(args[3], dims)) or any(args[4:5]) or any(value is not None for value in args[6:7])):
+    if len(args) > 3 and (
+        any(_each(args[3], dims)) or any(args[4:5]) or any(value is not None for value in args[6:7])
+    ):
         return None  # windows that are cut at the border divide by less
     return float(args[0]) * math.sqrt(math.prod(map(_windows, width, stride)) / math.prod(width))
 
@@ -273,21 +349,67 @@ _RULES: dict[str, Callable[[Node, Any, Any], float | None]] = {
     **dict.fromkeys(("mul.Tensor", "div.Tensor", "mul.Scalar", "div.Scalar"), _scaled),
     **dict.fromkeys(("cat.default", "stack.default"), _joined),
     **dict.fromkeys(("linear.default", "mm.default", "matmul.default"), _linear),
-    **dict.fromkeys((f"conv{d}d.{how}" for d in (1, 2, 3) for how in ("default", "padding")), _convolution),
+    **dict.fromkeys(
+        (f"conv{d}d.{how}" for d in (1, 2, 3) for how in ("default", "padding")), _convolution
+    ),
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     **dict.fromkeys(("group_norm.default", "layer_norm.default"), _standardised),
-    **dict.fromkeys(("max_pool1d.default", "max_pool2d.default", "max_pool2d_with_indices.default"), _max_pool),
+    **dict.fromkeys(
+        ("max_pool1d.default", "max_pool2d.default", "max_pool2d_with_indices.default"), _max_pool
+    ),
     **dict.fromkeys(("avg_pool1d.default", "avg_pool2d.default"), _average_pool),
     **dict.fromkeys(("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default"), _adaptive_pool),
     "mean.dim": _mean,
-    **dict.fromkeys(("relu.default", "relu6.default", "hardtanh.default", "tanh.default", "softplus.default", "neg.default", "abs.default"), _ONE),
+    **dict.fromkeys(
+        (
+            "relu.default",
+            "relu6.default",
+            "hardtanh.default",
+            "tanh.default",
+            "softplus.default",
+            "neg.default",
+            "abs.default",
+        ),
+        _ONE,
+    ),
     "sigmoid.default": _keeps(0.25),
     "gelu.default": _keeps(1.13),  # its steepest slope is 1.1290 (that of its tanh form 1.1291)
     "silu.default": _keeps(1.1),  # 1.0998
-    "leaky_relu.default": lambda node, args, kwargs: args[0] * max(1.0, abs(args[1]) if len(args) > 1 else 0.01),
-    **dict.fromkeys(("view.default", "reshape.default", "flatten.using_ints", "permute.default", "transpose.int", "split.Tensor"), _ONE),
-    **dict.fromkeys(("squeeze.dims", "squeeze.dim", "unsqueeze.default", "slice.Tensor", "select.int", "_unsafe_view.default"), _ONE),
-    **dict.fromkeys(("clone.default", "contiguous.default", "alias.default", "detach.default", "_assert_tensor_metadata.default"), _ONE),
+    "leaky_relu.default": lambda node, args, kwargs: (
+        args[0] * max(1.0, abs(args[1]) if len(args) > 1 else 0.01)
+    ),
+    **dict.fromkeys(
+        (
+            "view.default",
+            "reshape.default",
+            "flatten.using_ints",
+            "permute.default",
+            "transpose.int",
+            "split.Tensor",
+        ),
+        _ONE,
+    ),
+    **dict.fromkeys(
+        (
+            "squeeze.dims",
+            "squeeze.dim",
+            "unsqueeze.default",
+            "slice.Tensor",
+            "select.int",
+            "_unsafe_view.default",
+        ),
+        _ONE,
+    ),
+    **dict.fromkeys(
+        (
+            "clone.default",
+            "contiguous.default",
+            "alias.default",
+            "detach.default",
+            "_assert_tensor_metadata.default",
+        ),
+        _ONE,
+    ),
     **dict.fromkeys(("_to_copy.default", "to.dtype"), _cast),
     **dict.fromkeys(("pad.default", "constant_pad_nd.default"), _padded),
     "dropout.default": lambda node, args, kwargs: None if args[2] else args[0],

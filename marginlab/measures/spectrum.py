@@ -2,9 +2,10 @@
 
     M = E z z^T,   z a view's feature (each image with equal weight)        rank = exp( - sum_j p_j log p_j ),   p_j = s_j / sum_k s_k
 
-Effective rank: Roy and Vetterli, EUSIPCO 2007. M is a sum, so it streams. An eigenvalue of such a sum in float64 is known to max(D, 100) 2^-52 or so
-of the largest one: what is below may be rounding, and is counted as zero. Errors: delete-a-group jackknife over groups of images, which is too large
-by up to sqrt 2 where a rank is near its maximum, D, for there it has no slope.
+Effective rank: Roy and Vetterli, EUSIPCO 2007. M is a sum, so it streams. An eigenvalue of such a
+sum in float64 is known to max(D, 100) 2^-52 or so of the largest one: what is below may be
+rounding, and is counted as zero. Errors: delete-a-group jackknife over groups of images, which is
+too large by up to sqrt 2 where a rank is near its maximum, D, for there it has no slope.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,11 @@ _TERMS = 100  # whose rounding a moment carries, also where D is small
 
 
 def effective_rank(values: Float[Tensor, " J"], epsilon: float = 0.0) -> Float[Tensor, ""]:
-    """Exp of the entropy of a spectrum that is not negative: between 1 (one value, or none) and the number of values that are not zero.
+    """Exp of the entropy of a spectrum that is not negative: between 1 (one value, or none) and the
+    number of values that are not zero.
 
-    `epsilon` is added to every p_j, as RankMe's authors do with 1e-7: each missing dimension then has 1.6e-6 of entropy.
+    `epsilon` is added to every p_j, as RankMe's authors do with 1e-7: each missing dimension then
+    has 1.6e-6 of entropy.
 
     >>> float(effective_rank(torch.tensor([2.0, 2.0, 0.0]).double())), float(effective_rank(torch.zeros(3).double()))
     (2.0, 1.0)
@@ -36,30 +39,56 @@ def effective_rank(values: Float[Tensor, " J"], epsilon: float = 0.0) -> Float[T
 
 
 class SecondMoments(Measure):
-    """The second moments of features in groups of images: what measures of a spectrum stream, merge and reduce. Holds (groups, D, D) in float64."""
+    """The second moments of features in groups of images: what measures of a spectrum stream, merge
+    and reduce. Holds (groups, D, D) in float64.
+    """
 
     moment: Tensor
     sums: Tensor
     n: Tensor
     views: Tensor
 
-    def __init__(self, dim: int, normalize: bool, groups: int, fewest_views: int = 1, **kwargs: Any):
+    def __init__(
+        self, dim: int, normalize: bool, groups: int, fewest_views: int = 1, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         if dim < 1 or groups < 2:
-            raise ValueError(f"{type(self).__name__} needs at least 1 dimension and 2 groups of images, not {dim} and {groups}.")
-        self.dim, self.normalize, self.groups, self.fewest_views = dim, normalize, groups, fewest_views
-        self.add_state("moment", default=torch.zeros(groups, dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("sums", default=torch.zeros(groups, dim, dtype=torch.float64), dist_reduce_fx="sum")
+            raise ValueError(
+                f"{type(self).__name__} needs at least 1 dimension and 2 groups of images, "
+                f"not {dim} and {groups}."
+            )
+        self.dim, self.normalize, self.groups, self.fewest_views = (
+            dim,
+            normalize,
+            groups,
+            fewest_views,
+        )
+        self.add_state(
+            "moment",
+            default=torch.zeros(groups, dim, dim, dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
+        self.add_state(
+            "sums", default=torch.zeros(groups, dim, dtype=torch.float64), dist_reduce_fx="sum"
+        )
         self.add_state("n", default=torch.zeros(groups, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def taken(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, V, D) in float64 after their checks, and the group of each image: groups are filled in turn."""
+        """Features (N, V, D) in float64 after their checks, and the group of each image: groups are
+        filled in turn.
+        """
         check_features(features, self.fewest_views)
         if features.shape[2] != self.dim:
-            raise ValueError(f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but dim={self.dim} was announced.")
+            raise ValueError(
+                f"features of shape {tuple(features.shape)} have dimension "
+                f"{features.shape[2]}, but dim={self.dim} was announced."
+            )
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         group = (torch.arange(len(features), device=features.device) + self.n.sum()) % self.groups
         return prepared(features, self.normalize), group
@@ -74,14 +103,26 @@ class SecondMoments(Measure):
         """The number of images; refuse none."""
         n = int(self.n.sum())
         if n == 0:
-            raise ValueError(f"{type(self).__name__} has seen no image yet: call update(features) with features of shape (N, V, {self.dim}) first.")
+            raise ValueError(
+                f"{type(self).__name__} has seen no image yet: call update(features) with "
+                f"features of shape (N, V, {self.dim}) first."
+            )
         return n
 
     def error(self, estimate: Tensor, without: Callable[[int], Tensor]) -> Tensor:
-        """Jackknife error of a number, from what it is `without` each group of images; NaN if only one group has any."""
+        """Jackknife error of a number, from what it is `without` each group of images; NaN if only
+        one group has any.
+        """
         sizes = self.n.double()
-        left = [without(g)[None] if int(self.n[g]) not in (0, int(self.n.sum())) else estimate[None] for g in range(self.groups)]
-        return jackknife_variance(left, estimate[None], sizes.sum()[None], sizes[None])[0].clamp(min=0).sqrt()
+        left = [
+            without(g)[None] if int(self.n[g]) not in (0, int(self.n.sum())) else estimate[None]
+            for g in range(self.groups)
+        ]
+        return (
+            jackknife_variance(left, estimate[None], sizes.sum()[None], sizes[None])[0]
+            .clamp(min=0)
+            .sqrt()
+        )
 
 
 def moments(z: Float[Tensor, "N V D"], group: Tensor, groups: int) -> Float[Tensor, "G D D"]:

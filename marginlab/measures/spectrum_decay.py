@@ -2,14 +2,16 @@
 
     lambda_j ~ j^-alpha:        alpha = - slope of the least-squares line of log lambda_j on log j,   j = first .. last
 
-with lambda_1 >= lambda_2 >= ... the eigenvalues of the covariance of features. Agrawal, Mondal, Ghosh and Richards, NeurIPS 2022, who find the best
-generalization near alpha = 1 and leave out both ends of the spectrum. (A regression on j itself, or on a linear ramp, would fit exp(-c j), not a
-power: a test shows what it gives.) Unless told, the middle half of log j is fitted: j from r^(1/4) to r^(3/4), r being the number of eigenvalues
-that float64 moments resolve, those above max(D, 100) 2^-52 of the largest one plus the squared mean; all of them where r < 7.
+with lambda_1 >= lambda_2 >= ... the eigenvalues of the covariance of features. Agrawal, Mondal,
+Ghosh and Richards, NeurIPS 2022, who find the best generalization near alpha = 1 and leave out both
+ends of the spectrum. (A regression on j itself, or on a linear ramp, would fit exp(-c j), not a
+power: a test shows what it gives.) Unless told, the middle half of log j is fitted: j from r^(1/4)
+to r^(3/4), r being the number of eigenvalues that float64 moments resolve, those above max(D, 100)
+2^-52 of the largest one plus the squared mean; all of them where r < 7.
 
 The authors' program is another estimate: it fits j = 11 .. 100 and weights the square of point j by
-1/j, so that the upper end of the range counts more. `weights="published"` is that. On an exact power
-law both give alpha; on a spectrum that bends they do not.
+1/j, so that the upper end of the range counts more. `weights="published"` is that. On an exact
+power law both give alpha; on a spectrum that bends they do not.
 """
 
 import math
@@ -26,10 +28,12 @@ PUBLISHED = (11, 100)  # first and last j of the authors' fit
 
 
 class SpectrumDecayResult(NamedTuple):
-    """alpha of n images with V views each, fitted from j = first to last, both included; NaN where fewer than two eigenvalues are resolved there.
+    """alpha of n images with V views each, fitted from j = first to last, both included; NaN where
+    fewer than two eigenvalues are resolved there.
 
-    `error_alpha` is its sampling error (jackknife over images), `error_fit` the standard error of a least-squares slope, which says how straight the
-    line is (NaN for two points). `eigenvalues` (D,) are those of the covariance, largest first, 0 where not resolved.
+    `error_alpha` is its sampling error (jackknife over images), `error_fit` the standard error of a
+    least-squares slope, which says how straight the line is (NaN for two points). `eigenvalues`
+    (D,) are those of the covariance, largest first, 0 where not resolved.
     """
 
     alpha: Float[Tensor, ""]
@@ -46,9 +50,11 @@ class SpectrumDecayResult(NamedTuple):
 def power_law(
     values: Float[Tensor, " J"], first: int, last: int, weights: Weights = "equal"
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Alpha of positive values_j ~ j^-alpha over j = first .. last (from 1, both included), and the standard error of the slope.
+    """Alpha of positive values_j ~ j^-alpha over j = first .. last (from 1, both included), and the
+    standard error of the slope.
 
-    Squares weigh alike, or, as published, 1/j each. NaN for fewer than two values (three for the error).
+    Squares weigh alike, or, as published, 1/j each. NaN for fewer than two values (three for the
+    error).
 
     >>> alpha, error = power_law(3 * torch.arange(1, 101).double() ** -0.8, 5, 50)
     >>> round(float(alpha), 6), float(error) < 1e-12
@@ -101,15 +107,18 @@ def spectrum_decay(
 class SpectrumDecay(SecondMoments):
     """alpha-ReQ from features (N, V, D); streams, merges and reduces over ranks.
 
-    Parameters
-    ----------
-    dim: D.
-    fit_range: (first, last) j of the fit, from 1, both included; the part of it that is resolved is taken. None: the middle half of log j.
-    normalize: give features length 1 first.
-    weights: "equal", least squares as in the paper; "published", the authors' program: squares weigh 1/j, and the range is 11 to 100 unless told
-        (where D < 100, to D). Of a spectrum that is no power law the two differ; where the tail is steeper, published weights give less.
-    groups: of images, for the jackknife (see `EffectiveRank`, whose memory and time these are too).
-    kwargs: torchmetrics.Metric's.
+    Args:
+        dim: D.
+        fit_range: (first, last) j of the fit, from 1, both included; the part of it that is
+            resolved is taken. None: the middle half of log j.
+        normalize: give features length 1 first.
+        weights: "equal", least squares as in the paper; "published", the authors' program: squares
+            weigh 1/j, and the range is 11 to 100 unless told (where D < 100, to D). Of a spectrum
+            that is no power law the two differ; where the tail is steeper, published weights give
+            less.
+        groups: of images, for the jackknife (see `EffectiveRank`, whose memory and time these are
+            too).
+        kwargs: torchmetrics.Metric's.
 
     >>> measure = SpectrumDecay(dim=8, fit_range=(1, 8))
     >>> measure.update(torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
@@ -117,10 +126,9 @@ class SpectrumDecay(SecondMoments):
     >>> round(float(measure.compute().alpha), 6)
     1.0
 
-    Raises
-    ------
-    ValueError: features of another dimension, another number of views than before, values not finite, a range that is none, no image at all.
-
+    Raises:
+        ValueError: features of another dimension, another number of views than before, values not
+            finite, a range that is none, no image at all.
     """
 
     def __init__(
@@ -139,16 +147,24 @@ class SpectrumDecay(SecondMoments):
         if weights == "published" and fit_range is None:
             if dim < PUBLISHED[0] + 1:
                 raise ValueError(
-                    f"The published fit begins at j = {PUBLISHED[0]}, but there are {dim} dimensions: "
+                    f"The published fit begins at j = {PUBLISHED[0]}, but there are {dim} "
+                    f"dimensions: "
                     "give a fit_range of your own."
                 )
             fit_range = (PUBLISHED[0], min(PUBLISHED[1], dim))
         if fit_range is not None and not 1 <= fit_range[0] < fit_range[1] <= dim:
-            raise ValueError(f"fit_range is (first, last) with 1 <= first < last <= dim = {dim}, not {fit_range}.")
+            raise ValueError(
+                f"fit_range is (first, last) with 1 <= first < last <= dim = {dim}, not "
+                f"{fit_range}."
+            )
         self.fit_range, self.weights = fit_range, weights
 
-    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be called alike)."""
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images; labels are not looked at (all measures may be
+        called alike).
+        """
         self.add(*self.taken(features))
 
     def compute(self) -> SpectrumDecayResult:
@@ -177,16 +193,21 @@ class SpectrumDecay(SecondMoments):
             V=int(self.views),
             meaning=(
                 f"Exponent of a power law, by least squares ({self.weights} weights) "
-                f"of log eigenvalues on log j, j from {first} to {last} of {r} that are resolved in "
-                f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A sample's spectrum is steeper than that of what it is drawn "
+                f"of log eigenvalues on log j, j from {first} to {last} of {r} that are "
+                f"resolved in "
+                f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A "
+                f"sample's spectrum is steeper than that of what it is drawn "
                 f"from: with few images for the dimensions alpha leans upwards, and no interval "
-                f"of the population's follows from its error. Standard error: jackknife over {self.groups} groups of images."
+                f"of the population's follows from its error. Standard error: jackknife "
+                f"over {self.groups} groups of images."
             ),
         )
 
 
 def _spectrum(moment: Tensor, sums: Tensor, n: int) -> Tensor:
-    """Eigenvalues of the covariance, largest first, 0 where a difference of moments does not resolve them."""
+    """Eigenvalues of the covariance, largest first, 0 where a difference of moments does not
+    resolve them.
+    """
     mean = sums / n
     eigenvalues = torch.linalg.eigvalsh(moment / n - mean[:, None] * mean)
     return resolved(eigenvalues, eigenvalues[-1].clamp(min=0) + mean.square().sum())

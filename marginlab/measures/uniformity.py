@@ -1,14 +1,17 @@
-"""Uniformity: how evenly features spread over the sphere, as the logarithm of a mean Gaussian potential of pairs of images.
+"""Uniformity: how evenly features spread over the sphere, as the logarithm of a mean Gaussian
+potential of pairs of images.
 
     L_unif(t) = log U,    U = E over x != x' of  exp( -t || f(x) - f(x') ||^2 ),    x, x' views of two images drawn independently
 
-Wang and Isola, ICML 2020, eq. 6 (t = 2). Only pairs of different images count, with all of their V views: U is a U-statistic with the kernel
-k_ij = mean over u, v of exp(-t ||f_i^u - f_j^v||^2), unbiased for the mean inside the logarithm. With a_i = 1/(n-1) sum over j != i of k_ij,
+Wang and Isola, ICML 2020, eq. 6 (t = 2). Only pairs of different images count, with all of their V
+views: U is a U-statistic with the kernel k_ij = mean over u, v of exp(-t ||f_i^u - f_j^v||^2),
+unbiased for the mean inside the logarithm. With a_i = 1/(n-1) sum over j != i of k_ij,
 
     U = mean a_i,    without image i:  U_{-i} = (n U - 2 a_i) / (n - 2),    variance = (n-1)/n sum over i of (log U_{-i} - mean)^2     (jackknife).
 
-On features of length 1 it lies in [-4t, 0], and its expectation never falls below that of the uniform law on the sphere, -2t + log 0F1(; D/2; t^2),
-which is `marginlab.theory.uniformity_floor(dim, t)`: -3.94 for D = 128 and t = 2.
+On features of length 1 it lies in [-4t, 0], and its expectation never falls below that of the
+uniform law on the sphere, -2t + log 0F1(; D/2; t^2), which is
+`marginlab.theory.uniformity_floor(dim, t)`: -3.94 for D = 128 and t = 2.
 """
 
 import math
@@ -25,7 +28,10 @@ from marginlab.rng import Key
 
 
 class UniformityResult(NamedTuple):
-    """L_unif of n images with V views each, and its jackknife error over images (NaN for two). `seen` images were given, of which n are a sample."""
+    """L_unif of n images with V views each, and its jackknife error over images (NaN for two).
+
+    `seen` images were given, of which n are a sample.
+    """
 
     L_unif: Float[Tensor, ""]
     standard_error: Float[Tensor, ""]
@@ -36,12 +42,18 @@ class UniformityResult(NamedTuple):
 
 
 def uniformity(
-    features: Float[Tensor, "N V D"], t: float = 2.0, *, normalize: bool = True, budget: int = BUDGET
+    features: Float[Tensor, "N V D"],
+    t: float = 2.0,
+    *,
+    normalize: bool = True,
+    budget: int = BUDGET,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """L_unif(t) over the pairs of different images, and its jackknife standard error (NaN for two images), float64.
+    """L_unif(t) over the pairs of different images, and its jackknife standard error (NaN for two
+    images), float64.
 
-    `budget` is in bytes: the N V by N V potentials are made in blocks and summed as logarithms, so that none underflows. Raises ValueError for
-    fewer than 2 images, values that are not finite, or t that is not positive.
+    `budget` is in bytes: the N V by N V potentials are made in blocks and summed as logarithms, so
+    that none underflows. Raises ValueError for fewer than 2 images, values that are not finite, or
+    t that is not positive.
 
     >>> value, _ = uniformity(torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]))                         # -t 2^2
     >>> round(float(value), 6)
@@ -51,19 +63,25 @@ def uniformity(
     check_features(features, fewest_views=1)
     n, V, _ = features.shape
     if n < 2:
-        raise ValueError(f"Uniformity is of pairs of different images, but there are {n} image(s). Give at least 2.")
+        raise ValueError(
+            f"Uniformity is of pairs of different images, but there are {n} image(s). Give "
+            f"at least 2."
+        )
     z = prepared(features, normalize).flatten(0, 1)
     z = z - z.mean(0)  # distances stay, and less of them cancels below
     squares = t * z.square().sum(1, keepdim=True)
     asking = torch.cat([2 * t * z, -squares, torch.ones_like(squares)], 1)
     bank = torch.cat([z, torch.ones_like(squares), -squares], 1)  # their product is -t ||f - f'||^2
-    own = torch.arange(n, device=z.device).repeat_interleave(V)[:, None] * V + torch.arange(V, device=z.device)
+    own = torch.arange(n, device=z.device).repeat_interleave(V)[:, None] * V + torch.arange(
+        V, device=z.device
+    )
     potentials = logsumexp(asking, bank, exclude=own, budget=budget).view(n, V)
     log_a = potentials.logsumexp(1) - math.log(V * V * (n - 1))
     log_u = log_a.logsumexp(0) - math.log(n)
     if n == 2:
         return log_u.clamp(max=0), torch.full_like(log_u, torch.nan)
-    share = (2 * (log_a - log_u).exp()).clamp(max=n * (1 - 1e-15))  # of n; all of it where the other images are infinitely far apart
+    # of n; all of it where the other images are infinitely far apart
+    share = (2 * (log_a - log_u).exp()).clamp(max=n * (1 - 1e-15))
     left_out = torch.log1p(-share / n)  # log U_{-i}, up to what all of them share
     return log_u.clamp(max=0), ((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt()
 
@@ -71,17 +89,19 @@ def uniformity(
 class Uniformity(Measure):
     """L_unif(t) from features (N, V, D); streams, merges and reduces over ranks.
 
-    Parameters
-    ----------
-    t: sharpness of the potential.
-    normalize: give features length 1 first.
-    max_images: whose pairs are taken. Beyond it the images are a random sample of this size, drawn without replacement by a key of the seed and of
-        an image's own features: which images are in it depends neither on their order nor on batches or ranks. (Of images whose features agree
-        bit for bit each draws for itself within one batch, and the same in every batch: for them alone the sample depends on the batches.)
-    seed: of the sample.
-    kwargs: torchmetrics.Metric's.
+    Args:
+        t: sharpness of the potential.
+        normalize: give features length 1 first.
+        max_images: whose pairs are taken. Beyond it the images are a random sample of this size,
+            drawn without replacement by a key of the seed and of an image's own features: which
+            images are in it depends neither on their order nor on batches or ranks. (Of images
+            whose features agree bit for bit each draws for itself within one batch, and the same in
+            every batch: for them alone the sample depends on the batches.)
+        seed: of the sample.
+        kwargs: torchmetrics.Metric's.
 
-    The features of at most 2 max_images images are kept, in the dtype they come in; time goes with (max_images V)^2 D.
+    The features of at most 2 max_images images are kept, in the dtype they come in; time goes with
+    (max_images V)^2 D.
 
     >>> measure = Uniformity()
     >>> measure.update(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))
@@ -89,10 +109,9 @@ class Uniformity(Measure):
     >>> round(float(result.L_unif), 6), result.n, result.V
     (-4.0, 2, 1)
 
-    Raises
-    ------
-    ValueError: t that is not positive, another number of views than before, values not finite, fewer than 2 images.
-
+    Raises:
+        ValueError: t that is not positive, another number of views than before, values not finite,
+            fewer than 2 images.
     """
 
     intervals = ("L_unif",)
@@ -101,24 +120,45 @@ class Uniformity(Measure):
     seen: Tensor
     views: Tensor
 
-    def __init__(self, t: float = 2.0, normalize: bool = True, *, max_images: int = 2000, seed: int = 0, **kwargs: Any):
+    def __init__(
+        self,
+        t: float = 2.0,
+        normalize: bool = True,
+        *,
+        max_images: int = 2000,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         _check_t(t)
         if max_images < 2:
-            raise ValueError(f"Uniformity is of pairs of different images: at least 2 are kept, not max_images={max_images}.")
+            raise ValueError(
+                f"Uniformity is of pairs of different images: at least 2 are kept, not "
+                f"max_images={max_images}."
+            )
         self.t, self.normalize, self.max_images, self.seed = t, normalize, max_images, seed
         for name in ("features", "priority"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.add_state("seen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
-    def update(self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be called alike)."""
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images; labels are not looked at (all measures may be
+        called alike).
+        """
         check_features(features, fewest_views=1)
         if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(f"features have {features.shape[1]} views, those before had {int(self.views)}: give all images equally many.")
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had "
+                f"{int(self.views)}: give all images equally many."
+            )
         if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
-            raise ValueError(f"features have {features.shape[2]} dimensions, those before had {self.features[0].shape[-1]}: they are of one encoder.")
+            raise ValueError(
+                f"features have {features.shape[2]} dimensions, those before had "
+                f"{self.features[0].shape[-1]}: they are of one encoder."
+            )
         self.views = torch.full_like(self.views, features.shape[1])
         self.seen = self.seen + len(features)
         self.features.append(features.detach().clone())
@@ -128,7 +168,9 @@ class Uniformity(Measure):
             self.features[:], self.priority[:] = [kept], [priority]
 
     def _sample(self) -> tuple[Tensor, Tensor]:
-        """The images with the smallest priorities: a random sample of all, and of any union of parts the sample of their samples."""
+        """The images with the smallest priorities: a random sample of all, and of any union of
+        parts the sample of their samples.
+        """
         priority = rows(self.priority, self.seen.new_zeros(0))
         order = priority.argsort(stable=True)[: self.max_images]
         return rows(self.features, priority.new_zeros(0, 1, 1).double())[order], priority[order]
@@ -137,7 +179,10 @@ class Uniformity(Measure):
         """The result; over all ranks under a process group."""
         seen, V = int(self.seen), int(self.views)
         if seen == 0:
-            raise ValueError("Uniformity has seen no image yet: call update(features) with features of shape (N, V, D) first.")
+            raise ValueError(
+                "Uniformity has seen no image yet: call update(features) with features of "
+                "shape (N, V, D) first."
+            )
         sample = self._sample()[0]
         value, error = uniformity(sample, self.t, normalize=self.normalize)
         n = len(sample)
@@ -147,24 +192,37 @@ class Uniformity(Measure):
             n,
             seen,
             V,
-            f"log of the mean potential (t = {self.t:g}) of {n * (n - 1) // 2} pairs of {n} images (of {seen} seen), {V} views each. The mean is "
-            "unbiased; its logarithm leans downwards, by about half the squared standard error. Standard error: jackknife over images, by up to "
+            f"log of the mean potential (t = {self.t:g}) of {n * (n - 1) // 2} pairs of "
+            f"{n} images (of {seen} seen), {V} views each. The mean is "
+            "unbiased; its logarithm leans downwards, by about half the squared standard "
+            "error. Standard error: jackknife over images, by up to "
             "sqrt 2 too large for features near the uniform law.",
         )
 
 
 def _check_t(t: float) -> None:
     if not 0 < t < math.inf:
-        raise ValueError(f"The sharpness of the Gaussian potential is positive and finite, not t = {t}.")
+        raise ValueError(
+            f"The sharpness of the Gaussian potential is positive and finite, not t = {t}."
+        )
 
 
 def _places(features: Tensor, seed: int) -> Int[Tensor, " N"]:
-    """A random number of each image, of the seed, of its features, and of how many images before it in the batch have the same.
+    """A random number of each image, of the seed, of its features, and of how many images before it
+    in the batch have the same.
 
-    Without the last, a network that gives many images one and the same feature would have all of them drawn together, or none.
+    Without the last, a network that gives many images one and the same feature would have all of
+    them drawn together, or none.
     """
     content = place_of(features, seed)
     ordered, order = content.sort(stable=True)
     repeated = torch.empty_like(content)
-    repeated[order] = torch.arange(len(content), device=content.device) - torch.searchsorted(ordered, ordered)
-    return Key(seed).named("uniformity", "place").at(content >> 32, content & 0xFFFFFFFF, repeated).bits()
+    repeated[order] = torch.arange(len(content), device=content.device) - torch.searchsorted(
+        ordered, ordered
+    )
+    return (
+        Key(seed)
+        .named("uniformity", "place")
+        .at(content >> 32, content & 0xFFFFFFFF, repeated)
+        .bits()
+    )

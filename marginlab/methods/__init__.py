@@ -11,4 +11,13 @@ from marginlab.methods.spectral import SpectralContrastive as SpectralContrastiv
 from marginlab.methods.sup_con import SupCon as SupCon
 from marginlab.methods.vicreg import VICReg as VICReg
 
-__all__ = ["BarlowTwins", "MarginClassifier", "MoCo", "SimCLR", "SimSiam", "SpectralContrastive", "SupCon", "VICReg"]
+__all__ = [
+    "BarlowTwins",
+    "MarginClassifier",
+    "MoCo",
+    "SimCLR",
+    "SimSiam",
+    "SpectralContrastive",
+    "SupCon",
+    "VICReg",
+]

@@ -1,4 +1,6 @@
-"""Barlow Twins: the cross-correlation loss under a three-layer head (Zbontar et al. 2021; settings of Huang et al. 2023)."""
+"""Barlow Twins: the cross-correlation loss under a three-layer head (Zbontar et al. 2021; settings
+of Huang et al. 2023).
+"""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,9 +12,11 @@ from marginlab.settings import describe
 
 
 class BarlowTwins(Method):
-    """Backbone, head D - hidden - hidden - dim with batch normalisation, cross-correlation over the global batch.
+    """Backbone, head D - hidden - hidden - dim with batch normalisation, cross-correlation over the
+    global batch.
 
-    The defaults are the paper's: lambda = 0.005 and unbiased standard deviations (correction=1); use SGD(lr=0.11) with them at batch 512.
+    The defaults are the paper's: lambda = 0.005 and unbiased standard deviations (correction=1);
+    use SGD(lr=0.11) with them at batch 512.
 
     >>> from marginlab.models import Backbone
     >>> method = BarlowTwins(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64)
@@ -21,17 +25,31 @@ class BarlowTwins(Method):
     """
 
     def __init__(
-        self, backbone: Backbone, *, off_diagonal_weight: float = 5e-3, correction: int = 1, hidden: int = 2048, dim: int = 2048
+        self,
+        backbone: Backbone,
+        *,
+        off_diagonal_weight: float = 5e-3,
+        correction: int = 1,
+        hidden: int = 2048,
+        dim: int = 2048,
     ):
         super().__init__(backbone, Projector((backbone.dim, hidden, hidden, dim), batch_norm=True))
         self.criterion = CrossCorrelation(off_diagonal_weight, correction=correction)
         self.hidden, self.dim = hidden, dim
 
-    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """Cross-correlation loss between the two views of every image."""
         one, two = self.embed(views).unbind(1)
         return {"loss": self.criterion(one, two)}
 
     def __repr__(self) -> str:
         weight, correction = self.criterion.off_diagonal_weight, self.criterion.correction
-        return describe("BarlowTwins", off_diagonal_weight=weight, correction=correction, hidden=self.hidden, dim=self.dim)
+        return describe(
+            "BarlowTwins",
+            off_diagonal_weight=weight,
+            correction=correction,
+            hidden=self.hidden,
+            dim=self.dim,
+        )

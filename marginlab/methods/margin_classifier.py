@@ -1,13 +1,17 @@
-"""Training by a margin classifier: the embedding of one view of an image against the centers of all classes, or of a sample of them.
+"""Training by a margin classifier: the embedding of one view of an image against the centers of all
+classes, or of a sample of them.
 
     embedding = BN(W backbone(view)),    loss = margin softmax of cos(embedding, centers) on the label
 
-A collapse to know of. While embeddings say nothing, all of them at one angle t to all C centers, a row costs log(1 + (C - 1) e^{s (cos t - psi)}).
-For ArcFace(m) the exponent is s sin m at t = 90 degrees, where training begins, but s (1 - cos m) at 180 degrees: a quarter of it at m = 0.5. With
-the true gradient a target is pulled by the factor psi' = sin(t + m) / sin t, below 1 for t > 90 degrees - m/2, while the others push with 1 in
-sum; so all embeddings are driven away from all centers, sooner than the classes are told apart where these are few. Batch normalisation
-does not prevent it: a few far rows balance the mean. On CIFAR-10, ArcFace(0.5) at s = 16 ended at target angles of 171 degrees; with 964 classes of
-Omniglot it happened with seed 0, not with seed 1. With gradient="straight_through", as for CosFace, pull and push balance, and it did not happen.
+A collapse to know of. While embeddings say nothing, all of them at one angle t to all C centers, a
+row costs log(1 + (C - 1) e^{s (cos t - psi)}). For ArcFace(m) the exponent is s sin m at t = 90
+degrees, where training begins, but s (1 - cos m) at 180 degrees: a quarter of it at m = 0.5. With
+the true gradient a target is pulled by the factor psi' = sin(t + m) / sin t, below 1 for t > 90
+degrees - m/2, while the others push with 1 in sum; so all embeddings are driven away from all
+centers, sooner than the classes are told apart where these are few. Batch normalisation does not
+prevent it: a few far rows balance the mean. On CIFAR-10, ArcFace(0.5) at s = 16 ended at target
+angles of 171 degrees; with 964 classes of Omniglot it happened with seed 0, not with seed 1. With
+gradient="straight_through", as for CosFace, pull and push balance, and it did not happen.
 
 Deng et al. 2022 (ArcFace); with sample_rate < 1 An et al. 2022 (Partial FC).
 """
@@ -30,34 +34,32 @@ from marginlab.settings import SettingsError, describe
 class MarginClassifier(Method):
     """Backbone, embedding layer D - dim with batch normalisation, class centers under a margin.
 
-    Parameters
-    ----------
-    num_classes: C, of the data; training passes it, and a recipe does not name it.
-    margin: of marginlab.margins, or "package.module:Mine(0.3)", in call notation.
-    scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
-    subcenters: K centers of each class, of which the nearest counts.
-    sample_rate: below 1 each step takes the batch's classes and others up to this part of all. The centers then have a row-sparse optimizer with the
-        settings of the recipe's.
-    log_q: correct the sampled sum for the sampling.
-    dim: dimensions of the embedding.
-    label_smoothing, interclass_filter: as in `marginlab.losses.MarginSoftmax`.
+    Args:
+        num_classes: C, of the data; training passes it, and a recipe does not name it.
+        margin: of marginlab.margins, or "package.module:Mine(0.3)", in call notation.
+        scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
+        subcenters: K centers of each class, of which the nearest counts.
+        sample_rate: below 1 each step takes the batch's classes and others up to this part of all.
+            The centers then have a row-sparse optimizer with the settings of the recipe's.
+        log_q: correct the sampled sum for the sampling.
+        dim: dimensions of the embedding.
+        label_smoothing, interclass_filter: as in `marginlab.losses.MarginSoftmax`.
 
-    On several ranks each has its part of the centers, at any rate. Initial centers and samples come from a seed that torch's generator draws, as the
-    other weights do.
+    On several ranks each has its part of the centers, at any rate. Initial centers and samples come
+    from a seed that torch's generator draws, as the other weights do.
 
-    Besides `loss`, `loss()` gives `target_angle`: the mean angle, in degrees, between embeddings and the (nearest) center of their class, without the
-    margin. It begins near 90 and falls; to about 30 in published trainings of ArcFace.
+    Besides `loss`, `loss()` gives `target_angle`: the mean angle, in degrees, between embeddings
+    and the (nearest) center of their class, without the margin. It begins near 90 and falls; to
+    about 30 in published trainings of ArcFace.
 
-    Raises
-    ------
-    SettingsError: a margin that cannot be made.
-    ValueError: what `PartialFC` refuses.
+    Raises:
+        SettingsError: a margin that cannot be made.
+        ValueError: what `PartialFC` refuses.
 
     >>> from marginlab.models import Backbone
     >>> method = MarginClassifier(Backbone("resnet18", stem="strided", width=0.25), 10, margin="CosFace(0.35)", scale=32.0)
     >>> sorted(method.loss(torch.rand(4, 1, 3, 32, 32), torch.arange(4)))
     ['loss', 'target_angle']
-
     """
 
     n_views: ClassVar[int] = 1
@@ -79,12 +81,22 @@ class MarginClassifier(Method):
         super().__init__(backbone, EmbeddingLayer(backbone.dim, dim))
         made: margins.Margin = settings.call(margin, margins, kind=margins.Margin)
         seed = int(torch.randint(2**31, ()))
-        # fit looks at the loss itself, and data sets at their labels, so the classifier need not read the tensors at every step
-        kept: dict[str, Any] = {"label_smoothing": label_smoothing, "interclass_filter": interclass_filter, "seed": seed, "validate": "never"}
-        self.classifier = PartialFC(num_classes, dim, made, scale, subcenters, sample_rate=sample_rate, log_q=log_q, **kept)
+        # fit looks at the loss itself, and data sets at their labels, so the classifier need not
+        # read the tensors at every step
+        kept: dict[str, Any] = {
+            "label_smoothing": label_smoothing,
+            "interclass_filter": interclass_filter,
+            "seed": seed,
+            "validate": "never",
+        }
+        self.classifier = PartialFC(
+            num_classes, dim, made, scale, subcenters, sample_rate=sample_rate, log_q=log_q, **kept
+        )
         self.sample_rate, self.log_q = float(sample_rate), log_q
 
-    def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """Margin softmax over the views of all images, and the mean target angle in degrees."""
         embeddings = self.embed(views).flatten(0, 1)
         labels = labels.repeat_interleave(views.shape[1])
@@ -100,26 +112,43 @@ class MarginClassifier(Method):
 
     @contextlib.contextmanager
     def window(self, labels: Int[Tensor, " B"]) -> Iterator[bool]:
-        """The parts are one batch, for margins with averages by those of earlier steps; see `PartialFC.window`."""
-        with self.classifier.window(labels.repeat_interleave(self.n_views), statistics="previous" if self.classifier.margin.averages else None):
+        """The parts are one batch, for margins with averages by those of earlier steps; see
+        `PartialFC.window`.
+        """
+        with self.classifier.window(
+            labels.repeat_interleave(self.n_views),
+            statistics="previous" if self.classifier.margin.averages else None,
+        ):
             yield True
 
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
-        """One of everything; or, with sampled classes, one of backbone and embedding layer and a row-sparse one of the centers.
+        """One of everything; or, with sampled classes, one of backbone and embedding layer and a
+        row-sparse one of the centers.
 
-        Raises SettingsError for sampled classes, or centers spread over ranks, with a choice of optimizer that has no row-sparse twin (a method
-        `lazy`): it looks at more of a parameter than a row, as LARS at its length.
+        Raises SettingsError for sampled classes, or centers spread over ranks, with a choice of
+        optimizer that has no row-sparse twin (a method `lazy`): it looks at more of a parameter
+        than a row, as LARS at its length.
         """
         lazy = getattr(make, "lazy", None)
         if lazy is None and (self.sample_rate < 1 or ranks.size(self.classifier.group) > 1):
             sparse = f"sample_rate={self.sample_rate} gives the class centers row-sparse gradients"
-            why = sparse if self.sample_rate < 1 else "On several ranks each has its part of the class centers"
-            raise SettingsError(f"{why}, for which {make!r} makes no optimizer. Take SGD(...) or AdamW(...), or one process and sample_rate=1.0.")
+            why = (
+                sparse
+                if self.sample_rate < 1
+                else "On several ranks each has its part of the class centers"
+            )
+            raise SettingsError(
+                f"{why}, for which {make!r} makes no optimizer. Take SGD(...) or "
+                f"AdamW(...), or one process and sample_rate=1.0."
+            )
         if self.sample_rate == 1:
             return [make(self.parameters())]
         shared = [*self.backbone.parameters(), *self.head.parameters()]
         assert lazy is not None
-        return [make(shared), lazy(self.classifier.parameters(), first_row=self.classifier.part.start)]
+        return [
+            make(shared),
+            lazy(self.classifier.parameters(), first_row=self.classifier.part.start),
+        ]
 
     def __repr__(self) -> str:
         kept = self.classifier

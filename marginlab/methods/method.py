@@ -1,7 +1,7 @@
 """What training asks of a method, and what all methods share.
 
-    features = backbone(images)      what is kept, measured and evaluated
-    embeddings = projector(features) what the loss sees
+features = backbone(images)      what is kept, measured and evaluated
+embeddings = projector(features) what the loss sees
 """
 
 import contextlib
@@ -21,14 +21,19 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Method(nn.Module, ABC):
-    """A backbone under a head, trained by a loss on views of images. A method of one's own overrides `loss`.
+    """A backbone under a head, trained by a loss on views of images.
 
-    `loss` is also what calling the module does, so that DistributedDataParallel sees the forward pass. A method whose constructor has a parameter
-    `num_classes` is given the number of classes of the data.
+    A method of one's own overrides `loss`.
+
+    `loss` is also what calling the module does, so that DistributedDataParallel sees the forward
+    pass. A method whose constructor has a parameter `num_classes` is given the number of classes of
+    the data.
     """
 
     n_views: ClassVar[int] = 2
-    """Views of an image that training draws for one step; the two-view losses need two, classifiers one."""
+    """Views of an image that training draws for one step; the two-view losses need two, classifiers
+    one.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
@@ -42,8 +47,8 @@ class Method(nn.Module, ABC):
 
         Raises:
             TypeError: images of another integer type, or of booleans.
-            ValueError: on a CPU, in evaluation mode, images beyond [-0.5, 1.5], which is not [0, 1].
-                Elsewhere floats in 0..255 pass: on CUDA, in training mode, and in a graph or a
+            ValueError: on a CPU, in evaluation mode, images beyond [-0.5, 1.5], which is not [0,
+                1]. Elsewhere floats in 0..255 pass: on CUDA, in training mode, and in a graph or a
                 transform of torch.func.
 
         Example:
@@ -71,16 +76,24 @@ class Method(nn.Module, ABC):
         return embeddings
 
     def embed(self, views: Float[Tensor, "B V 3 H W"]) -> Float[Tensor, "B V E"]:
-        """Embeddings of all views, through the network in one pass (batch statistics are over images and views)."""
+        """Embeddings of all views, through the network in one pass (batch statistics are over
+        images and views).
+        """
         embeddings = self.project(self.encode(views.flatten(0, 1)))
         apart: Tensor = embeddings.unflatten(0, views.shape[:2])
         return apart
 
     @abstractmethod
-    def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """Give `loss` and, detached, the scalars worth recording (training keeps their means); labels are there for methods that use them."""
+    def loss(
+        self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
+        """Give `loss` and, detached, the scalars worth recording (training keeps their means);
+        labels are there for methods that use them.
+        """
 
-    def forward(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def forward(
+        self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """Give the loss: see `loss`."""
         return self.loss(views, labels)
 
@@ -94,10 +107,12 @@ class Method(nn.Module, ABC):
         return ""
 
     def window(self, labels: Int[Tensor, " B"]) -> contextlib.AbstractContextManager[bool]:
-        """Take the loss of one step in parts, whose rows of this rank have these labels, in their order.
+        """Take the loss of one step in parts, whose rows of this rank have these labels, in their
+        order.
 
-        The context says whether the losses of the parts add up to that of the step (a loss that is one over all rows); here they do not, and the loss
-        of the step is their mean: each part has its own negatives or statistics.
+        The context says whether the losses of the parts add up to that of the step (a loss that is
+        one over all rows); here they do not, and the loss of the step is their mean: each part has
+        its own negatives or statistics.
         """
         return contextlib.nullcontext(False)
 

@@ -1,4 +1,5 @@
-"""MoCo: a query is to find the key of its image's other view among keys of earlier batches, which a slowly moving copy of the network made.
+"""MoCo: a query is to find the key of its image's other view among keys of earlier batches, which a
+slowly moving copy of the network made.
 
 For a query q with its key k, the queue n_1 .. n_K and the temperature T, all of length 1,
 
@@ -7,13 +8,16 @@ For a query q with its key k, the queue n_1 .. n_K and the temperature T, all of
 
 The other keys of the batch are no negatives: only the queue is.
 
-Shuffled batch normalisation. A query and its key from one batch share its statistics, a mark that the network learns to read in place of the
-images. He et al. take the keys through other GPUs than their queries. Here, on every rank alone, the images of a view are normalised in `splits`
-parts: consecutive ones for the queries, those of a random permutation for the keys. With splits=1 a view is normalised as a whole, and nothing
-is shuffled; so should it be for a backbone without batch normalisation.
+Shuffled batch normalisation. A query and its key from one batch share its statistics, a mark that
+the network learns to read in place of the images. He et al. take the keys through other GPUs than
+their queries. Here, on every rank alone, the images of a view are normalised in `splits`
+parts: consecutive ones for the queries, those of a random permutation for the keys. With splits=1 a
+view is normalised as a whole, and nothing is shuffled; so should it be for a backbone without batch
+normalisation.
 
-Sources: He et al. 2020 (MoCo), algorithm 1 and section 3.3; the two-layer head: Chen et al. 2020 (MoCo v2); settings of Huang et al. 2023 (T = 0.1,
-K = 4096, m = 0.99, symmetric, 8 splits, SGD(lr=0.08) at batch 512).
+Sources: He et al. 2020 (MoCo), algorithm 1 and section 3.3; the two-layer head: Chen et al. 2020
+(MoCo v2); settings of Huang et al. 2023 (T = 0.1, K = 4096, m = 0.99, symmetric, 8 splits,
+SGD(lr=0.08) at batch 512).
 """
 
 import copy
@@ -59,25 +63,32 @@ class _Averages(nn.Module):
 class MoCo(Method):
     """Backbone, head D - hidden - dim with ReLU, their momentum copies, and a queue of keys.
 
-    Parameters
-    ----------
-    temperature: T.
-    queue: K, the keys that are kept: negatives of every query. A step that makes more keeps its newest.
-    momentum: m, what the momentum encoder keeps of itself at a step, in [0, 1).
-    symmetric: both views are queries and both are keys, and the loss is their mean; False: the first view asks for the second, as in algorithm 1.
-    splits: parts of this rank's batch (of a micro-batch) that are normalised by themselves; each has at least two images.
+    Args:
+        temperature: T.
+        queue: K, the keys that are kept: negatives of every query. A step that makes more keeps its
+            newest.
+        momentum: m, what the momentum encoder keeps of itself at a step, in [0, 1).
+        symmetric: both views are queries and both are keys, and the loss is their mean; False: the
+            first view asks for the second, as in algorithm 1.
+        splits: parts of this rank's batch (of a micro-batch) that are normalised by themselves;
+            each has at least two images.
 
-    The queue (K, dim), which begins with random directions, and where its oldest key is are buffers: a checkpoint holds them, the same on any number
-    of ranks. All ranks put all keys in, in the order of the batch. So N ranks give the loss and gradients of one, but for batch normalisation.
+    The queue (K, dim), which begins with random directions, and where its oldest key is are
+    buffers: a checkpoint holds them, the same on any number of ranks. All ranks put all keys in, in
+    the order of the batch. So N ranks give the loss and gradients of one, but for batch
+    normalisation.
 
-    `after_step` moves the momentum encoder and fills the queue with what `loss` has made since in training mode; call it after the optimizer.
-    Under torch.utils.checkpoint, with and without reentrance, a batch's keys are put in once.
+    `after_step` moves the momentum encoder and fills the queue with what `loss` has made since in
+    training mode; call it after the optimizer. Under torch.utils.checkpoint, with and without
+    reentrance, a batch's keys are put in once.
 
-    In a module of lower precision (`.bfloat16()`) a step of the momentum encoder is below the rounding of its weights, which would stand still:
-    their averages are then kept beside them in float32, in `averages`, whatever the module is cast to.
-    The state of a module of either precision is loaded by one of the other.
+    In a module of lower precision (`.bfloat16()`) a step of the momentum encoder is below the
+    rounding of its weights, which would stand still: their averages are then kept beside them in
+    float32, in `averages`, whatever the module is cast to. The state of a module of either
+    precision is loaded by one of the other.
 
-    Raises ValueError for a value outside its range and, from `loss` in training mode, for a batch with fewer than 2 * splits images.
+    Raises ValueError for a value outside its range and, from `loss` in training mode, for a batch
+    with fewer than 2 * splits images.
 
     >>> from marginlab.models import Backbone
     >>> method = MoCo(Backbone("resnet18", stem="strided", width=0.25), queue=16, splits=2)
@@ -104,29 +115,53 @@ class MoCo(Method):
         if not temperature > 0:
             raise ValueError(f"A temperature is positive, such as 0.1, not {temperature}.")
         if not 0 <= momentum < 1:
-            raise ValueError(f"The momentum encoder keeps a part of itself in [0, 1), such as 0.99, not {momentum}.")
+            raise ValueError(
+                f"The momentum encoder keeps a part of itself in [0, 1), such as 0.99, not "
+                f"{momentum}."
+            )
         if queue < 1 or splits < 1:
-            raise ValueError(f"A queue holds at least 1 key and a batch has at least 1 split, not {queue} and {splits}.")
-        self.temperature, self.momentum, self.symmetric, self.splits = temperature, momentum, symmetric, splits
+            raise ValueError(
+                f"A queue holds at least 1 key and a batch has at least 1 split, not "
+                f"{queue} and {splits}."
+            )
+        self.temperature, self.momentum, self.symmetric, self.splits = (
+            temperature,
+            momentum,
+            symmetric,
+            splits,
+        )
         self.hidden, self.dim = hidden, dim
-        self.key_backbone, self.key_head = (copy.deepcopy(part).requires_grad_(False) for part in (self.backbone, self.head))
+        self.key_backbone, self.key_head = (
+            copy.deepcopy(part).requires_grad_(False) for part in (self.backbone, self.head)
+        )
         self.queue: Tensor
         self.oldest: Tensor
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
         self.averages = _Averages()
-        self.fresh: list[Tensor] = []  # keys of this step's micro-batches: the queue stays as it is until the backward pass has used it
+        # keys of this step's micro-batches: the queue stays as it is until the backward pass has
+        # used it
+        self.fresh: list[Tensor] = []
         self._calls = Calls[None]()
 
-    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """InfoNCE of the queries against their keys and the queue, over the rows of all ranks."""
         if self.training and len(views) < 2 * self.splits:
             raise ValueError(
-                f"MoCo normalises a batch in {self.splits} splits of at least two images each, and this rank's has {len(views)}. "
+                f"MoCo normalises a batch in {self.splits} splits of at least two images "
+                f"each, and this rank's has {len(views)}. "
                 f"Give at least {2 * self.splits}, or MoCo(splits={max(len(views) // 2, 1)})."
             )
         order = (0, 1) if self.symmetric else (0,)
-        asked = torch.stack([self._in_splits(lambda x: self.project(self.encode(x)), views[:, view]) for view in order], 1)
+        asked = torch.stack(
+            [
+                self._in_splits(lambda x: self.project(self.encode(x)), views[:, view])
+                for view in order
+            ],
+            1,
+        )
         with torch.no_grad():
             made = torch.stack([self._keys(views[:, 1 - view]) for view in order], 1)
         with torch.autocast(views.device.type, enabled=False):
@@ -134,13 +169,16 @@ class MoCo(Method):
             q, k = (directions(widened(z, wide).flatten(0, 1)) for z in (asked, made))
             rows = sum(ranks.counts(len(q), device=q.device))
             far = logsumexp(q, self.queue, scale=1 / self.temperature)
-            losses = F.softplus(far - (q * k).sum(1) / self.temperature, threshold=40.0)  # torch's threshold of 20 leaves an error of 2e-9
+            # torch's threshold of 20 leaves an error of 2e-9
+            losses = F.softplus(far - (q * k).sum(1) / self.temperature, threshold=40.0)
             if self.training and torch.is_grad_enabled():
                 self._keep(k)
             return {"loss": ranks.total(losses.sum() / rows, grads="mean")}
 
     def _in_splits(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Embeddings of images, in parts that batch normalisation sees by themselves; in evaluation mode it sees none."""
+        """Embeddings of images, in parts that batch normalisation sees by themselves; in evaluation
+        mode it sees none.
+        """
         parts = images.tensor_split(self.splits) if self.training else (images,)
         return torch.cat([encode(part) for part in parts])
 
@@ -170,7 +208,9 @@ class MoCo(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the momentum encoder towards the encoder, and let this step's keys take the place of the oldest."""
+        """Move the momentum encoder towards the encoder, and let this step's keys take the place of
+        the oldest.
+        """
         now = [*self.backbone.parameters(), *self.head.parameters()]
         for i, (mean, parameter) in enumerate(zip(self._moving(), now, strict=True)):
             # Buffers, such as running statistics, are the key encoder's own
@@ -232,5 +272,10 @@ class MoCo(Method):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
 
     def __repr__(self) -> str:
-        named = {"temperature": self.temperature, "queue": len(self.queue), "momentum": self.momentum, "symmetric": self.symmetric}
+        named = {
+            "temperature": self.temperature,
+            "queue": len(self.queue),
+            "momentum": self.momentum,
+            "symmetric": self.symmetric,
+        }
         return describe("MoCo", **named, splits=self.splits, hidden=self.hidden, dim=self.dim)

@@ -1,4 +1,6 @@
-"""SimCLR: InfoNCE between two views under a two-layer head (Chen et al. 2020; settings of Huang et al. 2023)."""
+"""SimCLR: InfoNCE between two views under a two-layer head (Chen et al. 2020; settings of Huang et
+al. 2023).
+"""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,7 +12,8 @@ from marginlab.settings import describe
 
 
 class SimCLR(Method):
-    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, NT-Xent at a temperature over the global batch.
+    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, NT-Xent at a
+    temperature over the global batch.
 
     >>> from marginlab.models import Backbone
     >>> method = SimCLR(Backbone("resnet18", stem="strided", width=0.25), temperature=0.5)
@@ -18,12 +21,16 @@ class SimCLR(Method):
     ['loss']
     """
 
-    def __init__(self, backbone: Backbone, *, temperature: float = 0.5, hidden: int = 512, dim: int = 128):
+    def __init__(
+        self, backbone: Backbone, *, temperature: float = 0.5, hidden: int = 512, dim: int = 128
+    ):
         super().__init__(backbone, Projector((backbone.dim, hidden, dim)))
         self.criterion = InfoNCE(temperature)
         self.temperature, self.hidden, self.dim = temperature, hidden, dim
 
-    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """NT-Xent between the two views of every image."""
         one, two = self.embed(views).unbind(1)
         return {"loss": self.criterion(one, two)}

@@ -1,11 +1,14 @@
-"""SimSiam: each view's prediction points where the other view's embedding does; no negatives, no momentum encoder.
+"""SimSiam: each view's prediction points where the other view's embedding does; no negatives, no
+momentum encoder.
 
     loss = -( mean cos(p1, z2) + mean cos(p2, z1) ) / 2,     p = predictor(z),     z taken as a constant
 
-What keeps the embeddings from falling onto one point is that no gradient goes through z, and the predictor.
+What keeps the embeddings from falling onto one point is that no gradient goes through z, and the
+predictor.
 
-Source: Chen and He 2021, eqs. 1 to 4. Sizes of Huang et al. 2023: head 512 - 2048 - 2048, predictor 2048 - 512 - 2048, SGD(lr=0.05) at batch 512.
-The normalisation at the end of the head has neither scale nor shift, as in Chen and He's published code.
+Source: Chen and He 2021, eqs. 1 to 4. Sizes of Huang et al. 2023: head 512 - 2048 - 2048, predictor
+2048 - 512 - 2048, SGD(lr=0.05) at batch 512. The normalisation at the end of the head has neither
+scale nor shift, as in Chen and He's published code.
 """
 
 import torch
@@ -20,10 +23,12 @@ from marginlab.settings import describe
 
 
 class SimSiam(Method):
-    """Backbone, head D - hidden - dim with batch normalisation also at its end, predictor dim - bottleneck - dim.
+    """Backbone, head D - hidden - dim with batch normalisation also at its end, predictor dim -
+    bottleneck - dim.
 
-    Besides `loss`, `loss()` gives `spread`: sqrt(dim) times the mean deviation of the coordinates of embeddings of length 1, over all rows and
-    ranks. It is near 1 where embeddings spread over the sphere, and 0 where they have collapsed onto a point (the loss is -1 there too).
+    Besides `loss`, `loss()` gives `spread`: sqrt(dim) times the mean deviation of the coordinates
+    of embeddings of length 1, over all rows and ranks. It is near 1 where embeddings spread over
+    the sphere, and 0 where they have collapsed onto a point (the loss is -1 there too).
 
     >>> from marginlab.models import Backbone
     >>> method = SimSiam(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64, bottleneck=16)
@@ -31,19 +36,31 @@ class SimSiam(Method):
     ['loss', 'spread']
     """
 
-    def __init__(self, backbone: Backbone, *, hidden: int = 2048, dim: int = 2048, bottleneck: int = 512):
-        head = nn.Sequential(Projector((backbone.dim, hidden, dim), batch_norm=True), nn.BatchNorm1d(dim, affine=False))
+    def __init__(
+        self, backbone: Backbone, *, hidden: int = 2048, dim: int = 2048, bottleneck: int = 512
+    ):
+        head = nn.Sequential(
+            Projector((backbone.dim, hidden, dim), batch_norm=True),
+            nn.BatchNorm1d(dim, affine=False),
+        )
         super().__init__(backbone, head)
         self.predictor = Predictor(dim, bottleneck)
         self.hidden, self.dim, self.bottleneck = hidden, dim, bottleneck
 
-    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """Symmetric negative cosine of predictions and constant embeddings, over the rows of all ranks; and the spread."""
+    def loss(
+        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
+        """Symmetric negative cosine of predictions and constant embeddings, over the rows of all
+        ranks; and the spread.
+        """
         embeddings = self.embed(views).flatten(0, 1)
         predictions = self.predictor(embeddings)
         with torch.autocast(views.device.type, enabled=False):
             wide = torch.promote_types(embeddings.dtype, torch.float32)
-            z, p = directions(widened(embeddings.detach(), wide)), directions(widened(predictions, wide))
+            z, p = (
+                directions(widened(embeddings.detach(), wide)),
+                directions(widened(predictions, wide)),
+            )
             rows = sum(ranks.counts(len(z), device=z.device))
             cosine = (p.unflatten(0, (-1, 2)) * z.unflatten(0, (-1, 2)).flip(1)).sum()
             mean, square = ranks.total(torch.stack((z.sum(0), z.square().sum(0)))) / rows

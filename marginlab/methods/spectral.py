@@ -1,9 +1,10 @@
-"""Spectral contrastive learning: the spectral loss of embeddings that are held in a ball (HaoChen, Wei, Gaidon and Ma 2021).
+"""Spectral contrastive learning: the spectral loss of embeddings that are held in a ball (HaoChen,
+Wei, Gaidon and Ma 2021).
 
     z = y min(1, sqrt(mu) / |y|),    loss = ( -2 mean z1_i . z2_i + mean_{i != j} (z1_i . z2_j)^2 ) / mu,    y = head(backbone(view))
 
-The loss is of the fourth power in the length of y: without the ball a batch of long embeddings throws a training off. Its radius sqrt(mu) and the
-division by mu are those of the published code.
+The loss is of the fourth power in the length of y: without the ball a batch of long embeddings
+throws a training off. Its radius sqrt(mu) and the division by mu are those of the published code.
 """
 
 import torch
@@ -20,9 +21,11 @@ from marginlab.statistics import unit_vectors
 
 
 class SpectralContrastive(Method):
-    """Backbone, head D - hidden - hidden - dim with batch normalisation, the spectral loss over the global batch in a ball of radius sqrt(mu).
+    """Backbone, head D - hidden - hidden - dim with batch normalisation, the spectral loss over the
+    global batch in a ball of radius sqrt(mu).
 
-    negatives: "other_view", as published, or "both_views": see `marginlab.losses.SpectralContrastive`.
+    negatives: "other_view", as published, or "both_views": see
+        `marginlab.losses.SpectralContrastive`.
 
     Raises ValueError for a mu that is not positive or an unknown word.
 
@@ -32,14 +35,27 @@ class SpectralContrastive(Method):
     ['loss']
     """
 
-    def __init__(self, backbone: Backbone, *, mu: float = 1.0, negatives: Negatives = "other_view", hidden: int = 1024, dim: int = 1024):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mu: float = 1.0,
+        negatives: Negatives = "other_view",
+        hidden: int = 1024,
+        dim: int = 1024,
+    ):
         super().__init__(backbone, Projector((backbone.dim, hidden, hidden, dim), batch_norm=True))
         if not mu > 0:
-            raise ValueError(f"The embeddings' ball has the radius sqrt(mu), and mu is positive, such as 1.0, not {mu}.")
+            raise ValueError(
+                f"The embeddings' ball has the radius sqrt(mu), and mu is positive, such "
+                f"as 1.0, not {mu}."
+            )
         self.criterion = losses.SpectralContrastive(negatives)
         self.mu, self.hidden, self.dim = mu, hidden, dim
 
-    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """Spectral contrastive loss between the two views of every image."""
         embeddings = self.embed(views)
         with torch.autocast(views.device.type, enabled=False):
@@ -50,4 +66,10 @@ class SpectralContrastive(Method):
             return {"loss": self.criterion(one, two) / self.mu}
 
     def __repr__(self) -> str:
-        return describe("SpectralContrastive", mu=self.mu, negatives=self.criterion.negatives, hidden=self.hidden, dim=self.dim)
+        return describe(
+            "SpectralContrastive",
+            mu=self.mu,
+            negatives=self.criterion.negatives,
+            hidden=self.hidden,
+            dim=self.dim,
+        )

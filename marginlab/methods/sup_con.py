@@ -1,4 +1,6 @@
-"""Supervised contrastive learning: both views of all images of a class are each other's positives (Khosla et al. 2020)."""
+"""Supervised contrastive learning: both views of all images of a class are each other's positives
+(Khosla et al. 2020).
+"""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,7 +13,8 @@ from marginlab.settings import describe
 
 
 class SupCon(Method):
-    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, SupCon of both views with their labels over the global batch.
+    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, SupCon of both views
+    with their labels over the global batch.
 
     temperature, variant: as in `marginlab.losses.SupCon`.
 
@@ -21,15 +24,35 @@ class SupCon(Method):
     ['loss']
     """
 
-    def __init__(self, backbone: Backbone, *, temperature: float = 0.1, variant: Variant = "out", hidden: int = 512, dim: int = 128):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        temperature: float = 0.1,
+        variant: Variant = "out",
+        hidden: int = 512,
+        dim: int = 128,
+    ):
         super().__init__(backbone, Projector((backbone.dim, hidden, dim)))
         self.criterion = losses.SupCon(temperature, variant)
         self.hidden, self.dim = hidden, dim
 
-    def loss(self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """Supervised contrastive loss over all views of all images."""
-        return {"loss": self.criterion(self.embed(views).flatten(0, 1), labels.repeat_interleave(views.shape[1]))}
+        return {
+            "loss": self.criterion(
+                self.embed(views).flatten(0, 1), labels.repeat_interleave(views.shape[1])
+            )
+        }
 
     def __repr__(self) -> str:
         kept = self.criterion
-        return describe("SupCon", temperature=kept.temperature, variant=kept.variant, hidden=self.hidden, dim=self.dim)
+        return describe(
+            "SupCon",
+            temperature=kept.temperature,
+            variant=kept.variant,
+            hidden=self.hidden,
+            dim=self.dim,
+        )

@@ -1,4 +1,6 @@
-"""VICReg as a method: variance, invariance and covariance of embeddings under a three-layer head (Bardes, Ponce and LeCun 2022)."""
+"""VICReg as a method: variance, invariance and covariance of embeddings under a three-layer head
+(Bardes, Ponce and LeCun 2022).
+"""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,9 +12,11 @@ from marginlab.settings import describe
 
 
 class VICReg(Method):
-    """Backbone, head D - hidden - hidden - dim with batch normalisation, VICReg over the global batch.
+    """Backbone, head D - hidden - hidden - dim with batch normalisation, VICReg over the global
+    batch.
 
-    The weights are the paper's for ImageNet, with a head of 8192; 2048 here, as of Barlow Twins. Published runs use LARS.
+    The weights are the paper's for ImageNet, with a head of 8192; 2048 here, as of Barlow Twins.
+    Published runs use LARS.
 
     >>> from marginlab.models import Backbone
     >>> method = VICReg(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64)
@@ -34,11 +38,18 @@ class VICReg(Method):
         self.criterion = losses.VICReg(invariance_weight, variance_weight, covariance_weight)
         self.hidden, self.dim = hidden, dim
 
-    def loss(self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def loss(
+        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         """VICReg between the two views of every image."""
         one, two = self.embed(views).unbind(1)
         return {"loss": self.criterion(one, two)}
 
     def __repr__(self) -> str:
         weights = ("invariance_weight", "variance_weight", "covariance_weight")
-        return describe("VICReg", **{name: getattr(self.criterion, name) for name in weights}, hidden=self.hidden, dim=self.dim)
+        return describe(
+            "VICReg",
+            **{name: getattr(self.criterion, name) for name in weights},
+            hidden=self.hidden,
+            dim=self.dim,
+        )

@@ -2,18 +2,22 @@
 
     features = pool(net((images - mean) / std))          images (B, 3, H, W) in [0, 1] -> features (B, D)
 
-The stem decides what a ResNet does with 32 x 32 images, and more than one published figure was not reached for want of naming it:
+The stem decides what a ResNet does with 32 x 32 images, and more than one published figure was not
+reached for want of naming it:
     "cifar"     3x3 convolution, stride 1, no pooling     the paper's, for 32 x 32
     "strided"   3x3 convolution, stride 2, no pooling     a quarter of the work, for small machines
     "imagenet"  as timm makes it: 7x7, stride 2, pooling, for 224 x 224
 
-The norm decides whether ranks see each other: batch normalisation takes its statistics over the rank's own images, so that training on two ranks is
-not training on one; group normalisation (Wu and He, ECCV 2018), over 16 or more channels of an image, is alike on any number.
+The norm decides whether ranks see each other: batch normalisation takes its statistics over the
+rank's own images, so that training on two ranks is not training on one; group normalisation (Wu and
+He, ECCV 2018), over 16 or more channels of an image, is alike on any number.
 
-The activation decides how far rounding goes. The gradient of a ReLU jumps at 0. Of millions of activations some lie within rounding of it, and one
-that changes sides moves the gradient of a bias over n places by the order of 1 / sqrt(n), which is no rounding any more. SiLU, x sigmoid(x)
-(Elfwing, Uchibe and Doya 2018), has no such place. In margin training of Omniglot on one process and on two, in float32, the first 20 losses
-differed by 0.02 to 0.16 with ReLU and by at most 2e-5 with SiLU, over three seeds at two sampling rates; in float64 they agree with both.
+The activation decides how far rounding goes. The gradient of a ReLU jumps at 0. Of millions of
+activations some lie within rounding of it, and one that changes sides moves the gradient of a bias
+over n places by the order of 1 / sqrt(n), which is no rounding any more. SiLU, x sigmoid(x)
+(Elfwing, Uchibe and Doya 2018), has no such place. In margin training of Omniglot on one process
+and on two, in float32, the first 20 losses differed by 0.02 to 0.16 with ReLU and by at most 2e-5
+with SiLU, over three seeds at two sampling rates; in float64 they agree with both.
 """
 
 import difflib
@@ -34,20 +38,25 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Any timm model without its classifier; its first layer normalises, so images are in [0, 1] outside.
+    """Any timm model without its classifier; its first layer normalises, so images are in [0, 1]
+    outside.
 
-    Parameters
-    ----------
-    name: a model of timm, such as "resnet18".
-    stem: "cifar", "strided" or "imagenet" (see above); the first two need a model with timm's ResNet stem.
-    width: factor on the channels of a ResNet's four stages; 1 is timm's own.
-    norm: "batch", as timm makes it, or "group" (see above), for ResNets.
-    activation: "relu", as timm makes a ResNet, or "silu" (see above); other models keep their own unless it is "silu".
-    image_size: side of the images, for models that are made for one (transformers of patches); 0 leaves timm's, often 224.
+    Args:
+        name: a model of timm, such as "resnet18".
+        stem: "cifar", "strided" or "imagenet" (see above); the first two need a model with timm's
+            ResNet stem.
+        width: factor on the channels of a ResNet's four stages; 1 is timm's own.
+        norm: "batch", as timm makes it, or "group" (see above), for ResNets.
+        activation: "relu", as timm makes a ResNet, or "silu" (see above); other models keep their
+            own unless it is "silu".
+        image_size: side of the images, for models that are made for one (transformers of patches);
+            0 leaves timm's, often 224.
 
-    `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed them, or make it through a `Recipe`.
+    `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed
+    them, or make it through a `Recipe`.
 
-    Raises ValueError for an unknown model, stem, norm or activation, a width below 1/16, or one of them that the model does not know.
+    Raises ValueError for an unknown model, stem, norm or activation, a width below 1/16, or one of
+    them that the model does not know.
 
     >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
     >>> backbone(torch.rand(2, 3, 32, 32)).shape, backbone.dim
@@ -65,15 +74,29 @@ class Backbone(nn.Module):
         image_size: int = 0,
     ):
         super().__init__()
-        for what, given, known in (("stem", stem, STEMS), ("norm", norm, NORMS), ("activation", activation, tuple(ACTIVATIONS))):
+        for what, given, known in (
+            ("stem", stem, STEMS),
+            ("norm", norm, NORMS),
+            ("activation", activation, tuple(ACTIVATIONS)),
+        ):
             if given not in known:
                 raise ValueError(f"There is no {what} {given!r}: {nearest(given, known)}")
         if not width >= 1 / 16:
             raise ValueError(f"A width is a factor of at least 1/16, not {width}.")
         if name not in list_models():
             near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5)
-            raise ValueError(f"timm has no model {name!r}; near it are: {', '.join(near) or 'none, see timm.list_models()'}.")
-        self.name, self.stem, self.width, self.norm, self.activation, self.image_size = name, stem, width, norm, activation, image_size
+            raise ValueError(
+                f"timm has no model {name!r}; near it are: "
+                f"{', '.join(near) or 'none, see timm.list_models()'}."
+            )
+        self.name, self.stem, self.width, self.norm, self.activation, self.image_size = (
+            name,
+            stem,
+            width,
+            norm,
+            activation,
+            image_size,
+        )
         options: dict[str, Any] = {}
         if width != 1.0:
             options["channels"] = tuple(int(channels * width) for channels in (64, 128, 256, 512))
@@ -87,21 +110,34 @@ class Backbone(nn.Module):
             net = create_model(name, pretrained=False, num_classes=0, **options)
         except TypeError as error:
             remedy = "leave width at 1, norm at 'batch', activation at 'relu' and image_size at 0"
-            raise ValueError(f"{name} has no width, norm, activation or image size to change; {remedy}. ({error})") from error
+            raise ValueError(
+                f"{name} has no width, norm, activation or image size to change; {remedy}. "
+                f"({error})"
+            ) from error
         except AssertionError as error:  # as of an image size that is not a number of patches
             raise ValueError(f"timm does not make {name} with {options}: {error}.") from error
         if norm == "group" and not isinstance(getattr(net, "bn1", None), nn.GroupNorm):
-            raise ValueError(f"{name} has no batch normalisation of a ResNet to replace; use norm='batch'.")
+            raise ValueError(
+                f"{name} has no batch normalisation of a ResNet to replace; use norm='batch'."
+            )
         if stem != "imagenet":
-            if not isinstance(getattr(net, "conv1", None), nn.Conv2d) or not hasattr(net, "maxpool"):
-                raise ValueError(f"{name} has no single first convolution and pooling to replace; use stem='imagenet'.")
+            if not isinstance(getattr(net, "conv1", None), nn.Conv2d) or not hasattr(
+                net, "maxpool"
+            ):
+                raise ValueError(
+                    f"{name} has no single first convolution and pooling to replace; use "
+                    f"stem='imagenet'."
+                )
             old = net.conv1
-            net.conv1 = nn.Conv2d(3, old.out_channels, 3, stride=1 if stem == "cifar" else 2, padding=1, bias=False)
+            net.conv1 = nn.Conv2d(
+                3, old.out_channels, 3, stride=1 if stem == "cifar" else 2, padding=1, bias=False
+            )
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
             net.maxpool = nn.Identity()
         Convolution.within(net)
         self.net = net
-        self.dim = int(getattr(net, "head_hidden_size", net.num_features))  # MobileNetV3 and others end in a wider layer than their features are
+        # MobileNetV3 and others end in a wider layer than their features are
+        self.dim = int(getattr(net, "head_hidden_size", net.num_features))
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
@@ -143,7 +179,10 @@ class Backbone(nn.Module):
         return found.movedim(3, 1) if getattr(self.net, "output_fmt", "NCHW") == "NHWC" else found
 
     def __repr__(self) -> str:
-        own = {name: getattr(self, name) for name in ("name", "stem", "width", "norm", "activation", "image_size")}
+        own = {
+            name: getattr(self, name)
+            for name in ("name", "stem", "width", "norm", "activation", "image_size")
+        }
         return describe("Backbone", **own)
 
 

@@ -1,8 +1,10 @@
-"""Batch normalisation of features over the rows of all ranks, so that a batch spread over processes is normalised as one.
+"""Batch normalisation of features over the rows of all ranks, so that a batch spread over processes
+is normalised as one.
 
     BN(y) = (y - mean) / sqrt(var + eps),    mean = sum of y / B,  var = sum of (y - mean)^2 / B,  over the B rows of all ranks, per dimension
 
-torch's SyncBatchNorm does this on GPUs only. Gradients are exact across ranks: what a row changes in mean and variance changes the rows of others.
+torch's SyncBatchNorm does this on GPUs only. Gradients are exact across ranks: what a row changes
+in mean and variance changes the rows of others.
 
 Source: Ioffe and Szegedy 2015, algorithm 1.
 """
@@ -18,9 +20,11 @@ from marginlab.recomputation import recomputing
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d without scale and shift, with statistics over all ranks in training mode; the same on one rank.
+    """torch.nn.BatchNorm1d without scale and shift, with statistics over all ranks in training
+    mode; the same on one rank.
 
-    group: the ranks; None is the default group, or one rank. All ranks call it, each with its rows, also none.
+    group: the ranks; None is the default group, or one rank. All ranks call it, each with its rows,
+        also none.
 
     A pass that torch.utils.checkpoint runs again leaves the running statistics as they are, which
     torch's own batch normalisation moves a second time.
@@ -45,7 +49,10 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return out
         rows = sum(ranks.counts(len(input), self.group, input.device))
         if rows < 2:
-            raise ValueError(f"Batch normalisation takes the statistics of at least two rows, not of {rows} on {ranks.size(self.group)} ranks.")
+            raise ValueError(
+                f"Batch normalisation takes the statistics of at least two rows, not of "
+                f"{rows} on {ranks.size(self.group)} ranks."
+            )
         mean = ranks.statistic(input.sum(0), self.group) / rows
         centered = input - mean
         variance = ranks.statistic(centered.square().sum(0), self.group) / rows
@@ -58,5 +65,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             assert self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * rows / (rows - 1)).to(self.running_var), self.momentum)
+            self.running_var.lerp_(
+                (variance * rows / (rows - 1)).to(self.running_var), self.momentum
+            )
         return centered * (variance + self.eps).rsqrt()

@@ -1,12 +1,15 @@
-"""The layer between backbone and classifier: its output is the embedding, which is kept after training.
+"""The layer between backbone and classifier: its output is the embedding, which is kept after
+training.
 
     x = BN(W f),    BN(y) = (y - mean) / sqrt(var + eps),  per dimension over the batch, with neither scale nor shift of its own
 
-Features that come straight from a pooled ReLU all lie in one orthant, at small angles to each other; the layer centres them first. Cosines do not
-see a scale that all dimensions share, and a shift would take the centring back.
+Features that come straight from a pooled ReLU all lie in one orthant, at small angles to each
+other; the layer centres them first. Cosines do not see a scale that all dimensions share, and a
+shift would take the centring back.
 
-Sources: Deng et al. 2022 (ArcFace) for the order of the layers (batch normalisation, dropout, linear, batch normalisation); batch
-normalisation without scale and shift as in the published code of Kim et al. 2022 (AdaFace).
+Sources: Deng et al. 2022 (ArcFace) for the order of the layers (batch normalisation, dropout,
+linear, batch normalisation); batch normalisation without scale and shift as in the published code
+of Kim et al. 2022 (AdaFace).
 """
 
 import torch
@@ -17,7 +20,8 @@ from marginlab.models.batch_norm import GlobalBatchNorm1d
 
 
 class EmbeddingLayer(nn.Module):
-    """A linear layer without bias and batch normalisation: features (B, D) to embeddings (B, E), in float32 also inside autocast.
+    """A linear layer without bias and batch normalisation: features (B, D) to embeddings (B, E), in
+    float32 also inside autocast.
 
     Statistics are over the rows of all ranks. In training mode those are at least two (ValueError).
 
@@ -28,12 +32,18 @@ class EmbeddingLayer(nn.Module):
     def __init__(self, dim: int, out: int):
         super().__init__()
         if dim < 1 or out < 1:
-            raise ValueError(f"An embedding layer goes from at least 1 feature to at least 1, not from {dim} to {out}.")
+            raise ValueError(
+                f"An embedding layer goes from at least 1 feature to at least 1, not from "
+                f"{dim} to {out}."
+            )
         self.linear, self.norm = nn.Linear(dim, out, bias=False), GlobalBatchNorm1d(out)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        """Embeddings, not of length 1: the classifier divides by the length, and margins such as MagFace's look at it."""
-        with torch.autocast(features.device.type, enabled=False):  # rounded to bfloat16 an embedding turns by up to 0.1 degrees
+        """Embeddings, not of length 1: the classifier divides by the length, and margins such as
+        MagFace's look at it.
+        """
+        # rounded to bfloat16 an embedding turns by up to 0.1 degrees
+        with torch.autocast(features.device.type, enabled=False):
             wide = features.to(self.linear.weight.dtype)
             out: Tensor = self.norm(self.linear(wide))
         return out

@@ -39,7 +39,8 @@ class OwnBackbone(Backbone):
         features: Tensor = self.net(images)
         if features.shape != (len(images), self.dim):
             raise ValueError(
-                f"{type(self.net).__name__} gives {tuple(features.shape)} of {len(images)} images, "
+                f"{type(self.net).__name__} gives {tuple(features.shape)} of {len(images)} "
+                f"images, "
                 f"and its dim says {(len(images), self.dim)}. Pool and flatten, or change dim."
             )
         return features
@@ -54,7 +55,8 @@ class OwnBackbone(Backbone):
         name = type(self.net).__name__
         if own is None:
             raise ValueError(
-                f"{name} has no feature map: give it a method feature_map, from images (B, 3, H, W) "
+                f"{name} has no feature map: give it a method feature_map, from images (B, "
+                f"3, H, W) "
                 "to maps (B, C, h, w)."
             )
         found: Tensor = own(images)

@@ -1,6 +1,7 @@
-"""The predictor of SimSiam: a perceptron with a narrow middle that says one view's embedding from the other's.
+"""The predictor of SimSiam: a perceptron with a narrow middle that says one view's embedding from
+the other's.
 
-    p = W2 relu(BN(W1 z)) + b,     D - hidden - D        2048 - 512 - 2048 (Chen and He 2021, section 3 and appendix A)
+p = W2 relu(BN(W1 z)) + b,     D - hidden - D        2048 - 512 - 2048 (Chen and He 2021, section 3 and appendix A)
 """
 
 from jaxtyping import Float
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Predictor(nn.Sequential):
-    """Embeddings (B, D) to predictions (B, D), with batch normalisation in the middle and none at the end.
+    """Embeddings (B, D) to predictions (B, D), with batch normalisation in the middle and none at
+    the end.
 
     Raises ValueError for a size below 1.
 
@@ -20,7 +22,12 @@ class Predictor(nn.Sequential):
     def __init__(self, dim: int, hidden: int):
         if dim < 1 or hidden < 1:
             raise ValueError(f"A predictor has sizes of at least 1, not {dim} and {hidden}.")
-        super().__init__(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        super().__init__(
+            nn.Linear(dim, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, dim),
+        )
 
     def forward(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         out: Tensor = super().forward(embeddings)

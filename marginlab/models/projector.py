@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Sequential):
-    """Linear layers of the given sizes with ReLU between them, and batch normalisation before each ReLU on request.
+    """Linear layers of the given sizes with ReLU between them, and batch normalisation before each
+    ReLU on request.
 
     >>> import torch
     >>> Projector((512, 512, 128))(torch.rand(4, 512)).shape

@@ -1,4 +1,6 @@
-"""Optimizers and schedules: values in call notation, and the row-sparse optimizers, which are made with their parameters as torch's are."""
+"""Optimizers and schedules: values in call notation, and the row-sparse optimizers, which are made
+with their parameters as torch's are.
+"""
 
 from marginlab.optim.adamw import AdamW as AdamW
 from marginlab.optim.lars import LARS as LARS
@@ -10,4 +12,13 @@ from marginlab.optim.schedules import WarmupCosine as WarmupCosine
 from marginlab.optim.schedules import WarmupPolynomial as WarmupPolynomial
 from marginlab.optim.sgd import SGD as SGD
 
-__all__ = ["LARS", "SGD", "AdamW", "Constant", "LazyAdamW", "LazySGD", "WarmupCosine", "WarmupPolynomial"]
+__all__ = [
+    "LARS",
+    "SGD",
+    "AdamW",
+    "Constant",
+    "LazyAdamW",
+    "LazySGD",
+    "WarmupCosine",
+    "WarmupPolynomial",
+]

@@ -1,4 +1,5 @@
-"""AdamW, as a value that makes torch's optimizer, or its row-sparse twin, when it is given parameters: the usual choice for transformers.
+"""AdamW, as a value that makes torch's optimizer, or its row-sparse twin, when it is given
+parameters: the usual choice for transformers.
 
 Loshchilov and Hutter 2019: the decay of weights is decoupled from the gradient.
 """
@@ -17,7 +18,8 @@ from marginlab.optim.lazy_adamw import LazyAdamW
 class AdamW:
     """Settings of torch.optim.AdamW.
 
-    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is (it is not scaled by it).
+    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is (it is
+        not scaled by it).
     weight_decay: of all parameters alike, also of biases and norms.
 
     Raises ValueError for a value outside its range.
@@ -32,16 +34,31 @@ class AdamW:
     weight_decay: float = 0.05
 
     def __post_init__(self) -> None:
-        two = isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        if not two or not 0 < self.lr < math.inf or not 0 < self.eps < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"{self} wants a finite lr > 0, two betas in [0, 1), such as (0.9, 0.999), eps > 0 and weight_decay >= 0.")
+        two = (
+            isinstance(self.betas, tuple | list)
+            and len(self.betas) == 2
+            and all(0 <= beta < 1 for beta in self.betas)
+        )
+        if (
+            not two
+            or not 0 < self.lr < math.inf
+            or not 0 < self.eps < math.inf
+            or not 0 <= self.weight_decay < math.inf
+        ):
+            raise ValueError(
+                f"{self} wants a finite lr > 0, two betas in [0, 1), such as (0.9, 0.999), "
+                f"eps > 0 and weight_decay >= 0."
+            )
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""
-        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(
+            parameters, self.lr, self.betas, self.eps, weight_decay=self.weight_decay
+        )
 
     def lazy(self, parameters: Iterable[nn.Parameter], *, first_row: int = 0) -> LazyAdamW:
-        """Make the row-sparse optimizer with these values, for class centers whose gradient has few rows; rows without gradient stay as they are.
+        """Make the row-sparse optimizer with these values, for class centers whose gradient has few
+        rows; rows without gradient stay as they are.
 
         first_row: number of the first row in the whole matrix of which the parameters are a shard.
 

@@ -1,17 +1,22 @@
-"""LARS: every layer's step is a part of the length of its weights, so that large batches do not need a learning rate for each.
+"""LARS: every layer's step is a part of the length of its weights, so that large batches do not
+need a learning rate for each.
 
     r = trust |w| / (|g| + wd |w|),      v <- mu v + r (g + wd w),      w <- w - lr v
 
-A parameter with at most one dimension (biases, scales of norms, temperatures) has r = 1 and wd = 0; a weight or gradient of length 0 has r = 1.
-The rate multiplies v and is not in it, so that a schedule acts at once, as in torch.optim.SGD; You et al. have it inside v, which is the same
-at a constant rate.
+A parameter with at most one dimension (biases, scales of norms, temperatures) has r = 1 and wd = 0;
+a weight or gradient of length 0 has r = 1. The rate multiplies v and is not in it, so that a
+schedule acts at once, as in torch.optim.SGD; You et al. have it inside v, which is the same at a
+constant rate.
 
-ratio="published" has the length of the sum in place of the sum of lengths, r = trust |w| / |g + wd w|, as the code that Barlow Twins and VICReg
-were trained with. The sum is the longer one: that step is larger by a factor of (|g| + wd |w|) / |g + wd w| >= 1, which is 1 where gradient and
-weight point the same way, sqrt 2 where they are orthogonal and of wd |w| = |g|, and without bound where they cancel. With wd = 1e-6 and gradients
-of a thousandth of the weight's length it is at most 1.001 / 0.999, below 1.0021.
+ratio="published" has the length of the sum in place of the sum of lengths, r = trust |w| / |g + wd
+w|, as the code that Barlow Twins and VICReg were trained with. The sum is the longer one: that step
+is larger by a factor of (|g| + wd |w|) / |g + wd w| >= 1, which is 1 where gradient and weight
+point the same way, sqrt 2 where they are orthogonal and of wd |w| = |g|, and without bound where
+they cancel. With wd = 1e-6 and gradients of a thousandth of the weight's length it is at most 1.001
+/ 0.999, below 1.0021.
 
-Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR), Zbontar et al. 2021 (Barlow Twins).
+Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR),
+    Zbontar et al. 2021 (Barlow Twins).
 """
 
 import math
@@ -29,13 +34,16 @@ Ratio = Literal["you", "published"]
 
 @dataclass(frozen=True)
 class LARS:
-    """Settings of LARS, as a value that makes the optimizer when it is given parameters; the defaults are SimCLR's at batch 512.
+    """Settings of LARS, as a value that makes the optimizer when it is given parameters; the
+    defaults are SimCLR's at batch 512.
 
-    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is; published are 0.3 (SimCLR) and 0.2 (Barlow Twins, VICReg)
-        times batch / 256. Biases and norms step by it without adaptation.
+    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is;
+        published are 0.3 (SimCLR) and 0.2 (Barlow Twins, VICReg) times batch / 256. Biases and
+        norms step by it without adaptation.
     momentum, weight_decay: mu and wd.
     trust: the part of a layer's length that it may move by at rate 1.
-    ratio: "you", |g| + wd |w| below the bar; or "published", |g + wd w|, as Barlow Twins' and VICReg's code.
+    ratio: "you", |g| + wd |w| below the bar; or "published", |g + wd w|, as Barlow Twins' and
+        VICReg's code.
 
     Raises ValueError for a value outside its range.
 
@@ -59,8 +67,16 @@ class LARS:
             raise ValueError(
                 f"ratio is not {self.ratio!r}: {nearest(self.ratio, ('you', 'published'))}"
             )
-        if not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf or not 0 < self.trust < math.inf:
-            raise ValueError(f"{self} wants a finite lr > 0, momentum in [0, 1), weight_decay >= 0 and trust > 0.")
+        if (
+            not 0 < self.lr < math.inf
+            or not 0 <= self.momentum < 1
+            or not 0 <= self.weight_decay < math.inf
+            or not 0 < self.trust < math.inf
+        ):
+            raise ValueError(
+                f"{self} wants a finite lr > 0, momentum in [0, 1), weight_decay >= 0 and "
+                f"trust > 0."
+            )
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""
@@ -84,7 +100,8 @@ class _LARS(torch.optim.Optimizer):
         if w.ndim > 1:
             long, steep = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
             g = g.add(w, alpha=group["weight_decay"])
-            if group.get("ratio", "you") == "you":  # states saved before there was a choice have none
+            # states saved before there was a choice have none
+            if group.get("ratio", "you") == "you":
                 below = steep + group["weight_decay"] * long
             else:
                 below = steep = torch.linalg.vector_norm(g)

@@ -1,12 +1,15 @@
-"""Stochastic gradient descent with momentum on the rows that have a gradient: for the centers of sampled classes.
+"""Stochastic gradient descent with momentum on the rows that have a gradient: for the centers of
+sampled classes.
 
     G = g + wd w,      v <- mu v + G,      w <- w - lr v          (nesterov: w <- w - lr (G + mu v))
 
-as torch.optim.SGD without dampening (Sutskever et al. 2013). A step without gradient is linear in (w, v), so that k of them are a power of a matrix:
+as torch.optim.SGD without dampening (Sutskever et al. 2013). A step without gradient is linear in
+(w, v), so that k of them are a power of a matrix:
 
     (w, v) <- M^k (w, v),     M = [[1 - lr wd, -lr mu], [wd, mu]]     (nesterov: [[1 - lr wd (1 + mu), -lr mu^2], [wd, mu]]).
 
-Without decay M^k is v <- mu^k v and w <- w - lr mu (1 - mu^k) / (1 - mu) v: a row that was away for long has gone all the way of its momentum.
+Without decay M^k is v <- mu^k v and w <- w - lr mu (1 - mu^k) / (1 - mu) v: a row that was away for
+long has gone all the way of its momentum.
 """
 
 from collections.abc import Iterable
@@ -22,19 +25,21 @@ from marginlab.optim.rowsparse import RowSparse
 class LazySGD(RowSparse):
     """SGD with momentum that visits only the rows of a sparse gradient.
 
-    Parameters
-    ----------
-    params: parameters (C, ...), or groups of them, as torch's optimizers take; in bfloat16 they are computed in float32 and rounded at random.
-    lr: learning rate; schedules set it in `param_groups`.
-    momentum, weight_decay, nesterov: as torch.optim.SGD; momentum is in [0, 1).
-    semantics: what happens to the rows without gradient. "lazy": nothing. "dense": what torch.optim.SGD would do, at once. "decayed": the same,
-        made up for when the row returns, at the learning rate it then finds; see `catch_up`.
-    momentum_dtype: how momentum is kept: float32 or bfloat16 (rounded at random); None for the parameter's own.
-    seed: of the rounding.
+    Args:
+        params: parameters (C, ...), or groups of them, as torch's optimizers take; in bfloat16 they
+            are computed in float32 and rounded at random.
+        lr: learning rate; schedules set it in `param_groups`.
+        momentum, weight_decay, nesterov: as torch.optim.SGD; momentum is in [0, 1).
+        semantics: what happens to the rows without gradient. "lazy": nothing. "dense": what
+            torch.optim.SGD would do, at once. "decayed": the same, made up for when the row
+            returns, at the learning rate it then finds; see `catch_up`.
+        momentum_dtype: how momentum is kept: float32 or bfloat16 (rounded at random); None for the
+            parameter's own.
+        seed: of the rounding.
 
-    Raises
-    ------
-    ValueError: a value outside its range, unknown semantics (the message names the nearest), nesterov without momentum, float16 parameters.
+    Raises:
+        ValueError: a value outside its range, unknown semantics (the message names the nearest),
+            nesterov without momentum, float16 parameters.
 
     >>> w = torch.nn.Parameter(torch.ones(3, 2))
     >>> optimizer = LazySGD([w], lr=0.1, weight_decay=0.5)
@@ -57,21 +62,40 @@ class LazySGD(RowSparse):
         momentum_dtype: torch.dtype | None = None,
         seed: int = 0,
     ):
-        values = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov, "semantics": semantics}
+        values = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "semantics": semantics,
+        }
         super().__init__(params, {**values, "momentum_dtype": momentum_dtype, "seed": seed})
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if not 0 <= group["momentum"] < 1:
             raise ValueError(f"momentum is in [0, 1), not {group['momentum']}.")
         if group["nesterov"] and not group["momentum"]:
-            raise ValueError("Nesterov's step looks ahead along the momentum, and momentum=0. Give a momentum, or nesterov=False.")
+            raise ValueError(
+                "Nesterov's step looks ahead along the momentum, and momentum=0. Give a "
+                "momentum, or nesterov=False."
+            )
         if group["momentum_dtype"] not in (None, torch.float32, torch.bfloat16):
-            raise ValueError(f"Momentum is kept in float32, in bfloat16 or, with None, in the parameter's dtype, not in {group['momentum_dtype']}.")
+            raise ValueError(
+                f"Momentum is kept in float32, in bfloat16 or, with None, in the "
+                f"parameter's dtype, not in {group['momentum_dtype']}."
+            )
 
     def _moments(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.dtype]:
         return {"momentum_buffer": group["momentum_dtype"] or dtype} if group["momentum"] else {}
 
-    def _update(self, group: dict[str, Any], w: Tensor, moments: list[Tensor], gradient: Tensor, step: Tensor) -> None:
+    def _update(
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        moments: list[Tensor],
+        gradient: Tensor,
+        step: Tensor,
+    ) -> None:
         mu = group["momentum"]
         if group["weight_decay"]:
             gradient = gradient.add(w, alpha=group["weight_decay"])
@@ -80,10 +104,22 @@ class LazySGD(RowSparse):
             gradient = gradient.add(v, alpha=mu) if group["nesterov"] else v
         w.sub_(gradient, alpha=float(group["lr"]))
 
-    def _skip(self, group: dict[str, Any], w: Tensor, moments: list[Tensor], since: Tensor, skipped: Tensor) -> None:
+    def _skip(
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        moments: list[Tensor],
+        since: Tensor,
+        skipped: Tensor,
+    ) -> None:
         distinct, place = skipped.unique(return_inverse=True)
-        matrix = _zero_gradient_step(float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"])
-        (a, b), (c, d) = _powers(matrix.to(w.device), distinct)[place].to(w.dtype)[..., None].permute(1, 2, 0, 3)  # each (n, 1)
+        matrix = _zero_gradient_step(
+            float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"]
+        )
+        # each (n, 1)
+        (a, b), (c, d) = (
+            _powers(matrix.to(w.device), distinct)[place].to(w.dtype)[..., None].permute(1, 2, 0, 3)
+        )
         if not moments:
             w.mul_(a)
         for v in moments:
@@ -92,13 +128,20 @@ class LazySGD(RowSparse):
             v.mul_(d).addcmul_(c, before)
 
 
-def _zero_gradient_step(lr: float, mu: float, decay: float, nesterov: bool) -> Float64[Tensor, "2 2"]:
+def _zero_gradient_step(
+    lr: float, mu: float, decay: float, nesterov: bool
+) -> Float64[Tensor, "2 2"]:
     """M of the file's head: what a step without gradient does to (w, v)."""
     ahead = 1 + mu if nesterov else 1.0
-    return torch.tensor([[1 - lr * decay * ahead, -lr * mu * (mu if nesterov else 1.0)], [decay, mu]], dtype=torch.float64)
+    return torch.tensor(
+        [[1 - lr * decay * ahead, -lr * mu * (mu if nesterov else 1.0)], [decay, mu]],
+        dtype=torch.float64,
+    )
 
 
-def _powers(matrix: Float64[Tensor, "2 2"], exponents: Int[Tensor, " n"]) -> Float64[Tensor, "n 2 2"]:
+def _powers(
+    matrix: Float64[Tensor, "2 2"], exponents: Int[Tensor, " n"]
+) -> Float64[Tensor, "n 2 2"]:
     """The powers of a matrix, by squaring."""
     out = torch.eye(2, dtype=matrix.dtype, device=matrix.device).expand(len(exponents), 2, 2)
     for bit in range(int(exponents.max()).bit_length()):

@@ -1,16 +1,19 @@
-"""What the row-sparse optimizers share: whose rows a step reads and writes, the state and its loading, and rounding on the way back.
+"""What the row-sparse optimizers share: whose rows a step reads and writes, the state and its
+loading, and rounding on the way back.
 
     rows <- indices of the sparse gradient;   w, state <- index_select, float32;   step;   index_copy_, rounded at random where bfloat16
 
-The three semantics of a row without gradient, and where they come from (An et al. 2022 train a class center only when it is sampled):
+The three semantics of a row without gradient, and where they come from (An et al. 2022 train a
+class center only when it is sampled):
 
     "lazy"      nothing happens to it: no momentum step, no decay, its state is frozen       the first PyTorch Partial FC, PLSC
     "dense"     a step with a zero gradient, at once: all rows move at every step            the present PyTorch Partial FC
     "decayed"   the same steps, made up for in closed form when the row returns              costs as "lazy"
 
-With "decayed" the skipped steps are taken at the learning rate of the step at which the row returns. So it equals "dense", up to rounding, for
-given gradients at a constant rate, once `catch_up` was called; it differs as the rate changes while a row is away, and in that the forward pass
-sees weights that lag behind unless `catch_up` is called before it with the rows it will read.
+With "decayed" the skipped steps are taken at the learning rate of the step at which the row
+returns. So it equals "dense", up to rounding, for given gradients at a constant rate, once
+`catch_up` was called; it differs as the rate changes while a row is away, and in that the forward
+pass sees weights that lag behind unless `catch_up` is called before it with the rows it will read.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,19 +30,25 @@ from marginlab.rng import Key
 
 SEMANTICS = ("lazy", "dense", "decayed")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-BLOCK = 1 << 18  # numbers of a parameter in hand at once: 1 MiB of float32, so that the passes over it stay in a CPU's cache
+# numbers of a parameter in hand at once: 1 MiB of float32, so that the passes over it stay in a
+# CPU's cache
+BLOCK = 1 << 18
 BLOCK_CUDA = 1 << 25  # and 128 MiB on a GPU, where each pass is a launch
 
 Rows = slice | Tensor  # neighbouring rows as a slice, others as their indices
 
 
 class RowSparse(torch.optim.Optimizer):
-    """Base of LazySGD and LazyAdamW, which say what moments a parameter has, and do a step, or the skipped ones, on some rows of it.
+    """Base of LazySGD and LazyAdamW, which say what moments a parameter has, and do a step, or the
+    skipped ones, on some rows of it.
 
-    A parameter (C, ...) takes a dense gradient, by which all rows are touched, or a sparse_coo one with one sparse dimension, which need not be
-    coalesced: repeated rows add up. Under "lazy" and "decayed" time and memory of a step are proportional to the touched rows. State of a
-    parameter: its moments; `steps`, how many it has taken; and where rows age on their own `step` (C,), int32, of each row.
-    Groups may set `first_row`: the number of their parameters' first row in the whole matrix of which they are a shard, for the rounding draws.
+    A parameter (C, ...) takes a dense gradient, by which all rows are touched, or a sparse_coo one
+    with one sparse dimension, which need not be
+    coalesced: repeated rows add up. Under "lazy" and "decayed" time and memory of a step are
+        proportional to the touched rows. State of a
+    parameter: its moments; `steps`, how many it has taken; and where rows age on their own `step`
+    (C,), int32, of each row. Groups may set `first_row`: the number of their parameters' first row
+    in the whole matrix of which they are a shard, for the rounding draws.
     """
 
     _rows_count = False  # whether a row counts its own updates under "lazy"
@@ -55,11 +64,27 @@ class RowSparse(torch.optim.Optimizer):
         """Refuse values that cannot be."""
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], w: Tensor, moments: list[Tensor], gradient: Tensor, step: Tensor) -> None:
-        """One step of rows w (n, D) and their moments, in place; `step` (n or 1, 1), float64, is the number of this update from 1."""
+    def _update(
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        moments: list[Tensor],
+        gradient: Tensor,
+        step: Tensor,
+    ) -> None:
+        """One step of rows w (n, D) and their moments, in place; `step` (n or 1, 1), float64, is
+        the number of this update from 1.
+        """
         raise NotImplementedError
 
-    def _skip(self, group: dict[str, Any], w: Tensor, moments: list[Tensor], since: Tensor, skipped: Tensor) -> None:
+    def _skip(
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        moments: list[Tensor],
+        since: Tensor,
+        skipped: Tensor,
+    ) -> None:
         """So many steps (n,) without gradient after step `since` (n,), in place."""
         raise NotImplementedError
 
@@ -70,16 +95,25 @@ class RowSparse(torch.optim.Optimizer):
         try:
             lr, decay, semantics = group["lr"], group["weight_decay"], group["semantics"]
             if not lr >= 0 or not decay >= 0:
-                raise ValueError(f"The learning rate and the weight decay are numbers from 0, not lr={lr} and weight_decay={decay}.")
+                raise ValueError(
+                    f"The learning rate and the weight decay are numbers from 0, not "
+                    f"lr={lr} and weight_decay={decay}."
+                )
             if semantics not in SEMANTICS:
-                raise ValueError(f"semantics is not {semantics!r}: {settings.nearest(str(semantics), SEMANTICS)}")
+                raise ValueError(
+                    f"semantics is not {semantics!r}: {settings.nearest(str(semantics), SEMANTICS)}"
+                )
             self._check_group(group)
             for parameter in group["params"]:
                 if parameter.dtype not in DTYPES:
-                    raise ValueError(f"A parameter {tuple(parameter.shape)} is {parameter.dtype}. Keep it in float32, float64 or bfloat16.")
+                    raise ValueError(
+                        f"A parameter {tuple(parameter.shape)} is {parameter.dtype}. Keep "
+                        f"it in float32, float64 or bfloat16."
+                    )
                 if not parameter.is_contiguous():
                     raise ValueError(
-                        f"A parameter {tuple(parameter.shape)} with strides {parameter.stride()} is not rows in memory. Make it contiguous."
+                        f"A parameter {tuple(parameter.shape)} with strides "
+                        f"{parameter.stride()} is not rows in memory. Make it contiguous."
                     )
         except ValueError:
             self.param_groups.pop()
@@ -93,45 +127,67 @@ class RowSparse(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient; `closure`, where given, is called first, with gradients on, and its loss returned.
+        """Move every parameter that has a gradient; `closure`, where given, is called first, with
+        gradients on, and its loss returned.
 
-        Raises
-        ------
-        ValueError: a gradient that is sparse in other than its first dimension, or in another layout than sparse_coo; no parameter has moved then.
-
+        Raises:
+            ValueError: a gradient that is sparse in other than its first dimension, or in another
+                layout than sparse_coo; no parameter has moved then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [(number, group, p, p.grad) for number, (group, p) in enumerate(self._numbered()) if p.grad is not None]
+        moving = [
+            (number, group, p, p.grad)
+            for number, (group, p) in enumerate(self._numbered())
+            if p.grad is not None
+        ]
         for _, _, p, grad in moving:
-            if grad.layout not in (torch.strided, torch.sparse_coo) or (grad.is_sparse and grad.sparse_dim() != 1):
+            if grad.layout not in (torch.strided, torch.sparse_coo) or (
+                grad.is_sparse and grad.sparse_dim() != 1
+            ):
                 raise ValueError(
                     f"The gradient of a parameter {tuple(p.shape)} is {grad.layout}"
-                    f"{f' with {grad.sparse_dim()} sparse dimensions' if grad.is_sparse else ''}. Give a dense one, or sparse_coo with one "
-                    "sparse dimension, the rows: sparse_coo_tensor(rows[None], values (n, ...), shape)."
+                    f"{f' with {grad.sparse_dim()} sparse dimensions' if grad.is_sparse else ''}. "
+                    f"Give a dense one, or sparse_coo with one "
+                    "sparse dimension, the rows: sparse_coo_tensor(rows[None], values (n, "
+                    "...), shape)."
                 )
         for number, group, p, grad in moving:
             state = self._begun(group, p)
             state["steps"] += 1
             now, wide = int(state["steps"]), torch.promote_types(p.dtype, torch.float32)
             for rows, part in _blocks(grad, _matrix(p), group["semantics"] == "dense", wide):
-                self._visit(group, p, state, rows, part, now, Key(group["seed"]).named("rounding", number, "step"))
+                self._visit(
+                    group,
+                    p,
+                    state,
+                    rows,
+                    part,
+                    now,
+                    Key(group["seed"]).named("rounding", number, "step"),
+                )
         return loss
 
     @torch.no_grad()
     def catch_up(self, parameter: Tensor, rows: Int[Tensor, " n"] | None = None) -> None:
-        """Under "decayed", take the steps that these rows (each named once; None: all) have skipped, at the present learning rate.
+        """Under "decayed", take the steps that these rows (each named once; None: all) have
+        skipped, at the present learning rate.
 
-        Call it with the rows that the next forward pass reads, to have them up to date, and with all before the weights are used elsewhere.
-        A parameter of other semantics, or without a step so far, has nothing to make up for.
+        Call it with the rows that the next forward pass reads, to have them up to date, and with
+        all before the weights are used elsewhere. A parameter of other semantics, or without a step
+        so far, has nothing to make up for.
         """
         for number, (group, p) in enumerate(self._numbered()):
             if p is parameter and group["semantics"] == "decayed" and self.state.get(p):
                 matrix, state = _matrix(p), self.state[p]
                 size = max(1, _block(matrix) // max(1, matrix.shape[1]))
-                parts = [slice(a, min(a + size, len(matrix))) for a in range(0, len(matrix), size)] if rows is None else rows.split(size)
+                parts = (
+                    [slice(a, min(a + size, len(matrix))) for a in range(0, len(matrix), size)]
+                    if rows is None
+                    else rows.split(size)
+                )
                 for part in parts:
                     key = Key(group["seed"]).named("rounding", number, "catch_up")
                     self._visit(group, p, state, part, None, int(state["steps"]), key)
@@ -140,11 +196,15 @@ class RowSparse(torch.optim.Optimizer):
         return ((group, p) for group in self.param_groups for p in group["params"])
 
     def _begun(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The state of a parameter, made with its first step; zeros in the dtype they are kept in, and no temporaries."""
+        """The state of a parameter, made with its first step; zeros in the dtype they are kept in,
+        and no temporaries.
+        """
         state: dict[str, Any] = self.state[p]
         if "steps" not in state:
             state["steps"] = torch.zeros((), dtype=torch.int64)
-            if group["semantics"] == "decayed" or (group["semantics"] == "lazy" and self._rows_count):
+            if group["semantics"] == "decayed" or (
+                group["semantics"] == "lazy" and self._rows_count
+            ):
                 state["step"] = torch.zeros(len(_matrix(p)), dtype=torch.int32, device=p.device)
         for name, dtype in self._moments(group, p.dtype).items():
             if name not in state:  # a group's momentum may be set later
@@ -152,10 +212,22 @@ class RowSparse(torch.optim.Optimizer):
         return state
 
     def _visit(
-        self, group: dict[str, Any], p: Tensor, state: dict[str, Any], rows: Rows, gradient: Float[Tensor, "n D"] | None, now: int, key: Key
+        self,
+        group: dict[str, Any],
+        p: Tensor,
+        state: dict[str, Any],
+        rows: Rows,
+        gradient: Float[Tensor, "n D"] | None,
+        now: int,
+        key: Key,
     ) -> None:
-        """Read these rows, make up for what they skipped, take a step by the gradient (None: no step), and write them."""
-        tables = [_matrix(t) for t in (p.detach(), *(state[name] for name in self._moments(group, p.dtype)))]
+        """Read these rows, make up for what they skipped, take a step by the gradient (None: no
+        step), and write them.
+        """
+        tables = [
+            _matrix(t)
+            for t in (p.detach(), *(state[name] for name in self._moments(group, p.dtype)))
+        ]
         wide = torch.promote_types(p.dtype, torch.float32)
         w, *moments = (_read(table, rows, wide) for table in tables)
         step = torch.full((1, 1), float(now), dtype=torch.float64, device=p.device)
@@ -176,34 +248,44 @@ class RowSparse(torch.optim.Optimizer):
         for which, (table, new) in enumerate(zip(tables, (w, *moments), strict=True)):
             if table.dtype == torch.bfloat16:
                 if drawn is None:
-                    index = torch.arange(rows.start, rows.stop, device=p.device) if isinstance(rows, slice) else rows
+                    index = (
+                        torch.arange(rows.start, rows.stop, device=p.device)
+                        if isinstance(rows, slice)
+                        else rows
+                    )
                     drawn = rounding.tables(key.at(now), index + group["first_row"], w.shape[1])
                 new = rounding.stochastic_round(new.float(), drawn.bits(which))
             _write(table, rows, new)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave; the state keeps the dtypes it was saved in, where torch would cast it to the parameter's.
+        """Load what `state_dict` gave; the state keeps the dtypes it was saved in, where torch
+        would cast it to the parameter's.
 
-        Raises
-        ------
-        ValueError: as torch's, for other groups; and state of another optimizer or of another shape.
-
+        Raises:
+            ValueError: as torch's, for other groups; and state of another optimizer or of another
+                shape.
         """
         saved = state_dict["state"]
         numbers = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
         parameters = [p for _, p in self._numbered()]
-        for number, p in zip(numbers, parameters, strict=False):  # torch's own check of the numbers follows
+        # torch's own check of the numbers follows
+        for number, p in zip(numbers, parameters, strict=False):
             for name, value in saved.get(number, {}).items():
                 shape = {"steps": (), "step": (len(_matrix(p)),)}.get(name, tuple(p.shape))
                 if "steps" not in saved[number] or tuple(value.shape) != shape:
                     raise ValueError(
-                        f"The state {name} {tuple(value.shape)} was not saved by {type(self).__name__} for a parameter {tuple(p.shape)}: "
-                        f"that has a count of steps, and here the shape {shape}. Load the state of the same optimizer and parameters."
+                        f"The state {name} {tuple(value.shape)} was not saved by "
+                        f"{type(self).__name__} for a parameter {tuple(p.shape)}: "
+                        f"that has a count of steps, and here the shape {shape}. Load the "
+                        f"state of the same optimizer and parameters."
                     )
         super().load_state_dict({**state_dict, "state": {}})
         for number, p in zip(numbers, parameters, strict=True):
             if number in saved:
-                self.state[p] = {name: value.to("cpu" if name == "steps" else p.device) for name, value in saved[number].items()}
+                self.state[p] = {
+                    name: value.to("cpu" if name == "steps" else p.device)
+                    for name, value in saved[number].items()
+                }
 
 
 def _matrix(t: Tensor) -> Tensor:
@@ -228,25 +310,42 @@ def _block(matrix: Tensor) -> int:
     return BLOCK_CUDA if matrix.device.type == "cuda" else BLOCK
 
 
-def _blocks(gradient: Tensor, matrix: Tensor, whole: bool, wide: torch.dtype) -> Iterator[tuple[Rows, Tensor]]:
-    """Rows of a matrix to visit with their gradients (n, D), a block at a time: those of the gradient, or all of them."""
+def _blocks(
+    gradient: Tensor, matrix: Tensor, whole: bool, wide: torch.dtype
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Rows of a matrix to visit with their gradients (n, D), a block at a time: those of the
+    gradient, or all of them.
+    """
     C, D = matrix.shape
     size = max(1, _block(matrix) // max(1, D))
-    every = [slice(start, min(start + size, C)) for start in range(0, C, size)] if whole or not gradient.is_sparse else []
+    every = (
+        [slice(start, min(start + size, C)) for start in range(0, C, size)]
+        if whole or not gradient.is_sparse
+        else []
+    )
     if not gradient.is_sparse:
         gradient = gradient.reshape(C, D)
         yield from ((rows, gradient[rows].to(wide)) for rows in every)
         return
     index, values = gradient._indices()[0], gradient._values()
-    # autograd forgets that a gradient was coalesced; looking at the rows is far cheaper than sorting the values once more
-    if not gradient.is_coalesced() and not bool((index[1:] > index[:-1]).all()):  # repeated rows add up in float32
-        gradient = torch.sparse_coo_tensor(index[None], values.to(wide), gradient.shape, check_invariants=False).coalesce()
+    # autograd forgets that a gradient was coalesced; looking at the rows is far cheaper than
+    # sorting the values once more repeated rows add up in float32
+    if not gradient.is_coalesced() and not bool((index[1:] > index[:-1]).all()):
+        gradient = torch.sparse_coo_tensor(
+            index[None], values.to(wide), gradient.shape, check_invariants=False
+        ).coalesce()
         index, values = gradient.indices()[0], gradient.values()
     values = values.reshape(len(index), D)
     if not whole:
-        yield from ((rows, part.to(wide)) for rows, part in zip(index.split(size), values.split(size), strict=True) if len(rows))
+        yield from (
+            (rows, part.to(wide))
+            for rows, part in zip(index.split(size), values.split(size), strict=True)
+            if len(rows)
+        )
         return
-    ends = torch.searchsorted(index, torch.tensor([rows.stop for rows in every], device=index.device, dtype=index.dtype)).tolist()
+    ends = torch.searchsorted(
+        index, torch.tensor([rows.stop for rows in every], device=index.device, dtype=index.dtype)
+    ).tolist()
     for rows, start, end in zip(every, [0, *ends], ends, strict=False):
         dense = values.new_zeros((rows.stop - rows.start, D), dtype=wide)
         dense[index[start:end] - rows.start] = values[start:end].to(wide)

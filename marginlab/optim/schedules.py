@@ -1,7 +1,8 @@
-"""Schedules: the factor on the learning rate at a step, as a function of the step and nothing else, so that a resumed run needs no state.
+"""Schedules: the factor on the learning rate at a step, as a function of the step and nothing else,
+so that a resumed run needs no state.
 
-    WarmupCosine       min(1, (t + 1) / (w T)) * (1 + cos(pi * max(0, t - w T) / (T - w T))) / 2      Loshchilov and Hutter 2017
-    WarmupPolynomial   min(1, (t + 1) / (w T)) * (1 - max(0, t - w T) / (T - w T))^p                  p = 2 in the published runs of Partial FC
+WarmupCosine       min(1, (t + 1) / (w T)) * (1 + cos(pi * max(0, t - w T) / (T - w T))) / 2      Loshchilov and Hutter 2017
+WarmupPolynomial   min(1, (t + 1) / (w T)) * (1 - max(0, t - w T) / (T - w T))^p                  p = 2 in the published runs of Partial FC
 """
 
 import math
@@ -34,12 +35,14 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class WarmupPolynomial:
-    """Linear warm-up over the first part of training, then a power of the part that is left: what margin classifiers of faces are trained with.
+    """Linear warm-up over the first part of training, then a power of the part that is left: what
+    margin classifiers of faces are trained with.
 
     warmup: the part of all steps that warms up, in [0, 1).
     power: 1 falls linearly; the published runs of ArcFace and Partial FC used 2.
 
-    Raises ValueError for a warmup or power out of range, and, when called, for a step outside [0, steps]: beyond its end an even power rises again.
+    Raises ValueError for a warmup or power out of range, and, when called, for a step outside [0,
+    steps]: beyond its end an even power rises again.
 
     >>> schedule = WarmupPolynomial(warmup=0.1, power=2.0)
     >>> [round(schedule(step, 100), 3) for step in (0, 9, 55, 100)]
@@ -58,7 +61,10 @@ class WarmupPolynomial:
     def __call__(self, step: int, steps: int) -> float:
         """Give the factor at a step of so many, from step 0."""
         if not 0 <= step <= steps:
-            raise ValueError(f"Step {step} lies outside the {steps} steps of the schedule, beyond which its rate would rise again. Count the steps.")
+            raise ValueError(
+                f"Step {step} lies outside the {steps} steps of the schedule, beyond which "
+                f"its rate would rise again. Count the steps."
+            )
         warm = self.warmup * steps
         rise = min(1.0, (step + 1) / warm) if warm else 1.0
         return float(rise * (1 - max(0.0, step - warm) / max(steps - warm, 1e-9)) ** self.power)

@@ -1,4 +1,6 @@
-"""What a Partial FC head of so many classes takes, before anything is trained: memory, exchange, operations, from a stated model."""
+"""What a Partial FC head of so many classes takes, before anything is trained: memory, exchange,
+operations, from a stated model.
+"""
 
 from marginlab.plan.machine import calibrate as calibrate
 from marginlab.plan.memory import fits as fits

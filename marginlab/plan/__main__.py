@@ -1,7 +1,9 @@
-"""`python -m marginlab.plan --classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80 --sample-rate 0.1 [--calibrate]`: what a head takes.
+"""`python -m marginlab.plan --classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80
+--sample-rate 0.1 [--calibrate]`: what a head takes.
 
-Memory of a rank by part, bytes exchanged and operations of a step, the largest number of classes that fits, and the published figures.
-With --calibrate the rates of this machine are measured first; under torchrun the exchange is that of its ranks.
+Memory of a rank by part, bytes exchanged and operations of a step, the largest number of classes
+that fits, and the published figures. With --calibrate the rates of this machine are measured first;
+under torchrun the exchange is that of its ranks.
 """
 
 import argparse
@@ -22,7 +24,9 @@ PROG = "python -m marginlab.plan"
 def main(arguments: list[str]) -> int:
     """Print the plan that the arguments ask for; the exit status."""
     front = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
-    front.add_argument("--calibrate", action="store_true", help="measure this machine's rates first")
+    front.add_argument(
+        "--calibrate", action="store_true", help="measure this machine's rates first"
+    )
     asked, flags = front.parse_known_args(arguments)
     if {"-h", "--help"} & set(flags):
         sys.stdout.write(f"{__doc__}\n")

@@ -1,9 +1,11 @@
-"""What a backbone takes beside the head: parameters, gradients, moments, and what its forward pass keeps for the backward pass.
+"""What a backbone takes beside the head: parameters, gradients, moments, and what its forward pass
+keeps for the backward pass.
 
     resident = 4 P (1 parameter + 1 gradient + moments + 1 bucket of gradients, with several ranks)        P numbers, float32
     activations = bytes of the distinct storages that autograd saves, without the parameters themselves
 
-A model of timm is run once on fake tensors (sizes and types, no memory): the operations, and what they save, are those of a real run.
+A model of timm is run once on fake tensors (sizes and types, no memory): the operations, and what
+they save, are those of a real run.
 """
 
 import functools
@@ -17,7 +19,8 @@ from marginlab.plan.setup import MOMENTS, Setup
 def backbone(setup: Setup) -> tuple[int, int]:
     """Bytes that are always there, and bytes of activations.
 
-    Raises ValueError for text that is neither a number of GiB nor a model of timm, or an image size that the model does not take.
+    Raises ValueError for text that is neither a number of GiB nor a model of timm, or an image size
+    that the model does not take.
 
     >>> backbone(Setup(backbone="1.5"))
     (1610612736, 0)
@@ -29,7 +32,9 @@ def backbone(setup: Setup) -> tuple[int, int]:
     try:
         given = float(setup.backbone)
     except ValueError:
-        parameters, activations, _ = traced(setup.backbone, setup.dim, setup.batch, setup.image_size, setup.precision)
+        parameters, activations, _ = traced(
+            setup.backbone, setup.dim, setup.batch, setup.image_size, setup.precision
+        )
         return 4 * parameters * (2 + MOMENTS[setup.optimizer] + (setup.ranks > 1)), activations
     if not 0 <= given < float("inf"):
         raise ValueError(f"A backbone takes a number of GiB from 0, not {setup.backbone}.")
@@ -37,22 +42,34 @@ def backbone(setup: Setup) -> tuple[int, int]:
 
 
 def backbone_flop(setup: Setup) -> int:
-    """Floating-point operations of the forward and the backward pass of a rank's batch: three times the forward; 0 for one given in GiB."""
+    """Floating-point operations of the forward and the backward pass of a rank's batch: three times
+    the forward; 0 for one given in GiB.
+    """
     try:
         float(setup.backbone or "0")
     except ValueError:
-        return 3 * traced(setup.backbone, setup.dim, setup.batch, setup.image_size, setup.precision)[2]
+        return (
+            3 * traced(setup.backbone, setup.dim, setup.batch, setup.image_size, setup.precision)[2]
+        )
     return 0
 
 
 @functools.cache
-def traced(name: str, dim: int, batch: int, image_size: int, precision: str) -> tuple[int, int, int]:
-    """Give parameters, bytes of activations, and flop of a forward pass in training of a timm model with D outputs."""
-    from timm import create_model, is_model  # an extra (`lab`): a plan without a named backbone does without
+def traced(
+    name: str, dim: int, batch: int, image_size: int, precision: str
+) -> tuple[int, int, int]:
+    """Give parameters, bytes of activations, and flop of a forward pass in training of a timm model
+    with D outputs.
+    """
+    # an extra (`lab`): a plan without a named backbone does without
+    from timm import create_model, is_model
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     if not is_model(name):
-        raise ValueError(f"A backbone is a number of GiB, such as 3.5, or a model of timm, not {name!r}; see timm.list_models().")
+        raise ValueError(
+            f"A backbone is a number of GiB, such as 3.5, or a model of timm, not "
+            f"{name!r}; see timm.list_models()."
+        )
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(saved: torch.Tensor) -> torch.Tensor:
@@ -66,7 +83,8 @@ def traced(name: str, dim: int, batch: int, image_size: int, precision: str) -> 
         except TypeError:  # a model that takes every size
             model = create_model(name, num_classes=dim)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = model.to_empty(device="cpu").train()  # fake CPU tensors, since autocast leaves meta ones as they are
+        # fake CPU tensors, since autocast leaves meta ones as they are
+        model = model.to_empty(device="cpu").train()
         images = torch.empty(batch, 3, image_size, image_size)
         cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
         counter = FlopCounterMode(display=False)
@@ -74,7 +92,16 @@ def traced(name: str, dim: int, batch: int, image_size: int, precision: str) -> 
             with cast, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
                 out = model(images)  # noqa: F841 - holds what is saved
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{name} does not take {batch} images of {image_size} x {image_size}: {error}. Set image_size.") from error
-        own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+            raise ValueError(
+                f"{name} does not take {batch} images of {image_size} x {image_size}: "
+                f"{error}. Set image_size."
+            ) from error
+        own = {
+            tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())
+        }
         activations = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
-        return sum(p.numel() for p in model.parameters()), activations, int(counter.get_total_flops())
+        return (
+            sum(p.numel() for p in model.parameters()),
+            activations,
+            int(counter.get_total_flops()),
+        )

@@ -1,12 +1,15 @@
-"""The rates of this machine, measured: matrix products, memory, and exchange between ranks. Each is the best of several repetitions.
+"""The rates of this machine, measured: matrix products, memory, and exchange between ranks.
+
+Each is the best of several repetitions.
 
     matrix rate     flop/s of (G, D) x (D, 8192) products, with factors of the type of the head's weights
     memory rate     bytes/s, read and written, of copying 128 MiB
     exchange rate   bytes/s that a rank sends in an all-reduce of 16 MiB, as a ring counts them: 2 (N - 1) / N of the payload
 
-Seconds are those of the clock, so the machine should be idle otherwise. Under torchrun the exchange is that of its own ranks, over NCCL on GPUs
-and gloo on CPUs, which is what training has. Otherwise two gloo processes are started on this machine for it: they share its cores and its
-memory, so this is no figure for a network.
+Seconds are those of the clock, so the machine should be idle otherwise. Under torchrun the exchange
+is that of its own ranks, over NCCL on GPUs and gloo on CPUs, which is what training has. Otherwise
+two gloo processes are started on this machine for it: they share its cores and its memory, so this
+is no figure for a network.
 """
 
 import os
@@ -30,23 +33,40 @@ PATIENCE = timedelta(seconds=60)
 
 
 def calibrate(setup: Setup) -> Setup:
-    """The setup with the rates of this machine; every rank of a process group calls it, and all get rank 0's.
+    """The setup with the rates of this machine; every rank of a process group calls it, and all get
+    rank 0's.
 
     Raises RuntimeError where the setup is for CUDA and there is none.
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("The plan is for CUDA, and this machine has none to measure. Calibrate where you train, or plan with --device cpu.")
+        raise RuntimeError(
+            "The plan is for CUDA, and this machine has none to measure. Calibrate where "
+            "you train, or plan with --device cpu."
+        )
     device = torch.device(setup.device)
-    measured: tuple[float, float, float] = ranks.broadcast((matrix_rate(setup, device), memory_rate(device), exchange_rate(device)))
-    return replace(setup, matrix_rate=measured[0], memory_rate=measured[1], exchange_rate=measured[2])
+    measured: tuple[float, float, float] = ranks.broadcast(
+        (matrix_rate(setup, device), memory_rate(device), exchange_rate(device))
+    )
+    return replace(
+        setup, matrix_rate=measured[0], memory_rate=measured[1], exchange_rate=measured[2]
+    )
 
 
 def matrix_rate(setup: Setup, device: torch.device, repetitions: int = 5) -> float:
     """Flop/s of products as the head's: its rows and dimension, and its weights' type."""
     kind = torch.bfloat16 if setup.weights == "bf16" else torch.float32
-    a, b = torch.randn(setup.rows, setup.dim, device=device, dtype=kind), torch.randn(COLUMNS, setup.dim, device=device, dtype=kind)
+    a, b = (
+        torch.randn(setup.rows, setup.dim, device=device, dtype=kind),
+        torch.randn(COLUMNS, setup.dim, device=device, dtype=kind),
+    )
     out = torch.empty(setup.rows, COLUMNS, device=device, dtype=kind)
-    return 2 * setup.rows * setup.dim * COLUMNS / _best(lambda: torch.mm(a, b.T, out=out), device, repetitions)
+    return (
+        2
+        * setup.rows
+        * setup.dim
+        * COLUMNS
+        / _best(lambda: torch.mm(a, b.T, out=out), device, repetitions)
+    )
 
 
 def memory_rate(device: torch.device, numbers: int = 2**25, repetitions: int = 5) -> float:
@@ -57,7 +77,9 @@ def memory_rate(device: torch.device, numbers: int = 2**25, repetitions: int = 5
 
 
 def exchange_rate(device: torch.device, repetitions: int = 5) -> float:
-    """Bytes/s that a rank sends: between the ranks of the present process group, or of two processes started for it."""
+    """Bytes/s that a rank sends: between the ranks of the present process group, or of two
+    processes started for it.
+    """
     if dist.is_initialized() and ranks.size() > 1:
         return _exchange(device, repetitions)
     from torch.multiprocessing.spawn import start_processes
@@ -69,7 +91,9 @@ def exchange_rate(device: torch.device, repetitions: int = 5) -> float:
 
 def _one_of_two(rank: int, folder: str, repetitions: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=PATIENCE)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=PATIENCE
+    )
     try:
         rate = _exchange(torch.device("cpu"), repetitions)
         if rank == 0:
@@ -102,11 +126,17 @@ def described(setup: Setup) -> str:
     >>> described(Setup(matrix_rate=2e13, memory_rate=1.5e12, exchange_rate=1e10))
     'matrix products 20,000.0 Gflop/s, memory 1,500.0 GB/s, exchange 10.0 GB/s'
     """
-    matrix, memory, exchange = (rate / 1e9 for rate in (setup.matrix_rate, setup.memory_rate, setup.exchange_rate))
+    matrix, memory, exchange = (
+        rate / 1e9 for rate in (setup.matrix_rate, setup.memory_rate, setup.exchange_rate)
+    )
     return f"matrix products {matrix:,.1f} Gflop/s, memory {memory:,.1f} GB/s, exchange {exchange:,.1f} GB/s"
 
 
 def place(setup: Setup) -> str:
     """Where rates were measured: the device, or the threads of this process, and torch's version."""
-    name = torch.cuda.get_device_name() if setup.device == "cuda" else f"a CPU with {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if setup.device == "cuda"
+        else f"a CPU with {torch.get_num_threads()} threads"
+    )
     return f"{name}, torch {torch.__version__}"

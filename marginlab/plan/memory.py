@@ -1,4 +1,5 @@
-"""Bytes of memory of the rank that holds most, by part, in the three moments of a step that can be its peak.
+"""Bytes of memory of the rank that holds most, by part, in the three moments of a step that can be
+its peak.
 
 With W = K D bytes-of-a-weight a class, f = 4 bytes (float32), and the letters of `setup`:
 
@@ -13,13 +14,15 @@ With W = K D bytes-of-a-weight a class, f = 4 bytes (float32), and the letters o
                 sampled classes         their numbers, 8 n + 8 n_k, and 1 / |w|, f n_k K
     update      gradient of centers     n_k W (lazy) or C_k W
                 work of the optimizer   lazy: blocks of 2^18 numbers (2^25 on CUDA) of weight, gradient and moments in float32, and 24 bytes a row;
-                                        torch's SGD: C_k W, the gradient with its decay; AdamW: C_k W on CUDA, twice that on a CPU
+                                        torch's SGD: C_k W, the gradient with its decay; AdamW: C_k
+                                        W on CUDA, twice that on a CPU
 
-The peak is the largest of the three sums. The backbone's gradients count as always there (they are there at the end of its backward pass),
-so for a large backbone the plan is that much too high. Allocators round and fragment: that is in `reserve`.
+The peak is the largest of the three sums. The backbone's gradients count as always there (they are
+there at the end of its backward pass), so for a large backbone the plan is that much too high.
+Allocators round and fragment: that is in `reserve`.
 
-Tests hold the peak against every allocation of a step on a CPU. The figures for CUDA differ in the constants named above, and follow from
-the same code.
+Tests hold the peak against every allocation of a step on a CPU. The figures for CUDA differ in the
+constants named above, and follow from the same code.
 """
 
 from collections.abc import Callable
@@ -40,12 +43,15 @@ def memory(setup: Setup) -> dict[str, dict[str, int]]:
 
     >>> parts = memory(Setup(classes=29e6, batch=128, ranks=8, sample_rate=0.1))
     >>> {part: round(b / 2**20) for part, b in parts["loss"].items() if b >= 2**20}
-    {'centers': 7080, 'optimizer state': 7080, 'embeddings': 8, 'work in a tile': 256, 'gradient of centers': 712, 'sampled classes': 26}
+    {'centers': 7080, 'optimizer state': 7080, 'embeddings': 8, 'work in a tile': 256, 'gradient of
+    centers': 712, 'sampled classes': 26}
     """
     s = setup
     a_class = s.subcenters * s.dim * s.weight
     moment = s.subcenters * s.dim * (WIDE if s.optimizer == "LazyAdamW" else s.weight)
-    counts = s.lazy and (s.semantics == "decayed" or (s.semantics == "lazy" and s.optimizer == "LazyAdamW"))
+    counts = s.lazy and (
+        s.semantics == "decayed" or (s.semantics == "lazy" and s.optimizer == "LazyAdamW")
+    )
     resident, activations = backbone(s)
     always = {
         "centers": s.held_classes * a_class,
@@ -58,13 +64,28 @@ def memory(setup: Setup) -> dict[str, dict[str, int]]:
     loss = {
         "embeddings": _embeddings(s),
         "logits buffer": s.buffer,
-        "work in a tile": max(0, s.tile - dense),  # the dense gradient is made when the last tile is done
-        "gradient of centers": (s.sampled * s.subcenters * s.dim * WIDE if s.regime == "row chunks" else values) + dense,
-        "sampled classes": s.sampled * s.subcenters * WIDE + (0 if s.whole else 8 * (s.drawn + s.sampled)),
+        # the dense gradient is made when the last tile is done
+        "work in a tile": max(0, s.tile - dense),
+        "gradient of centers": (
+            s.sampled * s.subcenters * s.dim * WIDE if s.regime == "row chunks" else values
+        )
+        + dense,
+        "sampled classes": s.sampled * s.subcenters * WIDE
+        + (0 if s.whole else 8 * (s.drawn + s.sampled)),
     }
-    update = {"gradient of centers": values if s.lazy else s.held_classes * a_class, "work of the optimizer": _updating(s)}
-    drawing = {"embeddings": s.batch * s.dim * BYTES[s.embeddings], "drawing": 0 if s.whole else _drawing(s)}
-    return {"sampling": {**always, **during, **drawing}, "loss": {**always, **during, **loss}, "update": {**always, **update}}
+    update = {
+        "gradient of centers": values if s.lazy else s.held_classes * a_class,
+        "work of the optimizer": _updating(s),
+    }
+    drawing = {
+        "embeddings": s.batch * s.dim * BYTES[s.embeddings],
+        "drawing": 0 if s.whole else _drawing(s),
+    }
+    return {
+        "sampling": {**always, **during, **drawing},
+        "loss": {**always, **during, **loss},
+        "update": {**always, **update},
+    }
 
 
 def peak(setup: Setup) -> int:
@@ -78,10 +99,12 @@ def fits(setup: Setup) -> bool:
 
 
 def largest(setup: Setup, at: Callable[[int], Setup]) -> int:
-    """Give the largest number of classes that fits, 0 if none does; `at` gives the setup with another number of classes.
+    """Give the largest number of classes that fits, 0 if none does; `at` gives the setup with
+    another number of classes.
 
-    Memory grows with the classes but where the kernel changes to holding less, so that it is searched from the last way of holding to the
-    first. In row chunks, on one rank, the buffer also falls a little where a chunk more is made: there the answer can be some classes short.
+    Memory grows with the classes but where the kernel changes to holding less, so that it is
+    searched from the last way of holding to the first. In row chunks, on one rank, the buffer also
+    falls a little where a chunk more is made: there the answer can be some classes short.
 
     >>> from dataclasses import replace
     >>> setup = Setup(memory=1.0, reserve=0.5, dim=64)
@@ -100,7 +123,9 @@ def largest(setup: Setup, at: Callable[[int], Setup]) -> int:
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The last number from low + 1 to high at which something holds that holds up to there; low if at none."""
+    """The last number from low + 1 to high at which something holds that holds up to there; low if
+    at none.
+    """
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
@@ -110,7 +135,8 @@ def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
 def _embeddings(s: Setup) -> int:
     item, operand = BYTES[s.embeddings], s.weight
     own = s.batch * s.dim * item
-    cast = 2 * operand if operand < WIDE else 0  # scaled and weighted directions as factors of the products
+    # scaled and weighted directions as factors of the products
+    cast = 2 * operand if operand < WIDE else 0
     scaled = WIDE if operand < WIDE else 0
     wide = s.rows * 3 * WIDE * s.dim + s.part * s.dim * (WIDE + scaled + cast)
     return own + wide
@@ -127,5 +153,9 @@ def _updating(s: Setup) -> int:
         return numbers * s.weight
     if s.optimizer == "AdamW":
         return numbers * s.weight * (1 if s.device == "cuda" else 2)
-    block = min(BLOCK_CUDA if s.device == "cuda" else BLOCK, numbers) * WIDE * (2 + MOMENTS[s.optimizer])
+    block = (
+        min(BLOCK_CUDA if s.device == "cuda" else BLOCK, numbers)
+        * WIDE
+        * (2 + MOMENTS[s.optimizer])
+    )
     return block if s.whole else block + s.sampled * 24  # and the rows' numbers

@@ -1,7 +1,9 @@
-"""The published figures of Partial FC's speed and memory, to stand beside a plan: read from `published.csv`, which comes with the package.
+"""The published figures of Partial FC's speed and memory, to stand beside a plan: read from
+`published.csv`, which comes with the package.
 
-They are others' measurements, of others' code: insightface in July 2021, whose sampled rows alone had a gradient and an optimizer step. The
-memory is that of the whole process, backbone (ResNet-50) and driver included.
+They are others' measurements, of others' code: insightface in July 2021, whose sampled rows alone
+had a gradient and an optimizer step. The memory is that of the whole process, backbone (ResNet-50)
+and driver included.
 
 Sources: beside each row of the file.
 """
@@ -12,7 +14,9 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One figure: `batch` (rows of a GPU) is 0 where it is not said; memory is in MB of one GPU, throughput of all GPUs together."""
+    """One figure: `batch` (rows of a GPU) is 0 where it is not said; memory is in MB of one GPU,
+    throughput of all GPUs together.
+    """
 
     table: str
     ids: int

@@ -1,13 +1,15 @@
-"""What is planned for: the sizes of a Partial FC head and its batch, and what follows from them for the rank that holds most.
+"""What is planned for: the sizes of a Partial FC head and its batch, and what follows from them for
+the rank that holds most.
 
     G = N B rows together,    C_k = ceil(C / N) classes on a rank,    n = max(floor(r C), min(G, C)) sampled classes of all ranks
 
-The sample is one draw without replacement from all classes, and a rank has what lies within its bounds: of n drawn from C a hypergeometric
-number, with mean m = n C_k / C and variance m (1 - C_k / C) (C - n) / (C - 1). Planned is the mean and four standard deviations, which a rank
-exceeds once in 30,000 steps or so. How many labels of a batch are distinct is not known beforehand: planned is G.
+The sample is one draw without replacement from all classes, and a rank has what lies within its
+bounds: of n drawn from C a hypergeometric number, with mean m = n C_k / C and variance m (1 - C_k /
+C) (C - n) / (C - 1). Planned is the mean and four standard deviations, which a rank exceeds once in
+30,000 steps or so. How many labels of a batch are distinct is not known beforehand: planned is G.
 
-Whether the products of all rows with the sampled classes are held, or row chunks of them, or none, is the kernel's own rule
-(`marginlab.kernels.margin_softmax`).
+Whether the products of all rows with the sampled classes are held, or row chunks of them, or none,
+is the kernel's own rule (`marginlab.kernels.margin_softmax`).
 
 >>> setup = Setup(classes=29e6, batch=128, ranks=8, sample_rate=0.1)
 >>> setup.rows, setup.held_classes, setup.sampled, setup.regime
@@ -32,7 +34,9 @@ MOST = 2**32  # classes that a sample is drawn from
 
 @dataclass(frozen=True)
 class Setup:
-    """A Partial FC head, its batch and its machine; every size is of one rank, the one that holds most."""
+    """A Partial FC head, its batch and its machine; every size is of one rank, the one that holds
+    most.
+    """
 
     classes: float = 1e6
     """C, a whole number, such as 29e6"""
@@ -53,7 +57,9 @@ class Setup:
     embeddings: str = "float32"
     """what the backbone gives: float32 or bf16"""
     optimizer: str = "LazySGD"
-    """LazySGD or LazyAdamW (row-sparse gradient), SGD or AdamW (torch's: dense gradient), with momentum and weight decay"""
+    """LazySGD or LazyAdamW (row-sparse gradient), SGD or AdamW (torch's: dense gradient), with
+    momentum and weight decay
+    """
     semantics: str = "lazy"
     """of the lazy optimizers: lazy, dense or decayed"""
     margin: str = "ArcFace(0.5)"
@@ -65,7 +71,9 @@ class Setup:
     device: str = "cuda"
     """cuda or cpu: decides the budget, the tiles and the dtype of products"""
     backbone: str = ""
-    """GiB that it takes, such as 3.5, or a model of timm, whose parameters and activations are then counted"""
+    """GiB that it takes, such as 3.5, or a model of timm, whose parameters and activations are then
+    counted
+    """
     image_size: int = 112
     """pixels, height and width, for a backbone of timm"""
     precision: str = "bf16"
@@ -82,7 +90,9 @@ class Setup:
     def __post_init__(self) -> None:
         """Refuse what cannot be: ValueError, with the remedy."""
         if not (1 <= self.classes <= MOST and self.classes == math.floor(self.classes)):
-            raise ValueError(f"classes is a whole number from 1 to 2**32, such as 29e6, not {self.classes!r}.")
+            raise ValueError(
+                f"classes is a whole number from 1 to 2**32, such as 29e6, not {self.classes!r}."
+            )
         for name in ("dim", "batch", "ranks", "subcenters", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}.")
@@ -92,13 +102,24 @@ class Setup:
         if not (self.memory > 0 and math.isfinite(self.memory)):
             raise ValueError(f"memory is a positive number of GiB, such as 80, not {self.memory}.")
         if not 0 <= self.sample_rate <= 1:
-            raise ValueError(f"A sample rate is a part of the classes, in [0, 1], not {self.sample_rate}.")
+            raise ValueError(
+                f"A sample rate is a part of the classes, in [0, 1], not {self.sample_rate}."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing lies in [0, 1), not at {self.label_smoothing}.")
-        words = (("weights", BYTES), ("embeddings", BYTES), ("precision", BYTES), ("optimizer", MOMENTS), ("semantics", SEMANTICS))
+        words = (
+            ("weights", BYTES),
+            ("embeddings", BYTES),
+            ("precision", BYTES),
+            ("optimizer", MOMENTS),
+            ("semantics", SEMANTICS),
+        )
         for name, known in (*words, ("device", ("cuda", "cpu"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is not {getattr(self, name)!r}: {settings.nearest(getattr(self, name), known)}")
+                raise ValueError(
+                    f"{name} is not {getattr(self, name)!r}: "
+                    f"{settings.nearest(getattr(self, name), known)}"
+                )
         _batchwise(self.margin)
 
     @property
@@ -127,11 +148,15 @@ class Setup:
         share = self.held_classes / self.C
         mean = self.drawn * share
         variance = mean * (1 - share) * (self.C - self.drawn) / max(self.C - 1, 1)
-        return min(self.drawn, self.held_classes, math.ceil(mean + DEVIATIONS * math.sqrt(variance)))
+        return min(
+            self.drawn, self.held_classes, math.ceil(mean + DEVIATIONS * math.sqrt(variance))
+        )
 
     @property
     def whole(self) -> bool:
-        """Whether every class is taken in every step: nothing is drawn then, and the gradient is dense."""
+        """Whether every class is taken in every step: nothing is drawn then, and the gradient is
+        dense.
+        """
         return self.sample_rate == 1
 
     @property
@@ -157,7 +182,13 @@ class Setup:
     @property
     def budget_bytes(self) -> int:
         """Bytes of products that may be held."""
-        return int(self.budget * 2**20) if self.budget else BUDGET_CUDA if self.device == "cuda" else BUDGET_CPU
+        return (
+            int(self.budget * 2**20)
+            if self.budget
+            else BUDGET_CUDA
+            if self.device == "cuda"
+            else BUDGET_CPU
+        )
 
     @property
     def chunk(self) -> int:
@@ -182,12 +213,17 @@ class Setup:
     @property
     def part(self) -> int:
         """Rows that are taken at a time."""
-        return math.ceil(self.rows / math.ceil(self.rows / self.chunk)) if self.regime == "row chunks" else self.rows
+        return (
+            math.ceil(self.rows / math.ceil(self.rows / self.chunk))
+            if self.regime == "row chunks"
+            else self.rows
+        )
 
     @property
     def tile(self) -> int:
         """Bytes at work in one tile of columns: as many as the kernel's own rule makes it wide."""
-        entries = self.subcenters + 2 if self.subcenters == 1 else 4 * self.subcenters + 4  # numbers of a tile for each row and column
+        # numbers of a tile for each row and column
+        entries = self.subcenters + 2 if self.subcenters == 1 else 4 * self.subcenters + 4
         column = self.part * WIDE * entries + self.subcenters * self.dim * WIDE * 2
         limit = min(self.budget_bytes, TILE_CUDA if self.device == "cuda" else TILE)
         width = max(1, min(self.sampled, limit // column))

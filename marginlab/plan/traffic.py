@@ -8,10 +8,12 @@
     (max, sum[, target])            all-gather      4 G x 3; x 2 for those margins; 2 more with label smoothing
     gradient of the embeddings      reduce-scatter  G D bytes of an embedding     padded to N times the largest batch
 
-The payload is what the program gives to the collective, and does not depend on how a library does it. A ring sends of a payload p from each
-rank (N - 1) p in an all-gather, (N - 1) / N p in a reduce-scatter and twice that in an all-reduce, which is the least there is for the largest
-of them. gloo is not so thrifty: by the bytes that the loopback interface counts, its reduce-scatter sends as much as its all-reduce (torch 2.14).
-The gradients of the backbone, which DDP or FSDP exchanges, are not counted here. One rank exchanges nothing.
+The payload is what the program gives to the collective, and does not depend on how a library does
+it. A ring sends of a payload p from each rank (N - 1) p in an all-gather, (N - 1) / N p in a
+reduce-scatter and twice that in an all-reduce, which is the least there is for the largest of them.
+gloo is not so thrifty: by the bytes that the loopback interface counts, its reduce-scatter sends as
+much as its all-reduce (torch 2.14). The gradients of the backbone, which DDP or FSDP exchanges, are
+not counted here. One rank exchanges nothing.
 
 A test counts the payloads of a real step and finds these numbers.
 """
@@ -51,6 +53,10 @@ def traffic(setup: Setup) -> list[Exchange]:
         Exchange("embeddings", "all-gather", setup.batch * setup.dim * item),
         Exchange("labels", "all-gather", 8 * setup.batch),
         *([Exchange("target cosines", "all-reduce", WIDE * rows)] if setup.batchwise else ()),
-        Exchange("maxima, sums" + ("" if setup.batchwise else ", targets"), "all-gather", numbers * WIDE * rows),
+        Exchange(
+            "maxima, sums" + ("" if setup.batchwise else ", targets"),
+            "all-gather",
+            numbers * WIDE * rows,
+        ),
         Exchange("gradient of embeddings", "reduce-scatter", rows * setup.dim * item),
     ]

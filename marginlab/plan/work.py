@@ -10,7 +10,8 @@ The bytes to and from memory are counted in passes:
     update      lazy           n_k W (5 + 2 a moment): gradient read; weight read and written, so its block in float32; moments read and written
                 dense          C_k W (4 + 3 a moment), also lazy optimizers with semantics="dense"
 
-Nothing is taken to overlap, launches cost nothing, and tiles that stay in a cache do not show: read it as an estimate within a factor of two.
+Nothing is taken to overlap, launches cost nothing, and tiles that stay in a cache do not show: read
+it as an estimate within a factor of two.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,9 @@ CENTER_PASSES = 13
 
 
 class Work(NamedTuple):
-    """What a rank does in a step: flop of the head's products, bytes to and from memory, bytes sent, and flop of a named backbone."""
+    """What a rank does in a step: flop of the head's products, bytes to and from memory, bytes
+    sent, and flop of a named backbone.
+    """
 
     products: int
     flop: int
@@ -53,7 +56,11 @@ def work(setup: Setup) -> Work:
     a_class = s.subcenters * s.dim * s.weight
     moments = MOMENTS[s.optimizer]
     dense = not s.lazy or s.whole or s.semantics == "dense"
-    update = s.held_classes * a_class * (4 + 3 * moments) if dense else s.sampled * a_class * (5 + 2 * moments)
+    update = (
+        s.held_classes * a_class * (4 + 3 * moments)
+        if dense
+        else s.sampled * a_class * (5 + 2 * moments)
+    )
     moved = logits * WIDE * (products + 3) + s.sampled * a_class * CENTER_PASSES + update
     sent = sum(exchange.wire(s.ranks) for exchange in traffic(s))
     return Work(products, 2 * logits * s.dim * products, moved, sent, backbone_flop(s))
@@ -66,7 +73,18 @@ def seconds(setup: Setup) -> Seconds:
     0.0
     """
     done = work(setup)
-    rates = ((done.flop, setup.matrix_rate), (done.moved, setup.memory_rate), (done.sent, setup.exchange_rate))
-    matrix, memory, exchange = (0.0 if not amount else amount / rate if rate else None for amount, rate in rates)
+    rates = (
+        (done.flop, setup.matrix_rate),
+        (done.moved, setup.memory_rate),
+        (done.sent, setup.exchange_rate),
+    )
+    matrix, memory, exchange = (
+        0.0 if not amount else amount / rate if rate else None for amount, rate in rates
+    )
     unknown = matrix is None or memory is None or exchange is None
-    return Seconds(matrix, memory, exchange, None if unknown else (matrix or 0.0) + (memory or 0.0) + (exchange or 0.0))
+    return Seconds(
+        matrix,
+        memory,
+        exchange,
+        None if unknown else (matrix or 0.0) + (memory or 0.0) + (exchange or 0.0),
+    )

@@ -1,11 +1,12 @@
-"""Means over ranks that do not depend on where a gradient lies in a bucket of DistributedDataParallel.
+"""Means over ranks that do not depend on where a gradient lies in a bucket of
+DistributedDataParallel.
 
     g = (g_0 + g_1 + ... + g_{N-1}) / N        for each number, added in the order of the ranks
 
 DistributedDataParallel sums gradients by the bucket, and lays its buckets out anew after the first
-step of each start. gloo's all-reduce adds the numbers of three or more ranks in an order that depends
-on their place in the bucket, so the first step after a restart would round otherwise than the same
-step of a run that was not disturbed. Two numbers have one sum in either order.
+step of each start. gloo's all-reduce adds the numbers of three or more ranks in an order that
+depends on their place in the bucket, so the first step after a restart would round otherwise than
+the same step of a run that was not disturbed. Two numbers have one sum in either order.
 """
 
 from typing import Any
@@ -42,10 +43,11 @@ def data_parallel(
 
 
 def ordered_mean(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Mean over the ranks of a vector, each number added in the order of the ranks; without gradient.
+    """Mean over the ranks of a vector, each number added in the order of the ranks; without
+    gradient.
 
-    Every rank adds up one part of the vector and sends the result to all, so that as much is sent as
-    in an all-reduce by a ring.
+    Every rank adds up one part of the vector and sends the result to all, so that as much is sent
+    as in an all-reduce by a ring.
 
     >>> ordered_mean(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
@@ -66,7 +68,8 @@ def ordered_mean(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 def _averaged(
     group: dist.ProcessGroup | None,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch's stubs lack it, and DDP wants it
+    # torch's stubs lack it, and DDP wants it
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
     """A communication hook for DistributedDataParallel: the bucket's mean, at once."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()

@@ -1,9 +1,10 @@
 """Collectives with gradient; without a process group every one of them does nothing.
 
-`group=None` means the default group when torch.distributed has been initialised, and one rank otherwise, so the same call serves a notebook
-and a cluster. The two that carry gradient follow one contract (the first law of the house): a loss that all ranks compute is L = sum over
-ranks of l_r, and after `backward` on every rank the gradient of L with respect to what a rank holds is exact.
-So are derivatives of gradients (`create_graph=True`): those of the sum over the ranks of what each
+`group=None` means the default group when torch.distributed has been initialised, and one rank
+otherwise, so the same call serves a notebook and a cluster. The two that carry gradient follow one
+contract (the first law of the house): a loss that all ranks compute is L = sum over ranks of l_r,
+and after `backward` on every rank the gradient of L with respect to what a rank holds is exact. So
+are derivatives of gradients (`create_graph=True`): those of the sum over the ranks of what each
 makes of its own. Every backward pass is itself made of these collectives, so all ranks take it.
 """
 
@@ -22,15 +23,20 @@ Gradients = Literal["mean", "sum"]
 def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "sum") -> Tensor:
     """Sum of x over the ranks, the same on each.
 
-    The gradient is that of the one shared sum: what follows it is computed alike on every rank, so the upstream gradient is passed on as it is
-    (an all-reduce of it would count it once a rank).
-    With grads="mean" it is multiplied by the number of ranks, for DDP and FSDP, which average; so it is
-    in every derivative, hence only where the sum is the loss itself: else see `with_gradients`.
+    The gradient is that of the one shared sum: what follows it is computed alike on every rank, so
+    the upstream gradient is passed on as it is (an all-reduce of it would count it once a rank).
+    With grads="mean" it is multiplied by the number of ranks, for DDP and FSDP, which average; so
+    it is in every derivative, hence only where the sum is the loss itself: else see
+    `with_gradients`.
 
     >>> total(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
     """
-    return x if size(group) == 1 else _Total.apply(x, group, float(size(group)) if grads == "mean" else 1.0)
+    return (
+        x
+        if size(group) == 1
+        else _Total.apply(x, group, float(size(group)) if grads == "mean" else 1.0)
+    )
 
 
 class _Total(torch.autograd.Function):
@@ -88,7 +94,8 @@ class _WithGradients(torch.autograd.Function):
 
 
 def statistic(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum of x over the ranks, which each then uses in its own way (a mean that every rank takes from its rows): the gradients are added, too.
+    """Sum of x over the ranks, which each then uses in its own way (a mean that every rank takes
+    from its rows): the gradients are added, too.
 
     >>> statistic(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
@@ -109,7 +116,9 @@ class _Statistic(torch.autograd.Function):
         return statistic(grad, ctx.group), None
 
 
-def counts(n: int, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> list[int]:
+def counts(
+    n: int, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu"
+) -> list[int]:
     """The number of rows that each rank holds, in the order of the ranks."""
     if size(group) == 1:
         return [n]
@@ -119,11 +128,20 @@ def counts(n: int, group: dist.ProcessGroup | None = None, device: torch.device 
     return held.tolist()
 
 
-def gather(x: Tensor, group: dist.ProcessGroup | None = None, *, held: list[int] | None = None, factor: float = 1.0) -> Tensor:
-    """The rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...). Ranks may hold different numbers of rows, also none.
+def gather(
+    x: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    held: list[int] | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """The rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...).
 
-    The backward pass sums over the ranks the gradients that each has for this rank's rows, in one reduce-scatter, so a loss that uses gathered rows
-    is exact; `factor` multiplies that sum, and allows no second derivative. `held` are the ranks' `counts` where they are known already.
+    Ranks may hold different numbers of rows, also none.
+
+    The backward pass sums over the ranks the gradients that each has for this rank's rows, in one
+    reduce-scatter, so a loss that uses gathered rows is exact; `factor` multiplies that sum, and
+    allows no second derivative. `held` are the ranks' `counts` where they are known already.
 
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])
@@ -133,7 +151,9 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None, *, held: list[int]
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float
+    ) -> Tensor:
         ctx.group, ctx.factor = group, factor
         if held is None:
             width = tuple(x.shape[1:])
@@ -166,14 +186,17 @@ class _Scatter(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.factor != 1:
             raise RuntimeError(
-                "Over several ranks a loss that multiplies the gradients of its rows by their number "
+                "Over several ranks a loss that multiplies the gradients of its rows by "
+                "their number "
                 "(grads='mean') has no second derivative: take grads='sum'."
             )
         return gather(grad, ctx.group, held=ctx.rows), None, None, None
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
-    """So many rows, zeros at the end: gloo exchanges only parts of one size, so every rank sends the size of the largest."""
+    """So many rows, zeros at the end: gloo exchanges only parts of one size, so every rank sends
+    the size of the largest.
+    """
     if len(x) == rows:
         return x.contiguous()
     out = x.new_zeros(rows, *x.shape[1:])
@@ -182,7 +205,8 @@ def _padded(x: Tensor, rows: int) -> Tensor:
 
 
 def own(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
-    """This rank's rows of a tensor (B, ...) that every rank has computed alike; the backward pass brings together what each makes of its own.
+    """This rank's rows of a tensor (B, ...) that every rank has computed alike; the backward pass
+    brings together what each makes of its own.
 
     >>> own(torch.ones(2), [2])
     tensor([1., 1.])
@@ -206,9 +230,7 @@ class _Joined(torch.autograd.Function):
     """The rows of all ranks, with which all then compute alike: what `own` is transposed."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None) -> Tensor:
         ctx.held, ctx.group = held, group
         return gather(x, group, held=held)
 
@@ -218,7 +240,8 @@ class _Joined(torch.autograd.Function):
 
 
 def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The tensors of all ranks, of one shape everywhere, stacked in the order of the ranks: (...) -> (N, ...). Without gradient.
+    """The tensors of all ranks, of one shape everywhere, stacked in the order of the ranks: (...)
+    -> (N, ...). Without gradient.
 
     What every rank then computes of it is the same on each, to the last bit.
 
@@ -233,7 +256,9 @@ def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """This rank's part of a matrix of so many rows, cut as torch.chunk cuts, as a DTensor: what checkpoints can save on N ranks and load on M."""
+    """This rank's part of a matrix of so many rows, cut as torch.chunk cuts, as a DTensor: what
+    checkpoints can save on N ranks and load on M.
+    """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
@@ -245,7 +270,9 @@ def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tenso
 
 
 def shard_like(x: Any, like: Tensor) -> Any:
-    """A tensor with a row for each row of this rank's part of a DTensor, cut as that is; anything else as it is."""
+    """A tensor with a row for each row of this rank's part of a DTensor, cut as that is; anything
+    else as it is.
+    """
     part = local(like)
     if part is like or not isinstance(x, Tensor) or x.shape[:1] != part.shape[:1]:
         return x
@@ -253,7 +280,9 @@ def shard_like(x: Any, like: Tensor) -> Any:
 
     shape = torch.Size((like.shape[0], *x.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(x, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)  # type: ignore[attr-defined]
+    return DTensor.from_local(
+        x, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride
+    )  # type: ignore[attr-defined]
 
 
 def local(x: Tensor) -> Tensor:
@@ -264,7 +293,10 @@ def local(x: Tensor) -> Tensor:
 
 def whole(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict whose DTensors are brought together, on every rank."""
-    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+    return {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in state.items()
+    }
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Words between ranks: what one of them says to all, and whether all are about to do the same.
 
 A collective that ranks enter with different shapes hangs, ends the process or gives a number that
-means nothing. So whatever gathers first exchanges two integers of each rank: its number of rows, and
-a word, which is negative if it refuses its batch and otherwise a hash of what must be alike.
+means nothing. So whatever gathers first exchanges two integers of each rank: its number of rows,
+and a word, which is negative if it refuses its batch and otherwise a hash of what must be alike.
 """
 
 import hashlib
@@ -44,7 +44,8 @@ def agreed(
 
     Raises:
         ValueError: elsewhere than where the error was found, with its words and the number of the
-            rank; or what is not alike, with the ranks and the values. Where it was found, the error.
+            rank; or what is not alike, with the ranks and the values. Where it was found, the
+            error.
 
     >>> agreed(3, None, width=8)
     [3]
@@ -141,8 +142,9 @@ def accepted(
     """Check this rank's batch, of which x has a row each; if one rank refuses its own, all raise.
 
     Gives what `check` returns, and the number of rows of each rank. All raise as well if they do
-    not call alike: with another dtype or width of x, or another of the values `alike`; see `agreed`.
-    Whatever a check raises is exchanged, also where memory ran out: the others would wait.
+    not call alike: with another dtype or width of x, or another of the values `alike`; see
+    `agreed`. Whatever a check raises is exchanged, also where memory ran out: the others would
+    wait.
 
     >>> accepted(lambda: "good", torch.ones(3, 2))
     ('good', [3])
@@ -167,12 +169,16 @@ def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int
     if size(group) == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=source if group is None else dist.get_global_rank(group, source), group=group)
+    dist.broadcast_object_list(
+        box, src=source if group is None else dist.get_global_rank(group, source), group=group
+    )
     return box[0]
 
 
 def first(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
-    """Call a function on rank 0 and give its result to all; an error there is raised on every rank, so none waits for ever."""
+    """Call a function on rank 0 and give its result to all; an error there is raised on every rank,
+    so none waits for ever.
+    """
     if size(group) == 1:
         return function()
     result, error = None, None

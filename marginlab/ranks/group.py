@@ -14,25 +14,32 @@ _heart: list[Heartbeat] = []  # of the group that `join` made
 
 
 def join(backend: str, patience: timedelta = PATIENCE) -> Store:
-    """Make the default process group of the processes that torchrun started; gives a store in which they can leave word without a collective.
+    """Make the default process group of the processes that torchrun started; gives a store in which
+    they can leave word without a collective.
 
-    Both are of this start alone. torchrun's agent keeps one store for all starts of its processes, and a rank that it starts again must not find
-    there what the ranks before it said: by `init_process_group` alone one does, and calls at an address where nobody is left (torch 2.14, gloo).
+    Both are of this start alone. torchrun's agent keeps one store for all starts of its processes,
+    and a rank that it starts again must not find there what the ranks before it said: by
+    `init_process_group` alone one does, and calls at an address where nobody is left (torch 2.14,
+    gloo).
 
-    Parameters
-    ----------
-    backend: such as "gloo", "nccl" or "cpu:gloo,cuda:nccl".
-    patience: how long a rank waits for the others, here and in each collective of gloo or NCCL.
+    Args:
+        backend: such as "gloo", "nccl" or "cpu:gloo,cuda:nccl".
+        patience: how long a rank waits for the others, here and in each collective of gloo or NCCL.
 
-    A rank that gives no sign of life for some minutes ends the job, see `marginlab.ranks.heartbeat`.
+    A rank that gives no sign of life for some minutes ends the job, see
+    `marginlab.ranks.heartbeat`.
 
     Raises ValueError where torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are
     missing, or MARGINLAB_SILENCE is no number of seconds.
     """
     seconds = silence()
     store, here, world = next(rendezvous("env://", timeout=patience))
-    start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {world}", store)
-    dist.init_process_group(backend, store=PrefixStore("group", start), rank=here, world_size=world, timeout=patience)
+    start = PrefixStore(
+        f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {world}", store
+    )
+    dist.init_process_group(
+        backend, store=PrefixStore("group", start), rank=here, world_size=world, timeout=patience
+    )
     if seconds and world > 1:
         _heart.append(Heartbeat(PrefixStore("heart", start), here, world, seconds))
     return PrefixStore("word", start)

@@ -2,12 +2,13 @@
 
     rank r, every S / 10 seconds:    store["beat r"] += 1,    read the beat of the next rank that works
 
-A rank that waits in a collective cannot see that another was stopped (SIGSTOP, a suspended machine, a
-lost network): gloo waits out its patience of half an hour and then speaks of a socket. Here a thread
-beats beside the work, also while that measures or writes for long, and after S seconds without a beat
-of its neighbour it ends the process with a sentence. In a ring every rank has one that looks at it, and
-among those that stand still one at least has a neighbour that works. Seconds are counted by a rank's
-own rounds, so if all were stopped together, none is taken for silent when they go on.
+A rank that waits in a collective cannot see that another was stopped (SIGSTOP, a suspended machine,
+a lost network): gloo waits out its patience of half an hour and then speaks of a socket. Here a
+thread beats beside the work, also while that measures or writes for long, and after S seconds
+without a beat of its neighbour it ends the process with a sentence. In a ring every rank has one
+that looks at it, and among those that stand still one at least has a neighbour that works. Seconds
+are counted by a rank's own rounds, so if all were stopped together, none is taken for silent when
+they go on.
 """
 
 import os
@@ -24,11 +25,11 @@ ROUNDS = 10  # in which a beat is missed before its rank counts as silent
 
 
 def silence() -> float:
-    """Seconds without a sign of life after which a rank is given up: MARGINLAB_SILENCE, 0 for never.
+    """Seconds without a sign of life after which a rank is given up: MARGINLAB_SILENCE, 0 for
+    never.
 
     Raises:
         ValueError: the variable is no such number.
-
     """
     given = os.environ.get(VARIABLE, str(SILENCE))
     try:
@@ -124,12 +125,16 @@ class Heartbeat:
             missed = missed + 1 if self._rounds == seen else 0
             seen = self._rounds
             if missed >= ROUNDS:
-                self._ended(self._sentence("The store of the ranks, which rank 0 or torchrun keeps,"))
+                self._ended(
+                    self._sentence("The store of the ranks, which rank 0 or torchrun keeps,")
+                )
                 return
 
     def _sentence(self, who: str) -> str:
         return (
-            f"{who} has given no sign of life for {self._seconds:g} seconds: it was stopped, or its "
-            f"machine or network was. Rank {self._rank} ends, and the job with it; the same command "
+            f"{who} has given no sign of life for {self._seconds:g} seconds: it was "
+            f"stopped, or its "
+            f"machine or network was. Rank {self._rank} ends, and the job with it; the "
+            f"same command "
             f"goes on from the last checkpoint. ({VARIABLE} sets the seconds; 0 waits for ever.)"
         )

@@ -1,4 +1,7 @@
-"""Studies: a grid of cells, the folder its run lives in, and the report that shows it. `python -m marginlab.study --help` is the way in."""
+"""Studies: a grid of cells, the folder its run lives in, and the report that shows it.
+
+`python -m marginlab.study --help` is the way in.
+"""
 
 from marginlab.study.cell import Cell as Cell
 from marginlab.study.definition import Study as Study
@@ -12,4 +15,16 @@ from marginlab.study.run import Rows as Rows
 from marginlab.study.run import Run as Run
 from marginlab.study.run import open_run as open_run
 
-__all__ = ("Cell", "Markup", "Report", "Rows", "Run", "Study", "execute", "literal", "load", "open_run", "shipped")
+__all__ = (
+    "Cell",
+    "Markup",
+    "Report",
+    "Rows",
+    "Run",
+    "Study",
+    "execute",
+    "literal",
+    "load",
+    "open_run",
+    "shipped",
+)

@@ -1,4 +1,6 @@
-"""The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `keep RUN FILE.csv`, `--resume RUN`."""
+"""The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `keep RUN
+FILE.csv`, `--resume RUN`.
+"""
 
 import argparse
 import os
@@ -19,7 +21,10 @@ PROG = "python -m marginlab.study"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The engine's own options, which may stand anywhere behind NAME. What it does not know are the study's settings."""
+    """The engine's own options, which may stand anywhere behind NAME.
+
+    What it does not know are the study's settings.
+    """
     front = argparse.ArgumentParser(
         prog=PROG,
         add_help=False,
@@ -30,17 +35,35 @@ def parser() -> argparse.ArgumentParser:
         f"       {PROG} report RUN [--study FILE] [--code MODULE]\n"
         f"       {PROG} keep RUN FILE.csv [--study FILE] [--code MODULE]\n"
         f"       {PROG} list\n       {PROG} NAME --help",
-        description="Compute a study's grid of cells and make its report. Interrupted at any point, the same command goes on.\n"
+        description="Compute a study's grid of cells and make its report. Interrupted at any point, "
+        "the same command goes on.\n"
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
-        "NAME is a study that comes with marginlab (`list` shows them), or a path: of a file, or of a folder that holds study.py.\n"
+        "NAME is a study that comes with marginlab (`list` shows them), or a path: of a "
+        "file, or of a folder that holds study.py.\n"
         "`report` makes the report of a run folder again, and computes no cell.\n"
-        "`keep` writes the main numbers of a finished run, with its command, device and versions, to a small file.\n"
-        "A run folder is data. A study of your own is executed only where you name its file: as NAME, or by --study. "
-        "Nor is\ncode that the folder's settings name ('package.module:Class()') imported, unless you name its module by --code.",
+        "`keep` writes the main numbers of a finished run, with its command, device and "
+        "versions, to a small file.\n"
+        "A run folder is data. A study of your own is executed only where you name its "
+        "file: as NAME, or by --study. "
+        "Nor is\ncode that the folder's settings name ('package.module:Class()') imported, "
+        "unless you name its module by --code.",
     )
-    front.add_argument("--preset", help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` where there is one")
-    front.add_argument("--folder", type=Path, help="the run folder; runs/NAME-HASH, named by the settings, if it is not given")
-    front.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder, with the study and the settings that it was made with")
+    front.add_argument(
+        "--preset",
+        help="settings kept beside the study in presets/PRESET.toml, or FILE.toml; `default` "
+        "where there is one",
+    )
+    front.add_argument(
+        "--folder",
+        type=Path,
+        help="the run folder; runs/NAME-HASH, named by the settings, if it is not given",
+    )
+    front.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run folder, with the study and the settings that it was made with",
+    )
     front.add_argument(
         "--study", metavar="FILE", help="with report and keep: the file of a study of your own"
     )
@@ -51,7 +74,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="a module of your own that the settings in RUN may name; once for each",
     )
-    front.add_argument("-h", "--help", action="store_true", help="this text; after NAME, what the study asks, its presets and its settings")
+    front.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="this text; after NAME, what the study asks, its presets and its settings",
+    )
     return front
 
 
@@ -66,18 +94,23 @@ def main(arguments: Sequence[str]) -> int:
         if name == "list":
             return _list(flags)
         if name == "report":
-            trusted = None if given.study is None else load(given.study)  # its code is the user's word
+            # its code is the user's word
+            trusted = None if given.study is None else load(given.study)
             with as_data(code=given.code):  # the run folder chose the settings, not the user
                 return _report(flags, trusted)
         if name == "keep":
             return _keep(flags, given.study, given.code)
         if given.study is not None:
             raise SettingsError(
-                f"--study {given.study} goes with report and keep. Elsewhere the study comes first, "
+                f"--study {given.study} goes with report and keep. Elsewhere the study "
+                f"comes first, "
                 f"as in: {PROG} {given.study} --resume RUN."
             )
         if name is None and given.resume is None:
-            raise SettingsError(f"Which study? Its name comes first, as in: {PROG} {next(iter(shipped()), 'NAME')}. See {PROG} list, and --help.")
+            raise SettingsError(
+                f"Which study? Its name comes first, as in: {PROG} "
+                f"{next(iter(shipped()), 'NAME')}. See {PROG} list, and --help."
+            )
         study = None if name is None else load(name)
         if given.resume is not None and not given.help:
             return _resume(study, given, flags, arguments)
@@ -97,7 +130,9 @@ def main(arguments: Sequence[str]) -> int:
         say(f"error: {own}{named}", error=True)
         return 1
     except KeyboardInterrupt:  # while the study was imported; the engine answers for itself
-        print("Interrupted before any cell was begun; the same command begins again.", file=sys.stderr)
+        print(
+            "Interrupted before any cell was begun; the same command begins again.", file=sys.stderr
+        )
         return 130
     finally:
         leave()
@@ -111,15 +146,22 @@ def _list(flags: Sequence[str]) -> int:
         say(f"There are no studies in {shelf()}.")
     for name, file in studies.items():
         presets = presets_of(file)
-        say(f"{name}\n    {summary(file)}\n    presets: {', '.join(presets) if presets else 'none'}")
+        say(
+            f"{name}\n    {summary(file)}\n    presets: {', '.join(presets) if presets else 'none'}"
+        )
     return 0
 
 
 def _help(study: Study, preset: str | None) -> int:
     presets = presets_of(study.file)
-    print(f"{(study.module.__doc__ or study.title).strip()}\n\npresets (--preset): {', '.join(presets) if presets else 'none'}")
+    print(
+        f"{(study.module.__doc__ or study.title).strip()}\n\npresets (--preset): "
+        f"{', '.join(presets) if presets else 'none'}"
+    )
     print(f"also: --folder FOLDER, --resume RUN; see {PROG} --help\n")
-    print(f"Settings, with their values{f' in the preset {preset}' if preset else ''}:\n", flush=True)
+    print(
+        f"Settings, with their values{f' in the preset {preset}' if preset else ''}:\n", flush=True
+    )
     study.settings(preset, ["--help"])  # tyro shows them, and leaves
     return 0
 
@@ -142,10 +184,15 @@ def _keep(flags: Sequence[str], own: str | None, code: Sequence[str]) -> int:
     return 0
 
 
-def _resume(study: Study | None, given: argparse.Namespace, flags: Sequence[str], arguments: Sequence[str]) -> int:
+def _resume(
+    study: Study | None, given: argparse.Namespace, flags: Sequence[str], arguments: Sequence[str]
+) -> int:
     folder = given.resume.resolve()
     if given.folder is not None and given.folder.resolve() != folder:
-        raise SettingsError(f"--resume {given.resume} and --folder {given.folder} name two run folders. Give one of them.")
+        raise SettingsError(
+            f"--resume {given.resume} and --folder {given.folder} name two run folders. "
+            f"Give one of them."
+        )
     with as_data(code=given.code):  # the run folder chose the settings, not the user
         study, settings = reopen(folder, study)
         if given.preset is not None:

@@ -16,19 +16,19 @@ from marginlab.study.once import once
 from marginlab.study.team import Team
 
 Value = str | int | float
-MEASURED = ("epoch", "name", "value", "low", "high", "n")  # the columns of results.csv after the cell's own
+# the columns of results.csv after the cell's own
+MEASURED = ("epoch", "name", "value", "low", "high", "n")
 
 
 class Cell(Mapping[str, Value]):
     """What `run(cell)` is given: a mapping of the cell's columns (`cell["seed"]`).
 
-    Attributes
-    ----------
-    settings: the study's settings.
-    id: a readable name, unique in the grid, made of the columns.
-    folder: this cell's own, for what the report wants to see; kept when the cell is interrupted, so that `run` can go on in it.
-    home: the folder of the study's file, for data beside it.
-
+    Attributes:
+        settings: the study's settings.
+        id: a readable name, unique in the grid, made of the columns.
+        folder: this cell's own, for what the report wants to see; kept when the cell is
+            interrupted, so that `run` can go on in it.
+        home: the folder of the study's file, for data beside it.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class Cell(Mapping[str, Value]):
 
     def __getitem__(self, column: str) -> Value:
         if column not in self._columns:
-            raise KeyError(f"the cell has no column {column!r}; its columns are {', '.join(self._columns)}")
+            raise KeyError(
+                f"the cell has no column {column!r}; its columns are {', '.join(self._columns)}"
+            )
         return self._columns[column]
 
     def __iter__(self) -> Iterator[str]:
@@ -66,34 +68,56 @@ class Cell(Mapping[str, Value]):
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def record(self, name: str, value: float, low: float = math.nan, high: float = math.nan, n: int = 0, epoch: int = -1) -> None:
-        """Add a row to results.csv: a measured value, the ends of what is known about it, of how many things it was taken.
+    def record(
+        self,
+        name: str,
+        value: float,
+        low: float = math.nan,
+        high: float = math.nan,
+        n: int = 0,
+        epoch: int = -1,
+    ) -> None:
+        """Add a row to results.csv: a measured value, the ends of what is known about it, of how
+        many things it was taken.
 
-        An epoch of -1 is for what is measured once, at the end. Under torchrun rank 0's values are written.
+        An epoch of -1 is for what is measured once, at the end. Under torchrun rank 0's values are
+        written.
 
-        Raises
-        ------
-        ValueError: the name is empty, or the cell has recorded it at this epoch already.
-        TypeError: a value that is no number.
-
+        Raises:
+            ValueError: the name is empty, or the cell has recorded it at this epoch already.
+            TypeError: a value that is no number.
         """
         if not name or not isinstance(name, str):
-            raise ValueError(f"A measured value has a name, a text that is not empty, not {name!r}.")
+            raise ValueError(
+                f"A measured value has a name, a text that is not empty, not {name!r}."
+            )
         if any(row["name"] == name and row["epoch"] == epoch for row in self._rows):
-            raise ValueError(f"{self.id} records {name!r} {f'at epoch {epoch} ' if epoch >= 0 else ''}twice. Put what differs into the name.")
-        numbers_ = {"value": _number(value, name), "low": _number(low, name), "high": _number(high, name)}
+            raise ValueError(
+                f"{self.id} records {name!r} "
+                f"{f'at epoch {epoch} ' if epoch >= 0 else ''}twice. Put what differs into "
+                f"the name."
+            )
+        numbers_ = {
+            "value": _number(value, name),
+            "low": _number(low, name),
+            "high": _number(high, name),
+        }
         self._rows.append({"epoch": int(epoch), "name": name, **numbers_, "n": int(n)})
 
     def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments, folder=...)`, computed by the first cell that asks; the others find it, or wait for it.
+        """`function(*arguments, folder=...)`, computed by the first cell that asks; the others find
+        it, or wait for it.
 
-        It is kept in the run folder under a hash of `name` and `arguments` (text, numbers, bools, None, tuples, lists, dicts, frozen
-        dataclasses). The result is what JSON can hold; what is larger goes into `folder`, which an interrupted computation finds again.
+        It is kept in the run folder under a hash of `name` and `arguments` (text, numbers, bools,
+        None, tuples, lists, dicts, frozen dataclasses). The result is what JSON can hold; what is
+        larger goes into `folder`, which an interrupted computation finds again.
         """
         return once(self._run_folder, self._team, self.say, name, function, *arguments)
 
     def say(self, text: str, done: float = math.nan) -> None:
-        """Show a few words beside the cell ("epoch 3/20"), and, where it is known, the fraction of the cell that is done."""
+        """Show a few words beside the cell ("epoch 3/20"), and, where it is known, the fraction of
+        the cell that is done.
+        """
         if self._progress is not None:
             self._progress(text, done)
 
@@ -134,7 +158,13 @@ class Cell(Mapping[str, Value]):
         if not self.finished:
             return []
         # the columns come from the grid, which knows the text "1" from the number
-        return [{**self._columns, **{key: row[key] if key == "name" else number(row[key]) for key in MEASURED}} for row in read_table(self.rows_file)]
+        return [
+            {
+                **self._columns,
+                **{key: row[key] if key == "name" else number(row[key]) for key in MEASURED},
+            }
+            for row in read_table(self.rows_file)
+        ]
 
 
 def _number(value: Any, name: str) -> int | float:
@@ -145,14 +175,17 @@ def _number(value: Any, name: str) -> int | float:
 
 
 def identify(columns: Mapping[str, Value]) -> str:
-    """A readable file name from the columns: texts as they are, numbers behind their column's name; a hash where that would lose something.
+    """A readable file name from the columns: texts as they are, numbers behind their column's name;
+    a hash where that would lose something.
 
     >>> identify({"grid": "ladder", "letters": "abcd", "seed": 0})
     'ladder_abcd_seed0'
     >>> identify({"method": "SimCLR(0.5)"})
     'SimCLR_0.5_-8f2e55'
     """
-    parts = [value if isinstance(value, str) else f"{key}{value!r}" for key, value in columns.items()]
+    parts = [
+        value if isinstance(value, str) else f"{key}{value!r}" for key, value in columns.items()
+    ]
     shown = [safe(part) for part in parts]
     name = "_".join(shown)
     if shown == parts and name and len(name) <= 80 and not name.startswith(".") and all(parts):

@@ -1,4 +1,5 @@
-"""A study: a plain module that says what its settings are, which cells its grid has, how one is computed, and what the report shows.
+"""A study: a plain module that says what its settings are, which cells its grid has, how one is
+computed, and what the report shows.
 
     Settings          frozen dataclass, read by marginlab.settings: defaults < presets/NAME.toml beside the file < flags
     cells(settings)   the grid, in order: a list of dicts with the same keys, the cell's columns in results.csv
@@ -8,7 +9,8 @@
     headline          optional: names of recorded values for the closing table
     kept              optional: names of recorded values that the command `keep` writes; the headline by default
 
-A bare NAME is a study that comes with marginlab; a path, to a file or to a folder that holds study.py, is the user's own.
+A bare NAME is a study that comes with marginlab; a path, to a file or to a folder that holds
+study.py, is the user's own.
 """
 
 import ast
@@ -29,7 +31,9 @@ from marginlab.study.cell import MEASURED, Value, identify
 
 
 def shelf() -> Path:
-    """The folder of the studies that come with marginlab: `studies/` beside the package in a checkout, `marginlab/_studies/` in a wheel."""
+    """The folder of the studies that come with marginlab: `studies/` beside the package in a
+    checkout, `marginlab/_studies/` in a wheel.
+    """
     package = Path(marginlab.__file__).parent
     carried = package / "_studies"
     return carried if carried.is_dir() else package.parent / "studies"
@@ -43,21 +47,26 @@ def shipped() -> dict[str, Path]:
 def locate(name: str) -> Path:
     """The file of a study, from a bare NAME or a path.
 
-    Raises
-    ------
-    SettingsError: there is none; the message names the nearest.
-
+    Raises:
+        SettingsError: there is none; the message names the nearest.
     """
     path = Path(name)
     if os.sep not in name and path.suffix != ".py" and name not in (".", ".."):
         known = shipped()
         if name in known:
             return known[name]
-        own = f" (Your own study in this folder is ./{name}.)" if (path / "study.py").is_file() else ""
+        own = (
+            f" (Your own study in this folder is ./{name}.)"
+            if (path / "study.py").is_file()
+            else ""
+        )
         raise SettingsError(f"There is no study {name!r}: {nearest(name, known)}{own}")
     file = path / "study.py" if path.is_dir() else path
     if not file.is_file():
-        raise SettingsError(f"There is no study {name!r}: a path leads to a Python file, or to a folder that holds study.py.")
+        raise SettingsError(
+            f"There is no study {name!r}: a path leads to a Python file, or to a folder "
+            f"that holds study.py."
+        )
     return file.resolve()
 
 
@@ -72,12 +81,18 @@ def presets_of(file: Path) -> dict[str, Path]:
 
 
 def summary(file: Path) -> str:
-    """The first line of a study's docstring, read without importing it; what is wrong with it, if it cannot be read."""
+    """The first line of a study's docstring, read without importing it; what is wrong with it, if
+    it cannot be read.
+    """
     try:
         document = ast.get_docstring(ast.parse(file.read_bytes(), str(file)))
     except (SyntaxError, ValueError, OSError) as error:
         return f"cannot be read: {type(error).__name__}: {error}"
-    return document.strip().splitlines()[0] if document and document.strip() else "says nothing about itself: its docstring is missing"
+    return (
+        document.strip().splitlines()[0]
+        if document and document.strip()
+        else "says nothing about itself: its docstring is missing"
+    )
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,10 @@ class Study:
         return tuple(getattr(self.module, "kept", self.headline))
 
     def preset(self, name: str | None) -> Path | None:
-        """The TOML file of a preset; without a name that of `default`, if there is one. A name that ends in .toml is the path of a file."""
+        """The TOML file of a preset; without a name that of `default`, if there is one.
+
+        A name that ends in .toml is the path of a file.
+        """
         known = presets_of(self.file)
         if name is None:
             return known.get("default")
@@ -119,17 +137,22 @@ class Study:
             raise SettingsError(f"{self.name} has no preset {name!r}: {nearest(name, known)}")
         return known[name]
 
-    def settings(self, preset: str | None = None, flags: Sequence[str] = (), *, toml: Path | None = None) -> Any:
+    def settings(
+        self, preset: str | None = None, flags: Sequence[str] = (), *, toml: Path | None = None
+    ) -> Any:
         """Its settings: defaults < preset (or a TOML file) < flags."""
-        return read(self.module.Settings, toml or self.preset(preset), flags, prog=f"python -m marginlab.study {self.name}")
+        return read(
+            self.module.Settings,
+            toml or self.preset(preset),
+            flags,
+            prog=f"python -m marginlab.study {self.name}",
+        )
 
     def grid(self, settings: Any) -> list[dict[str, Value]]:
         """Its cells, checked: some, with the same columns, of text and numbers, no two alike.
 
-        Raises
-        ------
-        SettingsError: these settings give no grid, or one that breaks these rules.
-
+        Raises:
+            SettingsError: these settings give no grid, or one that breaks these rules.
         """
         try:
             cells = [dict(cell) for cell in self.module.cells(settings)]
@@ -142,27 +165,39 @@ class Study:
         seen: dict[str, dict[str, Value]] = {}
         for cell in cells:
             if list(cell) != list(cells[0]):
-                raise SettingsError(f"{self.name}: all cells have the same columns in the same order; {list(cell)} differ from {list(cells[0])}.")
+                raise SettingsError(
+                    f"{self.name}: all cells have the same columns in the same order; "
+                    f"{list(cell)} differ from {list(cells[0])}."
+                )
             for column, value in cell.items():
                 if not isinstance(value, str | int | float) or isinstance(value, bool):
-                    raise SettingsError(f"{self.name}: column {column!r} of a cell is a text or a number, not {value!r} ({type(value).__name__}).")
+                    raise SettingsError(
+                        f"{self.name}: column {column!r} of a cell is a text or a number, "
+                        f"not {value!r} ({type(value).__name__})."
+                    )
                 if column in MEASURED or not column:
                     taken = ", ".join(MEASURED)
-                    raise SettingsError(f"{self.name}: no column of a cell is called {column!r}; {taken} are columns of what it records.")
+                    raise SettingsError(
+                        f"{self.name}: no column of a cell is called {column!r}; {taken} "
+                        f"are columns of what it records."
+                    )
             if identify(cell) in seen:
-                raise SettingsError(f"{self.name}: two cells of the grid are alike: {cell} and {seen[identify(cell)]}.")
+                raise SettingsError(
+                    f"{self.name}: two cells of the grid are alike: {cell} and "
+                    f"{seen[identify(cell)]}."
+                )
             seen[identify(cell)] = cell
         return cells
 
     def check(self, settings: Any) -> str:
-        """Ask the module's own `check(settings)`, if it has one, what only data can tell; once, before anything is computed or written.
+        """Ask the module's own `check(settings)`, if it has one, what only data can tell; once,
+        before anything is computed or written.
 
-        What it returns, if it returns a text, stands for what the run is made of beside its settings: a digest of the data.
+        What it returns, if it returns a text, stands for what the run is made of beside its
+        settings: a digest of the data.
 
-        Raises
-        ------
-        SettingsError: what it refuses, in its words.
-
+        Raises:
+            SettingsError: what it refuses, in its words.
         """
         try:
             return str(getattr(self.module, "check", lambda _: None)(settings) or "")
@@ -172,7 +207,9 @@ class Study:
             raise SettingsError(str(error)) from error
 
     def digest(self, settings: Any) -> str:
-        """8 hexadecimal digits that name a run: of the study's name and its settings, however they were given."""
+        """8 hexadecimal digits that name a run: of the study's name and its settings, however they
+        were given.
+        """
         return hashlib.sha256(f"{self.name}\n{to_toml(settings)}".encode()).hexdigest()[:8]
 
 
@@ -193,10 +230,9 @@ def load(name: str | Path) -> Study:
 
     Call it only for one of `shipped`, or for a file that the user named: the file is executed.
 
-    Raises
-    ------
-    SettingsError: there is no such study, it cannot be imported, or it lacks one of `Settings`, `cells`, `run`.
-
+    Raises:
+        SettingsError: there is no such study, it cannot be imported, or it lacks one of `Settings`,
+            `cells`, `run`.
     """
     file = name if isinstance(name, Path) else locate(name)
     file = file.resolve()
@@ -204,12 +240,21 @@ def load(name: str | Path) -> Study:
         study = Study(name_of(file), file, own.module(file))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        at = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"  # a syntax error says it itself
-        raise SettingsError(f"{file} cannot be imported: {type(error).__name__}: {error}{at}") from error
+        # a syntax error says it itself
+        at = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+        raise SettingsError(
+            f"{file} cannot be imported: {type(error).__name__}: {error}{at}"
+        ) from error
     missing = [part for part in ("Settings", "cells", "run") if not hasattr(study.module, part)]
     if missing:
-        raise SettingsError(f"{file} is no study: it has no {' and no '.join(missing)}. A study defines Settings, cells(settings) and run(cell).")
+        raise SettingsError(
+            f"{file} is no study: it has no {' and no '.join(missing)}. A study defines "
+            f"Settings, cells(settings) and run(cell)."
+        )
     kind = study.module.Settings
-    if not (dataclasses.is_dataclass(kind) and getattr(kind, "__dataclass_params__").frozen):  # noqa: B009 - typeshed does not know it
-        raise SettingsError(f"{file}: Settings is a frozen dataclass: write @dataclass(frozen=True) above it.")
+    # - typeshed does not know it
+    if not (dataclasses.is_dataclass(kind) and getattr(kind, "__dataclass_params__").frozen):  # noqa: B009
+        raise SettingsError(
+            f"{file}: Settings is a frozen dataclass: write @dataclass(frozen=True) above it."
+        )
     return study

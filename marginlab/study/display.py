@@ -1,4 +1,6 @@
-"""What a person sees while a grid is computed: a line of progress on a terminal, plain lines elsewhere, a table at the end."""
+"""What a person sees while a grid is computed: a line of progress on a terminal, plain lines
+elsewhere, a table at the end.
+"""
 
 import math
 import sys
@@ -27,7 +29,11 @@ def clock(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return (
+        f"{whole // 60} min {whole % 60:02} s"
+        if whole < 3600
+        else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    )
 
 
 def console() -> "rich.console.Console":
@@ -39,7 +45,9 @@ def console() -> "rich.console.Console":
 
 
 class Display:
-    """Progress over a grid of `total` cells, of which other processes may compute some; `shown=False` keeps it silent (other ranks)."""
+    """Progress over a grid of `total` cells, of which other processes may compute some;
+    `shown=False` keeps it silent (other ranks).
+    """
 
     def __init__(self, total: int, *, shown: bool) -> None:
         self.total, self.shown = total, shown
@@ -51,13 +59,25 @@ class Display:
         if self.shown and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-            columns = (SpinnerColumn(), BarColumn(24), *(TextColumn(f"{{task.fields[{key}]}}", markup=False) for key in ("count", "left", "what")))
+            columns = (
+                SpinnerColumn(),
+                BarColumn(24),
+                *(
+                    TextColumn(f"{{task.fields[{key}]}}", markup=False)
+                    for key in ("count", "left", "what")
+                ),
+            )
             self._bar = Progress(*columns, console=console(), transient=True)
             self._task = self._bar.add_task("", total=self.total, count="", left="", what="")
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -71,7 +91,12 @@ class Display:
 
     def start(self, cell: str, finished: int, others: int) -> None:
         """A cell begins; so many are finished, and other processes compute so many."""
-        self._cell, self._begun, self._said, self._part = cell, time.monotonic(), time.monotonic(), math.nan
+        self._cell, self._begun, self._said, self._part = (
+            cell,
+            time.monotonic(),
+            time.monotonic(),
+            math.nan,
+        )
         self.finished, self.others = finished, others
         self._update("")
         if self._bar is None:
@@ -83,7 +108,10 @@ class Display:
             self._cell, self.finished, self.others = "", finished, others
             self._update("")
             if self._bar is None:
-                self.line(f"[{finished}/{self.total}] waits for {others} {'cell' if others == 1 else 'cells'} that other processes compute")
+                self.line(
+                    f"[{finished}/{self.total}] waits for {others} "
+                    f"{'cell' if others == 1 else 'cells'} that other processes compute"
+                )
 
     def say(self, text: str, done: float) -> None:
         """A few words about the cell that is computed."""
@@ -99,7 +127,10 @@ class Display:
             self.seconds.append(seconds)
             self.finished += 1
         self._part = math.nan
-        self.line(f"{'✓' if good else '✗'} {self._cell}, {clock(seconds)}{self._left(', ') if good else ''}")
+        self.line(
+            f"{'✓' if good else '✗'} {self._cell}, "
+            f"{clock(seconds)}{self._left(', ') if good else ''}"
+        )
 
     def _left(self, before: str) -> str:
         ours = (time.monotonic() - self._begun) / self._part if self._part > 0 else math.nan
@@ -112,7 +143,11 @@ class Display:
     def _update(self, text: str) -> None:
         if self._bar is not None:
             part = self._part if self._part > 0 else 0.0
-            what = f"{self._cell}  {text}" if self._cell else f"waits for {self.others} that other processes compute"
+            what = (
+                f"{self._cell}  {text}"
+                if self._cell
+                else f"waits for {self.others} that other processes compute"
+            )
             count, left = f"{self.finished}/{self.total} cells", self._left("")
             done = self.finished + part
             self._bar.update(
@@ -121,7 +156,10 @@ class Display:
 
 
 def closing(run: Run, headline: Sequence[str]) -> None:
-    """Print the values that the study calls its headline, cell by cell: those of the last epoch. Columns that do not vary stand below."""
+    """Print the values that the study calls its headline, cell by cell: those of the last epoch.
+
+    Columns that do not vary stand below.
+    """
     if not headline:
         return
     from rich.table import Table
@@ -131,7 +169,9 @@ def closing(run: Run, headline: Sequence[str]) -> None:
     for row in run.results:  # in the order of the grid and of the epochs
         last[repr([row[column] for column in columns]), row["name"]] = row
     varying = [column for column in columns if len({cell[column] for cell in run.cells}) > 1]
-    fixed = ", ".join(f"{column} {run.cells[0][column]}" for column in columns if column not in varying)
+    fixed = ", ".join(
+        f"{column} {run.cells[0][column]}" for column in columns if column not in varying
+    )
     title, caption = printable(run.study.title), printable(fixed)
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in varying:
@@ -140,7 +180,10 @@ def closing(run: Run, headline: Sequence[str]) -> None:
         table.add_column(printable(name), justify="right")
     for cell in run.cells:
         key = repr([cell[column] for column in columns])
-        table.add_row(*(printable(cell[column]) for column in varying), *(_short(last.get((key, name))) for name in headline))
+        table.add_row(
+            *(printable(cell[column]) for column in varying),
+            *(_short(last.get((key, name))) for name in headline),
+        )
     console().print(table)
 
 

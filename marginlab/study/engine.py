@@ -1,7 +1,9 @@
-"""The engine: claims cells, computes them, waits for others', puts the results together, makes the report.
+"""The engine: claims cells, computes them, waits for others', puts the results together, makes the
+report.
 
-Any number of processes work on one grid, each by this same loop: take the first cell that is neither finished nor claimed, compute it, write
-its rows; when all that are left are claimed by others, wait until those end or their process does. Under torchrun all ranks work on one cell.
+Any number of processes work on one grid, each by this same loop: take the first cell that is
+neither finished nor claimed, compute it, write its rows; when all that are left are claimed by
+others, wait until those end or their process does. Under torchrun all ranks work on one cell.
 """
 
 import os
@@ -34,20 +36,22 @@ from marginlab.terminal import say
 _POLL = 0.3  # seconds between two looks at cells that other processes compute
 
 
-def execute(study: Study, settings: Any, folder: Path | str, *, arguments: Sequence[str] = ()) -> int:
+def execute(
+    study: Study, settings: Any, folder: Path | str, *, arguments: Sequence[str] = ()
+) -> int:
     """Compute a study's grid in a run folder, or what is missing of it there, and make the report.
 
-    `arguments` are those of the command line, for the command that the run folder and the report name.
+    `arguments` are those of the command line, for the command that the run folder and the report
+    name.
 
-    Returns
-    -------
-    The exit status: 0; 1 if a cell or the report failed; 130 after Ctrl-C, 143 after SIGTERM.
+    Returns:
+        The exit status: 0; 1 if a cell or the report failed; 130 after Ctrl-C, 143 after SIGTERM.
 
-    Raises
-    ------
-    SettingsError: the settings give no grid, or the folder is not of this study with these settings. Nothing is written then.
-    OSError: the folder cannot be made or written (a full disk, one that may only be read), or was removed; in a sentence.
-
+    Raises:
+        SettingsError: the settings give no grid, or the folder is not of this study with these
+            settings. Nothing is written then.
+        OSError: the folder cannot be made or written (a full disk, one that may only be read), or
+            was removed; in a sentence.
     """
     study.grid(settings)
     team, folder = join(), Path(folder).resolve()
@@ -68,7 +72,10 @@ def _work(study: Study, settings: Any, folder: Path, team: Team, command: str) -
             with Display(len(grid.cells), shown=team.leads) as display:
                 if team.leads:
                     log(folder, f"begins: {command}")
-                    display.line(f"{study.name}: {len(grid.cells)} {'cell' if len(grid.cells) == 1 else 'cells'} in {folder}")
+                    display.line(
+                        f"{study.name}: {len(grid.cells)} "
+                        f"{'cell' if len(grid.cells) == 1 else 'cells'} in {folder}"
+                    )
                 grid.work(display)
             return conclude(study, settings, folder, command, stamp=grid.stamp)
         except (KeyboardInterrupt, Terminated) as stop:
@@ -92,8 +99,12 @@ class _Grid:
 
     def __init__(self, study: Study, settings: Any, folder: Path, team: Team) -> None:
         self.study, self.folder, self.team = study, folder, team
-        self.cells = [Cell(columns, settings=settings, run_folder=folder, home=study.home, team=team) for columns in study.grid(settings)]
-        # A cell that failed before we came is tried again; one that fails for another process while we work is not.
+        self.cells = [
+            Cell(columns, settings=settings, run_folder=folder, home=study.home, team=team)
+            for columns in study.grid(settings)
+        ]
+        # A cell that failed before we came is tried again; one that fails for another process while
+        # we work is not.
         self._failed = {cell.id: _stamp(cell.failure_file) for cell in self.cells}
         self.stamp = _stamp(folder / "report.html")
         self._claim: Claim | None = None
@@ -113,11 +124,14 @@ class _Grid:
             self.release()
 
     def _next(self) -> tuple[Literal["take", "wait", "end"], int, int, int]:
-        """Claim the first cell that is free; how many are finished, and how many are being computed elsewhere."""
+        """Claim the first cell that is free; how many are finished, and how many are being computed
+        elsewhere.
+        """
         taken, others = -1, 0
         finished = 0
         if not (self.folder / "config.toml").exists():
-            raise FileNotFoundError(self.folder)  # a claim would make it again, without what it held
+            # a claim would make it again, without what it held
+            raise FileNotFoundError(self.folder)
         for index, cell in enumerate(self.cells):
             if cell.finished:
                 finished += 1
@@ -125,7 +139,8 @@ class _Grid:
                 claim = Claim(cell.folder / ".lock")
                 if not claim.take():
                     others += 1
-                elif cell.finished or _stamp(cell.failure_file) != self._failed[cell.id]:  # it ended between the two looks
+                # it ended between the two looks
+                elif cell.finished or _stamp(cell.failure_file) != self._failed[cell.id]:
                     claim.release()
                     finished += cell.finished
                 else:
@@ -140,7 +155,14 @@ class _Grid:
 
     def _compute(self, cell: Cell, display: Display) -> None:
         leads, begun, started = self.team.leads, time.monotonic(), now()
-        cell = Cell(cell, settings=cell.settings, run_folder=self.folder, home=cell.home, team=self.team, progress=display.say)
+        cell = Cell(
+            cell,
+            settings=cell.settings,
+            run_folder=self.folder,
+            home=cell.home,
+            team=self.team,
+            progress=display.say,
+        )
         if leads:
             log(self.folder, f"{cell.id} begins")
         good, before = True, _stamp(cell.failure_file)
@@ -152,9 +174,14 @@ class _Grid:
             if (lasting := unwritable(error, self.folder)) is not None:
                 raise lasting from error
             good = False
-            if _stamp(cell.failure_file) == before:  # the first of several ranks to fail has the cause, the others may only feel it go
+            # the first of several ranks to fail has the cause, the others may only feel it go
+            if _stamp(cell.failure_file) == before:
                 write(cell.failure_file, traceback.format_exc())
-            log(self.folder, f"{cell.id} failed{'' if leads else f' on rank {self.team.rank}'}:\n{traceback.format_exc()}")
+            log(
+                self.folder,
+                f"{cell.id} "
+                f"failed{'' if leads else f' on rank {self.team.rank}'}:\n{traceback.format_exc()}",
+            )
         agreed = self.team.agree(good)
         if not agreed and leads:
             cell.rows_file.unlink(missing_ok=True)
@@ -165,14 +192,19 @@ class _Grid:
         elif leads:
             lines = cell.failure_file.read_text().strip().splitlines()
             display.line("\n".join(f"    {line}" for line in lines[-5:]))
-            display.line(f"    {cell.id} failed; the other cells go on. The whole traceback is in {cell.failure_file}.")
+            display.line(
+                f"    {cell.id} failed; the other cells go on. The whole traceback is in "
+                f"{cell.failure_file}."
+            )
 
 
-def conclude(study: Study, settings: Any, folder: Path, command: str, *, stamp: int | None = None) -> int:
+def conclude(
+    study: Study, settings: Any, folder: Path, command: str, *, stamp: int | None = None
+) -> int:
     """Put results.csv, times.csv and report.html together; 0 if nothing is missing.
 
-    With the `stamp` of the report that was there at the beginning, a newer one that shows the same cells is left as it is: when several
-    processes end together, one of them makes it.
+    With the `stamp` of the report that was there at the beginning, a newer one that shows the same
+    cells is left as it is: when several processes end together, one of them makes it.
     """
     team = join()
     claim = Claim(folder / ".report.lock")
@@ -186,14 +218,22 @@ def conclude(study: Study, settings: Any, folder: Path, command: str, *, stamp: 
             assemble(folder, run.cells)
         state = _state(run)
         good = True
-        if team.first(lambda: stamp is None or _stamp(run.folder / "report.html") == stamp or not _shows(folder, state)):
+        if team.first(
+            lambda: (
+                stamp is None
+                or _stamp(run.folder / "report.html") == stamp
+                or not _shows(folder, state)
+            )
+        ):
             good = _report(run, team, command, state)
     finally:
         claim.release()
     missing = [cell for cell in run.cells if not cell.finished]
     if team.leads:
         _results(run, missing)
-    team.agree(True)  # the first rank to end with an error would have torchrun end the others, in the middle of what they write
+    # the first rank to end with an error would have torchrun end the others, in the middle of what
+    # they write
+    team.agree(True)
     return 1 if missing or not good else 0
 
 
@@ -222,7 +262,10 @@ def _results(run: Run, missing: Sequence[Cell]) -> None:
     show.closing(run, run.study.headline)
     if missing:
         named = ", ".join(cell.id for cell in missing)
-        say(f"Missing: {len(missing)} of {len(run.cells)} cells ({named}). The same command tries them again.")
+        say(
+            f"Missing: {len(missing)} of {len(run.cells)} cells ({named}). The same "
+            f"command tries them again."
+        )
     say(f"results  {run.folder / 'results.csv'}\nreport   {run.folder / 'report.html'}")
     log(run.folder, f"ends, {len(run.cells) - len(missing)} of {len(run.cells)} cells finished")
 
@@ -249,14 +292,29 @@ def command_line(arguments: Sequence[str], team: Team) -> str:
     """The command that starts this run again, for a shell in the same folder."""
     here = Path(sys.executable).absolute()
     python = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
-    python = next((name for name in ("python", "python3") if shutil.which(name) == str(here)), python)
-    start = [python] if team.size == 1 else [python, "-m", "torch.distributed.run", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    python = next(
+        (name for name in ("python", "python3") if shutil.which(name) == str(here)), python
+    )
+    start = (
+        [python]
+        if team.size == 1
+        else [
+            python,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            os.environ["LOCAL_WORLD_SIZE"],
+        ]
+    )
     return shlex.join([*start, "-m", "marginlab.study", *arguments])
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does; the handler of before is put back. Outside the main thread Python lets nobody set one."""
+    """SIGTERM ends the run as Ctrl-C does; the handler of before is put back.
+
+    Outside the main thread Python lets nobody set one.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated

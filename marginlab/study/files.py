@@ -1,7 +1,8 @@
 """Files of a run folder that survive a kill: whole or absent, and claimed by one process at a time.
 
-A file is written beside its place and renamed into it, so a reader sees the old one or the new one. A claim is an flock: the kernel lets go of
-it when its process dies, however it dies, so nobody ever waits for a dead one.
+A file is written beside its place and renamed into it, so a reader sees the old one or the new one.
+A claim is an flock: the kernel lets go of it when its process dies, however it dies, so nobody ever
+waits for a dead one.
 """
 
 import csv
@@ -18,12 +19,14 @@ from typing import Any
 from marginlab.files import content_of, open_own, refuse_links
 from marginlab.files import write as put
 
-_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of every cell, not of one
+# of every cell, not of one
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _held: set[int] = set()
 
 
 def _let_go() -> None:
-    # A forked child (a worker that loads data) shares the open file, and with it the claim: it must not outlive us there.
+    # A forked child (a worker that loads data) shares the open file, and with it the claim: it must
+    # not outlive us there.
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -73,10 +76,13 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def unwritable(error: BaseException, folder: Path) -> OSError | None:
-    """An error as one sentence on a run folder that cannot be written, if this is what is behind it."""
+    """An error as one sentence on a run folder that cannot be written, if this is what is behind
+    it.
+    """
     if not (folder / "config.toml").exists():
         return RunFolderError(
-            f"{folder} was removed while its cells were computed, and what was finished is lost with "
+            f"{folder} was removed while its cells were computed, and what was finished is "
+            f"lost with "
             "it. The same command begins again."
         )
     seen: set[int] = set()
@@ -92,7 +98,8 @@ def unwritable(error: BaseException, folder: Path) -> OSError | None:
                 inside = Path(os.fsdecode(named)).absolute().is_relative_to(folder.absolute())
                 place = str(folder) if inside else os.fsdecode(named)
             return RunFolderError(
-                f"{place} cannot be written: {behind.strerror}. The cells that are finished are kept; "
+                f"{place} cannot be written: {behind.strerror}. The cells that are "
+                f"finished are kept; "
                 "the same command goes on once it can be."
             )
         behind = behind.__cause__ or behind.__context__
@@ -117,7 +124,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Put rows in their place as CSV. A float is written so that it reads back equal: csv writes its repr."""
+    """Put rows in their place as CSV.
+
+    A float is written so that it reads back equal: csv writes its repr.
+    """
     text = io.StringIO()
     table = csv.DictWriter(text, header, lineterminator="\n")
     table.writeheader()
@@ -140,5 +150,7 @@ def number(text: str) -> int | float:
 
 
 def safe(text: str) -> str:
-    """The text as part of a file name: what no file system or shell minds is kept, the rest becomes '_'."""
+    """The text as part of a file name: what no file system or shell minds is kept, the rest becomes
+    '_'.
+    """
     return re.sub(r"[^A-Za-z0-9.+-]", "_", text)

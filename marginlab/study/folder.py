@@ -1,9 +1,9 @@
 """A run folder: which study and settings made it, what its cells measured.
 
-    config.toml   the settings, as marginlab.settings reads them     results.csv   all rows, in grid order, long form
-    about.json    study, command, versions, machine                  times.csv     seconds of each cell, on which device with how many threads, when
-    cells/ID/     rows.csv, what the cell kept                       log.txt       what happened, when
-    once/NAME-H/  results that cells share                           report.html
+config.toml   the settings, as marginlab.settings reads them     results.csv   all rows, in grid order, long form
+about.json    study, command, versions, machine                  times.csv     seconds of each cell, on which device with how many threads, when
+cells/ID/     rows.csv, what the cell kept                       log.txt       what happened, when
+once/NAME-H/  results that cells share                           report.html
 """
 
 import contextlib
@@ -24,7 +24,14 @@ from marginlab.machine import device
 from marginlab.settings import SettingsError, as_data, named_in, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
 from marginlab.study.definition import Study, load, loaded, same_file, shipped
-from marginlab.study.files import RunFolderError, read_json, read_table, write, write_json, write_table
+from marginlab.study.files import (
+    RunFolderError,
+    read_json,
+    read_table,
+    write,
+    write_json,
+    write_table,
+)
 from marginlab.terminal import printable
 
 TIMES = ("seconds", "host", "device", "started")
@@ -34,17 +41,20 @@ _SHOWN = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "pl
 def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str = "") -> None:
     """Make a run folder, or find that the one there is of this study with these settings.
 
-    Raises
-    ------
-    SettingsError: it is something else, or of another study, or made with other settings (the first that differs is named) or other data
-        (`ground` is their digest).
-
+    Raises:
+        SettingsError: it is something else, or of another study, or made with other settings (the
+            first that differs is named) or other data (`ground` is their digest).
     """
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.toml").exists())):
-        raise SettingsError(f"{folder} exists and is no run folder. Give --folder a new path or an empty folder.")
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.toml").exists())
+    ):
+        raise SettingsError(
+            f"{folder} exists and is no run folder. Give --folder a new path or an empty folder."
+        )
     if not (folder / "config.toml").exists():
-        # built beside its place and renamed into it, so that two processes that start together agree on one
+        # built beside its place and renamed into it, so that two processes that start together
+        # agree on one
         beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
         try:
             write_json(beside / "about.json", {**about(study, command), "ground": ground})
@@ -60,9 +70,16 @@ def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str
     check(study, settings, folder)
     written, here = origin(folder), about(study, command)
     if written.get("ground", ground) != ground:
-        raise SettingsError(f"{folder} was made with the same settings but other data. Give --folder another path, or bring the data back.")
-    if here["versions"] not in (written["versions"], *written["later_versions"]):  # a run that goes on after an update says so
-        write_json(folder / "about.json", {**written, "later_versions": [*written["later_versions"], here["versions"]]})
+        raise SettingsError(
+            f"{folder} was made with the same settings but other data. Give --folder "
+            f"another path, or bring the data back."
+        )
+    # a run that goes on after an update says so
+    if here["versions"] not in (written["versions"], *written["later_versions"]):
+        write_json(
+            folder / "about.json",
+            {**written, "later_versions": [*written["later_versions"], here["versions"]]},
+        )
 
 
 def check(study: Study, settings: Any, folder: Path) -> None:
@@ -72,17 +89,23 @@ def check(study: Study, settings: Any, folder: Path) -> None:
     differs = other.is_file() and not same_file(other, study.file)
     if written["name"] != study.name or differs:
         of = f"{written['name']!r} ({other})" if differs else repr(written["name"])
-        raise SettingsError(f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). Give --folder another path.")
+        raise SettingsError(
+            f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). "
+            f"Give --folder another path."
+        )
     try:
         with as_data(code=named_in(settings)):  # what these settings name, and nothing more
             made = read(type(settings), folder / "config.toml")
     except SettingsError as error:
-        raise SettingsError(f"{folder} was made with other settings. {error} Give --folder another path.") from error
+        raise SettingsError(
+            f"{folder} was made with other settings. {error} Give --folder another path."
+        ) from error
     for name in settings.__dataclass_fields__:
         before, now = getattr(made, name), getattr(settings, name)
         if repr(before) != repr(now):
             raise SettingsError(
-                f"{folder} was made with other settings: {name} is {before!r} there and {now!r} now. Give --folder another path, or the same {name}."
+                f"{folder} was made with other settings: {name} is {before!r} there and "
+                f"{now!r} now. Give --folder another path, or the same {name}."
             )
 
 
@@ -90,14 +113,13 @@ def reopen(folder: Path, study: Study | str | Path | None = None) -> tuple[Study
     """The study and the settings of a run folder; call it, and use them, inside `as_data`.
 
     A run folder is data: the file that its about.json names is imported only if it comes with
-    marginlab, or if this process was told by name to import it; any other has to be given as `study`.
-    Its settings may name code too, and become methods and operations wherever the study makes them
-    (in `cells`, `check`, `report`, `run`): `as_data` holds for all of these.
+    marginlab, or if this process was told by name to import it; any other has to be given as
+    `study`. Its settings may name code too, and become methods and operations wherever the study
+    makes them (in `cells`, `check`, `report`, `run`): `as_data` holds for all of these.
 
-    Raises
-    ------
-    SettingsError: it is no run folder, or its study is found no more, or would have to be trusted.
-
+    Raises:
+        SettingsError: it is no run folder, or its study is found no more, or would have to be
+            trusted.
     """
     config = folder / "config.toml"
     if not (folder / "about.json").is_file() or not config.is_file() or not config.stat().st_size:
@@ -142,10 +164,9 @@ def source(folder: Path) -> dict[str, str]:
 def origin(folder: Path) -> dict[str, Any]:
     """Read about.json, with all that is shown of it.
 
-    Raises
-    ------
-    SettingsError: it is no run folder's, or does not say by which command and versions it was made.
-
+    Raises:
+        SettingsError: it is no run folder's, or does not say by which command and versions it was
+            made.
     """
     source(folder)
     found: dict[str, Any] = read_json(folder / "about.json")
@@ -160,7 +181,8 @@ def origin(folder: Path) -> dict[str, Any]:
         texts.append(None)
     if not all(isinstance(text, str) for text in texts):
         raise SettingsError(
-            f"{folder} is no run folder: its about.json does not say as text by which command, when "
+            f"{folder} is no run folder: its about.json does not say as text by which "
+            f"command, when "
             "and by which versions it was made (command, started, versions, later_versions)."
         )
     return found
@@ -197,7 +219,13 @@ def log(folder: Path, text: str) -> None:
 def finish(cell: Cell, seconds: float, started: str) -> None:
     """Write what a cell measured; from the moment its rows are there, it is finished."""
     columns = list(cell)
-    entry = {**cell, "seconds": round(seconds, 3), "host": socket.gethostname(), "device": device(), "started": started}
+    entry = {
+        **cell,
+        "seconds": round(seconds, 3),
+        "host": socket.gethostname(),
+        "device": device(),
+        "started": started,
+    }
     write_table(cell.folder / "time.csv", [*columns, *TIMES], [entry])
     write_table(cell.rows_file, [*columns, *MEASURED], cell.recorded())
     cell.failure_file.unlink(missing_ok=True)
@@ -217,5 +245,9 @@ def times(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 def assemble(folder: Path, cells: Sequence[Cell]) -> None:
     """Put results.csv and times.csv together from the finished cells, in grid order."""
     columns = list(cells[0])
-    write_table(folder / "results.csv", [*columns, *MEASURED], (row for cell in cells for row in cell.rows()))
+    write_table(
+        folder / "results.csv",
+        [*columns, *MEASURED],
+        (row for cell in cells for row in cell.rows()),
+    )
     write_table(folder / "times.csv", [*columns, *TIMES], times(cells))

@@ -1,4 +1,5 @@
-"""`keep`: the main numbers of a run as one small file to be committed, with the command, device and versions they were measured with.
+"""`keep`: the main numbers of a run as one small file to be committed, with the command, device and
+versions they were measured with.
 
     # command, measured, device, versions, seconds, settings       the source of the numbers, line by line
     cell columns, epoch, name, value, low, high, n                 the rows of results.csv that the study keeps (its headline), at every epoch
@@ -22,23 +23,26 @@ from marginlab.terminal import printable
 def keep(run: Run, file: Path) -> int:
     """Write the file; the number of rows it holds.
 
-    Raises
-    ------
-    SettingsError: a cell is not finished, the study names nothing to keep, or the file is not named .csv.
-
+    Raises:
+        SettingsError: a cell is not finished, the study names nothing to keep, or the file is not
+            named .csv.
     """
     missing = sum(not cell.finished for cell in run.cells)
     kept = run.study.kept
     if missing or not kept or file.suffix != ".csv":
         raise SettingsError(
-            f"{missing} of {len(run.cells)} cells of {run.folder} are missing: finish it with --resume first."
+            f"{missing} of {len(run.cells)} cells of {run.folder} are missing: finish it "
+            f"with --resume first."
             if missing
             else f"The study {run.study.name} names no headline, so there is nothing to keep of it."
             if not kept
             else f"A kept table is a .csv file, not {file}."
         )
     about = origin(run.folder)
-    versions = "; later ".join(", ".join(f"{name} {version}" for name, version in v.items()) for v in (about["versions"], *about["later_versions"]))
+    versions = "; later ".join(
+        ", ".join(f"{name} {version}" for name, version in v.items())
+        for v in (about["versions"], *about["later_versions"])
+    )
     source = {
         "command": shlex.join(["python", *shlex.split(about["command"])[1:]]),
         "measured": about["started"],
@@ -49,10 +53,15 @@ def keep(run: Run, file: Path) -> int:
     }
     text = io.StringIO()
     # on one line each, also where a file's name is broken
-    text.writelines(f"# {name}: {printable(' '.join(value.split()))}\n" for name, value in source.items())
+    text.writelines(
+        f"# {name}: {printable(' '.join(value.split()))}\n" for name, value in source.items()
+    )
     rows = [row for row in run.results if row["name"] in kept]
     table = csv.DictWriter(text, list(run.results[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)
+    table.writerows(
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    )
     write(file, text.getvalue())
     return len(rows)

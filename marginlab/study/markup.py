@@ -1,6 +1,8 @@
-"""Plain text with a little markup, as HTML: paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks, [links](address).
+"""Plain text with a little markup, as HTML: paragraphs, `## headings`, lists, `**bold**`,
+`*italic*`, code in backticks, [links](address).
 
-What comes from outside (the name of a class or a file, a setting) goes into it by `literal`, and is shown as it is.
+What comes from outside (the name of a class or a file, a setting) goes into it by `literal`, and is
+shown as it is.
 """
 
 import html
@@ -13,7 +15,8 @@ _ITALIC = re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
 _HEADING = re.compile(r"(#{2,4})\s+(.+)")
 _MARKS = "\\`*[]()#_.+-"
 _ESCAPED = re.compile(rf"\\([{re.escape(_MARKS)}])")
-_KEPT = {chr(0xE000 + ord(mark)): mark for mark in _MARKS}  # a mark that was escaped, while others are looked for
+# a mark that was escaped, while others are looked for
+_KEPT = {chr(0xE000 + ord(mark)): mark for mark in _MARKS}
 _ITEM = re.compile(r"\s*(?:[-*]|\d+[.)])\s+(.+)")
 
 
@@ -49,14 +52,17 @@ def inline(text: str) -> str:
 
 
 def block(text: str) -> str:
-    r"""Paragraphs, headings and lists, which empty lines separate. A heading in a report is `##`; the title is the page's own.
+    r"""Paragraphs, headings and lists, which empty lines separate.
+
+    A heading in a report is `##`; the title is the page's own.
 
     >>> print(block("## Errors\n\nTwo lines\nof one paragraph.\n- an item"))
     <h2>Errors</h2>
     <p>Two lines of one paragraph.</p>
     <ul><li>an item</li></ul>
     """
-    blocks: list[tuple[str, list[str]]] = []  # a tag, and the texts in it: one, or the items of a list
+    # a tag, and the texts in it: one, or the items of a list
+    blocks: list[tuple[str, list[str]]] = []
     going_on = False  # whether a line without a mark belongs to the block before it
     for line in text.splitlines():
         heading, item = _HEADING.fullmatch(line.strip()), _ITEM.fullmatch(line)
@@ -77,5 +83,9 @@ def block(text: str) -> str:
 
 
 def _element(kind: str, texts: list[str]) -> str:
-    inside = "".join(f"<li>{inline(text)}</li>" for text in texts) if kind in ("ul", "ol") else inline(texts[0])
+    inside = (
+        "".join(f"<li>{inline(text)}</li>" for text in texts)
+        if kind in ("ul", "ol")
+        else inline(texts[0])
+    )
     return f"<{kind}>{inside}</{kind}>"

@@ -1,9 +1,10 @@
-"""A result kept in the run folder under a hash of its arguments: the first to ask computes it, the others find it or wait.
+"""A result kept in the run folder under a hash of its arguments: the first to ask computes it, the
+others find it or wait.
 
     once/NAME-HASH/once.json        HASH = SHA-256 of the canonical JSON of (name, arguments), shortened
 
-This is the only way in which cells depend on each other: train once, measure often. A folder of an interrupted computation is kept, so the
-function can go on in it.
+This is the only way in which cells depend on each other: train once, measure often. A folder of an
+interrupted computation is kept, so the function can go on in it.
 """
 
 import dataclasses
@@ -27,10 +28,9 @@ def canonical(value: Any) -> Any:
     >>> canonical((1, 2.5, {"b": None, "a": True}))
     [1, 2.5, {'a': True, 'b': None}]
 
-    Raises
-    ------
-    TypeError: it is, or holds, something else than text, numbers, bools, None, tuples, lists, dicts with text keys, frozen dataclasses.
-
+    Raises:
+        TypeError: it is, or holds, something else than text, numbers, bools, None, tuples, lists,
+            dicts with text keys, frozen dataclasses.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -38,23 +38,39 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: canonical(value[key]) for key in sorted(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and type(value).__dataclass_params__.frozen
+    ):  # type: ignore[attr-defined]
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, "fields": fields}
     raise TypeError(
-        f"An argument of once() is made of text, numbers, bools, None, tuples, lists, dicts with text keys and frozen dataclasses, "
-        f"not of {type(value).__name__}: {value!r:.80}. Pass what it was made from, or a path as text."
+        f"An argument of once() is made of text, numbers, bools, None, tuples, lists, "
+        f"dicts with text keys and frozen dataclasses, "
+        f"not of {type(value).__name__}: {value!r:.80}. Pass what it was made from, or a "
+        f"path as text."
     )
 
 
-def once(run_folder: Path, team: Team, say: Callable[[str], None], name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def once(
+    run_folder: Path,
+    team: Team,
+    say: Callable[[str], None],
+    name: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Any:
     """`function(*arguments, folder=...)`, computed once in a run folder; see `Cell.once`."""
     asked = canonical(arguments)
     digest = hashlib.sha256(json.dumps([name, asked], sort_keys=True).encode()).hexdigest()[:12]
     folder = run_folder / "once" / f"{safe(name)}-{digest}"
     kept = folder / "once.json"
     if folder in _asked:
-        raise RuntimeError(f"once({name!r}) asks for itself while it is being computed. Give the inner result another name.")
+        raise RuntimeError(
+            f"once({name!r}) asks for itself while it is being computed. Give the inner "
+            f"result another name."
+        )
     claim = Claim(folder / ".lock")
 
     def look() -> str:
@@ -81,9 +97,15 @@ def once(run_folder: Path, team: Team, say: Callable[[str], None], name: str, fu
         started = time.monotonic()
         result = function(*arguments, folder=folder)
         _check_json(result, name)
-        entry = {"name": name, "arguments": asked, "seconds": round(time.monotonic() - started, 3), "result": result}
+        entry = {
+            "name": name,
+            "arguments": asked,
+            "seconds": round(time.monotonic() - started, 3),
+            "result": result,
+        }
         team.first(lambda: write_json(kept, entry))
-        return team.first(lambda: read_json(kept)["result"])  # as all others will read it: a tuple is a list
+        # as all others will read it: a tuple is a list
+        return team.first(lambda: read_json(kept)["result"])
     finally:
         _asked.discard(folder)
         claim.release()
@@ -104,10 +126,15 @@ def _check_json(value: Any, name: str, where: str = "result") -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"The {where} of once({name!r}) has the key {key!r}: keys of what is kept as JSON are text. Use str(key).")
+                raise TypeError(
+                    f"The {where} of once({name!r}) has the key {key!r}: keys of what is "
+                    f"kept as JSON are text. Use str(key)."
+                )
             _check_json(item, name, f"{where}[{key!r}]")
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise TypeError(
-            f"The {where} of once({name!r}) is of type {type(value).__name__}, which JSON cannot keep. Return numbers, text, lists "
-            f"and dicts (float(x), x.tolist()), save larger things in the folder that the function is given, and return their names."
+            f"The {where} of once({name!r}) is of type {type(value).__name__}, which JSON "
+            f"cannot keep. Return numbers, text, lists "
+            f"and dicts (float(x), x.tolist()), save larger things in the folder that the "
+            f"function is given, and return their names."
         )

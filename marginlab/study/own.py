@@ -1,7 +1,9 @@
-"""Modules of studies, under names of their own: marginlab.study.own.NAME_HASH, where HASH is of the file's path.
+"""Modules of studies, under names of their own: marginlab.study.own.NAME_HASH, where HASH is of the
+file's path.
 
-Two studies never meet, `from . import helper` finds helper.py beside a study, and a worker process that is not forked (spawn, forkserver) can
-unpickle what a study defines: it inherits the environment variable in which the names are looked up.
+Two studies never meet, `from . import helper` finds helper.py beside a study, and a worker process
+that is not forked (spawn, forkserver) can unpickle what a study defines: it inherits the
+environment variable in which the names are looked up.
 """
 
 import hashlib
@@ -32,11 +34,15 @@ class _Finder:
     """Python asks it for modules that nobody else has found."""
 
     @staticmethod
-    def find_spec(fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """The file of a study's module, as a package whose other modules lie beside it."""
         for file in _files():
             if fullname == _name(Path(file)):
-                return importlib.util.spec_from_file_location(fullname, file, submodule_search_locations=[str(Path(file).parent)])
+                return importlib.util.spec_from_file_location(
+                    fullname, file, submodule_search_locations=[str(Path(file).parent)]
+                )
         return None
 
 

@@ -1,4 +1,6 @@
-"""The page around a report's sections: one file that needs no network, with where its numbers come from."""
+"""The page around a report's sections: one file that needs no network, with where its numbers come
+from.
+"""
 
 import dataclasses
 import html
@@ -11,18 +13,42 @@ from marginlab.study.folder import now, origin
 from marginlab.study.markup import inline
 from marginlab.study.run import Run
 
-COLORS = ("#2458a6", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#3a9fb5", "#c23b5a", "#6b6f76", "#7a9a2e", "#503b9a")
+COLORS = (
+    "#2458a6",
+    "#d1622b",
+    "#2e8b57",
+    "#8e4aa3",
+    "#b8892b",
+    "#3a9fb5",
+    "#c23b5a",
+    "#6b6f76",
+    "#7a9a2e",
+    "#503b9a",
+)
 
 
 def template() -> Any:
-    """The look of figures: on white, thin axes, the page's letters, colours that tell ten things apart."""
+    """The look of figures: on white, thin axes, the page's letters, colours that tell ten things
+    apart.
+    """
     import plotly.graph_objects as go
 
-    axis = {"showline": True, "linecolor": "#8a919c", "gridcolor": "#e8eaee", "zeroline": False, "ticks": "outside", "tickcolor": "#8a919c"}
+    axis = {
+        "showline": True,
+        "linecolor": "#8a919c",
+        "gridcolor": "#e8eaee",
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": "#8a919c",
+    }
     axis |= {"automargin": True}
     return go.layout.Template(
         layout={
-            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13, "color": "#20242b"},
+            "font": {
+                "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
+                "size": 13,
+                "color": "#20242b",
+            },
             "title": {"font": {"size": 15}, "x": 0.0, "xanchor": "left", "xref": "paper"},
             "paper_bgcolor": "#ffffff",
             "plot_bgcolor": "#ffffff",
@@ -38,18 +64,25 @@ def template() -> Any:
 
 
 def render(run: Run, command: str, state: str, trouble: str = "") -> str:
-    """The whole page. `state` says which cells it shows; `trouble` is the traceback of a report that failed."""
+    """The whole page.
+
+    `state` says which cells it shows; `trouble` is the traceback of a report that failed.
+    """
     report, about = run.report, origin(run.folder)
     missing = [cell for cell in run.cells if not cell.finished]
     devices = list(dict.fromkeys(row["device"] for row in run.times)) or ["no cell is finished yet"]
-    versions = "; later ".join(", ".join(f"{name} {version}" for name, version in v.items()) for v in (about["versions"], *about["later_versions"]))
+    versions = "; later ".join(
+        ", ".join(f"{name} {version}" for name, version in v.items())
+        for v in (about["versions"], *about["later_versions"])
+    )
     seconds = sum(row["seconds"] for row in run.times)
     facts = {
         "Made": now(),
         "Command": f"<code>{html.escape(command)}</code>",
         "Device": "; ".join(html.escape(device) for device in devices),
         "Versions": html.escape(versions),
-        "Cells": f"{len(run.cells) - len(missing)} of {len(run.cells)}" + (f", computed in {clock(seconds)} in all" if seconds else ""),
+        "Cells": f"{len(run.cells) - len(missing)} of {len(run.cells)}"
+        + (f", computed in {clock(seconds)} in all" if seconds else ""),
         "Folder": f"<code>{html.escape(str(run.folder))}</code>",
     }
     settings = "".join(
@@ -57,24 +90,30 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
         for field in dataclasses.fields(run.settings)
     )
     source = (
-        f"Every number of ours on this page was measured by <code>{html.escape(command)}</code>, with the settings above, on "
-        f"{'; '.join(html.escape(device) for device in devices)}, with {html.escape(versions)}, and stands in <code>results.csv</code> beside this "
+        f"Every number of ours on this page was measured by "
+        f"<code>{html.escape(command)}</code>, with the settings above, on "
+        f"{'; '.join(html.escape(device) for device in devices)}, with "
+        f"{html.escape(versions)}, and stands in <code>results.csv</code> beside this "
         f"file. Published figures, where there are any, are named as such, with their source."
     )
     style = resources.files("marginlab.study").joinpath("report.css").read_text(encoding="utf-8")
     return "\n".join(
         [
             "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            'content="width=device-width, initial-scale=1">',
             f'<meta name="marginlab-cells" content="{html.escape(state, quote=True)}">',
             f"<title>{html.escape(report.title)}</title>",
             f"<style>{style}</style>",
             _plotly() if report.figures else "",
             "</head><body><main>",
-            f'<header><p class="kind">marginlab study · {html.escape(run.study.name)}</p><h1>{inline(report.title)}</h1>',
+            f'<header><p class="kind">marginlab study · '
+            f"{html.escape(run.study.name)}</p><h1>{inline(report.title)}</h1>",
             f'<p class="lead">{inline(report.lead)}</p>' if report.lead else "",
-            f'<dl class="facts">{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>',
-            f'<details><summary>Settings</summary><div class="scroll"><table><tbody>{settings}</tbody></table></div></details></header>',
+            f"<dl "
+            f'class="facts">{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>',
+            f"<details><summary>Settings</summary><div "
+            f'class="scroll"><table><tbody>{settings}</tbody></table></div></details></header>',
             _notice(run, missing, trouble),
             *report.sections,
             f"<footer><p>{source}</p></footer>",
@@ -93,10 +132,16 @@ def _notice(run: Run, missing: list[Any], trouble: str) -> str:
                 lines = cell.failure_file.read_text(encoding="utf-8").strip().splitlines()
                 why = f"failed: <code>{html.escape((lines or [''])[-1])}</code>"
             items.append(f"<li><code>{html.escape(cell.id)}</code> {why}</li>")
-        parts.append(f"<p><b>{len(missing)} of {len(run.cells)} cells are missing.</b> What follows is made of the others.</p>")
+        parts.append(
+            f"<p><b>{len(missing)} of {len(run.cells)} cells are missing.</b> What follows "
+            f"is made of the others.</p>"
+        )
         parts.append(f"<ul>{''.join(items)}</ul>")
     if trouble:
-        parts.append(f"<p><b>The study's report failed</b> after what is shown here.</p><pre>{html.escape(trouble)}</pre>")
+        parts.append(
+            f"<p><b>The study's report failed</b> after what is shown "
+            f"here.</p><pre>{html.escape(trouble)}</pre>"
+        )
     return f'<aside class="notice">{"".join(parts)}</aside>' if parts else ""
 
 
@@ -104,5 +149,12 @@ def _plotly() -> str:
     import plotly.offline
 
     # Settings for all figures: no address to send a figure to, and none to fetch map shapes from.
-    config = json.dumps({"plotlyServerURL": "", "topojsonURL": "", "showSendToCloud": False, "showEditInChartStudio": False})
+    config = json.dumps(
+        {
+            "plotlyServerURL": "",
+            "topojsonURL": "",
+            "showSendToCloud": False,
+            "showEditInChartStudio": False,
+        }
+    )
     return f"<script>{plotly.offline.get_plotlyjs()}</script><script>Plotly.setPlotConfig({config});</script>"

@@ -1,4 +1,7 @@
-"""What a study's `report(run)` adds to the page: text, plotly figures, tables, pictures. Everything is escaped, nothing is fetched."""
+"""What a study's `report(run)` adds to the page: text, plotly figures, tables, pictures.
+
+Everything is escaped, nothing is fetched.
+"""
 
 import base64
 import html
@@ -14,12 +17,17 @@ from marginlab.study.markup import Markup, block, inline
 if TYPE_CHECKING:
     import numpy
 
-_TAG = re.compile(r"<(?!/?(?:br|b|i|em|sub|sup|extra)\s*/?>)", re.IGNORECASE)  # any other than these
-_SMALL, _WIDE = 96, 320  # pixels; pictures up to the first are shown at one small size, those up to the second twice as large as they are
+# any other than these
+_TAG = re.compile(r"<(?!/?(?:br|b|i|em|sub|sup|extra)\s*/?>)", re.IGNORECASE)
+# pixels; pictures up to the first are shown at one small size, those up to the second twice as
+# large as they are
+_SMALL, _WIDE = 96, 320
 
 
 class Report:
-    r"""Sections of a report, in the order in which they are added. `title` and `lead` stand above them, and may be set at any time.
+    r"""Sections of a report, in the order in which they are added.
+
+    `title` and `lead` stand above them, and may be set at any time.
 
     >>> report = Report(title="What is *measured*")
     >>> report.text("## Errors\n\nThe error is **small**.")
@@ -34,11 +42,15 @@ class Report:
         self.figures = self.tables = 0
 
     def text(self, markup: str) -> None:
-        """Paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks, [links](address)."""
+        """Paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks,
+        [links](address).
+        """
         self.sections.append(f'<div class="text">{block(markup)}</div>')
 
     def figure(self, figure: Any, caption: str = "") -> None:
-        """A plotly figure, which opens without a network; of its texts' tags those that only style count."""
+        """A plotly figure, which opens without a network; of its texts' tags those that only style
+        count.
+        """
         import plotly.io
 
         self.figures += 1
@@ -51,7 +63,9 @@ class Report:
             div_id=f"figure-{self.figures}",
             config={"displaylogo": False, "responsive": True},
         )
-        self.sections.append(f'<figure class="plot">{drawn}{_caption(f"Figure {self.figures}", caption)}</figure>')
+        self.sections.append(
+            f'<figure class="plot">{drawn}{_caption(f"Figure {self.figures}", caption)}</figure>'
+        )
 
     def table(self, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
         """Rows as dicts; the columns are their keys, in the order in which they appear.
@@ -62,28 +76,36 @@ class Report:
         self.tables += 1
         columns = list(dict.fromkeys(key for row in rows for key in row))
         numeric = {column for column in columns if all(_is_number(row.get(column)) for row in rows)}
-        head = "".join(f"<th{_right(column in numeric)}>{html.escape(str(column))}</th>" for column in columns)
-        body = "".join(f"<tr>{''.join(_data(row.get(column), column in numeric) for column in columns)}</tr>" for row in rows)
+        head = "".join(
+            f"<th{_right(column in numeric)}>{html.escape(str(column))}</th>" for column in columns
+        )
+        body = "".join(
+            f"<tr>{''.join(_data(row.get(column), column in numeric) for column in columns)}</tr>"
+            for row in rows
+        )
         table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        self.sections.append(f'<figure class="table">{_caption(f"Table {self.tables}", caption)}{table}</figure>')
+        self.sections.append(
+            f'<figure class="table">{_caption(f"Table {self.tables}", caption)}{table}</figure>'
+        )
 
     def images(self, pictures: Sequence[tuple[Any, str]], title: str = "") -> None:
         """Pictures with their captions, such as names of classes, in which nothing is markup.
 
         The pictures are uint8 arrays of shape (H, W, 3).
 
-        Raises
-        ------
-        ValueError: a picture of another shape or type.
-
+        Raises:
+            ValueError: a picture of another shape or type.
         """
         shown = "".join(
-            f'<figure><img {_size(picture.shape[1])} src="{_uri(picture)}" alt="{html.escape(caption, quote=True)}">'
+            f'<figure><img {_size(picture.shape[1])} src="{_uri(picture)}" '
+            f'alt="{html.escape(caption, quote=True)}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             for picture, caption in ((_picture(array), caption) for array, caption in pictures)
         )
         heading = f"<h3>{inline(title)}</h3>" if title else ""
-        self.sections.append(f'<section class="gallery">{heading}<div class="pictures">{shown}</div></section>')
+        self.sections.append(
+            f'<section class="gallery">{heading}<div class="pictures">{shown}</div></section>'
+        )
 
 
 def _without_links(value: Any) -> Any:
@@ -106,7 +128,11 @@ def show(value: Any) -> str:
     >>> show(0.1234567), show(float("nan")), show(12), show(None)
     ('0.1235', '–', '12', '–')
     """
-    if value is None or (isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and math.isnan(value)):
+    if value is None or (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, numbers.Integral)
+        and math.isnan(value)
+    ):
         return "–"
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
         return f"{float(value):.4g}"
@@ -142,9 +168,15 @@ def _picture(array: Any) -> "numpy.ndarray":
     import numpy as np
 
     picture = np.asarray(array)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+    if (
+        picture.dtype != np.uint8
+        or picture.ndim != 3
+        or picture.shape[2] != 3
+        or 0 in picture.shape
+    ):
         raise ValueError(
-            f"A picture is a uint8 array of shape (H, W, 3), not {picture.dtype} of shape {picture.shape}. "
+            f"A picture is a uint8 array of shape (H, W, 3), not {picture.dtype} of shape "
+            f"{picture.shape}. "
             "From an image in [0, 1]: (image.permute(1, 2, 0) * 255).round().byte().numpy()."
         )
     return picture

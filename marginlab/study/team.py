@@ -1,6 +1,7 @@
 """The ranks that compute a cell together: one without torchrun; under it, all that it started.
 
-Rank 0 decides and writes, the others follow. torch is loaded only when there is more than one, so the engine alone starts in no time.
+Rank 0 decides and writes, the others follow. torch is loaded only when there is more than one, so
+the engine alone starts in no time.
 """
 
 import functools
@@ -12,7 +13,8 @@ from typing import Any
 
 from marginlab.settings import SettingsError
 
-PATIENCE = timedelta(seconds=60)  # for the others, once this rank has failed: they may hang in a collective that it does not join
+# for the others, once this rank has failed: they may hang in a collective that it does not join
+PATIENCE = timedelta(seconds=60)
 
 
 class Team:
@@ -39,9 +41,12 @@ class Team:
         return ranks.first(function)
 
     def agree(self, good: bool) -> bool:
-        """True if all ranks say so. They speak through the store of torchrun, not by a collective: a rank may hang in one.
+        """True if all ranks say so.
 
-        A rank that failed alone, while others wait for it in a collective, cannot be joined again: it ends itself, and torchrun ends them.
+        They speak through the store of torchrun, not by a collective: a rank may hang in one.
+
+        A rank that failed alone, while others wait for it in a collective, cannot be joined again:
+        it ends itself, and torchrun ends them.
         """
         if self.size == 1:
             return good
@@ -51,14 +56,21 @@ class Team:
         try:
             self._store.wait(keys, timedelta(days=7) if good else PATIENCE)
         except RuntimeError:
-            print(f"Rank {self.rank} failed alone; it ends, and the run with it. The same command tries again.", file=sys.stderr, flush=True)
+            print(
+                f"Rank {self.rank} failed alone; it ends, and the run with it. The same "
+                f"command tries again.",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(1)
         return all(self._store.get(key) == b"1" for key in keys)
 
 
 @functools.cache
 def join() -> Team:
-    """The team this process belongs to, from the environment that torchrun sets; makes the default process group (gloo, with nccl on GPUs)."""
+    """The team this process belongs to, from the environment that torchrun sets; makes the default
+    process group (gloo, with nccl on GPUs).
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Team()
     import torch

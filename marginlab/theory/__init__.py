@@ -1,4 +1,5 @@
-"""The bounds of the theory as code: each takes named quantities and returns both sides of its inequality, printed and sharpened forms together.
+"""The bounds of the theory as code: each takes named quantities and returns both sides of its
+inequality, printed and sharpened forms together.
 
     Population        a finite population and every quantity of the theory of it, exactly
     lemma_3_1 theorem_1 theorem_2 theorem_3 theorem_4 lemma_4_1                  Huang et al. 2023
@@ -22,11 +23,31 @@ from marginlab.theory.main_parts import MainPart, anchor_part, clique_part, obse
 from marginlab.theory.per_class import PerClass, per_class
 from marginlab.theory.population import Population
 from marginlab.theory.saunshi import Saunshi, saunshi
-from marginlab.theory.theorem_1 import Theorem1, center_radius, divergence_limit, largest_rho, rho_2, theorem_1
+from marginlab.theory.theorem_1 import (
+    Theorem1,
+    center_radius,
+    divergence_limit,
+    largest_rho,
+    rho_2,
+    theorem_1,
+)
 from marginlab.theory.theorem_2 import Theorem2, eta, theorem_2, theorem_2_discrete
 from marginlab.theory.theorem_3 import Theorem3, tau, theorem_3, theorem_3_printed
-from marginlab.theory.theorem_4 import Normalisation, Theorem4, closed_tau, lemma_4_1, normalisation, theorem_4
-from marginlab.theory.wang_isola import InfoNCELimit, infonce_floor, infonce_limit, log_mean_exp, uniformity_floor
+from marginlab.theory.theorem_4 import (
+    Normalisation,
+    Theorem4,
+    closed_tau,
+    lemma_4_1,
+    normalisation,
+    theorem_4,
+)
+from marginlab.theory.wang_isola import (
+    InfoNCELimit,
+    infonce_floor,
+    infonce_limit,
+    log_mean_exp,
+    uniformity_floor,
+)
 
 __all__ = [
     "Bound",

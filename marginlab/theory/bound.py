@@ -1,10 +1,12 @@
-"""What a theorem returns: an inequality left <= right with both sides, and in words why it certifies nothing where it does not.
+"""What a theorem returns: an inequality left <= right with both sides, and in words why it
+certifies nothing where it does not.
 
-A bound certifies something when its premise holds and its right side is below `trivial`, the value that holds of every encoder. All three are
-shown, because the bounds of the theory often say nothing, and a reader must see which of the two is to blame.
+A bound certifies something when its premise holds and its right side is below `trivial`, the value
+that holds of every encoder. All three are shown, because the bounds of the theory often say
+nothing, and a reader must see which of the two is to blame.
 
-A premise that is a strict inequality counts as true only if it is true by more than `SLACK` in squares of the radius: what float64 cannot tell
-from equality is no certificate.
+A premise that is a strict inequality counts as true only if it is true by more than `SLACK` in
+squares of the radius: what float64 cannot tell from equality is no certificate.
 """
 
 import math
@@ -17,7 +19,8 @@ from torch import Tensor
 
 SLACK = 1e-12
 ROUNDING = 1e-9  # between the sides of an inequality, of the left one, or of 1 where that is less
-LOST = 64 * torch.finfo(torch.float64).eps  # of the terms of a difference, by which it is rounded to the side that is safe
+# of the terms of a difference, by which it is rounded to the side that is safe
+LOST = 64 * torch.finfo(torch.float64).eps
 
 
 def rounded_up(value: float, digits: int = 4) -> str:
@@ -38,8 +41,9 @@ def rounded_up(value: float, digits: int = 4) -> str:
 class Bound:
     """One inequality, left <= right.
 
-    `left` is what is bounded (NaN where it was not given), `right` what the theorem says, `trivial` what holds of every encoder, and `premise`
-    a sentence on what fails of the theorem's premise ("" where it holds).
+    `left` is what is bounded (NaN where it was not given), `right` what the theorem says, `trivial`
+    what holds of every encoder, and `premise` a sentence on what fails of the theorem's premise (""
+    where it holds).
 
     >>> bound = Bound("Theorem 2", left=0.0, right=3.5, trivial=1.0)
     >>> bound.certifies, bound.reason
@@ -67,13 +71,18 @@ class Bound:
 
     @property
     def holds(self) -> bool:
-        """Whether left <= right up to rounding, as it is where quantities are exact and the premise holds; an unknown left side violates nothing."""
-        return math.isnan(self.left) or self.left <= self.right + ROUNDING * max(1.0, abs(self.left))
+        """Whether left <= right up to rounding, as it is where quantities are exact and the premise
+        holds; an unknown left side violates nothing.
+        """
+        return math.isnan(self.left) or self.left <= self.right + ROUNDING * max(
+            1.0, abs(self.left)
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class PairBound:
-    """An inequality for each pair of classes, matrices (C, C) with NaN on the diagonal; the fields are those of `Bound`.
+    """An inequality for each pair of classes, matrices (C, C) with NaN on the diagonal; the fields
+    are those of `Bound`.
 
     >>> off = torch.tensor([[torch.nan, 0.2], [0.2, torch.nan]])
     >>> PairBound("Theorem 3", left=off, right=off + 0.3, trivial=1.0).certifies
@@ -98,7 +107,12 @@ class PairBound:
         if self.premise:
             return self.premise
         least = float(self.right.nan_to_num(nan=math.inf).min())
-        return "" if least < self.trivial else f"The least right side, {least:.4g}, is not below {self.trivial:.4g}, which holds of every encoder."
+        return (
+            ""
+            if least < self.trivial
+            else f"The least right side, {least:.4g}, is not below {self.trivial:.4g}, which "
+            f"holds of every encoder."
+        )
 
     @property
     def holds(self) -> bool:
@@ -109,4 +123,6 @@ class PairBound:
 
 def off_diagonal(matrix: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
     """The matrix with NaN on its diagonal: a class forms no pair with itself."""
-    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), torch.nan)
+    return matrix.masked_fill(
+        torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), torch.nan
+    )

@@ -1,6 +1,8 @@
-"""A certificate as a figure: what each form certifies beside the observed error, where on the grid Theorem 1 holds, and what more views change.
+"""A certificate as a figure: what each form certifies beside the observed error, where on the grid
+Theorem 1 holds, and what more views change.
 
-Colors are those of Okabe and Ito, told apart with any kind of color vision; what they say is also said by text or by the shape of a mark.
+Colors are those of Okabe and Ito, told apart with any kind of color vision; what they say is also
+said by text or by the shape of a mark.
 """
 
 import math
@@ -9,11 +11,25 @@ from typing import Any
 from marginlab.theory.bound import rounded_up
 from marginlab.theory.certificate import SAMPLED, Certificate
 
-BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a919c"
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8a919c",
+)
 LINES = (BLUE, SKY, PINK, YELLOW, ORANGE, GREEN)
 MARKS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 HOLDS = ("(T')", "(T), (T')", "(P), (T), (T')")
-SHORT = {"Theorem 1 under ": "", "Corollary, ": "", ", distances and lengths": "", ", distances": "", ", no assumptions": " (of views)"}
+SHORT = {
+    "Theorem 1 under ": "",
+    "Corollary, ": "",
+    ", distances and lengths": "",
+    ", distances": "",
+    ", no assumptions": " (of views)",
+}
 
 
 def draw(certificate: Certificate) -> Any:
@@ -21,16 +37,30 @@ def draw(certificate: Certificate) -> Any:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
-        1, 3, subplot_titles=("certified error", "(1 - sigma) + R<sub>eps</sub>, and where Theorem 1 holds", "certified error by number of views"),
-        column_widths=[0.4, 0.34, 0.26], horizontal_spacing=0.09,
-    )  # fmt: skip
+        1,
+        3,
+        subplot_titles=(
+            "certified error",
+            "(1 - sigma) + R<sub>eps</sub>, and where Theorem 1 holds",
+            "certified error by number of views",
+        ),
+        column_widths=[0.4, 0.34, 0.26],
+        horizontal_spacing=0.09,
+    )
     _forms(figure, certificate)
     _grid(figure, certificate)
     _views(figure, certificate)
     height = max(450, 180 + 34 * len(certificate.forms))
     legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0}
-    layout = {"plot_bgcolor": "#ffffff", "paper_bgcolor": "#ffffff", "font": {"size": 12, "color": "#20242b"}, "bargap": 0.35}
-    figure.update_layout(**layout, height=height, legend=legend, margin={"l": 10, "r": 20, "t": 50, "b": 110})
+    layout = {
+        "plot_bgcolor": "#ffffff",
+        "paper_bgcolor": "#ffffff",
+        "font": {"size": 12, "color": "#20242b"},
+        "bargap": 0.35,
+    }
+    figure.update_layout(
+        **layout, height=height, legend=legend, margin={"l": 10, "r": 20, "t": 50, "b": 110}
+    )
     figure.update_xaxes(showline=True, linecolor=GREY, gridcolor="#e8eaee", zeroline=False)
     return figure.update_yaxes(showline=True, linecolor=GREY, gridcolor="#e8eaee", zeroline=False)
 
@@ -50,59 +80,166 @@ def short(name: str) -> str:
 def _forms(figure: Any, certificate: Certificate) -> None:
     forms = certificate.forms
     names = [short(form.name) for form in forms]
-    colors = ["#dfe3e8" if not form.bound.certifies else BLUE if form.of == SAMPLED else GREEN for form in forms]
+    colors = [
+        "#dfe3e8" if not form.bound.certifies else BLUE if form.of == SAMPLED else GREEN
+        for form in forms
+    ]
     figure.add_bar(
-        y=names, x=[form.value for form in forms], orientation="h", marker={"color": colors}, showlegend=False, name="certified",
+        y=names,
+        x=[form.value for form in forms],
+        orientation="h",
+        marker={"color": colors},
+        showlegend=False,
+        name="certified",
         text=[
             rounded_up(form.value, 3) if form.bound.certifies else "certifies nothing"
             for form in forms
         ],
         cliponaxis=False,
-        textposition=["outside" if form.bound.certifies else "inside" for form in forms], textangle=0, insidetextanchor="middle",
-        hovertext=[form.bound.reason or f"of {form.of}" for form in forms], row=1, col=1,
-    )  # fmt: skip
-    mark = {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"color": "#ffffff", "width": 1}}
-    figure.add_scatter(y=names, x=[form.bound.left for form in forms], mode="markers", marker=mark, name="observed error", row=1, col=1)
+        textposition=["outside" if form.bound.certifies else "inside" for form in forms],
+        textangle=0,
+        insidetextanchor="middle",
+        hovertext=[form.bound.reason or f"of {form.of}" for form in forms],
+        row=1,
+        col=1,
+    )
+    mark = {
+        "symbol": "diamond",
+        "size": 9,
+        "color": ORANGE,
+        "line": {"color": "#ffffff", "width": 1},
+    }
+    figure.add_scatter(
+        y=names,
+        x=[form.bound.left for form in forms],
+        mode="markers",
+        marker=mark,
+        name="observed error",
+        row=1,
+        col=1,
+    )
     if certificate.new_images:
         mark = {"symbol": "line-ns", "size": 16, "line": {"color": ORANGE, "width": 3}}
-        limit, name = [certificate.new_error[1]], f"its own limit, confidence {certificate.confidence:g}"
-        figure.add_scatter(y=[short(forms[-1].name)], x=limit, mode="markers", marker=mark, name=name, row=1, col=1)
+        limit, name = (
+            [certificate.new_error[1]],
+            f"its own limit, confidence {certificate.confidence:g}",
+        )
+        figure.add_scatter(
+            y=[short(forms[-1].name)], x=limit, mode="markers", marker=mark, name=name, row=1, col=1
+        )
     figure.add_vline(x=certificate.chance, line_dash="dot", line_color=GREY, row=1, col=1)
-    figure.add_scatter(x=[None], y=[None], mode="lines", line={"dash": "dot", "color": GREY}, name="guessing, 1 - 1/C", row=1, col=1)
-    figure.update_xaxes(range=[-0.02, 1.06], title="error", row=1, col=1).update_yaxes(autorange="reversed", row=1, col=1)
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        mode="lines",
+        line={"dash": "dot", "color": GREY},
+        name="guessing, 1 - 1/C",
+        row=1,
+        col=1,
+    )
+    figure.update_xaxes(range=[-0.02, 1.06], title="error", row=1, col=1).update_yaxes(
+        autorange="reversed", row=1, col=1
+    )
 
 
 def _grid(figure: Any, certificate: Certificate) -> None:
-    rows, columns = ([f"{value:.2g}" for value in axis.tolist()] for axis in (certificate.deltas, certificate.epsilons))
+    rows, columns = (
+        [f"{value:.2g}" for value in axis.tolist()]
+        for axis in (certificate.deltas, certificate.epsilons)
+    )
     figure.add_heatmap(
-        x=list(range(len(columns))), y=list(range(len(rows))), z=certificate.bounds.tolist(), zmin=0, zmax=1,
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
+        z=certificate.bounds.tolist(),
+        zmin=0,
+        zmax=1,
         colorscale=[[0, "#ffffff"], [1, "#6b7280"]],
-        customdata=[[("none", *HOLDS)[number] for number in row] for row in certificate.holds.tolist()],
-        colorbar={"x": 0.715, "len": 0.85, "thickness": 9}, name="",
-        hovertemplate="(1 - sigma) + R = %{z:.3f}<br>holds: %{customdata}<extra></extra>", row=1, col=2,
-    )  # fmt: skip
-    for number, (name, color, symbol) in enumerate(zip(HOLDS, (SKY, BLUE, GREEN), MARKS, strict=False), 1):
+        customdata=[
+            [("none", *HOLDS)[number] for number in row] for row in certificate.holds.tolist()
+        ],
+        colorbar={"x": 0.715, "len": 0.85, "thickness": 9},
+        name="",
+        hovertemplate="(1 - sigma) + R = %{z:.3f}<br>holds: %{customdata}<extra></extra>",
+        row=1,
+        col=2,
+    )
+    for number, (name, color, symbol) in enumerate(
+        zip(HOLDS, (SKY, BLUE, GREEN), MARKS, strict=False), 1
+    ):
         at = (certificate.holds == number).nonzero().tolist()
         if at:
-            mark = {"symbol": symbol, "size": 9, "color": color, "line": {"color": "#ffffff", "width": 1}}
-            figure.add_scatter(x=[e for _, e in at], y=[d for d, _ in at], mode="markers", marker=mark, name=f"{name} holds", row=1, col=2)
+            mark = {
+                "symbol": symbol,
+                "size": 9,
+                "color": color,
+                "line": {"color": "#ffffff", "width": 1},
+            }
+            figure.add_scatter(
+                x=[e for _, e in at],
+                y=[d for d, _ in at],
+                mode="markers",
+                marker=mark,
+                name=f"{name} holds",
+                row=1,
+                col=2,
+            )
     if not bool(certificate.holds.any()):
-        said = {"text": "no condition holds anywhere", "showarrow": False, "bgcolor": "#ffffff", "bordercolor": GREY, "borderpad": 4}
+        said = {
+            "text": "no condition holds anywhere",
+            "showarrow": False,
+            "bgcolor": "#ffffff",
+            "bordercolor": GREY,
+            "borderpad": 4,
+        }
         figure.add_annotation(x=(len(columns) - 1) / 2, y=(len(rows) - 1) / 2, **said, row=1, col=2)
-    figure.update_xaxes(title="epsilon", tickvals=list(range(len(columns))), ticktext=columns, tickangle=-60, row=1, col=2)
-    figure.update_yaxes(title={"text": "delta", "standoff": 2}, tickvals=list(range(len(rows))), ticktext=rows, row=1, col=2)
+    figure.update_xaxes(
+        title="epsilon",
+        tickvals=list(range(len(columns))),
+        ticktext=columns,
+        tickangle=-60,
+        row=1,
+        col=2,
+    )
+    figure.update_yaxes(
+        title={"text": "delta", "standoff": 2},
+        tickvals=list(range(len(rows))),
+        ticktext=rows,
+        row=1,
+        col=2,
+    )
 
 
 def _views(figure: Any, certificate: Certificate) -> None:
-    """Forms that certify something with some number of views; bounds of fewer views are optimistic for more."""
+    """Forms that certify something with some number of views; bounds of fewer views are optimistic
+    for more.
+    """
     levels = list(certificate.v_curve)
-    names = [form.name for form in certificate.forms if any(at.get(form.name, 1.0) < 1 for at in certificate.v_curve.values())]
+    names = [
+        form.name
+        for form in certificate.forms
+        if any(at.get(form.name, 1.0) < 1 for at in certificate.v_curve.values())
+    ]
     for name, color, symbol in zip(names, LINES, MARKS, strict=False):
-        line = {"mode": "lines+markers", "line": {"color": color}, "marker": {"symbol": symbol, "size": 8}}
-        figure.add_scatter(x=levels, y=[certificate.v_curve[V][name] for V in levels], **line, name=short(name), row=1, col=3)
+        line = {
+            "mode": "lines+markers",
+            "line": {"color": color},
+            "marker": {"symbol": symbol, "size": 8},
+        }
+        figure.add_scatter(
+            x=levels,
+            y=[certificate.v_curve[V][name] for V in levels],
+            **line,
+            name=short(name),
+            row=1,
+            col=3,
+        )
     if not names:
         said = "nothing is certified with any number" if levels else "not computed (v_curve=False)"
-        figure.add_annotation(x=0.5, y=0.5, xref="x3 domain", yref="y3 domain", text=said, showarrow=False)
+        figure.add_annotation(
+            x=0.5, y=0.5, xref="x3 domain", yref="y3 domain", text=said, showarrow=False
+        )
     wide = [math.log10(levels[0]) - 0.1, math.log10(levels[-1]) + 0.1] if levels else [0, 1]
-    figure.update_xaxes(title="views of an image", type="log", tickvals=levels, range=wide, row=1, col=3)
+    figure.update_xaxes(
+        title="views of an image", type="log", tickvals=levels, range=wide, row=1, col=3
+    )
     figure.update_yaxes(range=[-0.02, 1.05], row=1, col=3)

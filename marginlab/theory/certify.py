@@ -1,15 +1,18 @@
-"""`certify`: every bound of the nearest-center error that the theory gives, computed of an encoder's features, and what each of its terms costs.
+"""`certify`: every bound of the nearest-center error that the theory gives, computed of an
+encoder's features, and what each of its terms costs.
 
     Theorem 1         Err(G_f) <= (1 - sigma) + R_eps       under (P), (T) or (T'), best over a grid of (delta, epsilon)
     per class         Err(G_f) <= sum over classes that hold of p_l (1 - q_l), over others of p_l      each class at its own best point of the grid
     fixed centers     P[nearest c wrong] <= the same sum, with delta_k and epsilon_k chosen to make it least
     companion         P[a view is read wrong] <= sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2)       no condition
 
-on features of length one (r = 1), with delta in feature space, so that no Lipschitz constant enters; given pixels, Theorem 1 also in the pixel form,
-with L delta replaced by the largest distance observed. Huang et al. 2023, sections 2 and 3; the corollaries: docs/derivations.md, 2.
+on features of length one (r = 1), with delta in feature space, so that no Lipschitz constant
+enters; given pixels, Theorem 1 also in the pixel form, with L delta replaced by the largest
+distance observed. Huang et al. 2023, sections 2 and 3; the corollaries: docs/derivations.md, 2.
 
-Of which images. A bound computed from V views of N images is exact for the finite population that they make, and optimistic for views that were not
-drawn. For new images only the form with fixed centers says something: `marginlab.theory.new_images`.
+Of which images. A bound computed from V views of N images is exact for the finite population that
+they make, and optimistic for views that were not drawn. For new images only the form with fixed
+centers says something: `marginlab.theory.new_images`.
 """
 
 import math
@@ -27,7 +30,16 @@ from marginlab.theory.certificate import Certificate, Form
 from marginlab.theory.companion import companion
 from marginlab.theory.grid import Grid, class_by_class, main_parts, over_grid, quantiles
 from marginlab.theory.main_parts import nearest_views
-from marginlab.theory.new_images import ROUNDING, by_class, counted, fix_centers, of_new, of_sampled, put_aside, unit
+from marginlab.theory.new_images import (
+    ROUNDING,
+    by_class,
+    counted,
+    fix_centers,
+    of_new,
+    of_sampled,
+    put_aside,
+    unit,
+)
 from marginlab.theory.population import Population
 
 GRID = 12  # points of each axis of the default grid
@@ -51,28 +63,32 @@ def certify(
 ) -> Certificate:
     """What the theory certifies of an encoder from V views of N images, the image itself first.
 
-    Parameters
-    ----------
-    features: of the views; they are given length one here.
-    labels: classes, in any numbering; every one has an image.
-    views: the pixels, for the pixel form.
-    images: the images, with which their first views are compared. Without them the first view is taken to be the image, and the certificate says so.
-    new: features and labels of other images, for which the form with fixed centers is certified;
-        their first view is the image as well. The encoder must not have been trained on them, nor
-        chosen by them: of images that it was trained on the limit may be far below the true error.
-        A number is the share of these images that is put aside for it, drawn by `seed` whatever
-        their classes, and of which nothing else is computed; then the encoder must not have been
-        trained on any of `features`. An image put aside with no other of its class counts as wrong.
-    priors: p_k of the classes, in the order of their labels, for what is said of these images; by default their shares. New images are counted as
-        they come: for them, see `Certificate.by_class`. Of a class whose images are all among those put
-        aside nothing is said: the priors of the others are divided by their sum, and the certificate
-        names the class (`left_out`).
-    deltas, epsilons: the grid; by default quantiles of the distances within classes, and of the largest distances between views of an image.
-    confidence: of what is said of new images.
-    v_curve: compute the certificate also of the first 2, 4, 8, ... views.
-    nodes: of the search for the largest main parts (`largest_clique`); 0 takes greedy ones, which a search improves little.
-    seed: of the images that are put aside.
-    budget: bytes of a block of distances.
+    Args:
+        features: of the views; they are given length one here.
+        labels: classes, in any numbering; every one has an image.
+        views: the pixels, for the pixel form.
+        images: the images, with which their first views are compared. Without them the first view
+            is taken to be the image, and the certificate says so.
+        new: features and labels of other images, for which the form with fixed centers is
+            certified; their first view is the image as well. The encoder must not have been trained
+            on them, nor chosen by them: of images that it was trained on the limit may be far below
+            the true error. A number is the share of these images that is put aside for it, drawn by
+            `seed` whatever their classes, and of which nothing else is computed; then the encoder
+            must not have been trained on any of `features`. An image put aside with no other of its
+            class counts as wrong.
+        priors: p_k of the classes, in the order of their labels, for what is said of these images;
+            by default their shares. New images are counted as they come: for them, see
+            `Certificate.by_class`. Of a class whose images are all among those put aside nothing is
+            said: the priors of the others are divided by their sum, and the certificate names the
+            class (`left_out`).
+        deltas, epsilons: the grid; by default quantiles of the distances within classes, and of the
+            largest distances between views of an image.
+        confidence: of what is said of new images.
+        v_curve: compute the certificate also of the first 2, 4, 8, ... views.
+        nodes: of the search for the largest main parts (`largest_clique`); 0 takes greedy ones,
+            which a search improves little.
+        seed: of the images that are put aside.
+        budget: bytes of a block of distances.
 
     >>> from marginlab.theory import rounded_up
     >>> g = torch.Generator().manual_seed(0)
@@ -85,11 +101,10 @@ def certify(
     >>> print(f"{other.name}: error at most {rounded_up(other.value, 3)}")
     Fixed centers, new images, confidence 0.95: error at most 0.096
 
-    Raises
-    ------
-    ValueError: shapes that do not fit, fewer than two views or classes, features that are zero or not finite, a first view that is not the image,
-        new images of a class that is not among the others, a grid or confidence that makes no sense.
-
+    Raises:
+        ValueError: shapes that do not fit, fewer than two views or classes, features that are zero
+            or not finite, a first view that is not the image, new images of a class that is not
+            among the others, a grid or confidence that makes no sense.
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
     p = None if priors is None else _class_priors(priors, y)
@@ -118,7 +133,13 @@ def certify(
     curve = {}
     if v_curve:
         for V in _levels(f.shape[1]):
-            few = forms if f.shape[1] == V else _of_population(Population(f[:, :V], y, weights), deltas, epsilons, nodes, budget)[0]
+            few = (
+                forms
+                if f.shape[1] == V
+                else _of_population(
+                    Population(f[:, :V], y, weights), deltas, epsilons, nodes, budget
+                )[0]
+            )
             curve[V] = {form.name: form.value for form in few}
     if pixels is not None:
         forms += _pixel_form(population, pixels, grid.epsilons, nodes, budget)
@@ -127,11 +148,23 @@ def certify(
         form, new_error = of_new(reach, found, confidence)
         forms.append(form)
     return Certificate(
-        forms=tuple(forms), error=population.error, new_error=new_error, classes=len(population.p), images=len(f), views=f.shape[1],
-        new_images=0 if found is None else len(found.bad), confidence=confidence, deltas=grid.deltas, epsilons=grid.epsilons, holds=grid.holds,
-        bounds=grid.bounds, v_curve=curve, by_class=by_class(population, reach, counts, found, names, confidence), compared=images is not None,
+        forms=tuple(forms),
+        error=population.error,
+        new_error=new_error,
+        classes=len(population.p),
+        images=len(f),
+        views=f.shape[1],
+        new_images=0 if found is None else len(found.bad),
+        confidence=confidence,
+        deltas=grid.deltas,
+        epsilons=grid.epsilons,
+        holds=grid.holds,
+        bounds=grid.bounds,
+        v_curve=curve,
+        by_class=by_class(population, reach, counts, found, names, confidence),
+        compared=images is not None,
         left_out=left_out,
-    )  # fmt: skip
+    )
 
 
 def _class_priors(priors: Tensor, y: Tensor) -> Tensor:
@@ -143,23 +176,50 @@ def _class_priors(priors: Tensor, y: Tensor) -> Tensor:
 
 
 def _of_population(
-    population: Population, deltas: Sequence[float] | None, epsilons: Sequence[float] | None, nodes: int, budget: int
+    population: Population,
+    deltas: Sequence[float] | None,
+    epsilons: Sequence[float] | None,
+    nodes: int,
+    budget: int,
 ) -> tuple[list[Form], Grid]:
     """The forms of a finite population, with delta in feature space, and what the grid says."""
-    distances = [minimum(population.f[population.labels == k], budget=budget).distance[0] for k in range(len(population.p))]
-    d = torch.as_tensor(deltas, dtype=torch.float64) if deltas is not None else quantiles(distances, GRID)
-    e = torch.as_tensor(epsilons, dtype=torch.float64) if epsilons is not None else quantiles([population.diameters], GRID)
+    distances = [
+        minimum(population.f[population.labels == k], budget=budget).distance[0]
+        for k in range(len(population.p))
+    ]
+    d = (
+        torch.as_tensor(deltas, dtype=torch.float64)
+        if deltas is not None
+        else quantiles(distances, GRID)
+    )
+    e = (
+        torch.as_tensor(epsilons, dtype=torch.float64)
+        if epsilons is not None
+        else quantiles([population.diameters], GRID)
+    )
     parts = main_parts(population, distances, d, nodes)
     grid = over_grid(population, parts, d, e)
     fixed = of_sampled(population, fix_centers(population))[0]
-    spread = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)
+    spread = companion(
+        p=population.p,
+        gram=population.gram,
+        within=population.within,
+        view_error=population.view_error,
+    )
     return [*grid.forms, class_by_class(population, parts, e), fixed, Form(spread)], grid
 
 
-def _pixel_form(population: Population, views: Tensor, epsilons: Tensor, nodes: int, budget: int) -> list[Form]:
-    """Theorem 1 with main parts by pixel distances, L delta replaced by the largest distance seen in a part."""
+def _pixel_form(
+    population: Population, views: Tensor, epsilons: Tensor, nodes: int, budget: int
+) -> list[Form]:
+    """Theorem 1 with main parts by pixel distances, L delta replaced by the largest distance seen
+    in a part.
+    """
     own = [(population.labels == k).nonzero()[:, 0] for k in range(len(population.p))]
-    distances, moved = zip(*(nearest_views(views[images], population.f[images], budget=budget) for images in own), strict=True)
+    distances, moved = zip(
+        *(nearest_views(views[images], population.f[images], budget=budget) for images in own),
+        strict=True,
+    )
     deltas = quantiles(distances, GRID)
     parts = main_parts(population, distances, deltas, nodes)
     seen = parts.stretch.clone()
@@ -188,7 +248,9 @@ def _checked(
     if len(names) < 2:
         raise ValueError(f"A certificate is of at least two classes, not of {names.tolist()}.")
     for name, grid in (("deltas", deltas), ("epsilons", epsilons)):
-        if grid is not None and (len(grid) == 0 or not all(0 <= value < math.inf for value in grid)):
+        if grid is not None and (
+            len(grid) == 0 or not all(0 <= value < math.inf for value in grid)
+        ):
             raise ValueError(f"{name} are distances, at least one, not {list(grid)}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is between 0 and 1, not {confidence}.")
@@ -196,9 +258,13 @@ def _checked(
         raise ValueError("Images are compared with the first of their views: give views as well.")
     if views is None:
         return f, y, None, names
-    if views.shape[:2] != f.shape[:2] or (images is not None and images.shape != (len(views), *views.shape[2:])):
+    if views.shape[:2] != f.shape[:2] or (
+        images is not None and images.shape != (len(views), *views.shape[2:])
+    ):
         of = "" if images is None else f" and images {tuple(images.shape)}"
-        raise ValueError(f"Views {tuple(views.shape)}{of} are those of the features {tuple(f.shape)}.")
+        raise ValueError(
+            f"Views {tuple(views.shape)}{of} are those of the features {tuple(f.shape)}."
+        )
     pixels = _floating(views)
     if images is None:
         return f, y, pixels, names
@@ -206,7 +272,8 @@ def _checked(
     off = (pixels[:, 0] - clean).abs().flatten(1).amax(1) > 1e-3
     if bool(off.any()):
         raise ValueError(
-            f"The first view of {int(off.sum())} of {len(f)} images is not the image itself, which the theory has among the views (x in A(x)). "
+            f"The first view of {int(off.sum())} of {len(f)} images is not the image "
+            f"itself, which the theory has among the views (x in A(x)). "
             "Take Augmentation.views(..., identity=True)."
         )
     return f, y, pixels, names

@@ -1,12 +1,14 @@
-"""Corollary for fixed centers: points near c_k are told from the other classes by the nearest c, with no mean, Lipschitz constant or rho.
+"""Corollary for fixed centers: points near c_k are told from the other classes by the nearest c,
+with no mean, Lipschitz constant or rho.
 
     main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 }        q_k = P[main_k and S_eps_k | class k]
     class k holds  if  min over l != k of || c_k - c_l ||  >  delta_k + 2 eps_k
     P[nearest c is wrong]  <=  sum over classes that hold of p_k (1 - q_k)  +  sum over the others of p_k
 
-For || f(x) - c_k || <= delta_k / 2 + eps_k on main_k within S_eps_k. It uses alignment and concentration of the features only: a corollary of the
-definitions of Huang et al. 2023, ours, and not their Theorem 1 (docs/derivations.md, 2.6). With c_k, delta_k and eps_k chosen on other images, q_k
-of new ones is a plain probability: a binomial interval of it is all that a certificate needs.
+For || f(x) - c_k || <= delta_k / 2 + eps_k on main_k within S_eps_k. It uses alignment and
+concentration of the features only: a corollary of the definitions of Huang et al. 2023, ours, and
+not their Theorem 1 (docs/derivations.md, 2.6). With c_k, delta_k and eps_k chosen on other images,
+q_k of new ones is a plain probability: a binomial interval of it is all that a certificate needs.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from marginlab.theory.inputs import fractions, of_each_class, priors
 
 @dataclass(frozen=True, eq=False)
 class FixedCenters:
-    """Which classes hold (C,), the distance of each center from the nearest other one (C,), and the bound of the nearest-c error."""
+    """Which classes hold (C,), the distance of each center from the nearest other one (C,), and the
+    bound of the nearest-c error.
+    """
 
     holds: Bool[Tensor, " C"]
     nearest: Float[Tensor, " C"]
@@ -39,32 +43,40 @@ def fixed_centers(
 ) -> FixedCenters:
     """Error of the classifier that takes the nearest of fixed centers c_k.
 
-    Parameters
-    ----------
-    p: class priors.
-    centers: c_k, any points of feature space.
-    q: P[some view within delta_k / 2 of c_k, and all views within epsilon_k of each other | class k]; a lower confidence limit gives a bound at
-        that confidence.
-    delta, epsilon: of each class, in feature space.
-    error: error of the nearest c, where it is known.
+    Args:
+        p: class priors.
+        centers: c_k, any points of feature space.
+        q: P[some view within delta_k / 2 of c_k, and all views within epsilon_k of each other |
+            class k]; a lower confidence limit gives a bound at that confidence.
+        delta, epsilon: of each class, in feature space.
+        error: error of the nearest c, where it is known.
 
-    Raises
-    ------
-    ValueError: a quantity that cannot be what it is named.
+    Raises:
+        ValueError: a quantity that cannot be what it is named.
 
     >>> two = torch.ones(2)
     >>> fixed_centers(p=two / 2, centers=torch.eye(2), q=0.75 * two, delta=0.5 * two, epsilon=0.25 * two).bound.right
     0.25
-
     """
     p = priors(p)
     if centers.ndim != 2 or len(centers) != len(p) or not bool(centers.isfinite().all()):
-        raise ValueError(f"Centers of {len(p)} classes are finite points ({len(p)}, D), not {tuple(centers.shape)}.")
+        raise ValueError(
+            f"Centers of {len(p)} classes are finite points ({len(p)}, D), not "
+            f"{tuple(centers.shape)}."
+        )
     reach = of_each_class("delta", delta, len(p)) + 2 * of_each_class("epsilon", epsilon, len(p))
     q = fractions("q", q, len(p))
-    apart = torch.cdist(centers.double(), centers.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.cdist(
+        centers.double(), centers.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     nearest = apart.fill_diagonal_(torch.inf).amin(1)
     holds = nearest - reach > SLACK
     right = float(p @ torch.where(holds, 1 - q, 1.0))
-    premise = "" if bool(holds.any()) else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
-    return FixedCenters(holds, nearest, Bound("Corollary, fixed centers", error, right, 1.0, premise))
+    premise = (
+        ""
+        if bool(holds.any())
+        else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
+    )
+    return FixedCenters(
+        holds, nearest, Bound("Corollary, fixed centers", error, right, 1.0, premise)
+    )

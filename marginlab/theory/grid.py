@@ -1,9 +1,11 @@
-"""Theorem 1 and its per-class corollary over a grid of (delta, epsilon): main parts once for each delta, S_eps once for each epsilon.
+"""Theorem 1 and its per-class corollary over a grid of (delta, epsilon): main parts once for each
+delta, S_eps once for each epsilon.
 
     q_l = sigma - R_eps / p_l  (Theorem 1)      or      P[main and S_eps | class l]  (per class);         t = stretch(delta) + 2 eps
 
-At every point the conditions (P), (T), (T') are looked at together; what is reported of the best point is what `theorem_1` and `per_class` say.
-Main parts are cliques of the graphs d_A <= delta, of all deltas at once. Huang et al. 2023, Definition 1 and Theorem 1; docs/derivations.md, 2.
+At every point the conditions (P), (T), (T') are looked at together; what is reported of the best
+point is what `theorem_1` and `per_class` say. Main parts are cliques of the graphs d_A <= delta, of
+all deltas at once. Huang et al. 2023, Definition 1 and Theorem 1; docs/derivations.md, 2.
 """
 
 import math
@@ -28,7 +30,9 @@ CONDITIONS = ("printed", "distance", "with_lengths")  # (P), (T), (T')
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Main parts at each of T deltas, the size of each class's part, bounds of the least share of a class that a part holds, and their stretch."""
+    """Main parts at each of T deltas, the size of each class's part, bounds of the least share of a
+    class that a part holds, and their stretch.
+    """
 
     members: Bool[Tensor, "T N"]
     size: Float[Tensor, "T C"]
@@ -39,7 +43,9 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Theorem 1 over T deltas and E epsilons: its three forms at their best points, how many conditions hold at each, and (1 - sigma) + R_eps."""
+    """Theorem 1 over T deltas and E epsilons: its three forms at their best points, how many
+    conditions hold at each, and (1 - sigma) + R_eps.
+    """
 
     deltas: Float[Tensor, " T"]
     epsilons: Float[Tensor, " E"]
@@ -48,34 +54,55 @@ class Grid:
     bounds: Float[Tensor, "T E"]
 
 
-def main_parts(population: Population, distances: Sequence[Float[Tensor, "_ _"]], deltas: Float[Tensor, " T"], nodes: int = 0) -> Parts:
-    """A clique of each class and delta, greedy, or by a search of `nodes` steps where the sides differ; `distances` are d_A within each class.
+def main_parts(
+    population: Population,
+    distances: Sequence[Float[Tensor, "_ _"]],
+    deltas: Float[Tensor, " T"],
+    nodes: int = 0,
+) -> Parts:
+    """A clique of each class and delta, greedy, or by a search of `nodes` steps where the sides
+    differ; `distances` are d_A within each class.
 
-    The stretch is the size of the parts, as it is where distances are of features; of pixels it is to be replaced.
+    The stretch is the size of the parts, as it is where distances are of features; of pixels it is
+    to be replaced.
     """
     T, C = len(deltas), len(distances)
-    members = torch.zeros(T, len(population.labels), dtype=torch.bool, device=population.labels.device)
+    members = torch.zeros(
+        T, len(population.labels), dtype=torch.bool, device=population.labels.device
+    )
     size, found, most = (population.f.new_zeros(T, C) for _ in range(3))
     for k, distance in enumerate(distances):
         own = (population.labels == k).nonzero()[:, 0]
         w = population.w[own] / population.p[k]
         largest = w.sort(descending=True).values.cumsum(0)
         graphs = distance <= deltas.to(distance.device)[:, None, None]
-        vertices, upper = greedy_clique(graphs), torch.minimum(colouring(graphs).amax(1) + 1, len(own) - matching(graphs))
+        vertices, upper = (
+            greedy_clique(graphs),
+            torch.minimum(colouring(graphs).amax(1) + 1, len(own) - matching(graphs)),
+        )
         for t in range(T):
             part = vertices[t]
             if nodes and int(part.sum()) < int(upper[t]):
                 clique = largest_clique(graphs[t], nodes=nodes)
                 part, upper[t] = clique.vertices, clique.upper
             members[t, own[part]] = True
-            size[t, k], found[t, k], most[t, k] = distance[part][:, part].max(), w[part].sum(), largest[int(upper[t]) - 1]
-    sigma = torch.where(found > 1 - SLACK, 1.0, found).amin(1)  # sums of weights: whole classes are whole
+            size[t, k], found[t, k], most[t, k] = (
+                distance[part][:, part].max(),
+                w[part].sum(),
+                largest[int(upper[t]) - 1],
+            )
+    # sums of weights: whole classes are whole
+    sigma = torch.where(found > 1 - SLACK, 1.0, found).amin(1)
     size += ROUNDING
     return Parts(members, size, sigma, most.clamp(max=1).amin(1), size)
 
 
-def over_grid(population: Population, parts: Parts, deltas: Float[Tensor, " T"], epsilons: Float[Tensor, " E"]) -> Grid:
-    """Theorem 1 at its best over the grid in each form: the least right side where the condition holds, or else the smallest rho."""
+def over_grid(
+    population: Population, parts: Parts, deltas: Float[Tensor, " T"], epsilons: Float[Tensor, " E"]
+) -> Grid:
+    """Theorem 1 at its best over the grid in each form: the least right side where the condition
+    holds, or else the smallest rho.
+    """
     E, p = len(epsilons), population.p
     aligned = population.diameters <= epsilons.to(p.device)[:, None]
     R = (~aligned).double().mv(population.w).clamp(0, 1)
@@ -84,29 +111,59 @@ def over_grid(population: Population, parts: Parts, deltas: Float[Tensor, " T"],
     q = (sigma - a).clamp(min=0)
     lengths = population.gram.diagonal().clamp(min=0)
     flat = q.flatten(), t.expand_as(q).flatten()
-    rho2, radius = rho_2(*flat).view_as(q), center_radius(*flat, lengths.expand_as(q).flatten()).view_as(q)
+    rho2, radius = (
+        rho_2(*flat).view_as(q),
+        center_radius(*flat, lengths.expand_as(q).flatten()).view_as(q),
+    )
     printed = (2 * (1 - sigma) + a + sigma * t).amax(-1)
     threshold = 1 - printed - (2 * printed).sqrt() - (1 - lengths.min()) / 2
-    product = population.gram.masked_fill(torch.eye(len(p), dtype=torch.bool, device=p.device), -math.inf).max()
+    product = population.gram.masked_fill(
+        torch.eye(len(p), dtype=torch.bool, device=p.device), -math.inf
+    ).max()
     near = nearest_centers(population).square()
-    true = [product + SLACK < threshold, *((near - 4 * x.square()).amin(-1) > SLACK for x in (rho2, radius))]
+    true = [
+        product + SLACK < threshold,
+        *((near - 4 * x.square()).amin(-1) > SLACK for x in (rho2, radius)),
+    ]
     rho, bounds = [printed, rho2.amax(-1), radius.amax(-1)], 1 - parts.sigma[:, None] + R
     forms = []
     for name, certain, far in zip(CONDITIONS, true, rho, strict=True):
-        rank = zip((~certain).flatten().tolist(), torch.where(certain, bounds, 0.0).flatten().tolist(), far.flatten().tolist(), strict=True)
+        rank = zip(
+            (~certain).flatten().tolist(),
+            torch.where(certain, bounds, 0.0).flatten().tolist(),
+            far.flatten().tolist(),
+            strict=True,
+        )
         i, j = divmod(min(enumerate(rank), key=lambda at: at[1])[0], E)
         epsilon = float(epsilons[j])
         theorem = theorem_1(
-            p=p, gram=population.gram, sigma=float(parts.sigma[i]), R_epsilon=float(R[j]), epsilon=epsilon, stretch=float(parts.stretch[i].max()),
+            p=p,
+            gram=population.gram,
+            sigma=float(parts.sigma[i]),
+            R_epsilon=float(R[j]),
+            epsilon=epsilon,
+            stretch=float(parts.stretch[i].max()),
             error=population.error,
-        )  # fmt: skip
+        )
         reach = theorem.rho2 if name == "distance" else theorem.radius
-        room = theorem.threshold - product if name == "printed" else (nearest_centers(population) - 2 * reach).min()
-        forms.append(Form(
-            getattr(theorem, name), delta=float(parts.size[i].max()), epsilon=epsilon, outside=1 - float(parts.sigma[i]),
-            outside_least=1 - float(parts.sigma_most[i]), R_epsilon=float(R[j]), rho=float(far[i, j]), margin=float(room),
-            union=min(population.probability(~(parts.members[i] & aligned[j])), 1.0),
-        ))  # fmt: skip
+        room = (
+            theorem.threshold - product
+            if name == "printed"
+            else (nearest_centers(population) - 2 * reach).min()
+        )
+        forms.append(
+            Form(
+                getattr(theorem, name),
+                delta=float(parts.size[i].max()),
+                epsilon=epsilon,
+                outside=1 - float(parts.sigma[i]),
+                outside_least=1 - float(parts.sigma_most[i]),
+                R_epsilon=float(R[j]),
+                rho=float(far[i, j]),
+                margin=float(room),
+                union=min(population.probability(~(parts.members[i] & aligned[j])), 1.0),
+            )
+        )
     P, distance, lengthy = true
     holds = torch.where(P, 3, torch.where(distance, 2, lengthy.long()))
     return Grid(deltas, epsilons, tuple(forms), holds.cpu(), bounds.cpu())
@@ -117,33 +174,49 @@ def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor,
     p, C, device = population.p, len(population.p), population.p.device
     e = epsilons.to(device)
     aligned = (population.diameters <= e[:, None]).double()
-    inside, q = parts.members.double() * population.w, population.f.new_zeros(len(parts.sigma), len(e), C)
+    inside, q = (
+        parts.members.double() * population.w,
+        population.f.new_zeros(len(parts.sigma), len(e), C),
+    )
     for k in range(C):
         own = population.labels == k
         q[..., k] = inside[:, own] @ aligned[:, own].T / p[k]
     q = q.clamp(0, 1)
     q = torch.where(q > 1 - SLACK, 1.0, q)
     t = parts.stretch[:, None] + 2 * e[:, None]
-    radius = center_radius(q.flatten(), t.flatten(), population.gram.diagonal().clamp(min=0).expand_as(q).flatten()).view_as(q)
+    radius = center_radius(
+        q.flatten(), t.flatten(), population.gram.diagonal().clamp(min=0).expand_as(q).flatten()
+    ).view_as(q)
     held = nearest_centers(population).square() - 4 * radius.square() > SLACK
     best, at = torch.where(held, q, 0.0).flatten(0, 1).max(0)
     i, j = at // len(e), at % len(e)
     some = best > 0
     every = torch.arange(C, device=device)
     epsilon, stretch = torch.where(some, e[j], 0.0), torch.where(some, parts.stretch[i, every], 0.0)
-    result = per_class(p=p, gram=population.gram, q=best, epsilon=epsilon, stretch=stretch, error=population.error)
+    result = per_class(
+        p=p, gram=population.gram, q=best, epsilon=epsilon, stretch=stretch, error=population.error
+    )
     room = nearest_centers(population) - 2 * result.radius
     if not bool(result.holds.any()):
         return Form(result.bound, margin=float(room.max()))
     sigma = torch.stack([population.share(parts.members[i[k]])[k] for k in range(C)]).clamp(0, 1)
     unaligned = population.share(population.diameters > epsilon[population.labels]).clamp(0, 1)
     counted = p * result.holds
-    return Form(result.bound, outside=float(counted @ (1 - sigma)), R_epsilon=float(counted @ unaligned), margin=float(room[result.holds].min()))
+    return Form(
+        result.bound,
+        outside=float(counted @ (1 - sigma)),
+        R_epsilon=float(counted @ unaligned),
+        margin=float(room[result.holds].min()),
+    )
 
 
 def nearest_centers(population: Population) -> Float[Tensor, " C"]:
     """Distance of each class center from the nearest other one."""
-    apart: Tensor = torch.cdist(population.centers, population.centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
+    apart: Tensor = (
+        torch.cdist(population.centers, population.centers, compute_mode=EXACTLY)
+        .fill_diagonal_(math.inf)
+        .amin(1)
+    )
     return apart
 
 
@@ -157,5 +230,11 @@ def quantiles(values: Sequence[Float[Tensor, "..."]], points: int) -> Float[Tens
     flat = flat[flat > 0] if bool((flat > 0).any()) else flat[:1]
     if len(flat) > 1_000_000:
         flat = flat[:: len(flat) // 1_000_000 + 1]
-    grid: Tensor = torch.quantile(flat, torch.linspace(0, 1, points, dtype=torch.float64, device=flat.device).sqrt()).unique().cpu()
+    grid: Tensor = (
+        torch.quantile(
+            flat, torch.linspace(0, 1, points, dtype=torch.float64, device=flat.device).sqrt()
+        )
+        .unique()
+        .cpu()
+    )
     return grid

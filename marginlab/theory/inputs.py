@@ -1,4 +1,6 @@
-"""Refusals that the theorems share: a quantity that cannot be what it is named is an error before anything is computed."""
+"""Refusals that the theorems share: a quantity that cannot be what it is named is an error before
+anything is computed.
+"""
 
 import math
 
@@ -9,24 +11,48 @@ SUM = 1e-6  # class priors may have been estimated in float32
 
 
 def priors(p: Tensor) -> Tensor:
-    """Class priors p (C,) as float64; refuse fewer than two classes, an empty class, or a sum other than 1."""
+    """Class priors p (C,) as float64; refuse fewer than two classes, an empty class, or a sum other
+    than 1.
+    """
     wide = p.detach().double()
-    if wide.ndim != 1 or len(wide) < 2 or not bool((wide > 0).all()) or abs(float(wide.sum()) - 1) > SUM:
-        raise ValueError(f"Class priors are at least two positive numbers that sum to 1, not {p.tolist()}. Drop empty classes.")
+    if (
+        wide.ndim != 1
+        or len(wide) < 2
+        or not bool((wide > 0).all())
+        or abs(float(wide.sum()) - 1) > SUM
+    ):
+        raise ValueError(
+            f"Class priors are at least two positive numbers that sum to 1, not "
+            f"{p.tolist()}. Drop empty classes."
+        )
     return wide / wide.sum()
 
 
 def gram_matrix(gram: Tensor, classes: int, r: float = math.inf) -> Tensor:
-    """Inner products of class centers (C, C) as float64; refuse another shape, values not finite, no symmetry, or centers longer than r."""
+    """Inner products of class centers (C, C) as float64; refuse another shape, values not finite,
+    no symmetry, or centers longer than r.
+    """
     wide = gram.detach().double()
     if wide.shape != (classes, classes) or not bool(wide.isfinite().all()):
-        raise ValueError(f"Inner products of {classes} class centers are finite and ({classes}, {classes}), not {tuple(gram.shape)} or not finite.")
+        raise ValueError(
+            f"Inner products of {classes} class centers are finite and ({classes}, "
+            f"{classes}), not {tuple(gram.shape)} or not finite."
+        )
     scale = float(wide.abs().max())
-    if float((wide - wide.T).abs().max()) > 1e-6 * max(scale, 1e-300) or float(wide.diagonal().min()) < -1e-6 * scale:
-        raise ValueError(f"Inner products of class centers are symmetric with squared lengths on the diagonal, not {wide.tolist()}.")
+    if (
+        float((wide - wide.T).abs().max()) > 1e-6 * max(scale, 1e-300)
+        or float(wide.diagonal().min()) < -1e-6 * scale
+    ):
+        raise ValueError(
+            f"Inner products of class centers are symmetric with squared lengths on the "
+            f"diagonal, not {wide.tolist()}."
+        )
     if float(wide.diagonal().max()) > r**2 * (1 + 1e-6):
         longest = math.sqrt(float(wide.diagonal().max()))
-        raise ValueError(f"Centers of features of length {r:g} are no longer than these, not {longest:.6g} long: is r right?")
+        raise ValueError(
+            f"Centers of features of length {r:g} are no longer than these, not "
+            f"{longest:.6g} long: is r right?"
+        )
     return wide
 
 
@@ -41,7 +67,10 @@ def fractions(name: str, values: Tensor, classes: int) -> Tensor:
     """A probability for each class (C,), as float64."""
     wide = values.detach().double()
     if wide.shape != (classes,) or not bool(((wide >= 0) & (wide <= 1)).all()):
-        raise ValueError(f"{name} is a probability in [0, 1] for each of {classes} classes, not {values.tolist()} of shape {tuple(values.shape)}.")
+        raise ValueError(
+            f"{name} is a probability in [0, 1] for each of {classes} classes, not "
+            f"{values.tolist()} of shape {tuple(values.shape)}."
+        )
     return wide
 
 
@@ -62,6 +91,13 @@ def positive(**values: float) -> None:
 def of_each_class(name: str, values: Tensor, classes: int) -> Tensor:
     """A quantity for each class (C,), not negative, as float64."""
     wide = values.detach().double()
-    if wide.shape != (classes,) or not bool((wide >= 0).all()) or not bool(torch.isfinite(wide).all()):
-        raise ValueError(f"{name} is finite and not negative for each of {classes} classes, not {values.tolist()} of shape {tuple(values.shape)}.")
+    if (
+        wide.shape != (classes,)
+        or not bool((wide >= 0).all())
+        or not bool(torch.isfinite(wide).all())
+    ):
+        raise ValueError(
+            f"{name} is finite and not negative for each of {classes} classes, not "
+            f"{values.tolist()} of shape {tuple(values.shape)}."
+        )
     return wide

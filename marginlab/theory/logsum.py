@@ -1,13 +1,16 @@
-"""Expected log of a sum of M independent terms, exactly, without drawing: E log( a + X_1 + ... + X_M ), X_j i.i.d. over finitely many values.
+"""Expected log of a sum of M independent terms, exactly, without drawing: E log( a + X_1 + ... +
+X_M ), X_j i.i.d. over finitely many values.
 
-For z > 0, log z = int_0^inf (e^{-t} - e^{-z t}) dt / t (Frullani), and e^{-(X_1 + ... + X_M) t} has the expectation phi(t)^M with
-phi(t) = E e^{-X t}. So for every M it is one integral over t = e^s,
+For z > 0, log z = int_0^inf (e^{-t} - e^{-z t}) dt / t (Frullani), and e^{-(X_1 + ... + X_M) t} has
+the expectation phi(t)^M with phi(t) = E e^{-X t}. So for every M it is one integral over t = e^s,
 
     E log(a + sum X_j)  =  int ( exp(-e^s) - exp(-a e^s) phi(e^s)^M ) ds,
 
-whose integrand is analytic in the strip |Im s| < pi/2 and vanishes at both ends: the trapezoidal rule errs by about exp(-pi^2 / step)
-(Trefethen and Weideman, SIAM Review 56, 2014), 4e-22 at a step of 0.2. Everything is first divided by the expectation of the sum, so that the
-integrand falls as e^{2s} to the left. This is the second part of InfoNCE with M negatives (Huang et al. 2023, section 4.1, has M = 1).
+whose integrand is analytic in the strip |Im s| < pi/2 and vanishes at both ends: the trapezoidal
+rule errs by about exp(-pi^2 / step) (Trefethen and Weideman, SIAM Review 56, 2014), 4e-22 at a step
+of 0.2. Everything is first divided by the expectation of the sum, so that the integrand falls as
+e^{2s} to the left. This is the second part of InfoNCE with M negatives (Huang et al. 2023, section
+4.1, has M = 1).
 """
 
 import math
@@ -21,8 +24,14 @@ STEP = 0.2
 LEFT = -19.0  # e^{2 * -19} = 3e-17
 
 
-def expected_log_sum(log_a: Float[Tensor, " R"], log_x: Float[Tensor, "R J"], weights: Float[Tensor, " J"], terms: int) -> Float[Tensor, " R"]:
-    """For each of R rows E log(exp(log_a) + X_1 + ... + X_M), X i.i.d. with values exp(log_x) of the probabilities `weights` (J,); M = `terms`.
+def expected_log_sum(
+    log_a: Float[Tensor, " R"],
+    log_x: Float[Tensor, "R J"],
+    weights: Float[Tensor, " J"],
+    terms: int,
+) -> Float[Tensor, " R"]:
+    """For each of R rows E log(exp(log_a) + X_1 + ... + X_M), X i.i.d. with values exp(log_x) of
+    the probabilities `weights` (J,); M = `terms`.
 
     Float64, to about 1e-13. Raises ValueError for fewer than one term.
 
@@ -37,12 +46,17 @@ def expected_log_sum(log_a: Float[Tensor, " R"], log_x: Float[Tensor, "R J"], we
         return torch.logaddexp(log_a[:, None], log_x) @ weights
     mean = torch.logaddexp(log_a, torch.logsumexp(log_x + weights.log(), 1) + math.log(terms))
     a, x = (log_a - mean).exp(), (log_x - mean[:, None]).exp()
-    least = torch.logaddexp(log_a - mean, log_x.amin(1) - mean + math.log(terms)).min()  # exp(-z t) dies only beyond t = 1/z
+    # exp(-z t) dies only beyond t = 1/z
+    least = torch.logaddexp(log_a - mean, log_x.amin(1) - mean + math.log(terms)).min()
     if not -float(least) < FARTHEST:
-        raise ValueError(f"The sums lie within a factor of e^{-float(least):.0f} of their mean, beyond e^{FARTHEST:.0f}: take a higher temperature.")
+        raise ValueError(
+            f"The sums lie within a factor of e^{-float(least):.0f} of their mean, beyond "
+            f"e^{FARTHEST:.0f}: take a higher temperature."
+        )
     s = torch.arange(LEFT, float(-least) + 4.0, STEP, dtype=a.dtype, device=a.device)
     total = torch.zeros_like(a)
     for t in s.exp():
-        log_phi = torch.log1p((torch.expm1(-x * t) @ weights).clamp(min=-1.0))  # near t = 0 phi is 1 to all digits, and M times its log is not
+        # near t = 0 phi is 1 to all digits, and M times its log is not
+        log_phi = torch.log1p((torch.expm1(-x * t) @ weights).clamp(min=-1.0))
         total += (-t).exp() - (terms * log_phi - a * t).exp()
     return mean + total * STEP

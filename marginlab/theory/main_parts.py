@@ -1,11 +1,14 @@
-"""Main parts C_k^0 of classes: sets of images of a class whose augmented distances are all at most delta, found in two ways.
+"""Main parts C_k^0 of classes: sets of images of a class whose augmented distances are all at most
+delta, found in two ways.
 
     clique form:    a largest set with d_A(x, y) <= delta for all pairs              d_A(x, y) = min over views ||x_u - y_v||
     anchor form:    { x in C_k : min over views ||x_v - b_k|| <= delta / 2 }          for any fixed point b_k
 
-Huang et al. 2023, Definition 1, and for the anchor form one triangle inequality: ||x_u - y_v|| <= ||x_u - b_k|| + ||b_k - y_v|| at the nearest views.
-d_A itself obeys no triangle inequality, so "within delta/2 of an image of the class", in d_A, would not do. Views are pixels (then Theorem 1 needs
-L delta) or features (then delta itself). An anchor decides image by image, so on new images its share has an exact binomial interval.
+Huang et al. 2023, Definition 1, and for the anchor form one triangle inequality: ||x_u - y_v|| <=
+||x_u - b_k|| + ||b_k - y_v|| at the nearest views. d_A itself obeys no triangle inequality, so
+"within delta/2 of an image of the class", in d_A, would not do. Views are pixels (then Theorem 1
+needs L delta) or features (then delta itself). An anchor decides image by image, so on new images
+its share has an exact binomial interval.
 """
 
 from dataclasses import dataclass
@@ -22,14 +25,24 @@ from marginlab.measures.cliques import largest_clique
 
 @dataclass(frozen=True, eq=False)
 class MainPart:
-    """The images of all main parts, members (N,), and the largest augmented distance `delta` within a part: at most the delta that was asked for."""
+    """The images of all main parts, members (N,), and the largest augmented distance `delta` within
+    a part: at most the delta that was asked for.
+    """
 
     members: Bool[Tensor, " N"]
     delta: float
 
 
-def clique_part(views: Float[Tensor, "N V *P"], labels: Int[Tensor, " N"], delta: float, *, nodes: int = 100_000, budget: int = BUDGET) -> MainPart:
-    """Main parts with the most images, by the largest clique of each class (`largest_clique`, of at most `nodes` steps: then perhaps a smaller one).
+def clique_part(
+    views: Float[Tensor, "N V *P"],
+    labels: Int[Tensor, " N"],
+    delta: float,
+    *,
+    nodes: int = 100_000,
+    budget: int = BUDGET,
+) -> MainPart:
+    """Main parts with the most images, by the largest clique of each class (`largest_clique`, of at
+    most `nodes` steps: then perhaps a smaller one).
 
     Raises ValueError for a negative delta or shapes that do not fit.
 
@@ -49,9 +62,16 @@ def clique_part(views: Float[Tensor, "N V *P"], labels: Int[Tensor, " N"], delta
 
 
 def anchor_part(
-    views: Float[Tensor, "N V *P"], labels: Int[Tensor, " N"], points: Float[Tensor, "C *P"], delta: float, *, budget: int = BUDGET
+    views: Float[Tensor, "N V *P"],
+    labels: Int[Tensor, " N"],
+    points: Float[Tensor, "C *P"],
+    delta: float,
+    *,
+    budget: int = BUDGET,
 ) -> MainPart:
-    """Main parts around a fixed point of each class 0..C-1. Raises ValueError for a negative delta or shapes that do not fit.
+    """Main parts around a fixed point of each class 0..C-1.
+
+    Raises ValueError for a negative delta or shapes that do not fit.
 
     >>> x = torch.tensor([[[0.0]], [[1.0]], [[2.0]], [[9.0]]])
     >>> anchor_part(x, torch.tensor([0, 0, 0, 1]), torch.tensor([[1.5], [9.0]]), delta=1.0)
@@ -59,7 +79,9 @@ def anchor_part(
     """
     _check(views, labels, delta)
     classes = torch.arange(len(points), device=labels.device)
-    members = anchor_distances(views, labels, Anchors(classes, points, delta), budget=budget) <= delta / 2
+    members = (
+        anchor_distances(views, labels, Anchors(classes, points, delta), budget=budget) <= delta / 2
+    )
     return MainPart(members, _size(views, labels, members, budget))
 
 
@@ -71,7 +93,8 @@ def observed_stretch(
     *,
     budget: int = BUDGET,
 ) -> float:
-    """Largest || f(x_u) - f(y_v) || over pairs x, y of a main part, at their nearest views (u, v) in pixels: what L delta bounds in Theorem 1.
+    """Largest || f(x_u) - f(y_v) || over pairs x, y of a main part, at their nearest views (u, v)
+    in pixels: what L delta bounds in Theorem 1.
 
     >>> x = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]])
     >>> f = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
@@ -79,15 +102,25 @@ def observed_stretch(
     0.6325
     """
     if features.shape[:2] != views.shape[:2]:
-        raise ValueError(f"Features (N, V, D) are of the same views as the pixels {tuple(views.shape)}, not {tuple(features.shape)}.")
+        raise ValueError(
+            f"Features (N, V, D) are of the same views as the pixels {tuple(views.shape)}, "
+            f"not {tuple(features.shape)}."
+        )
     parts = _parts(labels, members)
-    return max((float(nearest_views(views[images], features[images], budget=budget)[1].max()) for images in parts), default=0.0)
+    return max(
+        (
+            float(nearest_views(views[images], features[images], budget=budget)[1].max())
+            for images in parts
+        ),
+        default=0.0,
+    )
 
 
 def nearest_views(
     views: Float[Tensor, "N V *P"], features: Float[Tensor, "N V D"], *, budget: int = BUDGET
 ) -> tuple[Float[Tensor, "N N"], Float[Tensor, "N N"]]:
-    """d_A of each pair of images of a class, and the distance of the features of the two views that are nearest; both float64, 0 on the diagonal.
+    """d_A of each pair of images of a class, and the distance of the features of the two views that
+    are nearest; both float64, 0 on the diagonal.
 
     >>> x, f = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
     >>> [round(float(matrix[0, 1]), 4) for matrix in nearest_views(x, f)]
@@ -109,11 +142,20 @@ def _parts(labels: Tensor, members: Tensor) -> list[Tensor]:
 
 
 def _size(views: Tensor, labels: Tensor, members: Tensor, budget: int) -> float:
-    return max((float(minimum(views[images].flatten(2), budget=budget).distance[0].max()) for images in _parts(labels, members)), default=0.0)
+    return max(
+        (
+            float(minimum(views[images].flatten(2), budget=budget).distance[0].max())
+            for images in _parts(labels, members)
+        ),
+        default=0.0,
+    )
 
 
 def _check(views: Tensor, labels: Tensor, delta: float) -> None:
     if views.ndim < 3 or labels.shape != (len(views),):
-        raise ValueError(f"Views are (N, V, ...) and labels (N,), not {tuple(views.shape)} and {tuple(labels.shape)}.")
+        raise ValueError(
+            f"Views are (N, V, ...) and labels (N,), not {tuple(views.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
     if not delta >= 0:
         raise ValueError(f"delta is a distance, not {delta}.")

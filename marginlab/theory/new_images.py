@@ -1,18 +1,22 @@
-"""A certificate for new images: centers and reaches are fixed on one split, and images of another are counted.
+"""A certificate for new images: centers and reaches are fixed on one split, and images of another
+are counted.
 
     main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 },     S_eps_k: views of x at most epsilon_k apart,
     class k holds if  min over l of || c_k - c_l ||  >  delta_k + 2 epsilon_k     (`fixed_centers`)
 
-A new image is good if its class holds and it is in main_k and S_eps_k; the nearest c reads it rightly then. The number of images that are not
-good is binomial, so its exact upper limit (Clopper and Pearson 1934) bounds the error of the nearest c on the population they are drawn from. No
-view that was not drawn enters: if the image and one of its views are within epsilon_k of each other, and that view within delta_k / 2 of c_k, then
-the image itself is nearer to c_k than to any other. The errors are among what is counted, so a direct limit of the error is never above this one.
+A new image is good if its class holds and it is in main_k and S_eps_k; the nearest c reads it
+rightly then. The number of images that are not good is binomial, so its exact upper limit (Clopper
+and Pearson 1934) bounds the error of the nearest c on the population they are drawn from. No view
+that was not drawn enters: if the image and one of its views are within epsilon_k of each other, and
+that view within delta_k / 2 of c_k, then the image itself is nearer to c_k than to any other. The
+errors are among what is counted, so a direct limit of the error is never above this one.
 
 The encoder, too, is fixed before the new images are seen: it was neither trained on them nor
 chosen by them. The limit is for images in the class shares of those that were counted; `by_class`
 has limits for other shares. Where the numbers of each class were
-fixed beforehand the count is a sum of binomials of several probabilities, whose lower tail is no heavier than that of one binomial of their mean
-(Hoeffding, Annals of Mathematical Statistics 27, 1956; below the mean less one), so that the limit keeps its confidence.
+fixed beforehand the count is a sum of binomials of several probabilities, whose lower tail is no
+heavier than that of one binomial of their mean (Hoeffding, Annals of Mathematical Statistics 27,
+1956; below the mean less one), so that the limit keeps its confidence.
 """
 
 import math
@@ -37,7 +41,9 @@ EXACTLY = "donot_use_mm_for_euclid_dist"
 
 
 class Reach(NamedTuple):
-    """What the form with fixed centers fixes: c_k (C, D), and delta_k and epsilon_k (C,); a class that cannot hold has delta_k = epsilon_k = 0."""
+    """What the form with fixed centers fixes: c_k (C, D), and delta_k and epsilon_k (C,); a class
+    that cannot hold has delta_k = epsilon_k = 0.
+    """
 
     centers: Float[Tensor, "C D"]
     delta: Float[Tensor, " C"]
@@ -46,7 +52,11 @@ class Reach(NamedTuple):
     @property
     def nearest(self) -> Float[Tensor, " C"]:
         """Distance of each center from the nearest other one."""
-        apart: Tensor = torch.cdist(self.centers, self.centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
+        apart: Tensor = (
+            torch.cdist(self.centers, self.centers, compute_mode=EXACTLY)
+            .fill_diagonal_(math.inf)
+            .amin(1)
+        )
         return apart
 
     @property
@@ -56,10 +66,12 @@ class Reach(NamedTuple):
 
 
 def fix_centers(population: Population) -> Reach:
-    """Class centers, and for each class the (delta_k, epsilon_k) that have the most images in the main part and S_eps.
+    """Class centers, and for each class the (delta_k, epsilon_k) that have the most images in the
+    main part and S_eps.
 
-    delta_k + 2 epsilon_k lies just below the distance to the next center: the larger epsilon_k is, the more images are aligned and the smaller main_k
-    may be. Of equally good epsilon_k the middle one is taken, because what lies on the edge does not carry over to other images.
+    delta_k + 2 epsilon_k lies just below the distance to the next center: the larger epsilon_k is,
+    the more images are aligned and the smaller main_k may be. Of equally good epsilon_k the middle
+    one is taken, because what lies on the edge does not carry over to other images.
     """
     centers = population.centers
     apart = torch.cdist(centers, centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
@@ -71,10 +83,16 @@ def fix_centers(population: Population) -> Reach:
         if distance <= ROUNDING:
             continue
         half = (distance - ROUNDING) / 2  # delta_k / 2 + epsilon_k
-        edges = torch.cat((spread, spread.new_zeros(1), half - close, spread.new_full((1,), half))).clamp(0, half).unique()
+        edges = (
+            torch.cat((spread, spread.new_zeros(1), half - close, spread.new_full((1,), half)))
+            .clamp(0, half)
+            .unique()
+        )
         candidates = torch.cat((edges, (edges[1:] + edges[:-1]) / 2)).sort().values
         blocks = candidates[:, None].split(max(BUDGET // (8 * len(w)), 1))
-        good = torch.cat([((spread <= block) & (close <= half - block)).double() @ w for block in blocks])
+        good = torch.cat(
+            [((spread <= block) & (close <= half - block)).double() @ w for block in blocks]
+        )
         most = candidates[good >= good.max() - 1e-12]
         middle = (most - most.mean()).abs().argmin()
         epsilon[k], delta[k] = most[middle], 2 * (half - most[middle])
@@ -113,10 +131,16 @@ def counted(
     """
     f, y = unit(new[0], "The new features"), new[1]
     if f.shape[2] != reach.centers.shape[1] or y.shape != (len(f),) or len(f) == 0:
-        raise ValueError(f"New features are (M, V, {reach.centers.shape[1]}) with labels (M,), not {tuple(f.shape)} and {tuple(y.shape)}.")
+        raise ValueError(
+            f"New features are (M, V, {reach.centers.shape[1]}) with labels (M,), not "
+            f"{tuple(f.shape)} and {tuple(y.shape)}."
+        )
     known = torch.isin(y, names)
     if not unknown and not bool(known.all()):
-        raise ValueError(f"New images are of the classes {names.tolist()}, not also of {y[~torch.isin(y, names)].unique().tolist()}.")
+        raise ValueError(
+            f"New images are of the classes {names.tolist()}, not also of "
+            f"{y[~torch.isin(y, names)].unique().tolist()}."
+        )
     place = torch.where(known, torch.searchsorted(names, y), 0)
     found = _counted(reach, f, place, alignment(f, normalize=False)[1])
     lost = [part | ~known for part in found[1:]]
@@ -134,10 +158,19 @@ def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
     """The form with fixed centers of the images that they were fixed on."""
     found = _counted(reach, population.f, population.labels, population.diameters)
     q = population.share(~(found.outside | found.unaligned)).clamp(0, 1)
-    result = fixed_centers(p=population.p, centers=reach.centers, q=q, delta=reach.delta, epsilon=reach.epsilon, error=population.error)
+    result = fixed_centers(
+        p=population.p,
+        centers=reach.centers,
+        q=q,
+        delta=reach.delta,
+        epsilon=reach.epsilon,
+        error=population.error,
+    )
     room = result.nearest - reach.delta - 2 * reach.epsilon
     held = reach.holds[population.labels]
-    outside, unaligned = (min(population.probability(held & which), 1.0) for which in (found.outside, found.unaligned))
+    outside, unaligned = (
+        min(population.probability(held & which), 1.0) for which in (found.outside, found.unaligned)
+    )
     form = Form(
         result.bound, outside=outside, R_epsilon=unaligned,
         margin=float(room[result.holds].min() if bool(result.holds.any()) else room.max()),
@@ -146,28 +179,70 @@ def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
 
 
 def of_new(reach: Reach, found: Counted, confidence: float) -> tuple[Form, tuple[float, float]]:
-    """The form with fixed centers of new images, and their error with its direct limit, from the numbers of those that are not good and wrong."""
-    n, wrong = found.bad.new_full((1,), len(found.bad), dtype=torch.int64), float(found.wrong.double().mean())
-    upper, direct = (float(upper_limit(count.sum()[None], n, confidence)) for count in (found.bad, found.wrong))
-    premise = "" if bool(reach.holds.any()) else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
-    bound = Bound(f"Fixed centers, new images, confidence {confidence:g}", wrong, upper, 1.0, premise)
-    shares = {"outside": float(found.outside.double().mean()), "R_epsilon": float(found.unaligned.double().mean())}
+    """The form with fixed centers of new images, and their error with its direct limit, from the
+    numbers of those that are not good and wrong.
+    """
+    n, wrong = (
+        found.bad.new_full((1,), len(found.bad), dtype=torch.int64),
+        float(found.wrong.double().mean()),
+    )
+    upper, direct = (
+        float(upper_limit(count.sum()[None], n, confidence)) for count in (found.bad, found.wrong)
+    )
+    premise = (
+        ""
+        if bool(reach.holds.any())
+        else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
+    )
+    bound = Bound(
+        f"Fixed centers, new images, confidence {confidence:g}", wrong, upper, 1.0, premise
+    )
+    shares = {
+        "outside": float(found.outside.double().mean()),
+        "R_epsilon": float(found.unaligned.double().mean()),
+    }
     return Form(bound, NEW, **shares), (wrong, direct)
 
 
-def by_class(population: Population, reach: Reach, here: Counted, new: Counted | None, names: Int[Tensor, " C"], confidence: float) -> ByClass:
-    """What was fixed and what it costs, class by class, with limits for new images that hold for all classes at once."""
+def by_class(
+    population: Population,
+    reach: Reach,
+    here: Counted,
+    new: Counted | None,
+    names: Int[Tensor, " C"],
+    confidence: float,
+) -> ByClass:
+    """What was fixed and what it costs, class by class, with limits for new images that hold for
+    all classes at once.
+    """
     C = len(names)
     if new is None:
         new = Counted(here.labels[:0], *(found[:0] for found in here[1:]))
-    n, bad, wrong = (new.of_class(which, C) for which in (torch.ones_like(new.bad), new.bad, new.wrong))
+    n, bad, wrong = (
+        new.of_class(which, C) for which in (torch.ones_like(new.bad), new.bad, new.wrong)
+    )
     each = 1 - (1 - confidence) / C
-    outside, unaligned, lost = (population.share(which).clamp(0, 1) for which in (here.outside, here.unaligned, here.bad))
+    outside, unaligned, lost = (
+        population.share(which).clamp(0, 1) for which in (here.outside, here.unaligned, here.bad)
+    )
     return ByClass(
-        names, population.p, reach.nearest, reach.delta, reach.epsilon, reach.holds, outside, unaligned, lost,
-        n, bad, wrong, upper_limit(bad, n, each), upper_limit(wrong, n, each), confidence,
+        names,
+        population.p,
+        reach.nearest,
+        reach.delta,
+        reach.epsilon,
+        reach.holds,
+        outside,
+        unaligned,
+        lost,
+        n,
+        bad,
+        wrong,
+        upper_limit(bad, n, each),
+        upper_limit(wrong, n, each),
+        confidence,
         int((new.labels == C).sum()),
-    )  # fmt: skip
+    )
 
 
 def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
@@ -195,6 +270,14 @@ def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor
 def unit(features: Tensor, name: str) -> Tensor:
     """Features at length one, in float64; refuse what has none."""
     f = features.detach().double()
-    if f.ndim != 3 or f.shape[1] < 2 or not bool(f.isfinite().all()) or bool((f == 0).all(-1).any()):
-        raise ValueError(f"{name} are finite, not zero, and of at least two views, (N, V, D), the image itself first: {tuple(f.shape)} are not.")
+    if (
+        f.ndim != 3
+        or f.shape[1] < 2
+        or not bool(f.isfinite().all())
+        or bool((f == 0).all(-1).any())
+    ):
+        raise ValueError(
+            f"{name} are finite, not zero, and of at least two views, (N, V, D), the image "
+            f"itself first: {tuple(f.shape)} are not."
+        )
     return unit_vectors(f)

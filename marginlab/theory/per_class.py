@@ -1,10 +1,12 @@
-"""Corollary of Theorem 1's proof, class by class, with measured shares: each class has its own main part, delta_l, eps_l and share of good points.
+"""Corollary of Theorem 1's proof, class by class, with measured shares: each class has its own main
+part, delta_l, eps_l and share of good points.
 
     q_l = P[main and S_eps_l | class l]        class l holds  if  || mu_l - mu_k || > 2 r D_l(q_l, t_l)  for all k != l
     Err(G_f)  <=  sum over classes that hold of p_l (1 - q_l)  +  sum over the others of p_l
 
-with D_l of Theorem 1 (T') and t_l = (stretch_l + 2 eps_l) / r. This is ours, not Huang et al.'s Theorem 1 (docs/derivations.md, 2.5): the printed
-form replaces q_l by sigma - R_eps / p_l, which for C equally likely classes counts every image outside S_eps C times, and asks all classes to hold.
+with D_l of Theorem 1 (T') and t_l = (stretch_l + 2 eps_l) / r. This is ours, not Huang et al.'s
+Theorem 1 (docs/derivations.md, 2.5): the printed form replaces q_l by sigma - R_eps / p_l, which
+for C equally likely classes counts every image outside S_eps C times, and asks all classes to hold.
 """
 
 from dataclasses import dataclass
@@ -39,28 +41,32 @@ def per_class(
 ) -> PerClass:
     """Err(G_f) from the measured share q_l of good points of each class.
 
-    Parameters
-    ----------
-    p, gram, r, error: as of `theorem_1`.
-    q: P[x in main part and in S_eps_l | class l].
-    epsilon, stretch: eps_l, and what bounds the distance of features of nearest views within main part l (`theorem_1`), of each class.
+    Args:
+        p, gram, r, error: as of `theorem_1`.
+        q: P[x in main part and in S_eps_l | class l].
+        epsilon, stretch: eps_l, and what bounds the distance of features of nearest views within
+            main part l (`theorem_1`), of each class.
 
-    Raises
-    ------
-    ValueError: a quantity that cannot be what it is named.
+    Raises:
+        ValueError: a quantity that cannot be what it is named.
 
     >>> half, none = torch.tensor([0.5, 0.5]), torch.zeros(2)
     >>> per_class(p=half, gram=torch.eye(2), q=torch.tensor([1.0, 0.5]), epsilon=none, stretch=none).bound.right
     0.25
-
     """
     p = priors(p)
     positive(r=r)
     gram = gram_matrix(gram, len(p), r) / r**2
     q = fractions("q", q, len(p))
-    t = (of_each_class("stretch", stretch, len(p)) + 2 * of_each_class("epsilon", epsilon, len(p))) / r
+    t = (
+        of_each_class("stretch", stretch, len(p)) + 2 * of_each_class("epsilon", epsilon, len(p))
+    ) / r
     radius = center_radius(q, t, gram.diagonal().clamp(min=0))
     holds = separated(gram, radius).amin(1) > SLACK
     right = float(p @ torch.where(holds, 1 - q, 1.0))
-    premise = "" if bool(holds.any()) else "No class holds: every center has another within 2 D_l r of it."
+    premise = (
+        ""
+        if bool(holds.any())
+        else "No class holds: every center has another within 2 D_l r of it."
+    )
     return PerClass(holds, radius, Bound("Corollary, per class", error, right, 1.0, premise))

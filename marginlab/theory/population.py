@@ -1,13 +1,16 @@
-"""A finite population: N images with V views each, and every quantity of the theory as an exact expectation over it, in float64.
+"""A finite population: N images with V views each, and every quantity of the theory as an exact
+expectation over it, in float64.
 
-An image x_i has the probability w_i, its V views are equally likely and drawn with replacement, and view 0 is the image itself. With
-nu(x) = E f(view of x) and mu_k = E_{x in C_k} nu(x), the identities that tie the quantities together are
+An image x_i has the probability w_i, its V views are equally likely and drawn with replacement, and
+view 0 is the image itself. With nu(x) = E f(view of x) and mu_k = E_{x in C_k} nu(x), the
+identities that tie the quantities together are
 
     V_k = E_{C_k} ||f - mu_k||^2 = r^2 - ||mu_k||^2          L_align = 2 (r^2 - E ||nu||^2)          A_k = 2 (r^2 - E_{C_k} ||nu||^2)
     sum_k p_k V_k = L_align / 2 + tr Sigma_W                  M - B = Sigma_W = sum_k p_k Cov_{C_k}(nu)
 
-with M = E nu nu^T and B = sum_k p_k mu_k mu_k^T (||f|| = r). Definitions: Huang et al. 2023, sections 2 to 4; identities: docs/derivations.md, 1.
-What a theorem says of V sampled views of N sampled images is exact for this population, and for no other.
+with M = E nu nu^T and B = sum_k p_k mu_k mu_k^T (||f|| = r). Definitions: Huang et al. 2023,
+sections 2 to 4; identities: docs/derivations.md, 1. What a theorem says of V sampled views of N
+sampled images is exact for this population, and for no other.
 """
 
 from dataclasses import dataclass
@@ -25,17 +28,17 @@ from marginlab.theory.logsum import expected_log_sum
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Features (N, V, D) of all V views of N images, labels (N,) that run over 0..C-1, and the probabilities (N,) of the images (equal if None).
+    """Features (N, V, D) of all V views of N images, labels (N,) that run over 0..C-1, and the
+    probabilities (N,) of the images (equal if None).
 
-    Raises
-    ------
-    ValueError: shapes that do not fit, values not finite, a class without an image, probabilities that are negative or do not sum to 1.
+    Raises:
+        ValueError: shapes that do not fit, values not finite, a class without an image,
+            probabilities that are negative or do not sum to 1.
 
     >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
     >>> population = Population(f, torch.tensor([0, 1]))
     >>> population.gram.tolist(), population.error
     ([[1.0, 0.0], [0.0, 1.0]], 0.0)
-
     """
 
     features: Float[Tensor, "N V D"]
@@ -44,8 +47,16 @@ class Population:
 
     def __post_init__(self) -> None:
         f, labels = self.features, self.labels
-        if f.ndim != 3 or labels.shape != (len(f),) or min(f.shape) == 0 or not bool(f.isfinite().all()):
-            raise ValueError(f"A population has finite features (N, V, D) and labels (N,), not {tuple(f.shape)} and {tuple(labels.shape)}.")
+        if (
+            f.ndim != 3
+            or labels.shape != (len(f),)
+            or min(f.shape) == 0
+            or not bool(f.isfinite().all())
+        ):
+            raise ValueError(
+                f"A population has finite features (N, V, D) and labels (N,), not "
+                f"{tuple(f.shape)} and {tuple(labels.shape)}."
+            )
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"Labels are integers, not {labels.dtype}.")
         names = labels.unique()
@@ -57,8 +68,16 @@ class Population:
         if self.weights is None:
             return
         w = self.weights
-        if w.shape != labels.shape or not bool((w >= 0).all()) or not abs(float(w.sum()) - 1) <= 1e-6 or float(self.p.min()) <= 0:
-            raise ValueError(f"Probabilities of {len(f)} images are not negative, sum to 1 and leave no class empty, not {w.tolist()}.")
+        if (
+            w.shape != labels.shape
+            or not bool((w >= 0).all())
+            or not abs(float(w.sum()) - 1) <= 1e-6
+            or float(self.p.min()) <= 0
+        ):
+            raise ValueError(
+                f"Probabilities of {len(f)} images are not negative, sum to 1 and leave no "
+                f"class empty, not {w.tolist()}."
+            )
 
     @cached_property
     def f(self) -> Float[Tensor, "N V D"]:
@@ -80,10 +99,14 @@ class Population:
     def of_class(self, values: Float[Tensor, "N *S"]) -> Float[Tensor, "C *S"]:
         """Expectation over each class of a quantity of the images."""
         weighted = values * self.w.view(-1, *[1] * (values.ndim - 1))
-        return weighted.new_zeros(len(self.p), *values.shape[1:]).index_add(0, self.labels, weighted) / self.p.view(-1, *[1] * (values.ndim - 1))
+        return weighted.new_zeros(len(self.p), *values.shape[1:]).index_add(
+            0, self.labels, weighted
+        ) / self.p.view(-1, *[1] * (values.ndim - 1))
 
     def share(self, members: Bool[Tensor, " N"]) -> Float[Tensor, " C"]:
-        """P[member | class] of a set of images: sigma_k of main parts, q_k of main parts within S_eps."""
+        """P[member | class] of a set of images: sigma_k of main parts, q_k of main parts within
+        S_eps.
+        """
         return self.of_class(members.double())
 
     def probability(self, members: Bool[Tensor, " N"]) -> float:
@@ -95,7 +118,10 @@ class Population:
         """R with ||f|| = r for all views; ValueError where lengths differ by more than 1e-9 of it."""
         norms = self.f.norm(dim=-1)
         if float(norms.max() - norms.min()) > 1e-9 * float(norms.max()):
-            raise ValueError(f"Features have lengths from {float(norms.min()):.6g} to {float(norms.max()):.6g}, not one radius: normalize them.")
+            raise ValueError(
+                f"Features have lengths from {float(norms.min()):.6g} to "
+                f"{float(norms.max()):.6g}, not one radius: normalize them."
+            )
         return float(norms.mean())
 
     @cached_property
@@ -150,7 +176,9 @@ class Population:
 
     @cached_property
     def M(self) -> Float[Tensor, "D D"]:  # noqa: N802  # M is its name
-        """M = E f(x_1) f(x_2)^T = E nu nu^T: the cross-correlation F of uncentred, unscaled coordinates."""
+        """M = E f(x_1) f(x_2)^T = E nu nu^T: the cross-correlation F of uncentred, unscaled
+        coordinates.
+        """
         return (self.nu.T * self.w) @ self.nu
 
     @cached_property
@@ -161,7 +189,9 @@ class Population:
 
     def read(self, features: Float[Tensor, "N *V D"]) -> Int[Tensor, "N *V"]:
         """Class of the nearest class center G_f; of equally near ones the smallest."""
-        nearest: Tensor = torch.cdist(features, self.centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
+        nearest: Tensor = torch.cdist(
+            features, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
+        ).argmin(-1)
         return nearest
 
     @cached_property
@@ -180,9 +210,11 @@ class Population:
         return float(self.w @ (self.read(self.f) != self.labels[:, None]).double().mean(1))
 
     def infonce(self, temperature: float = 1.0, negatives: int = 1) -> tuple[float, float]:
-        """(L_1, L_2) of the population's InfoNCE: L_1 = -E s_+/T and L_2 = E log(e^{s_+/T} + sum over M negatives of e^{s_j/T}).
+        """(L_1, L_2) of the population's InfoNCE: L_1 = -E s_+/T and L_2 = E log(e^{s_+/T} + sum
+        over M negatives of e^{s_j/T}).
 
-        The negatives are views of images drawn independently of x, x itself included (Huang et al. 2023, section 4.1, has T = 1 and M = 1).
+        The negatives are views of images drawn independently of x, x itself included (Huang et al.
+        2023, section 4.1, has T = 1 and M = 1).
         """
         positive(temperature=temperature)
         N, V, _ = self.f.shape
@@ -191,13 +223,18 @@ class Population:
         for images in torch.arange(N).split(max(BUDGET // (8 * N * V**3), 1)):
             f, w = self.f[images], self.w[images]
             near = (f @ f.mT / temperature).flatten()
-            far = (f.flatten(0, 1) @ views.T / temperature).repeat_interleave(V, 0)  # row (x, u, v) of near has the anchor u
+            # row (x, u, v) of near has the anchor u
+            far = (f.flatten(0, 1) @ views.T / temperature).repeat_interleave(V, 0)
             first -= float(w @ near.view(len(f), -1).mean(1))
-            second += float(w @ expected_log_sum(near, far, atoms, negatives).view(len(f), -1).mean(1))
+            second += float(
+                w @ expected_log_sum(near, far, atoms, negatives).view(len(f), -1).mean(1)
+            )
         return first, second
 
     @cached_property
     def correlation(self) -> tuple[float, float]:
-        """(L_1, L_2) of the cross-correlation loss: L_1 = sum_i (1 - F_ii)^2, L_2 = ||F - I||_F^2 with F = M (Huang et al. 2023, section 4.2)."""
+        """(L_1, L_2) of the cross-correlation loss: L_1 = sum_i (1 - F_ii)^2, L_2 = ||F - I||_F^2
+        with F = M (Huang et al. 2023, section 4.2).
+        """
         difference = self.M - torch.eye(len(self.M), dtype=self.M.dtype, device=self.M.device)
         return float(difference.diagonal().square().sum()), float(difference.square().sum())

@@ -1,17 +1,22 @@
-"""Theorem 2: well aligned features are aligned on most images, R_eps <= eta(eps) sqrt(L_align), and a sharper form that is linear in L_align.
+"""Theorem 2: well aligned features are aligned on most images, R_eps <= eta(eps) sqrt(L_align), and
+a sharper form that is linear in L_align.
 
-A view is one of m discrete transformations (each with probability 1/(2m)) or a continuous one of n parameters (uniform on the unit cube, 1/2), in
-which the image is M-Lipschitz, and f is L-Lipschitz. With c = 2 sqrt(n) L M and h <= 1 the side of a cube,
+A view is one of m discrete transformations (each with probability 1/(2m)) or a continuous one of n
+parameters (uniform on the unit cube, 1/2), in which the image is M-Lipschitz, and f is L-Lipschitz.
+With c = 2 sqrt(n) L M and h <= 1 the side of a cube,
 
     R_eps  <=  eta sqrt(L_align),      eta = inf over h < eps/c of 4 max{1, m^2 h^2n} / (h^2n (eps - c h))                           (printed)
     R_eps  <=  L_align inf_h 4 max{1, m^2 h^2n} / (h^2n (eps - c h)^2)                                                     (linear, Markov on squares)
     R_eps  <=  L_align inf_h 2 max{h^-n, m} / (eps - c h)^2                                                                        (variance)
 
-eta and the printed form: Huang et al. 2023, Theorem 2. Each infimum is reached in closed form, at h = min{ a eps / (b c), m^(-1/n) } with a/b =
-2n/(2n+1), n/(n+1), n/(n+2). The printed order O(1/eps) of eta is right only where m^(-1/n) is the smaller: for small eps eta is of order
-eps^-(2n+1), and the variance form of order eps^-(n+2) in L_align. The variance form (ours, docs/derivations.md, 3) rests on
-E ||f_1 - f_2||^2 = 2 min_c E ||f - c||^2 >= 2 ab/(a+b) gap^2 for two sets of masses a, b that lie `gap` apart: one mass of a set, and no product of
-two. It is below the printed form wherever that is below 1. If all views are discrete, V of them equally likely, a = b = 1/V and there is no cube.
+eta and the printed form: Huang et al. 2023, Theorem 2. Each infimum is reached in closed form, at h
+= min{ a eps / (b c), m^(-1/n) } with a/b = 2n/(2n+1), n/(n+1), n/(n+2). The printed order O(1/eps)
+of eta is right only where m^(-1/n) is the smaller: for small eps eta is of order eps^-(2n+1), and
+the variance form of order eps^-(n+2) in L_align. The variance form (ours, docs/derivations.md, 3)
+rests on E ||f_1 - f_2||^2 = 2 min_c E ||f - c||^2 >= 2 ab/(a+b) gap^2 for two sets of masses a, b
+that lie `gap` apart: one mass of a set, and no product of two. It is below the printed form
+wherever that is below 1. If all views are discrete, V of them equally likely, a = b = 1/V and there
+is no cube.
 """
 
 import math
@@ -31,26 +36,33 @@ class Theorem2:
     variance: Bound
 
 
-def theorem_2(*, L_align: float, epsilon: float, n: int, m: int, L: float, M: float, R_epsilon: float = float("nan")) -> Theorem2:
+def theorem_2(
+    *,
+    L_align: float,
+    epsilon: float,
+    n: int,
+    m: int,
+    L: float,
+    M: float,
+    R_epsilon: float = float("nan"),
+) -> Theorem2:
     """R_eps from L_align, for n continuous parameters and m discrete transformations.
 
-    Parameters
-    ----------
-    L_align: E ||f(x_1) - f(x_2)||^2, the two views of an image independent.
-    epsilon: a distance of features, positive.
-    n, m: number of continuous parameters (0: one more discrete transformation, of probability 1/2) and of discrete transformations (at least 1:
-        the identity).
-    L, M: Lipschitz constants of f in pixels, and of the continuous transformations in their parameters.
-    R_epsilon: R_eps, where it is known.
+    Args:
+        L_align: E ||f(x_1) - f(x_2)||^2, the two views of an image independent.
+        epsilon: a distance of features, positive.
+        n, m: number of continuous parameters (0: one more discrete transformation, of probability
+            1/2) and of discrete transformations (at least 1: the identity).
+        L, M: Lipschitz constants of f in pixels, and of the continuous transformations in their
+            parameters.
+        R_epsilon: R_eps, where it is known.
 
-    Raises
-    ------
-    ValueError: a quantity that cannot be what it is named.
+    Raises:
+        ValueError: a quantity that cannot be what it is named.
 
     >>> theorem = theorem_2(L_align=1e-4, epsilon=0.5, n=1, m=1, L=1.0, M=0.3)
     >>> round(theorem.eta, 2), round(theorem.printed.right, 4), round(theorem.linear.right, 4), round(theorem.variance.right, 4)
     (77.76, 0.7776, 0.0369, 0.0065)
-
     """
     not_negative(L_align=L_align)
     factor = eta(epsilon, n=n, m=m, L=L, M=M)
@@ -62,10 +74,14 @@ def theorem_2(*, L_align: float, epsilon: float, n: int, m: int, L: float, M: fl
     return _forms(R_epsilon, L_align, factor, linear, variance)
 
 
-def theorem_2_discrete(*, L_align: float, epsilon: float, V: int, R_epsilon: float = float("nan")) -> Theorem2:
-    """R_eps from L_align for V equally likely views and no continuous ones: V^2 sqrt(L_align) / eps, V^2 L_align / eps^2, and V L_align / eps^2.
+def theorem_2_discrete(
+    *, L_align: float, epsilon: float, V: int, R_epsilon: float = float("nan")
+) -> Theorem2:
+    """R_eps from L_align for V equally likely views and no continuous ones: V^2 sqrt(L_align) /
+    eps, V^2 L_align / eps^2, and V L_align / eps^2.
 
-    L_align is over views drawn with replacement. The last is the sharpest. Raises ValueError as `theorem_2`.
+    L_align is over views drawn with replacement. The last is the sharpest. Raises ValueError as
+    `theorem_2`.
 
     >>> theorem_2_discrete(L_align=0.125, epsilon=1.0, V=2).variance.right
     0.25
@@ -99,18 +115,24 @@ def _power(x: float, exponent: float) -> float:
 
 
 def _side(share: float, epsilon: float, c: float, n: int, m: int) -> float:
-    """The best side of the cubes: the stationary point, but no longer than m^(-1/n), beyond which discrete views are the rarest pair anyway."""
+    """The best side of the cubes: the stationary point, but no longer than m^(-1/n), beyond which
+    discrete views are the rarest pair anyway.
+    """
     if n == 0:
         return 1.0
     return min(share * epsilon / c if c > 0 else math.inf, math.pow(m, -1 / n))
 
 
-def _forms(R_epsilon: float, L_align: float, factor: float, linear: float, variance: float) -> Theorem2:
+def _forms(
+    R_epsilon: float, L_align: float, factor: float, linear: float, variance: float
+) -> Theorem2:
     if not math.isnan(R_epsilon):
         fraction("R_epsilon", R_epsilon)
     return Theorem2(
         factor,
-        Bound("Theorem 2, printed", R_epsilon, factor * math.sqrt(L_align) if L_align else 0.0, 1.0),
+        Bound(
+            "Theorem 2, printed", R_epsilon, factor * math.sqrt(L_align) if L_align else 0.0, 1.0
+        ),
         Bound("Theorem 2, linear", R_epsilon, linear * L_align if L_align else 0.0, 1.0),
         Bound("Theorem 2, variance form", R_epsilon, variance * L_align if L_align else 0.0, 1.0),
     )

@@ -1,4 +1,5 @@
-"""Lemma 4.1 and Theorem 4: cross-correlation's L_1 bounds the alignment, its L_2 the inner products of class centers.
+"""Lemma 4.1 and Theorem 4: cross-correlation's L_1 bounds the alignment, its L_2 the inner products
+of class centers.
 
     L_1 = sum_i (1 - F_ii)^2,     L_2 = ||F - I||_F^2,     F = M = E f(x_1) f(x_2)^T,     tau' = ||M - B||_F^2 = ||Sigma_W||_F^2
 
@@ -6,11 +7,14 @@
     |mu_k . mu_l|  <=  sqrt( 2 / (p_k p_l) (L_2 + tau' - (d - C) / 2) )                                                                  (printed)
     |mu_k . mu_l|  <=  sqrt( ((sqrt L_2 + sqrt tau')^2 - (d - C) - sum_i (p_i ||mu_i||^2 - 1)^2) / (2 p_k p_l) )                         (refined)
 
-Printed forms: Huang et al. 2023, Lemma 4.1 and Theorem 4; its tau' is in an appendix, and here it is the exact one, or a closed one from sigma, delta
-and epsilon. Theorem 4 needs no normalisation of the features (the paper asks for E f_i = 0, E f_i^2 = 1 and ||f|| = sqrt d at once, which no trained
-encoder meets): `Normalisation` says how far each is from true, and Lemma 4.1 is corrected for the one that it needs. The refined form is never above
-the printed one: triangle inequality instead of 2a^2 + 2b^2, both symmetric entries, the known diagonal. Its radicand shows a tension: (sqrt L_2 +
-sqrt tau')^2 >= d - C always, so decorrelation and class collapse exclude each other when d > C. Proofs: docs/derivations.md, 5.
+Printed forms: Huang et al. 2023, Lemma 4.1 and Theorem 4; its tau' is in an appendix, and here it
+is the exact one, or a closed one from sigma, delta and epsilon. Theorem 4 needs no normalisation of
+the features (the paper asks for E f_i = 0, E f_i^2 = 1 and ||f|| = sqrt d at once, which no trained
+encoder meets): `Normalisation` says how far each is from true, and Lemma 4.1 is corrected for the
+one that it needs. The refined form is never above the printed one: triangle inequality instead of
+2a^2 + 2b^2, both symmetric entries, the known diagonal. Its radicand shows a tension: (sqrt L_2 +
+sqrt tau')^2 >= d - C always, so decorrelation and class collapse exclude each other when d > C.
+Proofs: docs/derivations.md, 5.
 """
 
 import math
@@ -28,7 +32,9 @@ NORMAL = 1e-6  # a deviation that float32 features cannot tell from none
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How far features are from what the paper assumes: max |E f_i|, max |E f_i^2 - 1|, max | ||f||^2 / d - 1 |, and E ||f||^2 - d."""
+    """How far features are from what the paper assumes: max |E f_i|, max |E f_i^2 - 1|, max |
+    ||f||^2 / d - 1 |, and E ||f||^2 - d.
+    """
 
     mean: float
     square: float
@@ -57,58 +63,77 @@ def normalisation(population: Population) -> Normalisation:
     square = population.w @ f.square().mean(1)
     mean = population.w @ population.nu
     length = f.square().sum(-1) / d
-    return Normalisation(float(mean.abs().max()), float((square - 1).abs().max()), float((length - 1).abs().max()), float(square.sum()) - d)
+    return Normalisation(
+        float(mean.abs().max()),
+        float((square - 1).abs().max()),
+        float((length - 1).abs().max()),
+        float(square.sum()) - d,
+    )
 
 
-def lemma_4_1(*, L_1: float, dim: int, deviation: Normalisation, L_align: float = float("nan")) -> tuple[Bound, Bound]:
+def lemma_4_1(
+    *, L_1: float, dim: int, deviation: Normalisation, L_align: float = float("nan")
+) -> tuple[Bound, Bound]:
     """L_align from L_1, printed and corrected for E ||f||^2 - d.
 
-    Parameters
-    ----------
-    L_1: sum_i (1 - F_ii)^2.
-    dim: d.
-    deviation: of the features from the paper's normalisation; the printed form is refused where E f_i^2 is not 1.
-    L_align: where it is known.
+    Args:
+        L_1: sum_i (1 - F_ii)^2.
+        dim: d.
+        deviation: of the features from the paper's normalisation; the printed form is refused where
+            E f_i^2 is not 1.
+        L_align: where it is known.
 
-    Raises
-    ------
-    ValueError: a quantity that cannot be what it is named.
+    Raises:
+        ValueError: a quantity that cannot be what it is named.
 
     >>> normal = Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
     >>> [round(bound.right, 9) for bound in lemma_4_1(L_1=0.5, dim=2, deviation=normal)]
     [2.0, 2.0]
-
     """
     positive(dim=dim)
     not_negative(L_1=L_1)
     right, trivial = 2 * math.sqrt(dim * L_1), 2 * (dim + deviation.excess)
-    premise = f"E f_i^2 is not 1 but up to {deviation.square:.3g} off: standardise each coordinate." if deviation.square > NORMAL else ""
-    corrected = right + 2 * deviation.excess + LOST * (right + 2 * dim + 2 * abs(deviation.excess))  # the first two may cancel
-    return Bound("Lemma 4.1, printed", L_align, right, trivial, premise), Bound("Lemma 4.1, any scale", L_align, corrected, trivial)
+    premise = (
+        f"E f_i^2 is not 1 but up to {deviation.square:.3g} off: standardise each coordinate."
+        if deviation.square > NORMAL
+        else ""
+    )
+    # the first two may cancel
+    corrected = right + 2 * deviation.excess + LOST * (right + 2 * dim + 2 * abs(deviation.excess))
+    return Bound("Lemma 4.1, printed", L_align, right, trivial, premise), Bound(
+        "Lemma 4.1, any scale", L_align, corrected, trivial
+    )
 
 
-def theorem_4(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2: float, tau: float, dim: int, r: float) -> Theorem4:
+def theorem_4(
+    *,
+    p: Float[Tensor, " C"],
+    gram: Float[Tensor, "C C"],
+    L_2: float,
+    tau: float,
+    dim: int,
+    r: float,
+) -> Theorem4:
     """|mu_k . mu_l| from L_2 and tau'.
 
-    Parameters
-    ----------
-    p: class priors.
-    gram: inner products of the class centers; the refined form uses the squared lengths on its diagonal, and neither what is beside it.
-    L_2: ||F - I||_F^2.
-    tau: tau' = ||Sigma_W||_F^2, or an upper bound of it (`closed_tau`).
-    dim: d.
-    r: length of the features, or an upper bound of it: |mu_k . mu_l| <= r^2 is trivial. The paper has sqrt d.
+    Args:
+        p: class priors.
+        gram: inner products of the class centers; the refined form uses the squared lengths on its
+            diagonal, and neither what is beside it.
+        L_2: ||F - I||_F^2.
+        tau: tau' = ||Sigma_W||_F^2, or an upper bound of it (`closed_tau`).
+        dim: d.
+        r: length of the features, or an upper bound of it: |mu_k . mu_l| <= r^2 is trivial. The
+            paper has sqrt d.
 
-    Raises
-    ------
-    ValueError: a quantity that cannot be what it is named, or L_2 and tau' that no encoder has.
+    Raises:
+        ValueError: a quantity that cannot be what it is named, or L_2 and tau' that no encoder has.
 
     >>> import torch
     >>> axes = torch.eye(2) * 2.0                                   # two classes collapsed onto the axes, at length sqrt 2
     >>> theorem = theorem_4(p=torch.tensor([0.5, 0.5]), gram=axes, L_2=0.0, tau=0.0, dim=2, r=2**0.5)
     >>> bool(theorem.printed.right[0, 1] < 1e-6), bool(theorem.refined.right[0, 1] < 1e-6)
     (True, True)
-
     """
     p = priors(p)
     C = len(p)
@@ -120,12 +145,18 @@ def theorem_4(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2: float,
     lengths = float((p * gram.diagonal() - 1).square().sum())
     if both - (dim - C) - lengths < -1e-6 * max(both, dim, lengths):
         raise ValueError(
-            f"No encoder has L_2 = {L_2:.4g} and tau' = {tau:.4g} in {dim} dimensions with these {C} centers: "
-            f"(sqrt L_2 + sqrt tau')^2 is at least {dim - C + lengths:.4g}. Take all of them from the same features, not from estimates of each."
+            f"No encoder has L_2 = {L_2:.4g} and tau' = {tau:.4g} in {dim} dimensions with "
+            f"these {C} centers: "
+            f"(sqrt L_2 + sqrt tau')^2 is at least {dim - C + lengths:.4g}. Take all of "
+            f"them from the same features, not from estimates of each."
         )
     # the radicands are differences, and else say 0 of centers that are 1e-6 off orthogonal
-    printed = (2 / weight * (max(L_2 + tau - (dim - C) / 2, 0.0) + LOST * (L_2 + tau + dim + C))).sqrt()
-    refined = ((max(both - (dim - C) - lengths, 0.0) + LOST * (both + dim + C + lengths)) / (2 * weight)).sqrt()
+    printed = (
+        2 / weight * (max(L_2 + tau - (dim - C) / 2, 0.0) + LOST * (L_2 + tau + dim + C))
+    ).sqrt()
+    refined = (
+        (max(both - (dim - C) - lengths, 0.0) + LOST * (both + dim + C + lengths)) / (2 * weight)
+    ).sqrt()
     left = off_diagonal(gram.abs())
     return Theorem4(
         PairBound("Theorem 4, printed", left, off_diagonal(printed), r**2),
@@ -134,11 +165,21 @@ def theorem_4(*, p: Float[Tensor, " C"], gram: Float[Tensor, "C C"], L_2: float,
     )
 
 
-def closed_tau(*, p: Float[Tensor, " C"], sigma: float, R_epsilon: float, epsilon: float, stretch: float, r: float) -> float:
-    """An upper bound of tau' from the concentration and the alignment; parameters as of `theorem_1`. 0 at sigma = 1 and all others 0.
+def closed_tau(
+    *,
+    p: Float[Tensor, " C"],
+    sigma: float,
+    R_epsilon: float,
+    epsilon: float,
+    stretch: float,
+    r: float,
+) -> float:
+    """An upper bound of tau' from the concentration and the alignment; parameters as of
+    `theorem_1`. 0 at sigma = 1 and all others 0.
 
-    sqrt tau' <= tr Sigma_W <= sum_k p_k V_k, and V_k <= r^2 min{ 1, q^2 t^2 / 2 + 2 (1 - q^2) }, since V_k is half the mean squared distance of two
-    independent features of the class, which are at most r t apart if both are good and 2r otherwise. Raises ValueError as `theorem_1`.
+    sqrt tau' <= tr Sigma_W <= sum_k p_k V_k, and V_k <= r^2 min{ 1, q^2 t^2 / 2 + 2 (1 - q^2) },
+    since V_k is half the mean squared distance of two independent features of the class, which are
+    at most r t apart if both are good and 2r otherwise. Raises ValueError as `theorem_1`.
 
     >>> import torch
     >>> closed_tau(p=torch.tensor([0.5, 0.5]), sigma=1.0, R_epsilon=0.0, epsilon=0.5, stretch=0.0, r=1.0)

@@ -1,7 +1,8 @@
-"""Target angles of a margin training, watched for the collapse that `methods.margin_classifier` tells of.
+"""Target angles of a margin training, watched for the collapse that `methods.margin_classifier`
+tells of.
 
-The angle between an embedding and the center of its class begins near 90 degrees and falls. Where it
-stays there after the warm-up, embeddings say nothing of their classes, whatever the loss does.
+The angle between an embedding and the center of its class begins near 90 degrees and falls. Where
+it stays there after the warm-up, embeddings say nothing of their classes, whatever the loss does.
 """
 
 import math
@@ -29,9 +30,7 @@ class Angles:
         per_epoch: steps of an epoch.
     """
 
-    def __init__(
-        self, epochs: int, schedule: Callable[[int, int], float], per_epoch: int
-    ) -> None:
+    def __init__(self, epochs: int, schedule: Callable[[int, int], float], per_epoch: int) -> None:
         self.warm = getattr(schedule, "warmup", 0.0) * epochs
         self.high, self.warned = 0, False
         self.patience = max(PATIENCE, math.ceil(STEPS / per_epoch))
@@ -47,7 +46,8 @@ class Angles:
             if ranks.rank() == 0:
                 warnings.warn(
                     f"Target angles are {angle:.1f} degrees on average in epoch {epoch}, and were "
-                    f"above {STAYS:g} for {self.patience} epochs after the warm-up: embeddings do not "
+                    f"above {STAYS:g} for {self.patience} epochs after the warm-up: "
+                    f"embeddings do not "
                     "come near the centers of their classes. Take gradient='straight_through' or "
                     "CosFace, a smaller margin, or a larger scale or learning rate.",
                     CollapseWarning,

@@ -9,11 +9,14 @@ from marginlab import ranks
 
 @contextlib.contextmanager
 def board_of(folder: Path, epoch: int) -> Any:
-    """TensorBoard's writer on rank 0, None elsewhere; what an earlier one wrote from this epoch on no longer counts."""
+    """TensorBoard's writer on rank 0, None elsewhere; what an earlier one wrote from this epoch on
+    no longer counts.
+    """
     if ranks.rank():
         yield None
         return
-    from torch.utils.tensorboard import SummaryWriter  # slow to import: only when something is trained
+    # slow to import: only when something is trained
+    from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
     try:

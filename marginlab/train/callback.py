@@ -1,4 +1,6 @@
-"""The monitor in somebody else's training loop: a callback that measures a network as it is, with no recipe and no `fit`."""
+"""The monitor in somebody else's training loop: a callback that measures a network as it is, with
+no recipe and no `fit`.
+"""
 
 from pathlib import Path
 
@@ -13,18 +15,23 @@ from marginlab.train.rows import Row, write
 
 
 class Callback:
-    """Call it with the number of the epoch that has ended; it measures where the monitor's schedule says so.
+    """Call it with the number of the epoch that has ended; it measures where the monitor's schedule
+    says so.
 
-    Parameters
-    ----------
-    model: a module from images (B, 3, H, W) in [0, 1] to features (B, D); or a method of `marginlab.methods`, whose projector is measured too. It
-        is put into evaluation mode while it is measured, and back.
-    train, test: the images, as `marginlab.data.load` gives them (or `ImageSet`s of your own), of the same classes.
-    augmentation: makes the views that alignment and concentration speak of: that of the training.
-    epochs: how many the training has; the first (0, before any training) and the last are always measured.
-    monitor: what to measure, and how often; every epoch by default.
-    project: a module from features to what the loss sees, measured as `projector` beside the `backbone`.
-    csv: a file that holds all rows so far, written anew after each measurement.
+    Args:
+        model: a module from images (B, 3, H, W) in [0, 1] to features (B, D); or a method of
+            `marginlab.methods`, whose projector is measured too. It is put into evaluation mode
+            while it is measured, and back.
+        train, test: the images, as `marginlab.data.load` gives them (or `ImageSet`s of your own),
+            of the same classes.
+        augmentation: makes the views that alignment and concentration speak of: that of the
+            training.
+        epochs: how many the training has; the first (0, before any training) and the last are
+            always measured.
+        monitor: what to measure, and how often; every epoch by default.
+        project: a module from features to what the loss sees, measured as `projector` beside the
+            `backbone`.
+        csv: a file that holds all rows so far, written anew after each measurement.
 
     Where a process group exists, call it on one rank only.
 
@@ -37,11 +44,9 @@ class Callback:
     >>> sorted({row.epoch for row in callback.rows})
     [0, 1, 2]
 
-    Raises
-    ------
-    ValueError: training and test images of different classes, or an epoch beyond the last.
-    FileNotFoundError: the folder of `csv` is not there.
-
+    Raises:
+        ValueError: training and test images of different classes, or an epoch beyond the last.
+        FileNotFoundError: the folder of `csv` is not there.
     """
 
     def __init__(
@@ -57,11 +62,17 @@ class Callback:
         csv: Path | str | None = None,
     ):
         if train.classes != test.classes:
-            raise ValueError(f"Training and test images have the same classes, not {train.classes} and {test.classes}.")
+            raise ValueError(
+                f"Training and test images have the same classes, not {train.classes} and "
+                f"{test.classes}."
+            )
         if epochs < 0:
             raise ValueError(f"A training has 0 epochs or more, not {epochs}.")
         if csv is not None and not Path(csv).absolute().parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {Path(csv).absolute().parent} to write {Path(csv).name} into. Make it first.")
+            raise FileNotFoundError(
+                f"There is no folder {Path(csv).absolute().parent} to write "
+                f"{Path(csv).name} into. Make it first."
+            )
         self.model = model if isinstance(model, Method) else _Bare(model, project)
         self.train, self.test, self.augmentation, self.epochs = train, test, augmentation, epochs
         self.monitor, self.csv = monitor or Monitor(every=1), None if csv is None else Path(csv)
@@ -70,10 +81,14 @@ class Callback:
     def __call__(self, epoch: int) -> list[Row]:
         """Measure after this epoch, if the schedule says so: the new rows, or none."""
         if not 0 <= epoch <= self.epochs:
-            raise ValueError(f"The training has epochs 0 (before it begins) to {self.epochs}, not {epoch}.")
+            raise ValueError(
+                f"The training has epochs 0 (before it begins) to {self.epochs}, not {epoch}."
+            )
         if not self.monitor.due(epoch, self.epochs):
             return []
-        rows = self.monitor(self.model, self.augmentation, self.train, self.test, epoch, last=epoch == self.epochs)
+        rows = self.monitor(
+            self.model, self.augmentation, self.train, self.test, epoch, last=epoch == self.epochs
+        )
         self.rows += rows
         if self.csv is not None:
             write(self.rows, self.csv)
@@ -91,5 +106,8 @@ class _Bare(nn.Module):
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         features: Tensor = self.model(images)
         if features.ndim != 2:
-            raise ValueError(f"A model to be monitored gives features (B, D), not {tuple(features.shape)}. Pool and flatten them.")
+            raise ValueError(
+                f"A model to be monitored gives features (B, D), not "
+                f"{tuple(features.shape)}. Pool and flatten them."
+            )
         return features

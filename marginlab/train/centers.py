@@ -1,18 +1,22 @@
-"""Files of class centers: the shards of insightface in and out, one safetensors file, and centers for more classes or fewer.
+"""Files of class centers: the shards of insightface in and out, one safetensors file, and centers
+for more classes or fewer.
 
-insightface's `arcface_torch` writes one file a rank, with the rows of consecutive classes, where of N ranks
+insightface's `arcface_torch` writes one file a rank, with the rows of consecutive classes, where of
+N ranks
 
     rank k holds    C // N + [k < C mod N]    classes
 
-(the shards of marginlab's own checkpoints follow DTensor, ceil(C / N) each: the two may not be mixed, and here they are not). Nothing in those
-files says C or N. A folder whose sizes break the rule, or that lacks a rank, is refused; one that lost rows in every shard evenly can be
-told only by the number of classes, which is therefore asked for where it is known.
+(the shards of marginlab's own checkpoints follow DTensor, ceil(C / N) each: the two may not be
+mixed, and here they are not). Nothing in those files says C or N. A folder whose sizes break the
+rule, or that lacks a rank, is refused; one that lost rows in every shard evenly can be told only by
+the number of classes, which is therefore asked for where it is known.
 
     checkpoint_gpu_{k}.pt            since 2022: a dictionary, the centers at ["state_dict_softmax_fc"]["weight"]
     rank_{k}_softmax_weight.pt       2021: the tensor itself; for a while the name began with rank:{k}
 
-On several ranks a head holds a shard, in marginlab's cut; the centers of all ranks are `load(run).classifier.centers`, of any checkpoint on any
-number of processes, or `head.state_dict()["centers"].full_tensor()`, which all ranks call.
+On several ranks a head holds a shard, in marginlab's cut; the centers of all ranks are
+`load(run).classifier.centers`, of any checkpoint on any number of processes, or
+`head.state_dict()["centers"].full_tensor()`, which all ranks call.
 """
 
 import re
@@ -31,23 +35,30 @@ from marginlab.data.untrusted import DamagedError, Entries
 from marginlab.files import open_regular
 from marginlab.losses.centers import draw_
 
-PATTERNS = (re.compile(r"checkpoint_gpu_(\d+)\.pt"), re.compile(r"rank[_:](\d+)_softmax_weight\.pt"))
+PATTERNS = (
+    re.compile(r"checkpoint_gpu_(\d+)\.pt"),
+    re.compile(r"rank[_:](\d+)_softmax_weight\.pt"),
+)
 
 
-def import_insightface(source: Path | str | Iterable[Path | str], num_classes: int | None = None) -> Float[Tensor, "C D"]:
-    """Read the class centers of an insightface run from its shards, in the order of their ranks, on the CPU.
+def import_insightface(
+    source: Path | str | Iterable[Path | str], num_classes: int | None = None
+) -> Float[Tensor, "C D"]:
+    """Read the class centers of an insightface run from its shards, in the order of their ranks, on
+    the CPU.
 
-    Parameters
-    ----------
-    source: the folder with `checkpoint_gpu_{k}.pt` or `rank_{k}_softmax_weight.pt`, or the files themselves, in any order. Files are read as
-        tensors and plain containers only (`weights_only`): no code in them is run; of a checkpoint
-        only the centers are read from the disk, and their checksum is verified.
-    num_classes: C, where it is known.
+    Args:
+        source: the folder with `checkpoint_gpu_{k}.pt` or `rank_{k}_softmax_weight.pt`, or the
+            files themselves, in any order. Files are read as tensors and plain containers only
+            (`weights_only`): no code in them is run; of a checkpoint only the centers are read from
+            the disk, and their checksum is verified.
+        num_classes: C, where it is known.
 
-    Raises
-    ------
-    FileNotFoundError: the folder holds no shard, or a rank between the first and the last is missing.
-    ValueError: a file is no shard, shards of both formats, of other widths or types, or whose sizes do not follow the rule; another C.
+    Raises:
+        FileNotFoundError: the folder holds no shard, or a rank between the first and the last is
+            missing.
+        ValueError: a file is no shard, shards of both formats, of other widths or types, or whose
+            sizes do not follow the rule; another C.
 
     >>> import tempfile
     >>> centers = torch.randn(7, 4)
@@ -55,45 +66,64 @@ def import_insightface(source: Path | str | Iterable[Path | str], num_classes: i
     ...     export_insightface(centers, folder, ranks=3)
     ...     torch.equal(import_insightface(folder, num_classes=7), centers)
     True
-
     """
     files = _by_rank(source)
     shards = [_shard(file) for file in files]
     first = shards[0]
     for file, shard in zip(files, shards, strict=True):
-        if shard.ndim != 2 or shard.shape[1] != first.shape[1] or shard.dtype != first.dtype or not shard.is_floating_point():
+        if (
+            shard.ndim != 2
+            or shard.shape[1] != first.shape[1]
+            or shard.dtype != first.dtype
+            or not shard.is_floating_point()
+        ):
             raise ValueError(
-                f"{file} holds {tuple(shard.shape)} of {shard.dtype}, and {files[0]} {tuple(first.shape)} of {first.dtype}. The shards of a run are "
-                "floating-point matrices (classes, D) of one width and type: give the files of one run."
+                f"{file} holds {tuple(shard.shape)} of {shard.dtype}, and {files[0]} "
+                f"{tuple(first.shape)} of {first.dtype}. The shards of a run are "
+                "floating-point matrices (classes, D) of one width and type: give the "
+                "files of one run."
             )
     held = [len(shard) for shard in shards]
     C, N = sum(held), len(held)
-    wrong = [f"{file} ({rows}, not {due})" for file, rows, due in zip(files, held, sizes(C, N), strict=True) if rows != due]
+    wrong = [
+        f"{file} ({rows}, not {due})"
+        for file, rows, due in zip(files, held, sizes(C, N), strict=True)
+        if rows != due
+    ]
     if wrong:
         raise ValueError(
-            f"{N} shards with {C} classes together hold C // N + [k < C mod N] classes each, but not these: {', '.join(wrong)}. A shard is missing "
+            f"{N} shards with {C} classes together hold C // N + [k < C mod N] classes "
+            f"each, but not these: {', '.join(wrong)}. A shard is missing "
             "or is of another run."
         )
     if num_classes is not None and num_classes != C:
-        raise ValueError(f"The {N} shards from {files[0]} on hold {C} classes, not {num_classes}: rows were lost, or they are of other data.")
+        raise ValueError(
+            f"The {N} shards from {files[0]} on hold {C} classes, not {num_classes}: rows "
+            f"were lost, or they are of other data."
+        )
     return torch.cat(shards)
 
 
 def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ranks: int) -> None:
-    """Write centers (C, D) or (C, 1, D) as `checkpoint_gpu_{k}.pt` of so many ranks: what `import_insightface` and insightface's head read.
+    """Write centers (C, D) or (C, 1, D) as `checkpoint_gpu_{k}.pt` of so many ranks: what
+    `import_insightface` and insightface's head read.
 
-    Give the centers of all classes, on one process: not the part of them that a rank of several holds.
+    Give the centers of all classes, on one process: not the part of them that a rank of several
+    holds.
 
-    The files hold the head alone. insightface's own resume also wants a backbone, an optimizer and a step, and looks for them in the same file.
+    The files hold the head alone. insightface's own resume also wants a backbone, an optimizer and
+    a step, and looks for them in the same file.
 
-    Raises
-    ------
-    ValueError: several centers for a class, which the format has no place for; fewer than one rank; a DTensor.
-    FileExistsError: the folder already holds shards, whose ranks would mix with these.
-
+    Raises:
+        ValueError: several centers for a class, which the format has no place for; fewer than one
+            rank; a DTensor.
+        FileExistsError: the folder already holds shards, whose ranks would mix with these.
     """
     if centers.ndim == 3 and centers.shape[1] != 1:
-        raise ValueError(f"insightface has one center for a class, here are {tuple(centers.shape)}. Choose one of them for each class first.")
+        raise ValueError(
+            f"insightface has one center for a class, here are {tuple(centers.shape)}. "
+            f"Choose one of them for each class first."
+        )
     if ranks < 1:
         raise ValueError(f"Shards are written for 1 rank or more, not {ranks}.")
     _whole(centers)
@@ -101,19 +131,24 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
     folder.mkdir(parents=True, exist_ok=True)
     there = [path for path in folder.iterdir() if _rank(path) is not None]
     if there:
-        raise FileExistsError(f"{folder} already holds shards, such as {there[0].name}. Give an empty folder.")
+        raise FileExistsError(
+            f"{folder} already holds shards, such as {there[0].name}. Give an empty folder."
+        )
     flat = centers.detach().cpu().flatten(0, -2)
     for rank, shard in enumerate(flat.split(sizes(len(flat), ranks))):
         path = folder / f"checkpoint_gpu_{rank}.pt"
         partial = path.with_suffix(".partial")
-        torch.save({"state_dict_softmax_fc": {"weight": shard.clone()}}, partial)  # of a view, torch would write the whole storage
+        # of a view, torch would write the whole storage
+        torch.save({"state_dict_softmax_fc": {"weight": shard.clone()}}, partial)
         partial.replace(path)
 
 
 def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
-    """Write centers (C, D) or (C, K, D) to one safetensors file: a tensor `centers` (C, K, D), and its sizes as metadata.
+    """Write centers (C, D) or (C, K, D) to one safetensors file: a tensor `centers` (C, K, D), and
+    its sizes as metadata.
 
-    The file is written under another name and renamed into place, so that a whole one is never lost. Raises ValueError for a DTensor.
+    The file is written under another name and renamed into place, so that a whole one is never
+    lost. Raises ValueError for a DTensor.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,18 +161,19 @@ def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
     C, K, D = len(centers), centers.shape[1] if centers.ndim == 3 else 1, centers.shape[-1]
     partial = path.with_name(f"{path.name}.partial")
     told = {"num_classes": str(C), "subcenters": str(K), "dim": str(D)}
-    save_file({"centers": centers.detach().cpu().reshape(C, K, D).contiguous()}, partial, metadata=told)
+    save_file(
+        {"centers": centers.detach().cpu().reshape(C, K, D).contiguous()}, partial, metadata=told
+    )
     partial.replace(path)
 
 
 def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
     """Read what `save_centers` wrote: (C, K, D), on the CPU.
 
-    Raises
-    ------
-    FileNotFoundError: there is no such file.
-    ValueError: it is no safetensors file, it holds no `centers`, or they are not of the sizes that its metadata says.
-
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, it holds no `centers`, or they are not of the sizes
+            that its metadata says.
     """
     path = Path(path)
     if not path.is_file():
@@ -147,19 +183,28 @@ def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
             names, told = list(file.keys()), file.metadata() or {}
             centers: Tensor | None = file.get_tensor("centers") if "centers" in names else None
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}. Write it with save_centers.") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file: {error}. Write it with save_centers."
+        ) from error
     if centers is None:
-        raise ValueError(f"{path} holds no tensor `centers`, but {', '.join(names) or 'nothing'}. Write it with save_centers.")
+        raise ValueError(
+            f"{path} holds no tensor `centers`, but {', '.join(names) or 'nothing'}. Write "
+            f"it with save_centers."
+        )
     due = tuple(told.get(name) for name in ("num_classes", "subcenters", "dim"))
     if tuple(str(size) for size in centers.shape) != due:
         raise ValueError(
-            f"{path} holds centers {tuple(centers.shape)}, but its metadata says (C, K, D) = {due}: it was changed, or not by save_centers."
+            f"{path} holds centers {tuple(centers.shape)}, but its metadata says (C, K, D) "
+            f"= {due}: it was changed, or not by save_centers."
         )
     return centers
 
 
-def resized(centers: Float[Tensor, "C *K D"], num_classes: int, seed: int) -> Float[Tensor, "C2 *K D"]:
-    """Give the centers of another number of classes: the old ones kept, new ones drawn as a new classifier with this seed has them there.
+def resized(
+    centers: Float[Tensor, "C *K D"], num_classes: int, seed: int
+) -> Float[Tensor, "C2 *K D"]:
+    """Give the centers of another number of classes: the old ones kept, new ones drawn as a new
+    classifier with this seed has them there.
 
     Fewer classes keep the first. The result is a copy, of the same type and on the same device.
 
@@ -191,7 +236,10 @@ def sizes(num_classes: int, ranks: int) -> list[int]:
 
 def _whole(centers: Tensor) -> None:
     if hasattr(centers, "full_tensor"):
-        raise ValueError(f"Of these {len(centers)} centers this rank holds a part. Give centers.full_tensor(), which all ranks call, on one of them.")
+        raise ValueError(
+            f"Of these {len(centers)} centers this rank holds a part. Give "
+            f"centers.full_tensor(), which all ranks call, on one of them."
+        )
 
 
 def _rank(path: Path) -> tuple[int, int] | None:
@@ -206,22 +254,36 @@ def _by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
     """The files of ranks 0 to N - 1."""
     given = isinstance(source, Path | str)
     if given and not Path(source).is_dir():  # type: ignore[arg-type]
-        raise FileNotFoundError(f"{source} is no folder. Give the folder of the shards, or a list of files.")
+        raise FileNotFoundError(
+            f"{source} is no folder. Give the folder of the shards, or a list of files."
+        )
     paths = list(Path(source).iterdir()) if given else [Path(path) for path in source]  # type: ignore[arg-type, union-attr]
     named = [(key, path) for path in paths if (key := _rank(path)) is not None]
     if not given and len(named) < len(paths):
         odd = next(path for path in paths if _rank(path) is None)
-        raise ValueError(f"The name of {odd} says no rank. A shard is called checkpoint_gpu_0.pt or rank_0_softmax_weight.pt, counted from 0.")
+        raise ValueError(
+            f"The name of {odd} says no rank. A shard is called checkpoint_gpu_0.pt or "
+            f"rank_0_softmax_weight.pt, counted from 0."
+        )
     if not named:
-        raise FileNotFoundError(f"{source if given else 'The list'} holds no shard, such as checkpoint_gpu_0.pt or rank_0_softmax_weight.pt.")
+        raise FileNotFoundError(
+            f"{source if given else 'The list'} holds no shard, such as "
+            f"checkpoint_gpu_0.pt or rank_0_softmax_weight.pt."
+        )
     named.sort()
     if len({kind for (kind, _), _ in named}) > 1:
-        raise ValueError(f"{named[0][1]} and {named[-1][1]} are of two formats, and may be of two runs. Give the files of one.")
+        raise ValueError(
+            f"{named[0][1]} and {named[-1][1]} are of two formats, and may be of two runs. "
+            f"Give the files of one."
+        )
     ranks = [rank for (_, rank), _ in named]
     if ranks != list(range(len(ranks))):
         missing = sorted(set(range(ranks[-1] + 1)) - set(ranks))
         if missing:
-            raise FileNotFoundError(f"Of the shards up to {named[-1][1]} there is none of rank {', '.join(map(str, missing))}.")
+            raise FileNotFoundError(
+                f"Of the shards up to {named[-1][1]} there is none of rank "
+                f"{', '.join(map(str, missing))}."
+            )
         raise ValueError(f"A rank is given twice: {', '.join(str(path) for _, path in named)}.")
     return [path for _, path in named]
 

@@ -1,18 +1,20 @@
-"""Checkpoints: folders of torch.distributed.checkpoint that carry their recipe, written whole or not at all.
+"""Checkpoints: folders of torch.distributed.checkpoint that carry their recipe, written whole or
+not at all.
 
     RUN/recipe.toml
     RUN/checkpoints/step-00000240/      the tensors (.distcp), recipe.toml, progress.json, checksums
-A folder is written under another name, step-00000240.partial, and renamed into place; the ones before
-are removed by `prune`, under such a name too, once a step of training has gone on from the new one. So
-there is always a whole one, and what has the name of a step is whole. A step that is there already is
-neither written again nor taken for the same: that is refused.
+A folder is written under another name, step-00000240.partial, and renamed into place; the ones
+before are removed by `prune`, under such a name too, once a step of training has gone on from the
+new one. So there is always a whole one, and what has the name of a step is whole. A step that is
+there already is neither written again nor taken for the same: that is refused.
 
 Parameters and buffers that all ranks have are written by rank 0 as it has them. A value that is not
 finite is not written: training could not go on from it.
 
-Before anything is loaded the folder is held against itself (`contents`: step, ranks, checksums of its
-files), against the recipe of the run, and against the method (names and shapes of its tensors, the
-classes, sub-centers and dimensions of class centers among them), so that nothing is half loaded.
+Before anything is loaded the folder is held against itself (`contents`: step, ranks, checksums of
+its files), against the recipe of the run, and against the method (names and shapes of its tensors,
+the classes, sub-centers and dimensions of class centers among them), so that nothing is half
+loaded.
 """
 
 import contextlib
@@ -74,7 +76,8 @@ def save(
 
     Raises:
         FileExistsError: the folder has a checkpoint of this step already; it stays.
-        FloatingPointError: a parameter, buffer or optimizer state is not finite; nothing is written.
+        FloatingPointError: a parameter, buffer or optimizer state is not finite; nothing is
+            written.
         OSError: it cannot be written; the one before stays.
         ValueError: a negative step, or names of more or fewer classes than the method has.
         TypeError: progress that is no JSON.
@@ -120,7 +123,8 @@ def write(
     def make_room() -> None:
         if place.exists():
             raise FileExistsError(
-                f"{place} is there already, and stays as it is. Save each step once; for another run "
+                f"{place} is there already, and stays as it is. Save each step once; for "
+                f"another run "
                 "choose another folder, or remove this one."
             )
         shutil.rmtree(partial, ignore_errors=True)
@@ -134,7 +138,8 @@ def write(
         except CheckpointException as error:  # no Exception
             _interrupted(error)
             raise OSError(
-                f"The checkpoint {place} could not be written: {_cause(error)}. The one before stays."
+                f"The checkpoint {place} could not be written: {_cause(error)}. The one "
+                f"before stays."
             ) from error
     own = {file.name: contents.digest(file) for file in partial.glob(f"__{ranks.rank()}_*.distcp")}
     sums = {name: said for part in ranks.of_all(own) for name, said in part.items()}
@@ -230,7 +235,10 @@ def _found(path: Path) -> Path:
     """The checkpoint that a path names: itself, or the newest of a run folder."""
     checkpoint = path if (path / "progress.json").exists() else latest(path)
     if checkpoint is None:
-        raise FileNotFoundError(f"{path} holds no whole checkpoint. Give the folder that `fit` was given, or one of its checkpoints/step-*.")
+        raise FileNotFoundError(
+            f"{path} holds no whole checkpoint. Give the folder that `fit` was given, or "
+            f"one of its checkpoints/step-*."
+        )
     return checkpoint
 
 
@@ -242,7 +250,8 @@ def _of_recipe(checkpoint: Path, recipe: Recipe) -> None:
         before, now = getattr(theirs, field.name), getattr(recipe, field.name)
         if before != now:
             raise ValueError(
-                f"{checkpoint / 'recipe.toml'} has {field.name} = {before!r}, and this run {now!r}: "
+                f"{checkpoint / 'recipe.toml'} has {field.name} = {before!r}, and this run "
+                f"{now!r}: "
                 "it is the checkpoint of another run. Choose another folder, or put the run's own "
                 "checkpoint back."
             )
@@ -256,7 +265,8 @@ def _of_method(checkpoint: Path, there: dict[str, Any], method: nn.Module) -> No
         if isinstance(value, Tensor) and shape != tuple(value.shape):
             what = "does not hold it" if held is None else f"holds {shape}"
             raise ValueError(
-                f"{checkpoint} is of another method, or of data with other classes: here {name} is {tuple(value.shape)}, and it {what}. "
+                f"{checkpoint} is of another method, or of data with other classes: here "
+                f"{name} is {tuple(value.shape)}, and it {what}. "
                 "Choose another folder, or the recipe and data that it was trained with."
             )
 
@@ -278,7 +288,9 @@ def _cause(error: BaseException) -> str:
 
 
 def _interrupted(error: CheckpointException) -> None:
-    """Raise the Ctrl-C that is behind an error: torch collects it as it does the errors of ranks, or fails of it once more."""
+    """Raise the Ctrl-C that is behind an error: torch collects it as it does the errors of ranks,
+    or fails of it once more.
+    """
     for each, _ in error.failures.values():
         cause: BaseException | None = each
         while cause is not None:
@@ -299,14 +311,24 @@ def _load(state: dict[str, Any], checkpoint: Path, *, alone: bool) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a group torch warns that it saves in a single process, also where that is what it was asked for."""
+    """Without a group torch warns that it saves in a single process, also where that is what it was
+    asked for.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled", category=UserWarning
+        )
         yield
 
 
 def _state(method: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    return {"method": method.state_dict(), **{f"optimizer{number}": named(method, optimizer) for number, optimizer in enumerate(optimizers)}}
+    return {
+        "method": method.state_dict(),
+        **{
+            f"optimizer{number}": named(method, optimizer)
+            for number, optimizer in enumerate(optimizers)
+        },
+    }
 
 
 def load(
@@ -346,4 +368,5 @@ def load(
     _load(state, checkpoint, alone=True)
     method.load_state_dict(state["method"])
     method.classes = classes
-    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]  # as in training: same bits
+    # as in training: same bits
+    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]

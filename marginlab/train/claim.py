@@ -1,10 +1,12 @@
-"""The claim to a run folder: of one recipe, one monitor and one set of images, one process at a time.
+"""The claim to a run folder: of one recipe, one monitor and one set of images, one process at a
+time.
 
-    RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
-    RUN/.lock                                     held by the process that trains; it stays
-    RUN/precision.json                            the precision that a probe chose, see `precision`
-    RUN/machines.csv                              a row for each start: from which step on, on which devices with
-                                                  how many threads, on how many ranks, with which version of torch
+RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
+RUN/.lock                                     held by the process that trains; it stays
+RUN/precision.json                            the precision that a probe chose, see `precision`
+RUN/machines.csv                              a row for each start: from which step on, on which devices with
+                                              how many threads, on how many ranks, with which
+                                              version of torch
 """
 
 import contextlib
@@ -39,17 +41,16 @@ _HELD = dict[Path, TextIO]()  # locks of this process, by their folders
 def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iterator[None]:
     """Hold a folder for a recipe, a monitor and images, against other runs and other processes.
 
-    It is looked at before anything is written, so that a folder of something else stays as it was, and
-    once more under the lock: of two recipes that come together for a new folder, one gets it. The system
-    lets go of the lock when this process ends, however it ends.
+    It is looked at before anything is written, so that a folder of something else stays as it was,
+    and once more under the lock: of two recipes that come together for a new folder, one gets it.
+    The system lets go of the lock when this process ends, however it ends.
 
-    A folder that was new is given back if an error comes before the first checkpoint, so that another
-    recipe, such as one with a smaller learning rate, can have it.
+    A folder that was new is given back if an error comes before the first checkpoint, so that
+    another recipe, such as one with a smaller learning rate, can have it.
 
     Raises:
         SettingsError: the folder holds something else, or another process trains in it.
         OSError: it cannot be written.
-
     """
     folder = folder.absolute()
     _refuse(recipe, monitor, images, folder)
@@ -59,10 +60,14 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
         partial = (folder / "checkpoints").glob("*.partial")
         files.refuse_links(folder, [*WRITTEN, *(f"checkpoints/{path.name}" for path in partial)])
         new = not _filled(folder / "recipe.toml")
-        written = {"recipe.toml": settings.to_toml(recipe), "monitor.toml": settings.to_toml(monitor)}
+        written = {
+            "recipe.toml": settings.to_toml(recipe),
+            "monitor.toml": settings.to_toml(monitor),
+        }
         try:
             for name, text in {**written, "images.txt": images}.items():
-                if not _filled(folder / name):  # of a run that was killed here, the later ones are missing
+                # of a run that was killed here, the later ones are missing
+                if not _filled(folder / name):
                     _put(folder / name, text)
             _HELD[folder] = lock
             yield
@@ -85,7 +90,8 @@ def still_there(folder: Path) -> None:
         )
     if not ours or not (folder / "recipe.toml").exists():
         raise FileNotFoundError(
-            f"{folder} was removed while the run trained in it, and what was kept there is lost. The "
+            f"{folder} was removed while the run trained in it, and what was kept there is "
+            f"lost. The "
             "same command begins again."
         )
 
@@ -109,7 +115,8 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
         str(folder).encode()
     except UnicodeEncodeError:
         raise SettingsError(
-            f"The name {folder} is no text in UTF-8, which TensorBoard's events need. Choose another folder."
+            f"The name {folder} is no text in UTF-8, which TensorBoard's events need. "
+            f"Choose another folder."
         ) from None
     own = folder / "recipe.toml"
     if _filled(own):
@@ -171,7 +178,10 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
     for field in dataclasses.fields(theirs):
         before, now = getattr(theirs, field.name), getattr(ours, field.name)
         if before != now:
-            raise SettingsError(f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. Choose another folder.")
+            raise SettingsError(
+                f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. "
+                f"Choose another folder."
+            )
 
 
 @contextlib.contextmanager
@@ -181,6 +191,8 @@ def _alone(folder: Path) -> Iterator[TextIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SettingsError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from None
+            raise SettingsError(
+                f"Another process trains in {folder}. Wait for it, or choose another folder."
+            ) from None
         os.utime(file.fileno())  # when it was claimed last
         yield file

@@ -9,11 +9,19 @@ from marginlab.methods import Method
 
 
 def clip(method: Method, most: float) -> None:
-    """Scale the dense gradients down to one norm, of all parameters and of all ranks' class centers, at most; sampled ones stay as they are."""
+    """Scale the dense gradients down to one norm, of all parameters and of all ranks' class
+    centers, at most; sampled ones stay as they are.
+    """
     dense = [p for p in method.parameters() if p.grad is not None and not p.grad.is_sparse]
-    heads = [part for part in method.modules() if isinstance(part, PartialFC) and (part.sample_rate == 1 or part.dense_grad)]
+    heads = [
+        part
+        for part in method.modules()
+        if isinstance(part, PartialFC) and (part.sample_rate == 1 or part.dense_grad)
+    ]
     spread = {head.centers for head in heads} if ranks.size() > 1 else set[Tensor]()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in dense if p.grad is not None and p not in spread])
+    norm = torch.nn.utils.get_total_norm(
+        [p.grad for p in dense if p.grad is not None and p not in spread]
+    )
     if spread:
         squares = [p.grad.square().sum() for p in dense if p.grad is not None and p in spread]
         norm = (norm.square() + ranks.total(sum(squares, norm.new_zeros(())))).sqrt()

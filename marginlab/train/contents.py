@@ -5,8 +5,8 @@
                           format are made from it (a pickle may otherwise call any function)
     __RANK_NUMBER.distcp  tensors and plain values, which `torch.load` reads with `weights_only`
 
-Checksums find changed bytes. They are no signature: whoever can write into the folder can also write
-new checksums. Such a folder can still hold wrong numbers; see docs/trust.md.
+Checksums find changed bytes. They are no signature: whoever can write into the folder can also
+write new checksums. Such a folder can still hold wrong numbers; see docs/trust.md.
 """
 
 import functools
@@ -37,13 +37,20 @@ FORMAT = 2  # of progress.json; checkpoints before 2 have no checksums
 NAME = re.compile(r"__(\d+)_\d+\.distcp", re.ASCII)  # of rank and number
 METADATA = {
     "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size"} | {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)},
-}  # fmt: skip
+    "torch": {"Size"}
+    | {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)},
+}
 PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"}
 
 
@@ -116,7 +123,9 @@ def _well_formed(found: Any) -> None:
 
 
 def read(checkpoint: Path, function: Callable[[], Any]) -> Any:
-    """Call a function that reads a checkpoint; a failure is a ValueError with the checkpoint's name."""
+    """Call a function that reads a checkpoint; a failure is a ValueError with the checkpoint's
+    name.
+    """
     try:
         return function()
     except Exception as error:  # of JSON, of pickle, of the disk

@@ -4,9 +4,10 @@
                          views = augmentation.views(images[rows], index=rows, n_views=V, first_view=V e)
                          loss  = method(views, labels)["loss"];  backward;  step of every optimizer at lr * schedule(t)
 
-Everything random is drawn from (seed, epoch, image, view), so the position in the run is one number, and a checkpoint that holds weights, optimizer
-state and that number is whole: on one kind of CPU, with one number of threads and of ranks, a run
-that was killed and started again ends bit for bit as one that was not.
+Everything random is drawn from (seed, epoch, image, view), so the position in the run is one
+number, and a checkpoint that holds weights, optimizer state and that number is whole: on one kind
+of CPU, with one number of threads and of ranks, a run that was killed and started again ends bit
+for bit as one that was not.
 """
 
 import contextlib
@@ -37,11 +38,14 @@ from marginlab.train.progress import Progress
 from marginlab.train.recipe import Recipe
 from marginlab.train.rows import Row, write
 
-SAVE_EVERY = 1000  # steps between checkpoints inside a long epoch; one is written at the end of every epoch anyway
+# steps between checkpoints inside a long epoch; one is written at the end of every epoch anyway
+SAVE_EVERY = 1000
 
 
 class Fitted(NamedTuple):
-    """The trained method in evaluation mode, its measured rows, where all is kept, and how fast this call trained."""
+    """The trained method in evaluation mode, its measured rows, where all is kept, and how fast
+    this call trained.
+    """
 
     method: Method
     rows: list[Row]
@@ -61,36 +65,42 @@ def fit(
     workers: int | None = None,
     precision_in: Path | None = None,
 ) -> Fitted:
-    """Train a recipe in a folder; a folder that holds a part of the same run is gone on with, a finished one is read.
+    """Train a recipe in a folder; a folder that holds a part of the same run is gone on with, a
+    finished one is read.
 
-    Parameters
-    ----------
-    recipe: what to train.
-    folder: where checkpoints, `monitor.csv` and TensorBoard's events are kept. Ranks share it.
-    monitor: what to measure during training; None for the default `Monitor()`.
-    root: the folder of the data sets; by default MARGINLAB_DATA.
-    device: by default this rank's GPU, or the CPU.
-    say: is told the progress in a line of text; None shows a progress bar on a terminal.
-    budget: bytes of memory that the images of a split may take on each rank. A folder of more is streamed: workers decode the batches of their rank
-        ahead of its steps. Neither budget nor workers change a number, and a run may go on with others.
-    workers: processes of each rank that decode; by default its share of the cores, at most 8; 0 decodes in the loop itself. The memory they take is
-        that of 2 workers + 1 batches. A script that streams calls `fit` under `if __name__ == "__main__":`, since workers import it.
+    Args:
+        recipe: what to train.
+        folder: where checkpoints, `monitor.csv` and TensorBoard's events are kept. Ranks share it.
+        monitor: what to measure during training; None for the default `Monitor()`.
+        root: the folder of the data sets; by default MARGINLAB_DATA.
+        device: by default this rank's GPU, or the CPU.
+        say: is told the progress in a line of text; None shows a progress bar on a terminal.
+        budget: bytes of memory that the images of a split may take on each rank. A folder of more
+            is streamed: workers decode the batches of their rank ahead of its steps. Neither budget
+            nor workers change a number, and a run may go on with others.
+        workers: processes of each rank that decode; by default its share of the cores, at most 8; 0
+            decodes in the loop itself. The memory they take is that of 2 workers + 1 batches. A
+            script that streams calls `fit` under `if __name__ == "__main__":`, since workers import
+            it.
+        precision_in: the folder whose `precision.json` says in which precision a recipe with
+            `precision = "auto"` trains; by default the run folder. Runs that are compared share
+            one.
 
-    precision_in: the folder whose `precision.json` says in which precision a recipe with `precision = "auto"` trains; by default the run folder. Runs
-        that are compared share one.
+    Raises:
+        SettingsError: the folder holds a run of another recipe or monitor (the first difference is
+            named) or on other images, or another process trains in it, or it is not the same for
+            all ranks; or the batch exceeds the images or splits unevenly, or the method cannot be
+            trained on so many ranks or by this optimizer.
+        FloatingPointError: a loss or gradient is not finite on some rank; the message names step,
+            rank, layer and images, the last checkpoint stays.
+        Stopped: SIGTERM came; the step that was under way is kept in a checkpoint.
+        ValueError, OSError: on every rank, if on one an image of a streamed folder cannot be read
+        or a worker ended; the last checkpoint stays. Whatever `data.load` refuses. All but the
+        second, third and fourth before any work.
 
-    Raises
-    ------
-    SettingsError: the folder holds a run of another recipe or monitor (the first difference is named) or on other images, or another process
-        trains in it, or it is not the same for all ranks; or the batch exceeds the images or splits
-        unevenly, or the method cannot be trained on so many ranks or by this optimizer.
-    FloatingPointError: a loss or gradient is not finite on some rank; the message names step, rank, layer and images, the last checkpoint stays.
-    Stopped: SIGTERM came; the step that was under way is kept in a checkpoint.
-    ValueError, OSError: on every rank, if on one an image of a streamed folder cannot be read or a worker ended; the last checkpoint stays.
-    Whatever `data.load` refuses. All but the second, third and fourth before any work.
-
-    On several ranks each normalises its batch by its own statistics (layers such as GroupNorm have none), and kNN and the other measures are taken by
-    the first. A loss is that of the batch of all ranks, so apart from such layers a run does not depend on how many train it but for rounding.
+    On several ranks each normalises its batch by its own statistics (layers such as GroupNorm have
+    none), and kNN and the other measures are taken by the first. A loss is that of the batch of all
+    ranks, so apart from such layers a run does not depend on how many train it but for rounding.
 
     >>> import tempfile
     >>> recipe = Recipe(images=64, backbone="Backbone('resnet18', stem='strided', width=0.25)", epochs=1, batch=32)
@@ -108,17 +118,33 @@ def fit(
         keeping.start(method, recipe.start)
     passes(method, train, recipe, device)
     viewable(recipe, monitor, train)
-    optimizers = method.optimizers(recipe.make_optimizer())  # refuses what it cannot do before the folder is taken
+    # refuses what it cannot do before the folder is taken
+    optimizers = method.optimizers(recipe.make_optimizer())
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))
         n = recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views
         shape = torch.Size((n, *train.images.shape[1:]))
-        took, told = precision.chosen(recipe.precision, method.backbone, shape, precision_in or folder)
+        took, told = precision.chosen(
+            recipe.precision, method.backbone, shape, precision_in or folder
+        )
         if told and say is not None:
             say(told)
-        loop = _Loop(recipe, folder, monitor, method, optimizers, train.to(device), test.to(device), unseen, device, say)
+        loop = _Loop(
+            recipe,
+            folder,
+            monitor,
+            method,
+            optimizers,
+            train.to(device),
+            test.to(device),
+            unseen,
+            device,
+            say,
+        )
         loop.dtype = precision.PRECISIONS[took]
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        )
         try:
             return loop.run()
         except OSError:
@@ -148,23 +174,44 @@ class _Loop:
         device: torch.device,
         say: Callable[[str], None] | None,
     ):
-        self.recipe, self.folder, self.monitor, self.method, self.train, self.test, self.unseen, self.device = (
-            recipe, folder, monitor, method, train, test, unseen, device,
-        )  # fmt: skip
+        (
+            self.recipe,
+            self.folder,
+            self.monitor,
+            self.method,
+            self.train,
+            self.test,
+            self.unseen,
+            self.device,
+        ) = (
+            recipe,
+            folder,
+            monitor,
+            method,
+            train,
+            test,
+            unseen,
+            device,
+        )
         self.dtype: torch.dtype | None = None  # of autocast; None for none
         self.augmentation = recipe.make_augmentation()
         self.schedule = recipe.make_schedule()
         self.optimizers = optimizers
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.rates = [
+            [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
+        ]
         self.per_epoch = len(train) // recipe.batch
         self.steps = recipe.epochs * self.per_epoch
-        self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()  # sums over the steps of this epoch: the loss, and what comes with it
-        self.totals = dict[str, Tensor]()  # the same of this rank since they were last brought together
+        # sums over the steps of this epoch: the loss, and what comes with it
+        self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()
+        # the same of this rank since they were last brought together
+        self.totals = dict[str, Tensor]()
         self.signal, self.stopping = watch.Signal(), False
         self.keeper = keeping.Keeper(recipe, folder, method, optimizers, train.classes, device)
         self.say = say
         self.angles = Angles(recipe.epochs, self.schedule, self.per_epoch)
-        self.order = functools.lru_cache(maxsize=2)(self._order)  # of this epoch, and of the next, which may be read ahead
+        # of this epoch, and of the next, which may be read ahead
+        self.order = functools.lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> Tensor:
         return Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
@@ -172,13 +219,22 @@ class _Loop:
     def run(self) -> Fitted:
         progress = self.keeper.resume()
         if progress is not None:
-            self.step, self.sums = progress["step"], progress["sums"] if "sums" in progress else {"loss": progress["losses"]}
+            self.step, self.sums = (
+                progress["step"],
+                progress["sums"] if "sums" in progress else {"loss": progress["losses"]},
+            )
             self.rows = [Row(*row) for row in progress["rows"]]
             for name, values in progress.get("totals", {}).items():
-                own = values[ranks.rank()] if len(values) == ranks.size() else sum(values) / len(values)
+                own = (
+                    values[ranks.rank()]
+                    if len(values) == ranks.size()
+                    else sum(values) / len(values)
+                )
                 self.totals[name] = torch.tensor(own, device=self.device, dtype=torch.float64)
         elif self.recipe.start:
-            self.save()  # the other run may go on before this one's first checkpoint: its weights of now are this run's
+            # the other run may go on before this one's first checkpoint: its weights of now are
+            # this run's
+            self.save()
         if self.step < self.steps:
             devices = ranks.of_all(machine.device())
             ranks.first(lambda: record_machines(self.folder, self.step, devices))
@@ -189,12 +245,21 @@ class _Loop:
         if self.recipe.compile:
             forward = torch.compile(forward)
         with contextlib.ExitStack() as stack:
-            first = self.step // self.per_epoch + 1 if self.step else 0  # what is written there of this epoch and later ones was not kept
-            board = stack.enter_context(board_of(self.folder, first)) if self.step < self.steps else None
-            progress_bar = stack.enter_context(Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say))
+            # what is written there of this epoch and later ones was not kept
+            first = self.step // self.per_epoch + 1 if self.step else 0
+            board = (
+                stack.enter_context(board_of(self.folder, first))
+                if self.step < self.steps
+                else None
+            )
+            progress_bar = stack.enter_context(
+                Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say)
+            )
             if self.step == 0 and self.monitor.due(0, self.recipe.epochs):
                 self.measure(0, board)
-            parts = stack.enter_context(contextlib.closing(batches(self.train.images, self.own_rows())))
+            parts = stack.enter_context(
+                contextlib.closing(batches(self.train.images, self.own_rows()))
+            )
             stack.enter_context(self.signal.watched())
             while self.step < self.steps:
                 epoch = self.step // self.per_epoch
@@ -206,15 +271,21 @@ class _Loop:
                 ended = self.step % self.per_epoch == 0
                 if ended or self.step % SAVE_EVERY == 0:
                     for name, value in self.totals.items():
-                        self.sums[name] = self.sums.get(name, 0.0) + float(ranks.total(value) / ranks.size())
+                        self.sums[name] = self.sums.get(name, 0.0) + float(
+                            ranks.total(value) / ranks.size()
+                        )
                     self.totals = {}
                     self.end(epoch + 1, board, ended=ended)
                 if self.stopping:
-                    raise watch.Stopped(f"Stopped after step {self.step} of {self.steps}, which is kept in {self.save()}.")
+                    raise watch.Stopped(
+                        f"Stopped after step {self.step} of {self.steps}, which is kept in "
+                        f"{self.save()}."
+                    )
             rate = progress_bar.rate()
         self.keeper.proven()
         self.write_rows()
-        if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):  # since the last step
+        # since the last step
+        if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):
             raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
         self.method.eval()
         self.method.classes = tuple(self.train.classes)
@@ -233,7 +304,9 @@ class _Loop:
         return [part[ranks.share(len(part))] for part in parts]
 
     def read(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The rows of the next micro-batch and their images; those of files on every rank or on none."""
+        """The rows of the next micro-batch and their images; those of files on every rank or on
+        none.
+        """
         if isinstance(self.train.images, Tensor):
             return next(parts)
         error, found = None, (torch.empty(0, dtype=torch.long),) * 2
@@ -245,31 +318,45 @@ class _Loop:
         return found[0], found[1].to(self.device)
 
     def window(self) -> contextlib.AbstractContextManager[bool]:
-        """The part of a step that its micro-batches share; says whether their losses add up to that of the step, which is their mean otherwise."""
+        """The part of a step that its micro-batches share; says whether their losses add up to that
+        of the step, which is their mean otherwise.
+        """
         if self.recipe.accumulate == 1:
             return contextlib.nullcontext(False)
-        return self.method.window(self.train.labels[torch.cat(self.rows_of(self.step)).to(self.device)])
+        return self.method.window(
+            self.train.labels[torch.cat(self.rows_of(self.step)).to(self.device)]
+        )
 
-    def one_step(self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int) -> dict[str, Tensor]:
-        """Step the optimizers on the next images; gives the loss and what the method says with it, means over the micro-batches, in float64."""
+    def one_step(
+        self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int
+    ) -> dict[str, Tensor]:
+        """Step the optimizers on the next images; gives the loss and what the method says with it,
+        means over the micro-batches, in float64.
+        """
         recipe, dtype = self.recipe, self.dtype
         factor = self.schedule(self.step, self.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())  # for stochastic layers
+        # for stochastic layers
+        torch.manual_seed(Key(recipe.seed).named("layers").at(self.step, ranks.rank()).word())
         said, losses = dict[str, Tensor](), list[tuple[Tensor, Tensor]]()
         with self.window() as adds_up:
             for number in range(recipe.accumulate):
                 own, images = self.read(parts)
                 labels = self.train.labels[own.to(self.device)]
                 views = self.views(images, own, epoch)
-                wait = number < recipe.accumulate - 1 and isinstance(forward, DistributedDataParallel)
+                wait = number < recipe.accumulate - 1 and isinstance(
+                    forward, DistributedDataParallel
+                )
                 with forward.no_sync() if wait else contextlib.nullcontext():
                     with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                         out = forward(views, labels)
-                        out = {name: value if adds_up and name == "loss" else value / recipe.accumulate for name, value in out.items()}
+                        out = {
+                            name: value if adds_up and name == "loss" else value / recipe.accumulate
+                            for name, value in out.items()
+                        }
                     out["loss"].backward()
                 losses.append((own, out["loss"].detach()))
                 for name, value in out.items():
@@ -285,27 +372,40 @@ class _Loop:
     def views(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """The views of these images in an epoch, the same whenever they are drawn."""
         n = self.method.n_views
-        return self.augmentation.views(images, index=rows, n_views=n, seed=self.recipe.seed, first_view=n * epoch)
+        return self.augmentation.views(
+            images, index=rows, n_views=n, seed=self.recipe.seed, first_view=n * epoch
+        )
 
     def agree(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> None:
-        """Stop on every rank when a number of any rank is not finite, or one was told to end; the optimizers have not moved then.
+        """Stop on every rank when a number of any rank is not finite, or one was told to end; the
+        optimizers have not moved then.
 
         losses: the rows of each micro-batch, and its part of the loss.
         """
         total = torch.stack([loss.float() for _, loss in losses]).sum()
-        faulty, stop = watch.agreed(total, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal)
+        faulty, stop = watch.agreed(
+            total, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal
+        )
         if any(faulty):
             own = self.diagnosis(losses, epoch) if faulty[ranks.rank()] else (0, "")
-            found = [(*ranks.broadcast(own, source=number), number) for number, bad in enumerate(faulty) if bad]
-            _, cause, number = min(found, key=lambda each: (each[0], each[2]))  # the rank that finds it earliest in the pass has the cause
+            found = [
+                (*ranks.broadcast(own, source=number), number)
+                for number, bad in enumerate(faulty)
+                if bad
+            ]
+            # the rank that finds it earliest in the pass has the cause
+            _, cause, number = min(found, key=lambda each: (each[0], each[2]))
             raise FloatingPointError(
-                f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller learning rate may help, or recipe.clip; "
+                f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller "
+                f"learning rate may help, or recipe.clip; "
                 f"{keeping.remaining(self.folder)}"
             )
         self.stopping = stop
 
     def diagnosis(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> tuple[int, str]:
-        """`watch.diagnosis` of the first micro-batch whose loss is not finite; if only gradients are not, which are of all, the last one's."""
+        """`watch.diagnosis` of the first micro-batch whose loss is not finite; if only gradients
+        are not, which are of all, the last one's.
+        """
         rows, loss = next((part for part in losses if not bool(part[1].isfinite())), losses[-1])
         views = self.views(self.train.images[rows].to(self.device), rows, epoch)
         return watch.diagnosis(self.method, views, rows, loss)
@@ -320,7 +420,10 @@ class _Loop:
             self.keeper.check(self.step)
             self.angles.see(epoch, self.sums.get("target_angle", 0.0) / self.per_epoch)
             for name, value in self.sums.items():
-                self.note(Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch), board)
+                self.note(
+                    Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch),
+                    board,
+                )
             self.sums = {}
             if self.monitor.due(epoch, self.recipe.epochs):
                 self.measure(epoch, board)
@@ -328,7 +431,8 @@ class _Loop:
 
     def save(self, *, checked: bool = False) -> Path:
         """Keep all that the run needs to go on from this step."""
-        totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}  # of each rank: adding them here would round
+        # of each rank: adding them here would round
+        totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}
         progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows]}
         return self.keeper.save(self.step, progress, checked=checked)
 
@@ -336,8 +440,19 @@ class _Loop:
         """Rank 0 measures, the others wait for its rows."""
 
         def rows() -> list[Row]:
-            measured = self.monitor(self.method, self.augmentation, self.train, self.test, epoch, last=epoch == self.recipe.epochs)
-            return measured if self.unseen is None else measured + self.monitor.verify(self.method, self.unseen, epoch)
+            measured = self.monitor(
+                self.method,
+                self.augmentation,
+                self.train,
+                self.test,
+                epoch,
+                last=epoch == self.recipe.epochs,
+            )
+            return (
+                measured
+                if self.unseen is None
+                else measured + self.monitor.verify(self.method, self.unseen, epoch)
+            )
 
         for row in ranks.first(rows):
             self.note(row, board)

@@ -42,7 +42,13 @@ def together(
     error: Exception | None = None
     try:
         train, test = check(recipe, **reading)
-        unseen = monitor.unseen(train, reading["root"], recipe.image_size, budget=reading["budget"], workers=reading["workers"])
+        unseen = monitor.unseen(
+            train,
+            reading["root"],
+            recipe.image_size,
+            budget=reading["budget"],
+            workers=reading["workers"],
+        )
     except Exception as raised:  # of a decoder too, and of a full memory: the others would wait
         error = raised
     said: dict[str, Any] = {}
@@ -79,31 +85,52 @@ def _said(recipe: Recipe, monitor: Monitor, sets: dict[str, ImageSet | None]) ->
     return said
 
 
-def check(recipe: Recipe, root: Path | str | None = None, *, budget: int = BUDGET, workers: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """Load the training and test images of a recipe, and refuse what cannot be trained on them; `fit` begins with it, and says what the rest means.
+def check(
+    recipe: Recipe,
+    root: Path | str | None = None,
+    *,
+    budget: int = BUDGET,
+    workers: int | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """Load the training and test images of a recipe, and refuse what cannot be trained on them;
+    `fit` begins with it, and says what the rest means.
 
-    Raises
-    ------
-    SettingsError: the batch exceeds the images or splits unevenly over micro-batches and ranks, or the two splits differ in their classes.
-    Whatever `data.load` refuses.
-
+    Raises:
+        SettingsError: the batch exceeds the images or splits unevenly over micro-batches and ranks,
+        or the two splits differ in their classes. Whatever `data.load` refuses.
     """
     workers = default_workers() if workers is None else workers
-    train, test = (load_images(recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers) for split in ("train", "test"))
+    train, test = (
+        load_images(
+            recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers
+        )
+        for split in ("train", "test")
+    )
     train = train.subset(recipe.images, recipe.seed)
     if 0 < recipe.images < len(train.classes):  # otherwise each class that has images keeps one
         warn_of_absent(train, "train")
     if recipe.batch > len(train):
-        raise SettingsError(f"A batch of {recipe.batch} is more than the {len(train)} training images of {recipe.data}. Take batch <= {len(train)}.")
+        raise SettingsError(
+            f"A batch of {recipe.batch} is more than the {len(train)} training images of "
+            f"{recipe.data}. Take batch <= {len(train)}."
+        )
     if recipe.batch % (recipe.accumulate * ranks.size()):
-        raise SettingsError(f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on {ranks.size()} ranks. Make it a multiple.")
+        raise SettingsError(
+            f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on "
+            f"{ranks.size()} ranks. Make it a multiple."
+        )
     if train.classes != test.classes:
-        raise SettingsError(f"{recipe.data} has classes {train.classes} in train, but {test.classes} in test. Both want the same.")
+        raise SettingsError(
+            f"{recipe.data} has classes {train.classes} in train, but {test.classes} in "
+            f"test. Both want the same."
+        )
     return train, test
 
 
 def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
-    """Refuse images of a size that the backbone does not take, and micro-batches too small for its layers."""
+    """Refuse images of a size that the backbone does not take, and micro-batches too small for its
+    layers.
+    """
     shape = tuple(train.images.shape[1:])
     method.eval()
     try:
@@ -111,19 +138,30 @@ def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device
             method.encode(torch.zeros(1, *shape, device=device))
     except (AssertionError, RuntimeError, ValueError) as error:
         why = str(error).split("\n")[0]
-        raise SettingsError(f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of the recipe or of Backbone(...).") from error
+        raise SettingsError(
+            f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of "
+            f"the recipe or of Backbone(...)."
+        ) from error
     method.train()
-    if recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views == 1:  # batch normalisation has no variance of one value
+    # batch normalisation has no variance of one value
+    if recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views == 1:
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            ):
                 trial = copy.deepcopy(method)
                 trial.project(trial.encode(torch.zeros(1, *shape, device=device)))
         except ValueError as error:
-            raise SettingsError(f"A micro-batch is one view (batch = {recipe.batch}, accumulate = {recipe.accumulate}): {error}.") from error
+            raise SettingsError(
+                f"A micro-batch is one view (batch = {recipe.batch}, accumulate = "
+                f"{recipe.accumulate}): {error}."
+            ) from error
 
 
 def viewable(recipe: Recipe, monitor: Monitor, train: ImageSet) -> None:
-    """Refuse augmentations, of the training and of the monitor, that images of this size do not take.
+    """Refuse augmentations, of the training and of the monitor, that images of this size do not
+    take.
 
     Raises SettingsError with the setting.
     """

@@ -2,8 +2,8 @@
 
     newest checkpoint, 64 bits of SHA-256 of its checksums          alike on every rank, or all raise
 
-The first rank holds the folder. Ranks that see other files in its place, such as a stale copy, would
-train from other weights; one that sees none would begin anew while the others wait for it.
+The first rank holds the folder. Ranks that see other files in its place, such as a stale copy,
+would train from other weights; one that sees none would begin anew while the others wait for it.
 """
 
 import time
@@ -99,7 +99,8 @@ def newest(folder: Path, device: torch.device, *, claimed: bool = False) -> Path
     def find() -> Path | None:
         if claimed and not _appears(folder / "recipe.toml"):
             raise SettingsError(
-                f"{folder} holds no recipe here, but the first rank has written it there. Give all "
+                f"{folder} holds no recipe here, but the first rank has written it there. "
+                f"Give all "
                 "ranks one folder that they share."
             )
         return checkpoint.latest(folder)
@@ -127,8 +128,8 @@ def start(method: Method, path: Path | str) -> None:
 
     Class centers (and sub-centers) of more or fewer classes are `resized`.
 
-    Raises FileNotFoundError and ValueError as `load`, on every rank if on one, ValueError when the two
-    are of other shapes, and SettingsError for ranks that hold different copies of that run.
+    Raises FileNotFoundError and ValueError as `load`, on every rank if on one, ValueError when the
+    two are of other shapes, and SettingsError for ranks that hold different copies of that run.
     """
     loaded = list[Method]()
 

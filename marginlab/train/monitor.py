@@ -1,7 +1,8 @@
 """The monitor: the only place that measures during training.
 
-At epoch 0 (the untrained network), at every `every`-th epoch and at the last one it encodes clean and augmented images in evaluation mode, in
-float32, and measures on L2-normalised features (r = 1), named `backbone` or `projector`:
+At epoch 0 (the untrained network), at every `every`-th epoch and at the last one it encodes clean
+and augmented images in evaluation mode, in float32, and measures on L2-normalised features (r = 1),
+named `backbone` or `projector`:
 
     alignment, R_epsilon[...]            test images: E||f(x_1) - f(x_2)||^2; share of images whose views differ by more than epsilon
     divergence_max, divergence_mean      largest and mean mu_k . mu_l over pairs of classes
@@ -12,8 +13,8 @@ float32, and measures on L2-normalised features (r = 1), named `backbone` or `pr
     MEASURE.NUMBER                       what more measures say of the views of test images (field `measures`)
     verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where a set with a split `unseen` is named
 
-Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are those of `classes` of them, drawn by the seed;
-kNN and the linear probe know all.
+Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are
+those of `classes` of them, drawn by the seed; kNN and the linear probe know all.
 
 Sources: Huang et al. 2023, sections 2 to 5; of the last two `marginlab.evaluation.verification`.
 """
@@ -36,7 +37,13 @@ from marginlab.data import load as load_images
 from marginlab.data.pixels import BUDGET
 from marginlab.data.streaming import Streamed
 from marginlab.encoding import encode, evaluating
-from marginlab.evaluation import knn_accuracy, linear_probe_accuracy, nearest_center_error, pairs, verify
+from marginlab.evaluation import (
+    knn_accuracy,
+    linear_probe_accuracy,
+    nearest_center_error,
+    pairs,
+    verify,
+)
 from marginlab.measures.measure import Measure
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
@@ -46,7 +53,9 @@ from marginlab.train.theorems import certified, theorems
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of a network: features of images, and what the loss sees of features, or None where that is the same."""
+    """What is asked of a network: features of images, and what the loss sees of features, or None
+    where that is the same.
+    """
 
     @property
     def project(self) -> Any:
@@ -67,20 +76,28 @@ class Monitor:
     """What to measure, how often, on how many images.
 
     every: epochs between measurements; 0 measures the untrained and the trained network only.
-    images: class-balanced training and test images whose views are measured; at least two of each class are taken, where the data have them.
+    images: class-balanced training and test images whose views are measured; at least two of each
+        class are taken, where the data have them.
     views: views of each of them.
     bank: training images for kNN and linear probe, and as many test images; 0 takes all.
     epsilons: where the curve R_epsilon is recorded.
-    probe_classes: the linear probe is left out where there are more classes, as a logistic regression of a thousand takes minutes.
-    classes: how many classes are watched, where the data have more; 0 watches all. Every watched one has two images at least.
-    verified: an image set, as `marginlab.data.load` names it, whose split `unseen` is verified ("omniglot-upright"); by default none is.
-    verified_pairs, folds: pairs of its images for the accuracy, in so many folds of different classes.
+    probe_classes: the linear probe is left out where there are more classes, as a logistic
+        regression of a thousand takes minutes.
+    classes: how many classes are watched, where the data have more; 0 watches all. Every watched
+        one has two images at least.
+    verified: an image set, as `marginlab.data.load` names it, whose split `unseen` is verified
+        ("omniglot-upright"); by default none is.
+    verified_pairs, folds: pairs of its images for the accuracy, in so many folds of different
+        classes.
     far_pairs, fars: pairs for the true accept rate at these false accept rates.
-    measures: more measures of the views of the test images, as calls of `marginlab.measures`: ("Uniformity()", "NeuralCollapse()").
-    augmentation: of the views that are measured, as a call of `marginlab.augment`; by default that of the training.
+    measures: more measures of the views of the test images, as calls of `marginlab.measures`:
+        ("Uniformity()", "NeuralCollapse()").
+    augmentation: of the views that are measured, as a call of `marginlab.augment`; by default that
+        of the training.
     k: neighbours that vote in kNN; of a smaller bank all do.
     off: measure nothing, at no epoch; see `none`.
-    bounds: what the theorems say of the test images, and what is certified from the training images, of them and of the test images.
+    bounds: what the theorems say of the test images, and what is certified from the training
+        images, of them and of the test images.
     """
 
     every: int = 0
@@ -114,16 +131,35 @@ class Monitor:
 
     def __post_init__(self) -> None:
         settings.check(self)
-        for name, least in (("every", 0), ("images", 2), ("views", 2), ("seed", 0), ("probe_classes", 0), ("classes", 0), ("folds", 2), ("k", 1)):
+        for name, least in (
+            ("every", 0),
+            ("images", 2),
+            ("views", 2),
+            ("seed", 0),
+            ("probe_classes", 0),
+            ("classes", 0),
+            ("folds", 2),
+            ("k", 1),
+        ):
             if getattr(self, name) < least:
-                raise SettingsError(f"The monitor's {name} is at least {least}, not {getattr(self, name)}.")
+                raise SettingsError(
+                    f"The monitor's {name} is at least {least}, not {getattr(self, name)}."
+                )
         if self.bank < 0 or self.bank == 1:
-            raise SettingsError(f"The monitor's bank is 0, which takes all images, or at least 2, not {self.bank}.")
+            raise SettingsError(
+                f"The monitor's bank is 0, which takes all images, or at least 2, not {self.bank}."
+            )
         if self.classes == 1:
-            raise SettingsError("The monitor watches 0 classes, which means all, or at least 2, not 1: a divergence is between classes.")
+            raise SettingsError(
+                "The monitor watches 0 classes, which means all, or at least 2, not 1: a "
+                "divergence is between classes."
+            )
         for name, unit in (("verified_pairs", 2 * self.folds), ("far_pairs", 2)):
             if getattr(self, name) < unit or getattr(self, name) % unit:
-                raise SettingsError(f"The monitor's {name} are half genuine, in equal folds: a multiple of {unit}, not {getattr(self, name)}.")
+                raise SettingsError(
+                    f"The monitor's {name} are half genuine, in equal folds: a multiple of "
+                    f"{unit}, not {getattr(self, name)}."
+                )
         for text in self.measures:
             self._measure(text, classes=2, dim=2)
         if self.augmentation:
@@ -132,29 +168,44 @@ class Monitor:
             raise SettingsError(f"The monitor's epsilons are distances, not {self.epsilons}.")
         for far in self.fars:
             if not 0 < far < 1 or far * (self.far_pairs // 2) < 1 - 1e-9:
-                raise SettingsError(f"A FAR is in (0, 1), and takes 2 / FAR far_pairs or more: {far} of {self.far_pairs} makes no rate.")
+                raise SettingsError(
+                    f"A FAR is in (0, 1), and takes 2 / FAR far_pairs or more: {far} of "
+                    f"{self.far_pairs} makes no rate."
+                )
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Say whether to measure after this epoch."""
-        return not self.off and (epoch in (0, epochs) or (self.every > 0 and epoch % self.every == 0))
+        return not self.off and (
+            epoch in (0, epochs) or (self.every > 0 and epoch % self.every == 0)
+        )
 
     def unseen(
-        self, train: ImageSet, root: Path | str | None = None, size: int = 0, *, budget: int = BUDGET, workers: int | None = None
+        self,
+        train: ImageSet,
+        root: Path | str | None = None,
+        size: int = 0,
+        *,
+        budget: int = BUDGET,
+        workers: int | None = None,
     ) -> ImageSet | None:
-        """The images whose pairs are verified, resized as those of the training; None where none are asked for.
+        """The images whose pairs are verified, resized as those of the training; None where none
+        are asked for.
 
-        Raises
-        ------
-        SettingsError: the set has no split `unseen`, shares a class with the training, or has fewer pairs than asked for.
-        Whatever `data.load` refuses.
-
+        Raises:
+            SettingsError: the set has no split `unseen`, shares a class with the training, or has
+            fewer pairs than asked for. Whatever `data.load` refuses.
         """
         if self.off or not self.verified:
             return None
-        found = load_images(self.verified, "unseen", root, size=size, budget=budget, workers=workers)
+        found = load_images(
+            self.verified, "unseen", root, size=size, budget=budget, workers=workers
+        )
         if shared := sorted(set(found.classes) & set(train.classes)):
             more = f" and {len(shared) - 1} other classes" if len(shared) > 1 else ""
-            raise SettingsError(f"{shared[0]}{more} of {self.verified} are trained on by {train.name}. Verify a set of other classes.")
+            raise SettingsError(
+                f"{shared[0]}{more} of {self.verified} are trained on by {train.name}. "
+                f"Verify a set of other classes."
+            )
         try:
             pairs(found.labels, self.verified_pairs, folds=self.folds, seed=self.seed)
             pairs(found.labels, self.far_pairs, folds=1, seed=self.seed)
@@ -169,12 +220,32 @@ class Monitor:
         rows = []
         for space, features in encoded.items():
             labels = unseen.labels.to(features.device)
-            asked = {"n": self.verified_pairs, "folds": self.folds, "far_pairs": self.far_pairs, "seed": self.seed}
-            rows += [Row(epoch, f"{name}/{space}", *rate) for name, rate in verify(features, labels, fars=self.fars, **asked).items()]
+            asked = {
+                "n": self.verified_pairs,
+                "folds": self.folds,
+                "far_pairs": self.far_pairs,
+                "seed": self.seed,
+            }
+            rows += [
+                Row(epoch, f"{name}/{space}", *rate)
+                for name, rate in verify(features, labels, fars=self.fars, **asked).items()
+            ]
         return rows
 
-    def __call__(self, method: Encoder, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, *, last: bool) -> list[Row]:
-        """Measure the method as it is. The mode (training or evaluation) of its modules is put back afterwards."""
+    def __call__(
+        self,
+        method: Encoder,
+        augmentation: Augmentation,
+        train: ImageSet,
+        test: ImageSet,
+        epoch: int,
+        *,
+        last: bool,
+    ) -> list[Row]:
+        """Measure the method as it is.
+
+        The mode (training or evaluation) of its modules is put back afterwards.
+        """
         if self.off:
             return []
         if self.augmentation:
@@ -184,7 +255,15 @@ class Monitor:
             return self._rows(method, augmentation, train, test, epoch, device, last=last)
 
     def _rows(
-        self, method: Encoder, augmentation: Augmentation, train: ImageSet, test: ImageSet, epoch: int, device: torch.device, *, last: bool
+        self,
+        method: Encoder,
+        augmentation: Augmentation,
+        train: ImageSet,
+        test: ImageSet,
+        epoch: int,
+        device: torch.device,
+        *,
+        last: bool,
     ) -> list[Row]:
         rows: list[Row] = []
         classes = len(train.classes)
@@ -192,13 +271,22 @@ class Monitor:
         few = len(own_train.classes)
         seen: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
         clean: dict[str, dict[str, Tensor]] = {}
-        watched = max(self.images, 2 * few)  # an image of every class for its center, and a second for its length without bias
-        for split, images in (("train", own_train.subset(watched, self.seed)), ("test", own_test.subset(watched, self.seed))):
-            encoded = encode_views(method, augmentation, images, self.views, seed=self.seed, device=device, split=split)
+        # an image of every class for its center, and a second for its length without bias
+        watched = max(self.images, 2 * few)
+        for split, images in (
+            ("train", own_train.subset(watched, self.seed)),
+            ("test", own_test.subset(watched, self.seed)),
+        ):
+            encoded = encode_views(
+                method, augmentation, images, self.views, seed=self.seed, device=device, split=split
+            )
             seen[split] = {space: (encoded[space], images.labels.to(device)) for space in encoded}
             clean[split] = encode_images(method, images.images, device) if self.bounds else {}
         bank, queries = train.subset(self.bank, self.seed), test.subset(self.bank, self.seed)
-        banked, asked = encode_images(method, bank.images, device), encode_images(method, queries.images, device)
+        banked, asked = (
+            encode_images(method, bank.images, device),
+            encode_images(method, queries.images, device),
+        )
         bank_labels, query_labels = bank.labels.to(device), queries.labels.to(device)
         near, near_labels = asked, query_labels
         if few < classes:
@@ -211,16 +299,27 @@ class Monitor:
                 made = self._measure(text, classes=few, dim=features.shape[-1]).to(device)
                 rows += measured(made, features, labels, space, epoch)
             if self.bounds:
-                fitted, fresh = (_with_images(clean[split][space], *seen[split][space]) for split in ("train", "test"))
-                if all(bool((f.norm(dim=-1) > 0).all()) for f, _ in (fitted, fresh)):  # a ReLU can leave a feature without direction
-                    rows += [*theorems(*fresh, space, epoch), *certified(fitted, fresh, space, epoch)]
-            error = 1 - knn_accuracy(banked[space], bank_labels, asked[space], query_labels, k=self.k)
+                fitted, fresh = (
+                    _with_images(clean[split][space], *seen[split][space])
+                    for split in ("train", "test")
+                )
+                # a ReLU can leave a feature without direction
+                if all(bool((f.norm(dim=-1) > 0).all()) for f, _ in (fitted, fresh)):
+                    rows += [
+                        *theorems(*fresh, space, epoch),
+                        *certified(fitted, fresh, space, epoch),
+                    ]
+            error = 1 - knn_accuracy(
+                banked[space], bank_labels, asked[space], query_labels, k=self.k
+            )
             rows.append(rate(epoch, f"knn_error/{space}", error, len(query_labels)))
             centers, center_labels = seen["train"][space]
             wrong = nearest_center_error(centers, center_labels, near[space], near_labels)
             rows.append(rate(epoch, f"nearest_center_error/{space}", wrong.error, len(near_labels)))
         if (last or epoch == 0) and classes <= self.probe_classes:
-            error = 1 - linear_probe_accuracy(banked["backbone"], bank_labels, asked["backbone"], query_labels)
+            error = 1 - linear_probe_accuracy(
+                banked["backbone"], bank_labels, asked["backbone"], query_labels
+            )
             rows.append(rate(epoch, "linear_error/backbone", error, len(query_labels)))
         return rows
 
@@ -228,29 +327,46 @@ class Monitor:
     def _measure(text: str, classes: int, dim: int) -> Measure:
         made = settings.call(text, measures, offered={"num_classes": classes, "dim": dim})
         if not isinstance(made, Measure):
-            raise SettingsError(f"{text!r} is no measure of features. The monitor takes such as 'Uniformity()'.")
+            raise SettingsError(
+                f"{text!r} is no measure of features. The monitor takes such as 'Uniformity()'."
+            )
         return made
 
     def _watched(self, images: ImageSet) -> ImageSet:
-        """The images of the watched classes alone, which are numbered anew, in their old order; all where there are no more."""
+        """The images of the watched classes alone, which are numbered anew, in their old order; all
+        where there are no more.
+        """
         n = len(images.classes)
         if not 0 < self.classes < n:
             return images
-        chosen = Key(self.seed).named("monitor", "classes").permutation(n)[: self.classes].sort().values
+        chosen = (
+            Key(self.seed).named("monitor", "classes").permutation(n)[: self.classes].sort().values
+        )
         labels = images.labels.cpu()
         kept = torch.isin(labels, chosen)
         some, place = images.at(kept.nonzero()[:, 0]), torch.searchsorted(chosen, labels[kept])
-        return replace(some, labels=place.to(images.labels.device), classes=tuple(images.classes[k] for k in chosen.tolist()))
+        return replace(
+            some,
+            labels=place.to(images.labels.device),
+            classes=tuple(images.classes[k] for k in chosen.tolist()),
+        )
 
 
-def _with_images(clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
-    """The features with those of the image itself before its views, as the theory has it among them; and the labels."""
+def _with_images(
+    clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]
+) -> tuple[Tensor, Tensor]:
+    """The features with those of the image itself before its views, as the theory has it among
+    them; and the labels.
+    """
     return torch.cat((clean[:, None], views), dim=1), labels
 
 
 @torch.no_grad()
 def encode_images(
-    method: Encoder, images: UInt8[Tensor, "N 3 H W"] | Streamed, device: torch.device, batch: int = 512
+    method: Encoder,
+    images: UInt8[Tensor, "N 3 H W"] | Streamed,
+    device: torch.device,
+    batch: int = 512,
 ) -> dict[str, Float[Tensor, "N D"]]:
     """L2-normalised features of clean images, of the backbone and of the projector, in float32."""
     return _spaces(method, encode(method.encode, images, batch=batch, device=device), batch)
@@ -258,10 +374,21 @@ def encode_images(
 
 @torch.no_grad()
 def encode_views(
-    method: Encoder, augmentation: Augmentation, images: ImageSet, n_views: int, *, seed: int, device: torch.device, split: str, batch: int = 512
+    method: Encoder,
+    augmentation: Augmentation,
+    images: ImageSet,
+    n_views: int,
+    *,
+    seed: int,
+    device: torch.device,
+    split: str,
+    batch: int = 512,
 ) -> dict[str, Float[Tensor, "N V D"]]:
-    """L2-normalised features (N, V, D) of views of images, drawn apart from those of training; the clean image is not among them."""
-    offset = 0 if split == "train" else 1 << 31  # other draws for other images: the two splits number their images alike
+    """L2-normalised features (N, V, D) of views of images, drawn apart from those of training; the
+    clean image is not among them.
+    """
+    # other draws for other images: the two splits number their images alike
+    offset = 0 if split == "train" else 1 << 31
 
     def draw(held: Tensor, *, index: Tensor, n_views: int) -> Tensor:
         place = index + offset

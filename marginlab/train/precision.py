@@ -38,7 +38,8 @@ def chosen(
 
     Args:
         precision: The recipe's: float32, bfloat16 or auto.
-        backbone: What is trained. A probe leaves its weights, statistics and gradients as they were.
+        backbone: What is trained. A probe leaves its weights, statistics and gradients as they
+            were.
         views: The shape of the views of one micro-batch, (n, channels, height, width).
         folder: Where `precision.json` is, or is written.
 
@@ -47,7 +48,6 @@ def chosen(
 
     Raises:
         SettingsError: `precision.json` holds something else than a record.
-
     """
     if precision != AUTO:
         return precision, ""
@@ -143,11 +143,13 @@ def _read(file: Path) -> tuple[str, str]:
             raise ValueError("it names no precision")
     except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         raise SettingsError(
-            f"{file} is no record of a probe ({type(error).__name__}: {error}). Remove it, and the "
+            f"{file} is no record of a probe ({type(error).__name__}: {error}). Remove it, "
+            f"and the "
             "next start probes again, or name the precision in the recipe: float32 or bfloat16."
         ) from error
     told = (
-        f"trains in {precision}: a pass took {single:.3g} s in float32 and {half:.3g} s in bfloat16 "
+        f"trains in {precision}: a pass took {single:.3g} s in float32 and {half:.3g} s in "
+        f"bfloat16 "
         f"on {device}"
     )
     return precision, told

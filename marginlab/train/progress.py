@@ -1,4 +1,6 @@
-"""Progress of a run on the terminal: a bar with images per second and the time left, or a line of text for somebody else's display."""
+"""Progress of a run on the terminal: a bar with images per second and the time left, or a line of
+text for somebody else's display.
+"""
 
 import time
 from collections.abc import Callable
@@ -11,12 +13,29 @@ from marginlab import ranks
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Counts the steps of this process; `rate()` is its images per second without the first step, which warms caches and compiles."""
+    """Counts the steps of this process; `rate()` is its images per second without the first step,
+    which warms caches and compiles.
+    """
 
-    def __init__(self, steps: int, done: int, per_epoch: int, batch: int, say: Callable[[str], None] | None):
-        self.steps, self.start, self.step, self.per_epoch, self.batch, self.say = steps, done, done, per_epoch, batch, say
+    def __init__(
+        self, steps: int, done: int, per_epoch: int, batch: int, say: Callable[[str], None] | None
+    ):
+        self.steps, self.start, self.step, self.per_epoch, self.batch, self.say = (
+            steps,
+            done,
+            done,
+            per_epoch,
+            batch,
+            say,
+        )
         self.told = self.first = self.now = 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Bar(*columns, disable=say is not None or ranks.rank() > 0)
         self.task = self.bar.add_task("training", total=steps, completed=done, rate="")
 

@@ -46,21 +46,34 @@ class Recipe:
     epochs: int = 200
     """Passes over the images; the last, incomplete batch of each is left out."""
     batch: int = 512
-    """Images of one optimizer step, over all ranks and micro-batches, among which they divide evenly."""
+    """Images of one optimizer step, over all ranks and micro-batches, among which they divide
+    evenly.
+    """
     accumulate: int = 1
-    """Micro-batches of a step. A contrastive loss takes its negatives from one micro-batch only; that of a margin classifier is the whole batch's,
-    for margins with averages by those of earlier steps. Layers that normalise by the batch see one micro-batch."""
+    """Micro-batches of a step.
+
+    A contrastive loss takes its negatives from one micro-batch only; that of a margin classifier is
+    the whole batch's, for margins with averages by those of earlier steps. Layers that normalise by
+    the batch see one micro-batch.
+    """
     clip: float = 0.0
-    """Largest norm of the gradient of all shared parameters together (not of sampled class centers); 0 does not clip."""
+    """Largest norm of the gradient of all shared parameters together (not of sampled class
+    centers); 0 does not clip.
+    """
     precision: str = "float32"
-    """float32; bfloat16, by autocast; or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
+    """float32; bfloat16, by autocast; or auto: bfloat16 where a probe finds it at least 1.15 times
+    faster.
+    """
     compile: bool = False
     """Compile the forward pass with torch.compile."""
     seed: int = 0
     """Seed of weights, order and views."""
     start: str = ""
-    """A run folder, or a checkpoint of one, whose weights are the first ones instead of drawn ones. Of another number of classes the centers that
-    both have are kept, class by class in their order, and the others are drawn."""
+    """A run folder, or a checkpoint of one, whose weights are the first ones instead of drawn ones.
+
+    Of another number of classes the centers that both have are kept, class by class in their order,
+    and the others are drawn.
+    """
 
     def __post_init__(self) -> None:
         if hasattr(self.data, "images") and hasattr(self.data, "labels"):
@@ -71,7 +84,15 @@ class Recipe:
                 "images (N, H, W, 3) uint8, and data='npz:own.npz'."
             )
         settings.check(self)
-        for name, least in (("epochs", 1), ("batch", 2), ("accumulate", 1), ("images", 0), ("image_size", 0), ("seed", 0), ("clip", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch", 2),
+            ("accumulate", 1),
+            ("images", 0),
+            ("image_size", 0),
+            ("seed", 0),
+            ("clip", 0),
+        ):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is at least {least}, not {getattr(self, name)}.")
         if not self.clip < math.inf:
@@ -80,9 +101,15 @@ class Recipe:
             if getattr(self, name) >= 1 << 63:
                 raise SettingsError(f"{name} is below 2**63, not {getattr(self, name)}.")
         if self.batch % self.accumulate:
-            raise SettingsError(f"A batch of {self.batch} does not fall into {self.accumulate} equal micro-batches. Change batch or accumulate.")
+            raise SettingsError(
+                f"A batch of {self.batch} does not fall into {self.accumulate} equal "
+                f"micro-batches. Change batch or accumulate."
+            )
         if self.batch // self.accumulate < 2:
-            raise SettingsError(f"Micro-batches have at least 2 images, not {self.batch} / {self.accumulate} = 1. Make accumulate smaller.")
+            raise SettingsError(
+                f"Micro-batches have at least 2 images, not {self.batch} / "
+                f"{self.accumulate} = 1. Make accumulate smaller."
+            )
         if self.precision not in (AUTO, *PRECISIONS):
             near = settings.nearest(self.precision, (AUTO, *PRECISIONS))
             raise SettingsError(f"There is no precision {self.precision!r}: {near}")
@@ -94,7 +121,9 @@ class Recipe:
         """Make the augmentation of training views."""
         made: augment.Augmentation = settings.call(self.augmentation, augment)
         if not hasattr(made, "views"):
-            raise SettingsError(f"{self.augmentation!r} is one operation; put it into Augmentation(...).")
+            raise SettingsError(
+                f"{self.augmentation!r} is one operation; put it into Augmentation(...)."
+            )
         return made
 
     def make_optimizer(self) -> methods.MakeOptimizer:
@@ -102,7 +131,8 @@ class Recipe:
         kind = getattr(optim, self.optimizer.partition("(")[0].strip(), None)
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
             raise SettingsError(
-                f"{self.optimizer!r} is made by a method for its class centers. A recipe takes SGD(...) or AdamW(...), whose values they get."
+                f"{self.optimizer!r} is made by a method for its class centers. A recipe "
+                f"takes SGD(...) or AdamW(...), whose values they get."
             )
         made = settings.call(self.optimizer, optim)
         if isinstance(made, optim.Schedule):
@@ -117,9 +147,11 @@ class Recipe:
         return made
 
     def make_method(self, num_classes: int = 2) -> methods.Method:
-        """Make the untrained method; its weights are a function of the seed and leave torch's global generator as it was.
+        """Make the untrained method; its weights are a function of the seed and leave torch's
+        global generator as it was.
 
-        num_classes: of the data, for methods that own class centers. Two are enough to see whether the settings make a method.
+        num_classes: of the data, for methods that own class centers. Two are enough to see whether
+            the settings make a method.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Key(self.seed).named("weights").word())
@@ -136,5 +168,7 @@ class Recipe:
                 self.method, methods, backbone, kind=methods.Method, offered=offered
             )
         if self.accumulate > 1 and made.undivided:
-            raise SettingsError(f"accumulate = {self.accumulate} takes a step in parts, but {made.undivided}")
+            raise SettingsError(
+                f"accumulate = {self.accumulate} takes a step in parts, but {made.undivided}"
+            )
         return made

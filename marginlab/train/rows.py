@@ -1,4 +1,5 @@
-"""What is measured during training, as rows: a name, a value, the ends of its interval, and how many images it rests on.
+"""What is measured during training, as rows: a name, a value, the ends of its interval, and how
+many images it rests on.
 
 Standard errors become 95 % intervals by the normal distribution where an estimate has next to no
 bias, error rates have Wilson's, and extremes over classes those of `marginlab.measures.extremes`.
@@ -23,7 +24,9 @@ from marginlab.measures.measure import Measure
 
 
 class Row(NamedTuple):
-    """One number: value, the bounds of its interval (NaN where there is none), and how many images it rests on."""
+    """One number: value, the bounds of its interval (NaN where there is none), and how many images
+    it rests on.
+    """
 
     epoch: int
     name: str
@@ -37,11 +40,23 @@ def rate(epoch: int, name: str, value: float | Tensor, n: int) -> Row:
     """An error rate with its 95 % Wilson interval."""
     p, z = float(value), 1.96
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Row(epoch, name, p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n)), n)
+    return Row(
+        epoch,
+        name,
+        p,
+        max(0.0, (middle - half) / (1 + z * z / n)),
+        min(1.0, (middle + half) / (1 + z * z / n)),
+        n,
+    )
 
 
 def geometry(
-    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], classes: int, space: str, epoch: int, epsilons: tuple[float, ...]
+    features: Float[Tensor, "N V D"],
+    labels: Int[Tensor, " N"],
+    classes: int,
+    space: str,
+    epoch: int,
+    epsilons: tuple[float, ...],
 ) -> list[Row]:
     """Alignment, R_epsilon at each epsilon, and how the class centers lie, in a space of this name.
 
@@ -50,8 +65,13 @@ def geometry(
     estimates lean outwards, allow for the choice among classes; there are none where a class has
     fewer than 3 images.
     """
-    alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(features.device)  # rank 0 measures alone
-    divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False).to(features.device)
+    # rank 0 measures alone
+    alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(
+        features.device
+    )
+    divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False).to(
+        features.device
+    )
     alignment.update(features, labels)
     divergence.update(features, labels)
     aligned, apart = alignment.compute(), divergence.compute()
@@ -64,20 +84,33 @@ def geometry(
     rows = [row("alignment", aligned.L_align, aligned.standard_error)]
     for number, epsilon in enumerate(epsilons):
         low, high = float(aligned.lower[number]), float(aligned.upper[number])
-        rows.append(Row(epoch, f"R_epsilon[{epsilon:g}]/{space}", float(aligned.exceeding[number]), low, high, n))
+        rows.append(
+            Row(
+                epoch,
+                f"R_epsilon[{epsilon:g}]/{space}",
+                float(aligned.exceeding[number]),
+                low,
+                high,
+                n,
+            )
+        )
     product, length = apart.largest_product(), apart.shortest_center()
     pairs = apart.gram[~torch.eye(classes, dtype=torch.bool, device=apart.gram.device)]
     least, low, high = (math.sqrt(max(end, 0.0)) for end in length)
     rows.append(
         _within(
-            Row(epoch, f"divergence_max/{space}", product.value, product.low, product.high, n), -1.0, 1.0
+            Row(epoch, f"divergence_max/{space}", product.value, product.low, product.high, n),
+            -1.0,
+            1.0,
         )
     )
     rows.append(row("divergence_mean", pairs[~pairs.isnan()].mean()))
     rows.append(_within(Row(epoch, f"center_norm_min/{space}", least, low, high, n), 0.0, 1.0))
     delta = float(apart.Delta_mu)  # of features of length 1
     rows.append(
-        _within(Row(epoch, f"delta_mu/{space}", delta, 1 - length.high, 1 - length.low, n), 0.0, 1.0)
+        _within(
+            Row(epoch, f"delta_mu/{space}", delta, 1 - length.high, 1 - length.low, n), 0.0, 1.0
+        )
     )
     if (present := int((apart.n > 0).sum())) < classes:
         rows.append(Row(epoch, f"classes_present/{space}", present, n=n))
@@ -90,8 +123,15 @@ def _within(row: Row, least: float, most: float) -> Row:
     return row._replace(low=low, high=high)
 
 
-def measured(measure: Measure, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int) -> list[Row]:
-    """A row `Measure.field/space` for each number in the result of a measure; arrays, counts and standard errors make none of their own.
+def measured(
+    measure: Measure,
+    features: Float[Tensor, "N V D"],
+    labels: Int[Tensor, " N"],
+    space: str,
+    epoch: int,
+) -> list[Row]:
+    """A row `Measure.field/space` for each number in the result of a measure; arrays, counts and
+    standard errors make none of their own.
 
     The interval of a number `x` is that of `error_x`, or of `standard_error` if the result names no
     other number, for the numbers that the measure has in its `intervals`. Others have none: their
@@ -101,19 +141,38 @@ def measured(measure: Measure, features: Float[Tensor, "N V D"], labels: Int[Ten
     takes_labels = "labels" in inspect.signature(type(measure).update).parameters
     measure.update(features, *([labels] if takes_labels else []))
     result: Any = measure.compute()
-    numbers = {name: float(value) for name in result._fields if name != "standard_error" and _number(value := getattr(result, name))}
+    numbers = {
+        name: float(value)
+        for name in result._fields
+        if name != "standard_error" and _number(value := getattr(result, name))
+    }
     values = {name: value for name, value in numbers.items() if not name.startswith("error_")}
-    single = float(result.standard_error) if len(values) == 1 and _number(getattr(result, "standard_error", None)) else math.nan
+    single = (
+        float(result.standard_error)
+        if len(values) == 1 and _number(getattr(result, "standard_error", None))
+        else math.nan
+    )
     rows = []
     for name, value in values.items():
         error = numbers.get(f"error_{name}", single)
         half = 1.96 * error if name in measure.intervals else math.nan
-        rows.append(Row(epoch, f"{type(measure).__name__}.{name}/{space}", value, value - half, value + half, len(features)))
+        rows.append(
+            Row(
+                epoch,
+                f"{type(measure).__name__}.{name}/{space}",
+                value,
+                value - half,
+                value + half,
+                len(features),
+            )
+        )
     return rows
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point())
+    return isinstance(value, float) or (
+        isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
+    )
 
 
 def write(rows: Iterable[Row], file: Path) -> None:

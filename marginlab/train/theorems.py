@@ -1,4 +1,5 @@
-"""What the theorems say of an encoder while it trains, as rows: both sides of each inequality, on a finite population of test images and views.
+"""What the theorems say of an encoder while it trains, as rows: both sides of each inequality, on a
+finite population of test images and views.
 
     InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1, one negative: Theorem 3 bounds the mean mu_k . mu_l by it
     CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds |mu_k . mu_l| by it and tau = ||Sigma_W||_F^2
@@ -6,8 +7,9 @@
     certified[...]         what `marginlab.theory.certify` certifies by each form: of training images, and `new` of test images
     certified[..., test]   Theorem 1 of the test images by themselves, with their own centers: a population that was not trained on
 
-All but `new` are exact for the population that is made of these images and views, and for no other. Of the bounds of pairs the least right side is
-given, of Theorem 4 in units of r^2, where 1 is what holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
+All but `new` are exact for the population that is made of these images and views, and for no other.
+Of the bounds of pairs the least right side is given, of Theorem 4 in units of r^2, where 1 is what
+holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
 """
 
 import math
@@ -16,24 +18,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.theory import Population, certify, companion, normalisation, theorem_3, theorem_3_printed, theorem_4
+from marginlab.theory import (
+    Population,
+    certify,
+    companion,
+    normalisation,
+    theorem_3,
+    theorem_3_printed,
+    theorem_4,
+)
 from marginlab.theory.bound import PairBound
 from marginlab.train.rows import Row
 
-PAIRS = 2e7  # of an anchor's pair and a negative in the expectation of InfoNCE, which has no cheaper exact form
+# of an anchor's pair and a negative in the expectation of InfoNCE, which has no cheaper exact form
+PAIRS = 2e7
 
 
 FORMS = {
-    "(P), printed": "P", "(T), distances": "T", "(T'), distances and lengths": "T'", "per class": "per class", "Corollary, fixed": "fixed centers",
+    "(P), printed": "P",
+    "(T), distances": "T",
+    "(T'), distances and lengths": "T'",
+    "per class": "per class",
+    "Corollary, fixed": "fixed centers",
     "new images": "new",
-}  # fmt: skip
+}
 CONDITIONS = tuple(FORMS.items())[:3]  # of Theorem 1
 
 
 def certified(
-    seen: tuple[Float[Tensor, "N V D"], Int[Tensor, " N"]], new: tuple[Float[Tensor, "M V D"], Int[Tensor, " M"]], space: str, epoch: int
+    seen: tuple[Float[Tensor, "N V D"], Int[Tensor, " N"]],
+    new: tuple[Float[Tensor, "M V D"], Int[Tensor, " M"]],
+    space: str,
+    epoch: int,
 ) -> list[Row]:
-    """What each form certifies, 1 where it certifies nothing; what (T') costs at its best point; and the error of the new images with its own limit.
+    """What each form certifies, 1 where it certifies nothing; what (T') costs at its best point;
+    and the error of the new images with its own limit.
 
     The first view of each image is the image itself. New images are those of classes that are seen.
     """
@@ -41,22 +60,45 @@ def certified(
     new = new[0][known], new[1][known]
     certificate = certify(*seen, new=new, v_curve=False)
     rows = [
-        Row(epoch, f"certified[{key}]/{space}", certificate[name].value, n=certificate.new_images if key == "new" else certificate.images)
+        Row(
+            epoch,
+            f"certified[{key}]/{space}",
+            certificate[name].value,
+            n=certificate.new_images if key == "new" else certificate.images,
+        )
         for name, key in FORMS.items()
     ]
     form, printed = certificate["(T')"], certificate["(P)"]
     terms = {
-        "1 - sigma": form.outside, "R_epsilon": form.R_epsilon, "delta": form.delta, "epsilon": form.epsilon, "D": form.rho, "rho": printed.rho,
-    }  # fmt: skip
-    rows += [Row(epoch, f"certificate.{name}/{space}", value, n=certificate.images) for name, value in terms.items()]
+        "1 - sigma": form.outside,
+        "R_epsilon": form.R_epsilon,
+        "delta": form.delta,
+        "epsilon": form.epsilon,
+        "D": form.rho,
+        "rho": printed.rho,
+    }
+    rows += [
+        Row(epoch, f"certificate.{name}/{space}", value, n=certificate.images)
+        for name, value in terms.items()
+    ]
     tested = certify(*new, v_curve=False)
-    rows += [Row(epoch, f"certified[{key}, test]/{space}", tested[name].value, n=tested.images) for name, key in CONDITIONS]
+    rows += [
+        Row(epoch, f"certified[{key}, test]/{space}", tested[name].value, n=tested.images)
+        for name, key in CONDITIONS
+    ]
     error, limit = certificate.new_error
     return [*rows, Row(epoch, f"new_error/{space}", error, high=limit, n=certificate.new_images)]
 
 
-def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space: str, epoch: int, epsilon: float = 0.5) -> list[Row]:
-    """Rows `NAME/space` of features of length one; Theorem 3 takes as many of the images and views as its cost allows (`n` says how many).
+def theorems(
+    features: Float[Tensor, "N V D"],
+    labels: Int[Tensor, " N"],
+    space: str,
+    epoch: int,
+    epsilon: float = 0.5,
+) -> list[Row]:
+    """Rows `NAME/space` of features of length one; Theorem 3 takes as many of the images and views
+    as its cost allows (`n` says how many).
 
     epsilon: where the printed Theorem 3 takes R_epsilon.
 
@@ -65,10 +107,16 @@ def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space:
     ['companion/backbone', 'view_error/backbone']
     """
     labels = labels.unique(return_inverse=True)[1]  # a class without an image has no center
-    features = torch.nn.functional.normalize(features.double(), dim=-1)  # Theorem 3 counts on length 1 to all its digits
+    # Theorem 3 counts on length 1 to all its digits
+    features = torch.nn.functional.normalize(features.double(), dim=-1)
     population = Population(features, labels)
     C = len(population.p)
-    spread = companion(p=population.p, gram=population.gram, within=population.within, view_error=population.view_error)
+    spread = companion(
+        p=population.p,
+        gram=population.gram,
+        within=population.within,
+        view_error=population.view_error,
+    )
     found = {"companion": spread.right, "view_error": spread.left}
     rows = [Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()]
     if C < 2:
@@ -79,11 +127,15 @@ def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space:
     small = Population(features[order, :views], labels[order])
     L_2 = small.infonce()[1]
     exact = theorem_3(p=small.p, gram=small.gram, A=small.A, L_2=L_2)
-    printed = theorem_3_printed(p=small.p, gram=small.gram, L_2=L_2, R_epsilon=min(small.R(epsilon), 1.0), epsilon=epsilon)
+    printed = theorem_3_printed(
+        p=small.p, gram=small.gram, L_2=L_2, R_epsilon=min(small.R(epsilon), 1.0), epsilon=epsilon
+    )
     found = {
-        "InfoNCE.L_2": L_2, "theorem_3.mean_product": exact.average.left, "theorem_3.all_terms": exact.average.right,
+        "InfoNCE.L_2": L_2,
+        "theorem_3.mean_product": exact.average.left,
+        "theorem_3.all_terms": exact.average.right,
         "theorem_3.printed": _least(printed),
-    }  # fmt: skip
+    }
     rows += [Row(epoch, f"{name}/{space}", value, n=len(order)) for name, value in found.items()]
     standard = _standardised(population)
     if standard is None:
@@ -92,11 +144,16 @@ def theorems(features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], space:
     L_2, tau = standard.correlation[1], float(standard.sigma_within.square().sum())
     theorem = theorem_4(p=standard.p, gram=standard.gram, L_2=L_2, tau=tau, dim=dim, r=r)
     found = {
-        "CrossCorrelation.L_2": L_2, "tau": tau, "theorem_4.product": float(theorem.printed.left.nan_to_num(nan=0.0).max()) / r**2,
-        "theorem_4.printed": _least(theorem.printed) / r**2, "theorem_4.refined": _least(theorem.refined) / r**2,
+        "CrossCorrelation.L_2": L_2,
+        "tau": tau,
+        "theorem_4.product": float(theorem.printed.left.nan_to_num(nan=0.0).max()) / r**2,
+        "theorem_4.printed": _least(theorem.printed) / r**2,
+        "theorem_4.refined": _least(theorem.refined) / r**2,
         "theorem_4.length_deviation": normalisation(standard).length,
-    }  # fmt: skip
-    return rows + [Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()]
+    }
+    return rows + [
+        Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()
+    ]
 
 
 def _least(bound: PairBound) -> float:
@@ -107,13 +164,21 @@ def _balanced(labels: Tensor) -> Tensor:
     """Indices of images, the first of each class, then the second of each, and so on."""
     by_class = labels.argsort(stable=True)
     sorted_labels = labels[by_class]
-    place = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
+    place = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
+        sorted_labels, sorted_labels
+    )
     return by_class[place.argsort(stable=True)]
 
 
 def _standardised(population: Population) -> Population | None:
-    """E f_i = 0 and E f_i^2 = 1, as the paper's cross-correlation asks; coordinates that do not vary are left out."""
+    """E f_i = 0 and E f_i^2 = 1, as the paper's cross-correlation asks; coordinates that do not
+    vary are left out.
+    """
     f = population.f - population.w @ population.nu
     square = population.w @ f.square().mean(1)
     varied = square > 1e-9
-    return Population(f[..., varied] / square[varied].sqrt(), population.labels) if bool(varied.any()) else None
+    return (
+        Population(f[..., varied] / square[varied].sqrt(), population.labels)
+        if bool(varied.any())
+        else None
+    )

@@ -1,8 +1,10 @@
-"""What stops a training before it does harm: numbers that are not finite, on any rank, and the signal to end; agreed by all ranks at every step.
+"""What stops a training before it does harm: numbers that are not finite, on any rank, and the
+signal to end; agreed by all ranks at every step.
 
-Every rank sends two flags (a number is not finite; the signal to stop has come). One rank's flag stops all of them at the same step, before the
-optimizers move: the weights are still those of the last good step, so a checkpoint of them is whole, and the layer that failed can be found by
-passing the batch through the network once more.
+Every rank sends two flags (a number is not finite; the signal to stop has come). One rank's flag
+stops all of them at the same step, before the optimizers move: the weights are still those of the
+last good step, so a checkpoint of them is whole, and the layer that failed can be found by passing
+the batch through the network once more.
 """
 
 import contextlib
@@ -33,7 +35,9 @@ class Signal:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Note SIGTERM instead of ending by it; outside the main thread, which alone may do so, nothing changes."""
+        """Note SIGTERM instead of ending by it; outside the main thread, which alone may do so,
+        nothing changes.
+        """
         try:
             before = signal.signal(signal.SIGTERM, self._note)
         except ValueError:
@@ -49,28 +53,47 @@ class Signal:
 
 
 def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bool], bool]:
-    """Which ranks have a loss or gradient that is not finite, and whether any was told to stop; the same on every rank."""
+    """Which ranks have a loss or gradient that is not finite, and whether any was told to stop; the
+    same on every rank.
+    """
     sums = [_values(g).sum() for g in gradients]
-    finite = torch.stack([loss.detach().float(), *(s.float().to(loss.device) for s in sums)]).isfinite().all()
-    said = ranks.all_equal(torch.stack((~finite, torch.tensor(stop.came, device=loss.device))).to(torch.uint8))
+    finite = (
+        torch.stack([loss.detach().float(), *(s.float().to(loss.device) for s in sums)])
+        .isfinite()
+        .all()
+    )
+    said = ranks.all_equal(
+        torch.stack((~finite, torch.tensor(stop.came, device=loss.device))).to(torch.uint8)
+    )
     return said[:, 0].bool().tolist(), bool(said[:, 1].any())
 
 
 def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> tuple[int, str]:
-    """Where the first number that is not finite comes from, on this rank: a layer's output, the loss, or a parameter's gradient; and the images.
+    """Where the first number that is not finite comes from, on this rank: a layer's output, the
+    loss, or a parameter's gradient; and the images.
 
-    The number before it says how early in the forward pass that is: what one rank's rows break, others see later, in what they share.
+    The number before it says how early in the forward pass that is: what one rank's rows break,
+    others see later, in what they share.
     """
     place, found = _first_layer(method, views)
     if found is None:
-        bad = next((name for name, p in method.named_parameters() if p.grad is not None and not _finite(p.grad)), None)
+        bad = next(
+            (
+                name
+                for name, p in method.named_parameters()
+                if p.grad is not None and not _finite(p.grad)
+            ),
+            None,
+        )
         found = f"the gradient of {bad}" if bad is not None and bool(loss.isfinite()) else LOSS
     images = ", ".join(str(int(row)) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
     return place, f"the first number that is not finite is in {found}; the batch is images {images}"
 
 
 def _values(x: Tensor) -> Tensor:
-    """The stored numbers of a tensor; of a row-sparse one as they are, since to coalesce them takes a sort and a copy."""
+    """The stored numbers of a tensor; of a row-sparse one as they are, since to coalesce them takes
+    a sort and a copy.
+    """
     return x._values() if x.is_sparse else x
 
 
@@ -80,7 +103,9 @@ def _finite(x: Tensor) -> bool:
 
 @torch.no_grad()
 def _first_layer(method: Method, views: Tensor) -> tuple[int, str | None]:
-    """The place and name of the first module, in the order of the forward pass, whose output is not finite."""
+    """The place and name of the first module, in the order of the forward pass, whose output is not
+    finite.
+    """
     if not _finite(views):
         return -1, "the views themselves"
     found: list[str] = []
@@ -96,7 +121,11 @@ def _first_layer(method: Method, views: Tensor) -> tuple[int, str | None]:
 
     training = method.training
     method.eval()  # in training mode layers may exchange statistics with ranks that are not here
-    handles = [module.register_forward_hook(look(name)) for name, module in method.named_modules() if not list(module.children())]
+    handles = [
+        module.register_forward_hook(look(name))
+        for name, module in method.named_modules()
+        if not list(module.children())
+    ]
     try:
         method.embed(views)
     finally:

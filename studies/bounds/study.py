@@ -1,4 +1,6 @@
-"""What do the theorems certify of encoders trained by contrastive, supervised-contrastive and margin losses, and which of their terms is to blame?"""
+"""What do the theorems certify of encoders trained by contrastive, supervised-contrastive and
+margin losses, and which of their terms is to blame?
+"""
 
 import csv
 import functools
@@ -21,18 +23,50 @@ from marginlab.train import check as check_data
 
 FORMS = ("new", "P", "T", "T'", "per class", "fixed centers", "P, test", "T, test", "T', test")
 SPACES = ("projector", "backbone")
-headline = ("new_error/projector", "certified[new]/projector", "certified[T']/projector", "certified[P]/projector", "knn_error/backbone")
+headline = (
+    "new_error/projector",
+    "certified[new]/projector",
+    "certified[T']/projector",
+    "certified[P]/projector",
+    "knn_error/backbone",
+)
 kept = (
     *(f"certified[{form}]/{space}" for space in SPACES for form in FORMS),
-    *(f"{name}/{space}" for space in SPACES for name in ("new_error", "alignment", "divergence_max", "companion", "view_error")),
-    *(f"certificate.{name}/projector" for name in ("1 - sigma", "R_epsilon", "delta", "epsilon", "D", "rho")),
+    *(
+        f"{name}/{space}"
+        for space in SPACES
+        for name in ("new_error", "alignment", "divergence_max", "companion", "view_error")
+    ),
+    *(
+        f"certificate.{name}/projector"
+        for name in ("1 - sigma", "R_epsilon", "delta", "epsilon", "D", "rho")
+    ),
     *(f"theorem_3.{name}/projector" for name in ("mean_product", "all_terms", "printed")),
-    *(f"theorem_4.{name}/projector" for name in ("product", "refined", "printed", "length_deviation")),
-    *("InfoNCE.L_2/projector", "CrossCorrelation.L_2/projector", "tau/projector", "knn_error/backbone", "loss"),
-    *(f"{name}/projector" for name in ("NeuralCollapse.NC1", "NeuralCollapse.NC2", "ClassVariance.CDNV", "Uniformity.L_unif")),
+    *(
+        f"theorem_4.{name}/projector"
+        for name in ("product", "refined", "printed", "length_deviation")
+    ),
+    *(
+        "InfoNCE.L_2/projector",
+        "CrossCorrelation.L_2/projector",
+        "tau/projector",
+        "knn_error/backbone",
+        "loss",
+    ),
+    *(
+        f"{name}/projector"
+        for name in (
+            "NeuralCollapse.NC1",
+            "NeuralCollapse.NC2",
+            "ClassVariance.CDNV",
+            "Uniformity.L_unif",
+        )
+    ),
     *("EffectiveRank.RankMe/projector", "AugmentationConfusion.ACR/projector"),
 )
-GEOMETRY = {  # what the panels on geometry show of the measures that a run has, and whether their axis is logarithmic
+# what the panels on geometry show of the measures that a run has, and whether their axis is
+# logarithmic
+GEOMETRY = {
     "NeuralCollapse.NC1": ("NC1, 0 at collapse", True),
     "ClassVariance.CDNV": ("CDNV", True),
     "Uniformity.L_unif": ("uniformity, least when even", False),
@@ -43,7 +77,9 @@ GEOMETRY = {  # what the panels on geometry show of the measures that a run has,
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the preset `default`: five silhouettes, six methods, some minutes on two cores."""
+    """The defaults are the preset `default`: five silhouettes, six methods, some minutes on two
+    cores.
+    """
 
     data: str = "shapes-5"
     """What to train on: shapes-5, shapes, digits, cifar10, ..."""
@@ -60,7 +96,14 @@ class Settings:
         "MarginClassifier(margin='CosFace(0.5)', scale=4.0, dim=16)",
     )
     """Classes of marginlab.methods."""
-    optimizers: tuple[str, ...] = ("SGD(lr=0.1)", "SGD(lr=0.1)", "SGD(lr=0.05)", "SGD(lr=0.1)", "SGD(lr=0.1)", "SGD(lr=0.1)")
+    optimizers: tuple[str, ...] = (
+        "SGD(lr=0.1)",
+        "SGD(lr=0.1)",
+        "SGD(lr=0.05)",
+        "SGD(lr=0.1)",
+        "SGD(lr=0.1)",
+        "SGD(lr=0.1)",
+    )
     """Of each method."""
     augmentations: tuple[str, ...] = (
         "Augmentation('ade')",
@@ -87,7 +130,13 @@ class Settings:
     """in so many views beside the image itself."""
     bank: int = 500
     """Training images for kNN, and as many test images; 0 takes all."""
-    measures: tuple[str, ...] = ("NeuralCollapse()", "ClassVariance()", "Uniformity()", "EffectiveRank()", "AugmentationConfusion()")
+    measures: tuple[str, ...] = (
+        "NeuralCollapse()",
+        "ClassVariance()",
+        "Uniformity()",
+        "EffectiveRank()",
+        "AugmentationConfusion()",
+    )
     """More of marginlab.measures, of the test images."""
 
 
@@ -95,13 +144,21 @@ def check(chosen: Settings) -> str:
     """Refuse what cannot be trained; gives a digest of the images."""
     for name in ("optimizers", "augmentations"):
         if len(getattr(chosen, name)) != len(chosen.methods):
-            raise settings.SettingsError(f"There are {len(chosen.methods)} methods, but {len(getattr(chosen, name))} {name}. Give one for each.")
+            raise settings.SettingsError(
+                f"There are {len(chosen.methods)} methods, but "
+                f"{len(getattr(chosen, name))} {name}. Give one for each."
+            )
     _monitor(chosen)
     digest = ""
     for cell in cells(chosen):
         recipe = _recipe(cell, chosen)
         train, test = check_data(recipe)
-        settings.call(recipe.method, rooms, settings.call(recipe.backbone, models), offered={"num_classes": len(train.classes)})
+        settings.call(
+            recipe.method,
+            rooms,
+            settings.call(recipe.backbone, models),
+            offered={"num_classes": len(train.classes)},
+        )
         digest = f"{train.digest()} {test.digest()}"
     return digest
 
@@ -115,79 +172,137 @@ def _recipe(cell: Any, chosen: Settings) -> Recipe:
     place = chosen.methods.index(cell["method"])
     same = ("data", "image_size", "images", "backbone", "schedule", "epochs", "batch", "precision")
     own = {"optimizer": chosen.optimizers[place], "augmentation": chosen.augmentations[place]}
-    return Recipe(**{name: getattr(chosen, name) for name in same}, **own, method=cell["method"], seed=cell["seed"])
+    return Recipe(
+        **{name: getattr(chosen, name) for name in same},
+        **own,
+        method=cell["method"],
+        seed=cell["seed"],
+    )
 
 
 def _monitor(chosen: Settings) -> Monitor:
     return Monitor(
-        every=chosen.measure_every, images=chosen.monitored, views=chosen.views, bank=chosen.bank, measures=chosen.measures,
-        augmentation=chosen.certified, bounds=True,
-    )  # fmt: skip
+        every=chosen.measure_every,
+        images=chosen.monitored,
+        views=chosen.views,
+        bank=chosen.bank,
+        measures=chosen.measures,
+        augmentation=chosen.certified,
+        bounds=True,
+    )
 
 
 def run(cell: Cell) -> None:
     """Train, and record all that the monitor measured on the way."""
-    trained = cell.once("training", functools.partial(_train, say=cell.say), _recipe(cell, cell.settings), _monitor(cell.settings))
+    trained = cell.once(
+        "training",
+        functools.partial(_train, say=cell.say),
+        _recipe(cell, cell.settings),
+        _monitor(cell.settings),
+    )
     for epoch, name, value, low, high, n in trained["rows"]:
         cell.record(name, value, low, high, n, epoch)
     cell.record("images_per_second", trained["images_per_second"])
 
 
-def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
+def _train(
+    recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
+) -> dict[str, Any]:
     done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
     return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def report(run: Run) -> None:
-    """What is certified at the end, when each condition starts to hold, which term is to blame, and the theorems on the losses themselves."""
+    """What is certified at the end, when each condition starts to hold, which term is to blame, and
+    the theorems on the losses themselves.
+    """
     chosen: Settings = run.settings
     names = _names(chosen.methods)
     run.report.title = f"What is certified: {literal(chosen.data)}"
     run.report.lead = (
-        f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for {chosen.views} views of {chosen.certified} beside the image, from "
-        f"{chosen.monitored} training images, of them and of as many test images. Embeddings are what the loss sees; backbone features follow a ReLU."
+        f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for "
+        f"{chosen.views} views of {chosen.certified} beside the image, from "
+        f"{chosen.monitored} training images, of them and of as many test images. "
+        f"Embeddings are what the loss sees; backbone features follow a ReLU."
     )
     ends = {method: _ends(run, method) for method in chosen.methods}
     run.report.table(
         [
             {
-                "method": names[method], "features": space, "error of new images": end.get(f"new_error/{space}"),
+                "method": names[method],
+                "features": space,
+                "error of new images": end.get(f"new_error/{space}"),
                 **{form: _said(end.get(f"certified[{form}]/{space}")) for form in FORMS},
             }
-            for method, end in ends.items() for space in SPACES
+            for method, end in ends.items()
+            for space in SPACES
         ],
-        f"Certified error after the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': Theorem 1 as printed, by distances, with lengths; "
-        "a dash certifies nothing. Of the training images, or, `test`, of the test images with their own centers: exact for these images and views. "
-        "`new` is of all images like the test images, by centers of training images, with confidence 0.95.",
-    )  # fmt: skip
+        f"Certified error after the last epoch, mean over {len(chosen.seeds)} seed(s). P, "
+        f"T, T': Theorem 1 as printed, by distances, with lengths; "
+        "a dash certifies nothing. Of the training images, or, `test`, of the test images "
+        "with their own centers: exact for these images and views. "
+        "`new` is of all images like the test images, by centers of training images, with "
+        "confidence 0.95.",
+    )
     run.report.text(_words(ends, names, 1 - 1 / _classes(run)))
     run.report.text("## While they train")
-    run.report.figure(_curves(run, names), "Certified error of new images (dotted: their error), and of training images, sharpened and as printed.")
-    run.report.table(_beginnings(run, names), "The first epoch at which a form certifies something of embeddings, and that from which on it does.")
+    run.report.figure(
+        _curves(run, names),
+        "Certified error of new images (dotted: their error), and of training images, "
+        "sharpened and as printed.",
+    )
+    run.report.table(
+        _beginnings(run, names),
+        "The first epoch at which a form certifies something of embeddings, and that from "
+        "which on it does.",
+    )
     run.report.text("## Which term is to blame")
     terms = ("certificate.1 - sigma", "certificate.R_epsilon", "certificate.D", "divergence_max")
-    captions = ("1 - sigma (concentration)", "R_epsilon (alignment)", "D, in the condition", "largest mu_k . mu_l (divergence)")
-    run.report.figure(_panels(run, names, terms, captions), "At the best (delta, epsilon) of Theorem 1 under (T'), or where that comes nearest.")
-    shown = {name: look for name, look in GEOMETRY.items() if any(f"{name}/projector" in end for end in ends.values())}
+    captions = (
+        "1 - sigma (concentration)",
+        "R_epsilon (alignment)",
+        "D, in the condition",
+        "largest mu_k . mu_l (divergence)",
+    )
+    run.report.figure(
+        _panels(run, names, terms, captions),
+        "At the best (delta, epsilon) of Theorem 1 under (T'), or where that comes nearest.",
+    )
+    shown = {
+        name: look
+        for name, look in GEOMETRY.items()
+        if any(f"{name}/projector" in end for end in ends.values())
+    }
     if shown:
         run.report.text("## The geometry of the embeddings")
         figure = _panels(run, names, tuple(shown), tuple(title for title, _ in shown.values()))
         for column, (_, logarithmic) in enumerate(shown.values(), 1):
             if logarithmic:
                 figure.update_yaxes(type="log", dtick=1, row=1, col=column)
-        run.report.figure(figure, "Of the views of test images. NC1 and CDNV are what the certificates of margin losses feed on.")
+        run.report.figure(
+            figure,
+            "Of the views of test images. NC1 and CDNV are what the certificates of margin "
+            "losses feed on.",
+        )
     run.report.text("## The theorems on the losses")
     three = ("theorem_3.mean_product", "theorem_3.all_terms", "theorem_3.printed")
     captions = ("mean product of two centers", "bounded with all terms", "as printed")
-    run.report.figure(_panels(run, names, three, captions), "Theorem 3: what InfoNCE's L_2 says of the centers. 1 holds of every encoder.")
+    run.report.figure(
+        _panels(run, names, three, captions),
+        "Theorem 3: what InfoNCE's L_2 says of the centers. 1 holds of every encoder.",
+    )
     caption = "Theorem 4: L_2 against tau', the two parts that cannot both vanish; and its bound in units of r^2 (dashed: 1 holds of every encoder)."
     run.report.figure(_tension(run, names), caption)
     with (run.home / "published.csv").open(encoding="utf-8") as file:
         run.report.text("## Published")
-        run.report.table(list(csv.DictReader(file)), "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are not published.")
+        run.report.table(
+            list(csv.DictReader(file)),
+            "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are "
+            "not published.",
+        )
 
 
 def _ends(run: Run, method: str) -> dict[str, float]:
@@ -202,12 +317,17 @@ def _ends(run: Run, method: str) -> dict[str, float]:
 
 
 def _names(methods: tuple[str, ...]) -> dict[str, str]:
-    """The class of a method, or the margin that it trains with; the whole method where that is another's name too."""
+    """The class of a method, or the margin that it trains with; the whole method where that is
+    another's name too.
+    """
     short = {}
     for method in methods:
         margin = re.search(r"""margin=(['"])(.+?)\1""", method)
         short[method] = margin[2] if margin else method.partition("(")[0]
-    return {method: name if list(short.values()).count(name) == 1 else method for method, name in short.items()}
+    return {
+        method: name if list(short.values()).count(name) == 1 else method
+        for method, name in short.items()
+    }
 
 
 def _classes(run: Run) -> int:
@@ -223,7 +343,10 @@ def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: flo
     """What follows from the table."""
     lines = []
     for method, end in ends.items():
-        value, error = end.get("certified[new]/projector", math.nan), end.get("new_error/projector", math.nan)
+        value, error = (
+            end.get("certified[new]/projector", math.nan),
+            end.get("new_error/projector", math.nan),
+        )
         if value < min(0.5, chance):
             said = (
                 f"is certified: its error of new images is at most {rounded_up(value, 3)}, "
@@ -246,26 +369,65 @@ def _series(run: Run, method: str, name: str) -> tuple[list[int], list[float]]:
 
 
 def _curves(run: Run, names: dict[str, str]) -> go.Figure:
-    titles = ("new images, fixed centers", "training images, Theorem 1 (T')", "the same, as printed (P)")
+    titles = (
+        "new images, fixed centers",
+        "training images, Theorem 1 (T')",
+        "the same, as printed (P)",
+    )
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
         for column, form in enumerate(("new", "T'", "P"), 1):
             x, y = _series(run, method, f"certified[{form}]/projector")
-            figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, mode="lines+markers", line=line, row=1, col=column)
+            figure.add_scatter(
+                x=x,
+                y=y,
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line=line,
+                row=1,
+                col=column,
+            )
         x, y = _series(run, method, "new_error/projector")
-        figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=False, line=line | {"dash": "dot"}, row=1, col=1)
-    return figure.update_xaxes(title="epoch").update_yaxes(range=[0, 1.05]).update_annotations(font_size=12).update_layout(height=420)
+        figure.add_scatter(
+            x=x,
+            y=y,
+            name=name,
+            legendgroup=name,
+            showlegend=False,
+            line=line | {"dash": "dot"},
+            row=1,
+            col=1,
+        )
+    return (
+        figure.update_xaxes(title="epoch")
+        .update_yaxes(range=[0, 1.05])
+        .update_annotations(font_size=12)
+        .update_layout(height=420)
+    )
 
 
-def _panels(run: Run, names: dict[str, str], shown: tuple[str, ...], titles: tuple[str, ...]) -> go.Figure:
+def _panels(
+    run: Run, names: dict[str, str], shown: tuple[str, ...], titles: tuple[str, ...]
+) -> go.Figure:
     figure = make_subplots(1, len(shown), subplot_titles=titles, horizontal_spacing=0.06)
     for number, (method, name) in enumerate(names.items()):
         for column, quantity in enumerate(shown, 1):
             x, y = _series(run, method, f"{quantity}/projector")
-            look = {"mode": "lines+markers", "line": {"color": _color(number)}, "legendgroup": name, "showlegend": column == 1}
+            look = {
+                "mode": "lines+markers",
+                "line": {"color": _color(number)},
+                "legendgroup": name,
+                "showlegend": column == 1,
+            }
             figure.add_scatter(x=x, y=y, name=name, **look, row=1, col=column)
-    return figure.update_xaxes(title="epoch").update_annotations(font_size=12).update_layout(height=380, legend={"orientation": "h", "y": -0.25})
+    return (
+        figure.update_xaxes(title="epoch")
+        .update_annotations(font_size=12)
+        .update_layout(height=380, legend={"orientation": "h", "y": -0.25})
+    )
 
 
 def _tension(run: Run, names: dict[str, str]) -> go.Figure:
@@ -273,14 +435,25 @@ def _tension(run: Run, names: dict[str, str]) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
-        L_2, tau = (_series(run, method, f"{part}/projector")[1] for part in ("CrossCorrelation.L_2", "tau"))
-        figure.add_scatter(x=tau, y=L_2, name=name, legendgroup=name, mode="lines+markers", line=line, row=1, col=1)
+        L_2, tau = (
+            _series(run, method, f"{part}/projector")[1] for part in ("CrossCorrelation.L_2", "tau")
+        )
+        figure.add_scatter(
+            x=tau, y=L_2, name=name, legendgroup=name, mode="lines+markers", line=line, row=1, col=1
+        )
         for bound, dash in (("printed", "solid"), ("refined", "dot")):
             x, y = _series(run, method, f"theorem_4.{bound}/projector")
-            style = {"name": f"{name}, {bound}", "legendgroup": name, "showlegend": False, "line": line | {"dash": dash}}
+            style = {
+                "name": f"{name}, {bound}",
+                "legendgroup": name,
+                "showlegend": False,
+                "line": line | {"dash": dash},
+            }
             figure.add_scatter(x=x, y=y, **style, row=1, col=2)
     figure.add_hline(y=1, line_dash="dash", row=1, col=2)
-    figure.update_xaxes(title="tau'", type="log", dtick=2, row=1, col=1).update_yaxes(title="L_2", type="log", dtick=1, row=1, col=1)
+    figure.update_xaxes(title="tau'", type="log", dtick=2, row=1, col=1).update_yaxes(
+        title="L_2", type="log", dtick=1, row=1, col=1
+    )
     figure.update_xaxes(title="epoch", row=1, col=2).update_yaxes(type="log", dtick=1, row=1, col=2)
     return figure.update_annotations(font_size=12).update_layout(height=420)
 
@@ -292,12 +465,19 @@ def _beginnings(run: Run, names: dict[str, str]) -> list[dict[str, Any]]:
         for form in FORMS:
             x, y = _series(run, method, f"certified[{form}]/projector")
             first = next((epoch for epoch, value in zip(x, y, strict=True) if value < 1), None)
-            always = next((epoch for place, epoch in enumerate(x) if all(value < 1 for value in y[place:])), None)
+            always = next(
+                (epoch for place, epoch in enumerate(x) if all(value < 1 for value in y[place:])),
+                None,
+            )
             later = "not at the end" if always is None else str(always)
-            entry[form] = "never" if first is None else str(first) if first == always else f"{first}, {later}"
+            entry[form] = (
+                "never" if first is None else str(first) if first == always else f"{first}, {later}"
+            )
         table.append(entry)
     return table
 
 
 def _color(number: int) -> str:
-    return ("#2458a6", "#3a9fb5", "#6b6f76", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#c23b5a")[number % 8]
+    return ("#2458a6", "#3a9fb5", "#6b6f76", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#c23b5a")[
+        number % 8
+    ]

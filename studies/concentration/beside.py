@@ -35,19 +35,33 @@ def write(run: Run) -> None:
         name = method.split("(")[0]
         for row in published(run.home) if name in of else []:
             grid = "ladder" if row["table"] == "Table 1" else "strength"
-            columns = {"grid": grid, "letters": row["letters"], "strength": float(row["strength"]), "method": method}
+            columns = {
+                "grid": grid,
+                "letters": row["letters"],
+                "strength": float(row["strength"]),
+                "method": method,
+            }
             ours = [100 * (1 - error) for error in last(run, "knn_error/backbone", **columns)]
             if row["data"] == data and row["method"] == name and (ours or grid not in chosen.grids):
                 shown = float(np.mean(ours)) if ours else math.nan
-                theirs = {f"published, {NAMED[data]}": float(row["knn_accuracy"]), "their std": float(row["std"]), "from": row["table"]}
+                theirs = {
+                    f"published, {NAMED[data]}": float(row["knn_accuracy"]),
+                    "their std": float(row["std"]),
+                    "from": row["table"],
+                }
                 table.append({**columns, f"ours, {chosen.data}": shown, **theirs})
     if not table:
         return
     run.report.text(f"## Beside the published tables\n\n{_differences(run, data)}")
     same = len({entry["method"] for entry in table}) == 1
-    shown_ = [{name: value for name, value in entry.items() if name != "method" or not same} for entry in table]
+    shown_ = [
+        {name: value for name, value in entry.items() if name != "method" or not same}
+        for entry in table
+    ]
     caption = "kNN accuracy in per cent, ours and published (Huang et al., ICLR 2023, Tables 1 and 2); a dash where this run has no such cell."
-    run.report.table(shown_, f"{caption} The paper prints no numbers for its Figure 3, the ten pairs.")
+    run.report.table(
+        shown_, f"{caption} The paper prints no numbers for its Figure 3, the ten pairs."
+    )
 
 
 def _differences(run: Run, data: str) -> str:
@@ -59,13 +73,29 @@ def _differences(run: Run, data: str) -> str:
         "backbone": ("ResNet-18, cifar stem (3x3, stride 1, no pooling), 512 features", c.backbone),
         "epochs": ("800 (200 for the pairs)", str(c.epochs)),
         "batch": ("512", str(c.batch)),
-        "optimizer": ("SGD with cosine, lr 0.06 (SimCLR) or 0.11 (Barlow Twins)", f"{', '.join(c.optimizers)} with warm-up and cosine"),
-        "method": ("SimCLR(temperature=0.5), BarlowTwins(off_diagonal_weight=0.005)", ", ".join(c.methods)),
+        "optimizer": (
+            "SGD with cosine, lr 0.06 (SimCLR) or 0.11 (Barlow Twins)",
+            f"{', '.join(c.optimizers)} with warm-up and cosine",
+        ),
+        "method": (
+            "SimCLR(temperature=0.5), BarlowTwins(off_diagonal_weight=0.005)",
+            ", ".join(c.methods),
+        ),
         "seeds": ("0, 1, 2", ", ".join(map(str, c.seeds))),
         "accuracy of": ("the best epoch on the test set", "the last epoch"),
         "precision": ("float32", c.precision),
-        "kNN": ("k = 200, T = 0.1, all training images", f"k = 200, T = 0.1, {f'{c.bank:,}' if c.bank else 'all'} images trained on"),
-        "1 - sigma": ("method, views, images and delta not published", f"n = {c.per_class}, V = {c.views}, delta = {c.delta:g} delta_max"),
+        "kNN": (
+            "k = 200, T = 0.1, all training images",
+            f"k = 200, T = 0.1, {f'{c.bank:,}' if c.bank else 'all'} images trained on",
+        ),
+        "1 - sigma": (
+            "method, views, images and delta not published",
+            f"n = {c.per_class}, V = {c.views}, delta = {c.delta:g} delta_max",
+        ),
     }
-    lines = [f"- {name}: {literal(paper)} there, {literal(ours)} here" for name, (paper, ours) in theirs.items() if paper != ours]
+    lines = [
+        f"- {name}: {literal(paper)} there, {literal(ours)} here"
+        for name, (paper, ours) in theirs.items()
+        if paper != ours
+    ]
     return "Compare orders, not levels. The settings that differ:\n\n" + "\n".join(lines)

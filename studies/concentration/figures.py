@@ -1,4 +1,7 @@
-"""The figures of the concentration study's report. Solid is the class, dotted its null control: groups of equal size drawn across classes."""
+"""The figures of the concentration study's report.
+
+Solid is the class, dotted its null control: groups of equal size drawn across classes.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +11,16 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-GRIDS = {"ladder": "ladder (Table 1)", "strength": "strength of colour (Table 2)", "pairs": "pairs (Figure 3)"}
-MARKS = {"ladder": ("square", "#d1622b"), "strength": ("diamond", "#2e8b57"), "pairs": ("circle", "#2458a6")}
+GRIDS = {
+    "ladder": "ladder (Table 1)",
+    "strength": "strength of colour (Table 2)",
+    "pairs": "pairs (Figure 3)",
+}
+MARKS = {
+    "ladder": ("square", "#d1622b"),
+    "strength": ("diamond", "#2e8b57"),
+    "pairs": ("circle", "#2458a6"),
+}
 AXIS = "1 - sigma"
 
 
@@ -24,24 +35,52 @@ def colors(labels: Any) -> dict[str, str]:
     return {name: wheel[number % len(wheel)] for number, name in enumerate(dict.fromkeys(labels))}
 
 
-def over_delta(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], at: float | None, title: str) -> go.Figure:
-    """1 - sigma over delta, a panel for each grid, a line for each augmentation, whose band holds the two sides and all blocks of images."""
-    figure = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True, horizontal_spacing=0.04)
+def over_delta(
+    panels: Mapping[str, Mapping[str, Mapping[str, Any]]], at: float | None, title: str
+) -> go.Figure:
+    """1 - sigma over delta, a panel for each grid, a line for each augmentation, whose band holds
+    the two sides and all blocks of images.
+    """
+    figure = make_subplots(
+        1, len(panels), subplot_titles=list(panels), shared_yaxes=True, horizontal_spacing=0.04
+    )
     color = colors(name for panel in panels.values() for name in panel)
     for column, (panel, kept) in enumerate(panels.items(), 1):
         place = {"row": 1, "col": column}
         legend = "legend" if column == 1 else f"legend{column}"
         for name, found in kept.items():
-            deltas, within, control = found["deltas"], found["curves"]["within"], found["curves"]["control"]
+            deltas, within, control = (
+                found["deltas"],
+                found["curves"]["within"],
+                found["curves"]["control"],
+            )
             every = np.array([within["low"], within["high"], *within["blocks"]])
             group: dict[str, Any] = {"legendgroup": f"{panel}{name}", "legend": legend}
-            band = {"x": deltas + deltas[::-1], "y": [*every.max(0), *every.min(0)[::-1]], "fill": "toself", "opacity": 0.18, "line": {"width": 0}}
-            figure.add_scatter(**band, fillcolor=color[name], hoverinfo="skip", showlegend=False, **group, **place)
+            band = {
+                "x": deltas + deltas[::-1],
+                "y": [*every.max(0), *every.min(0)[::-1]],
+                "fill": "toself",
+                "opacity": 0.18,
+                "line": {"width": 0},
+            }
+            figure.add_scatter(
+                **band, fillcolor=color[name], hoverinfo="skip", showlegend=False, **group, **place
+            )
             middle = np.mean(within["blocks"], axis=0)
-            figure.add_scatter(x=deltas, y=middle, name=name, line={"color": color[name]}, **group, **place)
+            figure.add_scatter(
+                x=deltas, y=middle, name=name, line={"color": color[name]}, **group, **place
+            )
             null = np.mean(control["blocks"], axis=0)
             dotted = {"color": color[name], "dash": "dot", "width": 1.2}
-            figure.add_scatter(x=deltas, y=null, name=f"{name}, control", line=dotted, showlegend=False, **group, **place)
+            figure.add_scatter(
+                x=deltas,
+                y=null,
+                name=f"{name}, control",
+                line=dotted,
+                showlegend=False,
+                **group,
+                **place,
+            )
         if at is not None:
             figure.add_vline(at, line={"dash": "dash", "color": "#888", "width": 1}, **place)
         figure.update_xaxes(title=title, **place)
@@ -52,38 +91,86 @@ def over_delta(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], at: float 
 
 
 def beside_control(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """A small panel for each augmentation: the class in every block of images, and its control in every block."""
+    """A small panel for each augmentation: the class in every block of images, and its control in
+    every block.
+    """
     across = min(5, len(kept))
-    figure = make_subplots(-(-len(kept) // across), across, subplot_titles=list(kept), shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.12)
+    figure = make_subplots(
+        -(-len(kept) // across),
+        across,
+        subplot_titles=list(kept),
+        shared_yaxes=True,
+        shared_xaxes=True,
+        vertical_spacing=0.12,
+    )
     for number, found in enumerate(kept.values()):
         place = {"row": number // across + 1, "col": number % across + 1}
         for which, color, dash in (("within", "#2458a6", "solid"), ("control", "#c44", "dot")):
             for block, curve in enumerate(found["curves"][which]["blocks"]):
                 title = "a class" if which == "within" else "across classes"
-                style = {"line": {"color": color, "width": 1, "dash": dash}, "name": title, "legendgroup": which, "showlegend": number + block == 0}
+                style = {
+                    "line": {"color": color, "width": 1, "dash": dash},
+                    "name": title,
+                    "legendgroup": which,
+                    "showlegend": number + block == 0,
+                }
                 figure.add_scatter(x=found["deltas"], y=curve, mode="lines", **style, **place)
     figure.update_yaxes(range=[-0.02, 1.02])
-    return figure.update_layout(height=210 * -(-len(kept) // across) + 90, legend={"orientation": "h", "y": -0.12})
+    return figure.update_layout(
+        height=210 * -(-len(kept) // across) + 90, legend={"orientation": "h", "y": -0.12}
+    )
 
 
 def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """1 - sigma against the number of views, and beyond them after the search; left all deep images, right the fewer that are sharpened."""
+    """1 - sigma against the number of views, and beyond them after the search; left all deep
+    images, right the fewer that are sharpened.
+    """
     sharp = all("sharpened" in found["deep"] for found in kept.values())
     first = next(iter(kept.values()))["deep"]
-    titles = [f"n = {first['n']}"] + ([f"n = {first['sharpened']['n']}, then sharpened"] if sharp else [])
-    figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
+    titles = [f"n = {first['n']}"] + (
+        [f"n = {first['sharpened']['n']}, then sharpened"] if sharp else []
+    )
+    figure = make_subplots(
+        1, len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04
+    )
     color = colors(kept)
     for name, found in kept.items():
         deep = found["deep"]
         ticks = [str(level) for level in deep["levels"]]
         for which, dash in (("within", "solid"), ("control", "dot")):
-            style = {"line": {"color": color[name], "dash": dash}, "legendgroup": name, "name": name}
+            style = {
+                "line": {"color": color[name], "dash": dash},
+                "legendgroup": name,
+                "name": name,
+            }
             shown = which == "within"
-            figure.add_scatter(x=ticks, y=[high for _, high in deep[which]], mode="lines+markers", showlegend=shown, **style, row=1, col=1)
+            figure.add_scatter(
+                x=ticks,
+                y=[high for _, high in deep[which]],
+                mode="lines+markers",
+                showlegend=shown,
+                **style,
+                row=1,
+                col=1,
+            )
             if sharp:
-                values = [high for _, high in deep["sharpened"][f"{which}_by_level"]] + [deep["sharpened"][which][1]]
-                symbols = {"symbol": ["circle"] * len(ticks) + ["star"], "size": [6] * len(ticks) + [11]}
-                figure.add_scatter(x=[*ticks, "sharpened"], y=values, mode="lines+markers", marker=symbols, showlegend=False, **style, row=1, col=2)
+                values = [high for _, high in deep["sharpened"][f"{which}_by_level"]] + [
+                    deep["sharpened"][which][1]
+                ]
+                symbols = {
+                    "symbol": ["circle"] * len(ticks) + ["star"],
+                    "size": [6] * len(ticks) + [11],
+                }
+                figure.add_scatter(
+                    x=[*ticks, "sharpened"],
+                    y=values,
+                    mode="lines+markers",
+                    marker=symbols,
+                    showlegend=False,
+                    **style,
+                    row=1,
+                    col=2,
+                )
     figure.update_xaxes(title="V, views of an image", type="category")
     figure.update_yaxes(range=[-0.02, 1.02])
     figure.update_yaxes(title=AXIS, row=1, col=1)
@@ -91,17 +178,40 @@ def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
 
 
 def over_images(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """1 - sigma against the number of images of a class; a mark for the mean over disjoint parts, a bar for their standard deviation."""
+    """1 - sigma against the number of images of a class; a mark for the mean over disjoint parts, a
+    bar for their standard deviation.
+    """
     figure, color = go.Figure(), colors(kept)
     for name, found in kept.items():
         for which, dash in (("within", "solid"), ("control", "dot")):
             sizes = list(found["by_n"][which])
             values = [found["by_n"][which][size] for size in sizes]
-            style = {"line": {"color": color[name], "dash": dash}, "legendgroup": name, "name": name, "showlegend": which == "within"}
-            bars = {"type": "data", "array": [float(np.std(v)) for v in values], "visible": which == "within", "thickness": 1}
-            figure.add_scatter(x=[int(size) for size in sizes], y=[float(np.mean(v)) for v in values], mode="lines+markers", error_y=bars, **style)
+            style = {
+                "line": {"color": color[name], "dash": dash},
+                "legendgroup": name,
+                "name": name,
+                "showlegend": which == "within",
+            }
+            bars = {
+                "type": "data",
+                "array": [float(np.std(v)) for v in values],
+                "visible": which == "within",
+                "thickness": 1,
+            }
+            figure.add_scatter(
+                x=[int(size) for size in sizes],
+                y=[float(np.mean(v)) for v in values],
+                mode="lines+markers",
+                error_y=bars,
+                **style,
+            )
     ticks = list(next(iter(kept.values()))["by_n"]["within"])
-    figure.update_xaxes(title="n, images of a class", type="log", tickvals=[int(tick) for tick in ticks], ticktext=ticks)
+    figure.update_xaxes(
+        title="n, images of a class",
+        type="log",
+        tickvals=[int(tick) for tick in ticks],
+        ticktext=ticks,
+    )
     figure.update_yaxes(title=AXIS, range=[-0.02, 1.02])
     return figure.update_layout(height=400)
 
@@ -110,12 +220,33 @@ def anchored(kept: Mapping[str, Mapping[str, Any]], at: float) -> go.Figure:
     """1 - sigma of the anchor form on held-out images, with its exact interval."""
     figure, color = go.Figure(), colors(kept)
     for name, found in kept.items():
-        deltas, class_, control = found["deltas"], found["anchored"]["within"], found["anchored"]["control"]
-        band = {"x": deltas + deltas[::-1], "y": [*class_["high"], *class_["low"][::-1]], "fill": "toself", "opacity": 0.18, "line": {"width": 0}}
-        figure.add_scatter(**band, fillcolor=color[name], hoverinfo="skip", showlegend=False, legendgroup=name)
-        figure.add_scatter(x=deltas, y=class_["value"], name=name, line={"color": color[name]}, legendgroup=name)
+        deltas, class_, control = (
+            found["deltas"],
+            found["anchored"]["within"],
+            found["anchored"]["control"],
+        )
+        band = {
+            "x": deltas + deltas[::-1],
+            "y": [*class_["high"], *class_["low"][::-1]],
+            "fill": "toself",
+            "opacity": 0.18,
+            "line": {"width": 0},
+        }
+        figure.add_scatter(
+            **band, fillcolor=color[name], hoverinfo="skip", showlegend=False, legendgroup=name
+        )
+        figure.add_scatter(
+            x=deltas, y=class_["value"], name=name, line={"color": color[name]}, legendgroup=name
+        )
         dotted = {"color": color[name], "dash": "dot", "width": 1.2}
-        figure.add_scatter(x=deltas, y=control["value"], name=f"{name}, control", line=dotted, showlegend=False, legendgroup=name)
+        figure.add_scatter(
+            x=deltas,
+            y=control["value"],
+            name=f"{name}, control",
+            line=dotted,
+            showlegend=False,
+            legendgroup=name,
+        )
     figure.add_vline(at, line={"dash": "dash", "color": "#888", "width": 1})
     figure.update_xaxes(title="delta (pixel l2)")
     figure.update_yaxes(title=f"{AXIS}, anchor form", range=[-0.02, 1.02])
@@ -128,8 +259,20 @@ def over_epochs(lines: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) 
     color = colors(name for panel in lines.values() for name in panel)
     for column, panel in enumerate(lines.values(), 1):
         for name, points in panel.items():
-            style = {"line": {"color": color[name]}, "name": name, "legendgroup": name, "showlegend": column == 1}
-            figure.add_scatter(x=[epoch for epoch, _ in points], y=[value for _, value in points], mode="lines+markers", **style, row=1, col=column)
+            style = {
+                "line": {"color": color[name]},
+                "name": name,
+                "legendgroup": name,
+                "showlegend": column == 1,
+            }
+            figure.add_scatter(
+                x=[epoch for epoch, _ in points],
+                y=[value for _, value in points],
+                mode="lines+markers",
+                **style,
+                row=1,
+                col=column,
+            )
     figure.update_xaxes(title="epoch")
     return figure.update_layout(height=360)
 
@@ -139,9 +282,11 @@ def against_error(
     controls: Mapping[str, float],
     untrained: Mapping[str, float],
 ) -> go.Figure:
-    """Error against 1 - sigma: a panel for each error; points[error][grid][augmentation] holds 1 - sigma by block and the errors by seed.
+    """Error against 1 - sigma: a panel for each error; points[error][grid][augmentation] holds 1 -
+    sigma by block and the errors by seed.
 
-    Bars are ranges over blocks and seeds; crosses stand at the null control's 1 - sigma; the line is the untrained network's error.
+    Bars are ranges over blocks and seeds; crosses stand at the null control's 1 - sigma; the line
+    is the untrained network's error.
     """
     figure = make_subplots(1, len(points), subplot_titles=list(points), horizontal_spacing=0.06)
     for column, (title, grids) in enumerate(points.items(), 1):
@@ -153,19 +298,47 @@ def against_error(
                 axis: {
                     "type": "data",
                     "symmetric": False,
-                    "array": [max(values[side]) - middle for values, middle in zip(named.values(), means, strict=True)],
-                    "arrayminus": [middle - min(values[side]) for values, middle in zip(named.values(), means, strict=True)],
+                    "array": [
+                        max(values[side]) - middle
+                        for values, middle in zip(named.values(), means, strict=True)
+                    ],
+                    "arrayminus": [
+                        middle - min(values[side])
+                        for values, middle in zip(named.values(), means, strict=True)
+                    ],
                     "thickness": 1,
                 }
                 for axis, side, means in (("error_x", 0, x), ("error_y", 1, y))
             }
-            style = {"mode": "markers+text", "textposition": "top center", "marker": {"size": 8, "symbol": symbol, "color": color}}
+            style = {
+                "mode": "markers+text",
+                "textposition": "top center",
+                "marker": {"size": 8, "symbol": symbol, "color": color},
+            }
             group = {"name": grid, "legendgroup": grid, "showlegend": column == 1}
-            figure.add_scatter(x=x, y=y, text=list(named), cliponaxis=False, **bars, **style, **group, **place)
-            crosses = {"mode": "markers", "marker": {"size": 7, "symbol": "x-thin", "line": {"width": 1.5, "color": "#c44"}}}
-            named_ = {"name": "control's 1 - sigma", "legendgroup": "control", "showlegend": column == 1 and grid == next(iter(grids))}
-            figure.add_scatter(x=[controls[name] for name in named], y=y, hovertext=list(named), **crosses, **named_, **place)
-        figure.add_hline(untrained[title], line={"dash": "dash", "color": "#888", "width": 1}, **place)
+            figure.add_scatter(
+                x=x, y=y, text=list(named), cliponaxis=False, **bars, **style, **group, **place
+            )
+            crosses = {
+                "mode": "markers",
+                "marker": {"size": 7, "symbol": "x-thin", "line": {"width": 1.5, "color": "#c44"}},
+            }
+            named_ = {
+                "name": "control's 1 - sigma",
+                "legendgroup": "control",
+                "showlegend": column == 1 and grid == next(iter(grids)),
+            }
+            figure.add_scatter(
+                x=[controls[name] for name in named],
+                y=y,
+                hovertext=list(named),
+                **crosses,
+                **named_,
+                **place,
+            )
+        figure.add_hline(
+            untrained[title], line={"dash": "dash", "color": "#888", "width": 1}, **place
+        )
     figure.update_xaxes(title=AXIS)
     figure.update_yaxes(title="test error", row=1, col=1)
     return figure.update_layout(height=430)

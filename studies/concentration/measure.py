@@ -1,8 +1,10 @@
-"""What the study measures of an augmentation: its concentration in pixels, and in the features of an encoder trained with it.
+"""What the study measures of an augmentation: its concentration in pixels, and in the features of
+an encoder trained with it.
 
-The estimand is named by (n, V): n images of each class, V views of each, the image itself first. Images, blocks of images, the views' draws and
-the deltas are the same for every augmentation, so that differences between augmentations are paired. Every number comes with its null control:
-the same for groups of equal size drawn across classes.
+The estimand is named by (n, V): n images of each class, V views of each, the image itself first.
+Images, blocks of images, the views' draws and the deltas are the same for every augmentation, so
+that differences between augmentations are paired. Every number comes with its null control: the
+same for groups of equal size drawn across classes.
 """
 
 from dataclasses import dataclass
@@ -20,10 +22,18 @@ from marginlab import augment, data, settings
 from marginlab.augment import Augmentation, sharpen
 from marginlab.data import ImageSet
 from marginlab.encoding import encode_views
-from marginlab.measures import AnchorConcentration, Between, Concentration, ConcentrationResult, choose_anchors
+from marginlab.measures import (
+    AnchorConcentration,
+    Between,
+    Concentration,
+    ConcentrationResult,
+    choose_anchors,
+)
 
-VIEW_SEED = 1_000_003  # of the views whose distances are measured: not those of any training seed in use
-BUDGET = 2**33  # bytes of views and distances held at a time; beyond it the measure takes fewer images, and says so
+# of the views whose distances are measured: not those of any training seed in use
+VIEW_SEED = 1_000_003
+# bytes of views and distances held at a time; beyond it the measure takes fewer images, and says so
+BUDGET = 2**33
 NODES = 20_000  # of the search for a class's largest clique
 NAN = float("nan")
 
@@ -54,18 +64,28 @@ class Number(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Images of all classes, equally many of each, and the number of the first: what their views are drawn for."""
+    """Images of all classes, equally many of each, and the number of the first: what their views
+    are drawn for.
+    """
 
     images: ImageSet
     first: int
 
     def views(self, augmentation: Augmentation, rows: Tensor, n_views: int) -> Tensor:
         """Views of some of the images, the image itself first."""
-        return augmentation.views(self.images.images[rows], index=rows + self.first, n_views=n_views, seed=VIEW_SEED, identity=True)
+        return augmentation.views(
+            self.images.images[rows],
+            index=rows + self.first,
+            n_views=n_views,
+            seed=VIEW_SEED,
+            identity=True,
+        )
 
 
 def blocks(measured: Measured) -> list[Block]:
-    """The blocks of training images; fewer images of a class, then fewer blocks, where the smallest class does not have as many as asked for."""
+    """The blocks of training images; fewer images of a class, then fewer blocks, where the smallest
+    class does not have as many as asked for.
+    """
     images = data.load(measured.data, "train", size=measured.image_size)
     smallest = int(torch.bincount(images.labels).min())
     n = min(measured.per_class, smallest)
@@ -74,7 +94,8 @@ def blocks(measured: Measured) -> list[Block]:
 
 
 def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
-    """Concentration of an augmentation in pixels: curves, their control, convergence in V, the anchor form; pictures go into the folder.
+    """Concentration of an augmentation in pixels: curves, their control, convergence in V, the
+    anchor form; pictures go into the folder.
 
     Under torchrun each rank measures all of it, alike.
     """
@@ -83,7 +104,9 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
     n = len(parts[0].images) // len(parts[0].images.classes)
     clean = _Clean.of(parts[0].images.images[:, None].float() / 255, parts[0].images.labels)
     deltas, delta = np.linspace(0, clean.delta_max, 41), measured.delta * clean.delta_max
-    found = [_measure(part, augmentation, (measured.views,), between=part is parts[0]) for part in parts]
+    found = [
+        _measure(part, augmentation, (measured.views,), between=part is parts[0]) for part in parts
+    ]
     rows = _over_blocks(found, delta, clean, n)
     deep = _deep(measured, augmentation, parts[0], delta)
     for level, values in zip(deep["levels"], deep["within"], strict=True):
@@ -99,7 +122,9 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
     anchored = _anchored(measured, augmentation, parts, deltas)
     if anchored:
         at = int(np.argmin(np.abs(deltas - delta)))
-        rows["1-sigma (anchor form)"] = Number(*(anchored["within"][side][at] for side in ("value", "low", "high")), anchored["n"])
+        rows["1-sigma (anchor form)"] = Number(
+            *(anchored["within"][side][at] for side in ("value", "low", "high")), anchored["n"]
+        )
     _pictures(parts[0], augmentation, found[0].within, measured.views, folder)
     return {
         "folder": folder.name,
@@ -109,17 +134,28 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
         "subsampled": any(result.within.subsampled for result in found),
         "deltas": deltas.tolist(),
         "delta_max": clean.delta_max,
-        "curves": {which: _curves([getattr(both, which) for both in found], deltas) for which in ("within", "control")},
-        "by_n": {which: _by_n([getattr(both, which) for both in found], delta) for which in ("within", "control")},
+        "curves": {
+            which: _curves([getattr(both, which) for both in found], deltas)
+            for which in ("within", "control")
+        },
+        "by_n": {
+            which: _by_n([getattr(both, which) for both in found], delta)
+            for which in ("within", "control")
+        },
         "deep": deep,
         "anchored": anchored,
-        "pairs": [{"class": parts[0].images.classes[p.label], "distance": p.distance} for p in found[0].within.closest(3)],
+        "pairs": [
+            {"class": parts[0].images.classes[p.label], "distance": p.distance}
+            for p in found[0].within.closest(3)
+        ],
         "rows": rows,
     }
 
 
 def encoded(measured: Measured, training: str, *, folder: Path) -> dict[str, Any]:
-    """The same in the space of an encoder's L2-normalised backbone features; `training` is the folder, under once/, of its training."""
+    """The same in the space of an encoder's L2-normalised backbone features; `training` is the
+    folder, under once/, of its training.
+    """
     method = marginlab.train.load(folder.parent / training / "run")
     augmentation = settings.call(measured.augmentation, augment)
     part = blocks(measured)[0]
@@ -137,25 +173,40 @@ def encoded(measured: Measured, training: str, *, folder: Path) -> dict[str, Any
     result, clean = measure.compute(), _Clean.of(features[:, :1], part.images.labels)
     assert result.control is not None
     found = Both(result, result.control, result.between)
-    share = np.linspace(0, 1, 41)  # encoders spread their features differently: delta is in units of delta_max, their own
-    curves = {which: _curves([getattr(found, which)], share * clean.delta_max) for which in ("within", "control")}
-    return {"deltas": share.tolist(), "curves": curves, "rows": _over_blocks([found], measured.delta * clean.delta_max, clean, n)}
+    # encoders spread their features differently: delta is in units of delta_max, their own
+    share = np.linspace(0, 1, 41)
+    curves = {
+        which: _curves([getattr(found, which)], share * clean.delta_max)
+        for which in ("within", "control")
+    }
+    return {
+        "deltas": share.tolist(),
+        "curves": curves,
+        "rows": _over_blocks([found], measured.delta * clean.delta_max, clean, n),
+    }
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 class Both(NamedTuple):
-    """Concentration within the classes, and in groups drawn across them; where asked for, what lies between the classes."""
+    """Concentration within the classes, and in groups drawn across them; where asked for, what lies
+    between the classes.
+    """
 
     within: ConcentrationResult
     control: ConcentrationResult
     between: Between | None
 
 
-def _measure(block: Block, augmentation: Augmentation, levels: tuple[int, ...], *, between: bool = False) -> Both:
+def _measure(
+    block: Block, augmentation: Augmentation, levels: tuple[int, ...], *, between: bool = False
+) -> Both:
     labels = block.images.labels
-    within, control = (Concentration(levels, budget=BUDGET, controls=wanted, sync_on_compute=False) for wanted in (between, False))
+    within, control = (
+        Concentration(levels, budget=BUDGET, controls=wanted, sync_on_compute=False)
+        for wanted in (between, False)
+    )
     for rows in torch.arange(len(labels)).split(256):  # a measure copies what it is given
         views = block.views(augmentation, rows, levels[-1])
         within.update(views, labels[rows])
@@ -165,7 +216,9 @@ def _measure(block: Block, augmentation: Augmentation, levels: tuple[int, ...], 
 
 
 class _Clean(NamedTuple):
-    """Of clean images: delta_max, the 90 % quantile of their distances within a class, and their root mean square deviation from their mean."""
+    """Of clean images: delta_max, the 90 % quantile of their distances within a class, and their
+    root mean square deviation from their mean.
+    """
 
     delta_max: float
     spread: float
@@ -175,11 +228,18 @@ class _Clean(NamedTuple):
         measure = Concentration(levels=(1,), budget=BUDGET, sync_on_compute=False)
         measure.update(images, labels)
         found = measure.compute()
-        return cls(float(np.quantile(np.concatenate([_upper(matrix) for matrix in found.distances()]), 0.9)), found.spread)
+        return cls(
+            float(
+                np.quantile(np.concatenate([_upper(matrix) for matrix in found.distances()]), 0.9)
+            ),
+            found.spread,
+        )
 
 
 def _over_blocks(found: list[Both], delta: float, clean: _Clean, n: int) -> dict[str, Number]:
-    """The scalars of each block, and their means over blocks; a mean's low and high are its 95 % Student interval over blocks."""
+    """The scalars of each block, and their means over blocks; a mean's low and high are its 95 %
+    Student interval over blocks.
+    """
     rows: dict[str, Number] = {}
 
     def mean(name: str, values: list[float]) -> None:
@@ -192,11 +252,21 @@ def _over_blocks(found: list[Both], delta: float, clean: _Clean, n: int) -> dict
         rows[f"1-sigma (block {number})"] = Number(1 - low, 1 - high, 1 - low, n)
     mean("1-sigma (worst class)", [1 - both.within.sigma(delta)[0] for both in found])
     mean("1-sigma (control)", [1 - low for low, _ in null])
-    mean("1-sigma (control minus class)", [low - across for (low, _), (across, _) in zip(sides, null, strict=True)])
+    mean(
+        "1-sigma (control minus class)",
+        [low - across for (low, _), (across, _) in zip(sides, null, strict=True)],
+    )
     for name, normalized in (("", False), (", contrast-normalized", True)):
-        limit = clean.delta_max / clean.spread if normalized else clean.delta_max  # the same for all augmentations
-        mean(f"area{name}", [both.within.area(limit, points=41, normalized=normalized)[1] for both in found])
-        mean(f"delta at 1-sigma = 0.5{name}", [both.within.delta_at(0.5, normalized=normalized)[1] for both in found])
+        # the same for all augmentations
+        limit = clean.delta_max / clean.spread if normalized else clean.delta_max
+        mean(
+            f"area{name}",
+            [both.within.area(limit, points=41, normalized=normalized)[1] for both in found],
+        )
+        mean(
+            f"delta at 1-sigma = 0.5{name}",
+            [both.within.delta_at(0.5, normalized=normalized)[1] for both in found],
+        )
     mean("area (control)", [both.control.area(clean.delta_max, points=41)[1] for both in found])
     mean("spread of the views", [both.within.spread for both in found])
     mean("median d_A in a class", [_median(both.within) for both in found])
@@ -226,20 +296,39 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def _curves(found: list[Any], deltas: Any) -> dict[str, Any]:
-    """1 - sigma over delta, mean over classes: both sides of the first block, and the upper side of every block."""
+    """1 - sigma over delta, mean over classes: both sides of the first block, and the upper side of
+    every block.
+    """
     curves = [result.curve(deltas, reduce="mean") for result in found]
-    return {"low": curves[0].lower.tolist(), "high": curves[0].upper.tolist(), "blocks": [curve.upper.tolist() for curve in curves]}
+    return {
+        "low": curves[0].lower.tolist(),
+        "high": curves[0].upper.tolist(),
+        "blocks": [curve.upper.tolist() for curve in curves],
+    }
 
 
 def _by_n(found: list[ConcentrationResult], delta: float) -> dict[str, list[float]]:
-    """1 - sigma of disjoint parts with fewer images of a class: it optimises over cliques, so it changes with n."""
+    """1 - sigma of disjoint parts with fewer images of a class: it optimises over cliques, so it
+    changes with n.
+    """
     n = int(found[0].n.min())
     sizes = sorted({size for size in (n // 8, n // 4, n // 2, n) if size >= 2})
-    return {str(size): [1 - part.sigma(delta, reduce="mean")[0] for result in found for part in result.split(size)] for size in sizes}
+    return {
+        str(size): [
+            1 - part.sigma(delta, reduce="mean")[0]
+            for result in found
+            for part in result.split(size)
+        ]
+        for size in sizes
+    }
 
 
-def _deep(measured: Measured, augmentation: Augmentation, block: Block, delta: float) -> dict[str, Any]:
-    """The curve in V on the first images of the block, and beyond it by a search over the augmentation's parameters."""
+def _deep(
+    measured: Measured, augmentation: Augmentation, block: Block, delta: float
+) -> dict[str, Any]:
+    """The curve in V on the first images of the block, and beyond it by a search over the
+    augmentation's parameters.
+    """
     C = len(block.images.classes)
     n = min(measured.deep_per_class, len(block.images) // C)
     images = Block(block.images.blocks(n, 1)[0], 0)
@@ -266,8 +355,12 @@ def _sides(found: ConcentrationResult, delta: float, level: int | None = None) -
     return [1 - high, 1 - low]
 
 
-def _sharpened(found: ConcentrationResult, block: Block, augmentation: Augmentation) -> tuple[ConcentrationResult, float]:
-    """The result with every d_A of the most views lowered by a search that starts from the best sampled pair; the mean ratio of distances."""
+def _sharpened(
+    found: ConcentrationResult, block: Block, augmentation: Augmentation
+) -> tuple[ConcentrationResult, float]:
+    """The result with every d_A of the most views lowered by a search that starts from the best
+    sampled pair; the mean ratio of distances.
+    """
     pixels, at = block.images.images, len(found.levels) - 1
     n = int(found.n[0])
     i, j = torch.triu_indices(n, n, 1)
@@ -275,25 +368,36 @@ def _sharpened(found: ConcentrationResult, block: Block, augmentation: Augmentat
     realised = torch.cat([views[at, i, j] for views in found.views]).long().unbind(1)
     size = (pixels.shape[2], pixels.shape[3])
     starts = [
-        augmentation.drawn(row + block.first, view, size=size, seed=VIEW_SEED, identity=True) for row, view in zip(rows, realised, strict=True)
+        augmentation.drawn(row + block.first, view, size=size, seed=VIEW_SEED, identity=True)
+        for row, view in zip(rows, realised, strict=True)
     ]
     nearer = sharpen(augmentation, pixels[rows[0]], pixels[rows[1]], *starts).distance.split(len(i))
     matrices, ratios = [], []
     for d_A, distance in zip(found.d_A, nearer, strict=True):
         matrix = torch.zeros_like(d_A[at])
-        matrix[i, j] = torch.minimum(distance, d_A[at, i, j])  # redrawn alone, a start may differ in the last bit
+        # redrawn alone, a start may differ in the last bit
+        matrix[i, j] = torch.minimum(distance, d_A[at, i, j])
         matrices.append((matrix + matrix.T)[None])
         ratios.append((matrix.sum() / d_A[at].sum().clamp(min=1e-12)).item())
-    return found._replace(d_A=tuple(matrices), views=tuple(v[at:] for v in found.views), levels=found.levels[at:]), float(np.mean(ratios))
+    return found._replace(
+        d_A=tuple(matrices), views=tuple(v[at:] for v in found.views), levels=found.levels[at:]
+    ), float(np.mean(ratios))
 
 
-def _anchored(measured: Measured, augmentation: Augmentation, parts: list[Block], deltas: Any) -> dict[str, Any]:
-    """The anchor form: points chosen for delta on the first block, members counted among the images of the others; nothing with one block."""
+def _anchored(
+    measured: Measured, augmentation: Augmentation, parts: list[Block], deltas: Any
+) -> dict[str, Any]:
+    """The anchor form: points chosen for delta on the first block, members counted among the images
+    of the others; nothing with one block.
+    """
     if len(parts) < 2:
         return {}
     rows, kept = torch.arange(len(parts[0].images)), dict[str, Any]()
     first = parts[0].views(augmentation, rows, measured.views)
-    for name, labels in (("within", parts[0].images.labels), ("control", _across(parts[0].images.labels))):
+    for name, labels in (
+        ("within", parts[0].images.labels),
+        ("control", _across(parts[0].images.labels)),
+    ):
         chosen = choose_anchors(first, labels, measured.delta * float(deltas[-1]))
         measure = AnchorConcentration(chosen, sync_on_compute=False)
         for part in parts[1:]:
@@ -309,8 +413,12 @@ def _anchored(measured: Measured, augmentation: Augmentation, parts: list[Block]
 
 
 def _across(labels: Tensor) -> Tensor:
-    """Groups drawn across classes, as many and as large: the images of each class are dealt to them in turn."""
-    place = torch.stack([(labels == label).long().cumsum(0) - 1 for label in range(int(labels.max()) + 1)]).gather(0, labels[None])[0]
+    """Groups drawn across classes, as many and as large: the images of each class are dealt to them
+    in turn.
+    """
+    place = torch.stack(
+        [(labels == label).long().cumsum(0) - 1 for label in range(int(labels.max()) + 1)]
+    ).gather(0, labels[None])[0]
     return (place + labels) % (int(labels.max()) + 1)
 
 
@@ -318,8 +426,12 @@ def _upper(matrix: Tensor) -> Any:
     return matrix[torch.triu_indices(len(matrix), len(matrix), 1).unbind()].numpy()
 
 
-def _pictures(block: Block, augmentation: Augmentation, found: ConcentrationResult, n_views: int, folder: Path) -> None:
-    """Views of three images, and the pairs of images that come closest: image, its nearest view, the other's nearest view, the other."""
+def _pictures(
+    block: Block, augmentation: Augmentation, found: ConcentrationResult, n_views: int, folder: Path
+) -> None:
+    """Views of three images, and the pairs of images that come closest: image, its nearest view,
+    the other's nearest view, the other.
+    """
 
     def bytes_of(images: Tensor) -> Any:
         return (images.movedim(-3, -1) * 255).round().byte().numpy()
@@ -327,6 +439,12 @@ def _pictures(block: Block, augmentation: Augmentation, found: ConcentrationResu
     def alone(row: int) -> Tensor:
         return block.views(augmentation, torch.tensor([row]), n_views)[0]
 
-    pairs = [torch.stack((a[0], a[p.u], b[p.v], b[0])) for p in found.closest(3) for a, b in ((alone(p.i), alone(p.j)),)]
+    pairs = [
+        torch.stack((a[0], a[p.u], b[p.v], b[0]))
+        for p in found.closest(3)
+        for a, b in ((alone(p.i), alone(p.j)),)
+    ]
     views = block.views(augmentation, torch.arange(3), n_views)[:, :8]
-    np.savez_compressed(folder / "pictures.npz", views=bytes_of(views), pairs=bytes_of(torch.stack(pairs)))
+    np.savez_compressed(
+        folder / "pictures.npz", views=bytes_of(views), pairs=bytes_of(torch.stack(pairs))
+    )

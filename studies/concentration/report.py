@@ -1,5 +1,6 @@
-"""The report of the concentration study, in the order of its story: what augmentations do, how concentrated their views are, what encoders learn,
-how well the one predicts the other, what the paper published, and what follows.
+"""The report of the concentration study, in the order of its story: what augmentations do, how
+concentrated their views are, what encoders learn, how well the one predicts the other, what the
+paper published, and what follows.
 """
 
 import math
@@ -17,11 +18,18 @@ from .figures import GRIDS, label
 from .findings import Orders, by_block, findings, in_words, orders
 
 LETTERS = "(a) resized crop, (b) Gaussian blur, (c) grey, (d) colour jitter, (e) horizontal flip"
-ERRORS = {"kNN": "knn_error/backbone", "nearest center": "nearest_center_error/backbone", "linear": "linear_error/backbone"}
+ERRORS = {
+    "kNN": "knn_error/backbone",
+    "nearest center": "nearest_center_error/backbone",
+    "linear": "linear_error/backbone",
+}
 MEANT = "kNN with k=200, T=0.1; nearest class center, Err(G_f) of the paper, centers over views, errors on clean images; linear probe"
 CONTROL = "Dotted: the null control, the same for groups of equal size drawn across classes."
-SHARES = (0.3, 0.7)  # of delta_max, beside the setting's, at which the correlation is looked at again
-PREDICTORS = {  # numbers of an augmentation that may predict error: title -> name among the rows, "" for the features' mean
+# of delta_max, beside the setting's, at which the correlation is looked at again
+SHARES = (0.3, 0.7)
+# numbers of an augmentation that may predict error: title -> name among the rows, "" for the
+# features' mean
+PREDICTORS = {
     "1 - sigma at delta": "1-sigma",
     "area under 1 - sigma": "area",
     "area, contrast-normalized": "area, contrast-normalized",
@@ -39,18 +47,28 @@ Encoded = Mapping[tuple[str, str, float, str, int], dict[str, Any]]
 def write(run: Run, pixels: Kept, features: Encoded) -> None:
     """Write the report.
 
-    `pixels` holds what `concentrate` measured by (grid, letters, strength), `features` what `encoded` did, by method and seed too.
+    `pixels` holds what `concentrate` measured by (grid, letters, strength), `features` what
+    `encoded` did, by method and seed too.
     """
     chosen, report = run.settings, run.report
-    n, blocks = min(found["n"] for found in pixels.values()), min(found["blocks"] for found in pixels.values())
-    report.title = f"Concentration of augmented data and contrastive learning: {literal(chosen.data)}"
+    n, blocks = (
+        min(found["n"] for found in pixels.values()),
+        min(found["blocks"] for found in pixels.values()),
+    )
+    report.title = (
+        f"Concentration of augmented data and contrastive learning: {literal(chosen.data)}"
+    )
     report.lead = (
-        "An augmentation is a (sigma, delta)-augmentation if in every class a part of at least sigma of the images lies within an augmented distance "
-        "d_A of delta of each other (Huang et al., ICLR 2023, definition 1): the smaller 1 - sigma, the sharper the concentration. The paper "
+        "An augmentation is a (sigma, delta)-augmentation if in every class a part of at "
+        "least sigma of the images lies within an augmented distance "
+        "d_A of delta of each other (Huang et al., ICLR 2023, definition 1): the smaller 1 "
+        "- sigma, the sharper the concentration. The paper "
         "gives no "
-        f"estimator of it. Here 1 - sigma is estimated for each augmentation on {blocks} disjoint block{'s' if blocks > 1 else ''} of n = {n} "
+        f"estimator of it. Here 1 - sigma is estimated for each augmentation on {blocks} "
+        f"disjoint block{'s' if blocks > 1 else ''} of n = {n} "
         "images a "
-        f"class with V = {chosen.views} views of each, every number beside a null control, and backbones are trained with each: {LETTERS}."
+        f"class with V = {chosen.views} views of each, every number beside a null control, "
+        f"and backbones are trained with each: {LETTERS}."
     )
     _pictures(run, pixels)
     _concentration(run, pixels)
@@ -62,100 +80,156 @@ def write(run: Run, pixels: Kept, features: Encoded) -> None:
 
 
 def _named(kept: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:
-    """By label, each augmentation once: ab is on the ladder and among the pairs. Those of the strength grid jitter always, and are named so."""
+    """By label, each augmentation once: ab is on the ladder and among the pairs.
+
+    Those of the strength grid jitter always, and are named so.
+    """
     found: dict[str, Any] = {}
     for (grid, letters, strength, *_), value in kept.items():
-        found.setdefault(label(letters, strength) if grid != "strength" else f"{letters}, s={strength:g}", value)
+        found.setdefault(
+            label(letters, strength) if grid != "strength" else f"{letters}, s={strength:g}", value
+        )
     return found
 
 
 def _pictures(run: Run, pixels: Kept) -> None:
-    run.report.text("## What the augmentations do\n\nThe first picture of each row is the image itself, the others are views of it.")
-    shown = _named({key: key for key in pixels if key[0] != "pairs"} or {key: key for key in pixels})
-    loaded = {name: np.load(run.folder / "once" / pixels[key]["folder"] / "pictures.npz") for name, key in shown.items()}
+    run.report.text(
+        "## What the augmentations do\n\nThe first picture of each row is the image "
+        "itself, the others are views of it."
+    )
+    shown = _named(
+        {key: key for key in pixels if key[0] != "pairs"} or {key: key for key in pixels}
+    )
+    loaded = {
+        name: np.load(run.folder / "once" / pixels[key]["folder"] / "pictures.npz")
+        for name, key in shown.items()
+    }
     run.report.images(
         [
-            (np.concatenate([np.concatenate(list(views), axis=1) for views in pictures["views"]], axis=0), f"views under {name}")
+            (
+                np.concatenate(
+                    [np.concatenate(list(views), axis=1) for views in pictures["views"]], axis=0
+                ),
+                f"views under {name}",
+            )
             for name, pictures in loaded.items()
         ]
     )
     run.report.text(
-        "### Pairs of images that realise the smallest d_A within a class\n\nImage, its nearest view, the other image's nearest view, that image. "
+        "### Pairs of images that realise the smallest d_A within a class\n\nImage, its "
+        "nearest view, the other image's nearest view, that image. "
         "Where both views are almost empty, what they share is background and not the class."
     )
     for name, pictures in loaded.items():
         pairs = zip(pictures["pairs"], pixels[shown[name]]["pairs"], strict=True)
-        run.report.images([(np.concatenate(list(four), axis=1), f"{name}: {pair['class']}, d_A = {pair['distance']:.2f}") for four, pair in pairs])
+        run.report.images(
+            [
+                (
+                    np.concatenate(list(four), axis=1),
+                    f"{name}: {pair['class']}, d_A = {pair['distance']:.2f}",
+                )
+                for four, pair in pairs
+            ]
+        )
 
 
 def _concentration(run: Run, pixels: Kept) -> None:
     chosen, report, named = run.settings, run.report, _named(pixels)
     some = next(iter(pixels.values()))
     at, n, V = chosen.delta * some["delta_max"], some["n"], chosen.views
-    fewer = " Fewer images than asked for: all that the measure's memory budget holds." if any(f["subsampled"] for f in pixels.values()) else ""
+    fewer = (
+        " Fewer images than asked for: all that the measure's memory budget holds."
+        if any(f["subsampled"] for f in pixels.values())
+        else ""
+    )
     report.text(
         "## How concentrated the augmented data is\n\n"
-        f"d_A is a minimum over sampled views, an upper estimate; the largest clique of the graph d_A <= delta is bounded from both sides (greedy; "
-        f"colouring or matching), exactly where a number is set against error. Both sides speak of the sampled graph of (n, V) = ({n}, {V}), not "
+        f"d_A is a minimum over sampled views, an upper estimate; the largest clique of "
+        f"the graph d_A <= delta is bounded from both sides (greedy; "
+        f"colouring or matching), exactly where a number is set against error. Both sides "
+        f"speak of the sampled graph of (n, V) = ({n}, {V}), not "
         "of the "
         f"population's sigma. Images, blocks and draws are the same for all augmentations.{fewer}"
     )
     grids = [grid for grid in GRIDS if any(key[0] == grid for key in pixels)]
-    panels = {GRIDS[grid]: _named({key: found for key, found in pixels.items() if key[0] == grid}) for grid in grids}
+    panels = {
+        GRIDS[grid]: _named({key: found for key, found in pixels.items() if key[0] == grid})
+        for grid in grids
+    }
     report.figure(
         figures.over_delta(panels, at, "delta (pixel l2)"),
-        f"1 - sigma against delta, mean over classes, n = {n}, V = {V}; a band holds both sides and all blocks of images. {CONTROL} Dashed: where "
+        f"1 - sigma against delta, mean over classes, n = {n}, V = {V}; a band holds both "
+        f"sides and all blocks of images. {CONTROL} Dashed: where "
         "numbers "
-        f"are read, {chosen.delta:g} of delta_max, the 90 % quantile of the distances between clean images of a class.",
+        f"are read, {chosen.delta:g} of delta_max, the 90 % quantile of the distances "
+        f"between clean images of a class.",
     )
     report.figure(
         figures.beside_control(named),
-        "The same for each augmentation by itself, a line for each block of images. Where the two bundles lie on each other, 1 - sigma says "
+        "The same for each augmentation by itself, a line for each block of images. Where "
+        "the two bundles lie on each other, 1 - sigma says "
         "nothing of "
         "classes: images of different classes concentrate as much as those of one.",
     )
     deep = some["deep"]
     sharp = deep.get("sharpened")
-    searched = f" The stars: {sharp['n']} images a class, after a search over both views' parameters from the best sampled pair." if sharp else ""
+    searched = (
+        f" The stars: {sharp['n']} images a class, after a search over both views' "
+        f"parameters from the best sampled pair."
+        if sharp
+        else ""
+    )
     report.figure(
         figures.over_views(named),
-        f"1 - sigma at the dashed delta against the number of views, on {deep['n']} images a class. Views are added, never redrawn: where a line "
+        f"1 - sigma at the dashed delta against the number of views, on {deep['n']} images "
+        f"a class. Views are added, never redrawn: where a line "
         "still "
         f"falls, the estimate has not converged.{searched} {CONTROL}",
     )
     report.figure(
         figures.over_images(named),
-        "1 - sigma at the dashed delta against n: it optimises over cliques, so its estimand changes with n. Bars: standard deviation over "
+        "1 - sigma at the dashed delta against n: it optimises over cliques, so its "
+        "estimand changes with n. Bars: standard deviation over "
         "disjoint parts. "
         f"{CONTROL}",
     )
     if all(found["anchored"] for found in named.values()):
         report.figure(
             figures.anchored(named, at),
-            f"The anchor form: the share of held-out images (n = {some['anchored']['n']} a class) none of whose {V} views lies within delta / 2 of "
+            f"The anchor form: the share of held-out images (n = {some['anchored']['n']} a "
+            f"class) none of whose {V} views lies within delta / 2 of "
             "a point "
-            "that was chosen on the first block for the dashed delta; classes pooled, with the exact 95 % binomial interval at each delta. A main "
+            "that was chosen on the first block for the dashed delta; classes pooled, with "
+            "the exact 95 % binomial interval at each delta. A main "
             "part of "
             f"this form is one of the paper's, but not the largest. {CONTROL}",
         )
     report.table(
         [_sigmas(name, found) for name, found in named.items()],
-        "1 - sigma at the dashed delta, mean over blocks, its 95 % Student interval over blocks, its null control; on fewer images of a class "
+        "1 - sigma at the dashed delta, mean over blocks, its 95 % Student interval over "
+        "blocks, its null control; on fewer images of a class "
         "with the "
-        "most views, and after the search for nearer views, which brings d_A to so many times what it was.",
+        "most views, and after the search for nearer views, which brings d_A to so many "
+        "times what it was.",
     )
     report.table(
         [_scalars(name, found) for name, found in named.items()],
-        "Other single numbers, means over blocks. Area: mean of 1 - sigma over delta in [0, delta_max]. Half: the delta at which 1 - sigma = 0.5. "
-        "Norm.: with delta in units of the root mean square deviation of the views from their mean, the area up to that of delta_max on "
+        "Other single numbers, means over blocks. Area: mean of 1 - sigma over delta in "
+        "[0, delta_max]. Half: the delta at which 1 - sigma = 0.5. "
+        "Norm.: with delta in units of the root mean square deviation of the views from "
+        "their mean, the area up to that of delta_max on "
         "clean images. "
         "Between: for images of different classes, of the first block.",
     )
     order = orders(named)
-    shown = [{"1 - sigma of": one, **{other: _sign(order, one, other) for other in named}} for one in named]
+    shown = [
+        {"1 - sigma of": one, **{other: _sign(order, one, other) for other in named}}
+        for one in named
+    ]
     report.table(
         shown,
-        f"Orders of augmentations, by paired differences over blocks. **<** and **>**: at V = {V}, at every V >= 32 of the curve in V, and after "
+        f"Orders of augmentations, by paired differences over blocks. **<** and **>**: at "
+        f"V = {V}, at every V >= 32 of the curve in V, and after "
         "sharpening. "
         f"(<) and (>): an order at V = {V} only. A dash: undecided.",
     )
@@ -172,7 +246,13 @@ def _sign(order: Orders, one: str, other: str) -> str | None:
 def _sigmas(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     rows, deep = found["rows"], found["deep"]
     value, low, high, _ = rows["1-sigma"]
-    entry: dict[str, Any] = {"augmentation": name, "1 - sigma": value, "from": low, "to": high, "control": rows["1-sigma (control)"][0]}
+    entry: dict[str, Any] = {
+        "augmentation": name,
+        "1 - sigma": value,
+        "from": low,
+        "to": high,
+        "control": rows["1-sigma (control)"][0],
+    }
     entry["worst class"] = rows["1-sigma (worst class)"][0]
     if "sharpened" in deep:
         few = deep["sharpened"]
@@ -215,19 +295,31 @@ def _learnt(run: Run, features: Encoded) -> None:
         for title, name in drawn.items():
             by_epoch: dict[str, dict[int, list[float]]] = {}
             for row in rows.select(name=name):
-                by_epoch.setdefault(label(row["letters"], row["strength"]), {}).setdefault(row["epoch"], []).append(row["value"])
-            lines[title] = {key: sorted((epoch, float(np.mean(values))) for epoch, values in found.items()) for key, found in by_epoch.items()}
+                by_epoch.setdefault(label(row["letters"], row["strength"]), {}).setdefault(
+                    row["epoch"], []
+                ).append(row["value"])
+            lines[title] = {
+                key: sorted((epoch, float(np.mean(values))) for epoch, values in found.items())
+                for key, found in by_epoch.items()
+            }
         report.figure(
             figures.over_epochs(lines),
             f"{literal(method)}, {GRIDS[grid]}, mean over {_seeds(run)}: on L2-normalised "
             f"backbone features of {chosen.monitored} test images, 8 views of "
             "each "
-            "under the augmentation trained with; epoch 0 is the untrained network. Alignment is E ||f(x_1) - f(x_2)||^2 over two views of an image; "
+            "under the augmentation trained with; epoch 0 is the untrained network. "
+            "Alignment is E ||f(x_1) - f(x_2)||^2 over two views of an image; "
             "mu_k is the center of class k.",
         )
         mine = {key: found for key, found in features.items() if key[3] == method}
         panels = {
-            GRIDS[grid]: _named({key[:3]: _mean([f for k, f in mine.items() if k[:3] == key[:3]]) for key in mine if key[0] == grid})
+            GRIDS[grid]: _named(
+                {
+                    key[:3]: _mean([f for k, f in mine.items() if k[:3] == key[:3]])
+                    for key in mine
+                    if key[0] == grid
+                }
+            )
             for grid in GRIDS
             if any(key[0] == grid for key in mine)
         }
@@ -236,7 +328,8 @@ def _learnt(run: Run, features: Encoded) -> None:
             f"Concentration in feature space, {literal(method)}: the same images and views as in "
             "pixels (block 0), as L2-normalised backbone features of "
             "the encoder "
-            f"trained with that augmentation; the band holds all seeds. delta_max is each encoder's own. {CONTROL} The gap between the two is what "
+            f"trained with that augmentation; the band holds all seeds. delta_max is each "
+            f"encoder's own. {CONTROL} The gap between the two is what "
             "the "
             "encoder knows of classes.",
         )
@@ -262,9 +355,18 @@ def _seeds(run: Run) -> str:
 
 def _of_method(run: Run, method: str) -> dict[str, dict[str, list[float]]]:
     """Errors of the last epoch: title -> augmentation -> by seed."""
-    keys = _named({(cell["grid"], cell["letters"], cell["strength"]): cell for cell in run.cells if cell.finished and cell["method"] == method})
+    keys = _named(
+        {
+            (cell["grid"], cell["letters"], cell["strength"]): cell
+            for cell in run.cells
+            if cell.finished and cell["method"] == method
+        }
+    )
     return {
-        title: {name: last(run, row, **{c: cell[c] for c in ("grid", "letters", "strength", "method")}) for name, cell in keys.items()}
+        title: {
+            name: last(run, row, **{c: cell[c] for c in ("grid", "letters", "strength", "method")})
+            for name, cell in keys.items()
+        }
         for title, row in ERRORS.items()
     }
 
@@ -274,10 +376,17 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
     errors = _of_method(run, method)
     sigma = {name: by_block(found) for name, found in named.items()}
     before = run.results.select(method=method, epoch=0)
-    untrained = {title: float(np.mean([row["value"] for row in before.select(name=name)])) for title, name in ERRORS.items()}
+    untrained = {
+        title: float(np.mean([row["value"] for row in before.select(name=name)]))
+        for title, name in ERRORS.items()
+    }
     points = {
         title: {
-            grid: {name: (sigma[name], found) for name in _named({key: 0 for key in pixels if key[0] == grid}) if (found := errors[title].get(name))}
+            grid: {
+                name: (sigma[name], found)
+                for name in _named({key: 0 for key in pixels if key[0] == grid})
+                if (found := errors[title].get(name))
+            }
             for grid in GRIDS
             if any(key[0] == grid for key in pixels)
         }
@@ -287,11 +396,19 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
     controls = {name: found["rows"]["1-sigma (control)"][0] for name, found in named.items()}
     report.figure(
         figures.against_error(points, controls, untrained),
-        f"Test error ({MEANT}) after the last epoch against 1 - sigma at the dashed delta. Bars are ranges over "
+        f"Test error ({MEANT}) after the last epoch against 1 - sigma at the dashed delta. "
+        f"Bars are ranges over "
         f"{next(iter(named.values()))['blocks']} blocks "
-        f"of images and {_seeds(run)}; a cross stands where the null control's 1 - sigma is; dashed: the untrained network.",
+        f"of images and {_seeds(run)}; a cross stands where the null control's 1 - sigma "
+        f"is; dashed: the untrained network.",
     )
-    table = [{"augmentation": "untrained", "1 - sigma": math.nan, **{f"{title} error": f"{value:.4f}" for title, value in untrained.items()}}]
+    table = [
+        {
+            "augmentation": "untrained",
+            "1 - sigma": math.nan,
+            **{f"{title} error": f"{value:.4f}" for title, value in untrained.items()},
+        }
+    ]
     for name in errors["kNN"]:
         entry: dict[str, Any] = {"augmentation": name, "1 - sigma": float(np.mean(sigma[name]))}
         for title in ERRORS:
@@ -300,55 +417,103 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
             entry[f"{title} error"] = f"{np.mean(values):.4f}{over_seeds}"
         table.append(entry)
     over = f"mean and range over {_seeds(run)}"
-    report.table(table, f"Errors on clean test images after the last epoch, {over}, all on L2-normalised backbone features.")
+    report.table(
+        table,
+        f"Errors on clean test images after the last epoch, {over}, all on L2-normalised "
+        f"backbone features.",
+    )
     pairs = [name for name in named if len(name) == 2 and errors["kNN"].get(name)]
     if len(pairs) == 10:
         _tests(run, method, {name: named[name] for name in pairs}, errors, features)
     else:
         report.text(
-            f"A test of the correlation wants all ten pairs of the five operations (they share letters); this run has {len(pairs)} of them, and "
+            f"A test of the correlation wants all ten pairs of the five operations (they "
+            f"share letters); this run has {len(pairs)} of them, and "
             "claims none."
         )
 
 
-def _tests(run: Run, method: str, pairs: Mapping[str, dict[str, Any]], errors: Mapping[str, Mapping[str, list[float]]], features: Encoded) -> None:
+def _tests(
+    run: Run,
+    method: str,
+    pairs: Mapping[str, dict[str, Any]],
+    errors: Mapping[str, Mapping[str, list[float]]],
+    features: Encoded,
+) -> None:
     """The correlation over the ten pairs, its permutation test, and its spread."""
     inside = {
-        name: float(np.mean([f["rows"]["area"][0] for key, f in features.items() if key[0] == "pairs" and key[1] == name and key[3] == method]))
+        name: float(
+            np.mean(
+                [
+                    f["rows"]["area"][0]
+                    for key, f in features.items()
+                    if key[0] == "pairs" and key[1] == name and key[3] == method
+                ]
+            )
+        )
         for name in pairs
     }
     headline: list[dict[str, Any]] = []
     table: dict[str, dict[str, Any]] = {name: {"predictor": name} for name in PREDICTORS}
     for title, of in errors.items():
         y = {name: float(np.mean(of[name])) for name in pairs}
-        seeds = [{name: of[name][seed] for name in pairs} for seed in range(min(len(of[name]) for name in pairs))]
-        sigma = [{name: by_block(found)[block] for name, found in pairs.items()} for block in range(min(len(by_block(f)) for f in pairs.values()))]
-        found, spread = associate({name: found["rows"]["1-sigma"][0] for name, found in pairs.items()}, y), associate_replicates(sigma, seeds)
+        seeds = [
+            {name: of[name][seed] for name in pairs}
+            for seed in range(min(len(of[name]) for name in pairs))
+        ]
+        sigma = [
+            {name: by_block(found)[block] for name, found in pairs.items()}
+            for block in range(min(len(by_block(f)) for f in pairs.values()))
+        ]
+        found, spread = (
+            associate({name: found["rows"]["1-sigma"][0] for name, found in pairs.items()}, y),
+            associate_replicates(sigma, seeds),
+        )
         for statistic in ("spearman", "kendall", "pearson"):
             one, over = getattr(found, statistic), getattr(spread, statistic)
             entry = {"error": title, "statistic": statistic.capitalize(), "value": one.value}
             tested = {"p, one-sided": one.greater, "p, two-sided": one.two_sided}
-            headline.append({**entry, **tested, "lowest": over.least, "highest": over.largest, "standard deviation": over.deviation})
+            headline.append(
+                {
+                    **entry,
+                    **tested,
+                    "lowest": over.least,
+                    "highest": over.largest,
+                    "standard deviation": over.deviation,
+                }
+            )
         for name, row in PREDICTORS.items():
-            x = {pair: kept["rows"][row][0] if row in kept["rows"] else math.nan for pair, kept in pairs.items()} if row else inside
+            x = (
+                {
+                    pair: kept["rows"][row][0] if row in kept["rows"] else math.nan
+                    for pair, kept in pairs.items()
+                }
+                if row
+                else inside
+            )
             other = None if any(math.isnan(value) for value in x.values()) else associate(x, y)
             if other is not None:
-                table[name][f"{title} error"] = f"{other.spearman.value:.2f} (p = {other.spearman.greater:.3f})"
+                table[name][f"{title} error"] = (
+                    f"{other.spearman.value:.2f} (p = {other.spearman.greater:.3f})"
+                )
     blocks = len(by_block(next(iter(pairs.values()))))
     run.report.table(
         headline,
         f"Does error rise with 1 - sigma over the ten pairs? {literal(method)}. Pairs share "
         "letters, so the test relabels the five operations, in all 120 "
         "ways; the "
-        f"smallest p it can give is 1/120. Lowest, highest and standard deviation are over {blocks} blocks x {_seeds(run)}: conditional on these "
+        f"smallest p it can give is 1/120. Lowest, highest and standard deviation are over "
+        f"{blocks} blocks x {_seeds(run)}: conditional on these "
         "ten pairs, "
         "and no confidence interval for others.",
     )
     run.report.table(
         list(table.values()),
-        "Other numbers as predictors of error: Spearman's correlation and its one-sided p, by the same test. They were not chosen beforehand: of "
+        "Other numbers as predictors of error: Spearman's correlation and its one-sided p, "
+        "by the same test. They were not chosen beforehand: of "
         "so many, "
-        "some p will be small by chance. The area in features is of the trained encoder, not of the augmentation alone.",
+        "some p will be small by chance. The area in features is of the trained encoder, "
+        "not of the augmentation alone.",
     )
 
 
@@ -357,7 +522,8 @@ def _findings(run: Run, pixels: Kept, features: Encoded) -> None:
     for method in run.settings.methods:
         by_label: dict[str, list[dict[str, Any]]] = {}
         for (grid, letters, strength, of, seed), found in features.items():
-            first = _named({key[:3]: key for key in features})  # the grid an augmentation is taken from
+            # the grid an augmentation is taken from
+            first = _named({key[:3]: key for key in features})
             if of == method and first[label(letters, strength)][0] == grid:
                 by_label.setdefault(label(letters, strength), []).append(found)
             del seed
@@ -365,7 +531,8 @@ def _findings(run: Run, pixels: Kept, features: Encoded) -> None:
         run.report.text(f"## What follows: {literal(method)}\n\n{in_words(said)}")
         run.report.table(
             [finding._asdict() for finding in said],
-            "Statements and verdicts, made from the numbers above. Of two augmentations one is called smaller if the 95 % interval of the paired "
+            "Statements and verdicts, made from the numbers above. Of two augmentations "
+            "one is called smaller if the 95 % interval of the paired "
             "difference "
             "(over blocks of images, or over seeds) says so.",
         )

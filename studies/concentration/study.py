@@ -1,4 +1,6 @@
-"""Does the concentration of augmented data tell how well contrastive learning will do with an augmentation?"""
+"""Does the concentration of augmented data tell how well contrastive learning will do with an
+augmentation?
+"""
 
 import functools
 import itertools
@@ -28,10 +30,27 @@ kept = (  # by the command `keep`
     *headline,
     *(f"1-sigma (block {number})" for number in range(10)),
     *(f"1-sigma (V={2**power})" for power in range(1, 9)),
-    *("1-sigma (worst class)", "1-sigma (sharpened)", "1-sigma (sharpened, control)", "1-sigma (most views, images sharpened)"),
+    *(
+        "1-sigma (worst class)",
+        "1-sigma (sharpened)",
+        "1-sigma (sharpened, control)",
+        "1-sigma (most views, images sharpened)",
+    ),
     "1-sigma (anchor form)",
-    *("area", "area, contrast-normalized", "area (control)", "delta at 1-sigma = 0.5", "delta at 1-sigma = 0.5, contrast-normalized"),
-    *("median d_A in a class", "median d_A between classes", "smallest d_A in a class", "smallest d_A between classes", "delta_max"),
+    *(
+        "area",
+        "area, contrast-normalized",
+        "area (control)",
+        "delta at 1-sigma = 0.5",
+        "delta at 1-sigma = 0.5, contrast-normalized",
+    ),
+    *(
+        "median d_A in a class",
+        "median d_A between classes",
+        "smallest d_A in a class",
+        "smallest d_A between classes",
+        "delta_max",
+    ),
     *(f"{name}/features" for name in ("1-sigma", "1-sigma (control)", "area", "area (control)")),
     *("alignment/backbone", "divergence_mean/backbone", "loss"),
 )
@@ -44,7 +63,9 @@ GRIDS = ("ladder", "strength", "pairs")
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the preset `default`: the embedded shapes, a small backbone, some minutes on two cores."""
+    """The defaults are the preset `default`: the embedded shapes, a small backbone, some minutes on
+    two cores.
+    """
 
     data: str = "shapes"
     """What to look at: shapes, cifar10, npz:PATH, folder:PATH, ..."""
@@ -65,7 +86,9 @@ class Settings:
     epochs: int = 10
     batch: int = 64
     precision: str = "auto"
-    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
+    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times
+    faster.
+    """
     compile: bool = False
     """Compile the forward pass."""
     seeds: tuple[int, ...] = (0,)
@@ -73,53 +96,82 @@ class Settings:
     measure_every: int = 5
     """Epochs between measurements during training; 0 for the first and the last only."""
     monitored: int = 300
-    """Training and test images, class-balanced, whose views give alignment, divergence and class centers."""
+    """Training and test images, class-balanced, whose views give alignment, divergence and class
+    centers.
+    """
     bank: int = 2000
     """Training images for kNN and linear probe, and as many test images; 0 takes all."""
     per_class: int = 30
     """Images of a class whose concentration is measured together (n)."""
     blocks: int = 3
-    """Disjoint blocks of so many images of each class, each measured alone: the spread of the estimate."""
+    """Disjoint blocks of so many images of each class, each measured alone: the spread of the
+    estimate.
+    """
     views: int = 32
     """Views of each of them, the clean image first (V)."""
     delta: float = 0.5
-    """Where 1-sigma is set against error, in units of delta_max, the 90 % quantile of the clean within-class distances."""
+    """Where 1-sigma is set against error, in units of delta_max, the 90 % quantile of the clean
+    within-class distances.
+    """
     deep_views: int = 64
     """The curve in V goes up to so many views,"""
     deep_per_class: int = 12
     """on so many images of a class (at most per_class)."""
     sharpened: int = 4
-    """Images of a class, of these, whose distances are sharpened by a search over the augmentation's parameters; 0 leaves it out."""
+    """Images of a class, of these, whose distances are sharpened by a search over the
+    augmentation's parameters; 0 leaves it out.
+    """
 
     def __post_init__(self) -> None:
         for grid in self.grids:
             if grid not in GRIDS:
-                raise settings.SettingsError(f"There is no grid {grid!r}: {settings.nearest(grid, GRIDS)}")
+                raise settings.SettingsError(
+                    f"There is no grid {grid!r}: {settings.nearest(grid, GRIDS)}"
+                )
         if not self.grids or not self.methods or not self.seeds:
             raise settings.SettingsError("grids, methods and seeds each name at least one.")
         for pair in self.pairs:
             if pair not in PAIRS:
-                raise settings.SettingsError(f"{pair!r} is no pair of operations: {settings.nearest(pair, PAIRS)}")
+                raise settings.SettingsError(
+                    f"{pair!r} is no pair of operations: {settings.nearest(pair, PAIRS)}"
+                )
         if len(self.optimizers) not in (1, len(self.methods)):
-            raise settings.SettingsError(f"{len(self.optimizers)} optimizers for {len(self.methods)} methods: give one, or one for each.")
+            raise settings.SettingsError(
+                f"{len(self.optimizers)} optimizers for {len(self.methods)} methods: give "
+                f"one, or one for each."
+            )
         if self.per_class < 2 or self.views < 2 or not 0 < self.delta <= 1:
             given = f"{self.per_class}, {self.views}, {self.delta}"
-            raise settings.SettingsError(f"per_class and views are at least 2 and delta is in (0, 1], not {given}.")
+            raise settings.SettingsError(
+                f"per_class and views are at least 2 and delta is in (0, 1], not {given}."
+            )
         if self.blocks < 1 or self.deep_per_class < 2 or self.deep_views < 2:
             given = f"{self.blocks}, {self.deep_per_class}, {self.deep_views}"
-            raise settings.SettingsError(f"blocks is at least 1, deep_per_class and deep_views are at least 2, not {given}.")
+            raise settings.SettingsError(
+                f"blocks is at least 1, deep_per_class and deep_views are at least 2, not {given}."
+            )
         if self.sharpened == 1 or self.sharpened < 0:
-            raise settings.SettingsError(f"sharpened is 0, which leaves it out, or at least 2 images of a class, not {self.sharpened}.")
+            raise settings.SettingsError(
+                f"sharpened is 0, which leaves it out, or at least 2 images of a class, "
+                f"not {self.sharpened}."
+            )
 
 
-# --- the grid ---------------------------------------------------------------------------------------------------------
+# --- the grid -------------------------------------------------------------------------------------
 
 
 def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
     """One cell for each augmentation of each grid, method and seed."""
     stem = _stem(chosen.backbone)
     grid = [
-        {"grid": name, "letters": letters, "strength": strength, "method": method, "seed": seed, "stem": stem}
+        {
+            "grid": name,
+            "letters": letters,
+            "strength": strength,
+            "method": method,
+            "seed": seed,
+            "stem": stem,
+        }
         for name in chosen.grids
         for letters, strength in _augmentations(name, chosen)
         for method in chosen.methods
@@ -139,16 +191,25 @@ def check(chosen: Settings) -> str:
     counts = torch.bincount(sets[0].labels, minlength=len(sets[0].classes))
     if int(counts.min()) < 2:
         alone = [sets[0].classes[label] for label in (counts < 2).nonzero().flatten().tolist()]
-        raise settings.SettingsError(f"{chosen.data}: {', '.join(alone)} has fewer than 2 training images, so no distance within it. Add some.")
+        raise settings.SettingsError(
+            f"{chosen.data}: {', '.join(alone)} has fewer than 2 training images, so no "
+            f"distance within it. Add some."
+        )
     _monitor(chosen)
-    return " ".join(data.load(chosen.data, split, size=chosen.image_size).digest() for split in ("train", "test"))
+    return " ".join(
+        data.load(chosen.data, split, size=chosen.image_size).digest()
+        for split in ("train", "test")
+    )
 
 
 @functools.cache
 def _stem(backbone: str) -> str:
     made = settings.call(backbone, models)
     if not isinstance(made, models.Backbone):
-        raise settings.SettingsError(f"{backbone!r} is no backbone. Write such as Backbone('resnet18', stem='strided', width=0.25).")
+        raise settings.SettingsError(
+            f"{backbone!r} is no backbone. Write such as Backbone('resnet18', "
+            f"stem='strided', width=0.25)."
+        )
     return made.stem
 
 
@@ -166,7 +227,9 @@ def _recipe(cell: Any, chosen: Settings) -> Recipe:
         augmentation=_augmentation(cell),
         backbone=chosen.backbone,
         method=cell["method"],
-        optimizer=chosen.optimizers[chosen.methods.index(cell["method"]) if len(chosen.optimizers) > 1 else 0],
+        optimizer=chosen.optimizers[
+            chosen.methods.index(cell["method"]) if len(chosen.optimizers) > 1 else 0
+        ],
         epochs=chosen.epochs,
         batch=chosen.batch,
         precision=chosen.precision,
@@ -176,8 +239,11 @@ def _recipe(cell: Any, chosen: Settings) -> Recipe:
 
 
 def _augmentation(cell: Any) -> str:
-    jitter_p = 1.0 if cell["grid"] == "strength" else 0.8  # their strength experiment always jitters
-    return settings.describe("Augmentation", operations=cell["letters"], strength=cell["strength"], jitter_p=jitter_p)
+    # their strength experiment always jitters
+    jitter_p = 1.0 if cell["grid"] == "strength" else 0.8
+    return settings.describe(
+        "Augmentation", operations=cell["letters"], strength=cell["strength"], jitter_p=jitter_p
+    )
 
 
 def _monitor(chosen: Settings) -> Monitor:
@@ -199,13 +265,17 @@ def _measured(cell: Any, chosen: Settings) -> Measured:
     )
 
 
-# --- one cell ---------------------------------------------------------------------------------------------------------
+# --- one cell -------------------------------------------------------------------------------------
 
 
 def run(cell: Cell) -> None:
-    """Train with the augmentation, measure its concentration in pixels and in the features of what was trained, record all of it."""
+    """Train with the augmentation, measure its concentration in pixels and in the features of what
+    was trained, record all of it.
+    """
     chosen: Settings = cell.settings
-    trained = cell.once("training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen))
+    trained = cell.once(
+        "training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen)
+    )
     for epoch, name, value, low, high, n in trained["rows"]:
         cell.record(name, value, low, high, n, epoch)
     cell.say("measures concentration")
@@ -216,12 +286,24 @@ def run(cell: Cell) -> None:
             cell.record(f"{name}{space}", value, low, high, n)
 
 
-def train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
-    """Rows of one training run, and the folder under once/ in which its encoder is kept (`marginlab.train.load`)."""
-    return {"folder": folder.name, "rows": [list(row) for row in fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent).rows]}
+def train(
+    recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
+) -> dict[str, Any]:
+    """Rows of one training run, and the folder under once/ in which its encoder is kept
+    (`marginlab.train.load`).
+    """
+    return {
+        "folder": folder.name,
+        "rows": [
+            list(row)
+            for row in fit(
+                recipe, folder / "run", monitor, say=say, precision_in=folder.parent
+            ).rows
+        ],
+    }
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def report(run: Run) -> None:
@@ -231,7 +313,11 @@ def report(run: Run) -> None:
         if cell.finished:
             name = cell["grid"], cell["letters"], cell["strength"]
             pixels[name] = run.once("concentration", concentrate, _measured(cell, run.settings))
-            trained = run.once("training", train, _recipe(cell, run.settings), _monitor(run.settings))
-            features[(*name, cell["method"], cell["seed"])] = run.once("features", encoded, _measured(cell, run.settings), trained["folder"])
+            trained = run.once(
+                "training", train, _recipe(cell, run.settings), _monitor(run.settings)
+            )
+            features[(*name, cell["method"], cell["seed"])] = run.once(
+                "features", encoded, _measured(cell, run.settings), trained["folder"]
+            )
     if pixels:
         pages.write(run, pixels, features)

@@ -1,4 +1,6 @@
-"""Which learning rate suits a method with an augmentation? Chosen once, on abcde, and then frozen for the study of concentration."""
+"""Which learning rate suits a method with an augmentation? Chosen once, on abcde, and then frozen
+for the study of concentration.
+"""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +21,9 @@ headline = ("knn_error/backbone", "linear_error/backbone", "loss")
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are those of the preset `cifar10-cpu` of the study concentration, but for its augmentations."""
+    """The defaults are those of the preset `cifar10-cpu` of the study concentration, but for its
+    augmentations.
+    """
 
     data: str = "cifar10"
     images: int = 5000
@@ -27,12 +31,20 @@ class Settings:
     augmentation: str = "Augmentation('abcde', strength=0.5)"
     backbone: str = "Backbone('resnet18', stem='strided', width=0.25)"
     method: str = "SimCLR(temperature=0.5)"
-    optimizers: tuple[str, ...] = ("SGD(lr=0.03)", "SGD(lr=0.06)", "SGD(lr=0.12)", "SGD(lr=0.25)", "SGD(lr=0.5)")
+    optimizers: tuple[str, ...] = (
+        "SGD(lr=0.03)",
+        "SGD(lr=0.06)",
+        "SGD(lr=0.12)",
+        "SGD(lr=0.25)",
+        "SGD(lr=0.5)",
+    )
     """Of marginlab.optim: the candidates."""
     epochs: int = 16
     batch: int = 128
     precision: str = "bfloat16"
-    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
+    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times
+    faster.
+    """
     seeds: tuple[int, ...] = (0,)
 
 
@@ -40,7 +52,11 @@ def cells(chosen: Settings) -> list[dict[str, str | int]]:
     """One training for each candidate and seed."""
     if not chosen.optimizers or not chosen.seeds:
         raise settings.SettingsError("optimizers and seeds each name at least one.")
-    grid: list[dict[str, str | int]] = [{"optimizer": optimizer, "seed": seed} for optimizer in chosen.optimizers for seed in chosen.seeds]
+    grid: list[dict[str, str | int]] = [
+        {"optimizer": optimizer, "seed": seed}
+        for optimizer in chosen.optimizers
+        for seed in chosen.seeds
+    ]
     for cell in grid:
         _recipe(cell, chosen)
     return grid
@@ -55,18 +71,29 @@ def check(chosen: Settings) -> str:
 
 def _recipe(cell: Any, chosen: Settings) -> Recipe:
     same = ("data", "images", "augmentation", "backbone", "method", "epochs", "batch", "precision")
-    return Recipe(**{name: getattr(chosen, name) for name in same}, optimizer=cell["optimizer"], seed=cell["seed"])
+    return Recipe(
+        **{name: getattr(chosen, name) for name in same},
+        optimizer=cell["optimizer"],
+        seed=cell["seed"],
+    )
 
 
 def run(cell: Cell) -> None:
     """Train with the candidate, and record its errors on the test images and its loss."""
     train: Callable[..., Any] = functools.partial(_train, say=cell.say)
-    for epoch, name, value, low, high, n in cell.once("training", train, _recipe(cell, cell.settings)):
+    for epoch, name, value, low, high, n in cell.once(
+        "training", train, _recipe(cell, cell.settings)
+    ):
         cell.record(name, value, low, high, n, epoch)
 
 
 def _train(recipe: Recipe, *, say: Callable[[str], None], folder: Path) -> list[list[Any]]:
-    return [list(row) for row in fit(recipe, folder / "run", Monitor(images=300), say=say, precision_in=folder.parent).rows]
+    return [
+        list(row)
+        for row in fit(
+            recipe, folder / "run", Monitor(images=300), say=say, precision_in=folder.parent
+        ).rows
+    ]
 
 
 def report(run: Run) -> None:
@@ -76,13 +103,25 @@ def report(run: Run) -> None:
     table = []
     for optimizer in chosen.optimizers:
         entry: dict[str, Any] = {"optimizer": optimizer}
-        for title, name in (("kNN error", "knn_error/backbone"), ("linear error", "linear_error/backbone"), ("loss", "loss")):
+        for title, name in (
+            ("kNN error", "knn_error/backbone"),
+            ("linear error", "linear_error/backbone"),
+            ("loss", "loss"),
+        ):
             values = [row["value"] for row in rows.select(optimizer=optimizer, name=name)]
             entry[title] = float(np.mean(values)) if values else float("nan")
         table.append(entry)
-    figure = go.Figure([go.Scatter(x=[e["optimizer"] for e in table], y=[e[t] for e in table], name=t) for t in ("kNN error", "linear error")])
+    figure = go.Figure(
+        [
+            go.Scatter(x=[e["optimizer"] for e in table], y=[e[t] for e in table], name=t)
+            for t in ("kNN error", "linear error")
+        ]
+    )
     figure.update_yaxes(title="test error")
     made, data = literal(f"{chosen.method} with {chosen.augmentation}"), literal(chosen.data)
     run.report.lead = f"{made} on {data}, {chosen.epochs} epochs at batch {chosen.batch}."
-    run.report.figure(figure, f"Errors on the test images after the last epoch, mean over {len(chosen.seeds)} seed(s).")
+    run.report.figure(
+        figure,
+        f"Errors on the test images after the last epoch, mean over {len(chosen.seeds)} seed(s).",
+    )
     run.report.table(table, "The same, in numbers, with the loss of the last epoch.")

@@ -1,4 +1,6 @@
-"""Does a margin classifier that sees a sample of the classes at each step verify identities it was not trained on as well as one that sees all?"""
+"""Does a margin classifier that sees a sample of the classes at each step verify identities it was
+not trained on as well as one that sees all?
+"""
 
 import csv
 import functools
@@ -49,16 +51,25 @@ class Settings:
     """Of the embedding."""
     augmentation: str = "Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))"
     """Of marginlab.augment; a mirrored character is another one."""
-    backbone: str = "Backbone('resnet18', stem='strided', width=0.25, norm='group', activation='silu')"
-    """Of marginlab.models; group normalisation is alike on one rank and on many, and SiLU forgives rounding."""
+    backbone: str = (
+        "Backbone('resnet18', stem='strided', width=0.25, norm='group', activation='silu')"
+    )
+    """Of marginlab.models; group normalisation is alike on one rank and on many, and SiLU forgives
+    rounding.
+    """
     optimizer: str = "SGD(lr=0.1)"
     schedule: str = "WarmupPolynomial(warmup=0.3, power=2.0)"
     epochs: int = 8
     batch: int = 64
     clip: float = 1.0
-    """Largest norm of the gradient of all but sampled centers; 0 does not clip. Without it the first steps multiply what rounding does."""
+    """Largest norm of the gradient of all but sampled centers; 0 does not clip.
+
+    Without it the first steps multiply what rounding does.
+    """
     precision: str = "bfloat16"
-    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times faster."""
+    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times
+    faster.
+    """
     seeds: tuple[int, ...] = (0,)
     ranks: int = 1
     """Processes that train together: start the study under torchrun with as many."""
@@ -83,19 +94,27 @@ class Settings:
         if not self.rates or not self.seeds or not self.fars:
             raise settings.SettingsError("rates, seeds and fars each name at least one.")
         if not self.unseen:
-            raise settings.SettingsError("unseen names the image set to verify, such as omniglot-upright; it is empty.")
+            raise settings.SettingsError(
+                "unseen names the image set to verify, such as omniglot-upright; it is empty."
+            )
         for rate in self.rates:
             if not 0 <= rate <= 1:
-                raise settings.SettingsError(f"A rate is a part of the classes, in [0, 1], not {rate}.")
+                raise settings.SettingsError(
+                    f"A rate is a part of the classes, in [0, 1], not {rate}."
+                )
         _monitor(self)
 
 
-# --- the grid ---------------------------------------------------------------------------------------------------------
+# --- the grid -------------------------------------------------------------------------------------
 
 
 def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
     """One training for each rate and seed."""
-    grid: list[dict[str, str | int | float]] = [{"rate": rate, "seed": seed, "ranks": chosen.ranks} for rate in chosen.rates for seed in chosen.seeds]
+    grid: list[dict[str, str | int | float]] = [
+        {"rate": rate, "seed": seed, "ranks": chosen.ranks}
+        for rate in chosen.rates
+        for seed in chosen.seeds
+    ]
     for cell in grid:  # a wrong setting is refused before any work
         _recipe(cell, chosen)
     return grid
@@ -105,7 +124,10 @@ def check(chosen: Settings) -> str:
     """Refuse before any work what only the data and the processes can tell; the digest of the data."""
     if ranks.size() != chosen.ranks:
         command = f"torchrun --nproc-per-node {chosen.ranks} -m marginlab.study partial_fc --ranks {chosen.ranks}"
-        raise settings.SettingsError(f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} processes. Start `{command}`.")
+        raise settings.SettingsError(
+            f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} "
+            f"processes. Start `{command}`."
+        )
     train, test = check_data(_recipe(cells(chosen)[0], chosen))
     for cell in cells(chosen):
         _recipe(cell, chosen).make_method(len(train.classes))
@@ -115,9 +137,29 @@ def check(chosen: Settings) -> str:
 
 
 def _recipe(cell: Any, chosen: Settings) -> Recipe:
-    same = ("data", "image_size", "images", "augmentation", "backbone", "optimizer", "schedule", "epochs", "batch", "clip", "precision")
-    method = settings.describe("MarginClassifier", margin=chosen.margin, scale=chosen.scale, sample_rate=cell["rate"], dim=chosen.dim)
-    return Recipe(**{name: getattr(chosen, name) for name in same}, method=method, seed=cell["seed"])
+    same = (
+        "data",
+        "image_size",
+        "images",
+        "augmentation",
+        "backbone",
+        "optimizer",
+        "schedule",
+        "epochs",
+        "batch",
+        "clip",
+        "precision",
+    )
+    method = settings.describe(
+        "MarginClassifier",
+        margin=chosen.margin,
+        scale=chosen.scale,
+        sample_rate=cell["rate"],
+        dim=chosen.dim,
+    )
+    return Recipe(
+        **{name: getattr(chosen, name) for name in same}, method=method, seed=cell["seed"]
+    )
 
 
 def _monitor(chosen: Settings) -> Monitor:
@@ -135,39 +177,62 @@ def _monitor(chosen: Settings) -> Monitor:
     )
 
 
-# --- one cell ---------------------------------------------------------------------------------------------------------
+# --- one cell -------------------------------------------------------------------------------------
 
 
 def run(cell: Cell) -> None:
-    """Train at the rate; the monitor verifies pairs of unseen characters. Once in a run, the same pairs are verified by bare pixels."""
+    """Train at the rate; the monitor verifies pairs of unseen characters.
+
+    Once in a run, the same pairs are verified by bare pixels.
+    """
     chosen: Settings = cell.settings
-    trained = cell.once("training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), _monitor(chosen))
+    trained = cell.once(
+        "training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), _monitor(chosen)
+    )
     for epoch, name, value, low, high, n in trained["rows"]:
         cell.record(name, value, low, high, n, epoch)
     cell.record("images_per_second", trained["images_per_second"])
-    for name, (value, low, high, n) in cell.once("pixels", _pixels, _monitor(chosen), chosen.image_size).items():
+    for name, (value, low, high, n) in cell.once(
+        "pixels", _pixels, _monitor(chosen), chosen.image_size
+    ).items():
         cell.record(f"{name}/pixels", value, low, high, n)
 
 
-def _train(recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path) -> dict[str, Any]:
+def _train(
+    recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
+) -> dict[str, Any]:
     """Rows of the training, and how fast it was."""
     done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
     return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
 
 
-def _pixels(monitor: Monitor, size: int, *, folder: Path) -> dict[str, tuple[float, float, float, int]]:
-    """The monitor's verification with the grey values of the pixels as features. Under torchrun each rank does all of it, alike."""
+def _pixels(
+    monitor: Monitor, size: int, *, folder: Path
+) -> dict[str, tuple[float, float, float, int]]:
+    """The monitor's verification with the grey values of the pixels as features.
+
+    Under torchrun each rank does all of it, alike.
+    """
     unseen = data.load(monitor.verified, "unseen", size=size)
-    asked = {"n": monitor.verified_pairs, "folds": monitor.folds, "far_pairs": monitor.far_pairs, "seed": monitor.seed}
-    found = verify(unseen.images[:, 0].float().flatten(1) / 255, unseen.labels, fars=monitor.fars, **asked)
+    asked = {
+        "n": monitor.verified_pairs,
+        "folds": monitor.folds,
+        "far_pairs": monitor.far_pairs,
+        "seed": monitor.seed,
+    }
+    found = verify(
+        unseen.images[:, 0].float().flatten(1) / 255, unseen.labels, fars=monitor.fars, **asked
+    )
     return {name: tuple(rate) for name, rate in found.items()}
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def report(run: Run) -> None:
-    """Verification by rate beside that of pixels, the target angle over training, and the published tables."""
+    """Verification by rate beside that of pixels, the target angle over training, and the published
+    tables.
+    """
     chosen: Settings = run.settings
     names = ("verification_accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
     run.report.title = f"Sampled classes and verification: {literal(chosen.data)}"
@@ -188,23 +253,47 @@ def report(run: Run) -> None:
         | {"images_per_second": mean("images_per_second", rate=rate)}
         for rate in chosen.rates
     ]
-    table.append({"rate": "untrained network"} | {name: mean(f"{name}/projector", epoch=0) for name in names})
+    table.append(
+        {"rate": "untrained network"} | {name: mean(f"{name}/projector", epoch=0) for name in names}
+    )
     table.append({"rate": "pixels"} | {name: mean(f"{name}/pixels") for name in names})
     words = f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.far_pairs:,} pairs; means over {len(chosen.seeds)} seed(s)."
     run.report.table(table, words)
     figure = go.Figure()
     for rate in chosen.rates:
         rows = run.results.select(rate=rate, seed=chosen.seeds[0], name="target_angle")
-        figure.add_scatter(x=[row["epoch"] for row in rows], y=[row["value"] for row in rows], name=f"rate {rate:g}")
+        figure.add_scatter(
+            x=[row["epoch"] for row in rows],
+            y=[row["value"] for row in rows],
+            name=f"rate {rate:g}",
+        )
     figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")
-    run.report.figure(figure, "The angle between embeddings and the center of their class during training, as a mean over each epoch.")
+    run.report.figure(
+        figure,
+        "The angle between embeddings and the center of their class during training, as a "
+        "mean over each epoch.",
+    )
     intervals = [
-        {"rate": row["rate"], "seed": row["seed"], "name": row["name"], "value": row["value"], "low": row["low"], "high": row["high"]}
+        {
+            "rate": row["rate"],
+            "seed": row["seed"],
+            "name": row["name"],
+            "value": row["value"],
+            "low": row["low"],
+            "high": row["high"],
+        }
         for name in names
         for row in run.results.select(name=f"{name}/projector", epoch=chosen.epochs)
     ]
-    run.report.table(intervals, "With 95 % intervals: of the accuracy from the spread over folds, of a TAR as if pairs were independent.")
+    run.report.table(
+        intervals,
+        "With 95 % intervals: of the accuracy from the spread over folds, of a TAR as if "
+        "pairs were independent.",
+    )
     with (run.home / "published.csv").open(encoding="utf-8") as file:
-        published = [{key: row[key] for key in ("data", "backbone", "rate", "name", "value", "source")} for row in csv.DictReader(file)]
+        published = [
+            {key: row[key] for key in ("data", "backbone", "rate", "name", "value", "source")}
+            for row in csv.DictReader(file)
+        ]
     run.report.text("## Published\n\nFaces, of 85,742 to 2,059,906 identities; percent.")
     run.report.table(published, "What others have measured at full and at small rates.")

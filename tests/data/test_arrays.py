@@ -25,7 +25,13 @@ def npz(folder, **fields):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_with_its_own_split(tmp_path, save):
-    save(tmp_path / "a.npz", train_images=IMAGES, train_labels=LABELS, test_images=IMAGES[:7], test_labels=LABELS[:7].astype(np.uint8))
+    save(
+        tmp_path / "a.npz",
+        train_images=IMAGES,
+        train_labels=LABELS,
+        test_images=IMAGES[:7],
+        test_labels=LABELS[:7].astype(np.uint8),
+    )
     train, test = load(f"npz:{tmp_path}/a.npz"), load(f"npz:{tmp_path}/a.npz", "test")
     assert torch.equal(train.images, chw(IMAGES))
     assert train.labels.tolist() == LABELS.tolist()
@@ -76,29 +82,113 @@ def test_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path):
 BAD_ARRAYS = {
     "no labels": ({"images": IMAGES}, ValueError, "has no 'labels'; its keys are: images"),
     "other keys": ({"x": IMAGES, "y": LABELS}, ValueError, "has no 'images'; its keys are: x, y"),
-    "half a split": ({"test_images": IMAGES, "test_labels": LABELS}, ValueError, "has no 'train_images'; its keys are: test_images, test_labels"),
-    "empty": ({"images": IMAGES[:0], "labels": LABELS[:0]}, ValueError, r"there are no images, but an array of shape \(0, 6, 5, 3\)"),
-    "object": ({"images": np.array([None] * 20), "labels": LABELS}, TypeError, "images are of dtype object"),
-    "int64": ({"images": IMAGES.astype(np.int64), "labels": LABELS}, TypeError, "images are of dtype int64. Save bytes as uint8"),
+    "half a split": (
+        {"test_images": IMAGES, "test_labels": LABELS},
+        ValueError,
+        "has no 'train_images'; its keys are: test_images, test_labels",
+    ),
+    "empty": (
+        {"images": IMAGES[:0], "labels": LABELS[:0]},
+        ValueError,
+        r"there are no images, but an array of shape \(0, 6, 5, 3\)",
+    ),
+    "object": (
+        {"images": np.array([None] * 20), "labels": LABELS},
+        TypeError,
+        "images are of dtype object",
+    ),
+    "int64": (
+        {"images": IMAGES.astype(np.int64), "labels": LABELS},
+        TypeError,
+        "images are of dtype int64. Save bytes as uint8",
+    ),
     "bool": ({"images": IMAGES > 9, "labels": LABELS}, TypeError, "images are of dtype bool"),
-    "flat": ({"images": IMAGES.reshape(20, -1), "labels": LABELS}, ValueError, r"images of shape \(20, 90\)"),
-    "four channels": ({"images": np.zeros((20, 4, 4, 4), np.uint8), "labels": LABELS}, ValueError, r"images of shape \(20, 4, 4, 4\)"),
-    "nan": ({"images": np.array([0.5] * 3 + [np.nan] * 17).reshape(20, 1, 1), "labels": LABELS}, ValueError, "image 3 holds the value nan"),
-    "inf": ({"train_images": np.full((20, 2, 2), np.inf), "train_labels": LABELS}, ValueError, "image 0 holds the value inf"),
-    "bytes as floats": ({"images": IMAGES.astype(np.float32), "labels": LABELS}, ValueError, r"Floats are finite and in \[0, 1\]; divide by 255"),
-    "negative pixels": ({"images": np.full((20, 2, 2), -0.5), "labels": LABELS}, ValueError, r"holds the value -0\.5"),
-    "float labels": ({"images": IMAGES, "labels": LABELS * 1.0}, TypeError, "labels are of dtype float64. Labels are integers"),
-    "object labels": ({"images": IMAGES, "labels": LABELS.astype(object)}, TypeError, "labels are of dtype object"),
-    "one-hot labels": ({"images": IMAGES, "labels": np.eye(2, dtype=int)[LABELS]}, ValueError, r"labels are of shape \(20, 2\)"),
-    "fewer labels": ({"images": IMAGES, "labels": LABELS[:19]}, ValueError, "20 images of shape .* and 19 labels"),
-    "negative label": ({"images": IMAGES, "labels": LABELS - 1}, ValueError, "label -1 is out of range"),
-    "label above the classes": ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(["a", "b"])}, ValueError, "label 2 is out of range: 2"),
-    "label above all": ({"images": IMAGES, "labels": LABELS * 1000}, ValueError, "label 1000 is out of range for 20 images"),
-    "huge label": ({"images": IMAGES, "labels": np.array([2**64 - 2, 2**64 - 1] * 10)}, ValueError, f"label {2**64 - 1} in labels is out"),
-    "one class": ({"images": IMAGES, "labels": LABELS * 0}, ValueError, "are of class 0, and a set has at least two classes"),
-    "object classes": ({"images": IMAGES, "labels": LABELS, "classes": np.array(["a", None])}, TypeError, "classes are of dtype object"),
-    "a class each": ({"images": IMAGES, "labels": np.arange(20)}, ValueError, "no class has two images, so none is left for the test split"),
-}  # fmt: skip
+    "flat": (
+        {"images": IMAGES.reshape(20, -1), "labels": LABELS},
+        ValueError,
+        r"images of shape \(20, 90\)",
+    ),
+    "four channels": (
+        {"images": np.zeros((20, 4, 4, 4), np.uint8), "labels": LABELS},
+        ValueError,
+        r"images of shape \(20, 4, 4, 4\)",
+    ),
+    "nan": (
+        {"images": np.array([0.5] * 3 + [np.nan] * 17).reshape(20, 1, 1), "labels": LABELS},
+        ValueError,
+        "image 3 holds the value nan",
+    ),
+    "inf": (
+        {"train_images": np.full((20, 2, 2), np.inf), "train_labels": LABELS},
+        ValueError,
+        "image 0 holds the value inf",
+    ),
+    "bytes as floats": (
+        {"images": IMAGES.astype(np.float32), "labels": LABELS},
+        ValueError,
+        r"Floats are finite and in \[0, 1\]; divide by 255",
+    ),
+    "negative pixels": (
+        {"images": np.full((20, 2, 2), -0.5), "labels": LABELS},
+        ValueError,
+        r"holds the value -0\.5",
+    ),
+    "float labels": (
+        {"images": IMAGES, "labels": LABELS * 1.0},
+        TypeError,
+        "labels are of dtype float64. Labels are integers",
+    ),
+    "object labels": (
+        {"images": IMAGES, "labels": LABELS.astype(object)},
+        TypeError,
+        "labels are of dtype object",
+    ),
+    "one-hot labels": (
+        {"images": IMAGES, "labels": np.eye(2, dtype=int)[LABELS]},
+        ValueError,
+        r"labels are of shape \(20, 2\)",
+    ),
+    "fewer labels": (
+        {"images": IMAGES, "labels": LABELS[:19]},
+        ValueError,
+        "20 images of shape .* and 19 labels",
+    ),
+    "negative label": (
+        {"images": IMAGES, "labels": LABELS - 1},
+        ValueError,
+        "label -1 is out of range",
+    ),
+    "label above the classes": (
+        {"images": IMAGES, "labels": LABELS + 1, "classes": np.array(["a", "b"])},
+        ValueError,
+        "label 2 is out of range: 2",
+    ),
+    "label above all": (
+        {"images": IMAGES, "labels": LABELS * 1000},
+        ValueError,
+        "label 1000 is out of range for 20 images",
+    ),
+    "huge label": (
+        {"images": IMAGES, "labels": np.array([2**64 - 2, 2**64 - 1] * 10)},
+        ValueError,
+        f"label {2**64 - 1} in labels is out",
+    ),
+    "one class": (
+        {"images": IMAGES, "labels": LABELS * 0},
+        ValueError,
+        "are of class 0, and a set has at least two classes",
+    ),
+    "object classes": (
+        {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", None])},
+        TypeError,
+        "classes are of dtype object",
+    ),
+    "a class each": (
+        {"images": IMAGES, "labels": np.arange(20)},
+        ValueError,
+        "no class has two images, so none is left for the test split",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_ARRAYS)
@@ -119,7 +209,11 @@ def test_refusals_come_before_the_pixels_are_read(tmp_path, monkeypatch):
         fields, error, message = BAD_ARRAYS[case]
         with pytest.raises(error, match=message):
             load(npz(tmp_path, **fields), "test" if case == "a class each" else "train")
-    with pytest.raises(ValueError, match=r"20 images of 6 x 5 take 1,800 bytes in memory, above the budget of 1,799.*size=.*fewer images"):
+    with pytest.raises(
+        ValueError,
+        match=r"20 images of 6 x 5 take 1,800 bytes in memory, above the budget of "
+        r"1,799.*size=.*fewer images",
+    ):
         load(npz(tmp_path, train_images=IMAGES, train_labels=LABELS), budget=1_799)
 
 
@@ -136,7 +230,9 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "cut.npz", "w") as archive:
         archive.writestr("train_images.npy", cut.getvalue()[:-100])
         archive.writestr("train_labels.npy", label.getvalue())
-    with pytest.raises(ValueError, match="is no whole npz file: train_images ends after 18 of 20 images"):
+    with pytest.raises(
+        ValueError, match="is no whole npz file: train_images ends after 18 of 20 images"
+    ):
         load(f"npz:{tmp_path}/cut.npz")
     whole = (tmp_path / "text.npz").parent / "flipped.npz"
     np.savez(whole, train_images=IMAGES, train_labels=LABELS)
@@ -165,9 +261,13 @@ def test_real_cifar10(real_images):
     assert torch.bincount(train.labels).tolist() == [5_000] * 10
     assert train.classes[:3] == ("airplane", "automobile", "bird")
     with np.load(real_images / "cifar10.npz") as file:
-        assert np.array_equal(file["test_images"][::500], test.images[::500].permute(0, 2, 3, 1).numpy())
+        assert np.array_equal(
+            file["test_images"][::500], test.images[::500].permute(0, 2, 3, 1).numpy()
+        )
     mean = train.images[::10].double().mean((0, 2, 3)) / 255
-    assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float64), atol=0.005)
+    assert torch.allclose(
+        mean, torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float64), atol=0.005
+    )
     assert torch.bincount(train.subset(1_000).labels).tolist() == [100] * 10
 
 

@@ -16,7 +16,9 @@ from marginlab.data.decoding import decoded, look
 from marginlab.data.pixels import BUDGET
 
 RANDOM = np.random.default_rng(0)
-UPRIGHT = np.kron(RANDOM.integers(0, 256, (2, 3, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+UPRIGHT = np.kron(
+    RANDOM.integers(0, 256, (2, 3, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)
+)
 
 # EXIF: where the stored row 0 and column 0 lie in the upright image
 STORED = {
@@ -68,7 +70,9 @@ def test_a_photograph_is_upright(tmp_path, kind, orientation):
     assert np.abs(found.astype(int) - UPRIGHT).max() <= (3 if kind == "jpg" else 0)
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12", b"", b"Exif\0\0II", b"?"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12", b"", b"Exif\0\0II", b"?"]
+)
 def test_a_broken_or_absurd_orientation_leaves_an_image_as_it_is(tmp_path, exif):
     path = tmp_path / "a.png"
     Image.fromarray(UPRIGHT).save(path, exif=exif or None)
@@ -156,7 +160,9 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     assert bomb.stat().st_size < 25_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for size in (0, 8):
-        with pytest.raises(ValueError, match=r"bee/1\.png of 1 x 170,000,000 pixels would take .* above"):
+        with pytest.raises(
+            ValueError, match=r"bee/1\.png of 1 x 170,000,000 pixels would take .* above"
+        ):
             load(spec, size=size)
     thin(bomb, 180_000_000)
     with pytest.raises(ValueError, match=r"bee/1\.png cannot be read as an image: Image size"):
@@ -170,7 +176,9 @@ def test_the_limit_is_the_budget_and_never_less_than_a_photograph_takes(tmp_path
     thin(odd, 4_000, 4_000)  # 16 million pixels, 16 bytes each
     assert load(spec, size=8, budget=1_000).images.shape == (4, 3, 8, 8)
     thin(odd, 4_200, 4_200)
-    with pytest.raises(ValueError, match=r"4,200 x 4,200 pixels would take 282,240,000 .* 268,435,456"):
+    with pytest.raises(
+        ValueError, match=r"4,200 x 4,200 pixels would take 282,240,000 .* 268,435,456"
+    ):
         load(spec, size=8, budget=1_000)
     assert load(spec, size=8, budget=300_000_000).images.shape == (4, 3, 8, 8)
 
@@ -178,7 +186,9 @@ def test_the_limit_is_the_budget_and_never_less_than_a_photograph_takes(tmp_path
 def test_a_thin_image_that_resizing_would_make_large_is_refused(tmp_path):
     spec = classes(tmp_path, "train/ant", "train/bee")
     thin(tmp_path / "train" / "bee" / "1.png", 1, 10_000)
-    with pytest.raises(ValueError, match=r"10,000 x 1 pixels would take 8,028,160,000.*longer side"):
+    with pytest.raises(
+        ValueError, match=r"10,000 x 1 pixels would take 8,028,160,000.*longer side"
+    ):
         load(spec, size=224)
     assert load(spec, size=32).images.shape == (4, 3, 32, 32)
 
@@ -193,7 +203,9 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     spec = classes(tmp_path / "data", "train/ant", "train/bee")
     hostile = tmp_path / "data" / "train" / "bee" / "1.jpg"
-    hostile.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 32\n%%EndComments\nshowpage\n")
+    hostile.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 32\n%%EndComments\nshowpage\n"
+    )
     with pytest.raises(ValueError, match=r"bee/1\.jpg cannot be read as an image"):
         load(spec)
     assert not marker.exists()
@@ -229,7 +241,9 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
     spec = classes(tmp_path, "train/ant", "train/bee")
     pipe = tmp_path / "train" / "bee" / "2.png"
     os.mkfifo(pipe)
-    with pytest.raises(ValueError, match=r"bee/2\.png cannot be read as an image: it is a named pipe"):
+    with pytest.raises(
+        ValueError, match=r"bee/2\.png cannot be read as an image: it is a named pipe"
+    ):
         load(spec)
     pipe.unlink()
     pipe.symlink_to("/dev/zero")
@@ -255,7 +269,9 @@ def test_pixels_in_the_middle_of_a_file_tell_it_from_others(tmp_path, kind):
 
 
 @pytest.mark.parametrize("size", [0, 8])
-def test_a_set_of_bitmaps_has_the_digest_of_its_pixels_held_and_streamed(tmp_path, size, monkeypatch):
+def test_a_set_of_bitmaps_has_the_digest_of_its_pixels_held_and_streamed(
+    tmp_path, size, monkeypatch
+):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for name in ("a/0", "a/1", "b/0", "b/1"):
         (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,9 @@ def folder(path, splits=("",), classes=("ant", "bee"), n=5, size=(5, 6), ending=
             place = path / split / name
             place.mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(IMAGES[(2 * i + k) % 20][: size[1], : size[0]]).save(place / f"{i}.{ending}")
+                Image.fromarray(IMAGES[(2 * i + k) % 20][: size[1], : size[0]]).save(
+                    place / f"{i}.{ending}"
+                )
     return f"folder:{path}"
 
 
@@ -36,7 +38,10 @@ def test_folder_with_its_own_split(tmp_path):
     assert torch.equal(train.images, chw(IMAGES[[0, 2, 4, 6, 1, 3, 5, 7]]))
     assert train.classes == ("ant", "bee")
     theirs = datasets.ImageFolder(str(tmp_path / "test"))
-    assert all(np.array_equal(np.array(image), mine.permute(1, 2, 0).numpy()) for (image, _), mine in zip(theirs, test.images, strict=True))
+    assert all(
+        np.array_equal(np.array(image), mine.permute(1, 2, 0).numpy())
+        for (image, _), mine in zip(theirs, test.images, strict=True)
+    )
 
 
 def test_folder_without_a_split(tmp_path):
@@ -44,7 +49,9 @@ def test_folder_without_a_split(tmp_path):
     train, test = load(spec), load(spec, "test")
     assert torch.bincount(train.labels).tolist() == [8, 8]
     assert torch.bincount(test.labels).tolist() == [2, 2]
-    assert sorted(torch.cat([train.images, test.images]).flatten(1).tolist()) == sorted(chw(IMAGES).flatten(1).tolist())
+    assert sorted(torch.cat([train.images, test.images]).flatten(1).tolist()) == sorted(
+        chw(IMAGES).flatten(1).tolist()
+    )
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -74,17 +81,29 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
 def test_mixed_sizes_need_a_size(tmp_path):
     spec = folder(tmp_path, ("train",), n=2)
     Image.fromarray(IMAGES[0][:4]).save(tmp_path / "train" / "bee" / "1.png")
-    with pytest.raises(ValueError, match=r"mixed sizes, .*ant/0.png of 6 x 5 and .*bee/1.png of 4 x 5. Give size="):
+    with pytest.raises(
+        ValueError, match=r"mixed sizes, .*ant/0.png of 6 x 5 and .*bee/1.png of 4 x 5. Give size="
+    ):
         load(spec)
     assert load(spec, size=8).images.shape == (4, 3, 8, 8)
 
 
 def test_a_folder_above_the_budget_is_refused_before_an_image_is_decoded(tmp_path, monkeypatch):
     spec = folder(tmp_path, ("train",))
-    monkeypatch.setattr(Image.Image, "convert", lambda *arguments: pytest.fail("an image was decoded"))
-    with pytest.raises(ValueError, match=r"10 images of 6 x 5 take 900 bytes in memory, above the budget of 800\. .*size=.*fewer images"):
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda *arguments: pytest.fail("an image was decoded")
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"10 images of 6 x 5 take 900 bytes in memory, above the budget of 800\. "
+        r".*size=.*fewer images",
+    ):
         load(spec, budget=800)
-    with pytest.raises(ValueError, match="10 images of 40000 x 40000 take 48,000,000,000 bytes in memory, above the budget of 2,147,483,648"):
+    with pytest.raises(
+        ValueError,
+        match="10 images of 40000 x 40000 take 48,000,000,000 bytes in memory, above the budget "
+        "of 2,147,483,648",
+    ):
         load(spec, size=40_000)
 
 
@@ -95,10 +114,14 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(ValueError, match="empty holds no class folders"):
         load(f"folder:{tmp_path}/empty")
     spec = folder(tmp_path / "a", ("train",))
-    with pytest.raises(FileNotFoundError, match=r"has class folders in .*a/train but none in .*a/test"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has class folders in .*a/train but none in .*a/test"
+    ):
         load(spec, "test")
     (tmp_path / "a" / "train" / "cow").mkdir()
-    with pytest.raises(ValueError, match=r"the class folder .*cow holds no images. Put some into it \(.jpg"):
+    with pytest.raises(
+        ValueError, match=r"the class folder .*cow holds no images. Put some into it \(.jpg"
+    ):
         load(spec)
     with pytest.raises(ValueError, match="all 5 images are of class 0"):
         load(folder(tmp_path / "b", classes=("ant",)))
@@ -117,7 +140,9 @@ def test_unreadable_images_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"bee/1.png cannot be read as an image"):
         load(spec)
     Image.fromarray((IMAGES[0, :5, :, 0] * 256.0).astype(np.uint16)).save(bad)
-    with pytest.raises(ValueError, match=r"bee/1.png holds values of more than 8 bits \(mode I;16\)"):
+    with pytest.raises(
+        ValueError, match=r"bee/1.png holds values of more than 8 bits \(mode I;16\)"
+    ):
         load(spec)
 
 

@@ -9,11 +9,14 @@ from marginlab.data.images import in_split
 
 def image_set(labels, classes=3, name="made"):
     labels = torch.as_tensor(labels)
-    images = torch.arange(len(labels))[:, None, None, None].expand(-1, 3, 2, 2).to(torch.uint8)  # an image's value is its index
+    # an image's value is its index
+    images = torch.arange(len(labels))[:, None, None, None].expand(-1, 3, 2, 2).to(torch.uint8)
     return ImageSet(images, labels, tuple("abcdefgh"[:classes]), name)
 
 
-labelled = st.lists(st.integers(0, 2), min_size=2, max_size=60).filter(lambda labels: len(set(labels)) > 1)
+labelled = st.lists(st.integers(0, 2), min_size=2, max_size=60).filter(
+    lambda labels: len(set(labels)) > 1
+)
 
 
 @given(labelled, st.integers(0, 2**40), st.data())
@@ -55,7 +58,11 @@ def test_the_split_is_a_partition_with_a_fifth_of_each_class(labels):
     labels = torch.tensor(labels)
     test, train = in_split(labels, "test"), in_split(labels, "train")
     assert torch.equal(test, ~train)
-    for n, taken in zip(torch.bincount(labels).tolist(), torch.bincount(labels[test], minlength=3).tolist(), strict=False):
+    for n, taken in zip(
+        torch.bincount(labels).tolist(),
+        torch.bincount(labels[test], minlength=3).tolist(),
+        strict=False,
+    ):
         assert taken == (0 if n < 2 else max(1, round(n / 5)))
 
 
@@ -69,21 +76,61 @@ def test_to_moves_both_tensors():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"images": torch.rand(4, 3, 2, 2)}, TypeError, r"images are uint8, not torch\.float32\. Turn values"),
-        ({"images": torch.zeros(4, 2, 2, 3, dtype=torch.uint8)}, ValueError, r"\(N, 3, H, W\), not \(4, 2, 2, 3\)"),
-        ({"images": torch.zeros(4, 2, 2, dtype=torch.uint8)}, ValueError, r"\(N, 3, H, W\), not \(4, 2, 2\)"),
-        ({"images": torch.zeros(0, 3, 2, 2, dtype=torch.uint8), "labels": torch.zeros(0, dtype=torch.int64)}, ValueError, "there are no images"),
+        (
+            {"images": torch.rand(4, 3, 2, 2)},
+            TypeError,
+            r"images are uint8, not torch\.float32\. Turn values",
+        ),
+        (
+            {"images": torch.zeros(4, 2, 2, 3, dtype=torch.uint8)},
+            ValueError,
+            r"\(N, 3, H, W\), not \(4, 2, 2, 3\)",
+        ),
+        (
+            {"images": torch.zeros(4, 2, 2, dtype=torch.uint8)},
+            ValueError,
+            r"\(N, 3, H, W\), not \(4, 2, 2\)",
+        ),
+        (
+            {
+                "images": torch.zeros(0, 3, 2, 2, dtype=torch.uint8),
+                "labels": torch.zeros(0, dtype=torch.int64),
+            },
+            ValueError,
+            "there are no images",
+        ),
         ({"images": torch.zeros(4, 3, 0, 2, dtype=torch.uint8)}, ValueError, "there are no images"),
-        ({"labels": torch.tensor([0.0, 1.0, 0.0, 1.0])}, TypeError, r"labels are int64, not torch\.float32"),
-        ({"labels": torch.tensor([0, 1, 0])}, ValueError, r"4 images need labels of shape \(4,\), not \(3,\)"),
+        (
+            {"labels": torch.tensor([0.0, 1.0, 0.0, 1.0])},
+            TypeError,
+            r"labels are int64, not torch\.float32",
+        ),
+        (
+            {"labels": torch.tensor([0, 1, 0])},
+            ValueError,
+            r"4 images need labels of shape \(4,\), not \(3,\)",
+        ),
         ({"labels": torch.tensor([[0, 1, 0, 1]])}, ValueError, r"not \(1, 4\)"),
-        ({"labels": torch.tensor([0, 1, 2, 3])}, ValueError, "label 3 is out of range: 3 classes are numbered from 0 to 2"),
+        (
+            {"labels": torch.tensor([0, 1, 2, 3])},
+            ValueError,
+            "label 3 is out of range: 3 classes are numbered from 0 to 2",
+        ),
         ({"labels": torch.tensor([0, 1, -2, 1])}, ValueError, "label -2 is out of range"),
-        ({"labels": torch.tensor([1, 1, 1, 1])}, ValueError, "all 4 images are of class 1, and a set has at least two classes"),
+        (
+            {"labels": torch.tensor([1, 1, 1, 1])},
+            ValueError,
+            "all 4 images are of class 1, and a set has at least two classes",
+        ),
     ],
 )
 def test_an_image_set_that_cannot_be_used_is_refused(change, error, message):
-    fields = {"images": torch.zeros(4, 3, 2, 2, dtype=torch.uint8), "labels": torch.tensor([0, 1, 2, 1]), "classes": ("a", "b", "c"), "name": "made"}
+    fields = {
+        "images": torch.zeros(4, 3, 2, 2, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1, 2, 1]),
+        "classes": ("a", "b", "c"),
+        "name": "made",
+    }
     assert len(ImageSet(**fields)) == 4
     with pytest.raises(error, match=message):
         ImageSet(**(fields | change))

@@ -95,4 +95,5 @@ def test_the_real_set_has_its_published_counts(real_images):
     met = [set(labels[torch.cat(parts)].tolist()) for parts in zip(*(
         part.split(600) for part in (found.pairs.first, found.pairs.second)
     ), strict=True)]  # fmt: skip
-    assert sum(len(part) for part in met) == len(set().union(*met))  # people differ from fold to fold
+    # people differ from fold to fold
+    assert sum(len(part) for part in met) == len(set().union(*met))

@@ -50,8 +50,20 @@ def test_digits_are_those_of_scikit_learn_split_by_class():
     assert np.abs(torch.bincount(test.labels).numpy() - counts / 5).max() <= 0.5
     both = torch.cat([train.images, test.images])
     assert torch.equal(both[:, 0], both[:, 2])
-    mine = sorted(zip(torch.cat([train.labels, test.labels]).tolist(), both[:, 0].flatten(1).tolist(), strict=True))
-    theirs = sorted(zip(source.target.tolist(), np.rint(source.data * 255 / 16).astype(int).tolist(), strict=True))
+    mine = sorted(
+        zip(
+            torch.cat([train.labels, test.labels]).tolist(),
+            both[:, 0].flatten(1).tolist(),
+            strict=True,
+        )
+    )
+    theirs = sorted(
+        zip(
+            source.target.tolist(),
+            np.rint(source.data * 255 / 16).astype(int).tolist(),
+            strict=True,
+        )
+    )
     assert mine == theirs  # hence the splits are disjoint and miss nothing
 
 
@@ -64,17 +76,27 @@ def pixels(n, seed):
 
 @pytest.fixture
 def torchvision_root(tmp_path, monkeypatch):
-    cifar10, cifar100, stl10 = (tmp_path / name for name in ("cifar-10-batches-py", "cifar-100-python", "stl10_binary"))
+    cifar10, cifar100, stl10 = (
+        tmp_path / name for name in ("cifar-10-batches-py", "cifar-100-python", "stl10_binary")
+    )
     for place in (cifar10, cifar100, stl10):
         place.mkdir()
     for i, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
         (cifar10 / name).write_bytes(pickle.dumps({"data": pixels(4, i), "labels": [0, 1, 2, 3]}))
-    (cifar10 / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{k}" for k in range(10)]}))
+    (cifar10 / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"c{k}" for k in range(10)]})
+    )
     for i, name in enumerate(["train", "test"]):
-        (cifar100 / name).write_bytes(pickle.dumps({"data": pixels(6, 10 + i), "fine_labels": [0, 1, 2, 99, 98, 97]}))
-        (stl10 / f"{name}_X.bin").write_bytes(np.arange(3 * 3 * 96 * 96, dtype=np.uint32).astype(np.uint8).tobytes())
+        (cifar100 / name).write_bytes(
+            pickle.dumps({"data": pixels(6, 10 + i), "fine_labels": [0, 1, 2, 99, 98, 97]})
+        )
+        (stl10 / f"{name}_X.bin").write_bytes(
+            np.arange(3 * 3 * 96 * 96, dtype=np.uint32).astype(np.uint8).tobytes()
+        )
         (stl10 / f"{name}_y.bin").write_bytes(bytes([1, 10, 2]))
-    (cifar100 / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"f{k}" for k in range(100)]}))
+    (cifar100 / "meta").write_bytes(
+        pickle.dumps({"fine_label_names": [f"f{k}" for k in range(100)]})
+    )
     (stl10 / "class_names.txt").write_text("\n".join(f"s{k}" for k in range(10)))
     for kind in (datasets.CIFAR10, datasets.STL10):  # CIFAR100 inherits
         monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
@@ -86,7 +108,10 @@ def torchvision_root(tmp_path, monkeypatch):
 def test_torchvision_folders_are_read(torchvision_root, monkeypatch):
     monkeypatch.setenv("MARGINLAB_DATA", str(torchvision_root))
     train, test = load("cifar10"), load("cifar10", "test")
-    assert torch.equal(train.images, torch.cat([torch.from_numpy(pixels(4, i)) for i in range(5)]).view(-1, 3, 32, 32))
+    assert torch.equal(
+        train.images,
+        torch.cat([torch.from_numpy(pixels(4, i)) for i in range(5)]).view(-1, 3, 32, 32),
+    )
     assert torch.equal(test.images, torch.from_numpy(pixels(4, 5)).view(-1, 3, 32, 32))
     assert train.labels.tolist() == [0, 1, 2, 3] * 5
     assert train.classes == tuple(f"c{k}" for k in range(10))
@@ -109,9 +134,15 @@ def test_an_npz_file_comes_before_the_torchvision_folder(torchvision_root):
 
 def test_only_the_word_of_numpy_on_the_age_of_pickles_is_silenced(monkeypatch, tmp_path):
     def warn(text):
-        return lambda *arguments, **more: warnings.warn(text, np.exceptions.VisibleDeprecationWarning, stacklevel=1)
+        return lambda *arguments, **more: warnings.warn(
+            text, np.exceptions.VisibleDeprecationWarning, stacklevel=1
+        )
 
-    monkeypatch.setattr(datasets, "CIFAR10", warn("dtype(): align should be passed as Python or NumPy boolean but got `align=0`."))
+    monkeypatch.setattr(
+        datasets,
+        "CIFAR10",
+        warn("dtype(): align should be passed as Python or NumPy boolean but got `align=0`."),
+    )
     assert published.torchvision_set("cifar10", "train", tmp_path) is None
     monkeypatch.setattr(datasets, "CIFAR10", warn("another word"))
     with pytest.raises(np.exceptions.VisibleDeprecationWarning, match="another word"):
@@ -120,10 +151,14 @@ def test_only_the_word_of_numpy_on_the_age_of_pickles_is_silenced(monkeypatch, t
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
 def test_an_absent_published_set_says_what_to_do_and_is_not_downloaded(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **more: pytest.fail("the network was used"))
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda *arguments, **more: pytest.fail("the network was used")
+    )
     monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
     remedies = f"Put {name}.npz there, or set MARGINLAB_DATA .*`python -m marginlab.data {name} --root {tmp_path}`"
-    with pytest.raises(FileNotFoundError, match=f"{name} is not in the folder {tmp_path} .*{remedies}"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{name} is not in the folder {tmp_path} .*{remedies}"
+    ):
         load(name)
     monkeypatch.delenv("MARGINLAB_DATA")
     monkeypatch.chdir(tmp_path)
@@ -151,16 +186,22 @@ def test_unknown_specs_and_splits_are_refused(arguments, message):
 
 def test_wrong_numbers_are_refused():
     for more in ({"size": -1}, {"budget": 0}):
-        with pytest.raises(SettingsError, match="size is 0 or a number of pixels and budget a number of bytes"):
+        with pytest.raises(
+            SettingsError, match="size is 0 or a number of pixels and budget a number of bytes"
+        ):
             load("shapes", **more)
-    with pytest.raises(ValueError, match="shapes: 5,000 images of 2000 x 2000 take 60,000,000,000 bytes"):
+    with pytest.raises(
+        ValueError, match="shapes: 5,000 images of 2000 x 2000 take 60,000,000,000 bytes"
+    ):
         load("shapes", size=2_000)
 
 
 def test_the_command_describes_a_spec(tmp_path, capsys):
     main([npz(tmp_path, images=IMAGES, labels=LABELS)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" ", 1)[1] for line in lines] == [f"{s}: {n} images of 6 x 5, 2 classes: 0, 1" for s, n in (("train", 16), ("test", 4))]
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        f"{s}: {n} images of 6 x 5, 2 classes: 0, 1" for s, n in (("train", 16), ("test", 4))
+    ]
     with pytest.raises(SystemExit) as exit_:
         main(["shape"])
     assert exit_.value.code == 2
@@ -168,7 +209,9 @@ def test_the_command_describes_a_spec(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.* classes have no (train|test) image")  # tiny files
-def test_the_command_downloads_what_is_absent_and_nothing_else(torchvision_root, monkeypatch, capsys):
+def test_the_command_downloads_what_is_absent_and_nothing_else(
+    torchvision_root, monkeypatch, capsys
+):
     asked = []
     whole = published.torchvision_set
 
@@ -177,7 +220,10 @@ def test_the_command_downloads_what_is_absent_and_nothing_else(torchvision_root,
         return whole(name, split, root, download=download)
 
     monkeypatch.setattr("marginlab.data.__main__.torchvision_set", watched)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **more: pytest.fail("what is there was fetched again"))
+    monkeypatch.setattr(
+        "urllib.request.urlopen",
+        lambda *arguments, **more: pytest.fail("what is there was fetched again"),
+    )
     main(["cifar10", "--root", str(torchvision_root), "--size", "8"])
     assert asked == [("cifar10", "train", True), ("cifar10", "test", True)]
     assert "cifar10 train: 20 images of 8 x 8, 10 classes: c0, c1" in capsys.readouterr().out
@@ -195,21 +241,46 @@ def test_the_command_downloads_what_is_absent_and_nothing_else(torchvision_root,
 def test_classes_that_are_not_trained_are_a_split_of_their_own(tmp_path):
     from PIL import Image
 
-    for place, shade in (("train/a", 10), ("train/b", 20), ("test/a", 30), ("test/b", 40), ("unseen/c", 50), ("unseen/d", 60)):
+    for place, shade in (
+        ("train/a", 10),
+        ("train/b", 20),
+        ("test/a", 30),
+        ("test/b", 40),
+        ("unseen/c", 50),
+        ("unseen/d", 60),
+    ):
         (tmp_path / "folder" / place).mkdir(parents=True)
         for number in range(2):
-            Image.new("RGB", (6, 6), (shade + number,) * 3).save(tmp_path / "folder" / place / f"{number}.png")
+            Image.new("RGB", (6, 6), (shade + number,) * 3).save(
+                tmp_path / "folder" / place / f"{number}.png"
+            )
     found = load(f"folder:{tmp_path}/folder", "unseen")
     assert found.classes == ("c", "d")
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert found.images[:, 0, 0, 0].tolist() == [50, 51, 60, 61]
     images, labels = np.full((4, 6, 6), 7, np.uint8), np.array([0, 0, 1, 1])
-    parts = {"unseen_images": images + 1, "unseen_labels": labels, "unseen_classes": np.array(["c", "d"])}
-    np.savez(tmp_path / "with.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels, **parts)
+    parts = {
+        "unseen_images": images + 1,
+        "unseen_labels": labels,
+        "unseen_classes": np.array(["c", "d"]),
+    }
+    np.savez(
+        tmp_path / "with.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+        **parts,
+    )
     found = load(f"npz:{tmp_path}/with.npz", "unseen")
     assert (found.classes, len(found), int(found.images[0, 0, 0, 0])) == (("c", "d"), 4, 8)
     np.savez(tmp_path / "without.npz", images=images, labels=labels)
-    for spec in (f"npz:{tmp_path}/without.npz", f"folder:{tmp_path}/folder/train", "digits", "shapes"):
+    for spec in (
+        f"npz:{tmp_path}/without.npz",
+        f"folder:{tmp_path}/folder/train",
+        "digits",
+        "shapes",
+    ):
         with pytest.raises(SettingsError, match=r"no split 'unseen'\. Such are of omniglot"):
             load(spec, "unseen")
     for spec in (f"folder:{tmp_path}/nowhere", f"npz:{tmp_path}/nowhere.npz"):

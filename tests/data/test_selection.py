@@ -117,7 +117,9 @@ def test_a_label_that_no_image_has_is_said_at_loading(tmp_path):
 
 def test_many_absent_classes_are_counted_and_the_first_named(tmp_path):
     labels = np.array([0] * 6 + [20] * 6)
-    np.savez(tmp_path / "gaps.npz", images=PIXELS, labels=labels, classes=[f"c{k}" for k in range(21)])
+    np.savez(
+        tmp_path / "gaps.npz", images=PIXELS, labels=labels, classes=[f"c{k}" for k in range(21)]
+    )
     with pytest.warns(UserWarning, match="19 of 21 classes have no train.*'c5' and 14 more"):
         load(f"npz:{tmp_path}/gaps.npz")
 

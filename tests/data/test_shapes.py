@@ -18,7 +18,9 @@ INDEX = torch.arange(400)
 
 
 def render(shapes, index, split="train", labels=None):
-    return shapes.render(index % len(shapes.silhouettes) if labels is None else labels, shapes.draw(split, index))
+    return shapes.render(
+        index % len(shapes.silhouettes) if labels is None else labels, shapes.draw(split, index)
+    )
 
 
 def grid(n=400, reach=2.5):
@@ -32,7 +34,8 @@ def test_a_silhouette_is_a_mirror_symmetric_distance_of_area_pi(name):
     found = distance(name, x, y)
     assert float((found < 0).sum() * cell) == pytest.approx(torch.pi, rel=0.01)
     assert torch.allclose(found, found.flip(1), atol=1e-5)
-    # a distance changes by no more than the step along any axis, and has slope 1 near the outline but at few corners
+    # a distance changes by no more than the step along any axis, and has slope 1 near the outline
+    # but at few corners
     step = x[0, 1] - x[0, 0]
     right, down = found.diff(dim=1) / step, found.diff(dim=0) / step
     assert float(right.abs().max()) < 1.001
@@ -44,7 +47,9 @@ def test_a_silhouette_is_a_mirror_symmetric_distance_of_area_pi(name):
 def test_a_polygon_equals_the_brute_force_distance_to_its_outline():
     x, y, _ = grid(60)
     half = torch.pi**0.5 / 2  # half the side of the square of area pi
-    exact = torch.hypot((x.abs() - half).clamp(min=0), (y.abs() - half).clamp(min=0)) + torch.maximum(x.abs() - half, y.abs() - half).clamp(max=0)
+    exact = torch.hypot(
+        (x.abs() - half).clamp(min=0), (y.abs() - half).clamp(min=0)
+    ) + torch.maximum(x.abs() - half, y.abs() - half).clamp(max=0)
     assert torch.allclose(distance("square", x, y), exact, atol=0.01)
 
 
@@ -64,11 +69,19 @@ def test_an_image_alone_equals_the_image_in_a_batch():
         alone = render(shapes, torch.tensor([index]))
         assert torch.allclose(alone[0], batch[index], atol=1e-5)
         assert torch.equal((255 * alone[0]).round(), (255 * batch[index]).round())
-        assert all(torch.equal(one[0], many[index]) for one, many in zip(shapes.draw("train", index), shapes.draw("train", INDEX), strict=True))
+        assert all(
+            torch.equal(one[0], many[index])
+            for one, many in zip(
+                shapes.draw("train", index), shapes.draw("train", INDEX), strict=True
+            )
+        )
 
 
 def test_seeds_splits_and_indices_give_other_images():
-    images = [render(Shapes(seed=seed), INDEX[:20], split) for seed, split in ((0, "train"), (0, "test"), (1, "train"))]
+    images = [
+        render(Shapes(seed=seed), INDEX[:20], split)
+        for seed, split in ((0, "train"), (0, "test"), (1, "train"))
+    ]
     flat = torch.cat(images).flatten(1)
     assert float((torch.cdist(flat, flat) + 10 * torch.eye(60)).min()) > 1
 
@@ -92,7 +105,9 @@ def test_each_nuisance_switches_on_alone(field):
 
 
 def test_ranges_are_respected_and_filled():
-    shapes = Shapes(position=0.2, scale=(0.25, 0.5), rotation=40.0, hue=0.5, background=0.5, noise=0.2)
+    shapes = Shapes(
+        position=0.2, scale=(0.25, 0.5), rotation=40.0, hue=0.5, background=0.5, noise=0.2
+    )
     p = shapes.draw("test", torch.arange(5_000))
     for values, low, high in (
         (p.position[:, 0], -0.2, 0.2),
@@ -107,7 +122,8 @@ def test_ranges_are_respected_and_filled():
         assert low - 1e-5 <= float(values.min())
         assert float(values.max()) <= high + 1e-5
         assert scipy.stats.kstest((values - low) / (high - low), "uniform").pvalue > 1e-3
-    assert float(p.ground.min()) >= 0.14 - 1e-6  # half way from grey, 0.28, to black and to the lightest, 0.55
+    # half way from grey, 0.28, to black and to the lightest, 0.55
+    assert float(p.ground.min()) >= 0.14 - 1e-6
     assert float(p.ground.max()) <= 0.415 + 1e-6
     images = shapes.render(torch.arange(300) % 10, shapes.draw("test", torch.arange(300)))
     assert float(images.min()) >= 0
@@ -128,14 +144,20 @@ def test_a_flip_mirrors_position_and_rotation():
     shapes = replace(Shapes(), background=0.0, noise=0.0)
     p, labels = shapes.draw("train", INDEX), INDEX % 10
     mirrored = p._replace(rotation=-p.rotation, position=p.position * torch.tensor([-1.0, 1.0]))
-    assert torch.allclose(shapes.render(labels, p).flip(-1), shapes.render(labels, mirrored), atol=1e-4)
+    assert torch.allclose(
+        shapes.render(labels, p).flip(-1), shapes.render(labels, mirrored), atol=1e-4
+    )
 
 
 def test_a_crop_undoes_position_and_scale():
     shapes = replace(PLAIN, size=64)
     p = shapes.draw("train", INDEX[:10])
-    small = shapes.render(INDEX[:10], p._replace(radius=p.radius / 2, position=torch.tensor([0.5, -0.5]).expand(10, 2)))
-    crop = functional.resize(small[..., :32, 32:], [64, 64], antialias=True)  # the upper right quarter, at twice its size
+    small = shapes.render(
+        INDEX[:10],
+        p._replace(radius=p.radius / 2, position=torch.tensor([0.5, -0.5]).expand(10, 2)),
+    )
+    # the upper right quarter, at twice its size
+    crop = functional.resize(small[..., :32, 32:], [64, 64], antialias=True)
     assert float((crop - shapes.render(INDEX[:10], p)).abs().mean()) < 0.02
 
 
@@ -149,7 +171,10 @@ def test_blur_undoes_noise():
 def test_noise_is_normal_with_the_drawn_deviation():
     shapes = replace(PLAIN, noise=0.2)
     p = shapes.draw("train", INDEX)
-    noise = (shapes.render(INDEX % 10, p) - PLAIN.render(INDEX % 10, p._replace(noise=torch.zeros(400))))[..., :3]  # a margin of grey
+    # a margin of grey
+    noise = (
+        shapes.render(INDEX % 10, p) - PLAIN.render(INDEX % 10, p._replace(noise=torch.zeros(400)))
+    )[..., :3]
     small = p.noise < 0.06  # where 0.28 does not clip
     assert torch.allclose(noise[small].std((1, 2, 3)), p.noise[small], rtol=0.15)
     one = noise[p.noise < 0.08] / p.noise[p.noise < 0.08][:, None, None, None]
@@ -158,17 +183,26 @@ def test_noise_is_normal_with_the_drawn_deviation():
 
 
 def test_colours_carry_no_information_of_the_class():
-    # the drawn colours do not know the label: the same parameters render any class in the same ink on the same ground
+    # the drawn colours do not know the label: the same parameters render any class in the same ink
+    # on the same ground
     shapes = replace(Shapes(), position=0.0, noise=0.0)
     p = shapes.draw("train", INDEX[:30])
     disc, square = (shapes.render(torch.full((30,), label), p) for label in (0, 2))
     assert torch.allclose(disc[:, :, 15:17, 15:17], square[:, :, 15:17, 15:17], atol=1e-5)
     assert torch.allclose(disc[:, :, ::31, ::31], square[:, :, ::31, ::31], atol=1e-5)
-    # nor does the share of ink, as all areas are equal: the class cannot be told from an image's colour mean and deviation better than by chance
-    shown = [Shapes(background=background).load(split, n) for background in (0.0, 1.0) for split, n in (("train", 2_000), ("test", 1_000))]
+    # nor does the share of ink, as all areas are equal: the class cannot be told from an image's
+    # colour mean and deviation better than by chance
+    shown = [
+        Shapes(background=background).load(split, n)
+        for background in (0.0, 1.0)
+        for split, n in (("train", 2_000), ("test", 1_000))
+    ]
     for train, test in (shown[:2], shown[2:]):
         means = [images.images.double().mean((2, 3)) for images in (train, test)]
-        right = KNeighborsClassifier(25).fit(means[0], train.labels).predict(means[1]) == test.labels.numpy()
+        right = (
+            KNeighborsClassifier(25).fit(means[0], train.labels).predict(means[1])
+            == test.labels.numpy()
+        )
         assert right.mean() < 0.1 + 4 * (0.1 * 0.9 / 1_000) ** 0.5
 
 
@@ -179,14 +213,19 @@ def test_a_set_is_bytes_balanced_and_any_n_begins_the_same():
     assert torch.bincount(train.labels).tolist() == [20] * 10
     assert train.classes == SILHOUETTES
     assert torch.equal(Shapes().load("train", 30).images, train.images[:30])
-    large = Shapes(size=64, noise=0.0).load("train", 50).images.float()  # the same images at another size
+    # the same images at another size
+    large = Shapes(size=64, noise=0.0).load("train", 50).images.float()
     small = Shapes(noise=0.0).load("train", 50).images.float()
     assert float((torch.nn.functional.avg_pool2d(large, 2) - small).abs().mean()) < 2
 
 
 def test_nuisances_hide_the_silhouette_from_pixels_but_not_all_of_it():
     accuracy = {}
-    for name, shapes in {"hard": replace(Shapes(), hue=1.0, background=1.0, position=0.3, rotation=30.0), "usual": Shapes(), "easy": EASY}.items():
+    for name, shapes in {
+        "hard": replace(Shapes(), hue=1.0, background=1.0, position=0.3, rotation=30.0),
+        "usual": Shapes(),
+        "easy": EASY,
+    }.items():
         train, test = shapes.load("train", 1_000), shapes.load("test", 300)
         fitted = KNeighborsClassifier(5).fit(train.images.flatten(1), train.labels)
         accuracy[name] = (fitted.predict(test.images.flatten(1)) == test.labels.numpy()).mean()

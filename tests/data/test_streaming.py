@@ -1,4 +1,6 @@
-"""Streamed images: the same as held ones, read when asked for, by workers that end with their reader and say which file is broken."""
+"""Streamed images: the same as held ones, read when asked for, by workers that end with their
+reader and say which file is broken.
+"""
 
 import contextlib
 import functools
@@ -33,12 +35,20 @@ class Numbers:
 
 
 class Processes(Numbers):
-    """Gives the number of the process that reads; one of row 13 ends without a word, as one does that is killed for its memory."""
+    """Gives the number of the process that reads; one of row 13 ends without a word, as one does
+    that is killed for its memory.
+    """
 
     def __getitem__(self, rows):
         if 13 in rows.tolist():
             os._exit(1)
-        return torch.tensor(list(os.getpid().to_bytes(8, "little")), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous()
+        return (
+            torch.tensor(list(os.getpid().to_bytes(8, "little")), dtype=torch.uint8)[
+                :, None, None, None
+            ]
+            .expand(-1, 3, 2, 2)
+            .contiguous()
+        )
 
 
 def streamed(n=40, budget=1, workers=0, source=Numbers):
@@ -46,7 +56,9 @@ def streamed(n=40, budget=1, workers=0, source=Numbers):
 
 
 def gone(process, patience=10.0):
-    """Whether a process ends within some seconds; what has ended and is not collected yet is gone as well."""
+    """Whether a process ends within some seconds; what has ended and is not collected yet is gone
+    as well.
+    """
     until = time.monotonic() + patience
     while time.monotonic() < until:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -74,7 +86,11 @@ def test_a_streamed_folder_gives_what_a_held_one_gives(folder, workers):
     held, some = load(folder, size=6), load(folder, size=6, budget=300, workers=workers)
     assert isinstance(held.images, torch.Tensor)
     assert isinstance(some.images, Streamed)
-    assert (len(some), some.images.shape, some.classes) == (len(held), held.images.shape, held.classes)
+    assert (len(some), some.images.shape, some.classes) == (
+        len(held),
+        held.images.shape,
+        held.classes,
+    )
     assert torch.equal(some.labels, held.labels)
     assert some.digest() == held.digest()
     assert torch.equal(some.images.held(), held.images)
@@ -95,7 +111,10 @@ def test_a_folder_within_the_budget_is_held_whoever_asks(folder):
     assert isinstance(load(folder, size=6, workers=2).images, torch.Tensor)
     with pytest.raises(ValueError, match="above the budget of 300"):
         load(folder, size=6, budget=300)
-    with pytest.raises(SettingsError, match="workers is a number of processes, or 0 for none beside this one, not -1"):
+    with pytest.raises(
+        SettingsError,
+        match="workers is a number of processes, or 0 for none beside this one, not -1",
+    ):
         load(folder, size=6, workers=-1)
 
 
@@ -113,7 +132,10 @@ def test_a_subset_reads_itself_and_is_held_where_it_fits(n, seed, budget):
     assert torch.equal(small.labels, same.labels)
     assert small.digest() == same.digest()
     again = small.subset(2, seed)
-    assert torch.equal(again.images if isinstance(again.images, torch.Tensor) else again.images.held(), same.subset(2, seed).images)
+    assert torch.equal(
+        again.images if isinstance(again.images, torch.Tensor) else again.images.held(),
+        same.subset(2, seed).images,
+    )
     assert small.to("cpu").digest() == small.digest()
 
 
@@ -122,7 +144,8 @@ def test_a_set_is_told_from_another_by_its_files(folder, tmp_path):
     for name, image in zip(("ant", "bee"), PIXELS, strict=False):
         for i in range(2):
             (tmp_path / name).mkdir(exist_ok=True)
-            Image.fromarray(image).save(tmp_path / name / f"{i}.bmp")  # not compressed: other pixels leave the length as it is
+            # not compressed: other pixels leave the length as it is
+            Image.fromarray(image).save(tmp_path / name / f"{i}.bmp")
     spec = f"folder:{tmp_path}"
     before = load(spec).digest()
     assert load(spec).digest() == load(spec, budget=1, workers=0).digest() == before
@@ -140,9 +163,14 @@ def test_a_file_that_is_cut_short_is_named_where_its_batch_is_due(tmp_path, work
     for file in (tmp_path / "bee").iterdir():
         file.write_bytes(file.read_bytes()[:-400])
     some = load(f"folder:{tmp_path}", budget=1, workers=workers)
-    reading = batches(some.images, torch.arange(8).split(2))  # of each class one image is for the test
+    # of each class one image is for the test
+    reading = batches(some.images, torch.arange(8).split(2))
     assert [next(reading)[0].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
-    with pytest.raises(ValueError, match=r"^folder:.*bee/\d.jpg cannot be read as an image: .*truncated.* Remove it, or save it again\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^folder:.*bee/\d.jpg cannot be read as an image: .*truncated.* Remove it, or "
+        r"save it again\.$",
+    ):
         next(reading)
     with pytest.raises(StopIteration):
         next(reading)
@@ -156,7 +184,10 @@ def test_a_file_of_another_size_than_at_first_is_named(folder, tmp_path):
     some = load(f"folder:{tmp_path}", budget=1, workers=0)
     Image.fromarray(PIXELS[0][:1, :1]).save(some_file := tmp_path / "ant" / "0.png")
     Image.fromarray(PIXELS[0][:1, :1]).save(tmp_path / "ant" / "1.png")
-    with pytest.raises(ValueError, match=f"{some_file.parent}/.*png was of 9 x 7 when the work began, and is now of 1 x 1"):
+    with pytest.raises(
+        ValueError,
+        match=f"{some_file.parent}/.*png was of 9 x 7 when the work began, and is now of 1 x 1",
+    ):
         some.images.held()
 
 
@@ -171,24 +202,37 @@ def test_workers_read_two_batches_each_ahead_and_no_more():
 def test_workers_end_with_their_reader_and_are_apart_from_its_signals():
     parts = [torch.full((8,), row) for row in range(12)]
     reading = batches(streamed(workers=2, source=Processes), iter(parts))
-    found = {int.from_bytes(bytes(images[:, 0, 0, 0].tolist()), "little") for _, images in (next(reading) for _ in range(4))}
+    found = {
+        int.from_bytes(bytes(images[:, 0, 0, 0].tolist()), "little")
+        for _, images in (next(reading) for _ in range(4))
+    }
     assert len(found) == 2
     assert os.getpid() not in found
-    assert {os.getpgid(process) for process in found} == found  # Ctrl-C goes to this process's group
+    # Ctrl-C goes to this process's group
+    assert {os.getpgid(process) for process in found} == found
     reading.close()
     assert all(gone(process) for process in found)
 
 
 def test_a_worker_that_ends_is_an_error_and_ends_the_others():
-    reading = batches(streamed(workers=2, source=Processes), iter([torch.full((8,), row) for row in (0, 1, 2, 13, 3, 4)]))
+    reading = batches(
+        streamed(workers=2, source=Processes),
+        iter([torch.full((8,), row) for row in (0, 1, 2, 13, 3, 4)]),
+    )
     other = int.from_bytes(bytes(next(reading)[1][:, 0, 0, 0].tolist()), "little")
-    with pytest.raises(ChildProcessError, match=r"A process that reads images ended: .* If memory was short, take fewer workers") as kept:
+    with pytest.raises(
+        ChildProcessError,
+        match=r"A process that reads images ended: .* If memory was short, take fewer workers",
+    ) as kept:
         list(reading)
     assert gone(other), kept  # although an error is kept, whose traceback knows the reader
 
 
 def test_streamed_images_want_fingerprints():
-    with pytest.raises(ValueError, match=r"40 images have 0 fingerprints\. Give one for each; held images need none"):
+    with pytest.raises(
+        ValueError,
+        match=r"40 images have 0 fingerprints\. Give one for each; held images need none",
+    ):
         ImageSet(streamed(), torch.arange(40) % 2, ("a", "b"), "made")
 
 
@@ -200,8 +244,12 @@ def test_a_rank_takes_its_share_of_the_cores(monkeypatch):
         assert default_workers() == workers
 
 
-def test_the_command_describes_a_folder_of_any_size_without_decoding_it(folder, capsys, monkeypatch):
-    monkeypatch.setattr(Image.Image, "convert", lambda *arguments: pytest.fail("an image was decoded"))
+def test_the_command_describes_a_folder_of_any_size_without_decoding_it(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda *arguments: pytest.fail("an image was decoded")
+    )
     monkeypatch.setattr("marginlab.data.__main__.load", functools.partial(load, budget=1))
     main([folder, "--size", "6"])
     assert "24 images of 6 x 6, 3 classes: ant, bee, cow" in capsys.readouterr().out

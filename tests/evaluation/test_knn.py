@@ -24,29 +24,49 @@ def test_votes_are_those_of_the_formula(seed, k, temperature):
     expected = []
     for row in cosine:
         near = row.argsort(descending=True)[:k]
-        votes = [sum(float(torch.exp((row[m] - 1) / temperature)) for m in near if labels[m] == c) for c in range(4)]
+        votes = [
+            sum(float(torch.exp((row[m] - 1) / temperature)) for m in near if labels[m] == c)
+            for c in range(4)
+        ]
         expected.append(max(range(4), key=votes.__getitem__))
-    assert knn_predict(bank, labels, queries, k=k, temperature=temperature, budget=3000).tolist() == expected
+    assert (
+        knn_predict(bank, labels, queries, k=k, temperature=temperature, budget=3000).tolist()
+        == expected
+    )
 
 
 def test_the_vote_is_scikit_learns_with_these_weights():
     bank, labels = clusters(1, 400)
     queries, asked = clusters(2, 100)
-    peer = KNeighborsClassifier(n_neighbors=50, metric="cosine", weights=lambda d: torch.from_numpy((1 - d) / 0.1).exp().numpy())
+    peer = KNeighborsClassifier(
+        n_neighbors=50,
+        metric="cosine",
+        weights=lambda d: torch.from_numpy((1 - d) / 0.1).exp().numpy(),
+    )
     peer.fit(bank.numpy(), labels.numpy())
-    assert knn_predict(bank, labels, queries, k=50).tolist() == peer.predict(queries.numpy()).tolist()
-    assert knn_accuracy(bank, labels, queries, asked, k=50) == peer.score(queries.numpy(), asked.numpy())
+    assert (
+        knn_predict(bank, labels, queries, k=50).tolist() == peer.predict(queries.numpy()).tolist()
+    )
+    assert knn_accuracy(bank, labels, queries, asked, k=50) == peer.score(
+        queries.numpy(), asked.numpy()
+    )
 
 
 def test_equal_votes_go_to_the_smallest_class_and_small_temperatures_do_not_overflow():
     bank = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
-    assert knn_predict(bank, torch.tensor([2, 0, 1]), torch.tensor([[0.0, 7.0]]), k=3, temperature=1e-4).tolist() == [2]
-    assert knn_predict(torch.eye(2), torch.tensor([1, 0]), torch.tensor([[1.0, 1.0]]), k=2).tolist() == [0]
+    assert knn_predict(
+        bank, torch.tensor([2, 0, 1]), torch.tensor([[0.0, 7.0]]), k=3, temperature=1e-4
+    ).tolist() == [2]
+    assert knn_predict(
+        torch.eye(2), torch.tensor([1, 0]), torch.tensor([[1.0, 1.0]]), k=2
+    ).tolist() == [0]
 
 
 def test_half_precision_and_zero_features_are_taken():
     bank, labels = clusters(1, 30)
-    assert knn_predict(bank.bfloat16(), labels, torch.zeros(2, 6).bfloat16(), k=5, num_classes=9).shape == (2,)
+    assert knn_predict(
+        bank.bfloat16(), labels, torch.zeros(2, 6).bfloat16(), k=5, num_classes=9
+    ).shape == (2,)
 
 
 def test_bad_input_is_refused(unchecked):
@@ -110,9 +130,7 @@ def test_ranked_classes_are_the_votes_in_order(seed, k, top):
 def test_leave_one_out_is_each_row_asked_of_the_others(seed, k, budget):
     bank, labels = clusters(seed, 24)
     others = [torch.arange(24) != row for row in range(24)]
-    expected = torch.cat(
-        [knn_predict(bank[o], labels[o], bank[~o], k=k) for o in others]
-    )
+    expected = torch.cat([knn_predict(bank[o], labels[o], bank[~o], k=k) for o in others])
     assert torch.equal(knn_predict(bank, labels, k=k, budget=budget), expected)
     share = float((expected == labels).double().mean())
     assert knn_accuracy(bank, labels, k=k, budget=budget) == share

@@ -21,18 +21,30 @@ def clusters(n, D, classes, spread, seed):
 def test_it_is_scikit_learns_regression_on_standardised_features():
     (x, y), (z, w) = clusters(300, 8, 4, 1.5, 1), clusters(200, 8, 4, 1.5, 2)
     x, z = x * torch.logspace(-4, 4, 8), z * torch.logspace(-4, 4, 8)
-    peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-8)).fit(x.double().numpy(), y.numpy())
+    peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-8)).fit(
+        x.double().numpy(), y.numpy()
+    )
     found = linear_probe(x, y, z, w, tolerance=1e-8)
     assert found.accuracy == peer.score(z.double().numpy(), w.numpy())
     assert found.converged
     assert 0.5 < found.accuracy < 1
-    assert found.standard_error == pytest.approx((found.accuracy * (1 - found.accuracy) / 200) ** 0.5)
+    assert found.standard_error == pytest.approx(
+        (found.accuracy * (1 - found.accuracy) / 200) ** 0.5
+    )
     assert linear_probe_accuracy(x, y, z, w) == pytest.approx(found.accuracy, abs=0.015)
 
 
 def test_constant_features_and_labels_with_gaps_are_taken():
     x = torch.tensor([[0.0, 3.0], [1.0, 3.0], [4.0, 3.0], [5.0, 3.0]])
-    assert linear_probe_accuracy(x, torch.tensor([2, 2, 7, 7]), x + torch.tensor([0.0, 100.0]), torch.tensor([2, 2, 7, 7])) == 1
+    assert (
+        linear_probe_accuracy(
+            x,
+            torch.tensor([2, 2, 7, 7]),
+            x + torch.tensor([0.0, 100.0]),
+            torch.tensor([2, 2, 7, 7]),
+        )
+        == 1
+    )
 
 
 def test_a_probe_that_does_not_converge_says_so(caplog):

@@ -13,10 +13,14 @@ def test_the_error_is_that_of_the_nearest_mean_over_views(seed, V, normalize, sp
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(3, 5, generator=generator).double()
     labels, asked = torch.arange(12) % 3 * 2, torch.arange(30) % 3 * 2  # classes 0, 2, 4
-    features = centers[labels // 2][:, None] + spread * torch.randn(12, V, 5, generator=generator).double()
+    features = (
+        centers[labels // 2][:, None] + spread * torch.randn(12, V, 5, generator=generator).double()
+    )
     queries = centers[asked // 2] + spread * torch.randn(30, 5, generator=generator).double()
     found = nearest_center_error(features, labels, queries, asked, normalize=normalize)
-    z, q = (torch.nn.functional.normalize(x, dim=-1) if normalize else x for x in (features, queries))
+    z, q = (
+        torch.nn.functional.normalize(x, dim=-1) if normalize else x for x in (features, queries)
+    )
     peer = NearestCentroid().fit(z.flatten(0, 1).numpy(), labels.repeat_interleave(V).numpy())
     assert found.error == pytest.approx(1 - peer.score(q.numpy(), asked.numpy()))
     assert found.standard_error == pytest.approx((found.error * (1 - found.error) / 30) ** 0.5)
@@ -34,7 +38,10 @@ def test_centers_are_means_over_views_and_not_over_clean_images():
 def test_bad_input_is_refused(unchecked):
     views, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 2, 2])
     for arguments, sentence in (
-        ((views, labels, torch.randn(2, 3), torch.tensor([0, 1])), r"classes \[1\] that no training image has"),
+        (
+            (views, labels, torch.randn(2, 3), torch.tensor([0, 1])),
+            r"classes \[1\] that no training image has",
+        ),
         ((views[:, 0], labels, torch.randn(1, 3), labels[:1]), "features\\[:, None\\]"),
         ((views, labels, torch.randn(1, 2), labels[:1]), r"shape \(M, 3\), .* \(1, 2\)"),
         ((views, labels, torch.randn(20, 3), torch.arange(20) + 9), r"13\] and 15 more that no"),

@@ -1,4 +1,6 @@
-"""Verification against scikit-learn's KFold and roc_curve by brute force, the exact interval by simulation, and pairs by enumeration."""
+"""Verification against scikit-learn's KFold and roc_curve by brute force, the exact interval by
+simulation, and pairs by enumeration.
+"""
 
 import itertools
 import math
@@ -17,12 +19,16 @@ from marginlab.evaluation.verification import _candidates
 
 
 def drawn(seed, n, D=4, tied=False, mixed=0.8):
-    """Features of n pairs whose genuine ones are nearer; with `tied` they are signs, so that distances are 0, 1, 2, 3 and 4, and tie exactly."""
+    """Features of n pairs whose genuine ones are nearer; with `tied` they are signs, so that
+    distances are 0, 1, 2, 3 and 4, and tie exactly.
+    """
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(n, D, generator=generator, dtype=torch.float64)
     same = torch.rand(n, generator=generator) < 0.5
     same[:2] = torch.tensor([True, False])
-    second = torch.where(same[:, None], first, 0) + mixed * torch.randn(n, D, generator=generator, dtype=torch.float64)
+    second = torch.where(same[:, None], first, 0) + mixed * torch.randn(
+        n, D, generator=generator, dtype=torch.float64
+    )
     return (first.sign(), second.sign(), same) if tied else (first, second, same)
 
 
@@ -36,8 +42,12 @@ def brute(d, same, folds, grid):
     found = []
     for train, held in KFold(folds).split(d):
         tried = grid if grid is not None else [0.0, *(t + 1e-9 for t in sorted(d[train]))]
-        best = max(tried, key=lambda t: (np.sum((d[train] < t) == same[train]), -t))  # the first of equals
-        nearest = d[train][d[train] < best].max(initial=-1.0), d[train][d[train] >= best].min(initial=math.inf)
+        # the first of equals
+        best = max(tried, key=lambda t: (np.sum((d[train] < t) == same[train]), -t))
+        nearest = (
+            d[train][d[train] < best].max(initial=-1.0),
+            d[train][d[train] >= best].min(initial=math.inf),
+        )
         found.append((best, nearest, held))
     return found
 
@@ -50,7 +60,9 @@ def test_exact_thresholds_are_those_of_brute_force_on_scikit_learns_folds(seed, 
     found = verification_accuracy(first, second, same, folds)
     d, kinds = distance(first, second), same.numpy()
     assert len(found.folds) == len(found.thresholds) == folds
-    for accuracy, t, (_, (below, above), held) in zip(found.folds, found.thresholds, brute(d, kinds, folds, None), strict=True):
+    for accuracy, t, (_, (below, above), held) in zip(
+        found.folds, found.thresholds, brute(d, kinds, folds, None), strict=True
+    ):
         assert below - 1e-9 <= t <= above + 1e-9  # it cuts the training pairs as the best one does
         assert accuracy == np.mean((d[held] < t) == kinds[held])
     assert found.accuracy == pytest.approx(np.mean(found.folds))
@@ -63,7 +75,9 @@ def test_the_published_grid_is_that_of_brute_force(seed, n):
     first, second, same = drawn(seed, n)
     found = verification_accuracy(first, second, same, 5, thresholds="grid")
     d, kinds = distance(first, second), same.numpy()
-    for accuracy, t, (best, _, held) in zip(found.folds, found.thresholds, brute(d, kinds, 5, np.arange(0, 4, 0.01)), strict=True):
+    for accuracy, t, (best, _, held) in zip(
+        found.folds, found.thresholds, brute(d, kinds, 5, np.arange(0, 4, 0.01)), strict=True
+    ):
         assert t == best
         assert accuracy == np.mean((d[held] < best) == kinds[held])
 
@@ -85,7 +99,10 @@ def test_a_collapsed_network_has_the_accuracy_of_the_larger_kind():
     found = verification_accuracy(torch.ones(20, 4), torch.ones(20, 4), same, folds=4)
     assert found.folds == (0.8, 0.8, 0.8, 0.8)
     assert set(found.thresholds) == {math.inf}  # everything is accepted
-    assert verification_accuracy(torch.ones(20, 4), torch.ones(20, 4), ~same, folds=4).thresholds == (0.0,) * 4
+    assert (
+        verification_accuracy(torch.ones(20, 4), torch.ones(20, 4), ~same, folds=4).thresholds
+        == (0.0,) * 4
+    )
 
 
 def test_between_neighbouring_floats_there_is_a_threshold():
@@ -117,7 +134,12 @@ def test_pairs_are_compared_in_blocks(monkeypatch):
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 10**6), st.integers(20, 200), st.sampled_from([0.05, 0.1, 0.2, 1 / 3, 0.5]), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.integers(20, 200),
+    st.sampled_from([0.05, 0.1, 0.2, 1 / 3, 0.5]),
+    st.booleans(),
+)
 def test_tar_at_far_are_points_of_scikit_learns_roc(seed, n, far, tied):
     first, second, same = drawn(seed, n, tied=tied)
     impostors = int((~same).sum())
@@ -127,7 +149,10 @@ def test_tar_at_far_are_points_of_scikit_learns_roc(seed, n, far, tied):
         return
     d = distance(first, second)
     rates, tars, _ = roc_curve(same.numpy(), -d, drop_intermediate=False)
-    below, nearest = tar_at_far(first, second, same, far), tar_at_far(first, second, same, far, point="nearest")
+    below, nearest = (
+        tar_at_far(first, second, same, far),
+        tar_at_far(first, second, same, far, point="nearest"),
+    )
     assert below.far <= far + 1e-12
     at = np.flatnonzero(rates <= far + 1e-12).max()
     assert (below.far, below.tar) == pytest.approx((rates[at], tars[at]))
@@ -181,7 +206,9 @@ def test_the_published_curve_can_drop_the_nearest_point():
 
 
 def test_the_interval_covers_the_tar_at_the_true_far():
-    """Distances of two known distributions: the TAR at the true FAR is known, and the interval misses it in less than 5 % of 400 trials."""
+    """Distances of two known distributions: the TAR at the true FAR is known, and the interval
+    misses it in less than 5 % of 400 trials.
+    """
     generator = torch.Generator().manual_seed(0)
     far, missed, widths = 0.1, 0, []
     impostor, genuine = scipy.stats.norm(1.2, 0.3), scipy.stats.norm(0.7, 0.25)  # of the angle
@@ -189,7 +216,8 @@ def test_the_interval_covers_the_tar_at_the_true_far():
     for _ in range(400):
         same = torch.arange(1000) % 2 == 0
         noise = torch.randn(1000, generator=generator, dtype=torch.float64)
-        angle = torch.where(same, 0.7 + 0.25 * noise, 1.2 + 0.3 * noise).abs()  # below 0 in 0.3 % of genuine pairs, accepted all the same
+        # below 0 in 0.3 % of genuine pairs, accepted all the same
+        angle = torch.where(same, 0.7 + 0.25 * noise, 1.2 + 0.3 * noise).abs()
         first = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(1000, 2)
         found = tar_at_far(first, torch.stack([angle.cos(), angle.sin()], 1), same, far)
         missed += not found.low <= truth <= found.high
@@ -201,7 +229,8 @@ def test_the_interval_covers_the_tar_at_the_true_far():
 def test_without_a_threshold_below_the_interval_reaches_zero():
     first, second, same = drawn(1, 60, mixed=0.3)
     found = tar_at_far(first, second, same, 1.5 / int((~same).sum()))
-    assert found.low == 0.0  # with 1.5 impostors expected, the nearest may well lie beyond the threshold of that rate
+    # with 1.5 impostors expected, the nearest may well lie beyond the threshold of that rate
+    assert found.low == 0.0
     assert found.high > found.tar
 
 
@@ -212,7 +241,12 @@ def test_without_a_threshold_below_the_interval_reaches_zero():
 def test_what_cannot_be_judged_is_refused():
     x, same = torch.eye(4), torch.tensor([True, False, True, False])
     for arguments, more, sentence in (
-        ((x, x[:3], same), {}, r"two \(n, D\) tensors of floating-point features, not torch.float32 \(4, 4\) and torch.float32 \(3, 4\)"),
+        (
+            (x, x[:3], same),
+            {},
+            r"two \(n, D\) tensors of floating-point features, not torch.float32 \(4, 4\) "
+            r"and torch.float32 \(3, 4\)",
+        ),
         ((x.long(), x.long(), same), {}, "floating-point features"),
         ((x, x, same.long()), {}, "4 pairs need as many bools .* not torch.int64 .* Compare"),
         ((x, x, same.tolist()), {}, "kinds of pairs are a tensor or a numpy array, not a list"),
@@ -252,9 +286,20 @@ def test_pairs_are_distinct_balanced_and_of_the_kind_they_say(labels, folds, see
         reject()
     assert ((labels[drawn.first] == labels[drawn.second]) == drawn.same).all()
     assert (drawn.first != drawn.second).all()
-    assert len({frozenset(pair) for pair in zip(drawn.first.tolist(), drawn.second.tolist(), strict=True)}) == n
+    assert (
+        len(
+            {
+                frozenset(pair)
+                for pair in zip(drawn.first.tolist(), drawn.second.tolist(), strict=True)
+            }
+        )
+        == n
+    )
     assert drawn.same.tolist() == [True, False] * (n // 2)
-    blocks = [set(labels[torch.cat([drawn.first[part], drawn.second[part]])].tolist()) for part in torch.arange(n).split(4)]
+    blocks = [
+        set(labels[torch.cat([drawn.first[part], drawn.second[part]])].tolist())
+        for part in torch.arange(n).split(4)
+    ]
     assert all(not a & b for a, b in itertools.combinations(blocks, 2))
     again = pairs(labels, n, seed=seed, folds=folds)
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
@@ -266,8 +311,15 @@ def test_all_pairs_there_are_can_be_drawn_and_each_is_drawn_equally_often():
     for i, j in itertools.combinations(range(6), 2):
         every[bool(labels[i] == labels[j])].add(frozenset((i, j)))
     whole = pairs(labels, 12, folds=1)
-    assert {frozenset(p) for p in zip(whole.first[whole.same].tolist(), whole.second[whole.same].tolist(), strict=True)} == every[True]
-    with pytest.raises(ValueError, match="Fold 0 holds 6 genuine pairs, fewer than the 7 asked for"):
+    assert {
+        frozenset(p)
+        for p in zip(
+            whole.first[whole.same].tolist(), whole.second[whole.same].tolist(), strict=True
+        )
+    } == every[True]
+    with pytest.raises(
+        ValueError, match="Fold 0 holds 6 genuine pairs, fewer than the 7 asked for"
+    ):
         pairs(labels, 14, folds=1)
     counts = {True: dict.fromkeys(every[True], 0), False: dict.fromkeys(every[False], 0)}
     for seed in range(300):

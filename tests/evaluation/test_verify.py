@@ -10,7 +10,13 @@ LABELS = torch.arange(400) // 10
 
 
 def test_features_that_are_their_identity_are_told_apart_without_an_error():
-    found = verify(torch.eye(40)[LABELS] * torch.arange(1, 401)[:, None], LABELS, n=400, folds=10, far_pairs=2000)
+    found = verify(
+        torch.eye(40)[LABELS] * torch.arange(1, 401)[:, None],
+        LABELS,
+        n=400,
+        folds=10,
+        far_pairs=2000,
+    )
     assert list(found) == ["verification_accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001"]
     assert [rate.value for rate in found.values()] == [1.0] * 3
     assert [rate.n for rate in found.values()] == [400, 1000, 1000]
@@ -19,7 +25,11 @@ def test_features_that_are_their_identity_are_told_apart_without_an_error():
 def test_features_that_know_nothing_are_accepted_as_often_as_impostors():
     z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     found = verify(z, LABELS, n=400, folds=10, far_pairs=3600, fars=(0.1, 0.3))
-    for name, expected in (("verification_accuracy", 0.5), ("TAR@FAR=0.1", 0.1), ("TAR@FAR=0.3", 0.3)):
+    for name, expected in (
+        ("verification_accuracy", 0.5),
+        ("TAR@FAR=0.1", 0.1),
+        ("TAR@FAR=0.3", 0.3),
+    ):
         assert found[name].low < expected < found[name].high
         assert found[name].value == pytest.approx(expected, abs=0.06)
 
@@ -27,10 +37,23 @@ def test_features_that_know_nothing_are_accepted_as_often_as_impostors():
 def test_better_features_verify_better_and_the_seed_draws_other_pairs():
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(400, 40, generator=generator)
-    values = [verify(torch.eye(40)[LABELS] + noise * size, LABELS, n=400, far_pairs=2000, fars=(0.01,)) for size in (0.1, 0.2, 0.4)]
+    values = [
+        verify(torch.eye(40)[LABELS] + noise * size, LABELS, n=400, far_pairs=2000, fars=(0.01,))
+        for size in (0.1, 0.2, 0.4)
+    ]
     for name in values[0]:
         assert values[0][name].value > values[1][name].value > values[2][name].value
-    one, other = (verify(torch.eye(40)[LABELS] + noise * 0.2, LABELS, n=400, far_pairs=2000, fars=(0.01,), seed=seed) for seed in (0, 1))
+    one, other = (
+        verify(
+            torch.eye(40)[LABELS] + noise * 0.2,
+            LABELS,
+            n=400,
+            far_pairs=2000,
+            fars=(0.01,),
+            seed=seed,
+        )
+        for seed in (0, 1)
+    )
     assert one == values[1] != other
 
 

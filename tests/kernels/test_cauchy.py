@@ -27,7 +27,9 @@ def problems(draw):
         draw(st.integers(0, 3)),
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
-    x, y = (torch.randn(n, features, dtype=torch.float64, generator=generator) for n in (rows, columns))
+    x, y = (
+        torch.randn(n, features, dtype=torch.float64, generator=generator) for n in (rows, columns)
+    )
     return x, y, torch.randint(-2, columns + 2, (rows, left_out), generator=generator)
 
 
@@ -51,7 +53,10 @@ def test_it_is_the_sum_in_value_and_gradient_at_any_budget(problem, length, budg
 @given(st.integers(0, 2**20), st.integers(8, 200), st.sampled_from([3, 10]))
 def test_gradcheck(seed, budget, features):
     generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(n, features, dtype=torch.float64, generator=generator, requires_grad=True) for n in (4, 5))
+    x, y = (
+        torch.randn(n, features, dtype=torch.float64, generator=generator, requires_grad=True)
+        for n in (4, 5)
+    )
     exclude = torch.tensor([[0, 1], [1, 3], [4, -1], [2, 2]])
     assert gradcheck(lambda a, b: log_cauchy_sum(a, b, exclude=exclude, budget=budget), (x, y))
 
@@ -63,7 +68,12 @@ def test_far_from_the_origin_float32_keeps_its_digits(features):
     got, exact = (t.requires_grad_() for t in (x.clone(), x.double()))
     out, expected = log_cauchy_sum(got, got, exclude=own), naive(exact, exact, own)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.autograd.grad(out.sum(), got)[0].double(), torch.autograd.grad(expected.sum(), exact)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.sum(), got)[0].double(),
+        torch.autograd.grad(expected.sum(), exact)[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_row_that_excludes_everything_is_minus_infinity_without_gradient():
@@ -85,7 +95,9 @@ def test_neither_pass_holds_more_than_the_budget():
 @pytest.mark.usefixtures("unchecked")
 def test_bad_inputs_are_refused():
     x = torch.ones(3, 2, requires_grad=True)
-    with pytest.raises(ValueError, match=r"of one width and dtype, not \(3, 2\) torch.float32 and \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"of one width and dtype, not \(3, 2\) torch.float32 and \(3, 3\)"
+    ):
         log_cauchy_sum(x, torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"for each of the 3 rows of x, not \(2, 1\)"):
         log_cauchy_sum(x, x, exclude=torch.zeros(2, 1, dtype=torch.int64))

@@ -22,10 +22,17 @@ def distances(x):
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-@given(st.integers(0, 2**20), st.integers(6, 60), st.sampled_from([0, 1, 3, 5, 8, 60]), st.sampled_from([torch.float32, torch.float64]))
+@given(
+    st.integers(0, 2**20),
+    st.integers(6, 60),
+    st.sampled_from([0, 1, 3, 5, 8, 60]),
+    st.sampled_from([torch.float32, torch.float64]),
+)
 def test_short_rows_bound_distances_from_both_sides(seed, P, rank, dtype):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(6, 4, rank, generator=generator, dtype=dtype) @ torch.randn(rank, P, generator=generator, dtype=dtype)
+    x = torch.randn(6, 4, rank, generator=generator, dtype=dtype) @ torch.randn(
+        rank, P, generator=generator, dtype=dtype
+    )
     x = x * torch.rand(6, 4, 1, generator=generator, dtype=dtype) ** 3
     filter = prepare(x, None, x.mean((0, 1)), 2.0 ** (-24 if dtype == torch.float32 else -53))
     flat = (x - x.mean((0, 1))).flatten(0, 1)
@@ -47,7 +54,9 @@ def test_a_basis_that_is_not_orthonormal_stretches_by_its_deviation(seed, gap):
     basis += gap * torch.randn(20, 5, generator=generator, dtype=torch.float64) / 10
     stretch = float(torch.linalg.matrix_norm(basis.T @ basis - torch.eye(5)))
     x = torch.cat([torch.randn(10, 20, generator=generator, dtype=torch.float64), 3 * basis.T])
-    assert bool((distances(Filter(basis, 0.0).short(x)) <= (1 + stretch) * distances(x) + 1e-12).all())
+    assert bool(
+        (distances(Filter(basis, 0.0).short(x)) <= (1 + stretch) * distances(x) + 1e-12).all()
+    )
 
 
 def test_the_first_directions_are_found_and_always_the_same():
@@ -57,7 +66,8 @@ def test_the_first_directions_are_found_and_always_the_same():
     found = prepare(x, None, x.mean((0, 1)), 2.0**-24)
     assert float(found.basis[:5].square().sum()) > 4.99
     assert torch.equal(found.basis, prepare(x, None, x.mean((0, 1)), 2.0**-24).basis)
-    both = prepare(x[:20], x[20:].flip(2), x.mean((0, 1)), 2.0**-24)  # directions of both groups compete
+    # directions of both groups compete
+    both = prepare(x[:20], x[20:].flip(2), x.mean((0, 1)), 2.0**-24)
     assert float(both.basis[[0, 1, 39, 38]].square().sum()) > 3.9
 
 
@@ -83,7 +93,8 @@ def test_it_is_not_tried_where_it_cannot_pay(monkeypatch):
 def test_copies_are_views_that_equal_an_earlier_one_of_their_image(seed, N, V):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(0, 2, (N, V, 2), generator=generator).float()
-    almost = torch.where(torch.rand(N, V, 1, generator=generator) < 0.3, x + 1e-7, x)  # near an earlier one, and not equal
+    # near an earlier one, and not equal
+    almost = torch.where(torch.rand(N, V, 1, generator=generator) < 0.3, x + 1e-7, x)
     for views in (x, almost):
         short = torch.cat([views, torch.zeros(N, V, 1)], 2)
         found = copies(views, short, short.square().sum(2), torch.full((N,), 1e-3))

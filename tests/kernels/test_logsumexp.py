@@ -20,9 +20,16 @@ def naive(x, y, scale, exclude=None):
 
 @st.composite
 def problems(draw):
-    rows, columns, features, left_out = draw(st.integers(0, 7)), draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    rows, columns, features, left_out = (
+        draw(st.integers(0, 7)),
+        draw(st.integers(1, 9)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(0, 3)),
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
-    x, y = (torch.randn(n, features, dtype=torch.float64, generator=generator) for n in (rows, columns))
+    x, y = (
+        torch.randn(n, features, dtype=torch.float64, generator=generator) for n in (rows, columns)
+    )
     exclude = torch.randint(-2, columns + 2, (rows, left_out), generator=generator)
     return x, y, exclude
 
@@ -48,10 +55,15 @@ def test_it_is_the_softmax_sum_in_value_and_gradient_at_any_budget(problem, scal
 @given(st.integers(0, 2**20), st.integers(8, 200))
 def test_gradcheck(seed, budget):
     generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(n, 3, dtype=torch.float64, generator=generator, requires_grad=True) for n in (4, 5))
+    x, y = (
+        torch.randn(n, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+        for n in (4, 5)
+    )
     scale = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
     exclude = torch.tensor([[0, 1], [1, 3], [4, -1], [2, 2]])
-    assert gradcheck(lambda a, b, s: logsumexp(a, b, scale=s, exclude=exclude, budget=budget), (x, y, scale))
+    assert gradcheck(
+        lambda a, b, s: logsumexp(a, b, scale=s, exclude=exclude, budget=budget), (x, y, scale)
+    )
 
 
 def test_only_the_gradients_that_are_asked_for_are_made():
@@ -61,7 +73,12 @@ def test_only_the_gradients_that_are_asked_for_are_made():
     for which in (0, 1):
         inputs = [x, y]
         inputs[which] = inputs[which].clone().requires_grad_()
-        torch.testing.assert_close(torch.autograd.grad(logsumexp(*inputs, scale=2.0).sum(), inputs[which])[0], expected[which], rtol=0, atol=0)
+        torch.testing.assert_close(
+            torch.autograd.grad(logsumexp(*inputs, scale=2.0).sum(), inputs[which])[0],
+            expected[which],
+            rtol=0,
+            atol=0,
+        )
 
 
 def test_a_row_that_excludes_everything_is_minus_infinity_without_gradient():
@@ -71,7 +88,12 @@ def test_a_row_that_excludes_everything_is_minus_infinity_without_gradient():
     assert bool(out[1].isfinite())
     for g in torch.autograd.grad(out, [x, y], torch.tensor([math.inf, 1.0])):
         assert bool(g.isfinite().all())
-    assert bool((torch.autograd.grad(logsumexp(x, y, exclude=torch.tensor([[0, 1], [1, 0]])).sum(), x)[0] == 0).all())
+    assert bool(
+        (
+            torch.autograd.grad(logsumexp(x, y, exclude=torch.tensor([[0, 1], [1, 0]])).sum(), x)[0]
+            == 0
+        ).all()
+    )
     assert bool((logsumexp(x, y[:0]) == -math.inf).all())
 
 

@@ -25,7 +25,8 @@ def check(found, x, y, levels, tolerance=1e-6, *, own=False):
         if own:
             least.fill_diagonal_(0)
         assert (found.distance[at] - least).abs().max() <= tolerance
-        assert torch.equal(found.distance[at] == 0, least == 0)  # exact zeros are found, and only these
+        # exact zeros are found, and only these
+        assert torch.equal(found.distance[at] == 0, least == 0)
         u, v = found.views[at].long().unbind(-1)
         i, j = torch.arange(len(x))[:, None], torch.arange(len(y))
         assert int(found.views[at].max()) < level
@@ -35,17 +36,25 @@ def check(found, x, y, levels, tolerance=1e-6, *, own=False):
 @st.composite
 def groups(draw):
     """Views of images with exact and near duplicates among them, anywhere in space."""
-    seed, n, m, V, P = (draw(st.integers(low, high)) for low, high in ((0, 2**20), (1, 9), (1, 7), (1, 5), (1, 40)))
+    seed, n, m, V, P = (
+        draw(st.integers(low, high)) for low, high in ((0, 2**20), (1, 9), (1, 7), (1, 5), (1, 40))
+    )
     generator = torch.Generator().manual_seed(seed)
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
-    x = torch.rand(n + m, V, P, generator=generator, dtype=dtype) * draw(st.sampled_from([1.0, 1e-3, 30.0]))
+    x = torch.rand(n + m, V, P, generator=generator, dtype=dtype) * draw(
+        st.sampled_from([1.0, 1e-3, 30.0])
+    )
     x += draw(st.sampled_from([0.0, 0.5, 1000.0]))
     for gap in (0.0, 1e-6, 1e-3):
         for _ in range(draw(st.integers(0, 3))):
-            a, b, u, v = (int(torch.randint(high, (), generator=generator)) for high in (n + m, n + m, V, V))
+            a, b, u, v = (
+                int(torch.randint(high, (), generator=generator)) for high in (n + m, n + m, V, V)
+            )
             x[a, u] = x[b, v]
             x[a, u, 0] += gap
-    levels = draw(st.none() | st.sets(st.integers(1, V), min_size=1).map(lambda s: tuple(sorted(s))))
+    levels = draw(
+        st.none() | st.sets(st.integers(1, V), min_size=1).map(lambda s: tuple(sorted(s)))
+    )
     return x, n, levels, draw(st.integers(1, 5000))
 
 
@@ -53,7 +62,9 @@ def groups(draw):
 def test_the_minimum_is_that_of_brute_force_in_float64(case):
     x, n, levels, budget = case
     check(minimum(x, levels=levels, budget=budget), x, x, levels or (x.shape[1],), own=True)
-    check(between(x[:n], x[n:], levels=levels, budget=budget), x[:n], x[n:], levels or (x.shape[1],))
+    check(
+        between(x[:n], x[n:], levels=levels, budget=budget), x[:n], x[n:], levels or (x.shape[1],)
+    )
 
 
 @given(groups())
@@ -89,17 +100,27 @@ def test_cancellation_is_survived_and_named_levels_come_from_one_product():
     assert float(found.distance[2, 7, 9]) == pytest.approx(1e-4, rel=1e-2)
     gram = x.flatten(0, 1) @ x.flatten(0, 1).T  # what the product alone would say
     squares = gram.diagonal()
-    naive = (squares[7 * 8 + 2] + squares[9 * 8 + 1] - 2 * gram[7 * 8 + 2, 9 * 8 + 1]).clamp(min=0).sqrt()
+    naive = (
+        (squares[7 * 8 + 2] + squares[9 * 8 + 1] - 2 * gram[7 * 8 + 2, 9 * 8 + 1])
+        .clamp(min=0)
+        .sqrt()
+    )
     assert float(naive) != pytest.approx(1e-4, rel=0.5)
 
 
 def test_a_product_of_fewer_bits_changes_nothing(monkeypatch):
-    """With tf32 or bf16 products the bound grows with their roundoff; here it is the bound alone that can be tested."""
+    """With tf32 or bf16 products the bound grows with their roundoff; here it is the bound alone
+    that can be tested.
+    """
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(8, 4, 50, generator=generator)
     exact = minimum(x)
     addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha))
+    monkeypatch.setattr(
+        torch,
+        "addmm",
+        lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha),
+    )
     monkeypatch.setattr(module, "_roundoff", lambda x: 2.0**-8)
     assert torch.equal(minimum(x).distance, exact.distance)
     assert torch.equal(minimum(x).views, exact.views)
@@ -107,7 +128,9 @@ def test_a_product_of_fewer_bits_changes_nothing(monkeypatch):
 
 @contextlib.contextmanager
 def filtering(directions=3, worth=1 / 32, share=-1.0):
-    """The filter for however small groups; yields what became of the blocks: (short rows, whether they were enough)."""
+    """The filter for however small groups; yields what became of the blocks: (short rows, whether
+    they were enough).
+    """
     blocks, block = [], module._block
 
     def spy(*arguments):
@@ -116,7 +139,12 @@ def filtering(directions=3, worth=1 / 32, share=-1.0):
         return done
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_DIRECTIONS": directions, "_LEAST": 1, "_GAIN": 0, "_SHARE": share}.items():
+        for name, value in {
+            "_DIRECTIONS": directions,
+            "_LEAST": 1,
+            "_GAIN": 0,
+            "_SHARE": share,
+        }.items():
             patch.setattr(filtered, name, value)
         patch.setattr(module, "_WORTH", worth)
         patch.setattr(module, "_block", spy)
@@ -127,10 +155,20 @@ def filtering(directions=3, worth=1 / 32, share=-1.0):
 @given(groups(), st.sampled_from([1 / 32, 1.0]), st.integers(1, 4))
 def test_the_filter_changes_nothing(case, worth, directions):
     x, n, levels, budget = case
-    whole = minimum(x, levels=levels, budget=budget), between(x[:n], x[n:], levels=levels, budget=budget)
+    whole = (
+        minimum(x, levels=levels, budget=budget),
+        between(x[:n], x[n:], levels=levels, budget=budget),
+    )
     with filtering(directions, worth) as blocks:
-        found = minimum(x, levels=levels, budget=budget), between(x[:n], x[n:], levels=levels, budget=budget)
-    assert all(torch.equal(a, b) for one, other in zip(found, whole, strict=True) for a, b in zip(one, other, strict=True))
+        found = (
+            minimum(x, levels=levels, budget=budget),
+            between(x[:n], x[n:], levels=levels, budget=budget),
+        )
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(found, whole, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
     check(found[0], x, x, levels or (x.shape[1],), own=True)
     check(found[1], x[:n], x[n:], levels or (x.shape[1],))
     if x.shape[2] > directions:
@@ -141,12 +179,20 @@ def test_the_filter_changes_nothing(case, worth, directions):
 
 @given(st.integers(0, 2**20), st.integers(0, 5), st.booleans(), st.integers(2000, 30000))
 def test_the_filter_on_views_of_few_directions_with_copies_and_flat_ones(seed, rank, noise, budget):
-    """Tied distances, whole images at distance zero, nothing left outside the basis: the first pair of views is named all the same."""
+    """Tied distances, whole images at distance zero, nothing left outside the basis: the first pair
+    of views is named all the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(8, 6, rank, generator=generator) @ torch.randn(rank, 30, generator=generator)
     x += 1e-3 * noise * torch.randn(8, 6, 30, generator=generator)
-    x = torch.where(torch.rand(8, 6, 1, generator=generator) < 0.3, x[:, :1], x)  # a coin left the view as it was
-    x = torch.where(torch.rand(8, 6, 1, generator=generator) < 0.2, torch.randint(0, 3, (8, 6, 1), generator=generator).float(), x)  # flat
+    # a coin left the view as it was
+    x = torch.where(torch.rand(8, 6, 1, generator=generator) < 0.3, x[:, :1], x)
+    # flat
+    x = torch.where(
+        torch.rand(8, 6, 1, generator=generator) < 0.2,
+        torch.randint(0, 3, (8, 6, 1), generator=generator).float(),
+        x,
+    )
     levels = (1, 2, 5)
     whole = minimum(x, levels=levels, budget=budget)
     with filtering(4, 1.0):
@@ -165,8 +211,12 @@ def test_the_filter_on_views_of_few_directions_with_copies_and_flat_ones(seed, r
 def test_blocks_with_many_candidates_end_the_filter_noise_does_not_begin_it_and_smooth_views_keep_it():
     generator = torch.Generator().manual_seed(3)
     noise = torch.rand(24, 12, 64, generator=generator)
-    smooth = torch.randn(24, 12, 4, generator=generator) @ torch.randn(4, 64, generator=generator) + 1e-3 * noise
-    many = noise + 5 * torch.arange(12.0)[:, None]  # each of the 12 brightnesses of an image meets its like in any other
+    smooth = (
+        torch.randn(24, 12, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
+        + 1e-3 * noise
+    )
+    # each of the 12 brightnesses of an image meets its like in any other
+    many = noise + 5 * torch.arange(12.0)[:, None]
     for x in (noise, smooth, many):
         for levels in ((12,), (2, 12)):
             whole = minimum(x, levels=levels)
@@ -178,7 +228,8 @@ def test_blocks_with_many_candidates_end_the_filter_noise_does_not_begin_it_and_
             assert len(blocks) > 30
             if x is many:
                 assert 2 <= tried.count(False) <= 3  # enough to see it
-                assert len(tried) <= 6  # some on the diagonal have no pair of images, or one, and few candidates
+                # some on the diagonal have no pair of images, or one, and few candidates
+                assert len(tried) <= 6
             else:
                 assert len(tried) == (0 if x is noise else len(blocks))
 
@@ -188,7 +239,11 @@ def test_the_filter_with_a_product_of_fewer_bits(monkeypatch):
     x = torch.rand(8, 6, 12, generator=generator) * torch.tensor([1.0] * 3 + [0.01] * 9)
     exact = minimum(x)
     addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha))
+    monkeypatch.setattr(
+        torch,
+        "addmm",
+        lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha),
+    )
     monkeypatch.setattr(module, "_roundoff", lambda x: 2.0**-8)
     with filtering(3, 1.0) as blocks:
         assert torch.equal(minimum(x).distance, exact.distance)
@@ -196,7 +251,8 @@ def test_the_filter_with_a_product_of_fewer_bits(monkeypatch):
 
 
 def test_candidates_in_parts_are_the_same(monkeypatch):
-    x = torch.randint(0, 2, (9, 6, 3), generator=torch.Generator().manual_seed(5)).float()  # ties everywhere
+    # ties everywhere
+    x = torch.randint(0, 2, (9, 6, 3), generator=torch.Generator().manual_seed(5)).float()
     whole = minimum(x, levels=(2, 6))
     monkeypatch.setattr(module, "_PARTS", 10**6)
     found = minimum(x, levels=(2, 6))
@@ -212,7 +268,12 @@ def test_half_precision_is_computed_in_float32():
 def test_small_and_empty_groups():
     assert minimum(torch.rand(1, 3, 4)).distance.tolist() == [[[0.0]]]
     assert minimum(torch.rand(0, 3, 4)).distance.shape == (1, 0, 0)
-    assert between(torch.rand(2, 3, 4), torch.rand(0, 3, 4), levels=(1, 3)).views.shape == (2, 2, 0, 2)
+    assert between(torch.rand(2, 3, 4), torch.rand(0, 3, 4), levels=(1, 3)).views.shape == (
+        2,
+        2,
+        0,
+        2,
+    )
 
 
 def test_on_real_images(real_images):

@@ -6,12 +6,21 @@ from hypothesis import given
 from marginlab.kernels import top_k
 
 
-@given(st.integers(0, 2**20), st.integers(0, 8), st.integers(1, 30), st.integers(1, 6), st.integers(1, 2000), st.booleans(), st.data())
+@given(
+    st.integers(0, 2**20),
+    st.integers(0, 8),
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.integers(1, 2000),
+    st.booleans(),
+    st.data(),
+)
 def test_the_answer_is_that_of_a_stable_sort_whatever_the_budget(seed, B, M, D, budget, own, data):
     generator = torch.Generator().manual_seed(seed)
     own = own and M > 1 and B <= M
     k = data.draw(st.integers(1, M - own))
-    y = torch.randint(-2, 3, (M, D), generator=generator).float()  # whole numbers: products are exact and ties are many
+    # whole numbers: products are exact and ties are many
+    y = torch.randint(-2, 3, (M, D), generator=generator).float()
     x = y[:B] if own else torch.randint(-2, 3, (B, D), generator=generator).float()
     products = x @ y.T
     if own:
@@ -24,7 +33,10 @@ def test_the_answer_is_that_of_a_stable_sort_whatever_the_budget(seed, B, M, D, 
 
 def test_real_numbers_agree_with_the_whole_matrix():
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(50, 16, generator=generator).double(), torch.randn(400, 16, generator=generator).double()
+    x, y = (
+        torch.randn(50, 16, generator=generator).double(),
+        torch.randn(400, 16, generator=generator).double(),
+    )
     expected = (x @ y.T).topk(20, dim=1)
     found = top_k(x, y, 20, budget=4000)
     torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-12)

@@ -8,7 +8,13 @@ from marginlab.kernels import walk
 sizes = st.integers(0, 40)
 
 
-@given(sizes, sizes, st.integers(1, 900), st.integers(1, 8), st.tuples(st.integers(1, 4), st.integers(1, 4)))
+@given(
+    sizes,
+    sizes,
+    st.integers(1, 900),
+    st.integers(1, 8),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
 def test_blocks_cover_every_entry_once_within_the_budget(rows, columns, budget, entry, unit):
     seen = torch.zeros(rows, columns)
     for r, c in walk(rows, columns, entry=entry, budget=budget, unit=unit):

@@ -1,6 +1,8 @@
-"""What Triton's passes over a tile must hold: the same as torch's own, run by test_triton_tile.py in a process of its own.
+"""What Triton's passes over a tile must hold: the same as torch's own, run by test_triton_tile.py
+in a process of its own.
 
-There TRITON_INTERPRET=1 has numpy carry the kernels out on the CPU; without it they are compiled and run on the GPU.
+There TRITON_INTERPRET=1 has numpy carry the kernels out on the CPU; without it they are compiled
+and run on the GPU.
 """
 
 import os
@@ -17,12 +19,20 @@ SHAPES = [(1, 1), (3, 5), (5, 33), (4, 2048), (7, 2047), (2, 2049), (17, 4200)]
 
 
 def problem(B, T, *, lifted=False, operands=torch.float32, start=0, seed=0):
-    """Products (B, T, 1) of a tile that begins at a column, with rows whose own column lies before, in and behind it, and one center of length 0."""
+    """Products (B, T, 1) of a tile that begins at a column, with rows whose own column lies before,
+    in and behind it, and one center of length 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     n = start + T + 3
     product = (20 * torch.randn(B, T, 1, generator=generator)).to(DEVICE)
     lift = torch.randn(n, generator=generator, dtype=torch.float64).to(DEVICE) if lifted else None
-    columns = Columns(torch.zeros(n, 1, 1, device=DEVICE), None, lift, Terms(1.0, operands=operands), torch.float32)
+    columns = Columns(
+        torch.zeros(n, 1, 1, device=DEVICE),
+        None,
+        lift,
+        Terms(1.0, operands=operands),
+        torch.float32,
+    )
     columns.factor.copy_(torch.rand(n, 1, generator=generator) + 0.5)
     columns.factor[start + T // 2] = 0.0
     own = torch.randint(-2, T + 3, (B,), generator=generator) + start
@@ -39,7 +49,9 @@ def close(ours, theirs, rtol=2e-6):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_sums_of_tiles_are_those_of_torch(shape, lifted):
     B, T = shape
-    ours = theirs = Sums.none(B, torch.zeros(0, device=DEVICE))._replace(plain=torch.arange(B, device=DEVICE) + 0.5)
+    ours = theirs = Sums.none(B, torch.zeros(0, device=DEVICE))._replace(
+        plain=torch.arange(B, device=DEVICE) + 0.5
+    )
     whole = []
     for number, start in enumerate((0, 16, T)):
         product, columns, rows, tile = problem(B, T, lifted=lifted, start=start, seed=number)
@@ -49,7 +61,8 @@ def test_the_sums_of_tiles_are_those_of_torch(shape, lifted):
         theirs = tiles.forward_tile(product, columns, rows, tile, theirs)
         assert torch.equal(product, before)  # it may be held for the backward pass
         close(ours.highest, theirs.highest)
-        close(ours.total, theirs.total, rtol=2e-5)  # a sum relative to a maximum that differs in its last place
+        # a sum relative to a maximum that differs in its last place
+        close(ours.total, theirs.total, rtol=2e-5)
         close(ours.logarithm().double(), torch.cat(whole, 1).logsumexp(1).double())
     assert torch.equal(ours.plain, theirs.plain)
     assert torch.equal(ours.finite, theirs.finite)
@@ -59,7 +72,10 @@ def test_more_blocks_than_one_step_of_the_merge_takes(monkeypatch):
     monkeypatch.setattr(triton_tile, "BLOCKS", 2)
     product, columns, rows, tile = problem(9, 5 * triton_tile.COLUMNS - 7)
     ours = triton_tile.forward_tile(product, columns, rows, tile, Sums.none(9, product))
-    close(ours.logarithm(), tiles.forward_tile(product, columns, rows, tile, Sums.none(9, product)).logarithm())
+    close(
+        ours.logarithm(),
+        tiles.forward_tile(product, columns, rows, tile, Sums.none(9, product)).logarithm(),
+    )
 
 
 def test_a_tile_of_nothing_but_the_own_column_adds_nothing():
@@ -71,9 +87,13 @@ def test_a_tile_of_nothing_but_the_own_column_adds_nothing():
     assert none.logarithm().tolist() == [-torch.inf] * 2
     product, columns, rows, tile = problem(2, 40)
     some = triton_tile.forward_tile(product, columns, rows, tile, none)
-    close(some.logarithm(), tiles.forward_tile(product, columns, rows, tile, Sums.none(2, product)).logarithm())
+    close(
+        some.logarithm(),
+        tiles.forward_tile(product, columns, rows, tile, Sums.none(2, product)).logarithm(),
+    )
     rows = rows._replace(column=torch.zeros_like(rows.column))
-    again = triton_tile.forward_tile(product[:, :1], columns, rows, slice(0, 1), some)  # and takes nothing away
+    # and takes nothing away
+    again = triton_tile.forward_tile(product[:, :1], columns, rows, slice(0, 1), some)
     assert torch.equal(again.highest, some.highest)
     assert torch.equal(again.total, some.total)
 
@@ -87,11 +107,20 @@ def test_the_gradient_is_that_of_torch_in_the_dtype_of_the_operands(shape, lifte
     before = product.clone()
     far = tiles.forward_tile(product, columns, rows, tile, Sums.none(B, product)).logarithm()
     own = torch.linspace(-64, -1, B, device=DEVICE)
-    slopes = Slopes(torch.logaddexp(far, own), torch.zeros_like(own), own, torch.zeros(B, dtype=torch.long, device=DEVICE))
+    slopes = Slopes(
+        torch.logaddexp(far, own),
+        torch.zeros_like(own),
+        own,
+        torch.zeros(B, dtype=torch.long, device=DEVICE),
+    )
     ours = triton_tile.backward_tile(product, columns, rows, tile, slopes)
     assert ours.dtype == operands
     assert torch.equal(product, before)
-    close(ours, tiles.backward_tile(product, columns, rows, tile, slopes).to(operands), rtol=1e-5 + torch.finfo(operands).eps)
+    close(
+        ours,
+        tiles.backward_tile(product, columns, rows, tile, slopes).to(operands),
+        rtol=1e-5 + torch.finfo(operands).eps,
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
@@ -103,12 +132,20 @@ def test_rows_may_lie_apart_and_vectors_too(kind):
     columns.lift = torch.stack((columns.lift, columns.lift * 0), 1)[:, 0]
     assert not own.is_contiguous()
     assert not columns.lift.is_contiguous()
-    ours = triton_tile.forward_tile(wide[:, 7:107], columns, rows._replace(column=own), tile, Sums.none(5, product))
+    ours = triton_tile.forward_tile(
+        wide[:, 7:107], columns, rows._replace(column=own), tile, Sums.none(5, product)
+    )
     theirs = tiles.forward_tile(product, columns, rows, tile, Sums.none(5, product))
     close(ours.highest, theirs.highest)
     close(ours.total, theirs.total)
-    slopes = Slopes(ours.logarithm(), *torch.zeros(2, 5, device=DEVICE), torch.zeros(5, dtype=torch.long, device=DEVICE))
-    grad = triton_tile.backward_tile(wide[:, 7:107], columns, rows._replace(column=own), tile, slopes)
+    slopes = Slopes(
+        ours.logarithm(),
+        *torch.zeros(2, 5, device=DEVICE),
+        torch.zeros(5, dtype=torch.long, device=DEVICE),
+    )
+    grad = triton_tile.backward_tile(
+        wide[:, 7:107], columns, rows._replace(column=own), tile, slopes
+    )
     close(grad, tiles.backward_tile(product, columns, rows, tile, slopes), rtol=1e-5)
 
 
@@ -116,25 +153,35 @@ def test_offsets_beyond_two_to_the_31(tmp_path):
     product, columns, rows, tile = problem(3, 20)
     apart = 2**30 + 8
     size = 2 * apart + 20
-    far = torch.from_file(str(tmp_path / "sparse"), shared=True, size=size) if DEVICE == "cpu" else torch.empty(size, device=DEVICE)
+    far = (
+        torch.from_file(str(tmp_path / "sparse"), shared=True, size=size)
+        if DEVICE == "cpu"
+        else torch.empty(size, device=DEVICE)
+    )
     view = far.as_strided((3, 20, 1), (apart, 1, 1)).copy_(product)
     ours = triton_tile.forward_tile(view, columns, rows, tile, Sums.none(3, product))
     close(ours.total, tiles.forward_tile(product, columns, rows, tile, Sums.none(3, product)).total)
 
 
-@pytest.mark.parametrize("budget", [2**30, 4 * 70 * 4, 500], ids=["one buffer", "row chunks", "class tiles"])
+@pytest.mark.parametrize(
+    "budget", [2**30, 4 * 70 * 4, 500], ids=["one buffer", "row chunks", "class tiles"]
+)
 @pytest.mark.parametrize("lifted", [False, True])
 def test_the_whole_loss_and_its_gradients(budget, lifted, monkeypatch):
     monkeypatch.setattr(margin_softmax, "ROWS", 4)
     generator, B, C = torch.Generator().manual_seed(1), 9, 70
-    x, weight = (torch.randn(*shape, generator=generator).to(DEVICE) for shape in ((B, 8), (C, 1, 8)))
+    x, weight = (
+        torch.randn(*shape, generator=generator).to(DEVICE) for shape in ((B, 8), (C, 1, 8))
+    )
     target = torch.randint(C, (B,), generator=generator).to(DEVICE)
     lift = torch.randn(C, generator=generator).to(DEVICE) if lifted else None
 
     def run():
         inputs = [t.clone().requires_grad_() for t in (x, weight)]
         share = torch.full((B,), 1 / B, device=DEVICE)
-        loss, _ = margin_softmax.margin_cross_entropy(*inputs, target, ArcFace(0.5), scale=16.0, lift=lift, share=share, budget=budget)
+        loss, _ = margin_softmax.margin_cross_entropy(
+            *inputs, target, ArcFace(0.5), scale=16.0, lift=lift, share=share, budget=budget
+        )
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 
     calls = []

@@ -1,4 +1,6 @@
-"""What every loss of two views must hold: its formula in float64, its two doors, its symmetries, bf16, and the same on any number of ranks."""
+"""What every loss of two views must hold: its formula in float64, its two doors, its symmetries,
+bf16, and the same on any number of ranks.
+"""
 
 import functools
 
@@ -11,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 import marginlab.losses
 from marginlab.settings import call
 
-several = settings(suppress_health_check=[HealthCheck.differing_executors])  # one law, run for each loss
+# one law, run for each loss
+several = settings(suppress_health_check=[HealthCheck.differing_executors])
 few = settings(several, max_examples=5)
 
 
@@ -55,12 +58,15 @@ def refusal(group, rank, function, parts):
 
 
 class LossLaws:
-    """Mixed into a test class that gives `module`, `function`, `naive(z1, z2, **arguments)`, `arguments` (a strategy), the `fewest` rows that
-    brute force can do, and `gradient_when_nothing_crosses(z1, z2, rows)`: that of z1 when what is reduced over ranks of so many rows is constant.
+    """Mixed into a test class that gives `module`, `function`, `naive(z1, z2, **arguments)`,
+    `arguments` (a strategy), the `fewest` rows that brute force can do, and
+    `gradient_when_nothing_crosses(z1, z2, rows)`: that of z1 when what is reduced over ranks of so
+    many rows is constant.
     """
 
     fewest = 2
-    of_views = staticmethod(lambda loss: loss)  # a loss read from its repr, made to take two views; a loss that takes labels overrides it
+    # a loss read from its repr, made to take two views; a loss that takes labels overrides it
+    of_views = staticmethod(lambda loss: loss)
 
     def same(self, got, expected, atol=1e-10):
         torch.testing.assert_close(got[0], expected[0], rtol=1e-10, atol=atol)
@@ -107,7 +113,9 @@ class LossLaws:
             views = [layer(z.float()).requires_grad_() for z in (z1, z2)]
             value = self.function(*views, **arguments)
         slopes = torch.autograd.grad(value.sum(), views)
-        exact, exact_slopes = value_and_gradients(functools.partial(self.function, **arguments), *(v.detach().double() for v in views))
+        exact, exact_slopes = value_and_gradients(
+            functools.partial(self.function, **arguments), *(v.detach().double() for v in views)
+        )
         assert (views[0].dtype, value.dtype) == (torch.bfloat16, torch.float32)
         torch.testing.assert_close(value.detach().double(), exact, rtol=2e-5, atol=1e-6)
         for a, b in zip(slopes, exact_slopes, strict=True):
@@ -119,7 +127,11 @@ class LossLaws:
     @given(data=st.data())
     def test_n_ranks_are_one_rank(self, pool, n, data):
         arguments = data.draw(self.arguments.filter(lambda a: a.get("reduction") != "none"))
-        rows = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) >= self.fewest))
+        rows = data.draw(
+            st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(
+                lambda r: sum(r) >= self.fewest
+            )
+        )
         z1, z2, _ = draw_views(data, sum(rows))
         function = functools.partial(type(self).function, **arguments)
         value, slopes = value_and_gradients(function, z1, z2)
@@ -135,12 +147,22 @@ class LossLaws:
 
     @pytest.mark.xdist_group("ranks")
     def test_without_a_named_group_it_is_the_default_one(self, pool):
-        z1, z2 = torch.randn(2, 9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        z1, z2 = torch.randn(
+            2, 9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         rows = [2, 3, 0, 4]
         value, slopes = value_and_gradients(type(self).function, z1, z2)
-        answers = pool.run(4, under_the_default_group, type(self).function, list(zip(z1.split(rows), z2.split(rows), strict=True)))
+        answers = pool.run(
+            4,
+            under_the_default_group,
+            type(self).function,
+            list(zip(z1.split(rows), z2.split(rows), strict=True)),
+        )
         for view in (0, 1):
-            self.same((answers[0][0], [torch.cat([a[1][view] for a in answers])]), (value, [4 * slopes[view]]))
+            self.same(
+                (answers[0][0], [torch.cat([a[1][view] for a in answers])]),
+                (value, [4 * slopes[view]]),
+            )
 
     # The three families of published bugs
 
@@ -151,23 +173,39 @@ class LossLaws:
         weight = torch.randn(3, 4, dtype=torch.float64, generator=generator)
         _, (expected,) = value_and_gradients(lambda w: self.function(x1 @ w.T, x2 @ w.T), weight)
         rows = [3, 1, 2]
-        for grad in pool.run(3, averaged_over_ranks, type(self).function, list(zip(x1.split(rows), x2.split(rows), strict=True)), weight):
+        for grad in pool.run(
+            3,
+            averaged_over_ranks,
+            type(self).function,
+            list(zip(x1.split(rows), x2.split(rows), strict=True)),
+            weight,
+        ):
             torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-10)
 
     @pytest.mark.xdist_group("ranks")
     def test_what_crosses_the_ranks_carries_gradient(self, pool):
-        z1, z2 = torch.randn(2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        z1, z2 = torch.randn(
+            2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+        )
         rows = [2, 4]
         _, slopes = value_and_gradients(self.naive, z1, z2)
         wrong = self.gradient_when_nothing_crosses(z1, z2, rows)
-        answers = pool.run(2, on_a_rank, type(self).function, list(zip(z1.split(rows), z2.split(rows), strict=True)), "sum")
+        answers = pool.run(
+            2,
+            on_a_rank,
+            type(self).function,
+            list(zip(z1.split(rows), z2.split(rows), strict=True)),
+            "sum",
+        )
         got = torch.cat([a[1][0] for a in answers])
         torch.testing.assert_close(got, slopes[0], rtol=1e-10, atol=1e-10)
         assert not torch.allclose(got, wrong, rtol=1e-2, atol=1e-4)
 
     @pytest.mark.xdist_group("ranks")
     def test_statistics_and_negatives_are_those_of_the_global_batch(self, pool):
-        z1, z2 = torch.randn(2, 8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        z1, z2 = torch.randn(
+            2, 8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+        )
         parts = list(zip(z1.split(4), z2.split(4), strict=True))
         wrong = torch.stack([self.naive(*part) for part in parts]).mean()
         for value, _ in pool.run(2, on_a_rank, type(self).function, parts, "mean"):
@@ -177,7 +215,9 @@ class LossLaws:
     @pytest.mark.xdist_group("ranks")
     def test_a_global_batch_of_one_row_is_refused_on_every_rank(self, pool):
         z = torch.randn(1, 3)
-        for message in pool.run(3, refusal, type(self).function, [(z[:0], z[:0]), (z, z), (z[:0], z[:0])]):
+        for message in pool.run(
+            3, refusal, type(self).function, [(z[:0], z[:0]), (z, z), (z[:0], z[:0])]
+        ):
             assert "Give at least two rows" in message
 
     @pytest.mark.xdist_group("ranks")
@@ -186,14 +226,19 @@ class LossLaws:
         z = torch.ones(4, 3)
         parts = [(z, z), (z, z[:, :2]), (z[:0], z[:0])]
         first, second, third = pool.run(3, refusal, type(self).function, parts)
-        assert second.startswith("Two views are two matrices (B, D) of one shape, row i of both from one image, not (4, 3) and (4, 2).")
+        assert second.startswith(
+            "Two views are two matrices (B, D) of one shape, row i of both from one image, "
+            "not (4, 3) and (4, 2)."
+        )
         assert first == third == f"Rank 1 of 3 refused its batch: {second}"
 
     @pytest.mark.usefixtures("unchecked")
     def test_bad_views_and_words_are_refused(self):
         z = torch.ones(4, 3)
         for other in (torch.ones(4, 2), torch.ones(3, 3), torch.ones(4)):
-            with pytest.raises(ValueError, match=r"of one shape, row i of both from one image, not \(4, 3\) and \("):
+            with pytest.raises(
+                ValueError, match=r"of one shape, row i of both from one image, not \(4, 3\) and \("
+            ):
                 self.function(z, other)
         with pytest.raises(ValueError, match="of one shape"):
             self.function(z[:, :0], z[:, :0])

@@ -1,7 +1,9 @@
-"""The margin softmax by brute force: the whole matrix of logits in float64, with torch's autograd; and draws of problems for it.
+"""The margin softmax by brute force: the whole matrix of logits in float64, with torch's autograd;
+and draws of problems for it.
 
-What a margin makes of a cosine is tested in tests/margins. Here its value and slopes are taken as given and put into the graph as
-value + slope (c - c_0) + norm_slope (n - n_0), which has their value and their derivatives.
+What a margin makes of a cosine is tested in tests/margins. Here its value and slopes are taken as
+given and put into the graph as value + slope (c - c_0) + norm_slope (n - n_0), which has their
+value and their derivatives.
 """
 
 import copy
@@ -50,7 +52,9 @@ def naive(
     classes=None,
     lift=None,
 ):
-    """The loss of x (B, D) and centers w (C, K, D); with `classes` the softmax is over those only, whose negatives are raised by `lift`."""
+    """The loss of x (B, D) and centers w (C, K, D); with `classes` the softmax is over those only,
+    whose negatives are raised by `lift`.
+    """
     margin = copy.deepcopy(margin)
     valid = labels != ignore_index
     place = labels.masked_fill(~valid, 0)
@@ -65,13 +69,21 @@ def naive(
     near = torch.zeros_like(own).masked_scatter(there, near)
     penalty = torch.zeros_like(own)
     if made.penalty is not None:
-        penalty = penalty.masked_scatter(there, made.penalty + made.penalty_slope * (norm[there] - norm[there].detach()))
+        penalty = penalty.masked_scatter(
+            there, made.penalty + made.penalty_slope * (norm[there] - norm[there].detach())
+        )
     others = cosines
     if interclass_filter is not None:
-        others = others.masked_fill(cosines > interclass_filter, -torch.inf if interclass_masks else 0.0)
+        others = others.masked_fill(
+            cosines > interclass_filter, -torch.inf if interclass_masks else 0.0
+        )
     if made.hardness is not None:
         hard = others > near.detach()[:, None]
-        others = torch.where(hard, others.masked_fill(~hard, 0.0) * (made.hardness + others.masked_fill(~hard, 0.0)), others)
+        others = torch.where(
+            hard,
+            others.masked_fill(~hard, 0.0) * (made.hardness + others.masked_fill(~hard, 0.0)),
+            others,
+        )
     logits = scale * others
     if lift is not None:
         logits = logits + lift
@@ -86,19 +98,30 @@ def naive(
     finite = logits > -torch.inf
     whole = logits.logsumexp(1)
     weights = valid.to(x) if class_weights is None else valid * class_weights[place]
-    of_columns = torch.ones_like(logits) if class_weights is None else class_weights.expand_as(logits)
+    of_columns = (
+        torch.ones_like(logits) if class_weights is None else class_weights.expand_as(logits)
+    )
     # torch's cross_entropy: every column has the weight of its class
     each = (of_columns * (whole[:, None] - logits)).masked_fill(~finite, 0.0)
     even = each.sum(1) / finite.sum(1)
-    losses = weights * ((1 - label_smoothing) * (whole - scale * near) + penalty) + valid.to(x) * label_smoothing * even
+    losses = (
+        weights * ((1 - label_smoothing) * (whole - scale * near) + penalty)
+        + valid.to(x) * label_smoothing * even
+    )
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / weights.sum().clamp_min(torch.finfo(x.dtype).tiny)
+    return (
+        losses.sum()
+        if reduction == "sum"
+        else losses.sum() / weights.sum().clamp_min(torch.finfo(x.dtype).tiny)
+    )
 
 
 @st.composite
 def problems(draw, features=(2, 6), rows=(1, 12), classes=(1, 14), centers=(1, 3)):
-    """Embeddings, centers and labels in float64, with duplicates among them as they come, also more rows than classes."""
+    """Embeddings, centers and labels in float64, with duplicates among them as they come, also more
+    rows than classes.
+    """
     B, C, D, K = (draw(st.integers(*bounds)) for bounds in (rows, classes, features, centers))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     x = torch.randn(B, D, dtype=torch.float64, generator=generator)
@@ -112,7 +135,9 @@ def problems(draw, features=(2, 6), rows=(1, 12), classes=(1, 14), centers=(1, 3
 
 @st.composite
 def settings_of_the_loss(draw, labels, num_classes, generator):
-    """Settings of margin_softmax that the oracle knows, for these labels; some labels become ignored ones."""
+    """Settings of margin_softmax that the oracle knows, for these labels; some labels become
+    ignored ones.
+    """
     arguments = {
         "scale": draw(st.sampled_from([1.0, 8.0, 64.0])),
         "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
@@ -121,7 +146,9 @@ def settings_of_the_loss(draw, labels, num_classes, generator):
         "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
     }
     if draw(st.booleans()):
-        arguments["class_weights"] = torch.rand(num_classes, dtype=torch.float64, generator=generator) + 0.1
+        arguments["class_weights"] = (
+            torch.rand(num_classes, dtype=torch.float64, generator=generator) + 0.1
+        )
     if draw(st.booleans()):
         exclude = torch.randint(-1, num_classes, (len(labels), 2), generator=generator)
         arguments["exclude"] = exclude.masked_fill(exclude == labels[:, None], -1)

@@ -1,4 +1,6 @@
-"""Ranks that do not call a loss alike are told so on every one of them: none hangs, none gets a number."""
+"""Ranks that do not call a loss alike are told so on every one of them: none hangs, none gets a
+number.
+"""
 
 import copy
 
@@ -39,7 +41,14 @@ def _together(group, rank):
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 0])
 PAIR = (X, X + 1)
-TWO_VIEWS = ("InfoNCE", "AlignUniform", "TInfoNCE", "SpectralContrastive", "CrossCorrelation", "VICReg")
+TWO_VIEWS = (
+    "InfoNCE",
+    "AlignUniform",
+    "TInfoNCE",
+    "SpectralContrastive",
+    "CrossCorrelation",
+    "VICReg",
+)
 INPUTS = {**dict.fromkeys(TWO_VIEWS, PAIR), "SupCon": (X, LABELS)}
 
 
@@ -69,7 +78,9 @@ def test_a_classifier_of_another_make(pool, kind, name, one, other):
 def test_a_sampled_classifier_with_another_rate_or_dtype(pool):
     base = {"num_classes": 20, "dim": 6}
     rates = [base | {"sample_rate": 0.1}, base | {"sample_rate": 0.5}]
-    assert "sample_rate is 0.1 on rank 0 and 0.5 on rank 1" in heard(pool, "PartialFC", rates, [(X, LABELS)] * 2)
+    assert "sample_rate is 0.1 on rank 0 and 0.5 on rank 1" in heard(
+        pool, "PartialFC", rates, [(X, LABELS)] * 2
+    )
     both = [base | {"dtype": torch.float64}] * 2
     said = heard(pool, "PartialFC", both, [(X.double(), LABELS), (X, LABELS)])
     assert "dtype is torch.float64 on rank 0 and torch.float32 on rank 1" in said
@@ -77,7 +88,10 @@ def test_a_sampled_classifier_with_another_rate_or_dtype(pool):
 
 def test_extra_negatives_on_one_rank_only(pool):
     said = heard(pool, "InfoNCE", [{}] * 2, [(*PAIR, X), PAIR])
-    assert said == "The ranks do not call InfoNCE alike: extra_negatives is torch.float32 on rank 0 and None on rank 1."
+    assert (
+        said == "The ranks do not call InfoNCE alike: extra_negatives is torch.float32 on rank 0 "
+        "and None on rank 1."
+    )
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -85,7 +99,9 @@ def test_another_width_or_dtype_or_setting_on_one_rank(pool, name):
     x, second = INPUTS[name]
     wide = (torch.cat((x, x), 1), torch.cat((second, second), 1) if second.ndim == 2 else second)
     said = heard(pool, name, [{}] * 2, [(x, second), wide])
-    assert said == f"The ranks do not call {name} alike: width is (6,) on rank 0 and (12,) on rank 1."
+    assert (
+        said == f"The ranks do not call {name} alike: width is (6,) on rank 0 and (12,) on rank 1."
+    )
     said = heard(pool, name, [{}] * 2, [(x, second), (x.double(), second)])
     assert "dtype is torch.float32 on rank 0 and torch.float64 on rank 1" in said
     said = heard(pool, name, [{"grads": "sum"}, {"grads": "mean"}], [(x, second)] * 2)
@@ -95,7 +111,10 @@ def test_another_width_or_dtype_or_setting_on_one_rank(pool, name):
 
 def test_another_loss_or_temperature_on_one_rank(pool):
     said = heard(pool, ["InfoNCE", "TInfoNCE"], [{}] * 2, [PAIR] * 2)
-    assert said == "The ranks do not call the same: call is 'InfoNCE' on rank 0 and 'TInfoNCE' on rank 1."
+    assert (
+        said
+        == "The ranks do not call the same: call is 'InfoNCE' on rank 0 and 'TInfoNCE' on rank 1."
+    )
     said = heard(pool, "InfoNCE", [{"temperature": 0.5}, {"temperature": 0.1}], [PAIR] * 2)
     assert "temperature is 0.5 on rank 0 and 0.1 on rank 1" in said
 
@@ -111,12 +130,19 @@ def test_gathered_rows_of_another_make(pool):
     words = "The ranks do not call gather alike: width is (6,) on ranks 0, 1 and (3,) on rank 2."
     assert pool.run(3, gathered, [X, X[:0], X[:, :3]]) == [words] * 3
     said = pool.run(2, gathered, [X, X.half()])
-    assert said[0] == said[1] == "The ranks do not call gather alike: dtype is torch.float32 on rank 0 and torch.float16 on rank 1."
+    assert (
+        said[0]
+        == said[1]
+        == "The ranks do not call gather alike: dtype is torch.float32 on rank 0 and "
+        "torch.float16 on rank 1."
+    )
 
 
 def counted(group, rank, kind, settings):
     """Collectives of the first and of the second call."""
-    head = {"PartialFC": PartialFC, "MarginSoftmax": MarginSoftmax}[kind](20, 6, group=group, **settings)
+    head = {"PartialFC": PartialFC, "MarginSoftmax": MarginSoftmax}[kind](
+        20, 6, group=group, **settings
+    )
     seen = []
     for _ in range(2):
         before = torch.distributed.all_reduce
@@ -147,7 +173,10 @@ def test_comparing_costs_no_collective_at_a_step(pool):
 def test_another_loss_of_nothing_on_one_rank(pool, name):
     """Else one rank would end and the others wait for it."""
     said = heard(pool, name, [{"empty": "zero"}, {"empty": "raise"}], [INPUTS[name]] * 2)
-    assert said == f"The ranks do not call {name} alike: empty is 'zero' on rank 0 and 'raise' on rank 1."
+    assert (
+        said
+        == f"The ranks do not call {name} alike: empty is 'zero' on rank 0 and 'raise' on rank 1."
+    )
 
 
 @pytest.mark.parametrize("name", ["MarginSoftmax", "PartialFC"])

@@ -56,7 +56,9 @@ def test_extra_only_is_its_formula_in_value_and_gradient(data):
     rows = data.draw(st.integers(1, 5))
     extra = torch.randn(rows, 3, dtype=torch.float64, generator=generator)
     budget = data.draw(st.sampled_from([64, 2**20]))
-    got = value_and_gradients(functools.partial(against_extra, budget=budget, **arguments), z1, z2, extra)
+    got = value_and_gradients(
+        functools.partial(against_extra, budget=budget, **arguments), z1, z2, extra
+    )
     expected = value_and_gradients(functools.partial(naive, **arguments), z1, z2, extra)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     module = InfoNCE(negatives="extra_only", budget=budget, **arguments)
@@ -120,7 +122,13 @@ def test_the_bank_keeps_the_newest_rows_in_a_ring():
     labels = torch.arange(11)
     assert len(bank.rows()) == 0
     start = 0
-    for count, kept in ((2, [0, 1]), (0, [0, 1]), (2, range(4)), (3, range(2, 7)), (4, range(6, 11))):
+    for count, kept in (
+        (2, [0, 1]),
+        (0, [0, 1]),
+        (2, range(4)),
+        (3, range(2, 7)),
+        (4, range(6, 11)),
+    ):
         bank.push(z[start : start + count].requires_grad_(), labels[start : start + count])
         start += count
         rows, of = bank.references()
@@ -161,11 +169,15 @@ def step_on_a_rank(group, rank, rounds, labels):
         z, named = parts[rank], of[rank]
         answers.append(
             value_and_gradients(
-                lambda x, named=named: sup_con(x, named, references=bank.references(), group=group, grads="sum"),
+                lambda x, named=named: sup_con(
+                    x, named, references=bank.references(), group=group, grads="sum"
+                ),
                 z,
             )
             + value_and_gradients(
-                lambda x: info_nce(x, x * 2 + 1, extra_negatives=bank.rows(), group=group, grads="sum"),
+                lambda x: info_nce(
+                    x, x * 2 + 1, extra_negatives=bank.rows(), group=group, grads="sum"
+                ),
                 z,
             )
         )
@@ -207,7 +219,9 @@ def test_a_forward_pass_that_is_run_again_pushes_once_and_sees_the_rows_of_the_f
 
     rows = bank.rows()
     expected = value_and_gradients(lambda x: loss(x, 2 * x + 1, rows.clone()), z)
-    got = value_and_gradients(lambda x: checkpoint(pushing, x, 2 * x + 1, rows, use_reentrant=reentrant), z)
+    got = value_and_gradients(
+        lambda x: checkpoint(pushing, x, 2 * x + 1, rows, use_reentrant=reentrant), z
+    )
     torch.testing.assert_close(got, expected)
     assert int(bank.place) == 3  # and not 6 % 4
 

@@ -34,7 +34,8 @@ def check(length_of_rows, length_of_centers, dtype, tolerance, operands=None, bu
     w = (W * length_of_centers).to(dtype).requires_grad_()
     call = {"margin": ArcFace(0.5), "scale": 8.0, "operands": operands, "budget": budget}
     loss = margin_softmax(x, Y, w, **call)
-    # A small upstream factor keeps the gradient of short vectors inside the type, as the mean over a large batch does
+    # A small upstream factor keeps the gradient of short vectors inside the type, as the mean over
+    # a large batch does
     small = min(length_of_rows, length_of_centers, 1.0)
     slopes = torch.autograd.grad(loss * small, (x, w))
     expected = oracle()

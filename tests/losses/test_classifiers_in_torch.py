@@ -1,4 +1,6 @@
-"""Classifiers as citizens of torch: checkpointing, derivatives of any order, torch.func, compiled graphs, meta, dtypes."""
+"""Classifiers as citizens of torch: checkpointing, derivatives of any order, torch.func, compiled
+graphs, meta, dtypes.
+"""
 
 import copy
 import subprocess
@@ -57,12 +59,19 @@ def test_the_target_cosines_stay_those_of_the_last_batch(reentrant):
 
 
 def test_a_window_takes_checkpointed_parts():
-    head = PartialFC(40, 4, AdaFace(0.4), 8.0, sample_rate=0.2, dtype=torch.float64, dense_grad=True)
+    head = PartialFC(
+        40, 4, AdaFace(0.4), 8.0, sample_rate=0.2, dtype=torch.float64, dense_grad=True
+    )
     plain = copy.deepcopy(head)
     x, y = batch()
-    for each, run in ((plain, lambda f, *a: f(*a)), (head, lambda f, *a: checkpoint(f, *a, use_reentrant=False))):
+    for each, run in (
+        (plain, lambda f, *a: f(*a)),
+        (head, lambda f, *a: checkpoint(f, *a, use_reentrant=False)),
+    ):
         with each.window(y, statistics="previous"):
-            parts = [run(each, x[part].requires_grad_(), y[part]) for part in (slice(0, 3), slice(3, 6))]
+            parts = [
+                run(each, x[part].requires_grad_(), y[part]) for part in (slice(0, 3), slice(3, 6))
+            ]
             sum(parts).backward()
     close(head.centers.grad, plain.centers.grad)
     close(head.margin.mean, plain.margin.mean)
@@ -90,7 +99,16 @@ def test_class_weights_with_label_smoothing_are_torchs(reduction, budget):
         return F.cross_entropy(16 * F.normalize(x) @ F.normalize(w).T, y, weights, **arguments)
 
     def ours(x, w):
-        return margin_softmax(x, y, w, margin=NoMargin(), scale=16.0, class_weights=weights, budget=budget, **arguments)
+        return margin_softmax(
+            x,
+            y,
+            w,
+            margin=NoMargin(),
+            scale=16.0,
+            class_weights=weights,
+            budget=budget,
+            **arguments,
+        )
 
     for got, expected in zip(*(value_and_slopes(f, x, w) for f in (ours, theirs)), strict=True):
         close(got, expected)
@@ -107,16 +125,30 @@ def test_the_number_of_the_docstring_of_torchs_weights():
     eye = torch.eye(2, dtype=torch.float64)
     weights = torch.tensor([1.0, 2.0], dtype=torch.float64)
     loss = margin_softmax(
-        eye[:1], torch.tensor([0]), eye, margin=NoMargin(), scale=1.0, class_weights=weights, label_smoothing=0.5
+        eye[:1],
+        torch.tensor([0]),
+        eye,
+        margin=NoMargin(),
+        scale=1.0,
+        class_weights=weights,
+        label_smoothing=0.5,
     )
     close(loss, torch.tensor(0.89157, dtype=torch.float64), 2e-5)
 
 
 def weighted_on_a_rank(group, rank, x, y, w, weights, rows):
     head = PartialFC(
-        5, 4, NoMargin(), 16.0, class_weights=weights, label_smoothing=0.3, sample_rate=1.0, group=group, grads="sum",
+        5,
+        4,
+        NoMargin(),
+        16.0,
+        class_weights=weights,
+        label_smoothing=0.3,
+        sample_rate=1.0,
+        group=group,
+        grads="sum",
         dtype=torch.float64,
-    )  # fmt: skip
+    )
     head.load_centers(w)
     mine = x.split(rows)[rank].clone().requires_grad_()
     loss = head(mine, y.split(rows)[rank])
@@ -129,7 +161,11 @@ def test_class_weights_with_label_smoothing_over_ranks(pool):
     x, y = batch(7, 5)
     w, weights = torch.randn(5, 4, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
     expected = value_and_slopes(
-        lambda x, w: F.cross_entropy(16 * F.normalize(x) @ F.normalize(w).T, y, weights, label_smoothing=0.3), x, w
+        lambda x, w: F.cross_entropy(
+            16 * F.normalize(x) @ F.normalize(w).T, y, weights, label_smoothing=0.3
+        ),
+        x,
+        w,
     )
     answers = pool.run(3, weighted_on_a_rank, x, y, w, weights, [3, 0, 4])
     close(answers[0][0], expected[0])
@@ -137,7 +173,9 @@ def test_class_weights_with_label_smoothing_over_ranks(pool):
     close(torch.cat([a[2].flatten(0, 1) for a in answers]), expected[2])
 
 
-@pytest.mark.parametrize("turn", [torch.nn.Module.bfloat16, torch.nn.Module.half, lambda m: m.to(torch.bfloat16)])
+@pytest.mark.parametrize(
+    "turn", [torch.nn.Module.bfloat16, torch.nn.Module.half, lambda m: m.to(torch.bfloat16)]
+)
 def test_averages_stay_float32(turn):
     margin = turn(MarginSoftmax(5, 4, margin=AdaFace(0.4))).margin
     curricular = turn(CurricularFace(0.5))
@@ -154,11 +192,14 @@ def test_averages_stay_float32(turn):
         assert again.mean.dtype == torch.float32
 
 
-@pytest.mark.parametrize("text", ["ArcFace(0.5)", "CosFace(0.3)", "SphereFace(1.35)", "MagFace(l_a=0.5, u_a=5.0)"])
+@pytest.mark.parametrize(
+    "text", ["ArcFace(0.5)", "CosFace(0.3)", "SphereFace(1.35)", "MagFace(l_a=0.5, u_a=5.0)"]
+)
 def test_second_derivatives(text):
     x, y = batch(3, 4)
     w = torch.randn(4, 1, 4, dtype=torch.float64)
-    call = lambda x, w: margin_softmax(x, y, w, margin=make(text), scale=4.0, label_smoothing=0.1)  # noqa: E731 -- of these inputs
+    # -- of these inputs
+    call = lambda x, w: margin_softmax(x, y, w, margin=make(text), scale=4.0, label_smoothing=0.1)  # noqa: E731
     assert torch.autograd.gradgradcheck(call, (x.requires_grad_(), w.requires_grad_()), atol=1e-5)
 
 
@@ -184,7 +225,10 @@ def test_torch_func(kind, text):
 
 def test_above_the_budget_a_second_derivative_is_refused():
     head, (x, y) = MarginSoftmax(40, 4, dtype=torch.float64, budget=100), batch()
-    with pytest.raises(RuntimeError, match=r"1,920 bytes, above the budget of 100\. Give fewer rows, or budget=1920"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"1,920 bytes, above the budget of 100\. Give fewer rows, or budget=1920",
+    ):
         torch.autograd.grad(head(x.requires_grad_(), y), x, create_graph=True)
 
 
@@ -193,7 +237,12 @@ def test_above_the_budget_a_second_derivative_is_refused():
 def test_what_is_no_tensor_is_named(kind):
     head, (x, y) = kind(40, 4, dtype=torch.float64), batch()
     for embeddings, labels, words in (
-        (x, y.numpy(), r"Labels are a tensor of integers, not numpy.ndarray of shape \(6,\). Make one: torch.as_tensor"),
+        (
+            x,
+            y.numpy(),
+            r"Labels are a tensor of integers, not numpy.ndarray of shape \(6,\). Make "
+            r"one: torch.as_tensor",
+        ),
         (x, y.tolist(), "not list of length 6"),
         (x.numpy(), y, r"Embeddings are a tensor .*not numpy.ndarray of shape \(6, 4\)"),
     ):
@@ -217,10 +266,15 @@ def test_the_target_angle_is_of_rows_that_count():
 
 def test_made_on_meta_and_drawn_after():
     with torch.device("meta"):
-        heads = [MarginSoftmax(5, 4, margin=AdaFace(0.4)), PartialFC(5, 4, margin=MagFace(), sample_rate=1.0)]
+        heads = [
+            MarginSoftmax(5, 4, margin=AdaFace(0.4)),
+            PartialFC(5, 4, margin=MagFace(), sample_rate=1.0),
+        ]
     for head in heads:
         assert head.centers.is_meta
-        assert head(torch.empty(3, 4, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")).is_meta
+        assert head(
+            torch.empty(3, 4, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+        ).is_meta
         head.to_empty(device="cpu")
         for module in head.modules():
             if hasattr(module, "reset_parameters"):
@@ -268,5 +322,7 @@ for margin in margins:
 @pytest.mark.parametrize("program", [GRAPH, EVERY_MARGIN], ids=["heads", "margins"])
 def test_a_step_is_one_graph_compiled_or_exported(program):
     """In a process of its own: the checker of annotations in tests breaks graphs."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

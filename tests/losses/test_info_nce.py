@@ -17,7 +17,16 @@ from marginlab.settings import call
 
 
 def naive(
-    z1, z2, extra_negatives=None, temperature=0.5, negatives="both_views", symmetric=True, decoupled=False, tau_plus=0.0, reduction="mean", budget=0
+    z1,
+    z2,
+    extra_negatives=None,
+    temperature=0.5,
+    negatives="both_views",
+    symmetric=True,
+    decoupled=False,
+    tau_plus=0.0,
+    reduction="mean",
+    budget=0,
 ):
     """The softmax of the whole matrix of similarities."""
     n = len(z1)
@@ -26,9 +35,15 @@ def naive(
     index = torch.arange(n)
     if negatives == "both_views":
         x = torch.cat((x1, x2))
-        cosines, itself, pair = x @ torch.cat((x, more)).T, torch.arange(2 * n), torch.cat((index + n, index))
+        cosines, itself, pair = (
+            x @ torch.cat((x, more)).T,
+            torch.arange(2 * n),
+            torch.cat((index + n, index)),
+        )
     else:
-        cosines = torch.cat([a @ torch.cat((b, more)).T for a, b in ((x1, x2), (x2, x1))[: 2 if symmetric else 1]])
+        cosines = torch.cat(
+            [a @ torch.cat((b, more)).T for a, b in ((x1, x2), (x2, x1))[: 2 if symmetric else 1]]
+        )
         itself, pair = index.repeat(len(cosines) // n), index.repeat(len(cosines) // n)
     anchors, columns = torch.arange(len(pair)), torch.arange(cosines.shape[1])
     s = (cosines / temperature).exp()
@@ -73,14 +88,20 @@ class TestInfoNCE(LossLaws):
             "budget": st.sampled_from([64, 1000, 2**20]),
         }
     ).flatmap(
-        lambda more: st.sampled_from([{"negatives": "both_views"}, {"negatives": "other_view"}, {"negatives": "other_view", "symmetric": False}]).map(
-            lambda form: form | more
-        )
+        lambda more: st.sampled_from(
+            [
+                {"negatives": "both_views"},
+                {"negatives": "other_view"},
+                {"negatives": "other_view", "symmetric": False},
+            ]
+        ).map(lambda form: form | more)
     )
 
     @staticmethod
     def gradient_when_nothing_crosses(z1, z2, rows):
-        """Columns gathered without gradient: each rank sees its own rows only as they enter its own anchors."""
+        """Columns gathered without gradient: each rank sees its own rows only as they enter its own
+        anchors.
+        """
         slopes, start = [], 0
         for count in rows:
             own = (torch.arange(len(z1)) >= start) & (torch.arange(len(z1)) < start + count)
@@ -97,7 +118,9 @@ class TestInfoNCE(LossLaws):
     def test_extra_negatives_join_every_sum(self, data):
         arguments = data.draw(self.arguments)
         z1, z2, generator = draw_views(data, data.draw(st.integers(1, 6)), features=3)
-        extra = torch.randn(data.draw(st.integers(1, 5)), 3, dtype=torch.float64, generator=generator)
+        extra = torch.randn(
+            data.draw(st.integers(1, 5)), 3, dtype=torch.float64, generator=generator
+        )
         got = value_and_gradients(functools.partial(with_extra, **arguments), z1, z2, extra)
         self.same(got, value_and_gradients(functools.partial(naive, **arguments), z1, z2, extra))
         assert torch.equal(InfoNCE(**arguments)(z1, z2, extra), got[0])
@@ -113,7 +136,13 @@ class TestInfoNCE(LossLaws):
         extra = torch.randn(sum(more), 3, dtype=torch.float64, generator=generator)
         function = functools.partial(with_extra, **arguments)
         value, slopes = value_and_gradients(function, z1, z2, extra)
-        answers = pool.run(3, on_a_rank, function, list(zip(z1.split(rows), z2.split(rows), extra.split(more), strict=True)), "sum")
+        answers = pool.run(
+            3,
+            on_a_rank,
+            function,
+            list(zip(z1.split(rows), z2.split(rows), extra.split(more), strict=True)),
+            "sum",
+        )
         for i, expected in enumerate(slopes):
             self.same((answers[1][0], [torch.cat([a[1][i] for a in answers])]), (value, [expected]))
 
@@ -123,11 +152,17 @@ class TestInfoNCE(LossLaws):
         rows = [2, 0, 3]
         z1, z2 = torch.randn(2, 5, 3, dtype=torch.float64, generator=generator)
         weights = torch.rand(2, 5, dtype=torch.float64, generator=generator)
-        value, slopes = value_and_gradients(lambda a, b: (info_nce(a, b, reduction="none") * weights.flatten()).sum(), z1, z2)
+        value, slopes = value_and_gradients(
+            lambda a, b: (info_nce(a, b, reduction="none") * weights.flatten()).sum(), z1, z2
+        )
         own = [w.flatten() for w in weights.split(rows, 1)]
-        answers = pool.run(3, weighted_on_a_rank, list(zip(z1.split(rows), z2.split(rows), strict=True)), own)
+        answers = pool.run(
+            3, weighted_on_a_rank, list(zip(z1.split(rows), z2.split(rows), strict=True)), own
+        )
         for view in (0, 1):
-            self.same((answers[0][0], [torch.cat([a[1][view] for a in answers])]), (value, [slopes[view]]))
+            self.same(
+                (answers[0][0], [torch.cat([a[1][view] for a in answers])]), (value, [slopes[view]])
+            )
 
     @several
     @given(data=st.data())
@@ -143,7 +178,9 @@ class TestInfoNCE(LossLaws):
     @several
     @given(data=st.data())
     def test_never_below_its_floor(self, data):
-        """softplus(log n + mean negative - positive), by Jensen, itself never below the one with all at its best: 1 and -1."""
+        """softplus(log n + mean negative - positive), by Jensen, itself never below the one with
+        all at its best: 1 and -1.
+        """
         temperature = data.draw(st.floats(0.05, 3))
         z1, z2, _ = draw_views(data, data.draw(st.integers(2, 6)))
         x = F.normalize(torch.cat((z1, z2)))
@@ -156,12 +193,17 @@ class TestInfoNCE(LossLaws):
 
     def test_the_floor_is_reached_by_two_opposite_rows(self):
         z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-        torch.testing.assert_close(info_nce(z, z, temperature=0.7), torch.tensor(math.log1p(2 * math.exp(-2 / 0.7)), dtype=torch.float64))
+        torch.testing.assert_close(
+            info_nce(z, z, temperature=0.7),
+            torch.tensor(math.log1p(2 * math.exp(-2 / 0.7)), dtype=torch.float64),
+        )
 
     def test_a_loss_far_below_the_rounding_of_its_logits_is_exact_in_float32(self):
         z = torch.eye(4)
         expected = math.log1p(6 * math.exp(-1 / 0.04))  # 8e-11: the logits are 25
-        torch.testing.assert_close(float(info_nce(z, z, temperature=0.04)), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            float(info_nce(z, z, temperature=0.04)), expected, rtol=1e-5, atol=0
+        )
         assert float(naive(z, z, temperature=0.04)) == 0.0
 
     @pytest.mark.parametrize("negatives", ["both_views", "other_view"])
@@ -176,7 +218,12 @@ class TestInfoNCE(LossLaws):
         z1, z2 = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
         z1[2] = 0
         value, slopes = value_and_gradients(function, z1, z2)
-        torch.testing.assert_close(value.double(), naive(z1.double(), z2.double(), temperature=0.01, negatives=negatives), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            value.double(),
+            naive(z1.double(), z2.double(), temperature=0.01, negatives=negatives),
+            rtol=1e-5,
+            atol=0,
+        )
         assert bool((slopes[0][2] == 0).all())
         assert all(bool(s.isfinite().all()) for s in slopes)
         opposite, slopes = value_and_gradients(function, z2, -z2)  # the worst: every positive at -1
@@ -186,8 +233,15 @@ class TestInfoNCE(LossLaws):
     @several
     @given(st.integers(0, 2**20), st.floats(0.05, 3))
     def test_alignment_and_divergence_are_its_two_parts(self, seed, temperature):
-        """L = L1 + L2 with L1 = -E s_p / T = (E |x1 - x2|^2 / 2 - 1) / T and L2 the log of the sum over all candidates: Huang et al., section 4.1."""
-        x1, x2 = (F.normalize(z) for z in torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+        """L = L1 + L2 with L1 = -E s_p / T = (E |x1 - x2|^2 / 2 - 1) / T and L2 the log of the sum
+        over all candidates: Huang et al., section 4.1.
+        """
+        x1, x2 = (
+            F.normalize(z)
+            for z in torch.randn(
+                2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+            )
+        )
         aligned = ((x1 - x2).square().sum(1).mean() / 2 - 1) / temperature
         x = torch.cat((x1, x2))
         divergence = (x @ x.T / temperature).fill_diagonal_(-math.inf).logsumexp(1).mean()
@@ -199,13 +253,20 @@ class TestInfoNCE(LossLaws):
         arguments = data.draw(self.arguments)
         temperature = torch.tensor(arguments.pop("temperature"), dtype=torch.float64)
         z1, z2, _ = draw_views(data, data.draw(st.integers(2, 5)))
-        got = value_and_gradients(lambda t: info_nce(z1, z2, temperature=t, **arguments), temperature)
-        self.same(got, value_and_gradients(lambda t: naive(z1, z2, temperature=t, **arguments), temperature))
+        got = value_and_gradients(
+            lambda t: info_nce(z1, z2, temperature=t, **arguments), temperature
+        )
+        self.same(
+            got,
+            value_and_gradients(lambda t: naive(z1, z2, temperature=t, **arguments), temperature),
+        )
         module = InfoNCE(float(temperature), learnable=True, **arguments)
         value = module(z1, z2)
         torch.testing.assert_close(value, got[0], rtol=1e-5, atol=1e-5)
         value.sum().backward()  # d/d(-log T) = -T d/dT
-        torch.testing.assert_close(float(module.log_scale.grad), -float(temperature * got[1][0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            float(module.log_scale.grad), -float(temperature * got[1][0]), rtol=1e-4, atol=1e-4
+        )
         again = call(repr(module), marginlab.losses)
         assert repr(again) == repr(module)
         assert torch.equal(again.log_scale, module.log_scale)
@@ -214,28 +275,49 @@ class TestInfoNCE(LossLaws):
     @pytest.mark.xdist_group("ranks")
     @pytest.mark.parametrize("negatives", ["both_views", "other_view"])
     def test_averaged_over_ranks_the_gradient_of_the_temperature_is_exact(self, pool, negatives):
-        z1, z2 = torch.randn(2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        z1, z2 = torch.randn(
+            2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+        )
         temperature, rows = torch.tensor(0.4, dtype=torch.float64), [3, 0, 4]
-        _, (expected,) = value_and_gradients(lambda t: info_nce(z1, z2, temperature=t, negatives=negatives), temperature)
-        for slope in pool.run(3, averaged_temperature, list(zip(z1.split(rows), z2.split(rows), strict=True)), temperature, negatives):
+        _, (expected,) = value_and_gradients(
+            lambda t: info_nce(z1, z2, temperature=t, negatives=negatives), temperature
+        )
+        for slope in pool.run(
+            3,
+            averaged_temperature,
+            list(zip(z1.split(rows), z2.split(rows), strict=True)),
+            temperature,
+            negatives,
+        ):
             torch.testing.assert_close(slope, expected, rtol=1e-10, atol=1e-10)
 
     def test_decoupled_its_gradient_does_not_fade_as_the_pair_comes_close(self):
         z = torch.eye(8, dtype=torch.float64)
         near = z + 0.01 * z.roll(1, 0)
         for decoupled, least in ((False, 0.0), (True, 0.001)):
-            _, (slope, _) = value_and_gradients(functools.partial(info_nce, temperature=0.05, decoupled=decoupled), near, z)
+            _, (slope, _) = value_and_gradients(
+                functools.partial(info_nce, temperature=0.05, decoupled=decoupled), near, z
+            )
             assert (float(slope.norm(dim=1).min()) > least) is True
             assert (float(slope.norm(dim=1).max()) < 1e-5) is not decoupled
 
     def test_a_debiased_sum_never_falls_below_its_smallest_possible_value(self):
-        """All negatives equal to the positive: what is taken away is more than there is, and the floor M e^(-1/T) has no slope."""
+        """All negatives equal to the positive: what is taken away is more than there is, and the
+        floor M e^(-1/T) has no slope.
+        """
         z = torch.ones(5, 3, dtype=torch.float64)
-        value, slopes = value_and_gradients(functools.partial(info_nce, temperature=0.5, tau_plus=1 - 1e-9), z, z)
-        torch.testing.assert_close(float(value), 0.0 + math.log1p(8.0), rtol=1e-6, atol=0)  # all alike: the estimate is the sum itself
+        value, slopes = value_and_gradients(
+            functools.partial(info_nce, temperature=0.5, tau_plus=1 - 1e-9), z, z
+        )
+        # all alike: the estimate is the sum itself
+        torch.testing.assert_close(float(value), 0.0 + math.log1p(8.0), rtol=1e-6, atol=0)
         x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-        value, slopes = value_and_gradients(functools.partial(info_nce, temperature=0.5, tau_plus=0.5), x, x)
-        torch.testing.assert_close(float(value), math.log1p(2 * math.exp(-2.0) / math.exp(2.0)), rtol=1e-12, atol=0)
+        value, slopes = value_and_gradients(
+            functools.partial(info_nce, temperature=0.5, tau_plus=0.5), x, x
+        )
+        torch.testing.assert_close(
+            float(value), math.log1p(2 * math.exp(-2.0) / math.exp(2.0)), rtol=1e-12, atol=0
+        )
         assert all(bool(s.isfinite().all()) for s in slopes)
 
     def test_lightly_agrees(self):
@@ -259,7 +341,9 @@ class TestInfoNCE(LossLaws):
             return pytest.importorskip(name)
 
     def against(self, theirs, **arguments):
-        z1, z2 = torch.randn(2, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        z1, z2 = torch.randn(
+            2, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected = value_and_gradients(theirs, z1, z2)
@@ -270,20 +354,31 @@ class TestInfoNCE(LossLaws):
     def test_bad_settings_are_refused(self):
         z = torch.ones(4, 3)
         for temperature in (0.0, -1.0, math.nan):
-            with pytest.raises(ValueError, match=f"A temperature is positive, such as 0.5, not {temperature}"):
+            with pytest.raises(
+                ValueError, match=f"A temperature is positive, such as 0.5, not {temperature}"
+            ):
                 InfoNCE(temperature)
         for share in (-0.1, 1.0, math.nan):
-            with pytest.raises(ValueError, match=rf"in \[0, 1\), such as 0.1 for ten classes, not {share}"):
+            with pytest.raises(
+                ValueError, match=rf"in \[0, 1\), such as 0.1 for ten classes, not {share}"
+            ):
                 InfoNCE(tau_plus=share)
         with pytest.raises(ValueError, match="A temperature is positive"):
             info_nce(z, z, temperature=torch.tensor(0.0))
-        with pytest.raises(ValueError, match=r"negatives is not 'both': did you mean 'both_views'\?"):
+        with pytest.raises(
+            ValueError, match=r"negatives is not 'both': did you mean 'both_views'\?"
+        ):
             InfoNCE(negatives="both")
-        with pytest.raises(ValueError, match=r"reduction is not 'average'.*There are: mean, sum, none"):
+        with pytest.raises(
+            ValueError, match=r"reduction is not 'average'.*There are: mean, sum, none"
+        ):
             info_nce(z, z, reduction="average")
         with pytest.raises(ValueError, match="symmetric=False"):
             InfoNCE(symmetric=False)
-        with pytest.raises(ValueError, match=r"Extra negatives are a matrix \(M, 3\), as wide as the views, not \(5, 2\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"Extra negatives are a matrix \(M, 3\), as wide as the views, not \(5, 2\)",
+        ):
             info_nce(z, z, extra_negatives=torch.ones(5, 2))
         with pytest.raises(TypeError, match="floating point"):
             info_nce(z, z, extra_negatives=torch.ones(5, 3, dtype=torch.int64))
@@ -296,7 +391,9 @@ class TestInfoNCE(LossLaws):
 @several
 @given(data=st.data())
 def test_it_is_alignment_plus_divergence(data):
-    """The decomposition of Huang et al. 2023, section 4.1: -E[z.z'] + E log(e^{z.z'} + sum of the negatives); the first is E|z - z'|^2 / 2 - 1."""
+    """The decomposition of Huang et al. 2023, section 4.1: -E[z.z'] + E log(e^{z.z'} + sum of the
+    negatives); the first is E|z - z'|^2 / 2 - 1.
+    """
     z1, z2, _ = draw_views(data, data.draw(st.integers(2, 8)))
     x1, x2 = F.normalize(z1), F.normalize(z2)
     alignment = (x1 - x2).square().sum(1).mean() / 2 - 1

@@ -13,14 +13,20 @@ def drawn(C, K=1, D=3, dtype=torch.float32, **arguments):
 
 
 @settings(max_examples=15)
-@given(C=st.integers(0, 2 * BLOCK + 50), cut=st.floats(0, 1), K=st.integers(1, 2), first=st.integers(0, 3 * BLOCK))
+@given(
+    C=st.integers(0, 2 * BLOCK + 50),
+    cut=st.floats(0, 1),
+    K=st.integers(1, 2),
+    first=st.integers(0, 3 * BLOCK),
+)
 @example(C=BLOCK, cut=1.0, K=1, first=0)
 @example(C=2 * BLOCK, cut=0.5, K=1, first=BLOCK)
 @example(C=2, cut=0.5, K=1, first=BLOCK - 1)
 def test_two_shards_hold_what_the_whole_holds_bit_for_bit(C, cut, K, first):
     whole, at = drawn(C, K, 2, seed=5, first=first), round(cut * C)
     parts = [drawn(at, K, 2, seed=5, first=first), drawn(C - at, K, 2, seed=5, first=first + at)]
-    assert torch.equal(torch.cat(parts), whole)  # which also sees a number that was not drawn, for nan is not nan
+    # which also sees a number that was not drawn, for nan is not nan
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_a_class_has_its_center_whatever_the_number_of_classes():
@@ -37,7 +43,8 @@ def test_the_numbers_are_normal_in_every_block_and_blocks_do_not_resemble():
         assert abs(weight.pow(power).mean() - moment) < 3 * (variance / n) ** 0.5
     correlation = torch.corrcoef(weight.view(4, -1))
     assert (correlation - torch.eye(4)).abs().max() < 4 * (4 / n) ** 0.5
-    assert abs(torch.corrcoef(weight.view(-1, 16).T) - torch.eye(16)).max() < 4.5 * (16 / n) ** 0.5  # features and sub-centers of a class
+    # features and sub-centers of a class
+    assert abs(torch.corrcoef(weight.view(-1, 16).T) - torch.eye(16)).max() < 4.5 * (16 / n) ** 0.5
 
 
 def test_every_dtype_holds_the_same_numbers():
@@ -63,7 +70,9 @@ def test_seeds_and_blocks_differ():
 
 
 def test_no_two_blocks_have_one_seed(monkeypatch):
-    """Ten million classes are 9,766 blocks; torch reads 32 bits of a seed, and independent ones meet in one run of 90."""
+    """Ten million classes are 9,766 blocks; torch reads 32 bits of a seed, and independent ones
+    meet in one run of 90.
+    """
     seeds = []
 
     class Recorder:
@@ -90,7 +99,8 @@ def test_nothing_longer_than_a_block_is_made():
     held = weight.untyped_storage().data_ptr()
     with Made():
         draw_(weight, seed=0)
-    assert max(longest) == 4 * BLOCK * 512  # also above the tables of seeds, whatever the number of classes
+    # also above the tables of seeds, whatever the number of classes
+    assert max(longest) == 4 * BLOCK * 512
 
 
 def test_bad_centers_are_refused():

@@ -1,11 +1,19 @@
-"""Embeddings of every length that float32 and float16 hold: the losses of float64, in value and gradient."""
+"""Embeddings of every length that float32 and float16 hold: the losses of float64, in value and
+gradient.
+"""
 
 import functools
 
 import pytest
 import torch
 
-from marginlab.losses.functional import align_uniform, cross_correlation, info_nce, sup_con, t_info_nce
+from marginlab.losses.functional import (
+    align_uniform,
+    cross_correlation,
+    info_nce,
+    sup_con,
+    t_info_nce,
+)
 
 VIEWS = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LOSSES = {

@@ -20,7 +20,8 @@ from marginlab.losses import MarginSoftmax
 from marginlab.losses.functional import margin_softmax
 from marginlab.margins import ArcFace, CombinedMargin, CosFace, NoMargin
 
-budgets = st.sampled_from([1, 300, 5000, 2**27])  # one column, some columns, row chunks or columns, everything
+# one column, some columns, row chunks or columns, everything
+budgets = st.sampled_from([1, 300, 5000, 2**27])
 
 
 def close(got, expected, tolerance=1e-10):
@@ -33,7 +34,10 @@ def function(x, w, labels, margin, **arguments):
 
 def weighted(values, seed=0):
     """A sum in which every row has its own upstream gradient."""
-    weights = torch.rand(values.shape, dtype=values.dtype, generator=torch.Generator().manual_seed(seed)) - 0.3
+    weights = (
+        torch.rand(values.shape, dtype=values.dtype, generator=torch.Generator().manual_seed(seed))
+        - 0.3
+    )
     return (values * weights).sum()
 
 
@@ -45,11 +49,19 @@ def test_it_is_its_formula_in_value_and_gradient(text, data):
     labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
     margin = make(text)
     rows = data.draw(st.sampled_from([1, 1000]))
-    expected = value_and_gradients(lambda a, b: weighted(naive(a, b, labels, margin, **arguments)), x, w)
+    expected = value_and_gradients(
+        lambda a, b: weighted(naive(a, b, labels, margin, **arguments)), x, w
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "ROWS", rows)
         budget = data.draw(budgets)
-        got = value_and_gradients(lambda a, b: weighted(function(a, b, labels, copy.deepcopy(margin), budget=budget, **arguments)), x, w)
+        got = value_and_gradients(
+            lambda a, b: weighted(
+                function(a, b, labels, copy.deepcopy(margin), budget=budget, **arguments)
+            ),
+            x,
+            w,
+        )
     close(got[0], expected[0])
     for a, b in zip(got[1], expected[1], strict=True):
         close(a, b, 1e-9 if arguments["scale"] == 64.0 else 1e-10)
@@ -60,38 +72,59 @@ def test_in_float32_it_keeps_five_digits(data):
     x, w, labels, _ = data.draw(problems(features=(3, 8)))
     margin, scale = ArcFace(0.5), data.draw(st.sampled_from([4.0, 16.0]))
     x, w = x.float(), w.float()
-    expected = value_and_gradients(lambda a, b: naive(a, b, labels, margin, scale=scale), x.double(), w.double())
+    expected = value_and_gradients(
+        lambda a, b: naive(a, b, labels, margin, scale=scale), x.double(), w.double()
+    )
     budget = data.draw(budgets)
-    value, slopes = value_and_gradients(lambda a, b: function(a, b, labels, margin, scale=scale, budget=budget), x, w)
+    value, slopes = value_and_gradients(
+        lambda a, b: function(a, b, labels, margin, scale=scale, budget=budget), x, w
+    )
     # a cosine carries some 2^-23, and the loss scale times that
     torch.testing.assert_close(value.double(), expected[0], rtol=1e-5, atol=scale * 2e-7)
     for a, b in zip(slopes, expected[1], strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=max(1e-5, scale * 1e-6) * float(b.abs().max()) + scale * 1e-7)
+        torch.testing.assert_close(
+            a.double(),
+            b,
+            rtol=1e-5,
+            atol=max(1e-5, scale * 1e-6) * float(b.abs().max()) + scale * 1e-7,
+        )
 
 
-@pytest.mark.parametrize("text", [text for text in MARGINS if "through" not in text and not make(text).batchwise])
+@pytest.mark.parametrize(
+    "text", [text for text in MARGINS if "through" not in text and not make(text).batchwise]
+)
 @few
 @given(problem=problems(rows=(1, 5), classes=(2, 6)), budget=budgets)
 def test_gradients_are_the_derivatives_of_the_values(text, problem, budget):
     x, w, labels, _ = problem
     margin = make(text)
-    call = functools.partial(function, labels=labels, margin=margin, scale=4.0, budget=budget, reduction="none")
+    call = functools.partial(
+        function, labels=labels, margin=margin, scale=4.0, budget=budget, reduction="none"
+    )
     cosine = (F.normalize(x, dim=1)[:, None] * F.normalize(w, dim=2)[labels]).sum(2)
-    if bool((cosine.abs() > 0.95).any()) or (len(w[0]) > 1 and bool((cosine.amax(1) - cosine.amin(1) < 1e-3).any())):
+    if bool((cosine.abs() > 0.95).any()) or (
+        len(w[0]) > 1 and bool((cosine.amax(1) - cosine.amin(1) < 1e-3).any())
+    ):
         return  # too near an end, where second derivatives are large, or to a change of sub-center
     turning = [getattr(margin, "turning_point", None)]
     if turning[0] is not None and bool(((cosine.amax(1) - float(turning[0])).abs() < 1e-3).any()):
         return
-    assert torch.autograd.gradcheck(lambda a, b: call(a, b), (x.clone().requires_grad_(), w.clone().requires_grad_()), atol=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda a, b: call(a, b), (x.clone().requires_grad_(), w.clone().requires_grad_()), atol=1e-5
+    )
 
 
 @given(problem=problems(), budget=budgets)
 def test_without_a_margin_it_is_the_softmax_of_cosines(problem, budget):
     x, w, labels, _ = problem
     w = w[:, :1]
-    expected = value_and_gradients(lambda a, b: F.cross_entropy(8 * F.normalize(a) @ F.normalize(b[:, 0]).T, labels), x, w)
+    expected = value_and_gradients(
+        lambda a, b: F.cross_entropy(8 * F.normalize(a) @ F.normalize(b[:, 0]).T, labels), x, w
+    )
     for margin in (NoMargin(), CombinedMargin(1.0, 0.0, 0.0), ArcFace(0.0), CosFace(0.0)):
-        value, slopes = value_and_gradients(lambda a, b, m=margin: function(a, b, labels, m, scale=8.0, budget=budget), x, w)
+        value, slopes = value_and_gradients(
+            lambda a, b, m=margin: function(a, b, labels, m, scale=8.0, budget=budget), x, w
+        )
         close(value, expected[0])
         for a, b in zip(slopes, expected[1], strict=True):
             close(a, b, 1e-7)  # at a cosine of 1 a margin of 0 goes through its angle
@@ -99,14 +132,30 @@ def test_without_a_margin_it_is_the_softmax_of_cosines(problem, budget):
 
 def test_class_weights_and_ignored_rows_are_torchs():
     generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(9, 4, generator=generator).double(), torch.randn(5, 4, generator=generator).double()
+    x, w = (
+        torch.randn(9, 4, generator=generator).double(),
+        torch.randn(5, 4, generator=generator).double(),
+    )
     labels = torch.tensor([0, 1, 2, 3, 4, -100, 0, -100, 2])
     weights = torch.rand(5, generator=generator).double()
     logits = 16 * F.normalize(x) @ F.normalize(w).T
     for reduction in ("mean", "sum", "none"):
         expected = F.cross_entropy(logits, labels, weights, reduction=reduction)
-        close(margin_softmax(x, labels, w, margin=NoMargin(), scale=16.0, class_weights=weights, reduction=reduction), expected)
-    every = margin_softmax(x, labels.clamp_min(0), w, margin=NoMargin(), scale=16.0, ignore_index=None)
+        close(
+            margin_softmax(
+                x,
+                labels,
+                w,
+                margin=NoMargin(),
+                scale=16.0,
+                class_weights=weights,
+                reduction=reduction,
+            ),
+            expected,
+        )
+    every = margin_softmax(
+        x, labels.clamp_min(0), w, margin=NoMargin(), scale=16.0, ignore_index=None
+    )
     close(every, F.cross_entropy(logits, labels.clamp_min(0)))
     with pytest.raises(ValueError, match=r"labels outside 0..4\."):
         margin_softmax(x, labels, w, margin=NoMargin(), ignore_index=None)
@@ -131,7 +180,10 @@ def test_where_no_row_counts_the_loss_is_zero():
 def test_the_loss_rises_with_the_margin(problem, m, more):
     x, w, labels, _ = problem
     for kind in (ArcFace, CosFace):
-        less, much = (function(x, w, labels, kind(value), scale=8.0, reduction="none") for value in (m, m + more))
+        less, much = (
+            function(x, w, labels, kind(value), scale=8.0, reduction="none")
+            for value in (m, m + more)
+        )
         assert bool((much >= less - 1e-9).all())
 
 
@@ -139,7 +191,9 @@ def test_the_loss_rises_with_the_margin(problem, m, more):
 @given(problem=problems(), budget=budgets)
 def test_indifferent_to_a_common_rotation_and_to_lengths(text, problem, budget):
     x, w, labels, generator = problem
-    rotation = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], dtype=torch.float64, generator=generator)).Q
+    rotation = torch.linalg.qr(
+        torch.randn(x.shape[1], x.shape[1], dtype=torch.float64, generator=generator)
+    ).Q
     value = function(x, w, labels, make(text), scale=8.0, budget=budget)
     close(function(x @ rotation, w @ rotation, labels, make(text), scale=8.0), value, 1e-8)
     longer = 0.01 + 10 * torch.rand(*w.shape[:2], 1, dtype=torch.float64, generator=generator)
@@ -151,7 +205,9 @@ def test_indifferent_to_a_common_rotation_and_to_lengths(text, problem, budget):
 @given(problem=problems(), budget=budgets)
 def test_gradients_stand_at_right_angles(problem, budget):
     x, w, labels, _ = problem
-    _, (to_x, to_w) = value_and_gradients(lambda a, b: function(a, b, labels, ArcFace(0.5), scale=8.0, budget=budget), x, w)
+    _, (to_x, to_w) = value_and_gradients(
+        lambda a, b: function(a, b, labels, ArcFace(0.5), scale=8.0, budget=budget), x, w
+    )
     assert float((to_x * x).sum(1).abs().max()) < 1e-9
     assert float((to_w * w).sum(2).abs().max()) < 1e-9
 
@@ -160,9 +216,13 @@ def test_gradients_stand_at_right_angles(problem, budget):
 def test_only_the_nearest_sub_center_learns(problem):
     x, w, labels, _ = problem
     x = x[:1]
-    _, (_, to_w) = value_and_gradients(lambda a, b: function(a, b, labels[:1], ArcFace(0.5), scale=4.0), x, w)
+    _, (_, to_w) = value_and_gradients(
+        lambda a, b: function(a, b, labels[:1], ArcFace(0.5), scale=4.0), x, w
+    )
     cosines = torch.einsum("d,ckd->ck", F.normalize(x[0], dim=0), F.normalize(w, dim=2))
-    away = torch.ones_like(cosines, dtype=torch.bool).scatter_(1, cosines.argmax(1, keepdim=True), False)
+    away = torch.ones_like(cosines, dtype=torch.bool).scatter_(
+        1, cosines.argmax(1, keepdim=True), False
+    )
     assert bool((to_w[away] == 0).all())
 
 
@@ -172,7 +232,14 @@ def test_blocks_change_nothing_and_repetition_not_a_bit(data):
     x, w = x.float(), w.float()
     results = []
     for budget in (1, 300, 5000, 2**27):
-        once, again = (value_and_gradients(lambda a, b, n=budget: function(a, b, labels, ArcFace(0.5), scale=8.0, budget=n), x, w) for _ in range(2))
+        once, again = (
+            value_and_gradients(
+                lambda a, b, n=budget: function(a, b, labels, ArcFace(0.5), scale=8.0, budget=n),
+                x,
+                w,
+            )
+            for _ in range(2)
+        )
         assert torch.equal(once[0], again[0])
         assert all(torch.equal(a, b) for a, b in zip(once[1], again[1], strict=True))
         results.append(once)
@@ -187,14 +254,21 @@ def test_a_loss_near_zero_keeps_its_digits():
     x = torch.eye(8)[:1] + 0.01 * torch.eye(8)[1:2]
     for scale in (8.0, 16.0, 32.0):  # e^-32 is far below the last digit of 1
         got = float(margin_softmax(x, torch.tensor([0]), w, margin=CosFace(0.1), scale=scale))
-        expected = float(margin_softmax(x.double(), torch.tensor([0]), w.double(), margin=CosFace(0.1), scale=scale))
+        expected = float(
+            margin_softmax(
+                x.double(), torch.tensor([0]), w.double(), margin=CosFace(0.1), scale=scale
+            )
+        )
         assert got == pytest.approx(expected, rel=scale * 1e-6)
         assert expected > 0
 
 
 def test_straight_through_is_the_gradient_of_the_published_code():
     generator = torch.Generator().manual_seed(1)
-    x, w = torch.randn(6, 5, dtype=torch.float64, generator=generator), torch.randn(7, 5, dtype=torch.float64, generator=generator)
+    x, w = (
+        torch.randn(6, 5, dtype=torch.float64, generator=generator),
+        torch.randn(7, 5, dtype=torch.float64, generator=generator),
+    )
     labels = torch.tensor([0, 1, 2, 3, 4, 5])
     x = x + 2 * w[labels]  # no angle beyond pi - m
 
@@ -202,12 +276,22 @@ def test_straight_through_is_the_gradient_of_the_published_code():
         cosine = F.normalize(a) @ F.normalize(b).T
         own = cosine.gather(1, labels[:, None])
         change = (torch.cos(torch.acos(own.detach()) + 0.5) - own.detach()).squeeze(1)
-        logits = 16 * (cosine + torch.zeros_like(cosine).scatter(1, labels[:, None], change[:, None]))
+        logits = 16 * (
+            cosine + torch.zeros_like(cosine).scatter(1, labels[:, None], change[:, None])
+        )
         return F.cross_entropy(logits, labels)
 
     expected = value_and_gradients(published, x, w)
-    got = value_and_gradients(lambda a, b: margin_softmax(a, labels, b, margin=ArcFace(0.5, gradient="straight_through"), scale=16.0), x, w)
-    exact = value_and_gradients(lambda a, b: margin_softmax(a, labels, b, margin=ArcFace(0.5), scale=16.0), x, w)
+    got = value_and_gradients(
+        lambda a, b: margin_softmax(
+            a, labels, b, margin=ArcFace(0.5, gradient="straight_through"), scale=16.0
+        ),
+        x,
+        w,
+    )
+    exact = value_and_gradients(
+        lambda a, b: margin_softmax(a, labels, b, margin=ArcFace(0.5), scale=16.0), x, w
+    )
     close(got[0], expected[0])
     close(exact[0], expected[0])
     for a, b, c in zip(got[1], expected[1], exact[1], strict=True):
@@ -222,12 +306,17 @@ def test_pytorch_metric_learning_agrees_where_it_is_right():
     w = torch.randn(6, 5, generator=generator)
     labels = torch.arange(6)
     x = torch.randn(6, 5, generator=generator) + w
-    arcface, cosface = ArcFaceLoss(6, 5, margin=math.degrees(0.5), scale=16), CosFaceLoss(6, 5, margin=0.35, scale=16)
+    arcface, cosface = (
+        ArcFaceLoss(6, 5, margin=math.degrees(0.5), scale=16),
+        CosFaceLoss(6, 5, margin=0.35, scale=16),
+    )
     for theirs, ours in ((arcface, ArcFace(0.5)), (cosface, CosFace(0.35))):
         with torch.no_grad():
             theirs.W.copy_(w.T)
         expected = value_and_gradients(theirs, x, labels=labels)
-        got = value_and_gradients(lambda a, m=ours: margin_softmax(a, labels, w, margin=m, scale=16.0), x)
+        got = value_and_gradients(
+            lambda a, m=ours: margin_softmax(a, labels, w, margin=m, scale=16.0), x
+        )
         torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got[1][0], expected[1][0], rtol=1e-3, atol=1e-4)
 
@@ -237,15 +326,31 @@ def test_bf16_operands_round_the_other_classes_only():
     w = torch.randn(2000, 64, generator=generator)
     labels = torch.randint(2000, (64,), generator=generator)
     x = F.normalize(w[labels]) + 0.1 * torch.randn(64, 64, generator=generator)
-    exact = value_and_gradients(lambda a, b: margin_softmax(a, labels, b, margin=ArcFace(0.5), scale=64.0), x, w)
-    got = value_and_gradients(lambda a, b: margin_softmax(a, labels, b, margin=ArcFace(0.5), scale=64.0, operands=torch.bfloat16), x, w)
+    exact = value_and_gradients(
+        lambda a, b: margin_softmax(a, labels, b, margin=ArcFace(0.5), scale=64.0), x, w
+    )
+    got = value_and_gradients(
+        lambda a, b: margin_softmax(
+            a, labels, b, margin=ArcFace(0.5), scale=64.0, operands=torch.bfloat16
+        ),
+        x,
+        w,
+    )
     assert got[0].dtype == torch.float32
     assert float(got[0]) == pytest.approx(float(exact[0]), rel=0.01)
     for a, b in zip(got[1], exact[1], strict=True):
         assert a.dtype == torch.float32
         assert float((a - b).norm() / b.norm()) < 0.03
     # one class: there is no other, and the target is not rounded
-    alone = margin_softmax(x, labels * 0, w[:1], margin=CosFace(0.3), scale=64.0, operands=torch.bfloat16, reduction="none")
+    alone = margin_softmax(
+        x,
+        labels * 0,
+        w[:1],
+        margin=CosFace(0.3),
+        scale=64.0,
+        operands=torch.bfloat16,
+        reduction="none",
+    )
     assert bool((alone == 0).all())
 
 
@@ -256,7 +361,13 @@ def test_low_precision_embeddings_and_centers_keep_float32_sums(dtype):
     loss = head(x, torch.arange(6))
     loss.backward()
     assert (loss.dtype, x.grad.dtype, head.centers.grad.dtype) == (torch.float32, dtype, dtype)
-    exact = margin_softmax(x.detach().double(), torch.arange(6), head.centers.detach().double(), margin=ArcFace(0.5), scale=16.0)
+    exact = margin_softmax(
+        x.detach().double(),
+        torch.arange(6),
+        head.centers.detach().double(),
+        margin=ArcFace(0.5),
+        scale=16.0,
+    )
     assert float(loss.detach()) == pytest.approx(float(exact), rel=0.02)
 
 
@@ -266,8 +377,16 @@ def test_compiled_is_the_same():
     labels = torch.randint(300, (16,), generator=generator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
-        got = value_and_gradients(lambda a, b: function(a, b, labels, ArcFace(0.5), scale=16.0, compiled=True, budget=16 * 300 * 2), x, w)
-    expected = value_and_gradients(lambda a, b: function(a, b, labels, ArcFace(0.5), scale=16.0), x, w)
+        got = value_and_gradients(
+            lambda a, b: function(
+                a, b, labels, ArcFace(0.5), scale=16.0, compiled=True, budget=16 * 300 * 2
+            ),
+            x,
+            w,
+        )
+    expected = value_and_gradients(
+        lambda a, b: function(a, b, labels, ArcFace(0.5), scale=16.0), x, w
+    )
     torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-5)
     for a, b in zip(got[1], expected[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -283,8 +402,16 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            views = func.is_view or any(tensor is arg for arg in args) or tensor is (kwargs or {}).get("out")
-            if isinstance(tensor, torch.Tensor) and not views and tuple(tensor.shape) not in self.allowed:
+            views = (
+                func.is_view
+                or any(tensor is arg for arg in args)
+                or tensor is (kwargs or {}).get("out")
+            )
+            if (
+                isinstance(tensor, torch.Tensor)
+                and not views
+                and tuple(tensor.shape) not in self.allowed
+            ):
                 self.numel = max(self.numel, tensor.numel())
         return out
 
@@ -306,17 +433,27 @@ def test_nothing_quadratic_is_held_and_no_copy_of_the_centers(K):
 ADVERSARIAL = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1_500
 
 
-@pytest.mark.parametrize(("precision", "steps"), [(torch.bfloat16, ADVERSARIAL), (torch.float32, 1000)])
+@pytest.mark.parametrize(
+    ("precision", "steps"), [(torch.bfloat16, ADVERSARIAL), (torch.float32, 1000)]
+)
 def test_adversarial_steps_stay_finite(precision, steps):
     generator = torch.Generator().manual_seed(5)
     head = MarginSoftmax(6, 4, margin=ArcFace(0.5), scale=64.0)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
-    rows, layer = torch.randn(8, 4, generator=generator), torch.nn.Linear(4, 4, bias=False).requires_grad_(False)
+    rows, layer = (
+        torch.randn(8, 4, generator=generator),
+        torch.nn.Linear(4, 4, bias=False).requires_grad_(False),
+    )
     for step in range(steps):
-        head.operands, head.budget = (None, torch.bfloat16)[step % 3 == 0], (None, 64)[step % 5 == 0]
+        head.operands, head.budget = (
+            (None, torch.bfloat16)[step % 3 == 0],
+            (None, 64)[step % 5 == 0],
+        )
         with torch.no_grad():
             if step % 50 == 0:
-                head.centers[:3, 0] = torch.tensor([0.0, 1e-30, 1e30])[:, None] * F.normalize(torch.randn(3, 4, generator=generator))
+                head.centers[:3, 0] = torch.tensor([0.0, 1e-30, 1e30])[:, None] * F.normalize(
+                    torch.randn(3, 4, generator=generator)
+                )
             x = rows.clone()
             x[0] = 0.0
             x[1] = x[2]
@@ -326,7 +463,8 @@ def test_adversarial_steps_stay_finite(precision, steps):
             x[6] *= 1e30
         x.requires_grad_()
         with torch.autocast("cpu", dtype=precision, enabled=precision == torch.bfloat16):
-            embeddings = layer(x) if step % 2 else x  # of the layer: bfloat16; without it the lengths are what was said
+            # of the layer: bfloat16; without it the lengths are what was said
+            embeddings = layer(x) if step % 2 else x
             loss = head(embeddings, torch.tensor([0, 1, 2, 3, 4, 5, 0, 1]))
         optimizer.zero_grad()
         loss.backward()
@@ -351,13 +489,17 @@ def on_a_rank(group, rank, text, x, w, labels, rows, grads, arguments):
 @given(data=st.data())
 def test_n_ranks_are_one_rank(pool, text, data):
     n = data.draw(st.integers(2, 4))
-    rows = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
+    rows = data.draw(
+        st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1)
+    )
     x, w, labels, _ = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(2, 6)))
     if data.draw(st.booleans()):
         labels[0] = -100
     arguments = {"scale": 8.0, "reduction": data.draw(st.sampled_from(["mean", "sum"]))}
     margin = make(text)
-    value, (to_x, to_w) = value_and_gradients(lambda a, b: function(a, b, labels, margin, **arguments), x, w)
+    value, (to_x, to_w) = value_and_gradients(
+        lambda a, b: function(a, b, labels, margin, **arguments), x, w
+    )
     for grads, factor in (("sum", 1), ("mean", n)):
         answers = pool.run(n, on_a_rank, text, x, w, labels, rows, grads, arguments)
         for answer, _, state in answers:

@@ -1,4 +1,6 @@
-"""The doors of the margin softmax: module and function, a second backward, extremes, and all that is refused, now or a step later."""
+"""The doors of the margin softmax: module and function, a second backward, extremes, and all that
+is refused, now or a step later.
+"""
 
 import pytest
 import torch
@@ -18,13 +20,17 @@ def test_a_second_backward_gives_the_same_at_every_budget():
     for budget in (1, 2**20):
         head.budget = budget
         loss = head(x, labels)
-        first, second = (torch.autograd.grad(loss, (x, head.centers), retain_graph=True) for _ in range(2))
+        first, second = (
+            torch.autograd.grad(loss, (x, head.centers), retain_graph=True) for _ in range(2)
+        )
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "ROWS", 1)
         head.budget = 2 * 5 * 4
         loss = head(x, labels)
-        for a, b in zip(torch.autograd.grad(loss, (x, head.centers), retain_graph=True), first, strict=True):
+        for a, b in zip(
+            torch.autograd.grad(loss, (x, head.centers), retain_graph=True), first, strict=True
+        ):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
         for a, b in zip(torch.autograd.grad(loss, (x, head.centers)), first, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -42,7 +48,12 @@ def test_centers_changed_before_the_backward_pass_are_noticed():
 def test_module_and_function_are_one_formula_and_logits_have_no_margin():
     head = MarginSoftmax(5, 4, margin=CosFace(0.2), scale=8.0, subcenters=2, label_smoothing=0.1)
     x, labels = torch.randn(6, 4), torch.randint(5, (6,))
-    assert torch.equal(head(x, labels), margin_softmax(x, labels, head.centers, margin=CosFace(0.2), scale=8.0, label_smoothing=0.1))
+    assert torch.equal(
+        head(x, labels),
+        margin_softmax(
+            x, labels, head.centers, margin=CosFace(0.2), scale=8.0, label_smoothing=0.1
+        ),
+    )
     cosines = torch.einsum("bd,ckd->bck", F.normalize(x), F.normalize(head.centers, dim=2)).amax(2)
     torch.testing.assert_close(head.logits(x), 8.0 * cosines)
     centers = torch.randn(10, 4)
@@ -83,11 +94,20 @@ class NoWaiting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        assert name not in {"_local_scalar_dense", "nonzero", "item", "_unique2", "unique_dim", "masked_select", "is_nonzero"}, name
+        assert name not in {
+            "_local_scalar_dense",
+            "nonzero",
+            "item",
+            "_unique2",
+            "unique_dim",
+            "masked_select",
+            "is_nonzero",
+        }, name
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("text", [text for text in MARGINS if "Elastic" not in text])  # whose draws check their counter, on a CPU only
+# whose draws check their counter, on a CPU only
+@pytest.mark.parametrize("text", [text for text in MARGINS if "Elastic" not in text])
 def test_without_a_sample_no_number_is_read_while_a_step_is_made(text):
     head = MarginSoftmax(50, 4, margin=make(text), validate="deferred", budget=2000)
     x, labels = torch.randn(8, 4, requires_grad=True), torch.randint(50, (8,))
@@ -127,7 +147,11 @@ def test_bad_input_is_refused():
         ({"ignore_index": 3}, ValueError, "ignore_index"),
         ({"validate": "later"}, ValueError, "validate is not 'later'"),
         ({"class_weights": torch.ones(4)}, ValueError, r"\(5,\)"),
-        ({"class_weights": torch.tensor([1.0, 1, 1, 1, torch.inf])}, ValueError, "finite and not negative"),
+        (
+            {"class_weights": torch.tensor([1.0, 1, 1, 1, torch.inf])},
+            ValueError,
+            "finite and not negative",
+        ),
         ({"operands": torch.int32}, ValueError, "operands are torch.float32, bfloat16 or float16"),
     ):
         with pytest.raises(error, match=words):
@@ -137,7 +161,11 @@ def test_bad_input_is_refused():
     for exclude in (labels, torch.zeros(3, 5, dtype=torch.bool)):
         with pytest.raises(ValueError, match="Excluded classes"):
             MarginSoftmax(5, 4)(x, labels, exclude)
-    for arguments in ({"class_weights": torch.ones(2)}, {"class_weights": -torch.ones(5)}, {"ignore_index": 2}):
+    for arguments in (
+        {"class_weights": torch.ones(2)},
+        {"class_weights": -torch.ones(5)},
+        {"ignore_index": 2},
+    ):
         with pytest.raises(ValueError, match=r"Class weights|ignore_index"):
             margin_softmax(x, labels, torch.randn(5, 4), margin=ArcFace(0.5), **arguments)
     with pytest.raises(TypeError, match="MarginSoftmax"):

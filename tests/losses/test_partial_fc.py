@@ -1,4 +1,6 @@
-"""The laws of Partial FC on one process: the sample, the loss restricted to it, the row-sparse gradient, and what training touches."""
+"""The laws of Partial FC on one process: the sample, the loss restricted to it, the row-sparse
+gradient, and what training touches.
+"""
 
 import copy
 import math
@@ -26,7 +28,9 @@ def head_with(w, margin, **arguments):
 def loss_and_gradients(head, x, labels, exclude=None):
     x = x.clone().requires_grad_()
     value = head(x, labels, exclude)
-    weights = torch.rand(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(0)) - 0.3
+    weights = (
+        torch.rand(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(0)) - 0.3
+    )
     (value * weights).sum().backward()
     grad = head.centers.grad
     return value.detach(), x.grad, grad.to_dense() if grad.is_sparse else grad
@@ -43,7 +47,9 @@ def test_it_is_the_cross_entropy_restricted_to_the_sample(text, data):
     valid = labels != -100
     if not bool(valid.any()):
         return
-    classes, positives = sample(labels.masked_fill(~valid, -1), len(w), math.floor(rate * len(w) + 1e-6), seed=3, step=0)
+    classes, positives = sample(
+        labels.masked_fill(~valid, -1), len(w), math.floor(rate * len(w) + 1e-6), seed=3, step=0
+    )
     lift = torch.zeros(len(w), dtype=torch.float64)
     if log_q and len(classes) > positives:
         lift += math.log((len(w) - positives) / (len(classes) - positives))
@@ -51,15 +57,29 @@ def test_it_is_the_cross_entropy_restricted_to_the_sample(text, data):
     seen = {}
 
     def oracle(a, b):
-        value = naive(a, b, labels, make(text), classes=classes, lift=lift, exclude=exclude, **arguments)
+        value = naive(
+            a, b, labels, make(text), classes=classes, lift=lift, exclude=exclude, **arguments
+        )
         seen["value"] = value.detach()
-        weights = torch.rand(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(0)) - 0.3
+        weights = (
+            torch.rand(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(0))
+            - 0.3
+        )
         return (value * weights).sum()
 
     _, (to_x, to_w) = value_and_gradients(oracle, x, w)
     for dense in (False, True):
         budget = data.draw(st.sampled_from([1, 500, 2**27]))
-        head = head_with(w, make(text), sample_rate=rate, log_q=log_q, seed=3, dense_grad=dense, budget=budget, **arguments)
+        head = head_with(
+            w,
+            make(text),
+            sample_rate=rate,
+            log_q=log_q,
+            seed=3,
+            dense_grad=dense,
+            budget=budget,
+            **arguments,
+        )
         value, got_x, got_w = loss_and_gradients(head, x, labels, exclude)
         assert head.centers.grad.is_sparse is not dense
         for got, expected in ((value, seen["value"]), (got_x, to_x), (got_w, to_w)):
@@ -69,10 +89,15 @@ def test_it_is_the_cross_entropy_restricted_to_the_sample(text, data):
 @given(problem=problems(), rate=st.sampled_from([0.0, 0.4]))
 def test_at_rate_one_and_in_evaluation_it_is_the_margin_softmax(problem, rate):
     x, w, labels, _ = problem
-    whole = MarginSoftmax(len(w), w.shape[2], margin=CosFace(0.2), scale=8.0, subcenters=w.shape[1], dtype=w.dtype)
+    whole = MarginSoftmax(
+        len(w), w.shape[2], margin=CosFace(0.2), scale=8.0, subcenters=w.shape[1], dtype=w.dtype
+    )
     whole.load_centers(w)
     expected = loss_and_gradients(whole, x, labels)
-    for head in (head_with(w, CosFace(0.2), scale=8.0, sample_rate=1.0), head_with(w, CosFace(0.2), scale=8.0, sample_rate=rate).eval()):
+    for head in (
+        head_with(w, CosFace(0.2), scale=8.0, sample_rate=1.0),
+        head_with(w, CosFace(0.2), scale=8.0, sample_rate=rate).eval(),
+    ):
         for got, there in zip(loss_and_gradients(head, x, labels), expected, strict=True):
             assert torch.equal(got, there)
         assert head.step == 0
@@ -89,7 +114,8 @@ def test_the_corrected_sum_is_unbiased_for_the_negatives():
     for _ in range(3000):
         classes, _ = sample(labels, 40, 10, seed=0, step=head.step)
         own = (4 * cosines).exp()[torch.arange(4), labels]
-        there = (head(x, labels).detach().exp() - 1) * own  # the sum over the other classes, those of the batch and the drawn ones
+        # the sum over the other classes, those of the batch and the drawn ones
+        there = (head(x, labels).detach().exp() - 1) * own
         batch = (4 * cosines).exp()[:, :4].sum(1) - own
         sums.append(there - batch)
         assert len(classes) == 10
@@ -97,7 +123,13 @@ def test_the_corrected_sum_is_unbiased_for_the_negatives():
     assert bool(((sums.mean(0) - expected).abs() < 5 * sums.std(0) / math.sqrt(len(sums))).all())
 
 
-@pytest.mark.parametrize("make_optimizer", [lambda p: LazySGD(p, lr=0.1, momentum=0.9, weight_decay=0.01), lambda p: LazyAdamW(p, lr=0.01)])
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: LazySGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: LazyAdamW(p, lr=0.01),
+    ],
+)
 def test_only_sampled_rows_are_touched(make_optimizer):
     head = PartialFC(200, 8, sample_rate=0.05, scale=16.0)
     optimizer = make_optimizer(head.parameters())
@@ -117,13 +149,21 @@ def test_only_sampled_rows_are_touched(make_optimizer):
 @pytest.mark.parametrize("semantics", ["lazy", "dense", "decayed"])
 def test_all_semantics_agree_at_rate_one(semantics):
     generator = torch.Generator().manual_seed(0)
-    heads = [PartialFC(12, 4, margin=ArcFace(0.3), scale=8.0, sample_rate=1.0, dtype=torch.float64) for _ in range(2)]
+    heads = [
+        PartialFC(12, 4, margin=ArcFace(0.3), scale=8.0, sample_rate=1.0, dtype=torch.float64)
+        for _ in range(2)
+    ]
     optimizers = [
-        LazySGD(heads[0].parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, semantics=semantics),
+        LazySGD(
+            heads[0].parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, semantics=semantics
+        ),
         torch.optim.SGD(heads[1].parameters(), lr=0.1, momentum=0.9, weight_decay=0.01),
     ]
     for _ in range(20):
-        x, labels = torch.randn(6, 4, dtype=torch.float64, generator=generator), torch.randint(12, (6,), generator=generator)
+        x, labels = (
+            torch.randn(6, 4, dtype=torch.float64, generator=generator),
+            torch.randint(12, (6,), generator=generator),
+        )
         for head, optimizer in zip(heads, optimizers, strict=True):
             optimizer.zero_grad()
             head(x, labels).backward()
@@ -147,14 +187,20 @@ def test_more_classes_in_the_batch_than_the_budget_are_all_kept():
 
 def test_accumulated_gradients_add_up():
     x, labels = torch.randn(6, 4, dtype=torch.float64), torch.arange(6)
-    heads = [PartialFC(30, 4, sample_rate=0.5, scale=8.0, dtype=torch.float64, reduction="sum", seed=1) for _ in range(2)]
+    heads = [
+        PartialFC(30, 4, sample_rate=0.5, scale=8.0, dtype=torch.float64, reduction="sum", seed=1)
+        for _ in range(2)
+    ]
     heads[0](x[:3], labels[:3]).backward()
     heads[0](x[3:], labels[3:]).backward()
     first, second = copy.deepcopy(heads[1]), copy.deepcopy(heads[1])
     second.step = 1
     first(x[:3], labels[:3]).backward()
     second(x[3:], labels[3:]).backward()
-    torch.testing.assert_close(heads[0].centers.grad.to_dense(), first.centers.grad.to_dense() + second.centers.grad.to_dense())
+    torch.testing.assert_close(
+        heads[0].centers.grad.to_dense(),
+        first.centers.grad.to_dense() + second.centers.grad.to_dense(),
+    )
 
 
 def test_a_restored_head_goes_on_with_the_same_samples():

@@ -13,7 +13,9 @@ from marginlab.losses import PartialFC
 
 def head_on(w, group, text, arguments):
     C, K, D = w.shape
-    head = PartialFC(C, D, margin=make(text), subcenters=K, dtype=w.dtype, group=group, seed=5, **arguments)
+    head = PartialFC(
+        C, D, margin=make(text), subcenters=K, dtype=w.dtype, group=group, seed=5, **arguments
+    )
     head.load_centers(w)
     return head
 
@@ -23,7 +25,9 @@ def weights_of(value, first, seed=0):
     if value.ndim == 0:
         return torch.ones_like(value)
     generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(64, dtype=value.dtype, generator=generator) - 0.3)[first : first + len(value)]
+    return (torch.rand(64, dtype=value.dtype, generator=generator) - 0.3)[
+        first : first + len(value)
+    ]
 
 
 def several_steps(head, x, labels, exclude, first=0):
@@ -45,11 +49,15 @@ def on_a_rank(group, rank, w, text, arguments, x, labels, exclude, rows):
     own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
     exclude = None if exclude is None else exclude[own]
     heads = [head_on(w, group, text, arguments | {"grads": grads}) for grads in ("sum", "mean")]
-    return [several_steps(head, x[own], labels[own], exclude, own.start) for head in heads], heads[0].logits(x)
+    return [several_steps(head, x[own], labels[own], exclude, own.start) for head in heads], heads[
+        0
+    ].logits(x)
 
 
 def law_1(pool, n, rows, x, w, labels, text, arguments):
-    """On n ranks with so many rows each: the values, all gradients, the margin's state and the logits are those of one rank."""
+    """On n ranks with so many rows each: the values, all gradients, the margin's state and the
+    logits are those of one rank.
+    """
     exclude = arguments.pop("exclude", None)
     values, to_x, to_w, state = several_steps(head_on(w, None, text, arguments), x, labels, exclude)
     scores = head_on(w, None, text, arguments).logits(x)
@@ -66,9 +74,15 @@ def law_1(pool, n, rows, x, w, labels, text, arguments):
                     assert torch.equal(a, first)
         if arguments["reduction"] == "none":
             for step, value in enumerate(values):
-                torch.testing.assert_close(torch.cat([a[0][0][step] for a in answers]), value, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(torch.cat([a[0][1] for a in answers]), factor * to_x, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(torch.cat([a[0][2] for a in answers]), to_w, rtol=1e-10, atol=1e-10)
+                torch.testing.assert_close(
+                    torch.cat([a[0][0][step] for a in answers]), value, rtol=1e-10, atol=1e-10
+                )
+        torch.testing.assert_close(
+            torch.cat([a[0][1] for a in answers]), factor * to_x, rtol=1e-10, atol=1e-10
+        )
+        torch.testing.assert_close(
+            torch.cat([a[0][2] for a in answers]), to_w, rtol=1e-10, atol=1e-10
+        )
 
 
 RATES = [0.0, 0.3, 1.0]
@@ -83,27 +97,56 @@ SOME = settings(max_examples=max(1, settings().max_examples // 30))  # of each c
 @given(data=st.data())
 def test_n_ranks_are_one_rank(pool, text, rate, K, data):
     n = data.draw(st.integers(2, 4))
-    rows = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
-    x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(2, 11), centers=(K, K)))
+    rows = data.draw(
+        st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda r: sum(r) > 1)
+    )
+    x, w, labels, generator = data.draw(
+        problems(rows=(sum(rows), sum(rows)), classes=(2, 11), centers=(K, K))
+    )
     labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
     arguments["scale"] = min(arguments["scale"], 8.0)
-    arguments |= {"sample_rate": rate, "log_q": data.draw(st.booleans()), "budget": data.draw(st.sampled_from([1, 500, 2**27]))}
+    arguments |= {
+        "sample_rate": rate,
+        "log_q": data.draw(st.booleans()),
+        "budget": data.draw(st.sampled_from([1, 500, 2**27])),
+    }
     law_1(pool, n, rows, x, w, labels, text, arguments)
 
 
 @pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("text", ["ArcFace(0.5)", "AdaFace(0.4)", "CurricularFace(0.5)", MARGINS[-1]])
+@pytest.mark.parametrize(
+    "text", ["ArcFace(0.5)", "AdaFace(0.4)", "CurricularFace(0.5)", MARGINS[-1]]
+)
 @pytest.mark.parametrize(
     ("C", "rows", "own"),
-    [(2, [2, 1, 0, 1], [0, 1, 1, 0]), (9, [0, 3, 0, 1], [8, 8, 8, 8]), (3, [1, 1, 1, 1], [0, 1, 2, 0]), (13, [4, 0, 0, 0], [0, 0, 1, 0])],
-    ids=["fewer classes than ranks", "three ranks without positives, two without rows", "one rank without classes", "all rows on one rank"],
+    [
+        (2, [2, 1, 0, 1], [0, 1, 1, 0]),
+        (9, [0, 3, 0, 1], [8, 8, 8, 8]),
+        (3, [1, 1, 1, 1], [0, 1, 2, 0]),
+        (13, [4, 0, 0, 0], [0, 0, 1, 0]),
+    ],
+    ids=[
+        "fewer classes than ranks",
+        "three ranks without positives, two without rows",
+        "one rank without classes",
+        "all rows on one rank",
+    ],
 )
 def test_corners_are_one_rank(pool, C, rows, own, text, rate):
     generator = torch.Generator().manual_seed(C)
     x = torch.randn(4, 5, dtype=torch.float64, generator=generator)
     w = torch.randn(C, 1, 5, dtype=torch.float64, generator=generator)
-    law_1(pool, 4, rows, x, w, torch.tensor(own), text, {"scale": 8.0, "reduction": "mean", "sample_rate": rate})
+    law_1(
+        pool,
+        4,
+        rows,
+        x,
+        w,
+        torch.tensor(own),
+        text,
+        {"scale": 8.0, "reduction": "mean", "sample_rate": rate},
+    )
 
 
 def refusal(group, rank, labels, x):
@@ -146,12 +189,18 @@ def test_excluded_classes_have_the_same_columns_on_every_rank(pool):
         for answer in pool.run(2, excluding, widths):
             said = " and ".join(f"{w or 0} on rank {rank}" for rank, w in enumerate(widths))
             assert f"PartialFC alike: columns of excluded classes is {said}." in answer
-    assert pool.run(2, excluding, [None, 0]) == pool.run(2, excluding, [1, 1]) == pool.run(2, excluding, [None, None])
+    assert (
+        pool.run(2, excluding, [None, 0])
+        == pool.run(2, excluding, [1, 1])
+        == pool.run(2, excluding, [None, None])
+    )
 
 
 def reloaded(group, rank, saved, held):
     """What a head of `held` classes says of the state dict of one of `saved` on the same ranks."""
-    old, new = (PartialFC(C, 4, subcenters=2, group=group, seed=seed) for C, seed in ((saved, 1), (held, 2)))
+    old, new = (
+        PartialFC(C, 4, subcenters=2, group=group, seed=seed) for C, seed in ((saved, 1), (held, 2))
+    )
     before = new.centers.detach().clone()
     try:
         new.load_state_dict(old.state_dict())
@@ -167,9 +216,13 @@ def reloaded(group, rank, saved, held):
 @pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("n", [1, 4])
 def test_centers_of_another_number_of_classes_are_not_loaded(pool, n):
-    for saved, held in ((10, 9), (9, 10), (10, 11)):  # 9 and 10 classes have as many on three of the four ranks
+    # 9 and 10 classes have as many on three of the four ranks
+    for saved, held in ((10, 9), (9, 10), (10, 11)):
         for answer in pool.run(n, reloaded, saved, held):
-            assert f"centers is of {saved} classes, not {held}. marginlab.train.resized gives" in answer
+            assert (
+                f"centers is of {saved} classes, not {held}. marginlab.train.resized gives"
+                in answer
+            )
     assert pool.run(n, reloaded, 10, 10) == [""] * n
 
 
@@ -215,15 +268,23 @@ def in_parts_on_a_rank(group, rank, w, text, arguments, x, labels, rows, cuts, s
 @given(data=st.data())
 def test_a_window_of_parts_is_one_batch_on_any_number_of_ranks(pool, text, rate, data):
     n = data.draw(st.integers(1, 3))
-    rows = data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n).filter(lambda r: sum(r) > 1))
+    rows = data.draw(
+        st.lists(st.integers(0, 5), min_size=n, max_size=n).filter(lambda r: sum(r) > 1)
+    )
     x, w, labels, generator = data.draw(problems(rows=(sum(rows), sum(rows)), classes=(2, 9)))
     labels, arguments = data.draw(settings_of_the_loss(labels, len(w), generator))
-    arguments |= {"scale": 8.0, "reduction": data.draw(st.sampled_from(["mean", "sum"])), "sample_rate": rate, "log_q": data.draw(st.booleans())}
+    arguments |= {
+        "scale": 8.0,
+        "reduction": data.draw(st.sampled_from(["mean", "sum"])),
+        "sample_rate": rate,
+        "log_q": data.draw(st.booleans()),
+    }
     arguments["grads"] = "sum"
     arguments.pop("exclude", None)
     statistics = "previous" if make(text).averages else None
     expected = in_parts(head_on(w, None, text, arguments), x, labels, [0, len(x)], statistics)
-    head = head_on(w, None, text, arguments)  # without a window; averages of earlier steps are what a margin in evaluation mode takes
+    # without a window; averages of earlier steps are what a margin in evaluation mode takes
+    head = head_on(w, None, text, arguments)
     head.margin.train(statistics is None)
     y = x.clone().requires_grad_()
     value = head(y, labels)
@@ -233,22 +294,45 @@ def test_a_window_of_parts_is_one_batch_on_any_number_of_ranks(pool, text, rate,
     whole = head_on(w, None, text, arguments)
     whole(x, labels)  # moves the averages by the whole batch
     cuts = [sorted(data.draw(st.lists(st.integers(0, r), min_size=2, max_size=2))) for r in rows]
-    answers = pool.run(n, in_parts_on_a_rank, w, text, arguments, x, labels, rows, [[0, *c, r] for c, r in zip(cuts, rows, strict=True)], statistics)
+    answers = pool.run(
+        n,
+        in_parts_on_a_rank,
+        w,
+        text,
+        arguments,
+        x,
+        labels,
+        rows,
+        [[0, *c, r] for c, r in zip(cuts, rows, strict=True)],
+        statistics,
+    )
     for total, _, _, state in answers:
         torch.testing.assert_close(total, expected[0], rtol=1e-10, atol=1e-10)
         for name, buffer in whole.margin.named_buffers():
             torch.testing.assert_close(state[name], buffer, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.cat([a[1] for a in answers]), expected[1], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.cat([a[2] for a in answers]), expected[2], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat([a[1] for a in answers]), expected[1], rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(
+        torch.cat([a[2] for a in answers]), expected[2], rtol=1e-10, atol=1e-10
+    )
 
 
 def test_a_window_refuses_what_it_cannot_make_one_batch_of():
     x, labels = torch.randn(4, 3), torch.arange(4)
     for text in ("AdaFace(0.4)", "CurricularFace(0.5)"):
-        with pytest.raises(ValueError, match="statistics='previous'"), PartialFC(6, 3, margin=make(text)).window(labels):
+        with (
+            pytest.raises(ValueError, match="statistics='previous'"),
+            PartialFC(6, 3, margin=make(text)).window(labels),
+        ):
             pass
     head = PartialFC(6, 3, sample_rate=0.5)
-    with pytest.raises(ValueError, match=r"opened for \[4\] rows of each rank and closed after \[2\]"), head.window(labels):
+    with (
+        pytest.raises(
+            ValueError, match=r"opened for \[4\] rows of each rank and closed after \[2\]"
+        ),
+        head.window(labels),
+    ):
         head(x[:2], labels[:2])
     with pytest.raises(ValueError, match="not the next ones"), head.window(labels):
         head(x[:2], labels[2:])
@@ -256,7 +340,10 @@ def test_a_window_refuses_what_it_cannot_make_one_batch_of():
         _ = head(x, labels), head(x, labels)
     with pytest.raises(ValueError, match="open already"), head.window(labels), head.window(labels):
         pass
-    with pytest.raises(ValueError, match="reduction"), PartialFC(6, 3, reduction="none").window(labels):
+    with (
+        pytest.raises(ValueError, match="reduction"),
+        PartialFC(6, 3, reduction="none").window(labels),
+    ):
         pass
     plus = PartialFC(6, 3, margin=make("ElasticFace(0.5, plus=True)"))
     with pytest.raises(ValueError, match="pairs margins with all rows"), plus.window(labels):

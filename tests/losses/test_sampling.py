@@ -23,8 +23,14 @@ either = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_sample_holds_the_batch_and_as_many_others_as_it_says(data):
     C = data.draw(st.integers(1, 60))
-    labels = torch.tensor(data.draw(st.lists(st.integers(-2, C - 1), max_size=40)), dtype=torch.int64)
-    size, seed, step = data.draw(st.integers(0, C)), data.draw(st.integers(0, 2**40)), data.draw(st.integers(0, 2**32 - 1))
+    labels = torch.tensor(
+        data.draw(st.lists(st.integers(-2, C - 1), max_size=40)), dtype=torch.int64
+    )
+    size, seed, step = (
+        data.draw(st.integers(0, C)),
+        data.draw(st.integers(0, 2**40)),
+        data.draw(st.integers(0, 2**32 - 1)),
+    )
     classes, positives = sample(labels, C, size, seed=seed, step=step)
     own = {label for label in labels.tolist() if label >= 0}
     assert classes.dtype == torch.int64
@@ -44,7 +50,11 @@ def test_a_sample_is_of_the_set_of_labels_the_seed_and_the_step_alone(data):
     labels = data.draw(st.lists(st.integers(0, 199), min_size=1, max_size=20))
     drawn = sample(torch.tensor(labels), 200, 40, seed=3, step=9)
     many = data.draw(st.permutations([*labels, *labels, -1, -7]))
-    for other in (torch.tensor(many), torch.tensor(many, dtype=torch.int32), torch.tensor(many, dtype=torch.int16)):
+    for other in (
+        torch.tensor(many),
+        torch.tensor(many, dtype=torch.int32),
+        torch.tensor(many, dtype=torch.int16),
+    ):
         again = sample(other, 200, 40, seed=3, step=9)
         assert torch.equal(again.classes, drawn.classes)
         assert again.positives == drawn.positives
@@ -54,7 +64,12 @@ def test_a_sample_is_of_the_set_of_labels_the_seed_and_the_step_alone(data):
 def test_other_seeds_and_steps_draw_others_and_the_global_generator_is_left_alone():
     labels, state = torch.tensor([5, 6]), torch.get_rng_state()
     places = [(0, 0), (0, 1), (0, 2**32 - 1), (1, 0), (1, 1)]
-    assert len({tuple(sample(labels, 300, 30, seed=seed, step=step).classes.tolist()) for seed, step in places}) == len(places)
+    assert len(
+        {
+            tuple(sample(labels, 300, 30, seed=seed, step=step).classes.tolist())
+            for seed, step in places
+        }
+    ) == len(places)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -68,7 +83,8 @@ def test_given_the_batch_the_negatives_are_uniform_and_so_are_their_pairs():
     assert taken[:, [3, 8, 11]].all()
     taken = taken[:, others]
     M, n = len(others), size - 3
-    # The counts of a sample without replacement have a covariance M/(M-1) p (1-p) (I - 11^T/M): their squares over it are chi-square
+    # The counts of a sample without replacement have a covariance M/(M-1) p (1-p) (I - 11^T/M):
+    # their squares over it are chi-square
     p = n / M
     single = ((taken.sum(0) - steps * p) ** 2).sum() / (steps * p * (1 - p) * M / (M - 1))
     assert 0.005 < scipy.stats.chi2(M - 1).sf(single) < 0.995
@@ -78,13 +94,16 @@ def test_given_the_batch_the_negatives_are_uniform_and_so_are_their_pairs():
 
 
 def assert_pairs_are_uniform(pairs, M, n):
-    """Chi-square with the exact covariance of pair counts, which depends only on how many members two pairs share."""
+    """Chi-square with the exact covariance of pair counts, which depends only on how many members
+    two pairs share.
+    """
     steps, _ = pairs.shape
     i, j = np.triu_indices(M, 1)
     members = np.zeros((len(i), M))
     members[np.arange(len(i)), i] = members[np.arange(len(i)), j] = 1
     union = 4 - members @ members.T  # distinct members of two pairs
-    inside = {k: np.prod([(n - m) / (M - m) for m in range(k)]) for k in (2, 3, 4)}  # that all k are in the sample
+    # that all k are in the sample
+    inside = {k: np.prod([(n - m) / (M - m) for m in range(k)]) for k in (2, 3, 4)}
     together = np.vectorize(inside.get)(union.round().astype(int))
     values, vectors = np.linalg.eigh(together - inside[2] ** 2)
     kept = values > 1e-9  # the number of pairs of a sample is fixed
@@ -115,7 +134,8 @@ def test_a_sample_of_many_classes_makes_nothing_of_their_length():
             return made
 
     labels = torch.tensor([0, 5, 99_998])
-    for C, bound in [(100_000, 2_000), (10**7, 13_000), (10**9, 130_000)]:  # tables of 4 to 5 sqrt(C)
+    # tables of 4 to 5 sqrt(C)
+    for C, bound in [(100_000, 2_000), (10**7, 13_000), (10**9, 130_000)]:
         with Longest() as seen:
             classes, _ = sample(labels, C, 500, seed=0, step=0)
         assert len(classes) == 500
@@ -128,7 +148,10 @@ def test_a_sample_of_many_classes_makes_nothing_of_their_length():
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_columns_finds_what_is_there(dtype):
     classes = torch.tensor([2, 3, 7])
-    assert columns(classes, torch.tensor([[7, 2], [-1, 8]], dtype=dtype)).tolist() == [[2, 0], [-1, -1]]
+    assert columns(classes, torch.tensor([[7, 2], [-1, 8]], dtype=dtype)).tolist() == [
+        [2, 0],
+        [-1, -1],
+    ]
     assert columns(classes, torch.tensor([0, 5, 3], dtype=dtype)).tolist() == [-1, -1, 1]
     assert columns(classes[:0], torch.tensor([0, -1], dtype=dtype)).tolist() == [-1, -1]
     assert columns(classes, torch.empty(0, dtype=dtype)).dtype == torch.int64

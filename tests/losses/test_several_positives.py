@@ -44,9 +44,9 @@ SETTINGS = st.fixed_dictionaries(
         "reduction": st.sampled_from(["mean", "sum", "none"]),
     }
 ).flatmap(
-    lambda more: st.sampled_from([("both_views", True), ("other_view", True), ("other_view", False)]).map(
-        lambda form: more | {"negatives": form[0], "symmetric": form[1]}
-    )
+    lambda more: st.sampled_from(
+        [("both_views", True), ("other_view", True), ("other_view", False)]
+    ).map(lambda form: more | {"negatives": form[0], "symmetric": form[1]})
 )
 
 
@@ -65,8 +65,12 @@ def test_it_is_its_formula_in_value_and_gradient(data):
     count = data.draw(st.integers(0 if several_classes else 1, 3))
     extra = torch.randn(count, 3, dtype=torch.float64, generator=generator)
     budget = data.draw(st.sampled_from([64, 1000, 2**20]))
-    got = value_and_gradients(functools.partial(labelled, labels=labels, budget=budget, **arguments), z1, z2, extra)
-    expected = value_and_gradients(functools.partial(naive, labels=labels, **arguments), z1, z2, extra)
+    got = value_and_gradients(
+        functools.partial(labelled, labels=labels, budget=budget, **arguments), z1, z2, extra
+    )
+    expected = value_and_gradients(
+        functools.partial(naive, labels=labels, **arguments), z1, z2, extra
+    )
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     module = InfoNCE(budget=budget, **arguments)
     assert torch.equal(module(z1, z2, extra, labels), got[0])
@@ -144,7 +148,10 @@ def test_a_temperature_that_learns_has_the_gradient_of_the_formula():
             lambda t, d=decoupled: info_nce(z1, z2, temperature=t, labels=labels, decoupled=d),
             temperature,
         )
-        expected = value_and_gradients(lambda t, d=decoupled: naive(z1, z2, z1[:0], labels, t, decoupled=d, **fixed), temperature)
+        expected = value_and_gradients(
+            lambda t, d=decoupled: naive(z1, z2, z1[:0], labels, t, decoupled=d, **fixed),
+            temperature,
+        )
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -201,8 +208,12 @@ def summed(x, y):
 @pytest.mark.parametrize("budget", [1, 200, 2**20])
 def test_the_sum_has_two_derivatives_at_any_budget(budget):
     x, y = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    function = functools.partial(softplus_sum, first=INTERVALS[0], stop=INTERVALS[1], own=INTERVALS[2], budget=budget)
-    torch.testing.assert_close(value_and_gradients(function, x, y), value_and_gradients(summed, x, y))
+    function = functools.partial(
+        softplus_sum, first=INTERVALS[0], stop=INTERVALS[1], own=INTERVALS[2], budget=budget
+    )
+    torch.testing.assert_close(
+        value_and_gradients(function, x, y), value_and_gradients(summed, x, y)
+    )
     inputs = (x.requires_grad_(), y.requires_grad_())
     assert torch.autograd.gradgradcheck(function, inputs)
 

@@ -34,7 +34,11 @@ def naive_of_labels(x, labels, temperature=0.1, variant="out", reduction="mean")
         positives = s[i, others & (labels == labels[i])]
         log_shares = positives - s[i, others].logsumexp(0)
         if len(positives):
-            losses.append(-log_shares.mean() if variant == "out" else math.log(len(positives)) - log_shares.logsumexp(0))
+            losses.append(
+                -log_shares.mean()
+                if variant == "out"
+                else math.log(len(positives)) - log_shares.logsumexp(0)
+            )
         elif reduction == "none":
             losses.append(s.new_zeros(()))
     losses = torch.stack(losses)
@@ -72,12 +76,16 @@ class TestSupCon(LossLaws):
 
     @staticmethod
     def gradient_when_nothing_crosses(z1, z2, rows):
-        """Columns gathered without gradient: each rank sees its own rows only as they enter its own anchors."""
+        """Columns gathered without gradient: each rank sees its own rows only as they enter its own
+        anchors.
+        """
         slopes, start = [], 0
         for count in rows:
             own = (torch.arange(len(z1)) >= start) & (torch.arange(len(z1)) < start + count)
             x1 = z1.clone().requires_grad_()
-            losses = naive(torch.where(own[:, None], x1, z1), z2, reduction="none")[torch.cat((own, own))]
+            losses = naive(torch.where(own[:, None], x1, z1), z2, reduction="none")[
+                torch.cat((own, own))
+            ]
             (slope,) = torch.autograd.grad(losses.sum() / (2 * len(z1)), x1)
             slopes.append(slope[own])
             start += count
@@ -87,21 +95,45 @@ class TestSupCon(LossLaws):
     @given(st.data())
     def test_rows_without_another_of_their_class_are_no_anchors(self, data):
         arguments = data.draw(self.arguments)
-        labels = torch.tensor(data.draw(st.lists(st.integers(-2, 3), min_size=2, max_size=9).filter(lambda v: len(set(v)) < len(v))))
-        x = torch.randn(len(labels), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 2**20))))
+        labels = torch.tensor(
+            data.draw(
+                st.lists(st.integers(-2, 3), min_size=2, max_size=9).filter(
+                    lambda v: len(set(v)) < len(v)
+                )
+            )
+        )
+        x = torch.randn(
+            len(labels),
+            3,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(data.draw(st.integers(0, 2**20))),
+        )
         got = value_and_gradients(lambda z: sup_con(z, labels, **arguments), x)
         arguments.pop("budget")
         self.same(got, value_and_gradients(lambda z: naive_of_labels(z, labels, **arguments), x))
 
     @several
     @given(st.integers(0, 2**20), st.floats(0.05, 3))
-    def test_with_one_positive_both_variants_are_info_nce_and_with_several_out_is_never_below_in(self, seed, temperature):
+    def test_with_one_positive_both_variants_are_info_nce_and_with_several_out_is_never_below_in(
+        self, seed, temperature
+    ):
         z = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         expected = info_nce(z[0], z[1], temperature=temperature)
         for variant in ("out", "in"):
-            torch.testing.assert_close(sup_con(z.flatten(0, 1), torch.arange(4).repeat(2), temperature=temperature, variant=variant), expected)
+            torch.testing.assert_close(
+                sup_con(
+                    z.flatten(0, 1),
+                    torch.arange(4).repeat(2),
+                    temperature=temperature,
+                    variant=variant,
+                ),
+                expected,
+            )
         labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])
-        losses = [sup_con(z.flatten(0, 1), labels, temperature=temperature, variant=v, reduction="none") for v in ("out", "in")]
+        losses = [
+            sup_con(z.flatten(0, 1), labels, temperature=temperature, variant=v, reduction="none")
+            for v in ("out", "in")
+        ]
         assert bool((losses[0] >= losses[1] - 1e-12).all())
 
     @several
@@ -109,38 +141,59 @@ class TestSupCon(LossLaws):
     def test_invariant_to_a_common_rotation_and_to_the_names_of_the_classes(self, data):
         arguments = data.draw(self.arguments)
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
-        x, labels = torch.randn(8, 4, dtype=torch.float64, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2, 2, 3])
+        x, labels = (
+            torch.randn(8, 4, dtype=torch.float64, generator=generator),
+            torch.tensor([0, 1, 2, 0, 1, 2, 2, 3]),
+        )
         rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=generator)).Q
         renamed = torch.tensor([9, -5, 4, 0])[labels]
-        torch.testing.assert_close(sup_con(3 * x @ rotation, renamed, **arguments), sup_con(x, labels, **arguments))
+        torch.testing.assert_close(
+            sup_con(3 * x @ rotation, renamed, **arguments), sup_con(x, labels, **arguments)
+        )
 
     def test_a_loss_far_below_the_rounding_of_its_logits_is_exact_in_float32(self):
         z = torch.eye(4).repeat(2, 1)
         for variant in ("out", "in"):
             value = float(sup_con(z, torch.arange(4).repeat(2), temperature=0.04, variant=variant))
-            torch.testing.assert_close(value, math.log1p(6 * math.exp(-1 / 0.04)), rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                value, math.log1p(6 * math.exp(-1 / 0.04)), rtol=1e-5, atol=0
+            )
 
     @pytest.mark.parametrize("variant", ["out", "in"])
     def test_equal_rows_and_zero_rows_are_at_chance(self, variant):
         labels = torch.tensor([0, 0, 0, 1, 1, 2])
         for x in (torch.ones(6, 4), torch.zeros(6, 4)):
-            losses, (slope,) = value_and_gradients(lambda z: sup_con(z, labels, variant=variant, reduction="none"), x)
-            torch.testing.assert_close(losses.tolist(), [*[math.log(5)] * 5, 0.0], rtol=1e-5, atol=1e-6)
+            losses, (slope,) = value_and_gradients(
+                lambda z: sup_con(z, labels, variant=variant, reduction="none"), x
+            )
+            torch.testing.assert_close(
+                losses.tolist(), [*[math.log(5)] * 5, 0.0], rtol=1e-5, atol=1e-6
+            )
             assert bool(slope.isfinite().all())
 
     def test_a_temperature_that_learns_has_the_gradient_of_the_formula(self):
         x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        labels, temperature = torch.tensor([0, 1, 0, 1, 1, 2]), torch.tensor(0.3, dtype=torch.float64)
+        labels, temperature = (
+            torch.tensor([0, 1, 0, 1, 1, 2]),
+            torch.tensor(0.3, dtype=torch.float64),
+        )
         for variant in ("out", "in"):
             self.same(
-                value_and_gradients(lambda t, v=variant: sup_con(x, labels, temperature=t, variant=v), temperature),
-                value_and_gradients(lambda t, v=variant: naive_of_labels(x, labels, temperature=t, variant=v), temperature),
+                value_and_gradients(
+                    lambda t, v=variant: sup_con(x, labels, temperature=t, variant=v), temperature
+                ),
+                value_and_gradients(
+                    lambda t, v=variant: naive_of_labels(x, labels, temperature=t, variant=v),
+                    temperature,
+                ),
             )
 
     def test_pytorch_metric_learning_agrees(self):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            theirs = pytest.importorskip("pytorch_metric_learning.losses").SupConLoss(temperature=0.3)
+            theirs = pytest.importorskip("pytorch_metric_learning.losses").SupConLoss(
+                temperature=0.3
+            )
             x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
             labels = torch.tensor([0, 1, 2, 0, 1, 2, 2, 3])
             expected = value_and_gradients(lambda z: theirs(z, labels), x)
@@ -228,14 +281,21 @@ class TestSupCon(LossLaws):
     @pytest.mark.xdist_group("ranks")
     def test_a_global_batch_of_one_row_is_refused_on_every_rank(self, pool):
         x, labels = torch.randn(3, 3), torch.arange(3)
-        for message in pool.run(3, refusal, [(x[:0], labels[:0]), (x[:2], labels[:2]), (x[2:], labels[2:])]):
+        for message in pool.run(
+            3, refusal, [(x[:0], labels[:0]), (x[:2], labels[:2]), (x[2:], labels[2:])]
+        ):
             assert "No two rows of the global batch of 3 share a label" in message
 
     @pytest.mark.xdist_group("ranks")
     def test_what_one_rank_refuses_all_refuse(self, pool):
         x, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
-        first, second, third = pool.run(3, refusal, [(x, labels), (x, labels[:3]), (x[:0], labels[:0])])
-        assert second == "Embeddings are a matrix (B, D) with one label for each row, not (4, 3) and (3,)."
+        first, second, third = pool.run(
+            3, refusal, [(x, labels), (x, labels[:3]), (x[:0], labels[:0])]
+        )
+        assert (
+            second
+            == "Embeddings are a matrix (B, D) with one label for each row, not (4, 3) and (3,)."
+        )
         assert first == third == f"Rank 1 of 3 refused its batch: {second}"
 
     @pytest.mark.usefixtures("unchecked")

@@ -26,7 +26,9 @@ class TestTInfoNCE(LossLaws):
 
     @staticmethod
     def gradient_when_nothing_crosses(z1, z2, rows):
-        """Columns gathered without gradient: each rank sees its own rows only as they enter its own anchors."""
+        """Columns gathered without gradient: each rank sees its own rows only as they enter its own
+        anchors.
+        """
         slopes, start = [], 0
         for count in rows:
             own = (torch.arange(len(z1)) >= start) & (torch.arange(len(z1)) < start + count)
@@ -42,16 +44,22 @@ class TestTInfoNCE(LossLaws):
         z1, z2, generator = draw_views(data, 5, features=4)
         rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=generator)).Q
         shift = 20 * torch.randn(4, dtype=torch.float64, generator=generator)
-        torch.testing.assert_close(t_info_nce(z1 @ rotation + shift, z2 @ rotation + shift), t_info_nce(z1, z2))
+        torch.testing.assert_close(
+            t_info_nce(z1 @ rotation + shift, z2 @ rotation + shift), t_info_nce(z1, z2)
+        )
 
     @several
     @given(st.integers(0, 2**20))
     def test_alignment_and_divergence_are_its_two_parts(self, seed):
-        z1, z2 = torch.randn(2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        z1, z2 = torch.randn(
+            2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
         z = torch.cat((z1, z2))
         shares = 1 / (1 + torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square())
         divergence = (shares.sum(1) - 1).log().mean()
-        torch.testing.assert_close(t_info_nce(z1, z2), (z1 - z2).square().sum(1).log1p().mean() + divergence)
+        torch.testing.assert_close(
+            t_info_nce(z1, z2), (z1 - z2).square().sum(1).log1p().mean() + divergence
+        )
 
     def test_extremes_have_documented_finite_values(self):
         z = torch.full((4, 3), 0.3)
@@ -59,7 +67,8 @@ class TestTInfoNCE(LossLaws):
         torch.testing.assert_close(float(value), math.log(7))
         assert all(bool((s == 0).all()) for s in slopes)
         far = 1e6 * torch.eye(4)
-        value, slopes = value_and_gradients(t_info_nce, far, far)  # six negatives at squared distance 2e12
+        # six negatives at squared distance 2e12
+        value, slopes = value_and_gradients(t_info_nce, far, far)
         torch.testing.assert_close(float(value), 3e-12, rtol=1e-5, atol=0)
         value, slopes = value_and_gradients(t_info_nce, far, -far)
         assert bool(value.isfinite())

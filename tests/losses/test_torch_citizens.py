@@ -162,5 +162,7 @@ for name in tests.LOSSES:
 def test_each_compiles_as_one_graph_and_exports(request):
     """In a process without the checker of annotations, which torch.compile cannot trace."""
     text = COMPILED.format(tests=str(request.path.parent))
-    child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=200)
+    child = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=200
+    )
     assert child.returncode == 0, child.stderr[-3000:]

@@ -1,4 +1,6 @@
-"""AdaFace, MagFace, CurricularFace and ElasticFace against their formulas, written once more by hand."""
+"""AdaFace, MagFace, CurricularFace and ElasticFace against their formulas, written once more by
+hand.
+"""
 
 import math
 
@@ -50,7 +52,12 @@ def test_adaface_runs_from_arcface_over_cosface_to_a_negative_angle():
     margin = AdaFace(0.4, h=1000.0).double().eval()
     cosine = torch.tensor([0.5, 0.5, 0.5, 0.99], dtype=torch.float64)
     targets = margin.targets(cosine, torch.tensor([1e-3, 20.0, 100.0, 100.0], dtype=torch.float64))
-    expected = (ArcFace(0.4).value(cosine)[0], CosFace(0.4).value(cosine)[1], math.cos(math.pi / 3 - 0.4) - 0.8, 1 - 0.8)
+    expected = (
+        ArcFace(0.4).value(cosine)[0],
+        CosFace(0.4).value(cosine)[1],
+        math.cos(math.pi / 3 - 0.4) - 0.8,
+        1 - 0.8,
+    )
     torch.testing.assert_close(targets.value, torch.tensor(expected, dtype=torch.float64))
     assert float(targets.slope[3]) == 0  # within 0.4 of the center the angle is clipped
 
@@ -102,9 +109,23 @@ def test_magface_and_its_slopes_by_the_norm(seed, l_m, more):
     a = norm.clamp(10, 110)
     torch.testing.assert_close(targets.penalty, 35 * (a / 110**2 + 1 / a))
     below, above = margin.targets(cosine, norm - h), margin.targets(cosine, norm + h)
-    clear = ((norm - 10).abs() > 2 * h) & ((norm - 110).abs() > 2 * h) & ((theta + m - math.pi).abs() > 1e-3)
-    torch.testing.assert_close(targets.norm_slope[clear], ((above.value - below.value) / (2 * h))[clear], rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(targets.penalty_slope[clear], ((above.penalty - below.penalty) / (2 * h))[clear], rtol=1e-4, atol=1e-8)
+    clear = (
+        ((norm - 10).abs() > 2 * h)
+        & ((norm - 110).abs() > 2 * h)
+        & ((theta + m - math.pi).abs() > 1e-3)
+    )
+    torch.testing.assert_close(
+        targets.norm_slope[clear],
+        ((above.value - below.value) / (2 * h))[clear],
+        rtol=1e-4,
+        atol=1e-9,
+    )
+    torch.testing.assert_close(
+        targets.penalty_slope[clear],
+        ((above.penalty - below.penalty) / (2 * h))[clear],
+        rtol=1e-4,
+        atol=1e-8,
+    )
 
 
 def test_magface_draws_the_norm_up_on_the_curve_and_on_the_line_and_not_outside():
@@ -122,7 +143,9 @@ def test_magface_without_a_range_of_margins_is_arcface():
         targets = MagFace(10, 110, 0.5, 0.5, weight=0).targets(cosine, norm)
         torch.testing.assert_close(targets.value, ArcFace(0.5).value(cosine))
         torch.testing.assert_close(targets.slope, ArcFace(0.5).derivative(cosine))
-        assert not bool(targets.norm_slope.any() | targets.penalty.any() | targets.penalty_slope.any())
+        assert not bool(
+            targets.norm_slope.any() | targets.penalty.any() | targets.penalty_slope.any()
+        )
 
 
 # CurricularFace
@@ -147,15 +170,26 @@ def test_curricularface_against_a_hand_written_loop():
 def test_elasticface_draws_by_step_and_row(kind):
     margin = ElasticFace(0.4, std=0.1, kind=kind, seed=5)
     for step, (cosine, norm) in enumerate(batches(3)):
-        drawn = [0.4 + 0.1 * float(Key(5).named("elastic").at(step, row).normal()) for row in range(12)]
-        expected = [ArcFace(m).value(c) if kind == "arc" else CosFace(m).value(c) for m, c in zip(drawn, cosine[:, None], strict=True)]
-        torch.testing.assert_close(margin.targets(cosine, norm).value, torch.cat(expected), rtol=1e-6, atol=1e-6)
+        drawn = [
+            0.4 + 0.1 * float(Key(5).named("elastic").at(step, row).normal()) for row in range(12)
+        ]
+        expected = [
+            ArcFace(m).value(c) if kind == "arc" else CosFace(m).value(c)
+            for m, c in zip(drawn, cosine[:, None], strict=True)
+        ]
+        torch.testing.assert_close(
+            margin.targets(cosine, norm).value, torch.cat(expected), rtol=1e-6, atol=1e-6
+        )
     assert (int(margin.step), margin.step.dtype) == (3, torch.int64)
 
 
 def test_elastic_margins_are_normal_around_the_mean():
     rows = 20_000
-    drawn = -ElasticFace(0.35, std=0.05, kind="cos").targets(torch.zeros(rows, dtype=torch.float64), torch.ones(rows, dtype=torch.float64)).value
+    drawn = (
+        -ElasticFace(0.35, std=0.05, kind="cos")
+        .targets(torch.zeros(rows, dtype=torch.float64), torch.ones(rows, dtype=torch.float64))
+        .value
+    )
     assert float(drawn.mean()) == pytest.approx(0.35, abs=5 * 0.05 / rows**0.5)
     assert float(drawn.std()) == pytest.approx(0.05, rel=0.03)
     assert float(((drawn - 0.35).abs() < 0.05).double().mean()) == pytest.approx(0.6827, abs=0.02)
@@ -163,16 +197,25 @@ def test_elastic_margins_are_normal_around_the_mean():
 
 def test_without_deviation_elasticface_is_the_fixed_margin():
     for cosine, norm in batches(1):
-        torch.testing.assert_close(ElasticFace(0.5, std=0).targets(cosine, norm).value, ArcFace(0.5).value(cosine))
-        torch.testing.assert_close(ElasticFace(0.5, std=0.1).eval().targets(cosine, norm).value, ArcFace(0.5).value(cosine))
+        torch.testing.assert_close(
+            ElasticFace(0.5, std=0).targets(cosine, norm).value, ArcFace(0.5).value(cosine)
+        )
+        torch.testing.assert_close(
+            ElasticFace(0.5, std=0.1).eval().targets(cosine, norm).value, ArcFace(0.5).value(cosine)
+        )
 
 
 @given(st.integers(0, 2**16), st.integers(1, 30))
 def test_plus_gives_the_nearest_row_the_smallest_margin(seed, rows):
-    cosine = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    cosine = (
+        torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
     norm = torch.ones_like(cosine)
     plain = cosine - ElasticFace(0.35, std=0.1, kind="cos", seed=seed).targets(cosine, norm).value
-    paired = cosine - ElasticFace(0.35, std=0.1, kind="cos", plus=True, seed=seed).targets(cosine, norm).value
+    paired = (
+        cosine
+        - ElasticFace(0.35, std=0.1, kind="cos", plus=True, seed=seed).targets(cosine, norm).value
+    )
     torch.testing.assert_close(paired.sort().values, plain.sort().values)  # the same margins
     by_cosine = paired[cosine.argsort(descending=True)]
     torch.testing.assert_close(by_cosine, by_cosine.sort().values)
@@ -180,7 +223,12 @@ def test_plus_gives_the_nearest_row_the_smallest_margin(seed, rows):
 
 def test_plus_is_no_published_pairing_by_the_permutation_itself():
     cosine = torch.tensor([0.1, 0.9, 0.5, 0.3], dtype=torch.float64)
-    paired = cosine - ElasticFace(0.35, std=0.1, kind="cos", plus=True).targets(cosine, torch.ones_like(cosine)).value
+    paired = (
+        cosine
+        - ElasticFace(0.35, std=0.1, kind="cos", plus=True)
+        .targets(cosine, torch.ones_like(cosine))
+        .value
+    )
     ascending = paired.sort().values
     assert paired.argsort(descending=True).tolist() == [0, 3, 2, 1]
     assert not torch.allclose(paired, ascending[cosine.argsort(descending=True)])

@@ -12,7 +12,14 @@ from marginlab import margins, settings
 from marginlab.margins import ArcFace, CombinedMargin, CosFace, NoMargin, SphereFace, combined
 
 triples = st.tuples(st.floats(0.3, 4.0), st.floats(0.0, 3.0), st.floats(-0.5, 1.0))
-FIXED = [ArcFace(0.5), CosFace(0.35), SphereFace(1.35), NoMargin(), CombinedMargin(1.0, 0.3, 0.2), CombinedMargin(0.9, 0.4, 0.15)]
+FIXED = [
+    ArcFace(0.5),
+    CosFace(0.35),
+    SphereFace(1.35),
+    NoMargin(),
+    CombinedMargin(1.0, 0.3, 0.2),
+    CombinedMargin(0.9, 0.4, 0.15),
+]
 named = pytest.mark.parametrize("margin", FIXED, ids=repr)
 
 
@@ -46,7 +53,8 @@ def test_value_and_slope_are_the_definition(triple):
     torch.testing.assert_close(slope, expected_slope, rtol=1e-9, atol=1e-9)
 
 
-@given(st.floats(-3.0, 3.0).filter(lambda m2: m2 == 0 or abs(m2) > 1e-3))  # the joint of a smaller one lies in the rounding of -1
+# the joint of a smaller one lies in the rounding of -1
+@given(st.floats(-3.0, 3.0).filter(lambda m2: m2 == 0 or abs(m2) > 1e-3))
 def test_a_negative_angle_is_clipped_at_zero(m2):
     value, slope = combined(grid(501), m2=m2)
     expected, expected_slope = brute(grid(501), 1.0, m2, 0.0)
@@ -62,7 +70,9 @@ def test_margins_of_each_row_are_those_of_one_row_alone(seed):
     c, m2, m3 = torch.rand(3, 9, dtype=torch.float64, generator=generator) * 2 - 1
     together = combined(c, 1.2, m2, m3)
     for row in range(9):
-        for whole, alone in zip(together, combined(c[row : row + 1], 1.2, float(m2[row]), float(m3[row])), strict=True):
+        for whole, alone in zip(
+            together, combined(c[row : row + 1], 1.2, float(m2[row]), float(m3[row])), strict=True
+        ):
             torch.testing.assert_close(whole[row : row + 1], alone, rtol=1e-13, atol=1e-13)
 
 
@@ -76,14 +86,25 @@ def test_a_margin_for_each_row_goes_over_a_whole_matrix_too():
 def test_the_slope_of_arcface_at_the_angles_of_the_table():
     angles = torch.tensor([5.0, 10.0, 30.0, 60.0, 90.0, 120.0, 150.0], dtype=torch.float64)
     slopes = ArcFace(0.5).derivative(torch.cos(torch.deg2rad(angles)))
-    torch.testing.assert_close(slopes, torch.tensor([6.36, 3.60, 1.71, 1.15, 0.878, 0.60, 0.047], dtype=torch.float64), rtol=0, atol=5.1e-3)
-    assert float(ArcFace(0.5).derivative(torch.tensor([math.cos(math.radians(170))]))) == 1  # the curve's own slope is -1.84 there
+    torch.testing.assert_close(
+        slopes,
+        torch.tensor([6.36, 3.60, 1.71, 1.15, 0.878, 0.60, 0.047], dtype=torch.float64),
+        rtol=0,
+        atol=5.1e-3,
+    )
+    # the curve's own slope is -1.84 there
+    assert float(ArcFace(0.5).derivative(torch.tensor([math.cos(math.radians(170))]))) == 1
 
 
 def test_the_turning_point_is_where_the_angle_reaches_pi():
     assert math.degrees(math.acos(ArcFace(0.5).turning_point)) == pytest.approx(151.35, abs=0.01)
     assert SphereFace(1.35).turning_point == pytest.approx(math.cos(math.pi / 1.35))
-    assert NoMargin().turning_point == CosFace(0.4).turning_point == CombinedMargin(0.5, 0.2, 0.1).turning_point == -1
+    assert (
+        NoMargin().turning_point
+        == CosFace(0.4).turning_point
+        == CombinedMargin(0.5, 0.2, 0.1).turning_point
+        == -1
+    )
 
 
 @given(triples)
@@ -115,7 +136,9 @@ def test_at_the_joints_the_slope_does_not_round_below_zero(dtype):
     for towards in (-2.0, 2.0):
         value, slope = combined(torch.nextafter(joint, torch.full_like(joint, towards)), m2=m2)
         assert bool((slope >= 0).all())
-        torch.testing.assert_close(value, torch.where(m2 > 0, -torch.ones_like(m2), torch.ones_like(m2)), rtol=0, atol=4e-7)
+        torch.testing.assert_close(
+            value, torch.where(m2 > 0, -torch.ones_like(m2), torch.ones_like(m2)), rtol=0, atol=4e-7
+        )
 
 
 def test_a_small_clipped_angle_is_flat_at_the_center_though_its_sine_is_clamped():
@@ -146,7 +169,11 @@ def test_margins_without_a_margin_are_the_cosine_to_the_last_bit(dtype):
 @given(triples)
 def test_the_five_are_corners_of_the_combined_margin(triple):
     m1, m2, m3 = triple
-    for one, other in ((ArcFace(m2), CombinedMargin(1, m2, 0)), (CosFace(m3), CombinedMargin(1, 0, m3)), (SphereFace(m1), CombinedMargin(m1, 0, 0))):
+    for one, other in (
+        (ArcFace(m2), CombinedMargin(1, m2, 0)),
+        (CosFace(m3), CombinedMargin(1, 0, m3)),
+        (SphereFace(m1), CombinedMargin(m1, 0, 0)),
+    ):
         assert torch.equal(one.value(grid(101)), other.value(grid(101)))
         assert torch.equal(one.derivative(grid(101)), other.derivative(grid(101)))
 
@@ -175,7 +202,9 @@ def test_the_ends_of_any_combined_margin_are_finite(dtype, triple):
 @given(st.floats(0.3, 4.0))
 def test_the_limit_at_one_is_kept_where_it_exists(dtype, m1):
     near = 1 - torch.tensor([0.0, 2.0**-23, 1e-6, 1e-5], dtype=dtype)
-    torch.testing.assert_close(SphereFace(m1).derivative(near), torch.full_like(near, m1**2), rtol=2e-4, atol=0)
+    torch.testing.assert_close(
+        SphereFace(m1).derivative(near), torch.full_like(near, m1**2), rtol=2e-4, atol=0
+    )
 
 
 def test_half_precisions_are_computed_in_float32():
@@ -189,7 +218,8 @@ def test_float32_agrees_with_float64(triple):
     value, slope = combined(c, *triple)
     exact, exact_slope = combined(c.double(), *triple)
     torch.testing.assert_close(value.double(), exact, rtol=0, atol=2e-6)
-    away = (c - CombinedMargin(*triple).turning_point).abs() > 1e-6  # at the joint the slope has a step
+    # at the joint the slope has a step
+    away = (c - CombinedMargin(*triple).turning_point).abs() > 1e-6
     torch.testing.assert_close(slope.double()[away], exact_slope[away], rtol=2e-4, atol=2e-4)
 
 
@@ -228,7 +258,11 @@ def test_margins_that_cannot_be_are_refused(text):
 
 
 def test_degrees_are_told_apart():
-    with pytest.raises(ValueError, match=r"The angular margin m is in radians, in \[0, pi\), not 28.6. Degrees are turned by math.radians."):
+    with pytest.raises(
+        ValueError,
+        match=r"The angular margin m is in radians, in \[0, pi\), not 28.6. Degrees are turned "
+        r"by math.radians.",
+    ):
         ArcFace(28.6)
     with pytest.raises(ValueError, match="m2 is in radians"):
         CombinedMargin(1.0, math.nan, 0.0)

@@ -59,8 +59,12 @@ def test_its_repr_reads_back(margin, gradient):
 @pytest.mark.parametrize("training", [True, False])
 def test_its_targets_are_finite_wide_and_detached(margin, dtype, training):
     margin = copy.deepcopy(margin).train(training)
-    cosine = torch.tensor([-1 - 1e-6, -1.0, -0.5, 0.0, 0.5, 1.0, 1 + 1e-6], dtype=dtype, requires_grad=True)
-    norm = torch.tensor([0.0, 1e-4, 1.0, 20.0, 30.0, 100.0, 1000.0], dtype=dtype, requires_grad=True)
+    cosine = torch.tensor(
+        [-1 - 1e-6, -1.0, -0.5, 0.0, 0.5, 1.0, 1 + 1e-6], dtype=dtype, requires_grad=True
+    )
+    norm = torch.tensor(
+        [0.0, 1e-4, 1.0, 20.0, 30.0, 100.0, 1000.0], dtype=dtype, requires_grad=True
+    )
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     targets = margin.targets(cosine, norm)
     for answer in targets:
@@ -72,7 +76,10 @@ def test_its_targets_are_finite_wide_and_detached(margin, dtype, training):
     assert bool((targets.slope >= 0).all())
     if dtype in HALVES:
         again = copy.deepcopy(margin)
-        assert torch.equal(again.eval().targets(cosine, norm).value, again.targets(cosine.float(), norm.float()).value)
+        assert torch.equal(
+            again.eval().targets(cosine, norm).value,
+            again.targets(cosine.float(), norm.float()).value,
+        )
 
 
 @every
@@ -90,8 +97,15 @@ def test_its_slope_is_the_derivative_of_its_value(margin, seed):
 
 @every
 def test_straight_through_changes_the_slope_alone(margin):
-    exact, through = copy.deepcopy(margin), settings.call(repr(margin).replace("'exact'", "'straight_through'"), margins)
-    for one, other in zip(through.targets(*batch())._replace(slope=None), exact.targets(*batch())._replace(slope=None), strict=True):
+    exact, through = (
+        copy.deepcopy(margin),
+        settings.call(repr(margin).replace("'exact'", "'straight_through'"), margins),
+    )
+    for one, other in zip(
+        through.targets(*batch())._replace(slope=None),
+        exact.targets(*batch())._replace(slope=None),
+        strict=True,
+    ):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)
     assert torch.equal(through.targets(*batch()).slope, torch.ones(40, dtype=torch.float64))
@@ -102,8 +116,13 @@ def test_without_batchwise_a_part_of_a_batch_is_enough(margin):
     margin = copy.deepcopy(margin).train()
     cosine, norm = batch()
     whole = copy.deepcopy(margin).targets(cosine, norm)
-    parts = [copy.deepcopy(margin).targets(c, n) for c, n in zip(cosine.split(13), norm.split(13), strict=True)]
-    same = torch.equal(whole.value, torch.cat([part.value for part in parts])) and all(part.hardness == whole.hardness for part in parts)
+    parts = [
+        copy.deepcopy(margin).targets(c, n)
+        for c, n in zip(cosine.split(13), norm.split(13), strict=True)
+    ]
+    same = torch.equal(whole.value, torch.cat([part.value for part in parts])) and all(
+        part.hardness == whole.hardness for part in parts
+    )
     assert same != margin.batchwise
 
 
@@ -133,7 +152,12 @@ def test_its_state_is_saved_and_goes_on(margin):
     again = settings.call(repr(margin), margins)
     again.load_state_dict(margin.state_dict())
     pickled = pickle.loads(pickle.dumps(margin))
-    for one, other, third in zip(margin.targets(*batch(seed=9)), again.targets(*batch(seed=9)), pickled.targets(*batch(seed=9)), strict=True):
+    for one, other, third in zip(
+        margin.targets(*batch(seed=9)),
+        again.targets(*batch(seed=9)),
+        pickled.targets(*batch(seed=9)),
+        strict=True,
+    ):
         assert one is None or (torch.equal(one, other) and torch.equal(one, third))
 
 
@@ -149,14 +173,23 @@ def test_a_margin_with_state_moves_it_in_training(margin):
 def test_called_like_a_loss_it_says_what_to_write(margin):
     with pytest.raises(TypeError) as error:
         margin(torch.zeros(2, 3), torch.zeros(2))
-    assert f"is a margin, no loss: write MarginSoftmax(num_classes, dim, margin={margin!r})" in str(error.value)
+    assert f"is a margin, no loss: write MarginSoftmax(num_classes, dim, margin={margin!r})" in str(
+        error.value
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
 @every
 def test_cosines_and_norms_that_do_not_fit_are_refused(margin):
-    for cosine, norm in ((torch.zeros(3), torch.zeros(2)), (torch.zeros(3, 2), torch.zeros(3, 2)), (torch.zeros(3), torch.zeros(3, 1))):
-        with pytest.raises(ValueError, match=r"target cosines \(B,\) and as many feature norms \(B,\), not \(3,.*\) and \("):
+    for cosine, norm in (
+        (torch.zeros(3), torch.zeros(2)),
+        (torch.zeros(3, 2), torch.zeros(3, 2)),
+        (torch.zeros(3), torch.zeros(3, 1)),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"target cosines \(B,\) and as many feature norms \(B,\), not \(3,.*\) and \(",
+        ):
             margin.targets(cosine, norm)
     with pytest.raises(TypeError, match=r"Cosines are floating point, not torch.int64"):
         margin.targets(torch.zeros(3, dtype=torch.int64), torch.zeros(3))
@@ -164,12 +197,19 @@ def test_cosines_and_norms_that_do_not_fit_are_refused(margin):
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_gradient_is_refused():
-    with pytest.raises(settings.SettingsError, match=r"gradient is not 'straight': did you mean 'straight_through'\?"):
+    with pytest.raises(
+        settings.SettingsError,
+        match=r"gradient is not 'straight': did you mean 'straight_through'\?",
+    ):
         settings.call("ArcFace(0.5, gradient='straight')", margins)
 
 
 def test_a_text_names_margins_only():
-    classes = [getattr(margins, name) for name in margins.__all__ if isinstance(getattr(margins, name), type)]
+    classes = [
+        getattr(margins, name)
+        for name in margins.__all__
+        if isinstance(getattr(margins, name), type)
+    ]
     assert {type(margin) for margin in KINDS} == set(classes)
     assert all(issubclass(kind, Margin) for kind in classes)
 

@@ -26,14 +26,18 @@ def published_magface(cosine, norm, easy):
     moved = torch.cos(torch.acos(cosine) + margin)
     if easy:
         return torch.where(cosine > 0, moved, cosine)
-    return torch.where(cosine > torch.cos(math.pi - margin), moved, cosine - torch.sin(margin) * margin)
+    return torch.where(
+        cosine > torch.cos(math.pi - margin), moved, cosine - torch.sin(margin) * margin
+    )
 
 
 def test_easy_magface_is_that_of_the_published_training():
     cosine = torch.linspace(-0.999, 0.999, 400, dtype=torch.float64)
     norm = torch.linspace(5, 120, 400, dtype=torch.float64).flip(0)
     easy = MagFace(easy_margin=True).targets(cosine, norm)
-    torch.testing.assert_close(easy.value, published_magface(cosine, norm, True), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        easy.value, published_magface(cosine, norm, True), rtol=1e-9, atol=1e-12
+    )
     assert bool((easy.slope[cosine <= 0] == 1).all())
     assert bool((easy.norm_slope[cosine <= 0] == 0).all())
     ours = MagFace().targets(cosine, norm)

@@ -1,4 +1,6 @@
-"""What every measure must satisfy, as a mixin: a test class names a measure, its data, and what of the result is compared."""
+"""What every measure must satisfy, as a mixin: a test class names a measure, its data, and what of
+the result is compared.
+"""
 
 import pickle
 
@@ -7,7 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-LAW = settings(max_examples=10, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow])  # one law, many measures
+# one law, many measures
+LAW = settings(
+    max_examples=10, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow]
+)
 
 
 def numbers(result, skip=()):
@@ -22,7 +27,11 @@ def numbers(result, skip=()):
 def _parts(name, value):
     if not isinstance(value, tuple):
         return {name: value}
-    return {inner: part for place, item in enumerate(value) for inner, part in _parts(f"{name}[{place}]", item).items()}
+    return {
+        inner: part
+        for place, item in enumerate(value)
+        for inner, part in _parts(f"{name}[{place}]", item).items()
+    }
 
 
 def assert_same(one, two, skip=(), atol=1e-10):
@@ -30,7 +39,14 @@ def assert_same(one, two, skip=(), atol=1e-10):
     assert one.keys() == two.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value, two[name], rtol=0, atol=atol, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                value,
+                two[name],
+                rtol=0,
+                atol=atol,
+                equal_nan=True,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
         elif isinstance(value, float):
             assert value == pytest.approx(two[name], rel=0, abs=atol, nan_ok=True), name
         else:
@@ -51,8 +67,9 @@ def _on_a_rank(group, rank, make, parts, skip_empty):
 
 
 class MeasureLaws:
-    """Subclasses give `make(**kwargs)` (a module-level function), `data(n, generator)` -> arguments of update with n rows, and two tuples:
-    `ordered`, the fields that name images by their order, and `noise`, the fields that are allowed to depend on it.
+    """Subclasses give `make(**kwargs)` (a module-level function), `data(n, generator)` -> arguments
+    of update with n rows, and two tuples: `ordered`, the fields that name images by their order,
+    and `noise`, the fields that are allowed to depend on it.
     """
 
     make = None
@@ -85,7 +102,11 @@ class MeasureLaws:
     def test_the_order_of_images_changes_nothing(self, seed):
         arguments = self.sample(seed)
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed + 1))
-        assert_same(self.whole([a[order] for a in arguments]), self.whole(arguments), (*self.ordered, *self.noise))
+        assert_same(
+            self.whole([a[order] for a in arguments]),
+            self.whole(arguments),
+            (*self.ordered, *self.noise),
+        )
 
     @LAW
     @given(st.integers(0, 2**20), st.integers(0, 12))
@@ -104,7 +125,8 @@ class MeasureLaws:
         copy = pickle.loads(pickle.dumps(measure))
         copy.update(*(a[7:] for a in arguments))
         assert_same(copy.compute(), self.whole(arguments))
-        assert_same(pickle.loads(pickle.dumps(copy)).compute(), self.whole(arguments))  # with its result cached
+        # with its result cached
+        assert_same(pickle.loads(pickle.dumps(copy)).compute(), self.whole(arguments))
 
     def test_reset_forgets_everything(self):
         measure = type(self).make()
@@ -141,9 +163,15 @@ class MeasureLaws:
     @given(data=st.data())
     def test_any_number_of_ranks_is_one_rank(self, pool, n, skip_empty, data):
         arguments = self.sample(data.draw(st.integers(0, 2**20)))
-        cuts = sorted(data.draw(st.lists(st.integers(0, self.rows), min_size=2 * n - 1, max_size=2 * n - 1)))
+        cuts = sorted(
+            data.draw(st.lists(st.integers(0, self.rows), min_size=2 * n - 1, max_size=2 * n - 1))
+        )
         bounds = list(zip([0, *cuts], [*cuts, self.rows], strict=True))
-        shards = [[tuple(a[s:e] for a in arguments) for s, e in bounds[2 * r : 2 * r + 2]] for r in range(n)]  # consecutive, uneven, some empty
+        # consecutive, uneven, some empty
+        shards = [
+            [tuple(a[s:e] for a in arguments) for s, e in bounds[2 * r : 2 * r + 2]]
+            for r in range(n)
+        ]
         expected = self.whole(arguments)
         for result, _ in pool.run(n, _on_a_rank, type(self).make, shards, skip_empty):
             assert_same(result, expected, self.noise)

@@ -25,7 +25,9 @@ class TestLaws(MeasureLaws):
     make = staticmethod(make)
 
     def data(self, n, generator):
-        return torch.randn(n, 2, 5, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+        return torch.randn(n, 2, 5, generator=generator), torch.randint(
+            0, 3, (n,), generator=generator
+        )
 
 
 class TestLawsOfIntra(TestLaws):
@@ -40,8 +42,12 @@ def degrees(a, b):
 def classified(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     C, K, D = draw(st.integers(2, 5)), draw(st.integers(1, 3)), draw(st.integers(2, 6))
-    labels = torch.cat([torch.arange(C), torch.randint(0, C, (draw(st.integers(0, 20)),), generator=generator)])
-    z = torch.randn(len(labels), draw(st.integers(1, 3)), D, generator=generator, dtype=torch.float64)
+    labels = torch.cat(
+        [torch.arange(C), torch.randint(0, C, (draw(st.integers(0, 20)),), generator=generator)]
+    )
+    z = torch.randn(
+        len(labels), draw(st.integers(1, 3)), D, generator=generator, dtype=torch.float64
+    )
     return z, labels, torch.randn(C, K, D, generator=generator, dtype=torch.float64)
 
 
@@ -61,16 +67,26 @@ def test_they_are_the_papers_by_its_words(drawn):
     np.fill_diagonal(apart, 400)
     w_ec = [to_center[owner == k, k].min() for k in range(C)]
     w_inter = [between[np.ix_(owner == k, owner != k)].min() for k in range(C)]
-    for found, expected in ((result.W_EC_k, w_ec), (result.W_Inter_k, w_inter), (result.Inter_k, apart.min(1))):
+    for found, expected in (
+        (result.W_EC_k, w_ec),
+        (result.W_Inter_k, w_inter),
+        (result.Inter_k, apart.min(1)),
+    ):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    for found, expected in ((result.W_EC, w_ec), (result.W_Inter, w_inter), (result.Inter, apart.min(1))):
+    for found, expected in (
+        (result.W_EC, w_ec),
+        (result.W_Inter, w_inter),
+        (result.Inter, apart.min(1)),
+    ):
         assert float(found) == pytest.approx(np.mean(expected), abs=1e-5)
     angles = degrees(x.numpy(), centers)[np.arange(len(x)), y]
     assert float(intra.Intra) == pytest.approx(angles.mean(), abs=1e-5)
     for k in range(C):
         assert float(intra.Intra_k[k]) == pytest.approx(angles[y == k].mean(), abs=1e-5)
     per_image = angles.reshape(len(z), -1).mean(1)
-    assert float(intra.standard_error) == pytest.approx(per_image.std(ddof=1) / len(z) ** 0.5, abs=1e-5)
+    assert float(intra.standard_error) == pytest.approx(
+        per_image.std(ddof=1) / len(z) ** 0.5, abs=1e-5
+    )
     assert result.n.tolist() == intra.n.tolist() == [int((labels == k).sum()) for k in range(C)]
 
 
@@ -92,13 +108,17 @@ def test_rotations_and_lengths_change_nothing_and_angles_are_angles(drawn, seed)
 @given(st.integers(2, 40), st.integers(1, 4), st.integers(0, 2**20))
 def test_nearest_classes_do_not_depend_on_the_budget(C, K, seed):
     vectors = torch.randn(C, K, 4, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(nearest_class_angles(vectors, budget=200), nearest_class_angles(vectors), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        nearest_class_angles(vectors, budget=200), nearest_class_angles(vectors), rtol=0, atol=1e-9
+    )
 
 
 def test_a_simplex_and_orthogonal_weights():
     C = 6
     simplex = torch.eye(C, dtype=torch.float64) - 1 / C
-    result, intra = angle_statistics(simplex[:, None], torch.arange(C), C, torch.eye(C, dtype=torch.float64))
+    result, intra = angle_statistics(
+        simplex[:, None], torch.arange(C), C, torch.eye(C, dtype=torch.float64)
+    )
     widest = float(np.degrees(np.arccos(-1 / (C - 1))))
     assert float(result.Inter) == pytest.approx(widest)
     assert float(result.W_Inter) == pytest.approx(90)
@@ -110,13 +130,25 @@ def test_a_simplex_and_orthogonal_weights():
 def test_small_angles_keep_their_digits():
     tiny = 1e-9
     weights = torch.tensor([[1.0, 0.0], [1.0, tiny]], dtype=torch.float64)
-    assert nearest_class_angles(weights[:, None]).tolist() == pytest.approx([np.degrees(tiny)] * 2, rel=1e-6)
+    assert nearest_class_angles(weights[:, None]).tolist() == pytest.approx(
+        [np.degrees(tiny)] * 2, rel=1e-6
+    )
 
 
 def test_what_is_not_defined_is_nan_and_left_out_of_the_means():
     z = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]], [[-1.0, -1.0]]])
-    result, intra = angle_statistics(z, torch.tensor([0, 1, 3, 3]), 5, torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [1, 0], [-1, 0]]))
-    assert result.Inter_k.isnan().tolist() == result.W_EC_k.isnan().tolist() == [False, False, True, True, True]  # absent, cancelled, absent
+    result, intra = angle_statistics(
+        z,
+        torch.tensor([0, 1, 3, 3]),
+        5,
+        torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [1, 0], [-1, 0]]),
+    )
+    # absent, cancelled, absent
+    assert (
+        result.Inter_k.isnan().tolist()
+        == result.W_EC_k.isnan().tolist()
+        == [False, False, True, True, True]
+    )
     assert float(result.Inter) == pytest.approx(90)
     assert not bool(result.W_Inter_k.isnan().any())
     assert intra.n.tolist() == [1, 1, 0, 0, 0]
@@ -142,7 +174,10 @@ def test_intra_to_the_centers_of_the_same_images_leans_downwards():
 
 
 def test_bad_input_is_refused(unchecked):
-    z, labels = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(4)), torch.tensor([0, 1, 2, 0])
+    z, labels = (
+        torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(4)),
+        torch.tensor([0, 1, 2, 0]),
+    )
     for measure in (make(), make_intra()):
         for features, names, sentence in (
             (z[..., :4], labels, "dimension 4, but those announced have 5"),

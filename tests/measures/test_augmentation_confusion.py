@@ -46,13 +46,23 @@ def brute(z, within, across):
         confused = 0
         for u in range(V):
             own = reduce[within]([float((z[i, u] - z[i, v]).norm()) for v in range(V) if v != u])
-            other = min(reduce[across]([float((z[i, u] - z[j, v]).norm()) for v in range(V)]) for j in range(N) if j != i)
+            other = min(
+                reduce[across]([float((z[i, u] - z[j, v]).norm()) for v in range(V)])
+                for j in range(N)
+                if j != i
+            )
             confused += other <= own + 1e-7
         shares.append(confused / V)
     return torch.tensor(shares, dtype=torch.float64)
 
 
-@given(st.integers(0, 2**20), st.integers(2, 7), st.integers(2, 4), st.sampled_from(["min", "mean", "max"]), st.sampled_from(["min", "mean", "max"]))
+@given(
+    st.integers(0, 2**20),
+    st.integers(2, 7),
+    st.integers(2, 4),
+    st.sampled_from(["min", "mean", "max"]),
+    st.sampled_from(["min", "mean", "max"]),
+)
 def test_it_is_the_definition_at_any_budget(seed, N, V, within, across):
     z = clusters(N, V, 3, torch.Generator().manual_seed(seed))
     shares = augmentation_confusion(z, within=within, across=across)
@@ -60,11 +70,17 @@ def test_it_is_the_definition_at_any_budget(seed, N, V, within, across):
     assert torch.equal(augmentation_confusion(z, within=within, across=across, budget=100), shares)
 
 
-@given(st.integers(0, 2**20), st.integers(2, 40), st.integers(2, 5), st.sampled_from([0.05, 0.7, 3.0]))
+@given(
+    st.integers(0, 2**20), st.integers(2, 40), st.integers(2, 5), st.sampled_from([0.05, 0.7, 3.0])
+)
 def test_it_is_what_a_nearest_neighbour_search_finds(seed, N, V, spread):
     z = clusters(N, V, 4, torch.Generator().manual_seed(seed), spread)
     flat = torch.nn.functional.normalize(z.flatten(0, 1), dim=-1)
-    found = NearestNeighbors(n_neighbors=2).fit(flat.numpy()).kneighbors(flat.numpy(), return_distance=False)
+    found = (
+        NearestNeighbors(n_neighbors=2)
+        .fit(flat.numpy())
+        .kneighbors(flat.numpy(), return_distance=False)
+    )
     nearest = torch.from_numpy(found[:, 1])  # without ties, the first is the view itself
     expected = (nearest // V != torch.arange(N * V) // V).double().mean()
     measure = make()
@@ -83,25 +99,32 @@ def test_rotations_scales_and_the_order_of_views_change_nothing_and_it_is_a_shar
     for other in (z @ rotation, z * scales, z[:, torch.randperm(3, generator=generator)]):
         assert torch.equal(augmentation_confusion(other), shares)
     more = torch.cat([z, clusters(4, 3, 5, generator)])
-    assert bool((augmentation_confusion(more)[:9] >= shares).all())  # more others can only confuse more
+    # more others can only confuse more
+    assert bool((augmentation_confusion(more)[:9] >= shares).all())
 
 
 def test_images_are_told_apart_by_themselves_not_by_their_place_in_a_batch():
-    """With batches of 4, image 0 and image 4 are at the same offset: taken modulo the batch size they would be one."""
+    """With batches of 4, image 0 and image 4 are at the same offset: taken modulo the batch size
+    they would be one.
+    """
     z = torch.zeros(8, 2, 8)
     for i in range(8):
-        z[i, :, i % 4] = 1.0  # images i and i + 4 are alike; all views of both coincide but for a nudge
+        # images i and i + 4 are alike; all views of both coincide but for a nudge
+        z[i, :, i % 4] = 1.0
         z[i, 1, 4 + i % 4] = 0.1 * (1 + (i >= 4))
     z[4:, 0, 4:] += 0.001 * torch.eye(4)
     measure = make()
     for batch in z.split(4):
         measure.update(batch)
-    assert float(measure.compute().ACR) > 0.5  # the nearest neighbours are one batch apart, at the same offset
+    # the nearest neighbours are one batch apart, at the same offset
+    assert float(measure.compute().ACR) > 0.5
     assert torch.equal(augmentation_confusion(z), brute(z, "min", "min"))
 
 
 def test_every_view_asks():
-    """First views lie alone, the two others of all images together: the first view of an image would say that none is confused."""
+    """First views lie alone, the two others of all images together: the first view of an image
+    would say that none is confused.
+    """
     z = torch.zeros(3, 3, 8)
     z[:, 0, :3] = torch.eye(3) + 0.1
     z[:, 1:, 7] = 1.0
@@ -132,11 +155,14 @@ def test_random_features_are_confused_as_chance_says():
     results = [make()(torch.randn(30, 4, 6, generator=generator)) for _ in range(40)]
     assert results[0].chance == pytest.approx(29 * 4 / 119)
     shares = torch.stack([r.ACR for r in results])
-    assert float(shares.mean()) == pytest.approx(results[0].chance, abs=4 * float(shares.std()) / 40**0.5)
+    assert float(shares.mean()) == pytest.approx(
+        results[0].chance, abs=4 * float(shares.std()) / 40**0.5
+    )
 
 
 def test_the_sample_is_uniform_and_depends_on_its_seed():
-    z = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(3)).double()  # float64 of float32: their last bits are all zero
+    # float64 of float32: their last bits are all zero
+    z = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(3)).double()
     counted = torch.zeros(40)
     for seed in range(300):
         measure = AugmentationConfusion(max_images=10, seed=seed)
@@ -167,7 +193,9 @@ def test_arc_and_its_error():
     assert float(ratio.ARC) == pytest.approx((1 - float(after.ACR)) / (1 - float(before.ACR)))
     assert float(ratio.ARC) > 1.5
     assert float(relative_confusion(before, before).ARC) == 1
-    pairs = [[make()(clusters(60, 3, 4, generator, spread)) for spread in (1.0, 0.4)] for _ in range(150)]
+    pairs = [
+        [make()(clusters(60, 3, 4, generator, spread)) for spread in (1.0, 0.4)] for _ in range(150)
+    ]
     ratios = [relative_confusion(*pair) for pair in pairs]
     spread = torch.stack([r.ARC for r in ratios]).std()
     said = torch.stack([r.standard_error for r in ratios]).square().mean().sqrt()
@@ -177,7 +205,11 @@ def test_arc_and_its_error():
 def test_bad_input_is_refused(unchecked):
     z = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(6))
     measure = make()
-    for features, sentence in ((z[:, :1], "have 1 view"), (z / 0, "not finite"), (z[0], r"shape \(N, V, D\)")):
+    for features, sentence in (
+        (z[:, :1], "have 1 view"),
+        (z / 0, "not finite"),
+        (z[0], r"shape \(N, V, D\)"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             measure.update(features)
     with pytest.raises(ValueError, match="there are 1 image"):

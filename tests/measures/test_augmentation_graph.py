@@ -13,7 +13,9 @@ from marginlab.measures import augmentation_graph as module
 
 @st.composite
 def graphs(draw, most=9, blocks=st.integers(1, 3)):
-    """Draws over views of which each image has a few; images of different blocks share none, or hardly any."""
+    """Draws over views of which each image has a few; images of different blocks share none, or
+    hardly any.
+    """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     N, X, groups = draw(st.integers(2, 8)), draw(st.integers(3, most)), draw(blocks)
     leak = draw(st.sampled_from([0.0, 0.01, 1.0]))
@@ -21,9 +23,15 @@ def graphs(draw, most=9, blocks=st.integers(1, 3)):
     draws = torch.rand(N, X, generator=generator, dtype=torch.float64) * near
     draws = draws[draws.sum(1) > 0]
     draws = draws[:, draws.sum(0) > 0]
-    weights = torch.rand(len(draws), generator=generator, dtype=torch.float64) + 0.05 if draw(st.booleans()) else None
+    weights = (
+        torch.rand(len(draws), generator=generator, dtype=torch.float64) + 0.05
+        if draw(st.booleans())
+        else None
+    )
     labels = torch.randint(0, 3, (len(draws),), generator=generator)
-    return AugmentationGraph(draws / draws.sum(1, keepdim=True), None if weights is None else weights / weights.sum()), labels
+    return AugmentationGraph(
+        draws / draws.sum(1, keepdim=True), None if weights is None else weights / weights.sum()
+    ), labels
 
 
 def pairs(graph):
@@ -31,7 +39,11 @@ def pairs(graph):
     N, X = graph.draws.shape
     w = torch.zeros(X, X, dtype=torch.float64)
     for i, x, y in itertools.product(range(N), range(X), range(X)):
-        w[x, y] += (1 / N if graph.weights is None else graph.weights[i]) * graph.draws[i, x] * graph.draws[i, y]
+        w[x, y] += (
+            (1 / N if graph.weights is None else graph.weights[i])
+            * graph.draws[i, x]
+            * graph.draws[i, y]
+        )
     return w
 
 
@@ -41,17 +53,25 @@ def test_spectrum_and_labels_are_those_of_the_population(drawn):
     w = pairs(graph)
     torch.testing.assert_close(graph.adjacency, w)
     torch.testing.assert_close(graph.mass, w.sum(1))
-    values = scipy.linalg.eigh((w / w.sum(1).sqrt()[:, None] / w.sum(1).sqrt()).numpy(), eigvals_only=True)
-    np.testing.assert_allclose(graph.eigenvalues.numpy(), np.clip(1 - values[::-1], 0, None), atol=1e-12)
+    values = scipy.linalg.eigh(
+        (w / w.sum(1).sqrt()[:, None] / w.sum(1).sqrt()).numpy(), eigvals_only=True
+    )
+    np.testing.assert_allclose(
+        graph.eigenvalues.numpy(), np.clip(1 - values[::-1], 0, None), atol=1e-12
+    )
     assert graph.eigenvalues[0] < 1e-12
     assert float(graph.eigenvalues.max()) <= 1 + 1e-12
     assert int((graph.eigenvalues < 1e-10).sum()) == graph.components
     assert (graph.spectral_gap > 1e-10) == (graph.components == 1)
     product = graph.normalized @ graph.eigenvectors
-    torch.testing.assert_close(product, graph.eigenvectors * (1 - graph.eigenvalues), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        product, graph.eigenvectors * (1 - graph.eigenvalues), rtol=0, atol=1e-12
+    )
     # a table from views to labels is right most often if it is so at each view
     joint, known = graph.joint, labels.unique()
-    best = sum(max(float(joint[labels == k, x].sum()) for k in known) for x in range(len(graph.mass)))
+    best = sum(
+        max(float(joint[labels == k, x].sum()) for k in known) for x in range(len(graph.mass))
+    )
     assert graph.alpha(labels) == pytest.approx(1 - best, abs=1e-12)
     read = graph.likeliest(labels)
     right = sum(float(joint[labels == read[x], x].sum()) for x in range(len(graph.mass)))
@@ -71,7 +91,13 @@ def by_every_assignment(graph, m):
     for names in itertools.product(range(m), repeat=X):
         if len(set(names)) == m:
             parts = torch.tensor(names)
-            best = min(best, max(float(w[parts == i][:, parts != i].sum() / mass[parts == i].sum()) for i in range(m)))
+            best = min(
+                best,
+                max(
+                    float(w[parts == i][:, parts != i].sum() / mass[parts == i].sum())
+                    for i in range(m)
+                ),
+            )
     return best
 
 
@@ -108,7 +134,8 @@ def test_beyond_the_search_the_sides_are_said(monkeypatch):
     found = graph.smallest_conductance(4)
     assert 0 < found.lower < found.upper < 0.1
     assert "lambda_4 / 2" in found.meaning
-    assert len({tuple(sorted(set(part.tolist()))) for part in found.partition.view(4, 5)}) == 4  # the blocks themselves
+    # the blocks themselves
+    assert len({tuple(sorted(set(part.tolist()))) for part in found.partition.view(4, 5)}) == 4
     assert "sqrt(2 lambda_2)" in graph.smallest_conductance(2).meaning
     monkeypatch.setattr(module, "EXHAUSTIVE", 20)
     halves = AugmentationGraph(torch.block_diag(*[torch.ones(1, 3)] * 2).double() / 3)
@@ -119,16 +146,27 @@ def test_beyond_the_search_the_sides_are_said(monkeypatch):
 def test_names_of_images_and_views_change_nothing(drawn, seed):
     graph, labels = drawn
     generator = torch.Generator().manual_seed(seed)
-    images, views = torch.randperm(len(graph.draws), generator=generator), torch.randperm(len(graph.mass), generator=generator)
-    other = AugmentationGraph(graph.draws[images][:, views], None if graph.weights is None else graph.weights[images])
+    images, views = (
+        torch.randperm(len(graph.draws), generator=generator),
+        torch.randperm(len(graph.mass), generator=generator),
+    )
+    other = AugmentationGraph(
+        graph.draws[images][:, views], None if graph.weights is None else graph.weights[images]
+    )
     torch.testing.assert_close(other.eigenvalues, graph.eigenvalues, rtol=0, atol=1e-12)
     assert other.alpha(labels[images]) == pytest.approx(graph.alpha(labels), abs=1e-12)
-    assert other.smallest_conductance(2).upper == pytest.approx(graph.smallest_conductance(2).upper, abs=1e-12)
+    assert other.smallest_conductance(2).upper == pytest.approx(
+        graph.smallest_conductance(2).upper, abs=1e-12
+    )
     assert other.components == graph.components
 
 
 def test_views_are_shared_where_they_are_equal():
-    pixels = torch.randint(0, 2, (6, 4, 3, 2, 2), generator=torch.Generator().manual_seed(0)).float()[:, :, :, :1, :1].expand(-1, -1, -1, 2, 2)
+    pixels = (
+        torch.randint(0, 2, (6, 4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+        .float()[:, :, :, :1, :1]
+        .expand(-1, -1, -1, 2, 2)
+    )
     graph = AugmentationGraph.of_views(pixels)
     N, V = 6, 4
     w = torch.zeros(len(graph.mass), len(graph.mass), dtype=torch.float64)

@@ -11,7 +11,9 @@ from marginlab.measures.functional import colouring, greedy_clique, largest_cliq
 def omega(graph):
     """Of the largest clique, by networkx."""
     loops = torch.eye(len(graph)).bool()
-    return networkx.max_weight_clique(networkx.from_numpy_array((graph & ~loops).int().numpy()), weight=None)[1]
+    return networkx.max_weight_clique(
+        networkx.from_numpy_array((graph & ~loops).int().numpy()), weight=None
+    )[1]
 
 
 @given(graphs(most=25))
@@ -27,13 +29,19 @@ def test_a_search_that_is_stopped_encloses_it(graph, nodes):
     found, truth = largest_clique(graph, nodes=nodes), omega(graph)
     assert is_clique(graph, found.vertices)
     assert int(greedy_clique(graph).sum()) <= found.lower == int(found.vertices.sum()) <= truth
-    assert truth <= found.upper <= min(int(colouring(graph).max()) + 1, len(graph) - int(matching(graph)))
+    assert (
+        truth
+        <= found.upper
+        <= min(int(colouring(graph).max()) + 1, len(graph) - int(matching(graph)))
+    )
     assert found.exact == (found.lower == found.upper)
 
 
 @given(graphs(most=20), st.integers(0, 2**20))
 def test_edges_on_the_diagonal_do_not_matter_and_the_graph_is_left_alone(graph, seed):
-    loops = graph ^ torch.eye(len(graph)).bool() & (torch.rand(len(graph), generator=torch.Generator().manual_seed(seed)) < 0.5)
+    loops = graph ^ torch.eye(len(graph)).bool() & (
+        torch.rand(len(graph), generator=torch.Generator().manual_seed(seed)) < 0.5
+    )
     before = loops.clone()
     one, two = largest_clique(graph), largest_clique(loops)
     assert torch.equal(one.vertices, two.vertices)

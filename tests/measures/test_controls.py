@@ -42,11 +42,21 @@ def test_groups_of_classes_of_many_sizes_have_these_sizes_and_hold_classes_in_pr
 
 
 def test_the_draw_depends_on_the_label_and_the_place_and_is_no_sorting():
-    one, two = (null_groups(torch.arange(60).split(20), labels) for labels in ((0, 1, 2), (0, 1, 5)))
-    assert all(torch.equal(a, b) for a, b in zip(one, null_groups(torch.arange(60).split(20), (0, 1, 2)), strict=True))
-    own = [set(group[group < 40].tolist()) == set(other[other < 40].tolist()) for group, other in zip(one, two, strict=True)]
+    one, two = (
+        null_groups(torch.arange(60).split(20), labels) for labels in ((0, 1, 2), (0, 1, 5))
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one, null_groups(torch.arange(60).split(20), (0, 1, 2)), strict=True)
+    )
+    own = [
+        set(group[group < 40].tolist()) == set(other[other < 40].tolist())
+        for group, other in zip(one, two, strict=True)
+    ]
     assert all(own)  # classes 0 and 1 are dealt as before
-    assert any(not torch.equal(a.sort().values, b.sort().values) for a, b in zip(one, two, strict=True))
+    assert any(
+        not torch.equal(a.sort().values, b.sort().values) for a, b in zip(one, two, strict=True)
+    )
     assert one[0][one[0] < 20].diff().abs().max() > 1
 
 
@@ -54,7 +64,9 @@ def test_the_draw_depends_on_the_label_and_the_place_and_is_no_sorting():
 @given(seeds)
 def test_a_control_is_what_its_groups_as_labels_give(seed):
     views = pixels(17, 3, torch.Generator().manual_seed(seed))
-    labels = torch.tensor([4] * 3 + [1] * 8 + [7] * 6)[torch.randperm(17, generator=torch.Generator().manual_seed(seed))]
+    labels = torch.tensor([4] * 3 + [1] * 8 + [7] * 6)[
+        torch.randperm(17, generator=torch.Generator().manual_seed(seed))
+    ]
     result = measured(views, labels, levels=(1, 3), controls=True)
     control, plain = result.control, measured(views, labels, levels=(1, 3))
     assert control.classes.tolist() == [0, 1, 2]
@@ -67,9 +79,13 @@ def test_a_control_is_what_its_groups_as_labels_give(seed):
     for reduce in ("min", "mean"):
         again = alone.curve([0.2, 0.4, 0.6], reduce=reduce)
         found = control.curve([0.2, 0.4, 0.6], reduce=reduce)
-        torch.testing.assert_close(torch.stack(again[1:3]), torch.stack(found[1:3]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            torch.stack(again[1:3]), torch.stack(found[1:3]), rtol=0, atol=1e-12
+        )
     pair = control.closest(1)[0]
-    assert float((views[pair.i, pair.u].double() - views[pair.j, pair.v].double()).norm()) == pytest.approx(pair.distance, abs=1e-12)
+    assert float(
+        (views[pair.i, pair.u].double() - views[pair.j, pair.v].double()).norm()
+    ) == pytest.approx(pair.distance, abs=1e-12)
     assert "Null control" in control.meaning
     assert all(torch.equal(a, b) for a, b in zip(result.d_A, plain.d_A, strict=True))
     assert plain.control is plain.between is None
@@ -88,9 +104,15 @@ def test_distances_between_classes_are_brute_force(seed):
             if labels[i] != labels[j]
         }
         assert float(between.smallest[at]) == pytest.approx(min(found.values()), abs=1e-12)
-        assert float(between.median[at]) == pytest.approx(np.median(list(found.values())), abs=1e-12)
+        assert float(between.median[at]) == pytest.approx(
+            np.median(list(found.values())), abs=1e-12
+        )
         for a, b in itertools.permutations(range(3), 2):
-            own = [d for (i, j), d in found.items() if {int(labels[i]), int(labels[j])} == {2 * a, 2 * b}]
+            own = [
+                d
+                for (i, j), d in found.items()
+                if {int(labels[i]), int(labels[j])} == {2 * a, 2 * b}
+            ]
             assert float(between.by_class[at, a, b]) == pytest.approx(min(own), abs=1e-12)
         assert bool(between.by_class[at].diagonal().isinf().all())
         assert between.pairs == between.sampled == len(found)

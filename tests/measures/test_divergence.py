@@ -19,7 +19,9 @@ class TestLaws(MeasureLaws):
     noise = ("error_gram", "error_within", "error_Delta_mu")
 
     def data(self, n, generator):
-        return torch.randn(n, 4, 5, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+        return torch.randn(n, 4, 5, generator=generator), torch.randint(
+            0, 3, (n,), generator=generator
+        )
 
 
 @st.composite
@@ -28,7 +30,10 @@ def populations(draw, classes=4):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     labels = torch.tensor(draw(st.lists(st.integers(0, classes - 1), min_size=2, max_size=9)))
     shape = len(labels), draw(st.integers(2, 4)), draw(st.integers(1, 5))
-    z = torch.randn(*shape, generator=generator).double() + 3 * torch.randn(classes, 1, shape[2], generator=generator).double()[labels]
+    z = (
+        torch.randn(*shape, generator=generator).double()
+        + 3 * torch.randn(classes, 1, shape[2], generator=generator).double()[labels]
+    )
     return torch.nn.functional.normalize(z, dim=-1) * draw(st.sampled_from([1.0, 5.0])), labels
 
 
@@ -44,7 +49,9 @@ def exact(z, labels):
 def test_identities_of_the_theory_hold_exactly_on_finite_populations(population):
     z, labels = population
     classes, p, mu, r2, nu = exact(z, labels)
-    V = torch.stack([(z[labels == k] - m).square().sum(-1).mean() for k, m in zip(classes, mu, strict=True)])
+    V = torch.stack(
+        [(z[labels == k] - m).square().sum(-1).mean() for k, m in zip(classes, mu, strict=True)]
+    )
     torch.testing.assert_close(V, r2 - mu.square().sum(1))  # V_k = r^2 - ||mu_k||^2
     views = z.shape[1]
     measure = Alignment(normalize=False)
@@ -78,7 +85,9 @@ def test_the_measure_differs_from_the_sample_by_the_bias_of_squared_means_only(p
         else:
             spread = nu[labels == k].var(0).sum() / n
             torch.testing.assert_close(result.gram[k, k], m.square().sum() - spread)
-        torch.testing.assert_close(result.within[k], result.r2_k[k] - result.gram[k, k], equal_nan=True)
+        torch.testing.assert_close(
+            result.within[k], result.r2_k[k] - result.gram[k, k], equal_nan=True
+        )
     assert result.n.tolist() == [int((labels == k).sum()) for k in range(4)]
     absent = [k for k in range(4) if k not in classes]
     assert bool(result.gram[absent].isnan().all())
@@ -91,11 +100,15 @@ def test_the_measure_differs_from_the_sample_by_the_bias_of_squared_means_only(p
 
 @given(st.integers(0, 2**20))
 def test_inner_products_and_lengths_are_unbiased(seed):
-    """The mean over all samples of a tiny population equals the population's own U-statistic; off the diagonal, its inner product."""
+    """The mean over all samples of a tiny population equals the population's own U-statistic; off
+    the diagonal, its inner product.
+    """
     z = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(seed)).double()
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     grams, spreads = [], []
-    for first, second in itertools.product(itertools.combinations(range(4), 3), itertools.combinations(range(4, 8), 2)):
+    for first, second in itertools.product(
+        itertools.combinations(range(4), 3), itertools.combinations(range(4, 8), 2)
+    ):
         part = class_divergence(z[[*first, *second]], labels[[*first, *second]], 2, normalize=False)
         grams.append(part.gram)
         spreads.append(part.within)
@@ -114,9 +127,17 @@ def test_standard_errors_are_right_in_simulation():
     labels = torch.arange(2).repeat_interleave(torch.tensor([45, 60]))
     results = []
     for _ in range(300):
-        z = mu[labels][:, None] + 0.6 * torch.randn(105, 1, 3, generator=generator) + 0.3 * torch.randn(105, 2, 3, generator=generator)
+        z = (
+            mu[labels][:, None]
+            + 0.6 * torch.randn(105, 1, 3, generator=generator)
+            + 0.3 * torch.randn(105, 2, 3, generator=generator)
+        )
         results.append(class_divergence(z, labels, 2, normalize=False))
-    for name, error in (("gram", "error_gram"), ("within", "error_within"), ("Delta_mu", "error_Delta_mu")):
+    for name, error in (
+        ("gram", "error_gram"),
+        ("within", "error_within"),
+        ("Delta_mu", "error_Delta_mu"),
+    ):
         spread = torch.stack([getattr(r, name) for r in results]).std(0)
         said = torch.stack([getattr(r, error) for r in results]).square().mean(0).sqrt()
         torch.testing.assert_close(said, spread, rtol=0.15, atol=0)
@@ -125,7 +146,12 @@ def test_standard_errors_are_right_in_simulation():
 
 
 def test_one_class_and_one_dimension_keep_their_shapes():
-    result = class_divergence(torch.tensor([[[2.0]], [[3.0]], [[-1.0]]]), torch.zeros(3, dtype=torch.int64), 1, normalize=False)
+    result = class_divergence(
+        torch.tensor([[[2.0]], [[3.0]], [[-1.0]]]),
+        torch.zeros(3, dtype=torch.int64),
+        1,
+        normalize=False,
+    )
     assert result.gram.shape == result.error_gram.shape == result.centers.shape == (1, 1)
     assert result.norms.shape == result.within.shape == result.n.shape == (1,)
     assert result.Delta_mu.shape == result.r2.shape == ()
@@ -136,13 +162,19 @@ def test_errors_are_those_of_deleting_one_image_when_groups_are_single():
     z = torch.randn(7, 1, 3, generator=torch.Generator().manual_seed(1)).double()
     labels = torch.zeros(7, dtype=torch.int64)
     result = class_divergence(z, labels, 1, groups=7)
-    left = torch.stack([class_divergence(z[torch.arange(7) != i], labels[1:], 1).gram[0, 0] for i in range(7)])
-    torch.testing.assert_close(result.error_gram[0, 0], ((left - left.mean()).square().sum() * 6 / 7).sqrt())
+    left = torch.stack(
+        [class_divergence(z[torch.arange(7) != i], labels[1:], 1).gram[0, 0] for i in range(7)]
+    )
+    torch.testing.assert_close(
+        result.error_gram[0, 0], ((left - left.mean()).square().sum() * 6 / 7).sqrt()
+    )
 
 
 @pytest.mark.parametrize("counts", [[45, 60, 7], [2, 3, 1, 40], [5, 0, 21, 2]])
 def test_errors_of_inner_products_are_those_of_deleting_each_group(counts):
-    """The jackknife by its definition: every group of a class deleted in turn, one of each pair of classes at a time."""
+    """The jackknife by its definition: every group of a class deleted in turn, one of each pair of
+    classes at a time.
+    """
     classes, groups = len(counts), 20
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(classes).repeat_interleave(torch.tensor(counts))
@@ -157,15 +189,24 @@ def test_errors_of_inner_products_are_those_of_deleting_each_group(counts):
                 variance = float("nan")
                 break
             estimate = own.mean(0) @ fixed.mean(0)
-            left = torch.stack([own[torch.arange(n) % groups != g].mean(0) @ fixed.mean(0) for g in range(held)])
+            left = torch.stack(
+                [own[torch.arange(n) % groups != g].mean(0) @ fixed.mean(0) for g in range(held)]
+            )
             share = n / torch.tensor([len(own[g::groups]) for g in range(held)]).double()
             mean = held * estimate - ((1 - 1 / share) * left).sum()
-            variance += (((share * estimate - (share - 1) * left - mean).square() / (share - 1)).sum() / held).item()
-        assert float(result.error_gram[k, other]) == pytest.approx(variance**0.5, rel=1e-9, nan_ok=True)
+            variance += (
+                ((share * estimate - (share - 1) * left - mean).square() / (share - 1)).sum() / held
+            ).item()
+        assert float(result.error_gram[k, other]) == pytest.approx(
+            variance**0.5, rel=1e-9, nan_ok=True
+        )
 
 
 def test_groups_are_filled_in_turn_in_order_of_arrival():
-    z, labels = torch.randn(20, 2, 5, generator=torch.Generator().manual_seed(2)), torch.arange(20) % 3
+    z, labels = (
+        torch.randn(20, 2, 5, generator=torch.Generator().manual_seed(2)),
+        torch.arange(20) % 3,
+    )
     one, many = make(), make()
     one.update(z, labels)
     for i in range(20):

@@ -56,7 +56,10 @@ def test_many_graphs_at_once_are_answered_as_one_by_one(n, seed):
     weights = torch.rand(2, 3, n, n, generator=torch.Generator().manual_seed(seed))
     many = (weights + weights.mT) / 2 < 0.6
     for function in (greedy_clique, colouring, matching):
-        assert torch.equal(function(many), torch.stack([torch.stack([function(graph) for graph in row]) for row in many]))
+        assert torch.equal(
+            function(many),
+            torch.stack([torch.stack([function(graph) for graph in row]) for row in many]),
+        )
 
 
 @given(graphs())
@@ -70,7 +73,11 @@ def test_the_larger_of_matching_and_colouring_is_at_most_the_truth_which_is_at_m
 @given(graphs(most=20))
 def test_a_matching_is_maximal_and_no_larger_than_the_largest(graph):
     missing = ~graph & ~torch.eye(len(graph)).bool()
-    largest = len(networkx.max_weight_matching(networkx.from_numpy_array(missing.int().numpy()), maxcardinality=True))
+    largest = len(
+        networkx.max_weight_matching(
+            networkx.from_numpy_array(missing.int().numpy()), maxcardinality=True
+        )
+    )
     assert largest / 2 <= int(matching(graph)) <= largest
 
 
@@ -80,7 +87,12 @@ def test_extremes():
     assert int(greedy_clique(empty).sum()) == 1
     assert colouring(full).tolist() == list(range(6))
     assert colouring(empty).tolist() == [0] * 6
-    assert [int(matching(graph)) for graph in (full, empty, empty[:5, :5], empty[:1, :1])] == [0, 3, 2, 0]
+    assert [int(matching(graph)) for graph in (full, empty, empty[:5, :5], empty[:1, :1])] == [
+        0,
+        3,
+        2,
+        0,
+    ]
     halves = torch.block_diag(torch.ones(3, 3), torch.ones(4, 4)).bool()
     assert int(greedy_clique(halves).sum()) == 4
     assert int(colouring(halves).max()) == 3
@@ -97,6 +109,9 @@ def test_bounds_enclose_the_truth_do_not_depend_on_the_order_or_the_budget(n, se
         assert float(low) <= largest_clique(distance[0] <= delta) / n + 1e-12
         assert float(high) >= largest_clique(distance[0] <= delta) / n - 1e-12
     order = torch.randperm(n, generator=generator)
-    for other in (bounds(distance[:, order][..., order], deltas), bounds(distance, deltas, budget=1)):
+    for other in (
+        bounds(distance[:, order][..., order], deltas),
+        bounds(distance, deltas, budget=1),
+    ):
         assert torch.equal(lower, other[0])
         assert torch.equal(upper, other[1])

@@ -21,7 +21,9 @@ class TestLaws(MeasureLaws):
     ordered = ("ratios",)
 
     def data(self, n, generator):
-        return torch.rand(n, 3, 3, 2, 2, generator=generator), torch.randn(n, 3, 4, generator=generator)
+        return torch.rand(n, 3, 3, 2, 2, generator=generator), torch.randn(
+            n, 3, 4, generator=generator
+        )
 
 
 def net(seed, widths, activation=nn.ReLU):
@@ -32,15 +34,30 @@ def net(seed, widths, activation=nn.ReLU):
     return nn.Sequential(*layers[:-1]).double().eval()
 
 
-@given(st.integers(0, 2**20), st.integers(1, 6), st.integers(2, 5), st.booleans(), st.sampled_from([0.0, 0.3]))
+@given(
+    st.integers(0, 2**20),
+    st.integers(1, 6),
+    st.integers(2, 5),
+    st.booleans(),
+    st.sampled_from([0.0, 0.3]),
+)
 def test_ratios_are_the_definition_at_any_budget(seed, N, V, normalize, closest):
     generator = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(N, V, 3, generator=generator).double() / 3, torch.randn(N, V, 4, generator=generator).double()
+    x, y = (
+        torch.randn(N, V, 3, generator=generator).double() / 3,
+        torch.randn(N, V, 4, generator=generator).double(),
+    )
     found = lipschitz_ratios(x, y, normalize=normalize, closest=closest)
     z = torch.nn.functional.normalize(y, dim=-1) if normalize else y
     for i in range(N):
-        pairs = [(float((x[i, u] - x[i, v]).norm()), float((z[i, u] - z[i, v]).norm())) for u in range(V) for v in range(u)]
-        assert float(found.ratios[i]) == pytest.approx(max([b / a for a, b in pairs if a > closest], default=0), rel=1e-12)
+        pairs = [
+            (float((x[i, u] - x[i, v]).norm()), float((z[i, u] - z[i, v]).norm()))
+            for u in range(V)
+            for v in range(u)
+        ]
+        assert float(found.ratios[i]) == pytest.approx(
+            max([b / a for a, b in pairs if a > closest], default=0), rel=1e-12
+        )
         assert int(found.left_out[i]) == sum(a <= closest for a, _ in pairs)
     small = lipschitz_ratios(x, y, normalize=normalize, closest=closest, budget=1)
     torch.testing.assert_close(small.ratios, found.ratios, rtol=1e-12, atol=0)
@@ -67,11 +84,15 @@ def test_the_jacobian_is_found_and_is_never_exceeded(seed, activation):
     encoder = net(seed, (5, 7, 6, 4), activation)
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).double()
     exact = torch.stack([torch.linalg.matrix_norm(torch.func.jacrev(encoder)(row), 2) for row in x])
-    few, many = jacobian_norms(encoder, x, steps=2), jacobian_norms(encoder, x, steps=500, tolerance=1e-13)
+    few, many = (
+        jacobian_norms(encoder, x, steps=2),
+        jacobian_norms(encoder, x, steps=500, tolerance=1e-13),
+    )
     assert bool((few <= many * (1 + 1e-12)).all())
     assert bool((many <= exact * (1 + 1e-9)).all())
     torch.testing.assert_close(many, exact, rtol=1e-3, atol=1e-12)
-    alone = torch.cat([jacobian_norms(encoder, row[None], steps=2) for row in x])  # as many steps, whatever the others need
+    # as many steps, whatever the others need
+    alone = torch.cat([jacobian_norms(encoder, row[None], steps=2) for row in x])
     torch.testing.assert_close(alone, few, rtol=1e-9, atol=1e-12)
 
 
@@ -80,10 +101,14 @@ def test_quotients_are_below_the_constant_of_a_linear_encoder_and_the_jacobian_i
     L = float(torch.linalg.matrix_norm(A, 2))
     x = torch.rand(8, 5, 6, generator=torch.Generator().manual_seed(3)).double()
     assert 0.3 * L < float(lipschitz_ratios(x, x @ A, normalize=False).ratios.max()) <= L
-    assert float(jacobian_norms(lambda x: x @ A, x[:, 0], steps=200, tolerance=1e-14).min()) == pytest.approx(L, rel=1e-9)
+    assert float(
+        jacobian_norms(lambda x: x @ A, x[:, 0], steps=200, tolerance=1e-14).min()
+    ) == pytest.approx(L, rel=1e-9)
     direction = torch.linalg.svd(A).U[:, 0]
     line = torch.linspace(0, 1, 4)[None, :, None] * direction
-    assert float(lipschitz_ratios(line, line @ A, normalize=False).ratios) == pytest.approx(L, rel=1e-9)
+    assert float(lipschitz_ratios(line, line @ A, normalize=False).ratios) == pytest.approx(
+        L, rel=1e-9
+    )
 
 
 def test_views_across_images_are_those_of_one():

@@ -1,4 +1,6 @@
-"""What follows from d_A: sigma by search, single numbers, blocks; and that it is the truth where all views can be listed."""
+"""What follows from d_A: sigma by search, single numbers, blocks; and that it is the truth where
+all views can be listed.
+"""
 
 import itertools
 
@@ -19,7 +21,9 @@ LABELS = torch.tensor([0] * 3 + [1] * 7 + [2] * 10)
 
 
 def result_of(seed, **kwargs):
-    return measured(pixels(20, 3, torch.Generator().manual_seed(seed)), LABELS, levels=(1, 3), **kwargs)
+    return measured(
+        pixels(20, 3, torch.Generator().manual_seed(seed)), LABELS, levels=(1, 3), **kwargs
+    )
 
 
 def exact(result, delta, reduce, at=-1):
@@ -62,14 +66,22 @@ def test_the_matching_tightens_where_the_colouring_wants_a_colour_too_many():
 def test_the_area_is_the_mean_of_the_steps(seed, reduce, normalized, delta_max):
     result = result_of(seed)
     top = delta_max * (result.spread if normalized else 1)
-    steps = [*sorted({0.0, *(d for d_A in result.d_A for d in d_A[-1].flatten().tolist() if d < top)}), top]
+    steps = [
+        *sorted({0.0, *(d for d_A in result.d_A for d in d_A[-1].flatten().tolist() if d < top)}),
+        top,
+    ]
     truth = sum(exact(result, a, reduce) * (b - a) for a, b in itertools.pairwise(steps)) / top
     low, high = result.area(delta_max, reduce=reduce, normalized=normalized)  # on every step
     assert low - 1e-9 <= truth <= high + 1e-9
     curve = result.curve(steps[:-1], reduce=reduce)
     width = torch.tensor(steps).double().diff() / top
-    assert (low, high) == pytest.approx((float(curve.lower @ width), float(curve.upper @ width)), abs=0.02)  # which also knows the other level
-    alone = result._replace(d_A=tuple(d_A[-1:] for d_A in result.d_A), levels=(3,)).curve(steps[:-1], reduce=reduce)
+    # which also knows the other level
+    assert (low, high) == pytest.approx(
+        (float(curve.lower @ width), float(curve.upper @ width)), abs=0.02
+    )
+    alone = result._replace(d_A=tuple(d_A[-1:] for d_A in result.d_A), levels=(3,)).curve(
+        steps[:-1], reduce=reduce
+    )
     assert (low, high) == pytest.approx((float(alone.lower @ width), float(alone.upper @ width)))
     few = result.area(delta_max, points=7, reduce=reduce, normalized=normalized)
     assert few[0] - 1e-9 <= truth <= few[1] + 1e-9
@@ -77,7 +89,12 @@ def test_the_area_is_the_mean_of_the_steps(seed, reduce, normalized, delta_max):
 
 
 @settings(max_examples=12)
-@given(seeds, st.sampled_from(["min", "mean"]), st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95]), st.sampled_from([1, 3]))
+@given(
+    seeds,
+    st.sampled_from(["min", "mean"]),
+    st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95]),
+    st.sampled_from([1, 3]),
+)
 def test_delta_at_encloses_the_first_delta_that_is_enough(seed, reduce, value, level):
     result = result_of(seed)
     at = result.levels.index(level)
@@ -90,7 +107,11 @@ def test_delta_at_encloses_the_first_delta_that_is_enough(seed, reduce, value, l
     if bool((curve.upper - curve.lower).max() < 1e-9):
         assert low == first == high
     if value == 0:
-        assert low == high == (deltas[-1] if reduce == "mean" else max(float(d_A[at].max()) for d_A in result.d_A))
+        assert (
+            low
+            == high
+            == (deltas[-1] if reduce == "mean" else max(float(d_A[at].max()) for d_A in result.d_A))
+        )
     scaled = result.delta_at(value, level=level, reduce=reduce, normalized=True)
     assert scaled == pytest.approx((low / result.spread, high / result.spread))
 
@@ -113,16 +134,28 @@ def test_blocks_are_what_their_images_alone_give(seed, n):
         for reduce in ("min", "mean"):
             assert block.sigma(0.4, reduce=reduce) == pytest.approx(alone.sigma(0.4, reduce=reduce))
         assert f"n = {n}" in block.meaning
-        assert all(torch.equal(a[part], b) for a, b, part in zip(
-            whole.control.images, block.control.images, [slice(n * number, n * (number + 1))] * 3, strict=True))  # fmt: skip
+        assert all(
+            torch.equal(a[part], b)
+            for a, b, part in zip(
+                whole.control.images,
+                block.control.images,
+                [slice(n * number, n * (number + 1))] * 3,
+                strict=True,
+            )
+        )
         assert block.between is None
 
 
 def listed(images):
-    """Every view of a small set of augmentations: 3 x 3 shifts, quarter turns, permutations of the channels."""
+    """Every view of a small set of augmentations: 3 x 3 shifts, quarter turns, permutations of the
+    channels.
+    """
     shifts = [images.roll((down, right), (-2, -1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     turns = [shifted.rot90(k, (-2, -1)) for shifted in shifts for k in range(4)]
-    return torch.stack([turned[:, list(order)] for turned in turns for order in itertools.permutations(range(3))], 1)
+    return torch.stack(
+        [turned[:, list(order)] for turned in turns for order in itertools.permutations(range(3))],
+        1,
+    )
 
 
 def test_where_all_views_can_be_listed_d_A_and_sigma_are_the_truth():  # noqa: N802
@@ -144,21 +177,37 @@ def test_where_all_views_can_be_listed_d_A_and_sigma_are_the_truth():  # noqa: N
             lower, upper = (float(bound[label]) for bound in result.sigma_per_class(delta))
             assert lower <= sigma + 1e-12
             assert sigma <= upper + 1e-12
-            assert [float(bound[label]) for bound in result.sigma_per_class(delta, nodes=10_000)] == pytest.approx([sigma, sigma])
+            assert [
+                float(bound[label]) for bound in result.sigma_per_class(delta, nodes=10_000)
+            ] == pytest.approx([sigma, sigma])
 
 
 def test_turning_the_hue_brings_a_class_together_where_colour_is_all_that_tells_it_apart_and_not_the_classes():
-    shapes = Shapes(("disc", "triangle", "cross"), size=16, position=0.0, scale=(0.5, 0.5), rotation=0.0, background=0.0, noise=0.0, hue=1.0)
+    shapes = Shapes(
+        ("disc", "triangle", "cross"),
+        size=16,
+        position=0.0,
+        scale=(0.5, 0.5),
+        rotation=0.0,
+        background=0.0,
+        noise=0.0,
+        hue=1.0,
+    )
     labels = torch.arange(36) % 3
     images = shapes.render(labels, shapes.draw("train", torch.arange(36)))
-    views = Augmentation([ColorJitter(0.0, 0.0, 0.0, 0.5, 1.0)]).views(images, n_views=48, seed=0, identity=True)
+    views = Augmentation([ColorJitter(0.0, 0.0, 0.0, 0.5, 1.0)]).views(
+        images, n_views=48, seed=0, identity=True
+    )
     result = measured(views, labels, levels=(1, 48), controls=True)
-    clean, turned = (torch.cat([d_A[at][~torch.eye(12).bool()] for d_A in result.d_A]).median() for at in (0, 1))
+    clean, turned = (
+        torch.cat([d_A[at][~torch.eye(12).bool()] for d_A in result.d_A]).median() for at in (0, 1)
+    )
     assert float(turned) < float(clean) / 10
     assert float(result.between.median[1]) > 5 * float(turned)
     assert float(result.between.smallest[1]) > 0.5 * float(result.between.smallest[0])
     inside = float(torch.cat([d_A[1].flatten() for d_A in result.d_A]).max())
-    assert inside < float(result.between.smallest[1])  # a delta at which each class is its main part, and no two classes meet
+    # a delta at which each class is its main part, and no two classes meet
+    assert inside < float(result.between.smallest[1])
     assert result.sigma(inside) == (1.0, 1.0)
     assert result.control.sigma(inside)[1] < 0.6
 

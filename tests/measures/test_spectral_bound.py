@@ -26,7 +26,19 @@ def norm(function, shape):
 
 @given(
     st.integers(0, 2**20),
-    st.sampled_from([(3, 1, 1, 1), (3, 2, 1, 1), (1, 2, 0, 1), (2, 2, 0, 1), (3, 1, 2, 2), (5, 3, 4, 1), (4, 1, 0, 1), (3, 2, 2, 2), (2, 3, 1, 3)]),
+    st.sampled_from(
+        [
+            (3, 1, 1, 1),
+            (3, 2, 1, 1),
+            (1, 2, 0, 1),
+            (2, 2, 0, 1),
+            (3, 1, 2, 2),
+            (5, 3, 4, 1),
+            (4, 1, 0, 1),
+            (3, 2, 2, 2),
+            (2, 3, 1, 3),
+        ]
+    ),
     st.sampled_from([(1, 1, 1), (3, 2, 1), (2, 4, 2), (4, 4, 4)]),
     st.integers(7, 9),
 )
@@ -39,13 +51,17 @@ def test_a_convolution_is_bounded_and_not_by_much(seed, form, channels, size):
         return nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
 
     exact = norm(function, (inner, size, size + 1))
-    upper = convolution_norm(weight, (size, size + 1), stride=stride, dilation=dilation, groups=groups)
+    upper = convolution_norm(
+        weight, (size, size + 1), stride=stride, dilation=dilation, groups=groups
+    )
     assert exact <= upper * (1 + 1e-12)
     if stride == 1 and padding:
         assert upper <= 1.35 * exact
     if k <= stride and dilation == 1:
         assert upper <= exact * (1 + 1e-9)  # windows that do not overlap
-    assert convolution_norm(weight, (size, size + 1), stride=stride, dilation=dilation, groups=groups, budget=1) == pytest.approx(upper, rel=1e-12)
+    assert convolution_norm(
+        weight, (size, size + 1), stride=stride, dilation=dilation, groups=groups, budget=1
+    ) == pytest.approx(upper, rel=1e-12)
 
 
 @given(st.integers(0, 2**20), st.integers(1, 4), st.integers(1, 3))
@@ -64,15 +80,27 @@ def test_it_is_exact_for_one_linear_layer_and_for_orthogonal_ones():
     torch.manual_seed(0)
     layer = nn.Linear(5, 3).double().eval()
     bound = lipschitz_upper(layer, torch.zeros(1, 5, dtype=torch.float64))
-    assert bound.upper == pytest.approx(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)), rel=1e-9)
-    turn = nn.Sequential(*[nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)) for _ in range(2)]).double().eval()
-    assert lipschitz_upper(turn, torch.zeros(1, 4, dtype=torch.float64)).upper == pytest.approx(1, rel=1e-6)
+    assert bound.upper == pytest.approx(
+        float(torch.linalg.matrix_norm(layer.weight.detach(), 2)), rel=1e-9
+    )
+    turn = (
+        nn.Sequential(*[nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)) for _ in range(2)])
+        .double()
+        .eval()
+    )
+    assert lipschitz_upper(turn, torch.zeros(1, 4, dtype=torch.float64)).upper == pytest.approx(
+        1, rel=1e-6
+    )
 
 
 class Residual(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.first, self.norm, self.second = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, width, 1)
+        self.first, self.norm, self.second = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 1),
+        )
 
     def forward(self, x):
         out = self.second(nn.functional.relu(self.norm(self.first(x))))
@@ -99,10 +127,21 @@ def test_what_is_seen_from_below_is_never_above(seed, kind):
     pools = [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1), nn.Flatten(), nn.Dropout()]
     norm = nn.GroupNorm(1, 3, eps=0.5)
     shape, net = {
-        "perceptron": ((5,), nn.Sequential(Projector((5, 7, 4), batch_norm=True), nn.LeakyReLU(1.5), nn.Tanh())),
-        "convolutions": ((2, 8, 8), nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), *pools)),
+        "perceptron": (
+            (5,),
+            nn.Sequential(Projector((5, 7, 4), batch_norm=True), nn.LeakyReLU(1.5), nn.Tanh()),
+        ),
+        "convolutions": (
+            (2, 8, 8),
+            nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), *pools),
+        ),
         "residual": ((3, 4, 4), nn.Sequential(Residual(3), nn.ReLU6(), *tail)),
-        "smooth": ((2, 4, 4), nn.Sequential(nn.Conv2d(2, 3, 3), nn.SiLU(), nn.GELU(), norm, nn.Softplus(), *tail, nn.Sigmoid())),
+        "smooth": (
+            (2, 4, 4),
+            nn.Sequential(
+                nn.Conv2d(2, 3, 3), nn.SiLU(), nn.GELU(), norm, nn.Softplus(), *tail, nn.Sigmoid()
+            ),
+        ),
     }[kind]
     net = settle(net, generator)
     x = torch.randn(12, *shape, generator=generator, dtype=torch.float64)
@@ -134,8 +173,16 @@ KNOWN = {  # name: function, shape, and the constant where it is attained
     "adaptive": (lambda x: F.adaptive_avg_pool2d(x, 2), (1, 4, 4), 0.5),
     "adaptive in one dimension": (lambda x: F.adaptive_avg_pool1d(x, 3), (1, 6), 0.5**0.5),
     "largest in one dimension": (lambda x: F.max_pool1d(x, 3, 1), (1, 6), 3**0.5),
-    "convolution in one dimension": (lambda x: F.conv1d(x, 2 * torch.ones(1, 1, 2, dtype=torch.float64), stride=2), (1, 6), 8**0.5),
-    "convolution in three dimensions": (lambda x: F.conv3d(x, torch.full((1, 1, 1, 1, 1), 4.0, dtype=torch.float64)), (1, 2, 2, 2), 4.0),
+    "convolution in one dimension": (
+        lambda x: F.conv1d(x, 2 * torch.ones(1, 1, 2, dtype=torch.float64), stride=2),
+        (1, 6),
+        8**0.5,
+    ),
+    "convolution in three dimensions": (
+        lambda x: F.conv3d(x, torch.full((1, 1, 1, 1, 1), 4.0, dtype=torch.float64)),
+        (1, 2, 2, 2),
+        4.0,
+    ),
     "largest": (lambda x: F.max_pool2d(x, 2), (1, 4, 4), 1.0),
     "largest of overlapping": (lambda x: F.max_pool2d(x, 3, 2, 1), (1, 8, 8), 2.0),
     "product": (lambda x: x * CONSTANT, (4,), 3.0),
@@ -151,7 +198,11 @@ KNOWN = {  # name: function, shape, and the constant where it is attained
     "padded": (lambda x: F.pad(x, (1, 2)), (4,), 1.0),
     "parts": (lambda x: x.split(2, 1)[1], (4,), 1.0),
     "cast": (lambda x: x.float().double(), (4,), 1.0),
-    "same": (lambda x: F.conv2d(x, torch.ones(1, 1, 1, 1, dtype=torch.float64) * 3, padding="same"), (1, 4, 4), 3.0),
+    "same": (
+        lambda x: F.conv2d(x, torch.ones(1, 1, 1, 1, dtype=torch.float64) * 3, padding="same"),
+        (1, 4, 4),
+        3.0,
+    ),
     "relu6": (F.relu6, (4,), 1.0),
     "abs": (lambda x: -x.abs(), (4,), 1.0),
     "leaky": (lambda x: F.leaky_relu(x, 2.0), (4,), 2.0),
@@ -167,7 +218,11 @@ KNOWN = {  # name: function, shape, and the constant where it is attained
 @pytest.mark.parametrize("shape", sorted({shape for _, shape, _ in KNOWN.values()}), ids=str)
 def test_the_constant_of_each_operation(shape):
     """All operations on inputs of one shape are results of one network, for tracing takes its time."""
-    known = {name: (function, constant) for name, (function, own, constant) in KNOWN.items() if own == shape}
+    known = {
+        name: (function, constant)
+        for name, (function, own, constant) in KNOWN.items()
+        if own == shape
+    }
     net = Call(lambda x: tuple(function(x) for function, _ in known.values())).eval()
     results, _ = _walk(net, torch.zeros(1, *shape, dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
@@ -176,15 +231,28 @@ def test_the_constant_of_each_operation(shape):
     near = x + 0.01 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     for (name, (function, constant)), result in zip(known.items(), results, strict=True):
         assert result == pytest.approx(constant, rel=1e-6), name
-        moved = torch.stack([(function(a) - function(b)).norm() / (a - b).norm() for a, b in zip(x, near, strict=True)])
-        assert float(moved.max()) <= result * (1 + 1e-4) + 1e-12, name  # rounding of the cast to float32
+        moved = torch.stack(
+            [
+                (function(a) - function(b)).norm() / (a - b).norm()
+                for a, b in zip(x, near, strict=True)
+            ]
+        )
+        # rounding of the cast to float32
+        assert float(moved.max()) <= result * (1 + 1e-4) + 1e-12, name
         assert float(moved.max()) >= 0.2 * result, name
-    assert lipschitz_upper(net, torch.zeros(1, *shape, dtype=torch.float64)).upper == pytest.approx(sum(r**2 for r in results) ** 0.5)
+    assert lipschitz_upper(net, torch.zeros(1, *shape, dtype=torch.float64)).upper == pytest.approx(
+        sum(r**2 for r in results) ** 0.5
+    )
 
 
 def test_slopes_of_smooth_activations_are_below_their_constants():
     x = torch.linspace(-8, 8, 200001, dtype=torch.float64, requires_grad=True)
-    for function, constant in ((F.gelu, 1.13), (lambda x: F.gelu(x, approximate="tanh"), 1.13), (F.silu, 1.1), (torch.sigmoid, 0.25)):
+    for function, constant in (
+        (F.gelu, 1.13),
+        (lambda x: F.gelu(x, approximate="tanh"), 1.13),
+        (F.silu, 1.1),
+        (torch.sigmoid, 0.25),
+    ):
         slope = float(torch.autograd.grad(function(x).sum(), x)[0].abs().max())
         assert 0.99 * constant < slope <= constant
 
@@ -199,7 +267,13 @@ def test_largest_of_overlapping_windows_is_attained():
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_a_backbone_is_bounded(norm):
     torch.manual_seed(0)
-    backbone = Backbone("resnet18", stem="imagenet", width=1 / 16, norm=norm, activation="silu" if norm == "batch" else "relu")
+    backbone = Backbone(
+        "resnet18",
+        stem="imagenet",
+        width=1 / 16,
+        norm=norm,
+        activation="silu" if norm == "batch" else "relu",
+    )
     generator = torch.Generator().manual_seed(1)
     net = nn.Sequential(backbone, EmbeddingLayer(backbone.dim, 4)).eval()
     for layer in net.modules():
@@ -210,7 +284,8 @@ def test_a_backbone_is_bounded(norm):
     assert float(jacobian_norms(net, images).max()) <= bound.upper < float("inf")
     names = [layer.layer for layer in bound.layers]
     assert "0.net.layer1.0.conv1" in names
-    assert bound.layers[0].constant == pytest.approx(1 / 0.224)  # division by the standard deviation of pixels
+    # division by the standard deviation of pixels
+    assert bound.layers[0].constant == pytest.approx(1 / 0.224)
     assert [layer.operation for layer in bound.layers].count("conv2d") == 21
 
 

@@ -33,7 +33,9 @@ class TestLawsOfEffectiveRank(MeasureLaws):
     noise = ("standard_error", "error_alpha")
 
     def data(self, n, generator):
-        return torch.randn(n, 2, 5, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+        return torch.randn(n, 2, 5, generator=generator), torch.randint(
+            0, 3, (n,), generator=generator
+        )
 
 
 class TestLawsOfSpectrumDecay(TestLawsOfEffectiveRank):
@@ -45,15 +47,24 @@ class TestLawsOfLiDAR(TestLawsOfEffectiveRank):
 
 
 features = st.builds(
-    lambda seed, n, V, D, offset: torch.randn(n, V, D, generator=torch.Generator().manual_seed(seed)).double() + offset,
-    st.integers(0, 2**20), st.integers(1, 12), st.integers(2, 3), st.integers(1, 8), st.sampled_from([0.0, 3.0]),
-)  # fmt: skip
+    lambda seed, n, V, D, offset: (
+        torch.randn(n, V, D, generator=torch.Generator().manual_seed(seed)).double() + offset
+    ),
+    st.integers(0, 2**20),
+    st.integers(1, 12),
+    st.integers(2, 3),
+    st.integers(1, 8),
+    st.sampled_from([0.0, 3.0]),
+)
 
 
 def drawn(seed, n, V, scales, noise=0.3):
     generator = torch.Generator().manual_seed(seed)
     D = len(scales)
-    return (torch.randn(n, 1, D, generator=generator).double() + noise * torch.randn(n, V, D, generator=generator).double()) * scales
+    return (
+        torch.randn(n, 1, D, generator=generator).double()
+        + noise * torch.randn(n, V, D, generator=generator).double()
+    ) * scales
 
 
 def jackknife(values, estimate, n, sizes):
@@ -61,7 +72,13 @@ def jackknife(values, estimate, n, sizes):
     share = [n / m for m in sizes]
     G = len(sizes)
     mean = G * estimate - sum((1 - 1 / h) * x for h, x in zip(share, values, strict=True))
-    return (sum((h * estimate - (h - 1) * x - mean) ** 2 / (h - 1) for h, x in zip(share, values, strict=True)) / G) ** 0.5
+    return (
+        sum(
+            (h * estimate - (h - 1) * x - mean) ** 2 / (h - 1)
+            for h, x in zip(share, values, strict=True)
+        )
+        / G
+    ) ** 0.5
 
 
 # RankMe
@@ -75,9 +92,13 @@ def test_rankme_is_that_of_an_svd(z):
     assert float(result.RankMe) == pytest.approx(math.exp(entropy(sigma)), rel=1e-6)
     found = result.singular_values.numpy()
     np.testing.assert_allclose(found[: len(sigma)] * len(Z) ** 0.5, sigma, atol=1e-6 * sigma[0])
-    assert np.all(found[len(sigma) :] == 0)  # fewer rows than dimensions: zeros, not the roots of rounding
+    # fewer rows than dimensions: zeros, not the roots of rounding
+    assert np.all(found[len(sigma) :] == 0)
     p = sigma / sigma.sum() + 1e-7
-    assert float(rankme(z, epsilon=1e-7).RankMe) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)  # as the paper prints it
+    # as the paper prints it
+    assert float(rankme(z, epsilon=1e-7).RankMe) == pytest.approx(
+        math.exp(-(p * np.log(p)).sum()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("n", "V", "D"), [(10, 1, 64), (5, 2, 64), (40, 1, 6), (3, 2, 6)])
@@ -93,19 +114,27 @@ def test_epsilon_is_added_to_as_many_numbers_as_there_are_singular_values(n, V, 
 
 
 @given(features, st.integers(0, 2**20), st.sampled_from([1e-6, 1.0, 1e5]))
-def test_rankme_keeps_its_bounds_and_rotations_scales_and_the_order_of_images_change_nothing(z, seed, scale):
+def test_rankme_keeps_its_bounds_and_rotations_scales_and_the_order_of_images_change_nothing(
+    z, seed, scale
+):
     generator = torch.Generator().manual_seed(seed)
     n, V, D = z.shape
     value = float(rankme(z).RankMe)
     assert 1 - 1e-12 <= value <= min(n * V, D) * (1 + 1e-12)
     rotation = torch.linalg.qr(torch.randn(D, D, generator=generator).double()).Q
-    for other in (scale * z @ rotation, z[torch.randperm(n, generator=generator)], z.repeat(2, 1, 1)):
+    for other in (
+        scale * z @ rotation,
+        z[torch.randperm(n, generator=generator)],
+        z.repeat(2, 1, 1),
+    ):
         assert float(rankme(other).RankMe) == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-3, 3e-7, 1e-12])
 def test_small_singular_values_are_as_exact_as_is_said(decay):
-    """Half of the spectrum is this much smaller: the entropy is off by no more than what the dropped half has."""
+    """Half of the spectrum is this much smaller: the entropy is off by no more than what the
+    dropped half has.
+    """
     D, n = 64, 200
     generator = torch.Generator().manual_seed(0)
     q = [torch.linalg.qr(torch.randn(m, D, generator=generator).double()).Q for m in (n, D)]
@@ -127,11 +156,15 @@ def test_rankme_in_corner_cases():
     assert one.standard_error.isnan()
     assert one.singular_values.shape == (1,)
     views = torch.randn(4, 1, 9, generator=torch.Generator().manual_seed(1))
-    assert float(rankme(views.expand(4, 5, 9)).RankMe) == pytest.approx(float(rankme(views).RankMe), rel=1e-9)
+    assert float(rankme(views.expand(4, 5, 9)).RankMe) == pytest.approx(
+        float(rankme(views).RankMe), rel=1e-9
+    )
     assert "at most 4" in rankme(views).meaning
     assert "these are few" in rankme(views).meaning
     assert "these are few" not in rankme(views.repeat(30, 1, 1)).meaning
-    assert float(rankme(3 * views, normalize=True).RankMe) == pytest.approx(float(rankme(views / views.norm(dim=2, keepdim=True)).RankMe), rel=1e-6)
+    assert float(rankme(3 * views, normalize=True).RankMe) == pytest.approx(
+        float(rankme(views / views.norm(dim=2, keepdim=True)).RankMe), rel=1e-6
+    )
 
 
 def test_with_few_rows_rankme_leans_downwards():
@@ -153,7 +186,8 @@ def test_a_power_law_is_recovered_and_a_linear_ramp_does_not(alpha, scale, first
     ramp = -linregress(np.linspace(0, 1, len(y)), y).slope  # what is sometimes called alpha-ReQ
     assert abs(ramp - alpha) > 0.05 * alpha
     exponential = torch.exp(-0.1 * torch.arange(1, 101).double())
-    assert float(power_law(exponential, 1, 100)[1]) > 0.05  # a line it is not, and the error of the fit says so
+    # a line it is not, and the error of the fit says so
+    assert float(power_law(exponential, 1, 100)[1]) > 0.05
 
 
 @given(st.integers(0, 2**20), st.integers(2, 30))
@@ -181,7 +215,9 @@ def test_alpha_of_an_exact_power_law_spectrum(seed, alpha, offset):
     assert (result.first, result.last) == (math.ceil(32**0.25), math.floor(32**0.75)) == (3, 13)
     assert float(result.alpha) == pytest.approx(alpha, abs=1e-6)
     assert float(result.error_fit) < 1e-6
-    torch.testing.assert_close(result.eigenvalues * n, torch.arange(1, D + 1).double() ** -alpha, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        result.eigenvalues * n, torch.arange(1, D + 1).double() ** -alpha, rtol=1e-6, atol=1e-9
+    )
 
 
 @given(features)
@@ -211,7 +247,9 @@ def test_alpha_in_corner_cases():
     assert one.alpha.isnan()
     assert one.eigenvalues.shape == (1,)
     views = torch.randn(20, 1, 9, generator=torch.Generator().manual_seed(3))
-    assert float(spectrum_decay(views.expand(20, 5, 9)).alpha) == pytest.approx(float(spectrum_decay(views).alpha), rel=1e-9)
+    assert float(spectrum_decay(views.expand(20, 5, 9)).alpha) == pytest.approx(
+        float(spectrum_decay(views).alpha), rel=1e-9
+    )
 
 
 # LiDAR
@@ -246,7 +284,9 @@ def test_lidar_does_not_change_with_linear_maps_when_delta_is_small():
     """What discriminant analysis is for, and RankMe lacks."""
     z = drawn(0, 200, 4, torch.ones(6).double())
     stretched = z * torch.tensor([1.0, 3.0, 10.0, 0.1, 0.5, 30.0]).double()
-    assert float(lidar(stretched, delta=1e-12).LiDAR) == pytest.approx(float(lidar(z, delta=1e-12).LiDAR), rel=1e-6)
+    assert float(lidar(stretched, delta=1e-12).LiDAR) == pytest.approx(
+        float(lidar(z, delta=1e-12).LiDAR), rel=1e-6
+    )
     assert float(rankme(stretched).RankMe) < 0.5 * float(rankme(z).RankMe)
 
 
@@ -254,7 +294,10 @@ def test_means_over_few_views_add_one_over_v_to_the_eigenvalues():
     scales = torch.tensor([3.0, 1.0, 0.3, 0.0]).double()
     generator = torch.Generator().manual_seed(1)
     for V in (2, 8):
-        z = torch.randn(20_000, 1, 4, generator=generator).double() * scales + torch.randn(20_000, V, 4, generator=generator).double()
+        z = (
+            torch.randn(20_000, 1, 4, generator=generator).double() * scales
+            + torch.randn(20_000, V, 4, generator=generator).double()
+        )
         found = lidar(z, delta=1e-9).eigenvalues
         torch.testing.assert_close(found, scales.square() + 1 / V, rtol=0.05, atol=0)
 
@@ -264,9 +307,11 @@ def test_lidar_in_corner_cases():
     assert float(same.LiDAR) == 1  # nothing differs
     assert float(same.eigenvalues.abs().max()) == 0
     assert float(lidar(torch.zeros(4, 3, 6)).LiDAR) == 1
-    assert float(lidar(torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(2))).LiDAR) == 1  # one image
+    # one image
+    assert float(lidar(torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(2))).LiDAR) == 1
     views = torch.randn(5, 1, 9, generator=torch.Generator().manual_seed(3)).double()
-    identical = lidar(views.expand(5, 4, 9))  # S_w is delta I: the entropy of the covariance of images
+    # S_w is delta I: the entropy of the covariance of images
+    identical = lidar(views.expand(5, 4, 9))
     values = np.linalg.eigvalsh(np.cov(views[:, 0].T.numpy(), bias=True)).clip(min=0)
     assert float(identical.LiDAR) == pytest.approx(math.exp(entropy(values)), rel=1e-6)
 
@@ -284,7 +329,9 @@ def test_errors_are_those_of_deleting_each_group(measure, name, error):
     result = measure(z)
     group = torch.arange(40) % 6
     left = [float(getattr(measure(z[group != g]), name)) for g in range(6)]
-    expected = jackknife(left, float(getattr(result, name)), 40, [int((group == g).sum()) for g in range(6)])
+    expected = jackknife(
+        left, float(getattr(result, name)), 40, [int((group == g).sum()) for g in range(6)]
+    )
     assert float(getattr(result, error)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -295,8 +342,14 @@ def test_errors_are_those_of_deleting_each_group(measure, name, error):
 ])  # fmt: skip
 def test_errors_are_right_in_simulation(measure, name, error):
     scales = torch.tensor([2.0, 1.0, 0.7, 0.5, 0.3]).double()
-    results = [measure(drawn(seed, 150, 2, scales) + 0.3 * torch.randn(150, 2, 5, generator=torch.Generator().manual_seed(seed + 999)).double())
-               for seed in range(150)]  # fmt: skip
+    results = [
+        measure(
+            drawn(seed, 150, 2, scales)
+            + 0.3
+            * torch.randn(150, 2, 5, generator=torch.Generator().manual_seed(seed + 999)).double()
+        )
+        for seed in range(150)
+    ]
     spread = float(torch.stack([getattr(r, name) for r in results]).std())
     said = float(torch.stack([getattr(r, error) for r in results]).square().mean().sqrt())
     assert said == pytest.approx(spread, rel=0.2)

@@ -1,4 +1,6 @@
-"""The contrastive methods: what their losses are, what moves and what does not, that each trains, and the same on any number of ranks."""
+"""The contrastive methods: what their losses are, what moves and what does not, that each trains,
+and the same on any number of ranks.
+"""
 
 import copy
 import functools
@@ -21,9 +23,14 @@ from marginlab.train import Monitor, Recipe, fit, load
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 3, 0, 2])
 SMALL = Recipe(
-    images=64, augmentation="Augmentation('e')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="MoCo(queue=40, splits=2, hidden=32, dim=16)", epochs=3, batch=16, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    images=64,
+    augmentation="Augmentation('e')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MoCo(queue=40, splits=2, hidden=32, dim=16)",
+    epochs=3,
+    batch=16,
+    optimizer="SGD(lr=0.05)",
+)
 
 
 def quiet(line):
@@ -31,12 +38,17 @@ def quiet(line):
 
 
 def views(rows=8, seed=0):
-    return torch.rand(rows, 2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        rows, 2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def make(kind, *, norm="batch", **arguments):
     torch.manual_seed(0)
-    return kind(Backbone("resnet18", stem="strided", width=0.125, norm=norm), **{"hidden": 12, "dim": 6, **arguments}).double()
+    return kind(
+        Backbone("resnet18", stem="strided", width=0.125, norm=norm),
+        **{"hidden": 12, "dim": 6, **arguments},
+    ).double()
 
 
 def moco(**arguments):
@@ -49,7 +61,10 @@ def moco(**arguments):
 def test_vicreg_is_the_loss_of_its_embeddings():
     method = make(VICReg, invariance_weight=3.0, variance_weight=2.0, covariance_weight=0.5)
     one, two = method.embed(views()).unbind(1)
-    torch.testing.assert_close(method.loss(views(), LABELS)["loss"], vicreg(one, two, invariance_weight=3, variance_weight=2, covariance_weight=0.5))
+    torch.testing.assert_close(
+        method.loss(views(), LABELS)["loss"],
+        vicreg(one, two, invariance_weight=3, variance_weight=2, covariance_weight=0.5),
+    )
 
 
 @pytest.mark.parametrize("mu", [0.01, 2.0, 1e9])
@@ -57,7 +72,9 @@ def test_the_spectral_loss_is_that_of_embeddings_in_a_ball(mu):
     method = make(SpectralContrastive, mu=mu)
     z = method.embed(views())
     inside = torch.where(z.norm(dim=2, keepdim=True) < mu**0.5, z, F.normalize(z, dim=2) * mu**0.5)
-    torch.testing.assert_close(method.loss(views(), LABELS)["loss"], spectral_contrastive(*inside.unbind(1)) / mu)
+    torch.testing.assert_close(
+        method.loss(views(), LABELS)["loss"], spectral_contrastive(*inside.unbind(1)) / mu
+    )
     assert float(inside.detach().norm(dim=2).max()) <= mu**0.5 * (1 + 1e-12)
 
 
@@ -75,12 +92,20 @@ def test_simsiam_is_its_formula_and_its_targets_are_constants():
     z = method.embed(views())
     p = method.predictor(z.flatten(0, 1)).unflatten(0, (8, 2))
     stopped = z.detach()
-    expected = -(F.cosine_similarity(p[:, 0], stopped[:, 1]).mean() + F.cosine_similarity(p[:, 1], stopped[:, 0]).mean()) / 2
+    expected = (
+        -(
+            F.cosine_similarity(p[:, 0], stopped[:, 1]).mean()
+            + F.cosine_similarity(p[:, 1], stopped[:, 0]).mean()
+        )
+        / 2
+    )
     said = method.loss(views(), LABELS)
     torch.testing.assert_close(said["loss"], expected)
     names = [name for name, _ in method.named_parameters()]
     slopes = torch.autograd.grad(said["loss"], list(method.parameters()))
-    for name, got, wanted in zip(names, slopes, torch.autograd.grad(expected, list(method.parameters())), strict=True):
+    for name, got, wanted in zip(
+        names, slopes, torch.autograd.grad(expected, list(method.parameters())), strict=True
+    ):
         torch.testing.assert_close(got, wanted, msg=name)
     coordinates = F.normalize(stopped.flatten(0, 1))
     torch.testing.assert_close(said["spread"], coordinates.std(0, correction=0).mean() * 6**0.5)
@@ -90,8 +115,12 @@ def test_simsiam_is_its_formula_and_its_targets_are_constants():
 def test_simsiams_head_ends_in_a_normalisation_and_its_features_are_the_backbones():
     method = make(SimSiam, bottleneck=4)
     embeddings = method.embed(views()).flatten(0, 1)
-    torch.testing.assert_close(embeddings.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-9, rtol=0)
-    torch.testing.assert_close(embeddings.var(0, correction=0), torch.ones(6, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        embeddings.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-9, rtol=0
+    )
+    torch.testing.assert_close(
+        embeddings.var(0, correction=0), torch.ones(6, dtype=torch.float64), atol=1e-3, rtol=0
+    )
     method.eval()
     assert torch.equal(method.encode(views()[:, 0]), method.backbone(views()[:, 0]))
     with pytest.raises(ValueError, match="not 6 and 0"):
@@ -116,13 +145,16 @@ def test_moco_is_the_cross_entropy_of_the_key_among_the_queue(symmetric):
     for one, two in ((0, 1), (1, 0))[: 2 if symmetric else 1]:
         q = F.normalize(method.head(method.backbone(v[:, one])))
         k = F.normalize(method.key_head(method.key_backbone(v[:, two]))).detach()
-        logits = torch.cat(((q * k).sum(1, keepdim=True), q @ method.queue.T), 1) / 0.3  # algorithm 1
+        # algorithm 1
+        logits = torch.cat(((q * k).sum(1, keepdim=True), q @ method.queue.T), 1) / 0.3
         terms.append(F.cross_entropy(logits, torch.zeros(8, dtype=torch.long)))
     expected = torch.stack(terms).mean()
     got = method.loss(v, LABELS)["loss"]
     torch.testing.assert_close(got, expected)
     learned = [*method.backbone.parameters(), *method.head.parameters()]
-    for a, b in zip(torch.autograd.grad(got, learned), torch.autograd.grad(expected, learned), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got, learned), torch.autograd.grad(expected, learned), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -130,7 +162,15 @@ def test_mocos_loss_is_info_nce_of_one_pair_at_a_time_with_the_queue_for_negativ
     method = moco(symmetric=False).eval()
     q, k = method.embed(views())[:, 0], method.key_head(method.key_backbone(views()[:, 1]))
     one_by_one = [
-        info_nce(q[i : i + 1], k[i : i + 1], temperature=0.1, negatives="other_view", symmetric=False, extra_negatives=method.queue) for i in range(8)
+        info_nce(
+            q[i : i + 1],
+            k[i : i + 1],
+            temperature=0.1,
+            negatives="other_view",
+            symmetric=False,
+            extra_negatives=method.queue,
+        )
+        for i in range(8)
     ]
     torch.testing.assert_close(method.loss(views(), LABELS)["loss"], torch.stack(one_by_one).mean())
 
@@ -188,7 +228,12 @@ def test_the_queue_takes_the_newest_keys_in_the_order_of_the_batch_and_goes_roun
     kept, before = [], start
     for t in range(3):
         v = views(4, seed=t)
-        pair = [F.normalize(copy.deepcopy(method.key_head)(copy.deepcopy(method.key_backbone)(v[:, view]))).detach() for view in (1, 0)]
+        pair = [
+            F.normalize(
+                copy.deepcopy(method.key_head)(copy.deepcopy(method.key_backbone)(v[:, view]))
+            ).detach()
+            for view in (1, 0)
+        ]
         method.loss(v, LABELS[:4])
         assert torch.equal(method.queue, before)  # until the step has been taken
         kept.append(torch.stack(pair, 1).flatten(0, 1))
@@ -252,8 +297,13 @@ def test_queries_and_keys_are_normalised_apart_and_keys_in_other_company_at_each
     for one in (method, whole):
         torch.manual_seed(0)
         one.loss(same, LABELS)
-        q = F.normalize(torch.cat([one.project(one.encode(part)) for part in same[:, 0].tensor_split(one.splits)]))
-        gap.append((q - one.fresh[0][::2]).abs().max().item())  # one network, one image: only the company differs
+        q = F.normalize(
+            torch.cat(
+                [one.project(one.encode(part)) for part in same[:, 0].tensor_split(one.splits)]
+            )
+        )
+        # one network, one image: only the company differs
+        gap.append((q - one.fresh[0][::2]).abs().max().item())
     assert gap[0] > 1e-3
     assert gap[1] < 1e-9
     losses_seen = set()
@@ -261,7 +311,11 @@ def test_queries_and_keys_are_normalised_apart_and_keys_in_other_company_at_each
         torch.manual_seed(seed)
         losses_seen.add(method.loss(v, LABELS)["loss"].item())
     assert len(losses_seen) > 1
-    with pytest.raises(ValueError, match=r"2 splits of at least two images each, and this rank's has 3\. Give at least 4, or MoCo\(splits=1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 splits of at least two images each, and this rank's has 3\. Give at least 4, "
+        r"or MoCo\(splits=1\)",
+    ):
         method.loss(v[:3], LABELS[:3])
     method.eval().loss(v[:3], LABELS[:3])
 
@@ -276,7 +330,11 @@ def test_moco_under_autocast_takes_its_sums_in_float32():
 
 # --- on several ranks
 
-KINDS = ("MoCo(queue=20, splits=1, hidden=12, dim=6)", "SupCon(hidden=12, dim=6)", "NormFreeSimSiam")
+KINDS = (
+    "MoCo(queue=20, splits=1, hidden=12, dim=6)",
+    "SupCon(hidden=12, dim=6)",
+    "NormFreeSimSiam",
+)
 
 
 def without_batch_norm(kind):
@@ -285,7 +343,9 @@ def without_batch_norm(kind):
         method.head[0][1] = method.head[1] = method.predictor[1] = torch.nn.Identity()
         return method
     torch.manual_seed(0)
-    return settings.call(kind, methods, Backbone("resnet18", stem="strided", width=0.125, norm="group")).double()
+    return settings.call(
+        kind, methods, Backbone("resnet18", stem="strided", width=0.125, norm="group")
+    ).double()
 
 
 def two_steps(group, rank, kind, ranks):
@@ -313,7 +373,13 @@ def test_training_on_four_ranks_is_training_on_one(pool, kind):
     for seen, own in pool.run(4, two_steps, kind, 4):
         torch.testing.assert_close(seen, expected, rtol=1e-10, atol=1e-10)
         for name, value in weights.items():
-            torch.testing.assert_close(own[name], value, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                own[name],
+                value,
+                rtol=1e-9,
+                atol=1e-10,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
 
 
 # --- call notation
@@ -330,16 +396,25 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_repr_is_the_call_that_made_it(text):
-    made = settings.call(text, methods, Backbone("resnet18", stem="strided", width=0.125), offered={"num_classes": 5})
+    made = settings.call(
+        text, methods, Backbone("resnet18", stem="strided", width=0.125), offered={"num_classes": 5}
+    )
     assert repr(made) == text
     assert made.n_views == 2
 
 
 def test_mocos_and_simsiams_defaults_are_the_papers():
     backbone = Backbone("resnet18", stem="cifar")
-    assert repr(MoCo(backbone)) == "MoCo(temperature=0.1, queue=4096, momentum=0.99, symmetric=True, splits=8, hidden=512, dim=128)"
+    assert (
+        repr(MoCo(backbone))
+        == "MoCo(temperature=0.1, queue=4096, momentum=0.99, symmetric=True, splits=8, "
+        "hidden=512, dim=128)"
+    )
     assert repr(SimSiam(backbone)) == "SimSiam(hidden=2048, dim=2048, bottleneck=512)"
-    assert [tuple(p.shape) for p in SimSiam(backbone).predictor.parameters() if p.ndim == 2] == [(512, 2048), (2048, 512)]
+    assert [tuple(p.shape) for p in SimSiam(backbone).predictor.parameters() if p.ndim == 2] == [
+        (512, 2048),
+        (2048, 512),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +449,9 @@ TRAINED = {
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_each_trains_and_is_given_back(tmp_path, method):
-    recipe = replace(SMALL, images=128, epochs=6, batch=32, method=method, optimizer=TRAINED[method])
+    recipe = replace(
+        SMALL, images=128, epochs=6, batch=32, method=method, optimizer=TRAINED[method]
+    )
     run = fit(recipe, tmp_path / "run", Monitor(every=0, images=20, views=2, bank=20), say=quiet)
     seen = [row.value for row in run.rows if row.name == "loss"]
     again = load(run.folder)
@@ -423,7 +500,10 @@ def steps(method, number=40):
 @pytest.mark.parametrize("assign", [False, True])
 def test_mocos_state_goes_between_float32_and_bfloat16(strict, assign):
     torch.manual_seed(1)
-    given = {"float32": moco(momentum=0.99).float(), "bfloat16": moco(momentum=0.99).float().bfloat16()}
+    given = {
+        "float32": moco(momentum=0.99).float(),
+        "bfloat16": moco(momentum=0.99).float().bfloat16(),
+    }
     for part in given.values():
         steps(part, 3)
     for source in given:
@@ -434,7 +514,9 @@ def test_mocos_state_goes_between_float32_and_bfloat16(strict, assign):
             method.momentum = 0.99
             method = method if target == "float32" else method.bfloat16()
             holder = torch.nn.ModuleDict({"a": method})
-            holder.load_state_dict({f"a.{n}": v for n, v in state.items()}, strict=strict, assign=assign)
+            holder.load_state_dict(
+                {f"a.{n}": v for n, v in state.items()}, strict=strict, assign=assign
+            )
             now = next(method.key_head.parameters()).dtype
             half = now == torch.bfloat16
             assert half == ((source if assign else target) == "bfloat16")

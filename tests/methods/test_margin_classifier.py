@@ -1,4 +1,6 @@
-"""The margin classifier as a method: what its loss is, which optimizers it has, what it refuses, and that its call notation reads back."""
+"""The margin classifier as a method: what its loss is, which optimizers it has, what it refuses,
+and that its call notation reads back.
+"""
 
 import math
 import re
@@ -15,12 +17,19 @@ from marginlab.models import Backbone
 from marginlab.optim import LARS, SGD, AdamW, LazyAdamW, LazySGD
 from marginlab.settings import SettingsError
 
-VIEWS, LABELS = torch.rand(6, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 3, 1])
+VIEWS, LABELS = (
+    torch.rand(6, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([0, 1, 2, 3, 3, 1]),
+)
 
 
 def make(num_classes=4, **arguments):
     torch.manual_seed(0)
-    return MarginClassifier(Backbone("resnet18", stem="strided", width=0.125), num_classes, **{"dim": 8, "scale": 16.0, **arguments})
+    return MarginClassifier(
+        Backbone("resnet18", stem="strided", width=0.125),
+        num_classes,
+        **{"dim": 8, "scale": 16.0, **arguments},
+    )
 
 
 def test_its_loss_is_the_margin_softmax_of_its_embeddings():
@@ -40,7 +49,9 @@ def test_the_target_angle_is_that_to_the_nearest_center_of_the_class():
     method = make(subcenters=3).eval()
     with torch.no_grad():
         method.classifier.centers[3, 2] = method.embed(VIEWS[3:4])[0, 0] * 7
-        assert float(method.loss(VIEWS[3:4], LABELS[3:4])["target_angle"]) == pytest.approx(0, abs=0.1)
+        assert float(method.loss(VIEWS[3:4], LABELS[3:4])["target_angle"]) == pytest.approx(
+            0, abs=0.1
+        )
 
 
 def test_several_views_of_an_image_are_rows_of_its_class():
@@ -65,9 +76,13 @@ def test_one_optimizer_for_all_classes_and_a_sparse_one_for_a_sample():
     dense, sparse = sampled.optimizers(SGD(lr=0.2, momentum=0.8, weight_decay=0.01, nesterov=True))
     assert isinstance(sparse, LazySGD)
     (group,) = sparse.param_groups
-    assert [group[name] for name in ("lr", "momentum", "weight_decay", "nesterov", "semantics")] == [0.2, 0.8, 0.01, True, "lazy"]
+    assert [
+        group[name] for name in ("lr", "momentum", "weight_decay", "nesterov", "semantics")
+    ] == [0.2, 0.8, 0.01, True, "lazy"]
     assert group["params"] == [sampled.classifier.centers]
-    assert {id(p) for each in (dense, sparse) for g in each.param_groups for p in g["params"]} == {id(p) for p in sampled.parameters()}
+    assert {id(p) for each in (dense, sparse) for g in each.param_groups for p in g["params"]} == {
+        id(p) for p in sampled.parameters()
+    }
     before = sampled.classifier.centers.detach().clone()
     sampled.loss(VIEWS, LABELS)["loss"].backward()
     sparse.step()
@@ -78,7 +93,10 @@ def test_one_optimizer_for_all_classes_and_a_sparse_one_for_a_sample():
 
 def test_a_sample_wants_an_optimizer_that_has_a_sparse_twin():
     sampled = make(sample_rate=0.5)
-    with pytest.raises(SettingsError, match=r"sample_rate=0\.5 gives the class centers row-sparse gradients.*Take SGD"):
+    with pytest.raises(
+        SettingsError,
+        match=r"sample_rate=0\.5 gives the class centers row-sparse gradients.*Take SGD",
+    ):
         sampled.optimizers(torch.optim.Adam)
     assert len(make().optimizers(torch.optim.Adam)) == 1
     dense, sparse = sampled.optimizers(AdamW(lr=0.02, betas=(0.8, 0.95), weight_decay=0.3))
@@ -99,7 +117,10 @@ def whole_optimizers(group, rank, make_optimizer):
 @pytest.mark.xdist_group("ranks")
 def test_on_several_ranks_an_optimizer_sees_rows_only(pool):
     for answer in pool.run(2, whole_optimizers, LARS()):
-        assert re.search(r"On several ranks each has its part of the class centers, for which LARS.*Take SGD", answer)
+        assert re.search(
+            r"On several ranks each has its part of the class centers, for which LARS.*Take SGD",
+            answer,
+        )
     assert pool.run(2, whole_optimizers, SGD()) == [1, 1]
     assert pool.run(1, whole_optimizers, LARS()) == [1]
 
@@ -118,7 +139,8 @@ def test_initial_centers_and_samples_follow_torchs_seed():
     [
         "MarginClassifier()",
         "MarginClassifier(margin='CosFace(0.2)', scale=8.0, sample_rate=0.5, log_q=True, dim=8)",
-        "MarginClassifier(margin='AdaFace()', subcenters=3, label_smoothing=0.1, interclass_filter=0.4, dim=8)",
+        "MarginClassifier(margin='AdaFace()', subcenters=3, label_smoothing=0.1, "
+        "interclass_filter=0.4, dim=8)",
     ],
 )
 def test_its_repr_reads_back(text):
@@ -133,9 +155,19 @@ def test_its_repr_reads_back(text):
 
 
 def test_its_defaults_are_those_of_arcface():
-    made = settings.call("MarginClassifier()", methods, Backbone("resnet18", stem="strided", width=0.125), offered={"num_classes": 5})
+    made = settings.call(
+        "MarginClassifier()",
+        methods,
+        Backbone("resnet18", stem="strided", width=0.125),
+        offered={"num_classes": 5},
+    )
     assert repr(made.classifier.margin) == repr(ArcFace(0.5))
-    assert (made.classifier.scale, made.classifier.subcenters, made.sample_rate, made.classifier.dim) == (64.0, 1, 1.0, 128)
+    assert (
+        made.classifier.scale,
+        made.classifier.subcenters,
+        made.sample_rate,
+        made.classifier.dim,
+    ) == (64.0, 1, 1.0, 128)
 
 
 @pytest.mark.parametrize(
@@ -147,18 +179,29 @@ def test_its_defaults_are_those_of_arcface():
         ("MarginClassifier(scale=0)", "scale is positive"),
         ("MarginClassifier(sample_rate=1.5)", "sample rate"),
         ("MarginClassifier(dim=0)", "embedding layer goes from"),
-        ("MarginClassifier(num_classes=7)", "sets 'num_classes', which is not a setting: it is 5 here"),
+        (
+            "MarginClassifier(num_classes=7)",
+            "sets 'num_classes', which is not a setting: it is 5 here",
+        ),
         ("MarginClassifier(7)", "multiple values for argument 'num_classes'"),
     ],
 )
 def test_what_cannot_be_is_refused(text, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        settings.call(text, methods, Backbone("resnet18", stem="strided", width=0.125), offered={"num_classes": 5})
+        settings.call(
+            text,
+            methods,
+            Backbone("resnet18", stem="strided", width=0.125),
+            offered={"num_classes": 5},
+        )
 
 
 def test_two_view_methods_ask_for_two_views_and_no_number_of_classes():
     backbone = Backbone("resnet18", stem="strided", width=0.125)
-    for text, kind in (("SimCLR(hidden=8, dim=8)", SimCLR), ("BarlowTwins(hidden=8, dim=8)", BarlowTwins)):
+    for text, kind in (
+        ("SimCLR(hidden=8, dim=8)", SimCLR),
+        ("BarlowTwins(hidden=8, dim=8)", BarlowTwins),
+    ):
         made = settings.call(text, methods, backbone, offered={"num_classes": 5})
         assert isinstance(made, kind)
         assert made.n_views == 2
@@ -183,12 +226,18 @@ def test_training_by_hand_lowers_the_loss_and_the_angle():
 
 @pytest.mark.parametrize(
     ("margin", "pushed"),
-    [(ArcFace(0.5), True), (ArcFace(0.5, gradient="straight_through"), False), (CosFace(0.35), False), (NoMargin(), False)],
+    [
+        (ArcFace(0.5), True),
+        (ArcFace(0.5, gradient="straight_through"), False),
+        (CosFace(0.35), False),
+        (NoMargin(), False),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("degrees", [80, 90, 120])
 def test_what_drives_all_embeddings_away_from_all_centers(margin, pushed, degrees):
-    # the collapse that the head of marginlab.methods.margin_classifier tells of: centers that are all one, at one angle to the embedding
+    # the collapse that the head of marginlab.methods.margin_classifier tells of: centers that are
+    # all one, at one angle to the embedding
     angle = torch.tensor(math.radians(degrees), dtype=torch.float64)
     embedding = torch.stack((angle.cos(), angle.sin()))[None].requires_grad_()
     centers = torch.tensor([[1.0, 0.0]] * 10, dtype=torch.float64)
@@ -200,5 +249,8 @@ def test_what_drives_all_embeddings_away_from_all_centers(margin, pushed, degree
 def test_what_an_angular_margin_costs_where_all_embeddings_point_one_way():
     cosine = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
     cost = cosine - ArcFace(0.5).value(cosine)
-    torch.testing.assert_close(cost, torch.tensor([math.sin(0.5), 1 - math.cos(0.5), 1 - math.cos(0.5)], dtype=torch.float64))
+    torch.testing.assert_close(
+        cost,
+        torch.tensor([math.sin(0.5), 1 - math.cos(0.5), 1 - math.cos(0.5)], dtype=torch.float64),
+    )
     assert 0.25 < cost[1] / cost[0] < 0.26

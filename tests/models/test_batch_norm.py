@@ -10,30 +10,44 @@ from marginlab.models.batch_norm import GlobalBatchNorm1d
 
 
 def steps(layer, x, weights):
-    """Two training passes with a loss that couples all numbers, and the running statistics after them."""
+    """Two training passes with a loss that couples all numbers, and the running statistics after
+    them.
+    """
     x = x.clone().requires_grad_()
     out = layer(x)
     (out.square() * weights + out * weights.square()).sum().backward()
     layer(x.detach() * 2)
-    return out.detach(), x.grad, layer.running_mean.clone(), layer.running_var.clone(), layer.eval()(x).detach()
+    return (
+        out.detach(),
+        x.grad,
+        layer.running_mean.clone(),
+        layer.running_var.clone(),
+        layer.eval()(x).detach(),
+    )
 
 
 def on_a_rank(group, rank, parts, weights):
-    return steps(GlobalBatchNorm1d(parts[0].shape[1], group=group).double(), parts[rank], weights[rank])
+    return steps(
+        GlobalBatchNorm1d(parts[0].shape[1], group=group).double(), parts[rank], weights[rank]
+    )
 
 
 @pytest.mark.xdist_group("ranks")
 @settings(max_examples=8)
 @given(data=st.data())
 def test_rows_of_all_ranks_are_one_batch(pool, data):
-    rows = data.draw(st.lists(st.integers(0, 5), min_size=2, max_size=4).filter(lambda r: sum(r) > 1))
+    rows = data.draw(
+        st.lists(st.integers(0, 5), min_size=2, max_size=4).filter(lambda r: sum(r) > 1)
+    )
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     x, weights = torch.randn(2, sum(rows), 3, dtype=torch.float64, generator=generator)
     x = 5 * x + 100
     expected = steps(nn.BatchNorm1d(3, affine=False).double(), x, weights)
     answers = pool.run(len(rows), on_a_rank, x.split(rows), weights.split(rows))
     for which in (0, 1, 4):
-        torch.testing.assert_close(torch.cat([a[which] for a in answers]), expected[which], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            torch.cat([a[which] for a in answers]), expected[which], rtol=1e-9, atol=1e-9
+        )
     for answer in answers:
         torch.testing.assert_close(answer[2:4], expected[2:4], rtol=1e-9, atol=1e-9)
 

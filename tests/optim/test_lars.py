@@ -1,4 +1,6 @@
-"""LARS against a loop over parameters in NumPy, lightly's where it is installed, and what it leaves to plain SGD."""
+"""LARS against a loop over parameters in NumPy, lightly's where it is installed, and what it leaves
+to plain SGD.
+"""
 
 import copy
 
@@ -55,27 +57,40 @@ def by_hand(weights, all_gradients, rates, momentum, weight_decay, trust, ratio=
     st.sampled_from(["you", "published"]),
 )
 def test_it_is_its_formula_step_by_step_at_any_rates(seed, momentum, weight_decay, trust, ratio):
-    start, gradients, rates = drawn(seed), [drawn(seed + 1 + t, scale=10.0**t) for t in range(4)], [0.1, 0.5, 0.2, 0.01]
+    start, gradients, rates = (
+        drawn(seed),
+        [drawn(seed + 1 + t, scale=10.0**t) for t in range(4)],
+        [0.1, 0.5, 0.2, 0.01],
+    )
     weights = parameters(start)
     optimizer = LARS(1.0, momentum, weight_decay, trust, ratio)(weights)
     for gradient, rate in zip(gradients, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         step(optimizer, weights, gradient)
-    for got, expected in zip(weights, by_hand(start, gradients, rates, momentum, weight_decay, trust, ratio), strict=True):
+    for got, expected in zip(
+        weights, by_hand(start, gradients, rates, momentum, weight_decay, trust, ratio), strict=True
+    ):
         np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_it_is_lightlys():
-    lightly = pytest.importorskip("lightly.utils.lars", reason="lightly, of the extra `bench`, is not installed")
+    lightly = pytest.importorskip(
+        "lightly.utils.lars", reason="lightly, of the extra `bench`, is not installed"
+    )
     ours, theirs = parameters(drawn(0)), parameters(drawn(0))
     one = LARS(**VALUES)(ours)
-    groups = [{"params": theirs[:2], "weight_decay": 0.01}, {"params": theirs[2:], "weight_decay": 0.0}]  # lightly adapts what has decay
+    # lightly adapts what has decay
+    groups = [
+        {"params": theirs[:2], "weight_decay": 0.01},
+        {"params": theirs[2:], "weight_decay": 0.0},
+    ]
     other = lightly.LARS(groups, lr=0.3, momentum=0.9, trust_coefficient=0.02)
     for t in range(4):
         for optimizer, weights in ((one, ours), (other, theirs)):
             step(optimizer, weights, drawn(t + 1))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # lightly adds 1e-8 to the denominator
+        # lightly adds 1e-8 to the denominator
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_biases_norms_and_temperatures_take_steps_of_sgd_without_decay():
@@ -95,7 +110,11 @@ def test_a_step_does_not_depend_on_the_scale_of_the_gradient(factor):
     for scale in (1.0, factor):
         weights = parameters(drawn(0, ((4, 3),)))
         before = weights[0].detach().clone()
-        step(LARS(lr=0.5, momentum=0.0, weight_decay=0.0, trust=0.1)(weights), weights, drawn(1, ((4, 3),), scale))
+        step(
+            LARS(lr=0.5, momentum=0.0, weight_decay=0.0, trust=0.1)(weights),
+            weights,
+            drawn(1, ((4, 3),), scale),
+        )
         moved.append(weights[0].detach() - before)
     torch.testing.assert_close(moved[0], moved[1])
     assert float(moved[0].norm() / before.norm()) == pytest.approx(0.05)
@@ -125,9 +144,13 @@ def test_a_saved_state_goes_on_and_a_closure_is_called():
     assert one.step(lambda: 3.0) == 3.0
 
 
-@pytest.mark.parametrize("text", ["LARS(lr=0)", "LARS(momentum=1.0)", "LARS(weight_decay=-1)", "LARS(trust=0)"])
+@pytest.mark.parametrize(
+    "text", ["LARS(lr=0)", "LARS(momentum=1.0)", "LARS(weight_decay=-1)", "LARS(trust=0)"]
+)
 def test_values_of_lars_that_cannot_be_are_refused(text):
-    with pytest.raises(settings.SettingsError, match=r"wants a finite lr > 0, momentum in \[0, 1\)"):
+    with pytest.raises(
+        settings.SettingsError, match=r"wants a finite lr > 0, momentum in \[0, 1\)"
+    ):
         settings.call(text, optim)
 
 

@@ -1,4 +1,6 @@
-"""Stochastic rounding: what it keeps, that its mean is the number, how its draws depend on each other, and that small steps survive in bfloat16."""
+"""Stochastic rounding: what it keeps, that its mean is the number, how its draws depend on each
+other, and that small steps survive in bfloat16.
+"""
 
 import math
 
@@ -19,18 +21,26 @@ def rounded(x, seed=0, which=0):
 @given(st.floats(width=32, allow_nan=False), st.integers(0, 2**16 - 1))
 def test_it_goes_to_a_neighbour_up_for_the_part_of_the_draws_that_the_number_lies_above(x, bits):
     number = torch.tensor([[x]])
-    got = stochastic_round(number, torch.tensor([[bits]], dtype=torch.int32)).view(torch.int16).item() & 0xFFFF
+    got = (
+        stochastic_round(number, torch.tensor([[bits]], dtype=torch.int32)).view(torch.int16).item()
+        & 0xFFFF
+    )
     word = number.view(torch.int32).item() & 0xFFFFFFFF
     assert got == (word >> 16) + ((word & 0xFFFF) + bits >= 1 << 16)
 
 
 def test_what_bfloat16_holds_is_kept_exactly_and_so_are_infinities_and_nan():
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)[:, None]
+    every = (
+        torch.arange(-(2**15), 2**15, dtype=torch.int32)
+        .to(torch.int16)
+        .view(torch.bfloat16)[:, None]
+    )
     for which in (0, 1):
         got = rounded(every.float().expand(-1, 4), which=which)
         torch.testing.assert_close(got, every.expand(-1, 4), rtol=0, atol=0, equal_nan=True)
         assert bool((got.isnan() == every.isnan()).all())
-    words = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32)  # NaN whose payload lies in the dropped half, or carries over
+    # NaN whose payload lies in the dropped half, or carries over
+    words = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32)
     assert bool(rounded(words.view(torch.float32)[:, None].expand(-1, 64)).isnan().all())
 
 
@@ -57,19 +67,29 @@ def test_draws_of_elements_rows_columns_and_matrices_are_uncorrelated():
     u = torch.stack([table.bits(which) for which in (0, 1)]).double() / 2**16 - 0.5
     assert -0.5 <= float(u.min()) < -0.499
     assert 0.499 < float(u.max()) < 0.5
-    limit = 5 / 12 / math.sqrt(300 * 200)  # five standard errors of a mean product of independent draws
-    for a, b in [(u[0], u[1]), (u[:, 1:], u[:, :-1]), (u[:, :, 1:], u[:, :, :-1]), (u[:, 7:, 5:], u[:, :-7, :-5])]:
+    # five standard errors of a mean product of independent draws
+    limit = 5 / 12 / math.sqrt(300 * 200)
+    for a, b in [
+        (u[0], u[1]),
+        (u[:, 1:], u[:, :-1]),
+        (u[:, :, 1:], u[:, :, :-1]),
+        (u[:, 7:, 5:], u[:, :-7, :-5]),
+    ]:
         assert abs((a * b).mean()) < limit
     assert abs(u[0].mean()) < 5 / math.sqrt(12 * 300 * 200)
     for axis, n in ((0, 300), (1, 200)):  # sums along it vary as those of independent draws
-        assert float(u[0].sum(axis).square().mean()) == pytest.approx(n / 12, rel=5 * math.sqrt(2 / (500 - n)))
+        assert float(u[0].sum(axis).square().mean()) == pytest.approx(
+            n / 12, rel=5 * math.sqrt(2 / (500 - n))
+        )
 
 
 @pytest.mark.parametrize("above", [0.5, 0.1])
 def test_the_errors_of_a_matrix_have_no_direction_in_common(above):
     number = torch.full((400, 100), 1 + above * 2.0**-7)
     errors = (rounded(number, seed=2).float() - number) * 2**7
-    independent = (torch.rand(400, 100, generator=torch.Generator().manual_seed(0)) < above).float() - above
+    independent = (
+        torch.rand(400, 100, generator=torch.Generator().manual_seed(0)) < above
+    ).float() - above
     norms = [float(torch.linalg.matrix_norm(e, 2)) for e in (errors, independent)]
     assert norms[0] < 1.2 * norms[1]
 
@@ -85,7 +105,9 @@ def test_a_row_draws_the_same_alone_and_others_differ():
 
 
 def fitted(make, dtype, nearest=False):
-    """Least squares of 12 rows with steps far below a bfloat16 spacing, from 1; the error of the rows at the end."""
+    """Least squares of 12 rows with steps far below a bfloat16 spacing, from 1; the error of the
+    rows at the end.
+    """
     generator = torch.Generator().manual_seed(0)
     target = 1 + 0.2 * torch.rand(12, 64, generator=generator)
     w = torch.nn.Parameter(torch.ones(12, 64, dtype=dtype))
@@ -154,10 +176,15 @@ def test_weight_and_momentum_draw_different_numbers():
 def test_shards_that_know_their_first_row_round_as_the_whole(semantics):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(10, 8, generator=generator).bfloat16()
-    whole, left, right = (torch.nn.Parameter(part.clone()) for part in (start, start[:4], start[4:]))
+    whole, left, right = (
+        torch.nn.Parameter(part.clone()) for part in (start, start[:4], start[4:])
+    )
     runs = [
         LazySGD([whole], 0.01, semantics=semantics),
-        *(LazySGD([{"params": [p], "first_row": n}], 0.01, semantics=semantics) for p, n in ((left, 0), (right, 4))),
+        *(
+            LazySGD([{"params": [p], "first_row": n}], 0.01, semantics=semantics)
+            for p, n in ((left, 0), (right, 4))
+        ),
     ]
     for _ in range(4):
         mask = torch.rand(10, 1, generator=generator) < 0.6

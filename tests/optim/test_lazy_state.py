@@ -1,18 +1,25 @@
-"""State of the row-sparse optimizers: what it costs, what it is called, saving and loading, resuming, and what is refused."""
+"""State of the row-sparse optimizers: what it costs, what it is called, saving and loading,
+resuming, and what is refused.
+"""
 
 import copy
 import io
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from marginlab.optim import LazyAdamW, LazySGD
 
 MAKERS = {
     "sgd": lambda p, semantics="lazy": LazySGD(p, 0.1, weight_decay=0.01, semantics=semantics),
-    "sgd, bfloat16 momentum": lambda p, semantics="lazy": LazySGD(p, 0.1, semantics=semantics, momentum_dtype=torch.bfloat16, seed=5),
+    "sgd, bfloat16 momentum": lambda p, semantics="lazy": LazySGD(
+        p, 0.1, semantics=semantics, momentum_dtype=torch.bfloat16, seed=5
+    ),
     "adamw": lambda p, semantics="lazy": LazyAdamW(p, 0.01, semantics=semantics),
 }
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -22,7 +29,12 @@ semantics_of_all = pytest.mark.parametrize("semantics", ["lazy", "dense", "decay
 def gradient(step, shape, dtype):
     generator = torch.Generator().manual_seed(step)
     rows = torch.randint(0, shape[0], (1, 5), generator=generator)  # with repetition
-    return torch.sparse_coo_tensor(rows, torch.randn(5, *shape[1:], generator=generator).to(dtype), shape, check_invariants=True)
+    return torch.sparse_coo_tensor(
+        rows,
+        torch.randn(5, *shape[1:], generator=generator).to(dtype),
+        shape,
+        check_invariants=True,
+    )
 
 
 def train(optimizer, w, steps):
@@ -41,9 +53,17 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        held = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor) and t.layout == torch.strided}
+        held = {
+            t.untyped_storage().data_ptr()
+            for t in args
+            if isinstance(t, torch.Tensor) and t.layout == torch.strided
+        }
         for t in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, torch.Tensor) and t.layout == torch.strided and t.untyped_storage().data_ptr() not in held:
+            if (
+                isinstance(t, torch.Tensor)
+                and t.layout == torch.strided
+                and t.untyped_storage().data_ptr() not in held
+            ):
                 self.rows = max(self.rows, t.untyped_storage().nbytes() // 16)
                 if t.dtype in (torch.float32, torch.float64):
                     self.wide = max(self.wide, t.numel())
@@ -98,7 +118,10 @@ def test_resumed_is_uninterrupted_bit_for_bit(make, semantics, dtype):
         assert second.state[resumed][name].dtype == value.dtype
     train(second, resumed, range(4, 8))
     assert torch.equal(resumed, whole)
-    assert all(torch.equal(second.state[resumed][name], value) for name, value in optimizer.state[whole].items())
+    assert all(
+        torch.equal(second.state[resumed][name], value)
+        for name, value in optimizer.state[whole].items()
+    )
 
 
 @every
@@ -125,17 +148,34 @@ def test_state_is_named_as_torchs_and_kept_as_asked():
     assert state(LazySGD([w], 0.1)) == {"steps": i64, "momentum_buffer": bf16}
     assert state(LazySGD([w], 0.1, momentum_dtype=f32)) == {"steps": i64, "momentum_buffer": f32}
     assert state(LazySGD([w], 0.1, momentum=0.0)) == {"steps": i64}
-    assert state(LazySGD([w], 0.1, semantics="decayed")) == {"steps": i64, "step": i32, "momentum_buffer": bf16}
-    assert state(LazyAdamW([w], 0.1)) == {"steps": i64, "step": i32, "exp_avg": f32, "exp_avg_sq": f32}
-    assert state(LazyAdamW([w], 0.1, semantics="dense")) == {"steps": i64, "exp_avg": f32, "exp_avg_sq": f32}
+    assert state(LazySGD([w], 0.1, semantics="decayed")) == {
+        "steps": i64,
+        "step": i32,
+        "momentum_buffer": bf16,
+    }
+    assert state(LazyAdamW([w], 0.1)) == {
+        "steps": i64,
+        "step": i32,
+        "exp_avg": f32,
+        "exp_avg_sq": f32,
+    }
+    assert state(LazyAdamW([w], 0.1, semantics="dense")) == {
+        "steps": i64,
+        "exp_avg": f32,
+        "exp_avg_sq": f32,
+    }
 
 
 @every
 @semantics_of_all
 def test_without_a_gradient_nothing_moves_and_an_empty_one_is_a_step(make, semantics):
-    w, other, one, none = (torch.nn.Parameter(torch.ones(shape)) for shape in ((4, 2), (4, 2), (), (0, 3)))
+    w, other, one, none = (
+        torch.nn.Parameter(torch.ones(shape)) for shape in ((4, 2), (4, 2), (), (0, 3))
+    )
     optimizer = make([w, other, one, none], semantics)
-    w.grad = torch.sparse_coo_tensor(torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 2), (4, 2), check_invariants=True)
+    w.grad = torch.sparse_coo_tensor(
+        torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 2), (4, 2), check_invariants=True
+    )
     one.grad, none.grad = torch.tensor(1.0), torch.zeros(0, 3)
     optimizer.step()
     assert torch.equal(other, torch.ones(4, 2))
@@ -148,8 +188,11 @@ def test_without_a_gradient_nothing_moves_and_an_empty_one_is_a_step(make, seman
 
 def test_repeated_rows_of_a_bfloat16_gradient_add_up_in_float32():
     w = torch.nn.Parameter(torch.zeros(3, 1, dtype=torch.bfloat16))
-    values = torch.tensor([1.0] + [2.0**-9] * 512, dtype=torch.bfloat16)[:, None]  # summed in bfloat16, from the largest, 1 stays 1
-    w.grad = torch.sparse_coo_tensor(torch.ones(1, 513, dtype=torch.long), values, (3, 1), check_invariants=True)
+    # summed in bfloat16, from the largest, 1 stays 1
+    values = torch.tensor([1.0] + [2.0**-9] * 512, dtype=torch.bfloat16)[:, None]
+    w.grad = torch.sparse_coo_tensor(
+        torch.ones(1, 513, dtype=torch.long), values, (3, 1), check_invariants=True
+    )
     LazySGD([w], 1.0, momentum=0.0).step()
     assert w.detach().flatten().tolist() == [0.0, -2.0, 0.0]
 
@@ -190,12 +233,21 @@ W = torch.nn.Parameter(torch.ones(4, 2))
         (lambda: LazySGD([W], 0.1, weight_decay=-1.0), "weight_decay=-1.0"),
         (lambda: LazySGD([W], float("nan")), "lr=nan"),
         (lambda: LazySGD([W], 0.1, momentum=1.0), r"momentum is in \[0, 1\), not 1.0"),
-        (lambda: LazySGD([W], 0.1, momentum=0.0, nesterov=True), "Give a momentum, or nesterov=False"),
+        (
+            lambda: LazySGD([W], 0.1, momentum=0.0, nesterov=True),
+            "Give a momentum, or nesterov=False",
+        ),
         (lambda: LazySGD([W], 0.1, semantics="lasy"), "did you mean 'lazy'"),
         (lambda: LazySGD([{"params": [W], "semantics": "decay"}], 0.1), "did you mean 'decayed'"),
         (lambda: LazySGD([W], 0.1, momentum_dtype=torch.float16), "not in torch.float16"),
-        (lambda: LazySGD([torch.nn.Parameter(torch.ones(4, 2).half())], 0.1), r"\(4, 2\) is torch.float16. Keep it in"),
-        (lambda: LazySGD([torch.nn.Parameter(torch.ones(4, 2).T)], 0.1), r"\(2, 4\) with strides \(1, 2\).*contiguous"),
+        (
+            lambda: LazySGD([torch.nn.Parameter(torch.ones(4, 2).half())], 0.1),
+            r"\(4, 2\) is torch.float16. Keep it in",
+        ),
+        (
+            lambda: LazySGD([torch.nn.Parameter(torch.ones(4, 2).T)], 0.1),
+            r"\(2, 4\) with strides \(1, 2\).*contiguous",
+        ),
         (lambda: LazyAdamW([W], 0.1, semantics="lasy"), "did you mean 'lazy'"),
         (lambda: LazyAdamW([W], 0.1, betas=(0.9, 1.0)), r"\[0, 1\).*betas=\(0.9, 1.0\)"),
         (lambda: LazyAdamW([W], 0.1, eps=-1.0), "eps=-1.0"),
@@ -219,7 +271,9 @@ def test_a_gradient_of_other_sparsity_is_refused_before_anything_moves(make):
     first, second = torch.nn.Parameter(torch.ones(4, 2)), torch.nn.Parameter(torch.ones(4, 2))
     optimizer = make([first, second])
     first.grad, second.grad = torch.ones(4, 2), torch.ones(4, 2).to_sparse()
-    with pytest.raises(ValueError, match=r"\(4, 2\) is torch.sparse_coo with 2 sparse dimensions. Give"):
+    with pytest.raises(
+        ValueError, match=r"\(4, 2\) is torch.sparse_coo with 2 sparse dimensions. Give"
+    ):
         optimizer.step()
     assert torch.equal(first, torch.ones(4, 2))
 
@@ -235,5 +289,7 @@ def test_state_of_another_optimizer_or_shape_is_refused():
     smaller.grad = torch.ones(3, 2)
     ours = LazyAdamW([smaller], 0.1)
     ours.step()
-    with pytest.raises(ValueError, match=r"step \(3,\) was not saved by LazyAdamW for a parameter \(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"step \(3,\) was not saved by LazyAdamW for a parameter \(4, 2\)"
+    ):
         LazyAdamW([w], 0.1).load_state_dict(ours.state_dict())

@@ -14,18 +14,34 @@ KINDS = ("sgd", "adamw")
 def pair(kind, options):
     """What makes our optimizer of these options, and torch's."""
     if kind == "sgd":
-        return (lambda p, lr, **more: LazySGD(p, lr, **options, **more)), (lambda p, lr: torch.optim.SGD(p, lr, **options))
-    return (lambda p, lr, **more: LazyAdamW(p, lr, **options, **more)), (lambda p, lr: torch.optim.AdamW(p, lr, **options))
+        return (lambda p, lr, **more: LazySGD(p, lr, **options, **more)), (
+            lambda p, lr: torch.optim.SGD(p, lr, **options)
+        )
+    return (lambda p, lr, **more: LazyAdamW(p, lr, **options, **more)), (
+        lambda p, lr: torch.optim.AdamW(p, lr, **options)
+    )
 
 
 @st.composite
 def optimizers(draw, kind, semantics="lazy"):
     decay = st.sampled_from([0.0, 0.01, 0.3])
     if kind == "adamw":
-        betas = draw(st.sampled_from([(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), *[(0.8, 0.6)] * (semantics != "decayed")]))
-        return {"betas": betas, "eps": draw(st.sampled_from([1e-8, 1e-2])), "weight_decay": draw(decay)}
+        betas = draw(
+            st.sampled_from(
+                [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), *[(0.8, 0.6)] * (semantics != "decayed")]
+            )
+        )
+        return {
+            "betas": betas,
+            "eps": draw(st.sampled_from([1e-8, 1e-2])),
+            "weight_decay": draw(decay),
+        }
     momentum = draw(st.sampled_from([0.0, 0.5, 0.9]))
-    return {"momentum": momentum, "weight_decay": draw(decay), "nesterov": momentum > 0 and draw(st.booleans())}
+    return {
+        "momentum": momentum,
+        "weight_decay": draw(decay),
+        "nesterov": momentum > 0 and draw(st.booleans()),
+    }
 
 
 def run(make, start, gradients, lrs):
@@ -42,22 +58,37 @@ def run(make, start, gradients, lrs):
 def sparse(dense, rows, generator):
     """The gradient (uncoalesced: every row comes in two parts, in any order) and its dense form."""
     rows = torch.tensor(sorted(rows), dtype=torch.long)
-    part = torch.rand(len(rows), generator=generator, dtype=torch.float64).reshape(-1, *[1] * (dense.ndim - 1))
-    index, values = torch.cat([rows, rows]), torch.cat([part * dense[rows], (1 - part) * dense[rows]])
+    part = torch.rand(len(rows), generator=generator, dtype=torch.float64).reshape(
+        -1, *[1] * (dense.ndim - 1)
+    )
+    index, values = (
+        torch.cat([rows, rows]),
+        torch.cat([part * dense[rows], (1 - part) * dense[rows]]),
+    )
     order = torch.randperm(len(index), generator=generator)
-    made = torch.sparse_coo_tensor(index[order][None], values[order], dense.shape, check_invariants=True)
+    made = torch.sparse_coo_tensor(
+        index[order][None], values[order], dense.shape, check_invariants=True
+    )
     whole = torch.zeros_like(dense)
     whole[rows] = dense[rows]
     return made, whole
 
 
 def problem(data, steps, everywhere=False, shape=(3,)):
-    """A start, and for each step a learning rate, the touched rows, and the gradient as sparse and as dense."""
+    """A start, and for each step a learning rate, the touched rows, and the gradient as sparse and
+    as dense.
+    """
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
     start = torch.randn(ROWS, *shape, dtype=torch.float64, generator=generator)
     lrs = [data.draw(st.sampled_from([0.0, 0.01, 0.1, 0.2])) for _ in range(steps)]
-    touched = [set(range(ROWS)) if everywhere else data.draw(st.sets(st.integers(0, ROWS - 1))) for _ in range(steps)]
-    both = [sparse(torch.randn(start.shape, dtype=torch.float64, generator=generator), rows, generator) for rows in touched]
+    touched = [
+        set(range(ROWS)) if everywhere else data.draw(st.sets(st.integers(0, ROWS - 1)))
+        for _ in range(steps)
+    ]
+    both = [
+        sparse(torch.randn(start.shape, dtype=torch.float64, generator=generator), rows, generator)
+        for rows in touched
+    ]
     return start, lrs, touched, [s for s, _ in both], [d for _, d in both]
 
 
@@ -71,7 +102,9 @@ def close(a, b, tolerance=1e-12):
 def test_with_every_row_touched_all_three_are_torchs(kind, semantics, data):
     options = data.draw(optimizers(kind, semantics))
     ours, torchs = pair(kind, options)
-    start, lrs, _, rows, whole = problem(data, 5, everywhere=True, shape=data.draw(st.sampled_from([(), (3,), (2, 2)])))
+    start, lrs, _, rows, whole = problem(
+        data, 5, everywhere=True, shape=data.draw(st.sampled_from([(), (3,), (2, 2)]))
+    )
     expected, reference = run(torchs, start, whole, lrs)
     for gradients in (rows, whole):
         got, optimizer = run(lambda p, lr: ours(p, lr, semantics=semantics), start, gradients, lrs)
@@ -89,7 +122,10 @@ def test_dense_is_torchs_with_the_dense_gradient(kind, block, data):
         patch.setattr("marginlab.optim.rowsparse.BLOCK", block)
         ours, torchs = pair(kind, data.draw(optimizers(kind)))
         start, lrs, _, rows, whole = problem(data, 6)
-        close(run(lambda p, lr: ours(p, lr, semantics="dense"), start, rows, lrs)[0], run(torchs, start, whole, lrs)[0])
+        close(
+            run(lambda p, lr: ours(p, lr, semantics="dense"), start, rows, lrs)[0],
+            run(torchs, start, whole, lrs)[0],
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +137,15 @@ def test_lazy_is_torchs_on_each_row_alone_in_the_steps_that_touch_it(kind, data)
     for row in range(ROWS):
         own = [step for step in range(6) if row in touched[step]]
         if own:
-            close(got[row], run(torchs, start[row], [whole[step][row] for step in own], [lrs[step] for step in own])[0])
+            close(
+                got[row],
+                run(
+                    torchs,
+                    start[row],
+                    [whole[step][row] for step in own],
+                    [lrs[step] for step in own],
+                )[0],
+            )
         else:
             assert torch.equal(got[row], start[row])
 
@@ -119,7 +163,10 @@ def test_a_step_leaves_untouched_rows_bitwise_as_they_were(kind, semantics, data
     for gradient, seen in zip(rows, touched, strict=True):
         w.grad = gradient.to(dtype)
         optimizer.step()
-        held = [w.detach(), *(value for name, value in optimizer.state[w].items() if name != "steps")]
+        held = [
+            w.detach(),
+            *(value for name, value in optimizer.state[w].items() if name != "steps"),
+        ]
         others = [row for row in range(ROWS) if row not in seen]
         if before is not None:
             assert all(torch.equal(a[others], b[others]) for a, b in zip(held, before, strict=True))
@@ -140,7 +187,9 @@ def sgd_loop(options, w, v, gradient, lr):
 def test_decayed_sgd_takes_the_skipped_steps_at_the_rate_of_the_return(data):
     options = data.draw(optimizers("sgd"))
     start, lrs, touched, rows, whole = problem(data, 9)
-    got, optimizer = run(lambda p, lr: LazySGD(p, lr, semantics="decayed", **options), start, rows, lrs)
+    got, optimizer = run(
+        lambda p, lr: LazySGD(p, lr, semantics="decayed", **options), start, rows, lrs
+    )
     for row in range(ROWS):
         w, v, last = start[row], torch.zeros(3, dtype=torch.float64), 0
         for step in (s for s in range(9) if row in touched[s]):
@@ -150,7 +199,9 @@ def test_decayed_sgd_takes_the_skipped_steps_at_the_rate_of_the_return(data):
             last = step + 1
         close(got[row], w)
         if options["momentum"]:
-            close(optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"][row], v)
+            close(
+                optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"][row], v
+            )
 
 
 @given(data=st.data())
@@ -158,7 +209,9 @@ def test_decayed_adamw_takes_the_skipped_steps_with_eps_in_proportion(data):
     options = data.draw(optimizers("adamw", "decayed"))
     (b1, b2), eps, decay = options["betas"], options["eps"], options["weight_decay"]
     start, lrs, touched, rows, whole = problem(data, 9)
-    got, optimizer = run(lambda p, lr: LazyAdamW(p, lr, semantics="decayed", **options), start, rows, lrs)
+    got, optimizer = run(
+        lambda p, lr: LazyAdamW(p, lr, semantics="decayed", **options), start, rows, lrs
+    )
     for row in range(ROWS):
         w, m, v = start[row], *torch.zeros(2, 3, dtype=torch.float64)
         last = 0
@@ -167,7 +220,9 @@ def test_decayed_adamw_takes_the_skipped_steps_with_eps_in_proportion(data):
             for t in range(last + 1, step + 1):
                 m, v = b1 * m, b2 * v
                 proportion = (b2 ** (t - last) / (1 - b2**t)) ** 0.5
-                w = (1 - lr * decay) * w - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps * proportion)
+                w = (1 - lr * decay) * w - lr * (m / (1 - b1**t)) / (
+                    (v / (1 - b2**t)) ** 0.5 + eps * proportion
+                )
             t, gradient = step + 1, whole[step][row]
             m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
             w = (1 - lr * decay) * w - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps)
@@ -181,10 +236,14 @@ def test_decayed_adamw_takes_the_skipped_steps_with_eps_in_proportion(data):
 def test_at_a_constant_rate_decayed_and_caught_up_is_dense(kind, data):
     options = data.draw(optimizers(kind, "decayed"))
     if kind == "adamw":
-        options["eps"] = 0.0  # where the closed form is exact; every row starts with a gradient, for 0 / 0 is no number in torch's either
+        # where the closed form is exact; every row starts with a gradient, for 0 / 0 is no number
+        # in torch's either
+        options["eps"] = 0.0
     ours, torchs = pair(kind, options)
     start, _, _, rows, whole = problem(data, 12)
-    first = torch.randn(start.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first = torch.randn(
+        start.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     lrs = [data.draw(st.sampled_from([0.01, 0.2]))] * 13
     expected, _ = run(torchs, start, [first, *whole], lrs)
     got, optimizer = run(lambda p, lr: ours(p, lr, semantics="decayed"), start, [first, *rows], lrs)
@@ -225,7 +284,9 @@ def test_a_long_absence_is_no_loop_and_loses_no_digits():
     plain = torch.optim.SGD([reference], 0.1, momentum=0.9, weight_decay=1e-4)
     for step in range(3001):
         index = torch.tensor([[1]]) if step in (0, 3000) else torch.tensor([[0]])
-        w.grad = torch.sparse_coo_tensor(index, torch.ones(1, 1, dtype=torch.float64), (2, 1), check_invariants=True)
+        w.grad = torch.sparse_coo_tensor(
+            index, torch.ones(1, 1, dtype=torch.float64), (2, 1), check_invariants=True
+        )
         reference.grad = w.grad.to_dense()
         optimizer.step()
         plain.step()
@@ -239,7 +300,9 @@ def test_the_first_update_of_a_row_met_late_is_one_learning_rate_when_lazy():
         optimizer = LazyAdamW([w], 0.01, weight_decay=0.0, semantics=semantics)
         for step in range(3_001):
             row = torch.tensor([[1 if step == 3_000 else 0]])
-            w.grad = torch.sparse_coo_tensor(row, torch.full((1, 1), 5.0, dtype=torch.float64), (2, 1), check_invariants=True)
+            w.grad = torch.sparse_coo_tensor(
+                row, torch.full((1, 1), 5.0, dtype=torch.float64), (2, 1), check_invariants=True
+            )
             optimizer.step()
         moved[semantics] = -float(w.detach()[1]) / 0.01
     assert moved["lazy"] == pytest.approx(1.0, abs=1e-6)
@@ -251,7 +314,12 @@ def test_a_row_that_was_never_met_decays_alone_when_eps_is_zero():
     w = torch.nn.Parameter(torch.ones(2, 1, dtype=torch.float64))
     optimizer = LazyAdamW([w], 0.1, eps=0.0, weight_decay=0.5, semantics="decayed")
     for _ in range(3):
-        w.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 1, dtype=torch.float64), (2, 1), check_invariants=True)
+        w.grad = torch.sparse_coo_tensor(
+            torch.tensor([[0]]),
+            torch.ones(1, 1, dtype=torch.float64),
+            (2, 1),
+            check_invariants=True,
+        )
         optimizer.step()
     optimizer.catch_up(w)
     assert float(w.detach()[1]) == pytest.approx(0.95**3, rel=1e-12)

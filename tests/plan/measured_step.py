@@ -1,4 +1,6 @@
-"""What a real training step of a head allocates and exchanges: the peak of all allocations, and the payload of every collective."""
+"""What a real training step of a head allocates and exchanges: the peak of all allocations, and the
+payload of every collective.
+"""
 
 import contextlib
 
@@ -36,11 +38,17 @@ def head_and_optimizer(setup, group=None):
 
 
 def batch_of(setup, rank, step):
-    """Embeddings and labels of one rank: each of its labels once, so that none of them saves the sample a class."""
+    """Embeddings and labels of one rank: each of its labels once, so that none of them saves the
+    sample a class.
+    """
     generator = torch.Generator().manual_seed(step)
     dtype = torch.bfloat16 if setup.embeddings == "bf16" else torch.float32
-    embeddings = torch.randn(setup.rows, setup.dim, generator=generator)[rank :: setup.ranks].to(dtype)
-    return embeddings.requires_grad_(), torch.randperm(setup.C, generator=generator)[: setup.rows][rank :: setup.ranks].clone()
+    embeddings = torch.randn(setup.rows, setup.dim, generator=generator)[rank :: setup.ranks].to(
+        dtype
+    )
+    return embeddings.requires_grad_(), torch.randperm(setup.C, generator=generator)[: setup.rows][
+        rank :: setup.ranks
+    ].clone()
 
 
 def train(setup, group=None, rank=0, steps=2):

@@ -1,4 +1,6 @@
-"""The study of certificates: its presets, a small run whole and resumed, what its report says, and what it refuses."""
+"""The study of certificates: its presets, a small run whole and resumed, what its report says, and
+what it refuses.
+"""
 
 import csv
 import os
@@ -12,10 +14,24 @@ from marginlab import settings, study
 
 HERE = study.load("bounds")
 SMALL = [
-    *"--data digits --image-size 16 --images 60 --epochs 1 --batch 20 --measure-every 1 --monitored 40 --views 3 --bank 60 --measures".split(),
+    *"--data digits --image-size 16 --images 60 --epochs 1 --batch 20 --measure-every 1 "
+    "--monitored 40 --views 3 --bank 60 --measures".split(),
     *["NeuralCollapse()", "AugmentationConfusion()"],
-    *["--methods", "SimCLR(hidden=8, dim=8)", "MarginClassifier(margin='CosFace(0.3)', scale=16.0, dim=8)"],
-    *["--optimizers", "SGD(lr=0.1)", "SGD(lr=0.1)", "--augmentations", "Augmentation('a')", "Augmentation('a')", "--certified", "Augmentation('e')"],
+    *[
+        "--methods",
+        "SimCLR(hidden=8, dim=8)",
+        "MarginClassifier(margin='CosFace(0.3)', scale=16.0, dim=8)",
+    ],
+    *[
+        "--optimizers",
+        "SGD(lr=0.1)",
+        "SGD(lr=0.1)",
+        "--augmentations",
+        "Augmentation('a')",
+        "Augmentation('a')",
+        "--certified",
+        "Augmentation('e')",
+    ],
     *["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"],
 ]
 
@@ -23,14 +39,18 @@ SMALL = [
 def run(*arguments, folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "marginlab.study", "bounds", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300
+    )
 
 
 def test_the_default_preset_is_the_defaults():
     assert HERE.settings("default") == HERE.module.Settings()
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml")))
+@pytest.mark.parametrize(
+    "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
+)
 def test_every_preset_reads_and_gives_a_grid(preset):
     chosen = HERE.settings(preset)
     assert len(HERE.grid(chosen)) == len(chosen.methods) * len(chosen.seeds)
@@ -42,17 +62,36 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
     with (tmp_path / "run" / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    seen = {(row["method"].partition("(")[0], int(row["epoch"]), row["name"]): float(row["value"]) for row in rows}
+    seen = {
+        (row["method"].partition("(")[0], int(row["epoch"]), row["name"]): float(row["value"])
+        for row in rows
+    }
     for method in ("SimCLR", "MarginClassifier"):
         for epoch in (0, 1):
-            forms = {form: seen[method, epoch, f"certified[{form}]/projector"] for form in HERE.module.FORMS}
+            forms = {
+                form: seen[method, epoch, f"certified[{form}]/projector"]
+                for form in HERE.module.FORMS
+            }
             assert all(0 <= value <= 1 for value in forms.values())
             assert forms["T'"] <= min(forms["P"], forms["T"]) + 1e-6
             assert forms["new"] >= seen[method, epoch, "new_error/projector"]
             assert seen[method, epoch, "theorem_3.printed/projector"] > 1
-            assert {(method, epoch, f"{name}/projector") for name in ("AugmentationConfusion.ACR", "NeuralCollapse.NC1")} <= set(seen)
-    page = re.sub(r"<script.*?</script>", "", (tmp_path / "run" / "report.html").read_text(encoding="utf-8"), flags=re.DOTALL)
-    headings = ("What is certified: digits", "While they train", "Which term is to blame", "The geometry of the embeddings")
+            assert {
+                (method, epoch, f"{name}/projector")
+                for name in ("AugmentationConfusion.ACR", "NeuralCollapse.NC1")
+            } <= set(seen)
+    page = re.sub(
+        r"<script.*?</script>",
+        "",
+        (tmp_path / "run" / "report.html").read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    headings = (
+        "What is certified: digits",
+        "While they train",
+        "Which term is to blame",
+        "The geometry of the embeddings",
+    )
     for words in (*headings, "The theorems on the losses", "Published"):
         assert words in page
     before = (tmp_path / "run" / "results.csv").read_bytes()
@@ -64,7 +103,9 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
 
 def test_methods_want_an_optimizer_and_an_augmentation_each():
     chosen = HERE.settings("default", ["--optimizers", "SGD(lr=0.1)"])
-    with pytest.raises(settings.SettingsError, match=r"There are 6 methods, but 1 optimizers\. Give one for each"):
+    with pytest.raises(
+        settings.SettingsError, match=r"There are 6 methods, but 1 optimizers\. Give one for each"
+    ):
         HERE.module.check(chosen)
     with pytest.raises(settings.SettingsError, match="names no class"):
         HERE.module.check(HERE.settings("default", ["--certified", "Agumentation('e')"]))

@@ -58,7 +58,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_list_imports_no_study(shelf, capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"counting\n +How many cells are counted\?\n +presets: default, large", printed)
+    assert re.search(
+        r"counting\n +How many cells are counted\?\n +presets: default, large", printed
+    )
     assert re.search(r"broken\n +cannot be read: SyntaxError", printed)
     assert not any("counting" in name for name in sys.modules)
 
@@ -103,7 +105,23 @@ def test_bad_settings_are_refused_before_any_work(shelf, capsys):
 def test_settings_come_from_defaults_presets_and_flags(shelf, capsys):
     assert main(["counting", "--folder", "preset"]) == 0  # the default preset
     assert Path("preset/config.toml").read_text() == 'n = 1\nletters = ["a"]\nrate = 0.5\n'
-    assert main(["counting", "--preset", "large", "--letters", "x", "list", "--folder", "both", "--n", "2"]) == 0
+    assert (
+        main(
+            [
+                "counting",
+                "--preset",
+                "large",
+                "--letters",
+                "x",
+                "list",
+                "--folder",
+                "both",
+                "--n",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert Path("both/config.toml").read_text() == 'n = 2\nletters = ["x", "list"]\nrate = 2.5\n'
     assert Path("both/results.csv").read_text().count("\n") == 5
 
@@ -143,14 +161,31 @@ def test_keep_writes_the_headline_and_where_it_comes_from(shelf, tmp_path, capsy
     capsys.readouterr()
     assert main(["keep", "run", "kept/rates.csv"]) == 0
     assert "2 rows" in capsys.readouterr().out
-    comments = [line for line in Path("kept/rates.csv").read_text().splitlines() if line.startswith("#")]
+    comments = [
+        line for line in Path("kept/rates.csv").read_text().splitlines() if line.startswith("#")
+    ]
     assert comments[0] == "# command: python -m marginlab.study counting --n 2 --folder run"
-    assert [line.split(":")[0] for line in comments] == ["# command", "# measured", "# device", "# versions", "# seconds", "# settings"]
+    assert [line.split(":")[0] for line in comments] == [
+        "# command",
+        "# measured",
+        "# device",
+        "# versions",
+        "# seconds",
+        "# settings",
+    ]
     assert "torch" in comments[3]
     assert 'letters = ["a"]' in comments[5]
     table = Path("kept/rates.csv").read_text().splitlines()[len(comments) :]
-    assert table == ["letter,i,epoch,name,value,low,high,n", "a,0,-1,rate,0.5,nan,nan,0", "a,1,-1,rate,0.5,nan,nan,0"]
-    for arguments, sentence in ((["run"], "keep RUN FILE.csv"), (["run", "rates.txt"], "is a .csv file"), (["nothing", "a.csv"], "nothing")):
+    assert table == [
+        "letter,i,epoch,name,value,low,high,n",
+        "a,0,-1,rate,0.5,nan,nan,0",
+        "a,1,-1,rate,0.5,nan,nan,0",
+    ]
+    for arguments, sentence in (
+        (["run"], "keep RUN FILE.csv"),
+        (["run", "rates.txt"], "is a .csv file"),
+        (["nothing", "a.csv"], "nothing"),
+    ):
         assert main(["keep", *arguments]) == 2
         assert sentence in capsys.readouterr().err
     next(Path("run/cells").glob("*/rows.csv")).unlink()

@@ -1,4 +1,6 @@
-"""The shipped study: its presets, its refusals, a small run killed and resumed, and what its report holds."""
+"""The shipped study: its presets, its refusals, a small run killed and resumed, and what its report
+holds.
+"""
 
 import csv
 import os
@@ -15,8 +17,10 @@ from marginlab.study.__main__ import main
 
 HERE = study.load("concentration")
 SMALL = [
-    *"--data shapes-5 --images 60 --grids pairs strength --pairs ad ae --methods SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
-    *"--per-class 6 --views 4 --deep-views 8 --deep-per-class 5 --sharpened 3 --measure-every 0 --bank 100 --backbone".split(),
+    *"--data shapes-5 --images 60 --grids pairs strength --pairs ad ae --methods "
+    "SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
+    *"--per-class 6 --views 4 --deep-views 8 --deep-per-class 5 --sharpened 3 "
+    "--measure-every 0 --bank 100 --backbone".split(),
     "Backbone('resnet18', stem='strided', width=0.125)",
 ]
 SECTIONS = (
@@ -32,13 +36,22 @@ COMMAND = [sys.executable, "-m", "marginlab.study", "concentration"]
 
 def run(*arguments: str, folder: Path, **options) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, env=environment, timeout=200, **options)
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+        **options,
+    )
 
 
 def succeeded(done: subprocess.CompletedProcess, folder: Path) -> None:
     if done.returncode != 0:
         said = [("stdout", done.stdout), ("stderr", done.stderr)]
-        said += [(file.name, file.read_text()) for file in folder.rglob("*.txt")]  # log.txt, failed.txt
+        # log.txt, failed.txt
+        said += [(file.name, file.read_text()) for file in folder.rglob("*.txt")]
         pytest.fail("\n".join(f"--- the end of {title}\n{text[-6000:]}" for title, text in said))
 
 
@@ -54,12 +67,16 @@ def test_the_default_preset_is_the_defaults():
     assert HERE.settings("default") == HERE.module.Settings()
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml")))
+@pytest.mark.parametrize(
+    "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
+)
 def test_every_preset_reads_and_gives_a_grid(preset):
     chosen = HERE.settings(preset)
     grid = HERE.grid(chosen)
     sizes = {"ladder": 5, "strength": 4, "pairs": len(chosen.pairs)}
-    assert len(grid) == len(chosen.methods) * len(chosen.seeds) * sum(sizes[name] for name in chosen.grids)
+    assert len(grid) == len(chosen.methods) * len(chosen.seeds) * sum(
+        sizes[name] for name in chosen.grids
+    )
     assert settings.to_toml(chosen)
 
 
@@ -67,9 +84,15 @@ def test_the_published_tables_are_whole():
     with (HERE.home / "published.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 4 * (5 + 4)
-    assert all(25 < float(row["knn_accuracy"]) < 91 and 0 < float(row["std"]) < 2.1 and row["source"] for row in rows)
+    assert all(
+        25 < float(row["knn_accuracy"]) < 91 and 0 < float(row["std"]) < 2.1 and row["source"]
+        for row in rows
+    )
     for column in {(row["data"], row["method"]) for row in rows}:
-        best = max((row for row in rows if (row["data"], row["method"]) == column), key=lambda row: float(row["knn_accuracy"]))
+        best = max(
+            (row for row in rows if (row["data"], row["method"]) == column),
+            key=lambda row: float(row["knn_accuracy"]),
+        )
         assert best["letters"] == "abcde"
 
 
@@ -84,29 +107,55 @@ def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed
     with (folder / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     cells = {(row["grid"], row["letters"], row["strength"]) for row in rows}
-    assert cells == {("pairs", "ad", "0.5"), ("pairs", "ae", "0.5"), *(("strength", "ad", s) for s in ("1.0", "0.5", "0.25", "0.125"))}
+    assert cells == {
+        ("pairs", "ad", "0.5"),
+        ("pairs", "ae", "0.5"),
+        *(("strength", "ad", s) for s in ("1.0", "0.5", "0.25", "0.125")),
+    }
     assert {row["stem"] for row in rows} == {"strided"}
     for row in rows:
         if row["name"].startswith("1-sigma (block"):
             assert 0 <= float(row["low"]) <= float(row["value"]) == float(row["high"]) <= 1
     for cell in cells:
-        mine = {row["name"]: float(row["value"]) for row in rows if (row["grid"], row["letters"], row["strength"]) == cell and row["epoch"] == "-1"}
+        mine = {
+            row["name"]: float(row["value"])
+            for row in rows
+            if (row["grid"], row["letters"], row["strength"]) == cell and row["epoch"] == "-1"
+        }
         blocks = [value for name, value in mine.items() if name.startswith("1-sigma (block")]
         assert len(blocks) == 3
         assert mine["1-sigma"] == pytest.approx(sum(blocks) / 3)
-        assert mine["1-sigma (control minus class)"] == pytest.approx(mine["1-sigma (control)"] - mine["1-sigma"])
-        assert mine["1-sigma (V=2)"] >= mine["1-sigma (V=4)"] >= mine["1-sigma (V=8)"]  # views are added, never redrawn
+        assert mine["1-sigma (control minus class)"] == pytest.approx(
+            mine["1-sigma (control)"] - mine["1-sigma"]
+        )
+        # views are added, never redrawn
+        assert mine["1-sigma (V=2)"] >= mine["1-sigma (V=4)"] >= mine["1-sigma (V=8)"]
         assert mine["1-sigma (most views, images sharpened)"] >= mine["1-sigma (sharpened)"]
         assert 0 <= mine["area/features"] <= 1
         assert 0 <= mine["1-sigma (anchor form)"] <= 1
     names = {(row["name"], row["epoch"]) for row in rows}
-    assert {("knn_error/backbone", "0"), ("knn_error/backbone", "1"), ("nearest_center_error/backbone", "1"), ("linear_error/backbone", "1")} <= names
+    assert {
+        ("knn_error/backbone", "0"),
+        ("knn_error/backbone", "1"),
+        ("nearest_center_error/backbone", "1"),
+        ("linear_error/backbone", "1"),
+    } <= names
 
 
-def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice(undisturbed, tmp_path):
-    child = subprocess.Popen([*COMMAND, *SMALL], cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice(
+    undisturbed, tmp_path
+):
+    child = subprocess.Popen(
+        [*COMMAND, *SMALL],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 120
-    while not (ended := list(tmp_path.glob("runs/*/cells/*/rows.csv"))) and time.monotonic() < deadline:
+    while (
+        not (ended := list(tmp_path.glob("runs/*/cells/*/rows.csv")))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     time.sleep(0.3)
     child.kill()
@@ -140,7 +189,9 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
         (["--preset", "cifar11"], "did you mean 'cifar10"),
     ],
 )
-def test_wrong_settings_are_refused_in_a_sentence_before_any_work(tmp_path, monkeypatch, capsys, arguments, sentence):
+def test_wrong_settings_are_refused_in_a_sentence_before_any_work(
+    tmp_path, monkeypatch, capsys, arguments, sentence
+):
     monkeypatch.chdir(tmp_path)
     try:
         status = main(["concentration", *arguments])
@@ -154,7 +205,11 @@ def test_wrong_settings_are_refused_in_a_sentence_before_any_work(tmp_path, monk
 def test_one_class_data_is_refused_before_any_work(tmp_path):
     import numpy as np
 
-    np.savez(tmp_path / "one.npz", images=np.zeros((30, 8, 8, 3), np.uint8), labels=np.zeros(30, np.int64))
+    np.savez(
+        tmp_path / "one.npz",
+        images=np.zeros((30, 8, 8, 3), np.uint8),
+        labels=np.zeros(30, np.int64),
+    )
     refused = run("--data", f"npz:{tmp_path / 'one.npz'}", folder=tmp_path)
     assert refused.returncode == 2
     assert "two classes" in refused.stderr
@@ -167,7 +222,10 @@ def arrays(folder, counts, seed=0):
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     both = {"images": images, "labels": labels}
-    np.savez(folder / "own.npz", **{f"{split}_{key}": value for split in ("train", "test") for key, value in both.items()})
+    np.savez(
+        folder / "own.npz",
+        **{f"{split}_{key}": value for split in ("train", "test") for key, value in both.items()},
+    )
 
 
 OWN = [*SMALL, "--data", "npz:own.npz", "--images", "0", "--grids", "pairs", "--pairs", "ae"]
@@ -178,9 +236,13 @@ def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(
     done = run(*OWN, "--per-class", "9", folder=tmp_path)
     succeeded(done, tmp_path)
     with next(tmp_path.glob("runs/*/results.csv")).open(encoding="utf-8") as file:
-        measured = {row["n"] for row in csv.DictReader(file) if row["name"] in ("1-sigma", "delta_max")}
+        measured = {
+            row["n"] for row in csv.DictReader(file) if row["name"] in ("1-sigma", "delta_max")
+        }
     assert measured == {"5"}
-    assert "n = 5 images a class" in next(tmp_path.glob("runs/*/report.html")).read_text(encoding="utf-8")
+    assert "n = 5 images a class" in next(tmp_path.glob("runs/*/report.html")).read_text(
+        encoding="utf-8"
+    )
     arrays(tmp_path, (30, 5, 12), seed=1)
     refused = run(*OWN, "--per-class", "9", folder=tmp_path)
     assert refused.returncode == 2
@@ -195,13 +257,27 @@ def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(
 def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
     arrays(tmp_path, (12, 12))
     found = []
-    for name, start in (("one", COMMAND[1:]), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND[1:]])):
+    for name, start in (
+        ("one", COMMAND[1:]),
+        (
+            "two",
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND[1:]],
+        ),
+    ):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, *start, *OWN, "--folder", name]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200
+        )
         succeeded(done, tmp_path / name)
         with (tmp_path / name / "results.csv").open(encoding="utf-8") as file:
             # in pixels; the encoders differ, for batch statistics are of a rank's own images
-            found.append([row for row in csv.DictReader(file) if row["epoch"] == "-1" and not row["name"].endswith("/features")])
+            found.append(
+                [
+                    row
+                    for row in csv.DictReader(file)
+                    if row["epoch"] == "-1" and not row["name"].endswith("/features")
+                ]
+            )
     assert len(found[0]) > 20
     assert found[0] == found[1]

@@ -1,4 +1,6 @@
-"""A grid survives kills, is shared by processes, and says what went wrong: with a fake study that counts what is computed."""
+"""A grid survives kills, is shared by processes, and says what went wrong: with a fake study that
+counts what is computed.
+"""
 
 import os
 import shlex
@@ -47,7 +49,10 @@ def run(cell):
     cell.record("loss", float("nan"), epoch=1)
     note(cell.home, f"end {cell['i']}")
 '''
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(marginlab.__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(marginlab.__file__).parent.parent),
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 @pytest.fixture
@@ -65,7 +70,8 @@ def start(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background hands on that it is ignored
+        # a shell in the background hands on that it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -97,7 +103,16 @@ def test_a_run_folder_holds_what_it_promises(study, capsys):
     assert main([str(study), "--n", "2"]) == 0
     folder = run_folder()
     assert folder.name.startswith("fake-")
-    assert {p.name for p in folder.iterdir()} >= {"config.toml", "about.json", "cells", "once", "results.csv", "times.csv", "log.txt", "report.html"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.toml",
+        "about.json",
+        "cells",
+        "once",
+        "results.csv",
+        "times.csv",
+        "log.txt",
+        "report.html",
+    }
     lines = (folder / "results.csv").read_text().splitlines()
     assert lines[0] == "kind,i,epoch,name,value,low,high,n"
     assert lines[3] == "a(b=1),1,-1,third,10.333333333333334,0.0,nan,1"
@@ -123,7 +138,9 @@ def test_a_killed_grid_goes_on_where_it_was(study):
     assert not (run_folder() / "results.csv").exists()
     assert main([str(study)]) == 0
     assert (run_folder() / "results.csv").read_bytes() == expected
-    assert sorted(notes(study)) == sorted(["shared", "begin 2", *(f"{what} {i}" for what in ("begin", "end") for i in range(4))])
+    assert sorted(notes(study)) == sorted(
+        ["shared", "begin 2", *(f"{what} {i}" for what in ("begin", "end") for i in range(4))]
+    )
     before = notes(study)
     assert main([str(study)]) == 0
     assert notes(study) == before
@@ -134,12 +151,23 @@ def test_processes_share_a_grid(study):
     several = [start(study, "--pause", "0.15", "--n", "8") for _ in range(2)]
     outcomes = [process.communicate(timeout=60) for process in several]
     assert [process.returncode for process in several] == [0, 0], outcomes
-    assert sorted(notes(study)) == sorted(["shared", *(f"{what} {i}" for what in ("begin", "end") for i in range(8))])
+    assert sorted(notes(study)) == sorted(
+        ["shared", *(f"{what} {i}" for what in ("begin", "end") for i in range(8))]
+    )
     text = (run_folder() / "results.csv").read_bytes()
     assert text.startswith(expected)
     assert len(text.splitlines()) == 1 + 2 * 8
     log = (run_folder() / "log.txt").read_text()
-    assert len({line.split()[1] for line in log.splitlines() if "finished" in line or "ends" in line or "✓" in line}) == 2, log
+    assert (
+        len(
+            {
+                line.split()[1]
+                for line in log.splitlines()
+                if "finished" in line or "ends" in line or "✓" in line
+            }
+        )
+        == 2
+    ), log
 
 
 def test_the_cell_of_a_dead_process_is_taken_over(study):
@@ -170,12 +198,19 @@ def test_an_interrupted_run_says_how_to_go_on(study, number, status):
     (line,) = errors.strip().splitlines()
     assert line.startswith("Interrupted: 1 of 3 cells are finished")
     again = shlex.split(line.split("go on with: ")[1])
-    assert subprocess.run(again, env=ENVIRONMENT, check=False, capture_output=True, timeout=60).returncode == 0
+    assert (
+        subprocess.run(
+            again, env=ENVIRONMENT, check=False, capture_output=True, timeout=60
+        ).returncode
+        == 0
+    )
     assert notes(study).count("end 0") == 1
 
 
 def test_a_training_that_is_stopped_stops_the_grid(study, capsys):
-    """`fit` keeps its step at SIGTERM and then raises; the cell has not failed, and the next one does not begin."""
+    """`fit` keeps its step at SIGTERM and then raises; the cell has not failed, and the next one
+    does not begin.
+    """
     (study.parent / "stop").touch()
     assert main([str(study)]) == 143
     assert "Interrupted: 0 of 4 cells are finished" in capsys.readouterr().err
@@ -247,7 +282,10 @@ def test_a_twin_of_another_place_is_refused(study, capsys):
 
 
 def test_a_failed_report_loses_nothing(study, capsys):
-    study.write_text(STUDY + 'def report(run):\n    run.report.text("so far")\n    raise KeyError("absent <b>")\n')
+    study.write_text(
+        STUDY
+        + 'def report(run):\n    run.report.text("so far")\n    raise KeyError("absent <b>")\n'
+    )
     assert main([str(study), "--n", "1"]) == 1
     page = (run_folder() / "report.html").read_text()
     assert "so far" in page
@@ -281,11 +319,32 @@ def report(run):
 
 def test_under_torchrun_all_ranks_work_on_one_cell(study):
     study.write_text(RANKS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*torchrun, "-m", "marginlab.study", str(study), "--folder", "mine"]
-    done = subprocess.run(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("i1 failed;") == 1, done.stdout + done.stderr
-    rows = [f"{i},-1,{name},{value},nan,nan,0" for i in (0, 2) for name, value in (("ranks", 2.0), ("rank", 1.0))]
-    assert Path("mine/results.csv").read_text().splitlines() == ["i,epoch,name,value,low,high,n", *rows]
+    rows = [
+        f"{i},-1,{name},{value},nan,nan,0"
+        for i in (0, 2)
+        for name, value in (("ranks", 2.0), ("rank", 1.0))
+    ]
+    assert Path("mine/results.csv").read_text().splitlines() == [
+        "i,epoch,name,value,low,high,n",
+        *rows,
+    ]
     assert "once in the report: 2.0" in Path("mine/report.html").read_text()

@@ -12,23 +12,35 @@ HOME = study.load("concentration").module.__name__
 findings = importlib.import_module(f"{HOME}.findings")
 measure = importlib.import_module(f"{HOME}.measure")
 PAIRS = ["".join(pair) for pair in itertools.combinations("abcde", 2)]
-WORTH = {"a": 0.0, "d": 0.01, "c": 0.09, "e": 0.2, "b": 0.3}  # of a letter: what it leaves of 1 - sigma
+# of a letter: what it leaves of 1 - sigma
+WORTH = {"a": 0.0, "d": 0.01, "c": 0.09, "e": 0.2, "b": 0.3}
 
 
 def made(sigma, scatter=0.001, deep=None, seed=0):
-    """What `concentrate` keeps of an augmentation with this 1 - sigma; `deep` at V = 32, 64 and sharpened."""
+    """What `concentrate` keeps of an augmentation with this 1 - sigma; `deep` at V = 32, 64 and
+    sharpened.
+    """
     noise = np.random.default_rng(seed).normal(0, scatter, 4)
     deep = (sigma,) * 3 if deep is None else deep
-    rows = {f"1-sigma (block {block})": (sigma + value, 0, 0, 100) for block, value in enumerate(noise)}
+    rows = {
+        f"1-sigma (block {block})": (sigma + value, 0, 0, 100) for block, value in enumerate(noise)
+    }
     rows |= {"1-sigma": (sigma, 0, 0, 100), "1-sigma (control minus class)": (0.1, 0.05, 0.15, 100)}
-    rows |= {"smallest d_A between classes": (1.0, 0, 0, 100), "median d_A in a class": (2.0, 0, 0, 100)}
+    rows |= {
+        "smallest d_A between classes": (1.0, 0, 0, 100),
+        "median d_A in a class": (2.0, 0, 0, 100),
+    }
     return {
         "views": 32,
         "rows": rows,
         "delta_max": 10.0,
         "deltas": [0.0, 5.0, 10.0],
         "curves": {"within": {"blocks": [[0.99, sigma, sigma / 2]] * 4}},
-        "deep": {"levels": [32, 64], "within": [(value, value) for value in deep[:2]], "sharpened": {"within": (deep[2], deep[2])}},
+        "deep": {
+            "levels": [32, 64],
+            "within": [(value, value) for value in deep[:2]],
+            "sharpened": {"within": (deep[2], deep[2])},
+        },
     }
 
 
@@ -43,17 +55,35 @@ def concentrated():
 
 def test_where_error_follows_concentration_every_statement_of_the_paper_holds():
     pixels = concentrated()
-    errors = {"kNN": {pair: [pixels[pair]["rows"]["1-sigma"][0] + shift for shift in (0.0, 0.001, 0.002)] for pair in PAIRS}}
+    errors = {
+        "kNN": {
+            pair: [pixels[pair]["rows"]["1-sigma"][0] + shift for shift in (0.0, 0.001, 0.002)]
+            for pair in PAIRS
+        }
+    }
     found = verdicts(pixels, errors)
-    assert {found[name] for name in found if "(a,d)" in name or "rises" in name or "depend" in name} == {"holds"}
-    assert found["views of different classes stay apart: assumption (ii), with a gap"] == "does not hold"
+    assert {
+        found[name] for name in found if "(a,d)" in name or "rises" in name or "depend" in name
+    } == {"holds"}
+    assert (
+        found["views of different classes stay apart: assumption (ii), with a gap"]
+        == "does not hold"
+    )
     assert found["1 - sigma has converged in the number of views (within 0.01)"] == "holds"
-    assert found["in pixels, 1 - sigma is smaller within a class than in groups drawn across classes"] == "holds"
+    assert (
+        found["in pixels, 1 - sigma is smaller within a class than in groups drawn across classes"]
+        == "holds"
+    )
 
 
 def test_where_error_falls_with_1_minus_sigma_the_claim_does_not_hold():
     pixels = concentrated()
-    errors = {"kNN": {pair: [1 - pixels[pair]["rows"]["1-sigma"][0] + shift for shift in (0.0, 0.001, 0.002)] for pair in PAIRS}}
+    errors = {
+        "kNN": {
+            pair: [1 - pixels[pair]["rows"]["1-sigma"][0] + shift for shift in (0.0, 0.001, 0.002)]
+            for pair in PAIRS
+        }
+    }
     found = verdicts(pixels, errors)
     assert found["over the ten pairs, kNN error rises with 1 - sigma"] == "does not hold"
     assert found["(a,d) has the smallest kNN error of the ten pairs"] == "does not hold"
@@ -66,7 +96,10 @@ def test_an_order_that_ends_with_more_views_or_after_sharpening_is_not_claimed()
         assert "ad < ac" in order.local
         assert not order.claims("ad", "ac")
         errors = {"kNN": {pair: [0.5, 0.5, 0.5] for pair in PAIRS}}
-        assert verdicts(pixels, errors)["(a,d) has the smallest 1 - sigma of the ten pairs"] == "cannot be said"
+        assert (
+            verdicts(pixels, errors)["(a,d) has the smallest 1 - sigma of the ten pairs"]
+            == "cannot be said"
+        )
 
 
 def test_what_scatters_more_than_it_differs_and_what_was_measured_once_cannot_be_said():
@@ -81,20 +114,26 @@ def test_what_scatters_more_than_it_differs_and_what_was_measured_once_cannot_be
 
 def test_without_all_ten_pairs_nothing_is_said_of_a_correlation():
     pixels = {pair: made(0.2) for pair in ("ab", "ad")}
-    assert not any("ten pairs" in name for name in verdicts(pixels, {"kNN": {"ab": [0.5], "ad": [0.4]}}))
+    assert not any(
+        "ten pairs" in name for name in verdicts(pixels, {"kNN": {"ab": [0.5], "ad": [0.4]}})
+    )
 
 
 def test_the_interval_is_students():
     from scipy.stats import ttest_1samp
 
     values = [0.2, 0.5, 0.4, 0.9]
-    assert measure.interval(values) == pytest.approx(tuple(ttest_1samp(values, 0).confidence_interval(0.95)))
+    assert measure.interval(values) == pytest.approx(
+        tuple(ttest_1samp(values, 0).confidence_interval(0.95))
+    )
 
 
 def test_groups_across_classes_are_as_large_and_balanced():
     import torch
 
-    labels = torch.arange(5).repeat_interleave(10)[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+    labels = torch.arange(5).repeat_interleave(10)[
+        torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    ]
     groups = measure._across(labels)
     assert torch.bincount(groups).tolist() == [10] * 5
     for group in range(5):

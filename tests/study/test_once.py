@@ -1,4 +1,6 @@
-"""Results kept in a run folder: under which address, what is refused, what an interrupted one finds."""
+"""Results kept in a run folder: under which address, what is refused, what an interrupted one
+finds.
+"""
 
 import math
 import subprocess
@@ -43,7 +45,15 @@ def test_a_result_is_computed_once_for_equal_arguments(cell):
     first = cell.once("train", function, Recipe(), {"b": 1, "a": None}, [1.5, True])
     again = cell.once("train", function, Recipe(), {"a": None, "b": 1}, (1.5, True))
     assert repr(first) == repr(again) == "{'n': 1, 'pair': [1, nan]}"
-    for others in ((Other(), {}, []), (Recipe("digits"), {}, []), (1,), (1.0,), ("1",), (True,), ()):
+    for others in (
+        (Other(), {}, []),
+        (Recipe("digits"), {}, []),
+        (1,),
+        (1.0,),
+        ("1",),
+        (True,),
+        (),
+    ):
         cell.once("train", function, *others)
     assert cell.once("other", function)["n"] == len(asked) == 9
 
@@ -91,19 +101,40 @@ def test_a_value_that_is_no_number_is_refused(cell, unchecked):
 
 @given(st.lists(st.floats(), min_size=1, max_size=5))
 def test_numbers_read_back_equal(tmp_path_factory, values):
-    cell = Cell({"kind": "1", "x": values[0]}, settings=None, run_folder=tmp_path_factory.mktemp("run"), home=Path())
+    cell = Cell(
+        {"kind": "1", "x": values[0]},
+        settings=None,
+        run_folder=tmp_path_factory.mktemp("run"),
+        home=Path(),
+    )
     for i, value in enumerate(values):
-        cell.record(f"a,\"{i}\"\n", value, n=i)
+        cell.record(f'a,"{i}"\n', value, n=i)
     write_table(cell.rows_file, list(cell.recorded()[0]), cell.recorded())
     assert repr(cell.rows()) == repr(cell.recorded())
     assert len(read_table(cell.rows_file)) == len(values)
 
 
-@given(st.lists(st.tuples(st.text(max_size=6), st.text(alphabet="ab._-/", max_size=4), st.integers(-3, 3), st.floats(allow_nan=False)), unique=True))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(max_size=6),
+            st.text(alphabet="ab._-/", max_size=4),
+            st.integers(-3, 3),
+            st.floats(allow_nan=False),
+        ),
+        unique=True,
+    )
+)
 def test_names_of_cells_are_safe_and_differ(cells):
     names = [identify({"a": a, "b": b, "i": i, "x": x}) for a, b, i, x in cells]
     assert len(set(names)) == len({repr(cell) for cell in cells})
-    assert all(name and len(name) < 100 and not name.startswith(".") and set(name).isdisjoint("/\\ \0\n*?'\"$") for name in names)
+    assert all(
+        name
+        and len(name) < 100
+        and not name.startswith(".")
+        and set(name).isdisjoint("/\\ \0\n*?'\"$")
+        for name in names
+    )
 
 
 def test_a_claim_is_exclusive_and_can_be_let_go(tmp_path):
@@ -136,7 +167,12 @@ os.kill(child, 9)
 
 
 def test_a_forked_child_does_not_keep_a_claim(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FORKS, str(tmp_path / "lock")], cwd=Path(marginlab.__file__).parent.parent, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(tmp_path / "lock")],
+        cwd=Path(marginlab.__file__).parent.parent,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0
 
 

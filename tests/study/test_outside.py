@@ -1,4 +1,6 @@
-"""A study of one's own, outside the repository: the example of studies/README.md, run with an installed wheel, and by spawned workers."""
+"""A study of one's own, outside the repository: the example of studies/README.md, run with an
+installed wheel, and by spawned workers.
+"""
 
 import os
 import re
@@ -40,11 +42,24 @@ def example() -> str:
 
 
 def run(*arguments: str, path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "PYTHONPATH": str(path),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
-@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="a wheel is built from a checkout")
+@pytest.mark.skipif(
+    not (ROOT / "pyproject.toml").is_file(), reason="a wheel is built from a checkout"
+)
 def test_a_study_of_ones_own_runs_from_an_installed_wheel(tmp_path):
     assert len(example().splitlines()) <= 100
     (tmp_path / "means.py").write_text(example())
@@ -55,13 +70,26 @@ def test_a_study_of_ones_own_runs_from_an_installed_wheel(tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     assert (installed / "marginlab" / "_studies" / "README.md").is_file()
-    where = run("-c", "import marginlab; print(marginlab.__file__)", path=installed, folder=tmp_path)
+    where = run(
+        "-c", "import marginlab; print(marginlab.__file__)", path=installed, folder=tmp_path
+    )
     assert str(installed) in where.stdout
     shipped = run("-m", "marginlab.study", "list", path=installed, folder=tmp_path)
     assert shipped.returncode == 0
     for study in (ROOT / "studies").glob("*/study.py"):
         assert study.parent.name in shipped.stdout
-    done = run("-m", "marginlab.study", "./means.py", "--sizes", "10", "100", "--folder", "mine", path=installed, folder=tmp_path)
+    done = run(
+        "-m",
+        "marginlab.study",
+        "./means.py",
+        "--sizes",
+        "10",
+        "100",
+        "--folder",
+        "mine",
+        path=installed,
+        folder=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "mine" / "results.csv").read_text().splitlines()) == 1 + 2 * 4
     assert "root of n" in (tmp_path / "mine" / "report.html").read_text()
@@ -69,7 +97,9 @@ def test_a_study_of_ones_own_runs_from_an_installed_wheel(tmp_path):
 
 def test_spawned_workers_find_the_study(tmp_path):
     (tmp_path / "spawns.py").write_text(SPAWNS)
-    done = run("-m", "marginlab.study", "./spawns.py", "--folder", "mine", path=ROOT, folder=tmp_path)
+    done = run(
+        "-m", "marginlab.study", "./spawns.py", "--folder", "mine", path=ROOT, folder=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1,-1,area,9," in (tmp_path / "mine" / "results.csv").read_text()
 

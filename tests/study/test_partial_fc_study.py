@@ -1,4 +1,6 @@
-"""The study of sampled classes: its presets, its refusals, and a small run on drawn characters, with its report."""
+"""The study of sampled classes: its presets, its refusals, and a small run on drawn characters,
+with its report.
+"""
 
 import csv
 
@@ -15,22 +17,37 @@ def test_the_default_preset_is_the_defaults():
     assert HERE.settings("default") == HERE.module.Settings()
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml")))
+@pytest.mark.parametrize(
+    "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
+)
 def test_every_preset_reads_and_gives_a_grid(preset):
     chosen = HERE.settings(preset)
-    assert [(cell["rate"], cell["seed"]) for cell in HERE.grid(chosen)] == [(rate, seed) for rate in chosen.rates for seed in chosen.seeds]
+    assert [(cell["rate"], cell["seed"]) for cell in HERE.grid(chosen)] == [
+        (rate, seed) for rate in chosen.rates for seed in chosen.seeds
+    ]
 
 
 def test_the_two_presets_of_all_turned_characters_differ_in_the_rate_alone():
-    full, tenth = (settings.to_toml(HERE.settings(name)).splitlines() for name in ("omniglot", "omniglot-r01"))
-    assert [pair for pair in zip(full, tenth, strict=True) if pair[0] != pair[1]] == [("rates = [1.0]", "rates = [0.1]")]
+    full, tenth = (
+        settings.to_toml(HERE.settings(name)).splitlines() for name in ("omniglot", "omniglot-r01")
+    )
+    assert [pair for pair in zip(full, tenth, strict=True) if pair[0] != pair[1]] == [
+        ("rates = [1.0]", "rates = [0.1]")
+    ]
 
 
 def test_the_published_rows_are_whole():
     with (HERE.home / "published.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert all(60 < float(row["value"]) < 100 and 0 < float(row["rate"]) <= 1 and row["source"] and "TAR@FAR" in row["name"] for row in rows)
-    assert len({(row["table"], row["rate"], row["name"]) for row in rows}) == len(rows)  # each number once
+    assert all(
+        60 < float(row["value"]) < 100
+        and 0 < float(row["rate"]) <= 1
+        and row["source"]
+        and "TAR@FAR" in row["name"]
+        for row in rows
+    )
+    # each number once
+    assert len({(row["table"], row["rate"], row["name"]) for row in rows}) == len(rows)
     for table in {row["table"] for row in rows}:
         assert "1.0" in {row["rate"] for row in rows if row["table"] == table}
 
@@ -45,7 +62,11 @@ def test_the_published_rows_are_whole():
         ({"unseen": ""}, "unseen names the image set to verify"),
         ({"unseen": "digits"}, "no split 'unseen'"),
         ({"pairs": 10_000_000}, "cannot be verified so"),
-        ({"ranks": 2}, "here are 1 processes. Start `torchrun --nproc-per-node 2 -m marginlab.study partial_fc --ranks 2`"),
+        (
+            {"ranks": 2},
+            "here are 1 processes. Start `torchrun --nproc-per-node 2 -m marginlab.study "
+            "partial_fc --ranks 2`",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, characters):
@@ -55,7 +76,9 @@ def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, charac
 
 @pytest.fixture
 def characters(tmp_path, monkeypatch):
-    """A set like Omniglot: a character is a few strokes of random pixels, and a drawing of it loses some."""
+    """A set like Omniglot: a character is a few strokes of random pixels, and a drawing of it loses
+    some.
+    """
     random = np.random.default_rng(0)
     fields = {}
     for part, n in (("background", 12), ("evaluation", 10)):
@@ -82,9 +105,14 @@ def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
     found = {(row["rate"], row["name"]): row for row in rows if row["epoch"] in ("-1", "3")}
     for rate in ("1.0", "0.5"):
         row = found[rate, "verification_accuracy/projector"]
-        assert 0.7 < float(row["value"]) <= 1  # of characters that differ by much more than their drawings do
+        # of characters that differ by much more than their drawings do
+        assert 0.7 < float(row["value"]) <= 1
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-        assert 0 <= float(found[rate, "TAR@FAR=0.1/projector"]["low"]) <= float(found[rate, "TAR@FAR=0.1/projector"]["value"])
+        assert (
+            0
+            <= float(found[rate, "TAR@FAR=0.1/projector"]["low"])
+            <= float(found[rate, "TAR@FAR=0.1/projector"]["value"])
+        )
         assert float(found[rate, "target_angle"]["value"]) < 90
     pixels = "verification_accuracy/pixels"
     assert found["1.0", pixels]["value"] == found["0.5", pixels]["value"]

@@ -1,7 +1,7 @@
 """The orders that Huang et al. 2023 print (their Tables 1 and 2, Figure 3).
 
-Those of augmentations are measured anew; those of errors are looked up in what the study measured and its page claims. Where a measured order is not
-the published one, the test says so too.
+Those of augmentations are measured anew; those of errors are looked up in what the study measured
+and its page claims. Where a measured order is not the published one, the test says so too.
 """
 
 import csv
@@ -39,21 +39,30 @@ def images():
 def test_a_larger_set_of_views_is_more_concentrated(letters, seed):
     images = load("shapes-5", "train").subset(20, seed)
     # "a in ab in ...": as sets, a richer augmentation has the views of the poorer one and more
-    sets = [Augmentation("".join(letters[:n])).views(images.images, n_views=3, seed=seed, identity=True) for n in range(1, 6)]
+    sets = [
+        Augmentation("".join(letters[:n])).views(images.images, n_views=3, seed=seed, identity=True)
+        for n in range(1, 6)
+    ]
     found = [concentration(torch.cat(sets[:n], dim=1), images.labels) for n in range(1, 6)]
     for few, more in itertools.pairwise(found):
         for d, less in zip(few.d_A, more.d_A, strict=True):
             assert bool((less <= d + 1e-6).all())
-        # both ends of 1 - sigma: the cliques of a graph with more edges are no smaller; at this size the search ends and the ends agree
+        # both ends of 1 - sigma: the cliques of a graph with more edges are no smaller; at this
+        # size the search ends and the ends agree
         assert bool((more.curve(DELTAS).upper <= few.curve(DELTAS).upper + 1e-12).all())
         assert bool((more.curve(DELTAS).lower <= few.curve(DELTAS).lower + 1e-12).all())
 
 
 def test_concentration_sharpens_with_the_strength_of_the_colour_jitter(images):
     areas = []
-    for strength in (0.125, 0.25, 0.5, 1.0):  # their Table 2: crop and colour, the colour always applied, the same crops for all
-        views = Augmentation("ad", strength=strength, jitter_p=1.0).views(images.images, n_views=16, seed=0, identity=True)
-        areas.append(float(concentration(views, images.labels).curve(DELTAS, reduce="mean").upper.mean()))
+    # their Table 2: crop and colour, the colour always applied, the same crops for all
+    for strength in (0.125, 0.25, 0.5, 1.0):
+        views = Augmentation("ad", strength=strength, jitter_p=1.0).views(
+            images.images, n_views=16, seed=0, identity=True
+        )
+        areas.append(
+            float(concentration(views, images.labels).curve(DELTAS, reduce="mean").upper.mean())
+        )
     assert areas == sorted(areas, reverse=True)
     assert areas[-1] < 0.8 * areas[0]
 
@@ -61,7 +70,11 @@ def test_concentration_sharpens_with_the_strength_of_the_colour_jitter(images):
 def final(preset, grid, name):
     """The last value of a name for each augmentation of a grid, as a mean over the seeds."""
     with (MEASURED / f"{preset}.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(line for line in file if not line.startswith("#")) if row["grid"] == grid and row["name"] == name]
+        rows = [
+            row
+            for row in csv.DictReader(line for line in file if not line.startswith("#"))
+            if row["grid"] == grid and row["name"] == name
+        ]
     last = max(int(row["epoch"]) for row in rows)
     values = defaultdict(list)
     for row in rows:
@@ -71,10 +84,13 @@ def final(preset, grid, name):
 
 
 def test_of_the_ten_pairs_crop_and_colour_is_the_most_concentrated_and_best_by_the_linear_probe():
-    sharpness, error = (final("cifar10-cpu", "pairs", name) for name in ("1-sigma", "linear_error/backbone"))
+    sharpness, error = (
+        final("cifar10-cpu", "pairs", name) for name in ("1-sigma", "linear_error/backbone")
+    )
     assert len(sharpness) == len(error) == 10
     assert min(sharpness, key=sharpness.get) == min(error, key=error.get) == "ad"
-    # published: ad < ac < ae, ab. At 5,000 images and 30 epochs kNN does not tell (a,c) from (a,d), as the study's page says
+    # published: ad < ac < ae, ab. At 5,000 images and 30 epochs kNN does not tell (a,c) from (a,d),
+    # as the study's page says
     assert error["ad"] < error["ac"] < min(error["ae"], error["ab"])
     knn = final("cifar10-cpu", "pairs", "knn_error/backbone")
     assert abs(knn["ac"] - knn["ad"]) < 0.02 < min(knn["ae"], knn["ab"]) - max(knn["ac"], knn["ad"])
@@ -83,7 +99,10 @@ def test_of_the_ten_pairs_crop_and_colour_is_the_most_concentrated_and_best_by_t
 def test_the_ladder_on_shapes_has_the_published_order_but_for_its_first_step():
     for name in ("linear_error/backbone", "knn_error/backbone"):
         error = final("default", "ladder", name)
-        assert error["abcd"] < error["abcde"] < error["abc"] < min(error["ab"], error["a"])  # published: abcde before abcd
+        # published: abcde before abcd
+        assert error["abcd"] < error["abcde"] < error["abc"] < min(error["ab"], error["a"])
         assert abs(error["ab"] - error["a"]) < 0.02  # published: 63.23 and 62.74 %
     sharpness = final("default", "ladder", "1-sigma")
-    assert sharpness["abcde"] < sharpness["abcd"] < sharpness["abc"] < sharpness["ab"] < sharpness["a"]
+    assert (
+        sharpness["abcde"] < sharpness["abcd"] < sharpness["abc"] < sharpness["ab"] < sharpness["a"]
+    )

@@ -1,4 +1,6 @@
-"""The report: one file that fetches nothing, escapes everything, and says where its numbers come from."""
+"""The report: one file that fetches nothing, escapes everything, and says where its numbers come
+from.
+"""
 
 import base64
 import io
@@ -47,12 +49,20 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         given = dict(attributes)
-        self.loads += [given[key] for key in ("src", "srcset", "data", "poster", "background") if given.get(key)]
+        self.loads += [
+            given[key]
+            for key in ("src", "srcset", "data", "poster", "background")
+            if given.get(key)
+        ]
         if tag != "a" and given.get("href"):
             self.loads.append(given["href"])
 
     def handle_data(self, data):
-        (self.scripts if self.tags and self.tags[-1] == "script" and self.cdata_elem == "script" else self.texts).append(data)
+        (
+            self.scripts
+            if self.tags and self.tags[-1] == "script" and self.cdata_elem == "script"
+            else self.texts
+        ).append(data)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +86,11 @@ def test_the_page_loads_nothing(text):
 def test_plotly_is_there_once_and_draws_each_figure(text):
     page = Page(text)
     assert sum(len(script) > 1_000_000 for script in page.scripts) == 1
-    drawn = [re.search(r'Plotly\.newPlot\(\s*"([^"]+)"', script) for script in page.scripts if len(script) < 1_000_000]
+    drawn = [
+        re.search(r'Plotly\.newPlot\(\s*"([^"]+)"', script)
+        for script in page.scripts
+        if len(script) < 1_000_000
+    ]
     assert [found[1] for found in drawn if found] == ["figure-1", "figure-2"]
 
 
@@ -85,7 +99,14 @@ def test_everything_is_escaped(text):
     shown = "".join(page.texts)
     assert "i" not in page.tags
     assert "alert(1)" not in [script.strip() for script in page.scripts]
-    given = ("Is <i>everything</i> escaped & shown?", "Heading <b>", "Figure of one <b>.", "a <b>", "Views & more", "'<script>alert(1)</script>'")
+    given = (
+        "Is <i>everything</i> escaped & shown?",
+        "Heading <b>",
+        "Figure of one <b>.",
+        "a <b>",
+        "Views & more",
+        "'<script>alert(1)</script>'",
+    )
     for words in given:
         assert words in shown
 
@@ -110,12 +131,18 @@ def test_pictures_are_those_given():
 
 
 def test_markup():
-    assert inline("a *b* **c** `*d*` 2 * 3 * 4 <x>") == "a <em>b</em> <strong>c</strong> <code>*d*</code> 2 * 3 * 4 &lt;x&gt;"
+    assert (
+        inline("a *b* **c** `*d*` 2 * 3 * 4 <x>")
+        == "a <em>b</em> <strong>c</strong> <code>*d*</code> 2 * 3 * 4 &lt;x&gt;"
+    )
     assert inline("[x](javascript:alert(1))") == "[x](javascript:alert(1))"
     assert inline('[x](https://a.org/"onload=1)') == '<a href="https://a.org/&quot;onload=1">x</a>'
     assert inline("d_A and L_align and snake_case_name") == "d_A and L_align and snake_case_name"
     assert block("one\ntwo\n\nthree") == "<p>one two</p>\n<p>three</p>"
-    assert block("1. a\n   more\n2. b\n\n- c") == "<ol><li>a more</li><li>b</li></ol>\n<ul><li>c</li></ul>"
+    assert (
+        block("1. a\n   more\n2. b\n\n- c")
+        == "<ol><li>a more</li><li>b</li></ol>\n<ul><li>c</li></ul>"
+    )
     assert block("## h\ntext") == "<h2>h</h2>\n<p>text</p>"
 
 

@@ -1,4 +1,6 @@
-"""What befalls a run folder: a disk that is full, a place that may only be read, files that a crash emptied, a removal."""
+"""What befalls a run folder: a disk that is full, a place that may only be read, files that a crash
+emptied, a removal.
+"""
 
 import errno
 import json
@@ -84,15 +86,24 @@ def full(monkeypatch):
 def test_a_full_disk_at_the_start_is_a_sentence_and_leaves_nothing(study, full, name, capsys):
     full(name)
     assert main([str(study), "--folder", "run"]) == 1
-    assert "run cannot be made: No space left on device. Give --folder another path." in sentence(capsys)
+    assert "run cannot be made: No space left on device. Give --folder another path." in sentence(
+        capsys
+    )
     assert sorted(p.name for p in Path().iterdir() if p.name != "__pycache__") == ["study.py"]
 
 
-@pytest.mark.parametrize("name", ["time.csv", "rows.csv", "once.json", "results.csv", "report.html"])
-def test_a_full_disk_later_is_a_sentence_and_the_run_goes_on_when_there_is_room(study, full, name, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["time.csv", "rows.csv", "once.json", "results.csv", "report.html"]
+)
+def test_a_full_disk_later_is_a_sentence_and_the_run_goes_on_when_there_is_room(
+    study, full, name, capsys, monkeypatch
+):
     full(name)
     assert main([str(study), "--folder", "run"]) == 1
-    assert "run cannot be written: No space left on device. The cells that are finished are kept" in sentence(capsys)
+    assert (
+        "run cannot be written: No space left on device. The cells that are finished are kept"
+        in sentence(capsys)
+    )
     assert dot_files("run") == []
     monkeypatch.undo()
     monkeypatch.chdir(study.parent)
@@ -105,8 +116,11 @@ def test_a_cell_that_fills_the_disk_ends_the_run_by_a_sentence(study):
     (study.parent / "full1").touch()
     environment = os.environ | {"PYTHONPATH": str(Path(marginlab.__file__).parent.parent)}
     command = [sys.executable, "-m", "marginlab.study", str(study), "--folder", "run"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731 - for one call
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit)
+    # - for one call
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit
+    )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: ")
     where = "run, or another place that a cell writes to, cannot be written: File too large"
@@ -140,7 +154,9 @@ def test_a_folder_that_is_removed_during_the_run_is_told_of(study, capsys):
     assert main([str(study), "--folder", "run"]) == 0
 
 
-@pytest.mark.parametrize("text", ["", "i,epoch,name,value,low,high,n", "i,epoch,name,value,low,high,n\n0,-1,val", "0\n"])
+@pytest.mark.parametrize(
+    "text", ["", "i,epoch,name,value,low,high,n", "i,epoch,name,value,low,high,n\n0,-1,val", "0\n"]
+)
 def test_rows_that_are_not_whole_are_no_finished_cell(study, text):
     assert main([str(study), "--folder", "run"]) == 0
     expected = Path("run/results.csv").read_bytes()
@@ -182,7 +198,10 @@ def test_names_of_study_and_run_folder_that_are_no_utf_8(study):
     home = Path(os.fsdecode(b"caf\xe9"))
     home.mkdir()
     own, run = shutil.copy(study, home / "own.py"), home / "run"
-    environment = os.environ | {"PYTHONPATH": str(Path(marginlab.__file__).parent.parent), "PYTHONUTF8": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(marginlab.__file__).parent.parent),
+        "PYTHONUTF8": "1",
+    }
     for words in ([own, "--folder", run], ["report", run, "--study", own], [own, "--resume", run]):
         command = [sys.executable, "-m", "marginlab.study", *words]
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
@@ -235,7 +254,8 @@ def test_json_that_nests_too_deep_is_a_sentence(study, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["about.json", "config.toml", "rows.csv", "time.csv", "report.html", "failed.txt", "once.json"]
+    "name",
+    ["about.json", "config.toml", "rows.csv", "time.csv", "report.html", "failed.txt", "once.json"],
 )
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(study, name):
     assert main([str(study), "--folder", "run"]) == 0
@@ -253,4 +273,8 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(study, name):
     thread = threading.Thread(target=lambda: ended.append(main(study_named)), daemon=True)
     thread.start()
     thread.join(30)
-    assert ended == [{"about.json": 2, "config.toml": 2, "rows.csv": 1, "time.csv": 1, "failed.txt": 1}.get(name, 0)]
+    assert ended == [
+        {"about.json": 2, "config.toml": 2, "rows.csv": 1, "time.csv": 1, "failed.txt": 1}.get(
+            name, 0
+        )
+    ]

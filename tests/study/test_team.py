@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 
-# The cell fails on both ranks. Rank 0 then takes its time over the report; rank 1 has nothing left to do.
+# The cell fails on both ranks. Rank 0 then takes its time over the report; rank 1 has nothing left
+# to do.
 FAILS = '''"""Does rank 0 have the last word?"""
 import time
 from dataclasses import dataclass
@@ -28,12 +29,29 @@ def report(run):
 
 
 def test_a_rank_that_has_ended_does_not_end_the_one_that_still_writes(tmp_path):
-    """A failed cell makes every rank return 1, and torchrun ends the others as soon as the first has."""
+    """A failed cell makes every rank return 1, and torchrun ends the others as soon as the first
+    has.
+    """
     (tmp_path / "fails.py").write_text(FAILS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*torchrun, "-m", "marginlab.study", "fails.py", "--folder", "mine"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "Missing: 1 of 1 cells" in done.stdout, done.stdout + done.stderr
     assert "Interrupted" not in done.stderr

@@ -120,7 +120,8 @@ def test_an_about_json_that_names_nothing_is_a_sentence(own, text, capsys):
     assert "its about.json names no study" in capsys.readouterr().err
 
 
-HOSTILE = {  # a shipped study, and settings by which it would import a module that lies in the folder
+# a shipped study, and settings by which it would import a module that lies in the folder
+HOSTILE = {
     "bounds": (
         'methods = ["SimCLR()"]\noptimizers = ["SGD(lr=0.1)"]\n'
         "augmentations = [\"Augmentation(('runs.x.evil:Op()',))\"]\n"
@@ -136,7 +137,11 @@ def test_code_that_a_run_folders_settings_name_is_not_imported(tmp_path, monkeyp
     monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does
     folder = tmp_path / "runs" / "x"
     folder.mkdir(parents=True)
-    about = {"study": {"name": name, "file": "/nowhere/study.py"}, "command": "python", "versions": {}}
+    about = {
+        "study": {"name": name, "file": "/nowhere/study.py"},
+        "command": "python",
+        "versions": {},
+    }
     (folder / "about.json").write_text(json.dumps({**about, "later_versions": [], "ground": ""}))
     (folder / "config.toml").write_text(HOSTILE[name])
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()")
@@ -148,7 +153,11 @@ def test_code_that_a_run_folders_settings_name_is_not_imported(tmp_path, monkeyp
     assert main([name, "--resume", "runs/x"]) == 2
     assert not Path("executed").exists()
     assert not any(module.startswith("runs") for module in sys.modules)
-    assert sorted(file.name for file in folder.iterdir()) == ["about.json", "config.toml", "evil.py"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "about.json",
+        "config.toml",
+        "evil.py",
+    ]
 
 
 OWN_CODE = '''"""Words of its settings become objects in its cells and its report."""
@@ -204,7 +213,9 @@ def test_code_of_ones_own_in_a_run_is_named_by_its_user(shelf, monkeypatch, caps
     assert "names code of the module 'other_views'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["log.txt", ".report.lock", "results.csv", "report.html", "about.json"])
+@pytest.mark.parametrize(
+    "place", ["log.txt", ".report.lock", "results.csv", "report.html", "about.json"]
+)
 def test_a_report_writes_nothing_through_a_link(shelf, place, capsys):
     assert main(["good", "--folder", "run"]) == 0
     victim, link = Path("victim"), Path("run", place)
@@ -214,7 +225,9 @@ def test_a_report_writes_nothing_through_a_link(shelf, place, capsys):
     link.symlink_to(victim.resolve())
     refused = place in ("log.txt", ".report.lock")
     assert main(["report", "run"]) == refused
-    assert ("it is a link, and nothing is written through one" in capsys.readouterr().err) == refused
+    assert (
+        "it is a link, and nothing is written through one" in capsys.readouterr().err
+    ) == refused
     assert victim.read_text() == before
 
 

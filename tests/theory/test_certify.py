@@ -1,4 +1,6 @@
-"""`certify`: no form is below the true error of a population where it certifies, each is what the theorems say, and new images are counted."""
+"""`certify`: no form is below the true error of a population where it certifies, each is what the
+theorems say, and new images are counted.
+"""
 
 import dataclasses
 import math
@@ -22,7 +24,11 @@ from marginlab.theory.new_images import by_class, counted, fix_centers, of_new, 
 def clusters(seed=0, classes=4, each=15, views=4, dim=6, spread=0.05, jitter=0.02, strays=0):
     g = torch.Generator().manual_seed(seed)
     centers = torch.eye(dim)[:classes].repeat_interleave(each, 0)[:, None]
-    features = centers + spread * torch.randn(classes * each, 1, dim, generator=g) + jitter * torch.randn(classes * each, views, dim, generator=g)
+    features = (
+        centers
+        + spread * torch.randn(classes * each, 1, dim, generator=g)
+        + jitter * torch.randn(classes * each, views, dim, generator=g)
+    )
     labels = torch.arange(classes).repeat_interleave(each)
     features[:strays] = features[:strays].roll(1, dims=-1)
     return features, labels
@@ -49,7 +55,10 @@ def test_what_is_certified_is_true_of_the_population(sample):
         assert form.bound.left == pytest.approx(left)
     # the sharper forms never certify less
     by_name = {form.name: form.value for form in certificate.forms}
-    printed, distance, lengths = (by_name[f"Theorem 1 under {end}"] for end in ("(P), printed", "(T), distances", "(T'), distances and lengths"))
+    printed, distance, lengths = (
+        by_name[f"Theorem 1 under {end}"]
+        for end in ("(P), printed", "(T), distances", "(T'), distances and lengths")
+    )
     assert lengths <= min(printed, distance) + 1e-6
     assert by_name["Corollary, per class"] <= lengths + 1e-6
 
@@ -65,14 +74,29 @@ def test_the_best_point_of_the_grid_is_that_of_a_search_by_hand():
         sigma = float(population.share(part.members).min())
         for j, epsilon in enumerate(epsilons):
             R = population.R(epsilon)
-            theorem = theorem_1(p=population.p, gram=population.gram, sigma=sigma, R_epsilon=R, epsilon=epsilon, stretch=part.delta)
+            theorem = theorem_1(
+                p=population.p,
+                gram=population.gram,
+                sigma=sigma,
+                R_epsilon=R,
+                epsilon=epsilon,
+                stretch=part.delta,
+            )
             assert float(certificate.bounds[i, j]) == pytest.approx(1 - sigma + R)
             assert int(certificate.holds[i, j]) == (
-                3 if theorem.printed.certifies else 2 if theorem.distance.certifies else int(theorem.with_lengths.certifies)
+                3
+                if theorem.printed.certifies
+                else 2
+                if theorem.distance.certifies
+                else int(theorem.with_lengths.certifies)
             )
             found[i, j] = theorem
     for name, which in (("(P)", "printed"), ("(T),", "distance"), ("(T')", "with_lengths")):
-        bounds = [getattr(theorem, which).right for theorem in found.values() if getattr(theorem, which).certifies]
+        bounds = [
+            getattr(theorem, which).right
+            for theorem in found.values()
+            if getattr(theorem, which).certifies
+        ]
         assert certificate[name].value == pytest.approx(min(bounds, default=1.0))
     assert certificate["(T')"].value < 0.2
 
@@ -82,8 +106,16 @@ def test_far_clusters_are_certified_and_mixed_ones_are_not_with_a_reason():
     assert [form.value for form in certificate.forms[:5]] == [0.0] * 5
     assert certificate.best().value == certificate.error == 0.0
     features, labels = clusters()
-    mixed = certify(features, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))], v_curve=False)
-    assert all(form.value == 1.0 and form.bound.reason for form in mixed.forms if "per class" not in form.name and "fixed" not in form.name)
+    mixed = certify(
+        features,
+        labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))],
+        v_curve=False,
+    )
+    assert all(
+        form.value == 1.0 and form.bound.reason
+        for form in mixed.forms
+        if "per class" not in form.name and "fixed" not in form.name
+    )
     assert mixed.best().value >= mixed.error > 0.3
 
 
@@ -92,7 +124,12 @@ def test_more_views_never_certify_more_by_the_same_centers():
     certificate = certify(features, labels)
     assert list(certificate.v_curve) == [2, 4, 8]
     assert certificate.v_curve[8] == {form.name: form.value for form in certificate.forms}
-    R = [certify(features[:, :V], labels, epsilons=[0.3], deltas=[0.2], v_curve=False)["(P)"].R_epsilon for V in (2, 4, 8)]
+    R = [
+        certify(features[:, :V], labels, epsilons=[0.3], deltas=[0.2], v_curve=False)[
+            "(P)"
+        ].R_epsilon
+        for V in (2, 4, 8)
+    ]
     assert R[0] <= R[1] <= R[2]
     assert R[0] < R[2]
 
@@ -107,9 +144,14 @@ def test_fixed_centers_hold_the_most_images_that_any_choice_holds(seed, jitter, 
     near = (population.f - reach.centers[labels, None]).norm(dim=-1).amin(1)
     for k in range(4):
         own = labels == k
-        held = ((near[own] <= reach.delta[k] / 2) & (population.diameters[own] <= reach.epsilon[k])).sum()
+        held = (
+            (near[own] <= reach.delta[k] / 2) & (population.diameters[own] <= reach.epsilon[k])
+        ).sum()
         for epsilon in torch.linspace(0, float(apart[k]) / 2, 101, dtype=torch.float64):
-            other = ((near[own] <= (apart[k] - 2e-7) / 2 - epsilon) & (population.diameters[own] <= epsilon)).sum()
+            other = (
+                (near[own] <= (apart[k] - 2e-7) / 2 - epsilon)
+                & (population.diameters[own] <= epsilon)
+            ).sum()
             assert held >= other
 
 
@@ -118,7 +160,8 @@ def test_of_new_images_as_many_as_are_not_good_are_counted_and_the_direct_limit_
     certificate = certify(*fitted, new=new, v_curve=False)
     form = certificate.best("new images")
     assert form.name == "Fixed centers, new images, confidence 0.95"
-    # Two epsilons can be equally near the middle: directions are those of the certificate, to the bit
+    # Two epsilons can be equally near the middle: directions are those of the certificate, to the
+    # bit
     population = Population(unit_vectors(fitted[0].double()), fitted[1])
     reach, f = fix_centers(population), unit_vectors(new[0].double())
     bad = wrong = 0
@@ -128,7 +171,9 @@ def test_of_new_images_as_many_as_are_not_good_are_counted_and_the_direct_limit_
         bad += near > reach.delta[k] / 2 or wide > reach.epsilon[k]
         wrong += int((x[0] - reach.centers).norm(dim=1).argmin()) != k
     assert 0 <= wrong < bad < len(f)
-    assert form.bound.right == pytest.approx(stats.binomtest(bad, len(f), alternative="less").proportion_ci(0.95).high)
+    assert form.bound.right == pytest.approx(
+        stats.binomtest(bad, len(f), alternative="less").proportion_ci(0.95).high
+    )
     assert certificate.new_error[0] == form.bound.left == wrong / len(f)
     assert certificate.new_error[1] <= form.bound.right
 
@@ -139,13 +184,17 @@ def test_the_limit_covers_the_error_of_new_images_as_often_as_it_says():
     population = Population(torch.nn.functional.normalize(features.double(), dim=-1), labels)
     reach = fix_centers(population)
     f = torch.nn.functional.normalize(many.double(), dim=-1)
-    bad = ~(((f - reach.centers[classes, None]).norm(dim=-1).amin(1) <= reach.delta[classes] / 2)
-            & ((f[:, :, None] - f[:, None]).norm(dim=-1).flatten(1).amax(1) <= reach.epsilon[classes]))  # fmt: skip
+    bad = ~(
+        ((f - reach.centers[classes, None]).norm(dim=-1).amin(1) <= reach.delta[classes] / 2)
+        & ((f[:, :, None] - f[:, None]).norm(dim=-1).flatten(1).amax(1) <= reach.epsilon[classes])
+    )
     true, missed = float(bad.double().mean()), 0
     assert 0.05 < true < 0.95
     for seed in range(200):
         drawn = torch.randint(len(f), (50,), generator=torch.Generator().manual_seed(seed))
-        form, (_, direct) = of_new(reach, counted(reach, (many[drawn], classes[drawn]), torch.arange(4)), confidence=0.95)
+        form, (_, direct) = of_new(
+            reach, counted(reach, (many[drawn], classes[drawn]), torch.arange(4)), confidence=0.95
+        )
         assert direct <= form.bound.right
         missed += form.bound.right < true
     assert missed <= 20  # of 200 with 5 % each: more has a probability of 0.1 %
@@ -162,7 +211,14 @@ def test_limits_of_classes_hold_for_all_classes_at_once_as_often_as_they_say():
     for seed in range(200):
         drawn = torch.randint(len(many), (60,), generator=torch.Generator().manual_seed(seed))
         count = counted(reach, (many[drawn], classes[drawn]), torch.arange(4))
-        limits = by_class(fitted, reach, counted(reach, (features, labels), torch.arange(4)), count, torch.arange(4), 0.9)
+        limits = by_class(
+            fitted,
+            reach,
+            counted(reach, (features, labels), torch.arange(4)),
+            count,
+            torch.arange(4),
+            0.9,
+        )
         assert bool((limits.direct <= limits.upper).all())
         p = torch.rand(4, generator=torch.Generator().manual_seed(seed)) + 0.1
         certified, direct = limits.limit(p / p.sum())
@@ -183,10 +239,18 @@ def test_limits_of_classes_are_those_of_scipy_and_a_class_without_new_images_is_
         if row["labels"] == 2:
             assert (row["n"], row["upper"], row["direct"]) == (0, 1.0, 1.0)
             continue
-        high = stats.binomtest(row["new_bad"], row["n"], alternative="less").proportion_ci(1 - 0.1 / 4).high
+        high = (
+            stats.binomtest(row["new_bad"], row["n"], alternative="less")
+            .proportion_ci(1 - 0.1 / 4)
+            .high
+        )
         assert row["upper"] == pytest.approx(high)
-    assert sum(row["new_bad"] for row in rows) / 45 == pytest.approx(1 - _good_share(certificate, f[kept], y[kept]))
-    assert float(certificate.by_class.p @ certificate.by_class.bad) == pytest.approx(certificate["Corollary, fixed"].bound.right)
+    assert sum(row["new_bad"] for row in rows) / 45 == pytest.approx(
+        1 - _good_share(certificate, f[kept], y[kept])
+    )
+    assert float(certificate.by_class.p @ certificate.by_class.bad) == pytest.approx(
+        certificate["Corollary, fixed"].bound.right
+    )
     with pytest.raises(ValueError, match="one for each of the classes"):
         certificate.by_class.limit(torch.tensor([0.5, 0.5]))
 
@@ -194,11 +258,17 @@ def test_limits_of_classes_are_those_of_scipy_and_a_class_without_new_images_is_
 def _good_share(certificate, f, y):
     f, k = torch.nn.functional.normalize(f.double(), dim=-1), certificate.by_class
     fitted = clusters(0)
-    centers = Population(torch.nn.functional.normalize(fitted[0].double(), dim=-1), fitted[1]).centers
+    centers = Population(
+        torch.nn.functional.normalize(fitted[0].double(), dim=-1), fitted[1]
+    ).centers
     good = 0
     for x, label in zip(f, y.tolist(), strict=True):
         near, wide = (x - centers[label]).norm(dim=1).min(), torch.pdist(x).max()
-        good += bool(k.holds[label]) and float(near) <= float(k.delta[label]) / 2 and float(wide) <= float(k.epsilon[label])
+        good += (
+            bool(k.holds[label])
+            and float(near) <= float(k.delta[label]) / 2
+            and float(wide) <= float(k.epsilon[label])
+        )
     return good / len(f)
 
 
@@ -208,7 +278,9 @@ def test_a_share_put_aside_is_counted_and_nothing_else_is_computed_of_it():
     assert (certificate.images, certificate.new_images) == (24, 12)
     aside = put_aside(labels, 1 / 3, seed=3)
     assert int(aside.sum()) == 12
-    by_hand = certify(features[~aside], labels[~aside], new=(features[aside], labels[aside]), v_curve=False)
+    by_hand = certify(
+        features[~aside], labels[~aside], new=(features[aside], labels[aside]), v_curve=False
+    )
     assert [form.value for form in by_hand.forms] == [form.value for form in certificate.forms]
     assert not torch.equal(aside, put_aside(labels, 1 / 3, seed=4))
 
@@ -275,10 +347,15 @@ def test_a_bound_is_rounded_up(value, digits):
 def test_priors_weigh_the_classes():
     features, labels = clusters(strays=6)
     p = torch.tensor([0.7, 0.1, 0.1, 0.1])
-    even, uneven = certify(features, labels, v_curve=False), certify(features, labels, priors=p, v_curve=False)
+    even, uneven = (
+        certify(features, labels, v_curve=False),
+        certify(features, labels, priors=p, v_curve=False),
+    )
     assert even.error == pytest.approx(6 / 60)
     assert uneven.error == pytest.approx(0.7 * 6 / 15)
-    assert uneven["Corollary, fixed"].bound.right == pytest.approx(float(p.double() @ uneven.by_class.bad))
+    assert uneven["Corollary, fixed"].bound.right == pytest.approx(
+        float(p.double() @ uneven.by_class.bad)
+    )
 
 
 def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
@@ -287,13 +364,16 @@ def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
     features = torch.eye(5)[images.labels][:, None] + 0.02 * views.flatten(2)[..., :5]
     certificate = certify(features, images.labels, views, images.images, v_curve=False)
     assert {form.name for form in certificate.forms if "pixels" in form.name} == {
-        f"Theorem 1 under {end}, pixels" for end in ("(P), printed", "(T), distances", "(T'), distances and lengths")
+        f"Theorem 1 under {end}, pixels"
+        for end in ("(P), printed", "(T), distances", "(T'), distances and lengths")
     }
     pixel = certificate["(T), distances, pixels"]
     assert pixel.bound.certifies
     assert pixel.delta != certificate.deltas[0]
     without = Augmentation("ae").views(images.images, n_views=4, seed=0)
-    with pytest.raises(ValueError, match=r"first view of \d+ of 30 images is not the image itself.*identity=True"):
+    with pytest.raises(
+        ValueError, match=r"first view of \d+ of 30 images is not the image itself.*identity=True"
+    ):
         certify(features, images.labels, without, images.images)
     assert certificate.compared
     assert "is the image." in str(certificate)
@@ -320,12 +400,29 @@ def test_it_prints_tabulates_and_draws_itself():
     assert list(figure.data[0].x) == [form.value for form in certificate.forms]
     drawn = {trace.type: trace for trace in figure.data}
     assert [list(row) for row in drawn["heatmap"].z] == certificate.bounds.tolist()
-    marked = {(d, e) for trace in figure.data if trace.name.endswith("holds") for d, e in zip(trace.y, trace.x, strict=True)}
+    marked = {
+        (d, e)
+        for trace in figure.data
+        if trace.name.endswith("holds")
+        for d, e in zip(trace.y, trace.x, strict=True)
+    }
     assert marked == {tuple(at) for at in certificate.holds.nonzero().tolist()} != set()
-    curves = {trace.name: list(trace.y) for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"}
-    assert curves["fixed centers"] == [at["Corollary, fixed centers"] for at in certificate.v_curve.values()]
-    vacuous = certify(torch.randn(60, 4, 6, generator=torch.Generator().manual_seed(0)), clusters()[1], v_curve=False).figure()
-    assert {"no condition holds anywhere", "not computed (v_curve=False)"} <= {note.text for note in vacuous.layout.annotations}
+    curves = {
+        trace.name: list(trace.y)
+        for trace in figure.data
+        if trace.type == "scatter" and trace.mode == "lines+markers"
+    }
+    assert curves["fixed centers"] == [
+        at["Corollary, fixed centers"] for at in certificate.v_curve.values()
+    ]
+    vacuous = certify(
+        torch.randn(60, 4, 6, generator=torch.Generator().manual_seed(0)),
+        clusters()[1],
+        v_curve=False,
+    ).figure()
+    assert {"no condition holds anywhere", "not computed (v_curve=False)"} <= {
+        note.text for note in vacuous.layout.annotations
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         certificate.error = 0.0
     with pytest.raises(KeyError, match="is part of 3 names"):

@@ -1,4 +1,6 @@
-"""The grid of a certificate is what the theorems say at each of its points, and its main parts are cliques, greedy or searched for."""
+"""The grid of a certificate is what the theorems say at each of its points, and its main parts are
+cliques, greedy or searched for.
+"""
 
 import pytest
 import torch
@@ -15,39 +17,71 @@ def distances(population):
     return [augmented(population.f[population.labels == k])[0] for k in range(len(population.p))]
 
 
-@given(samples(r=1.0), st.lists(st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 1.0]), min_size=1, max_size=3, unique=True))
+@given(
+    samples(r=1.0),
+    st.lists(
+        st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 1.0]), min_size=1, max_size=3, unique=True
+    ),
+)
 def test_at_each_point_the_grid_says_what_the_theorems_say(sample, sizes):
     population, C = sample.population, len(sample.population.p)
-    deltas, epsilons = torch.tensor(sorted(sizes)).double(), quantiles([population.diameters], 3).cpu()
+    deltas, epsilons = (
+        torch.tensor(sorted(sizes)).double(),
+        quantiles([population.diameters], 3).cpu(),
+    )
     parts = main_parts(population, distances(population), deltas)
     grid = over_grid(population, parts, deltas, epsilons)
     best = torch.zeros(C, dtype=torch.float64)
     least = dict.fromkeys(("printed", "distance", "with_lengths"), 1.0)
     for i in range(len(deltas)):
         assert float(parts.size[i].max()) <= float(deltas[i]) + 2e-7
-        assert float(parts.sigma[i]) == pytest.approx(float(population.share(parts.members[i]).min()))
+        assert float(parts.sigma[i]) == pytest.approx(
+            float(population.share(parts.members[i]).min())
+        )
         assert float(parts.sigma[i]) <= float(parts.sigma_most[i]) + ROUND
         for j, epsilon in enumerate(epsilons.tolist()):
             R, stretch = min(population.R(epsilon), 1.0), parts.stretch[i]
-            theorem = theorem_1(p=population.p, gram=population.gram, sigma=float(parts.sigma[i]), R_epsilon=R, epsilon=epsilon,
-                                stretch=float(stretch.max()))  # fmt: skip
+            theorem = theorem_1(
+                p=population.p,
+                gram=population.gram,
+                sigma=float(parts.sigma[i]),
+                R_epsilon=R,
+                epsilon=epsilon,
+                stretch=float(stretch.max()),
+            )
             forms = {name: getattr(theorem, name) for name in least}
             certain = [not form.premise for form in forms.values()]
-            assert int(grid.holds[i, j]) == (3 if certain[0] else 2 if certain[1] else int(certain[2]))
+            assert int(grid.holds[i, j]) == (
+                3 if certain[0] else 2 if certain[1] else int(certain[2])
+            )
             assert float(grid.bounds[i, j]) == pytest.approx(theorem.printed.right)
-            least = {name: min(value, forms[name].right if forms[name].certifies else 1.0) for name, value in least.items()}
+            least = {
+                name: min(value, forms[name].right if forms[name].certifies else 1.0)
+                for name, value in least.items()
+            }
             q = population.share(parts.members[i] & population.aligned(epsilon)).clamp(0, 1)
-            held = per_class(p=population.p, gram=population.gram, q=q, epsilon=torch.full_like(q, epsilon), stretch=stretch).holds
+            held = per_class(
+                p=population.p,
+                gram=population.gram,
+                q=q,
+                epsilon=torch.full_like(q, epsilon),
+                stretch=stretch,
+            ).holds
             best = torch.where(held, torch.maximum(best, q), best)
     assert [form.value for form in grid.forms] == pytest.approx(list(least.values()))
-    assert class_by_class(population, parts, epsilons).bound.right == pytest.approx(float(population.p @ (1 - best)))
+    assert class_by_class(population, parts, epsilons).bound.right == pytest.approx(
+        float(population.p @ (1 - best))
+    )
 
 
 @given(samples(r=1.0, tame=False), st.sampled_from([0.1, 0.5, 1.0]))
 def test_main_parts_are_cliques_and_a_search_finds_the_largest(sample, delta):
     population = sample.population
     apart, deltas = distances(population), torch.tensor([delta, 2 * delta]).double()
-    greedy, exact = main_parts(population, apart, deltas), main_parts(population, apart, deltas, nodes=10_000)
+    greedy, exact = (
+        main_parts(population, apart, deltas),
+        main_parts(population, apart, deltas, nodes=10_000),
+    )
     for t in range(2):
         for k, matrix in enumerate(apart):
             own = population.labels == k

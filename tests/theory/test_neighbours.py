@@ -1,4 +1,6 @@
-"""Saunshi's bound, HaoChen's on shared views, the InfoNCE limit of Wang and Isola with its floors, and what a bound says of itself."""
+"""Saunshi's bound, HaoChen's on shared views, the InfoNCE limit of Wang and Isola with its floors,
+and what a bound says of itself.
+"""
 
 import dataclasses
 import itertools
@@ -12,22 +14,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 from populations import MANY, normal, samples
 
-from marginlab.theory import Bound, PairBound, Population, haochen, infonce_floor, infonce_limit, log_mean_exp, saunshi, uniformity_floor
+from marginlab.theory import (
+    Bound,
+    PairBound,
+    Population,
+    haochen,
+    infonce_floor,
+    infonce_limit,
+    log_mean_exp,
+    saunshi,
+    uniformity_floor,
+)
 
-LOSSES = {"hinge": lambda v: (1 - v).clamp(min=0), "logistic": lambda v: torch.nn.functional.softplus(-v) / math.log(2)}
+LOSSES = {
+    "hinge": lambda v: (1 - v).clamp(min=0),
+    "logistic": lambda v: torch.nn.functional.softplus(-v) / math.log(2),
+}
 
 
 def class_losses(population, loss):
-    """(L_un, L_equal, L_sup, error): positives and negatives are views drawn independently from classes; by enumeration."""
+    """(L_un, L_equal, L_sup, error): positives and negatives are views drawn independently from
+    classes; by enumeration.
+    """
     f, V = population.f.flatten(0, 1), population.f.shape[1]
     labels, w = population.labels.repeat_interleave(V), (population.w / V).repeat_interleave(V)
-    conditional = torch.stack([(labels == k) * w / population.p[k] for k in range(len(population.p))])
+    conditional = torch.stack(
+        [(labels == k) * w / population.p[k] for k in range(len(population.p))]
+    )
     product = f @ f.T
     un = equal = supervised = error = different = 0.0
     for c, d in itertools.product(range(len(population.p)), repeat=2):
         mass = float(population.p[c] * population.p[d])
         each = loss(product[:, :, None] - product[:, None, :])  # anchors, positives, negatives
-        value = float(torch.einsum("a,b,c,abc", conditional[c], conditional[c], conditional[d], each))
+        value = float(
+            torch.einsum("a,b,c,abc", conditional[c], conditional[c], conditional[d], each)
+        )
         un += mass * value
         if c == d:
             equal += mass * value
@@ -82,13 +103,16 @@ def test_of_any_priors_the_error_is_at_most_so_many_times_the_loss_of_pairs(samp
 
 
 def test_saunshi_is_refused_for_augmentation_positives_of_which_it_is_false():
-    """Each image is its own augmented views, aligned, and classes are mixed: the loss of two views is low, that of the mean classifier is 1."""
+    """Each image is its own augmented views, aligned, and classes are mixed: the loss of two views
+    is low, that of the mean classifier is 1.
+    """
     n = 8
     f = torch.eye(n, dtype=torch.float64)[:, None] * 3
     labels = torch.tensor([0, 1] * (n // 2))
     population = Population(f, labels)
     product = f[:, 0] @ f[:, 0].T
-    L_un = float(LOSSES["hinge"](product.diagonal()[:, None] - product).mean())  # x+ = x, and x- from all
+    # x+ = x, and x- from all
+    L_un = float(LOSSES["hinge"](product.diagonal()[:, None] - product).mean())
     centers = population.centers
     L_sup = float(LOSSES["hinge"]((f[:, 0] @ (centers[0] - centers[1])) * (1 - 2 * labels)).mean())
     assert L_sup > (L_un - 0.5) / 0.5  # what the bound would say
@@ -100,16 +124,28 @@ def test_saunshi_is_refused_for_augmentation_positives_of_which_it_is_false():
 
 @st.composite
 def graphs(draw):
-    """A(x | image) over shared views, labels, weights: views that belong mostly to a class, blurred."""
+    """A(x | image) over shared views, labels, weights: views that belong mostly to a class,
+    blurred.
+    """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**40)))
     N, X, C = draw(st.integers(2, 10)), draw(st.integers(3, 12)), draw(st.integers(1, 3))
     labels = torch.randint(0, C, (N,), generator=generator)
     leak = draw(st.sampled_from([0.0, 0.001, 0.05, 1.0]))
     own = torch.randint(0, C, (X,), generator=generator) == labels[:, None]
-    draws = torch.rand(N, X, generator=generator, dtype=torch.float64) ** draw(st.sampled_from([1, 4])) * torch.where(own, 1.0, leak)
+    draws = torch.rand(N, X, generator=generator, dtype=torch.float64) ** draw(
+        st.sampled_from([1, 4])
+    ) * torch.where(own, 1.0, leak)
     draws[torch.rand(N, X, generator=generator) < draw(st.sampled_from([0.0, 0.5]))] = 0
-    draws = draws[draws.sum(1) > 0][:, draws.sum(0) > 0] if bool((draws.sum(1) > 0).all()) else draws + 1e-3
-    weights = torch.rand(N, generator=generator, dtype=torch.float64) + 0.05 if draw(st.booleans()) else torch.ones(N, dtype=torch.float64)
+    draws = (
+        draws[draws.sum(1) > 0][:, draws.sum(0) > 0]
+        if bool((draws.sum(1) > 0).all())
+        else draws + 1e-3
+    )
+    weights = (
+        torch.rand(N, generator=generator, dtype=torch.float64) + 0.05
+        if draw(st.booleans())
+        else torch.ones(N, dtype=torch.float64)
+    )
     k = draw(st.integers(1, max(draws.shape[1] - 1, 1)))
     return draws / draws.sum(1, keepdim=True), labels, weights / weights.sum(), k
 
@@ -128,7 +164,8 @@ def test_haochen_holds_on_populations_with_shared_views(graph):
         assert result.images.holds, result.images
         limit = float(result.eigenvalues[k])
         assert result.images.right <= (4 / limit + 1) * result.alpha * (1 + 1e-6) + 1e-8
-    # features: the spectral contrastive loss of the minimiser, by enumeration, is below that of others
+    # features: the spectral contrastive loss of the minimiser, by enumeration, is below that of
+    # others
     joint = draws * weights[:, None]
     mass, w = joint.sum(0), joint.T @ draws
 
@@ -138,7 +175,10 @@ def test_haochen_holds_on_populations_with_shared_views(graph):
 
     best = spectral(result.features)
     generator = torch.Generator().manual_seed(k)
-    for other in (torch.zeros_like(result.features), result.features + 0.01 * normal(generator, *result.features.shape)):
+    for other in (
+        torch.zeros_like(result.features),
+        result.features + 0.01 * normal(generator, *result.features.shape),
+    ):
         assert best <= spectral(other) + 1e-9
 
 
@@ -150,7 +190,9 @@ def test_the_probe_of_haochen_is_least_squares():
     result = haochen(draws=draws, labels=labels, dim=4)
     mass = (draws / 6).sum(0)
     target = torch.eye(3, dtype=torch.float64)[result.likeliest]
-    solved = torch.linalg.lstsq(result.features * mass.sqrt()[:, None], target * mass.sqrt()[:, None]).solution
+    solved = torch.linalg.lstsq(
+        result.features * mass.sqrt()[:, None], target * mass.sqrt()[:, None]
+    ).solution
     read = (result.features @ solved).argmax(1)
     assert abs(float(mass[read != result.likeliest].sum()) - result.views.left) < 1e-9
 
@@ -176,7 +218,9 @@ def test_draws_in_float32_do_not_join_what_is_apart():
 def test_haochen_certifies_where_classes_share_views(unchecked):
     leak = 0.001
     block = torch.block_diag(torch.ones(5, 4), torch.ones(5, 4)).double() + leak
-    result = haochen(draws=block / block.sum(1, keepdim=True), labels=torch.tensor([0] * 5 + [1] * 5), dim=2)
+    result = haochen(
+        draws=block / block.sum(1, keepdim=True), labels=torch.tensor([0] * 5 + [1] * 5), dim=2
+    )
     assert result.images.certifies
     assert result.images.right < 0.01
     for change, words in (
@@ -185,7 +229,14 @@ def test_haochen_certifies_where_classes_share_views(unchecked):
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "as many labels"),
     ):
         with pytest.raises(ValueError, match=words):
-            haochen(**{"draws": block / block.sum(1, keepdim=True), "labels": torch.tensor([0] * 5 + [1] * 5), "dim": 2} | change)
+            haochen(
+                **{
+                    "draws": block / block.sum(1, keepdim=True),
+                    "labels": torch.tensor([0] * 5 + [1] * 5),
+                    "dim": 2,
+                }
+                | change
+            )
 
 
 def test_a_view_that_is_never_drawn_is_refused():
@@ -194,7 +245,11 @@ def test_a_view_that_is_never_drawn_is_refused():
 
 
 @MANY
-@given(samples(r=1.0, most_classes=3, most_views=2), st.sampled_from([2.0, 1.0, 0.5]), st.sampled_from([1, 2, 10, 1000]))
+@given(
+    samples(r=1.0, most_classes=3, most_views=2),
+    st.sampled_from([2.0, 1.0, 0.5]),
+    st.sampled_from([1, 2, 10, 1000]),
+)
 def test_infonce_comes_to_its_limit_as_fast_as_is_said(sample, temperature, negatives):
     result = infonce_limit(sample.population, temperature=temperature, negatives=negatives)
     assert result.below.holds, result
@@ -214,7 +269,10 @@ def test_no_population_is_more_uniform_than_the_sphere(sample, t):
 
 def test_floors_are_those_of_the_sphere():
     for d, kappa in itertools.product((1, 2, 3, 17, 128), (0.1, 1.0, 4.0, 20.0)):
-        assert abs(log_mean_exp(d, kappa) - math.log(scipy.special.hyp0f1(d / 2, kappa**2 / 4))) < 1e-10
+        assert (
+            abs(log_mean_exp(d, kappa) - math.log(scipy.special.hyp0f1(d / 2, kappa**2 / 4)))
+            < 1e-10
+        )
     assert abs(math.exp(uniformity_floor(2, 2.0)) - math.exp(-4) * scipy.special.i0(4)) < 1e-12
     assert abs(math.exp(uniformity_floor(2, 2.0)) - 0.2070) < 1e-4
     assert abs(uniformity_floor(128) + 3.94) < 5e-3
@@ -229,7 +287,11 @@ def test_floors_are_those_of_the_sphere():
 
 def test_limits_are_of_features_of_length_one():
     with pytest.raises(ValueError, match="normalize them"):
-        infonce_limit(Population(torch.eye(2)[:, None] * 2, torch.tensor([0, 1])), temperature=1.0, negatives=2)
+        infonce_limit(
+            Population(torch.eye(2)[:, None] * 2, torch.tensor([0, 1])),
+            temperature=1.0,
+            negatives=2,
+        )
     with pytest.raises(ValueError, match="kappa is positive"):
         log_mean_exp(3, 0.0)
 

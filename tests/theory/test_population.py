@@ -17,7 +17,11 @@ close = torch.testing.assert_close
 def enumerated(population):
     """(probability, feature, image, label) of every view."""
     N, V, _ = population.features.shape
-    return [(float(population.w[i]) / V, population.f[i, v], i, int(population.labels[i])) for i in range(N) for v in range(V)]
+    return [
+        (float(population.w[i]) / V, population.f[i, v], i, int(population.labels[i]))
+        for i in range(N)
+        for v in range(V)
+    ]
 
 
 @given(samples(most_views=3))
@@ -27,21 +31,51 @@ def test_quantities_are_their_enumeration(sample):
     p = [sum(w for w, _, _, label in views if label == k) for k in range(C)]
     mu = [sum(w * f for w, f, _, label in views if label == k) / p[k] for k in range(C)]
     close(population.p, torch.tensor(p, dtype=torch.float64))
-    close(population.gram, torch.stack([torch.stack([a @ b for b in mu]) for a in mu]), atol=1e-12, rtol=1e-9)
-    within = [sum(w * float((f - mu[k]).square().sum()) for w, f, _, label in views if label == k) / p[k] for k in range(C)]
+    close(
+        population.gram,
+        torch.stack([torch.stack([a @ b for b in mu]) for a in mu]),
+        atol=1e-12,
+        rtol=1e-9,
+    )
+    within = [
+        sum(w * float((f - mu[k]).square().sum()) for w, f, _, label in views if label == k) / p[k]
+        for k in range(C)
+    ]
     close(population.within, torch.tensor(within, dtype=torch.float64), atol=1e-12, rtol=1e-9)
     V = population.features.shape[1]
     pairs = [(w / V, f, g, i, label) for w, f, i, label in views for g in population.f[i]]
-    close(population.L_align, sum(w * float((f - g).square().sum()) for w, f, g, _, _ in pairs), atol=1e-12, rtol=1e-9)
-    A = [sum(w * float((f - g).square().sum()) for w, f, g, _, label in pairs if label == k) / p[k] for k in range(C)]
+    close(
+        population.L_align,
+        sum(w * float((f - g).square().sum()) for w, f, g, _, _ in pairs),
+        atol=1e-12,
+        rtol=1e-9,
+    )
+    A = [
+        sum(w * float((f - g).square().sum()) for w, f, g, _, label in pairs if label == k) / p[k]
+        for k in range(C)
+    ]
     close(population.A, torch.tensor(A, dtype=torch.float64), atol=1e-12, rtol=1e-9)
-    close(population.M, sum(w * torch.outer(f, g) for w, f, g, _, _ in pairs), atol=1e-12, rtol=1e-9)
-    widest = {i: max(float((f - g).norm()) for f, g in itertools.product(population.f[i], repeat=2)) for i in range(len(population.f))}
+    close(
+        population.M, sum(w * torch.outer(f, g) for w, f, g, _, _ in pairs), atol=1e-12, rtol=1e-9
+    )
+    widest = {
+        i: max(float((f - g).norm()) for f, g in itertools.product(population.f[i], repeat=2))
+        for i in range(len(population.f))
+    }
     for epsilon in (0.0, 0.1, 1.0):
-        close(population.R(epsilon), sum((float(population.w[i]) for i, d in widest.items() if d > epsilon), 0.0))
+        close(
+            population.R(epsilon),
+            sum((float(population.w[i]) for i, d in widest.items() if d > epsilon), 0.0),
+        )
     clean = population.f[:, 0]
-    nearest = [min(range(C), key=lambda k: (float((f - population.centers[k]).norm()), k)) for f in clean]
-    wrong = [float(w) for w, n, y in zip(population.w, nearest, population.labels.tolist(), strict=True) if n != y]
+    nearest = [
+        min(range(C), key=lambda k: (float((f - population.centers[k]).norm()), k)) for f in clean
+    ]
+    wrong = [
+        float(w)
+        for w, n, y in zip(population.w, nearest, population.labels.tolist(), strict=True)
+        if n != y
+    ]
     close(population.error, sum(wrong, 0.0))
 
 
@@ -51,7 +85,11 @@ def test_infonce_is_its_enumeration(sample):
     views, V = enumerated(population), sample.pixels.shape[1]
     positives = [(w / V, f, g) for w, f, i, _ in views for g in population.f[i]]
     L_1 = -sum(w * float(f @ g) for w, f, g in positives)
-    L_2 = sum(w * v * math.log(math.exp(f @ g) + math.exp(f @ h)) for w, f, g in positives for v, h, _, _ in views)
+    L_2 = sum(
+        w * v * math.log(math.exp(f @ g) + math.exp(f @ h))
+        for w, f, g in positives
+        for v, h, _, _ in views
+    )
     close(torch.tensor(population.infonce()), torch.tensor((L_1, L_2)), atol=1e-12, rtol=1e-9)
     close(L_1, population.L_align / 2 - 1, atol=1e-12, rtol=1e-9)
     assert math.log(2) - 1e-12 <= L_2
@@ -61,7 +99,10 @@ def test_infonce_is_its_enumeration(sample):
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02])
 def test_the_expected_log_of_a_sum_is_its_enumeration(terms, temperature):
     generator = torch.Generator().manual_seed(terms)
-    log_a, log_x = (torch.rand(*shape, generator=generator, dtype=torch.float64) * 2 - 1 for shape in ((3,), (3, 4)))
+    log_a, log_x = (
+        torch.rand(*shape, generator=generator, dtype=torch.float64) * 2 - 1
+        for shape in ((3,), (3, 4))
+    )
     log_a, log_x = log_a / temperature, log_x / temperature
     weights = torch.tensor([0.1, 0.2, 0.0, 0.7], dtype=torch.float64)
     exact = torch.zeros(3).double()
@@ -81,9 +122,12 @@ def test_identities_between_the_quantities(sample):
     tight = {"atol": 1e-10, "rtol": 1e-9}
     close(population.radius, sample.r, **tight)
     close(population.within, r2 - population.gram.diagonal(), **tight)  # V_k = r^2 - ||mu_k||^2
-    close(population.L_align, 2 * (r2 - float(population.w @ population.nu.square().sum(1))), **tight)
+    close(
+        population.L_align, 2 * (r2 - float(population.w @ population.nu.square().sum(1))), **tight
+    )
     trace = float(population.sigma_within.trace())
-    close(float(population.p @ population.within), population.L_align / 2 + trace, **tight)  # total variance
+    # total variance
+    close(float(population.p @ population.within), population.L_align / 2 + trace, **tight)
     B = (population.centers.T * population.p) @ population.centers
     close(population.M - B, population.sigma_within, **tight)
     assert float(torch.linalg.eigvalsh(population.sigma_within).min()) > -1e-10
@@ -91,8 +135,11 @@ def test_identities_between_the_quantities(sample):
     close(float(mean.square().sum()), float(population.p @ population.gram @ population.p), **tight)
     L_1, L_2 = population.correlation
     weight, F = 0.3, population.M
-    direct = (1 - F.diagonal()).square().sum() + weight * (F.square().sum() - F.diagonal().square().sum())
-    close(float(direct), (1 - weight) * L_1 + weight * L_2, **tight)  # L_CC = (1 - lambda) L_1 + lambda L_2
+    direct = (1 - F.diagonal()).square().sum() + weight * (
+        F.square().sum() - F.diagonal().square().sum()
+    )
+    # L_CC = (1 - lambda) L_1 + lambda L_2
+    close(float(direct), (1 - weight) * L_1 + weight * L_2, **tight)
 
 
 def test_what_is_no_population_is_refused():

@@ -1,4 +1,6 @@
-"""Theorem 3: (*) and the bounds of pairs on exact populations, at every temperature and number of negatives; the printed form is vacuous."""
+"""Theorem 3: (*) and the bounds of pairs on exact populations, at every temperature and number of
+negatives; the printed form is vacuous.
+"""
 
 import math
 
@@ -16,17 +18,28 @@ VACUOUS = math.log(16 - math.e)
 def collapsed(points, p=None):
     """Classes collapsed onto points of the unit sphere."""
     f = torch.nn.functional.normalize(torch.tensor(points, dtype=torch.float64), dim=1)[:, None]
-    return Population(f, torch.arange(len(points)), None if p is None else torch.tensor(p, dtype=torch.float64))
+    return Population(
+        f, torch.arange(len(points)), None if p is None else torch.tensor(p, dtype=torch.float64)
+    )
 
 
 def exact(population, temperature=1.0, negatives=1):
     _, L_2 = population.infonce(temperature, negatives)
-    return theorem_3(p=population.p, gram=population.gram, A=population.A, L_2=L_2, temperature=temperature, negatives=negatives)
+    return theorem_3(
+        p=population.p,
+        gram=population.gram,
+        A=population.A,
+        L_2=L_2,
+        temperature=temperature,
+        negatives=negatives,
+    )
 
 
 @MANY
 @given(samples(r=1.0), st.sampled_from([1.0, 1.0, 0.5, 0.1]), st.data())
-def test_theorem_3_holds_exact_and_printed_and_the_exact_form_is_never_weaker(sample, temperature, data):
+def test_theorem_3_holds_exact_and_printed_and_the_exact_form_is_never_weaker(
+    sample, temperature, data
+):
     population = sample.population
     result = exact(population, temperature)
     for bound in (result.jensen, result.pairs, result.average):
@@ -34,7 +47,9 @@ def test_theorem_3_holds_exact_and_printed_and_the_exact_form_is_never_weaker(sa
     epsilon = min(data.draw(epsilons(sample)), 1.4)
     _, L_2 = population.infonce()
     R = min(population.R(epsilon), 1.0)
-    printed = theorem_3_printed(p=population.p, gram=population.gram, L_2=L_2, R_epsilon=R, epsilon=epsilon)
+    printed = theorem_3_printed(
+        p=population.p, gram=population.gram, L_2=L_2, R_epsilon=R, epsilon=epsilon
+    )
     assert printed.holds
     assert float(printed.right.nan_to_num(nan=math.inf).min()) >= VACUOUS - 1e-9
     assert not bool(printed.certifies.any())
@@ -44,7 +59,11 @@ def test_theorem_3_holds_exact_and_printed_and_the_exact_form_is_never_weaker(sa
 
 
 @MANY
-@given(samples(r=1.0, most_classes=3, most_views=2), st.sampled_from([1.0, 0.2]), st.sampled_from([2, 5, 1000]))
+@given(
+    samples(r=1.0, most_classes=3, most_views=2),
+    st.sampled_from([1.0, 0.2]),
+    st.sampled_from([2, 5, 1000]),
+)
 def test_the_exact_form_holds_with_any_number_of_negatives(sample, temperature, negatives):
     result = exact(sample.population, temperature, negatives)
     assert result.jensen.holds
@@ -67,7 +86,9 @@ def test_what_images_that_are_not_aligned_take_is_at_most_tau(sample, epsilon, v
 
 def test_tau_is_what_the_worst_image_takes():
     for epsilon in (0.0, 0.3, 1.0, 2.0):
-        worst = torch.logaddexp(torch.tensor(1 - epsilon), torch.tensor(-1.0)) - torch.logaddexp(torch.tensor(-1.0), torch.tensor(-1.0))
+        worst = torch.logaddexp(torch.tensor(1 - epsilon), torch.tensor(-1.0)) - torch.logaddexp(
+            torch.tensor(-1.0), torch.tensor(-1.0)
+        )
         assert abs(tau(0.25, epsilon) - 0.25 * float(worst)) < 1e-6
     assert tau(0.0, 0.0) == 0.0
 
@@ -76,15 +97,20 @@ def test_collapse_onto_antipodal_points_is_recovered_exactly_where_the_printed_f
     population = collapsed([[1.0, 0.0], [-1.0, 0.0]])
     _, L_2 = population.infonce()
     assert abs(L_2 - 1.410) < 1e-3
-    printed = theorem_3_printed(p=population.p, gram=population.gram, L_2=L_2, R_epsilon=0.0, epsilon=0.0)
+    printed = theorem_3_printed(
+        p=population.p, gram=population.gram, L_2=L_2, R_epsilon=0.0, epsilon=0.0
+    )
     assert abs(float(printed.right[0, 1]) - 5.6) < 0.05
     result = exact(population)
     assert abs(float(result.pairs.right[0, 1]) + 1) < 1e-9
     assert abs(result.average.right + 1) < 1e-9
-    # so that the corollary Err <= (1 - sigma) + R_eps can be had from L_2: upper bounds of mu_k . mu_l in the place of what they bound
+    # so that the corollary Err <= (1 - sigma) + R_eps can be had from L_2: upper bounds of mu_k .
+    # mu_l in the place of what they bound
     upper = population.gram.clone()
     upper[0, 1] = upper[1, 0] = float(result.pairs.right[0, 1])
-    theorem = theorem_1(p=population.p, gram=upper, sigma=0.95, R_epsilon=0.0, epsilon=0.0, stretch=0.0)
+    theorem = theorem_1(
+        p=population.p, gram=upper, sigma=0.95, R_epsilon=0.0, epsilon=0.0, stretch=0.0
+    )
     assert theorem.printed.certifies
 
 
@@ -94,20 +120,27 @@ def test_the_simplex_is_recovered_on_average():
     result = exact(population)
     assert abs(result.average.right + 1 / (C - 1)) < 1e-9
     assert result.average.certifies
-    assert float(result.pairs.right[0, 1]) > -1 / (C - 1)  # one pair alone could be farther only if others were nearer
+    # one pair alone could be farther only if others were nearer
+    assert float(result.pairs.right[0, 1]) > -1 / (C - 1)
     assert abs(exact(population, 0.5).average.right + 1 / (C - 1)) < 1e-7
-    cold = exact(population, 0.05).average  # e^{1.2 / T} = 3e10: what L_2 says of the centers drowns in its digits, and the bound says less, not more
+    # e^{1.2 / T} = 3e10: what L_2 says of the centers drowns in its digits, and the bound says
+    # less, not more
+    cold = exact(population, 0.05).average
     assert cold.holds
     assert cold.right < 0
 
 
 def test_the_least_printed_right_side_is_approached():
-    """L_2 = log 2 exactly where all features are orthogonal to nothing: two balanced classes around 0, each spread over the whole sphere."""
+    """L_2 = log 2 exactly where all features are orthogonal to nothing: two balanced classes around
+    0, each spread over the whole sphere.
+    """
     f = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]] * 2, dtype=torch.float64)
     population = Population(f, torch.tensor([0, 1]))
     _, L_2 = population.infonce()
     assert math.log(2) < L_2 < 1.0
-    least = theorem_3_printed(p=population.p, gram=population.gram, L_2=math.log(2), R_epsilon=0.0, epsilon=0.0)
+    least = theorem_3_printed(
+        p=population.p, gram=population.gram, L_2=math.log(2), R_epsilon=0.0, epsilon=0.0
+    )
     assert abs(float(least.right[0, 1]) - VACUOUS) < 1e-12
 
 
@@ -115,7 +148,13 @@ def test_rare_classes_do_not_overflow():
     population = collapsed([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.3]], [0.9989, 0.001, 0.0001])
     result = exact(population)
     assert result.pairs.holds
-    printed = theorem_3_printed(p=population.p, gram=population.gram, L_2=population.infonce()[1], R_epsilon=0.1, epsilon=0.1)
+    printed = theorem_3_printed(
+        p=population.p,
+        gram=population.gram,
+        L_2=population.infonce()[1],
+        R_epsilon=0.1,
+        epsilon=0.1,
+    )
     assert bool(printed.right[0, 1].isfinite())
     assert printed.holds
 
@@ -128,7 +167,11 @@ def test_what_cannot_be_is_refused():
         theorem_3(p=p, gram=gram, A=torch.tensor([0.0, 2.5]), L_2=1.0)
     with pytest.raises(ValueError, match="temperature is positive"):
         theorem_3(p=p, gram=gram, A=torch.zeros(2), L_2=1.0, temperature=0.0)
-    for L_2, words in ((math.nan, "finite"), (0.0, "No encoder has L_2 = 0 with centers of these lengths"), (0.5, "it is at least")):
+    for L_2, words in (
+        (math.nan, "finite"),
+        (0.0, "No encoder has L_2 = 0 with centers of these lengths"),
+        (0.5, "it is at least"),
+    ):
         with pytest.raises(ValueError, match=words):
             theorem_3(p=p, gram=gram, A=torch.zeros(2), L_2=L_2)
         with pytest.raises(ValueError, match="at least log 2"):

@@ -1,23 +1,27 @@
-"""Kill -9 of a rank of a training on one to three processes, at random moments and while it writes a
-checkpoint; start it again; compare with an undisturbed run.
+"""Kill -9 of a rank of a training on one to three processes, at random moments and while it writes
+a checkpoint; start it again; compare with an undisturbed run.
 
-    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--ranks 1 2 3] [--seed 0] [--start torchrun elastic]
+    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--ranks 1 2 3] [--seed 0] [--start
+    torchrun elastic]
         [--record tests/train/measured/kill_trials.json]
 
-A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed at a checkpoint drawn at random of those that are
-left: it comes as soon as its folder, or one of the files in it, appears, and up to 3 ms later. The others come at a moment drawn uniformly over one
-of the epochs that are left. What starts the ranks takes turns:
+A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed at
+a checkpoint drawn at random of those that are
+left: it comes as soon as its folder, or one of the files in it, appears, and up to 3 ms later. The
+others come at a moment drawn uniformly over one of the epochs that are left. What starts the ranks
+takes turns:
 
     torchrun   the command is given again after each kill
     elastic    the command is given once; torchrun's own agent starts the ranks again
     forked     ranks forked from this process, which has loaded all modules, and stopped as torchrun stops them: the same `fit` in a part of the time
 
-The backbone is the default one, with batch normalisation, whose running statistics each rank has of its
-own images. Numbers of ranks take turns, too, and each has its own undisturbed run.
+The backbone is the default one, with batch normalisation, whose running statistics each rank has of
+its own images. Numbers of ranks take turns, too, and each has its own undisturbed run.
 
-Before a start every process of the last one has to be gone. Printed for each trial, and recorded: the moments, what each kill left (the checkpoint
-that was kept, and whether another was half written), and whether weights, optimizer state and the table of measurements at the end are those of the
-undisturbed run, to the last bit. The status is 1 if one is not, or if a checkpoint was lost.
+Before a start every process of the last one has to be gone. Printed for each trial, and recorded:
+the moments, what each kill left (the checkpoint that was kept, and whether another was half
+written), and whether weights, optimizer state and the table of measurements at the end are those of
+the undisturbed run, to the last bit. The status is 1 if one is not, or if a checkpoint was lost.
 """
 
 import argparse
@@ -47,17 +51,23 @@ import marginlab
 from marginlab import settings
 from marginlab.train import Monitor, Recipe, checkpoint, fit
 
-RECIPE = Recipe(  # of images that `main` makes: to draw shapes anew in each start would take most of its time
-    augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", epochs=8, batch=12, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+# of images that `main` makes: to draw shapes anew in each start would take most of its time
+RECIPE = Recipe(
+    augmentation="Augmentation('ae')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)",
+    epochs=8,
+    batch=12,
+    optimizer="SGD(lr=0.05)",
+)
 WATCH = Monitor(images=20, views=2, bank=40)
 IMAGES = 36  # batches of 12, which one to three ranks share evenly
 EPOCH = IMAGES // RECIPE.batch  # steps, and a checkpoint at the end
 STEPS = RECIPE.epochs * EPOCH
 PATIENCE = 300.0  # seconds that a run may take
 GRACE = 30.0  # seconds from the signal to end to the one that does not ask
-PARTS = ("", ".metadata.tmp", ".metadata", "recipe.toml", "progress.json", "checksums.sha256")  # of a checkpoint, beside each rank's tensors
+# of a checkpoint, beside each rank's tensors
+PARTS = ("", ".metadata.tmp", ".metadata", "recipe.toml", "progress.json", "checksums.sha256")
 WAYS = ("torchrun", "elastic", "forked")
 
 
@@ -79,7 +89,9 @@ def alive(pid: int) -> bool:
 
 
 class Kill(NamedTuple):
-    """A rank killed so many seconds after the first sign of work, when what it was aimed at appeared (None: any moment); what it left."""
+    """A rank killed so many seconds after the first sign of work, when what it was aimed at
+    appeared (None: any moment); what it left.
+    """
 
     aim: str | None
     after: float
@@ -106,7 +118,12 @@ class Start:
     def ranks(self) -> list[int]:
         """The processes of the ranks, children of the leader."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            return [int(pid) for pid in Path(f"/proc/{self.leader}/task/{self.leader}/children").read_text().split()]
+            return [
+                int(pid)
+                for pid in Path(f"/proc/{self.leader}/task/{self.leader}/children")
+                .read_text()
+                .split()
+            ]
         return []
 
     def ended(self) -> bool:
@@ -125,15 +142,37 @@ class Start:
 def _command(folder: Path, ranks: int, restarts: int, said: Path) -> int:
     """What a user types."""
     recipe = folder.with_name("recipe.toml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-    command = [*torchrun, "-m", "marginlab.train", str(recipe), "--folder", str(folder), "--measure", repr(WATCH)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "--max-restarts",
+        str(restarts),
+    ]
+    command = [
+        *torchrun,
+        "-m",
+        "marginlab.train",
+        str(recipe),
+        "--folder",
+        str(folder),
+        "--measure",
+        repr(WATCH),
+    ]
     opened = (os.POSIX_SPAWN_OPEN, 1, str(said), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return os.posix_spawn(sys.executable, command, environment, file_actions=[opened, (os.POSIX_SPAWN_DUP2, 1, 2)])
+    return os.posix_spawn(
+        sys.executable, command, environment, file_actions=[opened, (os.POSIX_SPAWN_DUP2, 1, 2)]
+    )
 
 
 def _forked(folder: Path, ranks: int, said: Path) -> int:
-    """A leader that forks the ranks and watches them as torchrun does: when one has failed the others are told to end, and in the end made to."""
+    """A leader that forks the ranks and watches them as torchrun does: when one has failed the
+    others are told to end, and in the end made to.
+    """
     store = Path(tempfile.mkdtemp(dir=folder.parent)) / "store"  # a new one for each start
     if leader := os.fork():
         return leader
@@ -161,8 +200,15 @@ def _train(folder: Path, rank: int, ranks: int, store: Path, said: Path) -> None
     """What a forked rank does; it does not return."""
     with said.open("a") as out:
         try:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-            fit(settings.read(Recipe, folder.with_name("recipe.toml")), folder, WATCH, say=lambda line: None)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
+            )
+            fit(
+                settings.read(Recipe, folder.with_name("recipe.toml")),
+                folder,
+                WATCH,
+                say=lambda line: None,
+            )
             dist.destroy_process_group()
         except BaseException:
             out.write(traceback.format_exc())
@@ -174,7 +220,11 @@ def _train(folder: Path, rank: int, ranks: int, store: Path, said: Path) -> None
 def half_written(folder: Path) -> list[str]:
     """Checkpoints of a run folder that have not got their name yet, or have it no more."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(entry.name for entry in os.scandir(folder / "checkpoints") if entry.name.endswith(".partial"))
+        return sorted(
+            entry.name
+            for entry in os.scandir(folder / "checkpoints")
+            if entry.name.endswith(".partial")
+        )
     return []
 
 
@@ -199,15 +249,36 @@ def undisturbed(folder: Path, way: str, ranks: int) -> float:
     return time.monotonic() - begun
 
 
-def kill(run: Start, folder: Path, number: int, before: int, aimed: bool, seconds: float, draw: random.Random) -> Kill | None:
-    """Kill a rank when it is time, and wait until all ranks of that start are gone; None if the run has ended before."""
+def kill(
+    run: Start,
+    folder: Path,
+    number: int,
+    before: int,
+    aimed: bool,
+    seconds: float,
+    draw: random.Random,
+) -> Kill | None:
+    """Kill a rank when it is time, and wait until all ranks of that start are gone; None if the run
+    has ended before.
+    """
     until(lambda: stamp(folder) != before or run.ended(), "no rank has begun")
     begun, at, ranks = time.monotonic(), kept(folder), run.ranks()
     parts = (*PARTS, *(f"__{rank}_0.distcp" for rank in range(number)))
-    epoch, part, share, rank = draw.choice(range(at, STEPS, EPOCH) or [at]), draw.choice(parts), draw.random(), draw.randrange(number)
+    epoch, part, share, rank = (
+        draw.choice(range(at, STEPS, EPOCH) or [at]),
+        draw.choice(parts),
+        draw.random(),
+        draw.randrange(number),
+    )
     if aimed and at < STEPS:
-        place, step = folder / "checkpoints" / f"step-{epoch + EPOCH:08d}.partial" / part, epoch + EPOCH
-        until(lambda: place.exists() or kept(folder) >= step or run.ended(), f"{place} has not appeared")
+        place, step = (
+            folder / "checkpoints" / f"step-{epoch + EPOCH:08d}.partial" / part,
+            epoch + EPOCH,
+        )
+        until(
+            lambda: place.exists() or kept(folder) >= step or run.ended(),
+            f"{place} has not appeared",
+        )
         aim, wait = str(place.relative_to(folder / "checkpoints")), 0.003 * share
     else:
         until(lambda: kept(folder) >= epoch or run.ended(), f"step {epoch} has not been kept")
@@ -222,9 +293,15 @@ def kill(run: Start, folder: Path, number: int, before: int, aimed: bool, second
     return Kill(aim, round(after, 3), rank, at, kept(folder), half_written(folder))
 
 
-def trial(folder: Path, way: str, ranks: int, aimed: list[bool], seconds: float, draw: random.Random) -> list[Kill]:
+def trial(
+    folder: Path, way: str, ranks: int, aimed: list[bool], seconds: float, draw: random.Random
+) -> list[Kill]:
     """Kill, start again, and let it end; what each kill left."""
-    seen, before, run = list[Kill](), 0, Start(folder, way, ranks, len(aimed) if way == "elastic" else 0)
+    seen, before, run = (
+        list[Kill](),
+        0,
+        Start(folder, way, ranks, len(aimed) if way == "elastic" else 0),
+    )
     for one in aimed:
         killed = kill(run, folder, ranks, before, one, seconds, draw)
         seen += [] if killed is None else [killed]
@@ -246,7 +323,10 @@ def numbers(folder: Path) -> dict[str, object]:
     while open_:
         name, value = open_.pop()
         if isinstance(value, dict | list | tuple):
-            open_ += [(f"{name}/{key}", item) for key, item in (value.items() if isinstance(value, dict) else enumerate(value))]
+            open_ += [
+                (f"{name}/{key}", item)
+                for key, item in (value.items() if isinstance(value, dict) else enumerate(value))
+            ]
         else:
             found[name] = value
     return found
@@ -255,7 +335,10 @@ def numbers(folder: Path) -> dict[str, object]:
 def alike(folder: Path, other: Path) -> bool:
     """Whether two finished runs hold the same numbers, to the last bit, and the same measurements."""
     one, two = numbers(folder), numbers(other)
-    if one.keys() != two.keys() or (folder / "monitor.csv").read_bytes() != (other / "monitor.csv").read_bytes():
+    if (
+        one.keys() != two.keys()
+        or (folder / "monitor.csv").read_bytes() != (other / "monitor.csv").read_bytes()
+    ):
         return False
     pairs = [(value, two[name]) for name, value in one.items()]
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
@@ -264,13 +347,25 @@ def alike(folder: Path, other: Path) -> bool:
 def main(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     """Make the trials; what came of each."""
     images: dict[str, np.ndarray] = {}
-    draw, pixels, labels = random.Random(options.seed), np.random.default_rng(0), np.arange(IMAGES) % 4
+    draw, pixels, labels = (
+        random.Random(options.seed),
+        np.random.default_rng(0),
+        np.arange(IMAGES) % 4,
+    )
     for split in ("train", "test"):
-        images[f"{split}_images"], images[f"{split}_labels"] = pixels.integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8), labels
+        images[f"{split}_images"], images[f"{split}_labels"] = (
+            pixels.integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8),
+            labels,
+        )
     np.savez(place / "images.npz", **images)
-    (place / "recipe.toml").write_text(settings.to_toml(replace(RECIPE, data=f"npz:{place / 'images.npz'}")))
+    (place / "recipe.toml").write_text(
+        settings.to_toml(replace(RECIPE, data=f"npz:{place / 'images.npz'}"))
+    )
     ways = [(way, ranks) for ranks in options.ranks for way in options.start]
-    times = {(way, ranks): undisturbed(place / f"{way}-{ranks}", way, ranks) for way, ranks in dict.fromkeys(ways)}
+    times = {
+        (way, ranks): undisturbed(place / f"{way}-{ranks}", way, ranks)
+        for way, ranks in dict.fromkeys(ways)
+    }
     for (way, ranks), seconds in times.items():
         print(f"undisturbed, {way}, {ranks} ranks: {seconds:.1f} s of work", flush=True)
         if not alike(place / f"{way}-{ranks}", place / f"{options.start[0]}-{ranks}"):
@@ -279,17 +374,29 @@ def main(options: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     for number in range(options.trials):
         way, ranks = ways[number % len(ways)]
         folder, whole = place / f"trial-{number}", place / f"{options.start[0]}-{ranks}"
-        aimed = [count % 2 == 0 for count in range(number * options.kills, (number + 1) * options.kills)]
+        aimed = [
+            count % 2 == 0 for count in range(number * options.kills, (number + 1) * options.kills)
+        ]
         seen = trial(folder, way, ranks, aimed, times[way, ranks], draw)
-        one = {"start": way, "ranks": ranks, "kills": [killed._asdict() for killed in seen], "same": alike(folder, whole)}
+        one = {
+            "start": way,
+            "ranks": ranks,
+            "kills": [killed._asdict() for killed in seen],
+            "same": alike(folder, whole),
+        }
         found.append(one | {"lost": any(killed.kept < killed.before for killed in seen)})
         ended = ("the same" if one["same"] else "DIFFERENT") + ", LOST" * found[-1]["lost"]
-        print(f"trial {number}, {way}, {ranks} ranks: {ended}\n    " + "\n    ".join(map(str, seen)), flush=True)
+        print(
+            f"trial {number}, {way}, {ranks} ranks: {ended}\n    " + "\n    ".join(map(str, seen)),
+            flush=True,
+        )
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2])
@@ -306,9 +413,19 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         trials = main(options, Path(folder))
     if options.record:
-        versions = {"torch": torch.__version__, "python": platform.python_version(), "marginlab": marginlab.__version__}
+        versions = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "marginlab": marginlab.__version__,
+        }
         command = " ".join(["python", "tests/train/kill_trials.py", *sys.argv[1:]])
-        record = {"command": command, "device": f"CPU, {os.cpu_count()} cores", "date": str(date.today()), **versions, "trials": trials}
+        record = {
+            "command": command,
+            "device": f"CPU, {os.cpu_count()} cores",
+            "date": str(date.today()),
+            **versions,
+            "trials": trials,
+        }
         options.record.parent.mkdir(exist_ok=True)
         options.record.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(0 if all(one["same"] and not one["lost"] for one in trials) else 1)

@@ -1,14 +1,19 @@
-"""Train the Omniglot recipe on one process and on two, with the same global batches, and compare what they say.
+"""Train the Omniglot recipe on one process and on two, with the same global batches, and compare
+what they say.
 
-    python tests/train/ranks_agree.py [--presets omniglot omniglot-r01] [--seeds 0] [--steps 20] [--steps64 200] [--timed 40] [--record FILE.json]
+    python tests/train/ranks_agree.py [--presets omniglot omniglot-r01] [--seeds 0] [--steps 20]
+    [--steps64 200] [--timed 40] [--record FILE.json]
 
-Printed, of each preset: the largest difference of the losses of the first steps in float32, and of more of them in float64 (network, centers and
-all between; the views are drawn in float32); the median seconds of a step, in the preset's own precision, on one process with one thread and two,
-and on two processes with one each; and the bytes that a rank gives into the collectives of a step, with those that the planner foresees for the head
-among them, and beside them the gradients that DDP exchanges. All that is printed is recorded. The status is 1 if losses differ by more than 1e-4 or
+Printed, of each preset: the largest difference of the losses of the first steps in float32, and of
+more of them in float64 (network, centers and all between; the views are drawn in float32); the
+median seconds of a step, in the preset's own precision, on one process with one thread and two, and
+on two processes with one each; and the bytes that a rank gives into the collectives of a step, with
+those that the planner foresees for the head among them, and beside them the gradients that DDP
+exchanges. All that is printed is recorded. The status is 1 if losses differ by more than 1e-4 or
 1e-8.
 
-A process of the comparison is this file again, with `--worker`. It trains by `fit` itself, whose step is only watched.
+A process of the comparison is this file again, with `--worker`. It trains by `fit` itself, whose
+step is only watched.
 """
 
 import argparse
@@ -43,7 +48,9 @@ LOOP = sys.modules["marginlab.train.fit"]  # the module: its package has a funct
 
 
 class Said(NamedTuple):
-    """What a run said: the loss of each step, the median seconds of one, and the payloads and the gradients' bytes of the last."""
+    """What a run said: the loss of each step, the median seconds of one, and the payloads and the
+    gradients' bytes of the last.
+    """
 
     losses: list[float]
     seconds: float
@@ -70,7 +77,9 @@ def watched(recipe: Recipe, steps: int, dtype: torch.dtype, folder: Path) -> Sai
 
     def make(self, num_classes=2):
         method = made(self, num_classes).to(dtype)
-        method.backbone.register_forward_pre_hook(lambda module, arguments: tuple(x.to(dtype) for x in arguments))
+        method.backbone.register_forward_pre_hook(
+            lambda module, arguments: tuple(x.to(dtype) for x in arguments)
+        )
         return method
 
     def one(self, forward, rows, epoch):
@@ -80,8 +89,17 @@ def watched(recipe: Recipe, steps: int, dtype: torch.dtype, folder: Path) -> Sai
         seconds.append(time.perf_counter() - begun)
         losses.append(float(said["loss"]))
         given[:] = seen
-        outside = {id(p) for part in self.method.modules() if isinstance(part, PartialFC) for p in part.parameters()}
-        gradients[0] = sum(p.nbytes for p in self.method.parameters() if id(p) not in outside) if ranks.size() > 1 else 0
+        outside = {
+            id(p)
+            for part in self.method.modules()
+            if isinstance(part, PartialFC)
+            for p in part.parameters()
+        }
+        gradients[0] = (
+            sum(p.nbytes for p in self.method.parameters() if id(p) not in outside)
+            if ranks.size() > 1
+            else 0
+        )
         if len(losses) == steps:
             raise Enough
         return said
@@ -114,10 +132,28 @@ def trained(recipe: Recipe, steps: int, dtype: str, processes: int, threads: int
     with tempfile.TemporaryDirectory() as place:
         own, result = Path(place) / "recipe.toml", Path(place) / "said.json"
         own.write_text(settings.to_toml(recipe))
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-        words = [__file__, "--worker", str(own), str(steps), dtype, str(Path(place) / "run"), str(result)]
+        start = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            if processes > 1
+            else []
+        )
+        words = [
+            __file__,
+            "--worker",
+            str(own),
+            str(steps),
+            dtype,
+            str(Path(place) / "run"),
+            str(result),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([sys.executable, *start, *words], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *start, *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{processes} process(es) failed:\n{done.stderr[-3000:]}")
         return Said(*json.loads(result.read_text()))
@@ -129,13 +165,27 @@ def apart(one: Said, two: Said) -> float:
 
 
 def exchanged(said: Said, recipe: Recipe, rate: float, classes: int, dim: int, margin: str) -> str:
-    """What a rank of two gives into the collectives of a step, in words; what the planner foresees for the head is looked for among it."""
+    """What a rank of two gives into the collectives of a step, in words; what the planner foresees
+    for the head is looked for among it.
+    """
     rest = [tuple(pair) for pair in said.payloads]
     words = f"{sum(n for _, n in rest):,} bytes of a rank in {len(rest)} collectives of a step"
-    planned = traffic(Setup(classes=classes, dim=dim, batch=recipe.batch // 2, ranks=2, sample_rate=rate, margin=margin, device="cpu"))
+    planned = traffic(
+        Setup(
+            classes=classes,
+            dim=dim,
+            batch=recipe.batch // 2,
+            ranks=2,
+            sample_rate=rate,
+            margin=margin,
+            device="cpu",
+        )
+    )
     for exchange in planned:
         rest.remove((exchange.collective, exchange.payload))  # a ValueError: the planner is wrong
-    words += f", of which the head's {sum(exchange.payload for exchange in planned):,} are as planned"
+    words += (
+        f", of which the head's {sum(exchange.payload for exchange in planned):,} are as planned"
+    )
     return f"{words}; and {said.gradients:,} bytes of gradients by DDP"
 
 
@@ -146,11 +196,15 @@ def main(arguments: list[str]) -> int:
         worker(Path(recipe), int(steps), dtype, Path(folder), Path(result))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--presets", nargs="+", default=["omniglot", "omniglot-r01"], help="of the study partial_fc")
+    parser.add_argument(
+        "--presets", nargs="+", default=["omniglot", "omniglot-r01"], help="of the study partial_fc"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=20, help="in float32")
     parser.add_argument("--steps64", type=int, default=200, help="in float64")
-    parser.add_argument("--timed", type=int, default=40, help="steps of which the seconds are taken")
+    parser.add_argument(
+        "--timed", type=int, default=40, help="steps of which the seconds are taken"
+    )
     parser.add_argument("--record", type=Path)
     options = parser.parse_args(arguments)
     lines: list[str] = []
@@ -165,22 +219,42 @@ def main(arguments: list[str]) -> int:
         own = of.module._recipe(of.grid(chosen)[0], chosen)
         for seed in options.seeds:
             recipe = replace(own, precision="float32", seed=seed)
-            for dtype, steps, most in (("float32", options.steps, 1e-4), ("float64", options.steps64, 1e-8)):
+            for dtype, steps, most in (
+                ("float32", options.steps, 1e-4),
+                ("float64", options.steps64, 1e-8),
+            ):
                 if steps:
-                    worst = apart(trained(recipe, steps, dtype, 1), trained(recipe, steps, dtype, 2))
-                    say(f"{preset}, seed {seed}, {dtype}: {steps} losses on 1 and 2 processes differ by at most {worst:.1e}; allowed is {most:.0e}")
+                    worst = apart(
+                        trained(recipe, steps, dtype, 1), trained(recipe, steps, dtype, 2)
+                    )
+                    say(
+                        f"{preset}, seed {seed}, {dtype}: {steps} losses on 1 and 2 "
+                        f"processes differ by at most {worst:.1e}; allowed is {most:.0e}"
+                    )
                     failed |= not worst <= most
         for processes, threads in ((1, 1), (1, 2), (2, 1)) if options.timed else ():
             said = trained(own, options.timed, "float32", processes, threads)
             how = f"{processes} process(es), {threads} thread(s) each"
-            say(f"{preset}: {how}: {said.seconds:.3f} s a step of {own.batch} images, {own.batch / said.seconds:,.0f} images/s")
+            say(
+                f"{preset}: {how}: {said.seconds:.3f} s a step of {own.batch} images, "
+                f"{own.batch / said.seconds:,.0f} images/s"
+            )
             if processes == 2:
                 classes = len(data.load(own.data, "train", size=own.image_size).classes)
-                say(f"{preset}: {exchanged(said, own, chosen.rates[0], classes, chosen.dim, chosen.margin)}")
+                say(
+                    f"{preset}: "
+                    f"{exchanged(said, own, chosen.rates[0], classes, chosen.dim, chosen.margin)}"
+                )
     if options.record:
         command = f"python tests/train/ranks_agree.py {' '.join(arguments)}"
         versions = {"torch": torch.__version__, "python": platform.python_version()}
-        record = {"command": command, "device": f"CPU, {os.cpu_count()} cores", "date": str(date.today()), **versions, "said": lines}
+        record = {
+            "command": command,
+            "device": f"CPU, {os.cpu_count()} cores",
+            "date": str(date.today()),
+            **versions,
+            "said": lines,
+        }
         options.record.write_text(json.dumps(record, indent=1) + "\n")
     return int(failed)
 

@@ -1,4 +1,6 @@
-"""A run on classes of which some have no image: said at loading, measured over those that are there."""
+"""A run on classes of which some have no image: said at loading, measured over those that are
+there.
+"""
 
 import math
 

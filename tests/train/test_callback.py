@@ -23,7 +23,9 @@ def digits():
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 16))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 16)
+    )
 
 
 def plain_loop(model, train, callback, epochs):
@@ -35,7 +37,9 @@ def plain_loop(model, train, callback, epochs):
     for epoch in range(1, epochs + 1):
         for rows in torch.arange(len(train)).split(20):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(head(model(train.images[rows] / 255)), train.labels[rows]).backward()
+            nn.functional.cross_entropy(
+                head(model(train.images[rows] / 255)), train.labels[rows]
+            ).backward()
             optimizer.step()
         callback(epoch)
 
@@ -44,28 +48,58 @@ def test_a_plain_loop_is_measured_on_the_schedule_and_left_as_it_was(digits, tmp
     train, test = digits
     monitor = Monitor(every=2, images=40, views=3, measures=("Alignment(normalize=True)",))
     watched, alone = network(), network()
-    callback = Callback(watched, train, test, Augmentation("ae"), epochs=5, monitor=monitor, csv=tmp_path / "rows.csv")
+    callback = Callback(
+        watched,
+        train,
+        test,
+        Augmentation("ae"),
+        epochs=5,
+        monitor=monitor,
+        csv=tmp_path / "rows.csv",
+    )
     plain_loop(watched, train, callback, 5)
     plain_loop(alone, train, lambda epoch: None, 5)
     assert sorted({row.epoch for row in callback.rows}) == [0, 2, 4, 5]
-    assert all(torch.equal(a, b) for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True))  # it only looks
+    # it only looks
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
     assert {row.name.split("/")[1] for row in callback.rows} == {"backbone"}
     by_name = {row.name: row for row in callback.rows if row.epoch == 5}
-    own = encode_views(callback.model.eval(), Augmentation("ae"), test.subset(40), 3, seed=0, device=torch.device("cpu"), split="test")["backbone"]
+    own = encode_views(
+        callback.model.eval(),
+        Augmentation("ae"),
+        test.subset(40),
+        3,
+        seed=0,
+        device=torch.device("cpu"),
+        split="test",
+    )["backbone"]
     expected = float(alignment(own)[0].mean())
     assert by_name["Alignment.L_align/backbone"].value == pytest.approx(expected)
     assert by_name["Alignment.L_align/backbone"][2:] == by_name["alignment/backbone"][2:]
     assert by_name["knn_error/backbone"].value < 0.5
     with (tmp_path / "rows.csv").open() as file:
         kept = list(csv.DictReader(file))
-    assert [(int(row["epoch"]), row["name"], float(row["value"])) for row in kept] == [row[:3] for row in callback.rows]
+    assert [(int(row["epoch"]), row["name"], float(row["value"])) for row in kept] == [
+        row[:3] for row in callback.rows
+    ]
 
 
 def test_parts_of_a_network_keep_their_own_modes_and_a_projector_is_measured_beside(digits):
     train, test = digits
     model = network().train()
     model[1].eval()  # a frozen batch normalisation
-    callback = Callback(model, train, test, Augmentation("a"), epochs=3, monitor=Monitor(images=20, views=2), project=nn.Linear(16, 4))
+    callback = Callback(
+        model,
+        train,
+        test,
+        Augmentation("a"),
+        epochs=3,
+        monitor=Monitor(images=20, views=2),
+        project=nn.Linear(16, 4),
+    )
     assert callback(1) == callback(2) == []
     rows = callback(3)
     assert {row.name.split("/")[1] for row in rows} == {"backbone", "projector"}
@@ -95,13 +129,31 @@ def test_what_cannot_be_measured_is_refused(digits):
 
 def test_measures_of_a_run_stand_in_its_table(tmp_path):
     recipe = Recipe(
-        data="digits", image_size=16, images=60, augmentation="Augmentation('a')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-        method="SimCLR(hidden=8, dim=4)", epochs=1, batch=20,
-    )  # fmt: skip
-    run = fit(recipe, tmp_path / "run", Monitor(images=40, views=2, bank=40, measures=("ClassDivergence()",)), say=lambda line: None)
+        data="digits",
+        image_size=16,
+        images=60,
+        augmentation="Augmentation('a')",
+        backbone="Backbone('resnet18', stem='strided', width=0.125)",
+        method="SimCLR(hidden=8, dim=4)",
+        epochs=1,
+        batch=20,
+    )
+    run = fit(
+        recipe,
+        tmp_path / "run",
+        Monitor(images=40, views=2, bank=40, measures=("ClassDivergence()",)),
+        say=lambda line: None,
+    )
     names = {row.name for row in run.rows}
-    assert {"ClassDivergence.Delta_mu/backbone", "ClassDivergence.Delta_mu/projector", "delta_mu/projector"} <= names
-    own, other = (next(row for row in run.rows if row.name == f"{name}/projector") for name in ("ClassDivergence.Delta_mu", "delta_mu"))
+    assert {
+        "ClassDivergence.Delta_mu/backbone",
+        "ClassDivergence.Delta_mu/projector",
+        "delta_mu/projector",
+    } <= names
+    own, other = (
+        next(row for row in run.rows if row.name == f"{name}/projector")
+        for name in ("ClassDivergence.Delta_mu", "delta_mu")
+    )
     assert (own.value, own.n) == (other.value, other.n)
     # of a biased number the plain row has no interval, and delta_mu one that allows for the choice
     assert own.low != own.low
@@ -111,22 +163,54 @@ def test_measures_of_a_run_stand_in_its_table(tmp_path):
 
 def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
     train, test = digits
-    callback = Callback(network(), train, test, Augmentation("a"), epochs=1, monitor=Monitor(images=40, views=3, bounds=True))
+    callback = Callback(
+        network(),
+        train,
+        test,
+        Augmentation("a"),
+        epochs=1,
+        monitor=Monitor(images=40, views=3, bounds=True),
+    )
     rows = {row.name: row for row in callback(0)}
     seen = []
     for split, images in (("train", train.subset(40)), ("test", test.subset(40))):
-        views = encode_views(callback.model.eval(), Augmentation("a"), images, 3, seed=0, device=torch.device("cpu"), split=split)["backbone"]
+        views = encode_views(
+            callback.model.eval(),
+            Augmentation("a"),
+            images,
+            3,
+            seed=0,
+            device=torch.device("cpu"),
+            split=split,
+        )["backbone"]
         clean = encode_images(callback.model.eval(), images.images, torch.device("cpu"))["backbone"]
         seen.append((torch.cat((clean[:, None], views), dim=1), images.labels))
     certificate = certify(*seen[0], new=seen[1], v_curve=False)
     assert rows["certified[T']/backbone"].value == certificate["(T')"].value
     assert rows["certified[fixed centers]/backbone"].value == certificate["Corollary, fixed"].value
-    assert rows["certified[new]/backbone"].value == certificate["new images"].value >= rows["new_error/backbone"].high
+    assert (
+        rows["certified[new]/backbone"].value
+        == certificate["new images"].value
+        >= rows["new_error/backbone"].high
+    )
     assert rows["new_error/backbone"].value == certificate.new_error[0]
-    assert rows["certified[T', test]/backbone"].value == certify(*seen[1], v_curve=False)["(T')"].value
+    assert (
+        rows["certified[T', test]/backbone"].value == certify(*seen[1], v_curve=False)["(T')"].value
+    )
     population = Population(*seen[1])
     assert rows["tau/backbone"].value > 0
-    assert rows["companion/backbone"].value >= rows["view_error/backbone"].value == pytest.approx(population.view_error)
-    assert rows["theorem_3.mean_product/backbone"].value <= rows["theorem_3.all_terms/backbone"].value + 1e-9
+    assert (
+        rows["companion/backbone"].value
+        >= rows["view_error/backbone"].value
+        == pytest.approx(population.view_error)
+    )
+    assert (
+        rows["theorem_3.mean_product/backbone"].value
+        <= rows["theorem_3.all_terms/backbone"].value + 1e-9
+    )
     assert rows["theorem_3.printed/backbone"].value > math.log(16 - math.e)
-    assert rows["theorem_4.product/backbone"].value <= rows["theorem_4.refined/backbone"].value <= rows["theorem_4.printed/backbone"].value
+    assert (
+        rows["theorem_4.product/backbone"].value
+        <= rows["theorem_4.refined/backbone"].value
+        <= rows["theorem_4.printed/backbone"].value
+    )

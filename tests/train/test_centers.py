@@ -1,4 +1,6 @@
-"""Files of class centers: round trips of insightface's shards and of safetensors, what is refused, and other numbers of classes."""
+"""Files of class centers: round trips of insightface's shards and of safetensors, what is refused,
+and other numbers of classes.
+"""
 
 import os
 import re
@@ -8,7 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from marginlab.losses import PartialFC
-from marginlab.train.centers import export_insightface, import_insightface, load_centers, resized, save_centers
+from marginlab.train.centers import (
+    export_insightface,
+    import_insightface,
+    load_centers,
+    resized,
+    save_centers,
+)
 
 
 def centers_of(*shape, dtype=torch.float32):
@@ -31,7 +39,9 @@ def test_a_shard_holds_what_insightface_reads_and_no_more(tmp_path):
     export_insightface(centers, tmp_path, 3)
     bounds = [(0, 3), (3, 5), (5, 7)]  # C // N + 1 classes for the first C mod N
     for rank, (start, stop) in enumerate(bounds):
-        weight = torch.load(tmp_path / f"checkpoint_gpu_{rank}.pt", weights_only=True)["state_dict_softmax_fc"]["weight"]
+        weight = torch.load(tmp_path / f"checkpoint_gpu_{rank}.pt", weights_only=True)[
+            "state_dict_softmax_fc"
+        ]["weight"]
         assert torch.equal(weight, centers[start:stop])
         assert weight.untyped_storage().nbytes() == weight.numel() * 4
 
@@ -46,8 +56,16 @@ def test_files_of_2021_and_whole_checkpoints_are_read(tmp_path, zipped):
         name = f"rank{'_' if zipped else ':'}{rank}_softmax_weight.pt"
         torch.save(part.clone(), tmp_path / "old" / name, _use_new_zipfile_serialization=zipped)
         torch.save(part.clone(), tmp_path / "old" / f"rank_{rank}_softmax_weight_mom.pt")
-        whole = {"epoch": 3, "global_step": 70, "state_dict_backbone": {"w": torch.ones(2)}, "state_dict_softmax_fc": {"weight": part.clone()}}
-        torch.save({**whole, "state_optimizer": {"param_groups": [{"lr": 0.1}]}}, tmp_path / "new" / f"checkpoint_gpu_{rank}.pt")
+        whole = {
+            "epoch": 3,
+            "global_step": 70,
+            "state_dict_backbone": {"w": torch.ones(2)},
+            "state_dict_softmax_fc": {"weight": part.clone()},
+        }
+        torch.save(
+            {**whole, "state_optimizer": {"param_groups": [{"lr": 0.1}]}},
+            tmp_path / "new" / f"checkpoint_gpu_{rank}.pt",
+        )
     (tmp_path / "old" / "backbone.pth").write_bytes(b"")
     assert torch.equal(import_insightface(tmp_path / "old"), centers)
     assert torch.equal(import_insightface(tmp_path / "new"), centers)
@@ -61,7 +79,11 @@ def exported(folder, C=10, ranks=4):
 def test_shards_that_do_not_add_up_are_refused_by_name(tmp_path):
     files = exported(tmp_path)  # 3, 3, 2, 2
     torch.save({"state_dict_softmax_fc": {"weight": torch.ones(1, 4)}}, files[3])
-    with pytest.raises(ValueError, match=r"9 classes together.*checkpoint_gpu_1.pt \(3, not 2\), .*checkpoint_gpu_3.pt \(1, not 2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"9 classes together.*checkpoint_gpu_1.pt \(3, not 2\), .*checkpoint_gpu_3.pt \(1, "
+        r"not 2\)",
+    ):
         import_insightface(tmp_path)
     files[1].unlink()
     with pytest.raises(FileNotFoundError, match=r"none of rank 1\."):
@@ -92,10 +114,16 @@ def test_what_is_no_shard_is_refused(tmp_path):
     with pytest.raises(ValueError, match="of two formats"):
         import_insightface(tmp_path)
     torch.save({"weight": torch.ones(3, 4)}, files[0])
-    with pytest.raises(ValueError, match=r"checkpoint_gpu_0.pt holds no centers: .*state_dict_softmax_fc"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint_gpu_0.pt holds no centers: .*state_dict_softmax_fc"
+    ):
         import_insightface(files)
     torch.save({"state_dict_softmax_fc": {"weight": torch.ones(3, 5)}}, files[0])
-    with pytest.raises(ValueError, match=r"checkpoint_gpu_1.pt holds \(3, 4\) of torch.float32, and .*checkpoint_gpu_0.pt \(3, 5\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint_gpu_1.pt holds \(3, 4\) of torch.float32, and .*checkpoint_gpu_0.pt "
+        r"\(3, 5\)",
+    ):
         import_insightface(files)
 
 
@@ -104,9 +132,14 @@ class Foreign:
 
 
 def test_no_code_in_a_file_is_run(tmp_path):
-    torch.save({"state_dict_softmax_fc": {"weight": torch.ones(3, 4)}, "more": Foreign()}, tmp_path / "checkpoint_gpu_0.pt")
+    torch.save(
+        {"state_dict_softmax_fc": {"weight": torch.ones(3, 4)}, "more": Foreign()},
+        tmp_path / "checkpoint_gpu_0.pt",
+    )
     with pytest.raises(
-        ValueError, match=r"checkpoint_gpu_0.pt could not be read as tensors.*it holds a test_centers.Foreign.*save its centers alone"
+        ValueError,
+        match=r"checkpoint_gpu_0.pt could not be read as tensors.*it holds a "
+        r"test_centers.Foreign.*save its centers alone",
     ):
         import_insightface(tmp_path)
     (tmp_path / "checkpoint_gpu_0.pt").write_bytes(b"")
@@ -157,8 +190,14 @@ def test_files_that_are_not_of_centers_are_refused(tmp_path):
     save_file({"weight": torch.ones(2, 2)}, path)
     with pytest.raises(ValueError, match="holds no tensor `centers`, but weight"):
         load_centers(path)
-    save_file({"centers": torch.ones(2, 1, 2)}, path, metadata={"num_classes": "3", "subcenters": "1", "dim": "2"})
-    with pytest.raises(ValueError, match=r"\(2, 1, 2\), but its metadata says \(C, K, D\) = \('3', '1', '2'\)"):
+    save_file(
+        {"centers": torch.ones(2, 1, 2)},
+        path,
+        metadata={"num_classes": "3", "subcenters": "1", "dim": "2"},
+    )
+    with pytest.raises(
+        ValueError, match=r"\(2, 1, 2\), but its metadata says \(C, K, D\) = \('3', '1', '2'\)"
+    ):
         load_centers(path)
 
 
@@ -166,7 +205,11 @@ def test_files_that_are_not_of_centers_are_refused(tmp_path):
 def test_more_classes_are_those_of_a_new_classifier_and_fewer_are_the_first(shape):
     centers = centers_of(*shape)
     more = resized(centers, 2100, seed=5)
-    fresh = PartialFC(2100, 4, subcenters=centers.flatten(1).shape[1] // 4, seed=5).centers.detach().reshape(2100, *shape[1:])
+    fresh = (
+        PartialFC(2100, 4, subcenters=centers.flatten(1).shape[1] // 4, seed=5)
+        .centers.detach()
+        .reshape(2100, *shape[1:])
+    )
     assert torch.equal(more[:1500], centers)
     assert torch.equal(more[1500:], fresh[1500:])
     assert torch.equal(resized(more, 1500, seed=0), centers)
@@ -188,7 +231,10 @@ def test_a_part_of_the_centers_is_not_written_as_all(pool, tmp_path):
 def written(group, rank, folder):
     centers = PartialFC(5, 4, group=group).state_dict()["centers"]
     said = []
-    for write in (lambda: save_centers(folder / "centers.safetensors", centers), lambda: export_insightface(centers, folder, 2)):
+    for write in (
+        lambda: save_centers(folder / "centers.safetensors", centers),
+        lambda: export_insightface(centers, folder, 2),
+    ):
         with pytest.raises(ValueError, match="a part") as error:
             write()
         said.append(str(error.value))

@@ -15,7 +15,18 @@ import torch
 
 from marginlab import settings
 from marginlab.settings import SettingsError
-from marginlab.train import Monitor, Recipe, check, checkpoint, contents, fit, keeping, load, restore, save
+from marginlab.train import (
+    Monitor,
+    Recipe,
+    check,
+    checkpoint,
+    contents,
+    fit,
+    keeping,
+    load,
+    restore,
+    save,
+)
 from marginlab.train.angles import Angles, CollapseWarning
 
 RECIPE = Recipe(
@@ -97,7 +108,9 @@ def test_a_step_that_was_saved_is_not_taken_for_another_of_its_number(tmp_path):
     with torch.no_grad():
         other = RECIPE.make_method(5)
         other.backbone.net.conv1.weight.zero_()
-    with pytest.raises(FileExistsError, match=r"step-00000007 is there already.*Save each step once"):
+    with pytest.raises(
+        FileExistsError, match=r"step-00000007 is there already.*Save each step once"
+    ):
         save(tmp_path, RECIPE, other, step=7, classes="vwxyz")
     assert load(tmp_path).classes == tuple("abcde")
     assert alike(load(tmp_path).state_dict(), method.state_dict())

@@ -1,4 +1,6 @@
-"""A run folder belongs to one recipe: also of two that come together, and after a crash or a removal in between."""
+"""A run folder belongs to one recipe: also of two that come together, and after a crash or a
+removal in between.
+"""
 
 import os
 import shutil
@@ -12,9 +14,14 @@ from marginlab.train import Monitor, Recipe, claim, fit, rows
 from marginlab.train.claim import claimed
 
 RECIPE = Recipe(
-    images=32, augmentation="Augmentation('e')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="SimCLR(hidden=16, dim=16)", epochs=2, batch=16, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    images=32,
+    augmentation="Augmentation('e')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="SimCLR(hidden=16, dim=16)",
+    epochs=2,
+    batch=16,
+    optimizer="SGD(lr=0.05)",
+)
 OTHER = replace(RECIPE, seed=1)
 
 
@@ -61,13 +68,19 @@ def test_another_recipe_that_comes_between_the_look_and_the_lock_is_seen(tmp_pat
                 pass
 
     monkeypatch.setattr(claim, "_refuse", late)
-    with pytest.raises(SettingsError, match=r"holds a run with seed = 1, not 0"), claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"):
+    with (
+        pytest.raises(SettingsError, match=r"holds a run with seed = 1, not 0"),
+        claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"),
+    ):
         pass
 
 
 def test_a_folder_of_something_else_stays_as_it_was(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(SettingsError, match="is not empty and holds no run"), claimed(RECIPE, Monitor(), "images\n", tmp_path):
+    with (
+        pytest.raises(SettingsError, match="is not empty and holds no run"),
+        claimed(RECIPE, Monitor(), "images\n", tmp_path),
+    ):
         pass
     assert _names(tmp_path) == ["letter.txt"]
 
@@ -77,7 +90,10 @@ def test_empty_files_of_a_crash_are_written_again(tmp_path):
         (tmp_path / name).touch()
     with claimed(RECIPE, Monitor(), "images\n", tmp_path):
         pass
-    with pytest.raises(SettingsError, match="other images"), claimed(RECIPE, Monitor(), "others\n", tmp_path):
+    with (
+        pytest.raises(SettingsError, match="other images"),
+        claimed(RECIPE, Monitor(), "others\n", tmp_path),
+    ):
         pass
 
 
@@ -87,14 +103,18 @@ def test_a_folder_that_cannot_be_filled_keeps_nothing_half(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(claim.os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"), claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"):
+        with (
+            pytest.raises(OSError, match="No space left"),
+            claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"),
+        ):
             pass
     assert _names(tmp_path / "run") == [".lock"]
     with claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"):
         pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer, whose file is gone
+# of TensorBoard's writer, whose file is gone
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
 def test_a_folder_that_is_removed_during_the_run_is_told_of(tmp_path, monkeypatch, again):
     """Otherwise checkpoints would go into a folder of the same name that holds no recipe."""
@@ -109,7 +129,9 @@ def test_a_folder_that_is_removed_during_the_run_is_told_of(tmp_path, monkeypatc
                     folder.mkdir()
             return []
 
-    with pytest.raises(OSError, match=r"run was removed while the run trained in it.*The same command begins again"):
+    with pytest.raises(
+        OSError, match=r"run was removed while the run trained in it.*The same command begins again"
+    ):
         fit(RECIPE, folder, Removing(every=1), say=lambda line: None)
     assert not (folder / "checkpoints").exists()
     fit(RECIPE, folder, Nothing(every=1), say=lambda line: None)
@@ -139,8 +161,16 @@ def test_a_folder_whose_name_is_no_utf_8_is_refused_before_it_is_made(tmp_path):
 @pytest.mark.parametrize(
     ("refused", "error", "remedy"),
     [
-        ({"method": "MoCo(queue=16, splits=16, dim=16)"}, "Give at least 32", {"method": "MoCo(queue=16, splits=2, dim=16)"}),
-        ({"optimizer": "SGD(lr=1e30)", "schedule": "Constant()", "epochs": 3}, "no checkpoint was written", {}),
+        (
+            {"method": "MoCo(queue=16, splits=16, dim=16)"},
+            "Give at least 32",
+            {"method": "MoCo(queue=16, splits=2, dim=16)"},
+        ),
+        (
+            {"optimizer": "SGD(lr=1e30)", "schedule": "Constant()", "epochs": 3},
+            "no checkpoint was written",
+            {},
+        ),
     ],
     ids=["refused by the first batch", "no finite numbers in the first epoch"],
 )
@@ -175,7 +205,9 @@ def test_nothing_else_is_given_back(tmp_path):
 
         with pytest.raises(KeyError):
             work()
-        return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {".lock"}
+        return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {
+            ".lock"
+        }
 
     def keep(folder):
         (folder / "checkpoints" / "step-00000002").mkdir(parents=True)
@@ -203,7 +235,15 @@ def test_nothing_else_is_given_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [".lock", ".partial", "machines.csv", "checkpoints", "checkpoints/step-1.partial", "tensorboard"]
+    "name",
+    [
+        ".lock",
+        ".partial",
+        "machines.csv",
+        "checkpoints",
+        "checkpoints/step-1.partial",
+        "tensorboard",
+    ],
 )
 def test_a_link_in_a_run_folder_leads_nowhere(tmp_path, name):
     victim, folder = tmp_path / "victim", tmp_path / "run"

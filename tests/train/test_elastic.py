@@ -1,4 +1,6 @@
-"""A head and its lazy optimizer, saved on N ranks and loaded on M: the same centers and state, and the same losses from there on."""
+"""A head and its lazy optimizer, saved on N ranks and loaded on M: the same centers and state, and
+the same losses from there on.
+"""
 
 import functools
 import itertools
@@ -27,9 +29,18 @@ class Small(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3, DIM, dtype=torch.float64)
         with torch.no_grad():
-            self.layer.weight.copy_(torch.randn(DIM, 3, generator=torch.Generator().manual_seed(seed)))
+            self.layer.weight.copy_(
+                torch.randn(DIM, 3, generator=torch.Generator().manual_seed(seed))
+            )
             self.layer.bias.zero_()
-        settings = {"sample_rate": rate, "scale": 8.0, "subcenters": K, "dtype": torch.float64, "grads": "sum", "seed": 3}
+        settings = {
+            "sample_rate": rate,
+            "scale": 8.0,
+            "subcenters": K,
+            "dtype": torch.float64,
+            "grads": "sum",
+            "seed": 3,
+        }
         self.head = PartialFC(CLASSES, DIM, margin=AdaFace(0.4).double(), group=group, **settings)
 
 
@@ -45,11 +56,16 @@ def made(group, kind, seed=0):
 
 
 def steps(group, rank, n, module, optimizers, first, last):
-    """Losses of the steps first to last - 1, each on 6 rows that belong to the step, spread over the ranks."""
+    """Losses of the steps first to last - 1, each on 6 rows that belong to the step, spread over
+    the ranks.
+    """
     losses = []
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
-        x, labels = torch.randn(6, 3, dtype=torch.float64, generator=generator), torch.randint(CLASSES, (6,), generator=generator)
+        x, labels = (
+            torch.randn(6, 3, dtype=torch.float64, generator=generator),
+            torch.randint(CLASSES, (6,), generator=generator),
+        )
         own = slice(6 * rank // n, 6 * (rank + 1) // n)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -72,14 +88,21 @@ def quietly(function, *arguments, **keywords):
 def saved(group, rank, n, kind, folder):
     module, optimizers = made(group, kind)
     steps(group, rank, n, module, optimizers, 0, 4)
-    state = {"method": module.state_dict(), "optimizer0": named(module, optimizers[0]), "optimizer1": named(module, optimizers[1])}
+    state = {
+        "method": module.state_dict(),
+        "optimizer0": named(module, optimizers[0]),
+        "optimizer1": named(module, optimizers[1]),
+    }
     quietly(dcp.save, state, checkpoint_id=folder, process_group=group)
     return steps(group, rank, n, module, optimizers, 4, 9)
 
 
 def loaded(group, rank, n, kind, folder):
     module, optimizers = made(group, kind, seed=1)
-    state = {"method": module.state_dict(), **saved_as(contents.metadata(folder), folder, module, optimizers)}
+    state = {
+        "method": module.state_dict(),
+        **saved_as(contents.metadata(folder), folder, module, optimizers),
+    }
     quietly(dcp.load, state, checkpoint_id=folder, process_group=group)
     module.load_state_dict(state["method"])
     for number, optimizer in enumerate(optimizers):
@@ -105,8 +128,12 @@ def test_saved_on_n_ranks_it_goes_on_alike_on_m(pool, tmp_path, kind):
             torch.testing.assert_close(losses, whole[1], rtol=1e-10, atol=1e-10)
             assert all(len(value) == len(centers) for value in kept.values())
             assert len(rows) == 1
-        assert [rows[0] for _, _, rows, _ in answers] == [min(r * -(-CLASSES // m), CLASSES) for r in range(m)]
-        joined = {name: torch.cat([kept[name] for _, kept, _, _ in answers]) for name in answers[0][1]}
+        assert [rows[0] for _, _, rows, _ in answers] == [
+            min(r * -(-CLASSES // m), CLASSES) for r in range(m)
+        ]
+        joined = {
+            name: torch.cat([kept[name] for _, kept, _, _ in answers]) for name in answers[0][1]
+        }
         joined["centers"] = torch.cat([centers for centers, _, _, _ in answers])
         if m == 1 and n == 1:
             one = joined
@@ -119,7 +146,19 @@ def test_state_of_another_method_is_refused(tmp_path):
     loss = module.head(module.layer(torch.randn(4, 3, dtype=torch.float64)), torch.arange(4))
     loss.backward()
     optimizers[1].step()
-    quietly(dcp.save, {"optimizer1": named(module, optimizers[1])}, checkpoint_id=tmp_path / "a", no_dist=True)
+    quietly(
+        dcp.save,
+        {"optimizer1": named(module, optimizers[1])},
+        checkpoint_id=tmp_path / "a",
+        no_dist=True,
+    )
     other = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"optimizer state of 'head\.centers', which this method does not have"):
-        saved_as(contents.metadata(tmp_path / "a"), tmp_path / "a", other, [torch.optim.SGD(other.parameters(), 0.1)] * 2)
+    with pytest.raises(
+        ValueError, match=r"optimizer state of 'head\.centers', which this method does not have"
+    ):
+        saved_as(
+            contents.metadata(tmp_path / "a"),
+            tmp_path / "a",
+            other,
+            [torch.optim.SGD(other.parameters(), 0.1)] * 2,
+        )

@@ -1,4 +1,6 @@
-"""Training: it learns, resumes bit for bit after being killed anywhere, and refuses what cannot be trained before it starts."""
+"""Training: it learns, resumes bit for bit after being killed anywhere, and refuses what cannot be
+trained before it starts.
+"""
 
 import csv
 import fcntl
@@ -25,10 +27,16 @@ from marginlab.train.fit import _Loop
 from marginlab.train.keeping import start
 
 SMALL = Recipe(
-    images=96, augmentation="Augmentation('ade')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="SimCLR(hidden=32, dim=16)", epochs=3, batch=32, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
-NARROW = "Backbone('resnet18', stem='strided', width=0.0625)"  # for bfloat16, which many a processor emulates
+    images=96,
+    augmentation="Augmentation('ade')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="SimCLR(hidden=32, dim=16)",
+    epochs=3,
+    batch=32,
+    optimizer="SGD(lr=0.05)",
+)
+# for bfloat16, which many a processor emulates
+NARROW = "Backbone('resnet18', stem='strided', width=0.0625)"
 WATCH = Monitor(every=1, images=40, views=3, bank=60)
 
 
@@ -45,7 +53,14 @@ def whole(tmp_path_factory):
     return fit(SMALL, tmp_path_factory.mktemp("whole") / "run", WATCH, say=quiet)
 
 
-SHAPE = ("alignment", "R_epsilon[0.5]", "divergence_max", "divergence_mean", "center_norm_min", "delta_mu")
+SHAPE = (
+    "alignment",
+    "R_epsilon[0.5]",
+    "divergence_max",
+    "divergence_mean",
+    "center_norm_min",
+    "delta_mu",
+)
 
 
 def test_a_run_measures_what_the_monitor_promises(whole):
@@ -124,7 +139,8 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_one_that_was_not(whole, 
     recipe.write_text(settings.to_toml(SMALL))
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(recipe), str(folder)])
     deadline = time.monotonic() + 200
-    while not list(folder.glob("checkpoints/*")) and time.monotonic() < deadline:  # also one that is just being written
+    # also one that is just being written
+    while not list(folder.glob("checkpoints/*")) and time.monotonic() < deadline:
         time.sleep(0.005)
     assert child.poll() is None, "the child ended before it could be killed"
     time.sleep(moment)
@@ -137,7 +153,8 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_one_that_was_not(whole, 
 
 
 def test_a_long_epoch_is_saved_inside_and_gone_on_with(tmp_path, monkeypatch, whole):
-    monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 2)  # steps 2, 4, 8 lie inside epochs of 3
+    # steps 2, 4, 8 lie inside epochs of 3
+    monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 2)
 
     class Dying(Monitor):
         def __call__(self, method, augmentation, train, test, at, *, last):
@@ -154,7 +171,10 @@ def test_a_long_epoch_is_saved_inside_and_gone_on_with(tmp_path, monkeypatch, wh
 
 
 def test_a_folder_is_of_one_monitor_one_set_of_images_and_one_process(tmp_path):
-    data = {"images": torch.randint(0, 256, (60, 8, 8, 3), dtype=torch.uint8).numpy(), "labels": torch.arange(60).numpy() % 2}
+    data = {
+        "images": torch.randint(0, 256, (60, 8, 8, 3), dtype=torch.uint8).numpy(),
+        "labels": torch.arange(60).numpy() % 2,
+    }
     np.savez(tmp_path / "own.npz", **data)
     recipe = replace(SMALL, data=f"npz:{tmp_path / 'own.npz'}", images=0, batch=16, epochs=1)
     short = Monitor(images=20, views=2, bank=20)
@@ -170,14 +190,18 @@ def test_a_folder_is_of_one_monitor_one_set_of_images_and_one_process(tmp_path):
         fit(recipe, tmp_path / "run", short, say=quiet)
 
 
-@pytest.mark.parametrize("wrong", [{"every": -1}, {"images": 1}, {"views": 1}, {"bank": 1}, {"bank": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"every": -1}, {"images": 1}, {"views": 1}, {"bank": 1}, {"bank": -1}]
+)
 def test_a_monitor_refuses_what_it_cannot_measure(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         Monitor(**wrong)
 
 
 def test_a_folder_of_another_recipe_is_refused(whole, tmp_path):
-    with pytest.raises(SettingsError, match=r"holds a run with epochs = 3, not 4\. Choose another folder"):
+    with pytest.raises(
+        SettingsError, match=r"holds a run with epochs = 3, not 4\. Choose another folder"
+    ):
         fit(replace(SMALL, epochs=4), whole.folder, say=quiet)
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(SettingsError, match="is not empty and holds no run"):
@@ -188,12 +212,20 @@ def test_a_folder_of_another_recipe_is_refused(whole, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [
-        ({"batch": 97}, SettingsError, r"batch of 97 is more than the 96 training images of shapes\. Take batch <= 96"),
+        (
+            {"batch": 97},
+            SettingsError,
+            r"batch of 97 is more than the 96 training images of shapes\. Take batch <= 96",
+        ),
         ({"data": "shape"}, ValueError, "did you mean 'shapes'"),
         ({"backbone": "Backbone('resnt18')"}, SettingsError, "timm has no model 'resnt18'"),
         ({"backbone": "Projector((2, 3))"}, SettingsError, "is not a backbone"),
         ({"method": "SimCRL()"}, SettingsError, "did you mean 'SimCLR'"),
-        ({"method": "MarginClassifier(margin='ElasticFace(plus=True)')", "accumulate": 2}, SettingsError, "accumulate = 2 .* all rows of a batch"),
+        (
+            {"method": "MarginClassifier(margin='ElasticFace(plus=True)')", "accumulate": 2},
+            SettingsError,
+            "accumulate = 2 .* all rows of a batch",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(tmp_path, changes, error, sentence):
@@ -212,8 +244,12 @@ def refused(group, rank, recipe, folder):
 @pytest.mark.xdist_group("ranks")
 def test_a_view_for_each_rank_is_too_few_for_batch_normalisation(pool, tmp_path):
     small = replace(SMALL, method="MarginClassifier(dim=8)", batch=4, images=8)
-    for said in pool.run(4, refused, replace(small, image_size=8), tmp_path / "run"):  # the last maps are single pixels
-        assert "A micro-batch is one view (batch = 4, accumulate = 1): Expected more than 1 value per channel" in said
+    # the last maps are single pixels
+    for said in pool.run(4, refused, replace(small, image_size=8), tmp_path / "run"):
+        assert (
+            "A micro-batch is one view (batch = 4, accumulate = 1): Expected more than 1 "
+            "value per channel" in said
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -242,46 +278,78 @@ def test_a_recipe_reads_back_from_its_file(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
-    wild = replace(SMALL, optimizer="SGD(lr=1e30)", schedule="Constant()", method="BarlowTwins(hidden=16, dim=16)")
-    with pytest.raises(FloatingPointError, match=r"Step \d+ of \d+, rank 0: the first number that is not finite is in"):
+    wild = replace(
+        SMALL,
+        optimizer="SGD(lr=1e30)",
+        schedule="Constant()",
+        method="BarlowTwins(hidden=16, dim=16)",
+    )
+    with pytest.raises(
+        FloatingPointError,
+        match=r"Step \d+ of \d+, rank 0: the first number that is not finite is in",
+    ):
         fit(wild, tmp_path / "run", Monitor(images=20, views=2, bank=20), say=quiet)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"precision": "bfloat16", "backbone": NARROW}, {"accumulate": 2}, {"method": "BarlowTwins(hidden=32, dim=32)", "optimizer": "SGD(lr=0.01)"}],
+    [
+        {},
+        {"precision": "bfloat16", "backbone": NARROW},
+        {"accumulate": 2},
+        {"method": "BarlowTwins(hidden=32, dim=32)", "optimizer": "SGD(lr=0.01)"},
+    ],
     ids=["plain", "bfloat16", "accumulation", "barlow"],
 )
 def test_every_way_to_train_learns(tmp_path, changes):
-    run = fit(replace(SMALL, images=128, epochs=12, **changes), tmp_path / "run", Monitor(every=12, images=20, views=2, bank=20), say=quiet)
+    run = fit(
+        replace(SMALL, images=128, epochs=12, **changes),
+        tmp_path / "run",
+        Monitor(every=12, images=20, views=2, bank=20),
+        say=quiet,
+    )
     losses = [row.value for row in run.rows if row.name == "loss"]
     assert len(losses) == 12
     assert sum(losses[-4:]) < 0.99 * sum(losses[:4])
 
 
 def test_a_compiled_run_is_close_to_an_eager_one(whole, tmp_path):
-    # Without the run-time checks of these tests, which compilers do not trace, in a process of its own. The whole step is traced and
-    # differentiated as in a real run; generating C++ for it would take a minute more.
+    # Without the run-time checks of these tests, which compilers do not trace, in a process of its
+    # own. The whole step is traced and differentiated as in a real run; generating C++ for it would
+    # take a minute more.
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(replace(SMALL, compile=True, epochs=1)))
     child = f"import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')\n{CHILD}"
-    subprocess.run([sys.executable, "-c", child, str(recipe), str(tmp_path / "run")], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", child, str(recipe), str(tmp_path / "run")], check=True, timeout=120
+    )
     with (tmp_path / "run" / "monitor.csv").open() as file:
         rows = list(csv.DictReader(file))
     eager = next(row.value for row in whole.rows if row.name == "loss")
-    assert float(next(row["value"] for row in rows if row["name"] == "loss")) == pytest.approx(eager, rel=0.05)
+    assert float(next(row["value"] for row in rows if row["name"] == "loss")) == pytest.approx(
+        eager, rel=0.05
+    )
 
 
 def test_the_command_trains_says_what_it_did_and_refuses_with_a_sentence(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(replace(SMALL, epochs=1)))
-    command = [sys.executable, "-m", "marginlab.train", str(recipe), "--folder", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "marginlab.train",
+        str(recipe),
+        "--folder",
+        str(tmp_path / "run"),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "knn_error/backbone" in done.stdout
     assert "Kept in" in done.stdout
-    wrong = subprocess.run([*command, "--batch", "32000"], capture_output=True, text=True, env=environment, timeout=120)
+    wrong = subprocess.run(
+        [*command, "--batch", "32000"], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert wrong.returncode == 2
     assert "Take batch <=" in wrong.stderr
     assert "Traceback" not in wrong.stderr
@@ -290,9 +358,25 @@ def test_the_command_trains_says_what_it_did_and_refuses_with_a_sentence(tmp_pat
 def test_two_processes_train_the_same_run_by_torchrun(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(replace(SMALL, epochs=1)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "marginlab.train", str(recipe)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "marginlab.train",
+        str(recipe),
+    ]
     folder = Path(tmp_path / "run")
-    done = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
+    done = subprocess.run(
+        [*command, "--folder", str(folder)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert load(folder).encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
     assert done.stdout.count("knn_error/backbone") == 1
@@ -332,9 +416,13 @@ def test_a_checkpoint_that_is_not_the_runs_is_refused(whole, tmp_path):
     run = fit(margin, tmp_path / "margin", WATCH, say=quiet)
     there = latest(run.folder)
     method = margin.make_method(9)
-    with pytest.raises(ValueError, match=r"here classifier\.centers is \(9, 1, 8\), and it holds \(10, 1, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"here classifier\.centers is \(9, 1, 8\), and it holds \(10, 1, 8\)"
+    ):
         restore(there, method, method.optimizers(margin.make_optimizer()))
-    (there / "progress.json").write_text(json.dumps(json.loads((there / "progress.json").read_text()) | {"ranks": 0}))
+    (there / "progress.json").write_text(
+        json.dumps(json.loads((there / "progress.json").read_text()) | {"ranks": 0})
+    )
     with pytest.raises(ValueError, match=r"progress\.json says no number of ranks, from 1 on"):
         load(run.folder)
 
@@ -359,7 +447,8 @@ def test_tensorboard_shows_each_epoch_once_also_after_a_stop(whole, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Monitor, "__call__", dying)
         with pytest.raises(KeyboardInterrupt):
-            fit(SMALL, tmp_path / "run", WATCH, say=quiet)  # the loss of epoch 2 is written there, and no checkpoint of it
+            # the loss of epoch 2 is written there, and no checkpoint of it
+            fit(SMALL, tmp_path / "run", WATCH, say=quiet)
     fit(SMALL, tmp_path / "run", WATCH, say=quiet)
     shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("loss")
     kept = [row for row in whole.rows if row.name == "loss"]
@@ -367,7 +456,9 @@ def test_tensorboard_shows_each_epoch_once_also_after_a_stop(whole, tmp_path, mo
     assert [event.value for event in shown] == pytest.approx([row.value for row in kept], rel=1e-6)
 
 
-def test_the_loss_of_a_margin_classifier_is_that_of_the_batch_however_it_is_cut(tmp_path, monkeypatch):
+def test_the_loss_of_a_margin_classifier_is_that_of_the_batch_however_it_is_cut(
+    tmp_path, monkeypatch
+):
     embed = MarginClassifier.embed
 
     def without_statistics(self, views):  # batch normalisation would see micro-batches
@@ -377,22 +468,34 @@ def test_the_loss_of_a_margin_classifier_is_that_of_the_batch_however_it_is_cut(
     monkeypatch.setattr(MarginClassifier, "embed", without_statistics)
     method = "MarginClassifier(margin='CosFace(0.2)', scale=8.0, dim=8, sample_rate=0.5)"
     backbone = "Backbone('resnet18', stem='strided', width=0.125, norm='group')"
-    one = replace(SMALL, method=method, backbone=backbone, augmentation="Augmentation('e')", epochs=2, images=64)
+    one = replace(
+        SMALL,
+        method=method,
+        backbone=backbone,
+        augmentation="Augmentation('e')",
+        epochs=2,
+        images=64,
+    )
     runs = [fit(replace(one, accumulate=n), tmp_path / str(n), WATCH, say=quiet) for n in (1, 4)]
     losses = [[row.value for row in run.rows if row.name == "loss"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    torch.testing.assert_close(weights(runs[0].method), weights(runs[1].method), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        weights(runs[0].method), weights(runs[1].method), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_run_starts_from_another_with_more_classes_and_the_old_centers_kept(tmp_path):
     margin = replace(SMALL, data="shapes-5", method="MarginClassifier(dim=8)", epochs=1, batch=48)
     first = fit(margin, tmp_path / "first", WATCH, say=quiet)
-    more = replace(margin, data="shapes", start=str(first.folder), optimizer="SGD(lr=1e-12)")  # ten classes
+    # ten classes
+    more = replace(margin, data="shapes", start=str(first.folder), optimizer="SGD(lr=1e-12)")
     run = fit(more, tmp_path / "more", WATCH, say=quiet)
     centers = run.method.classifier.centers
     torch.testing.assert_close(centers[:5], first.method.classifier.centers)
     torch.testing.assert_close(centers[5:], more.make_method(10).classifier.centers[5:])
-    torch.testing.assert_close(run.method.backbone.net.conv1.weight, first.method.backbone.net.conv1.weight)
+    torch.testing.assert_close(
+        run.method.backbone.net.conv1.weight, first.method.backbone.net.conv1.weight
+    )
     with pytest.raises(ValueError, match=r"do not fit: head\..* is .* there, .* here"):
         fit(replace(more, method="MarginClassifier(dim=9)"), tmp_path / "other", WATCH, say=quiet)
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
@@ -401,13 +504,17 @@ def test_a_run_starts_from_another_with_more_classes_and_the_old_centers_kept(tm
 
 
 def test_a_run_keeps_the_weights_that_it_started_from(tmp_path, monkeypatch):
-    """Killed before its first checkpoint it goes on from them, though the other run has gone on meanwhile."""
+    """Killed before its first checkpoint it goes on from them, though the other run has gone on
+    meanwhile.
+    """
     margin = replace(SMALL, method="MarginClassifier(dim=8, sample_rate=0.5)", epochs=1, batch=48)
     first = fit(margin, tmp_path / "first", WATCH, say=quiet)
     more = replace(margin, start=str(first.folder), epochs=2)
     whole = fit(more, tmp_path / "whole", WATCH, say=quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "one_step", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            _Loop, "one_step", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             fit(more, tmp_path / "killed", WATCH, say=quiet)
     shutil.rmtree(first.folder)
@@ -419,7 +526,11 @@ def test_a_run_keeps_the_weights_that_it_started_from(tmp_path, monkeypatch):
 def started(group, rank, recipe, folder):
     method = recipe.make_method(10)
     start(method, folder)
-    return method.classifier.part, method.classifier.centers.detach(), method.backbone.net.conv1.weight.detach()
+    return (
+        method.classifier.part,
+        method.classifier.centers.detach(),
+        method.backbone.net.conv1.weight.detach(),
+    )
 
 
 @pytest.mark.xdist_group("ranks")
@@ -435,7 +546,9 @@ def test_ranks_start_from_a_run_with_other_classes_each_with_its_part(pool, tmp_
 
 def test_images_of_a_size_that_a_backbone_does_not_take_are_refused_before_work(tmp_path):
     vit = "Backbone('vit_tiny_patch16_224', stem='imagenet')"
-    with pytest.raises(SettingsError, match=r"does not take images of \(3, 32, 32\): .* Set image_size"):
+    with pytest.raises(
+        SettingsError, match=r"does not take images of \(3, 32, 32\): .* Set image_size"
+    ):
         fit(replace(SMALL, backbone=vit), tmp_path / "run", WATCH, say=quiet)
     assert not (tmp_path / "run").exists()
     method = replace(SMALL, backbone=vit.replace(")", ", image_size=32)")).make_method()

@@ -64,7 +64,9 @@ def test_progress_of_other_types_is_refused(place, key, value):
     assert "progress.json" in refusal(place)
 
 
-@pytest.mark.parametrize("name", ["progress.json", "recipe.toml", ".metadata", "__0_0.distcp", contents.SUMS, "x"])
+@pytest.mark.parametrize(
+    "name", ["progress.json", "recipe.toml", ".metadata", "__0_0.distcp", contents.SUMS, "x"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
 def test_what_is_no_file_is_refused_and_not_waited_for(place, name, kind):
     (place / name).unlink(missing_ok=True)
@@ -126,4 +128,6 @@ def test_a_network_that_is_sketched_first_is_the_same(kept):
     before = torch.random.get_rng_state()
     again = load(kept)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in RECIPE.make_method().state_dict().items())
+    assert all(
+        torch.equal(v, again.state_dict()[k]) for k, v in RECIPE.make_method().state_dict().items()
+    )

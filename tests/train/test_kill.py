@@ -1,4 +1,6 @@
-"""Broken off while a checkpoint is written, and killed, a run goes on from a whole checkpoint and ends as one that nobody disturbed."""
+"""Broken off while a checkpoint is written, and killed, a run goes on from a whole checkpoint and
+ends as one that nobody disturbed.
+"""
 
 import json
 import os
@@ -16,9 +18,14 @@ from marginlab.train.monitor import Monitor
 
 SCRIPT = Path(__file__).with_name("kill_trials.py")
 RECIPE = Recipe(
-    images=32, augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
-    method="MarginClassifier(margin='ArcFace(0.3)', scale=16.0, dim=8)", epochs=2, batch=16, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    images=32,
+    augmentation="Augmentation('ae')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
+    method="MarginClassifier(margin='ArcFace(0.3)', scale=16.0, dim=8)",
+    epochs=2,
+    batch=16,
+    optimizer="SGD(lr=0.05)",
+)
 WATCH = Monitor(images=20, views=2, bank=40)
 
 
@@ -61,7 +68,9 @@ CUTS = {  # where the second of two checkpoints is broken off, and which of them
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_broken_off_in_any_part_of_a_checkpoint_a_run_goes_on_from_a_whole_one(tmp_path, monkeypatch, undisturbed, cut):
+def test_broken_off_in_any_part_of_a_checkpoint_a_run_goes_on_from_a_whole_one(
+    tmp_path, monkeypatch, undisturbed, cut
+):
     *what, kept = CUTS[cut]
     with monkeypatch.context() as patch:
         broken_off(patch, *what)
@@ -72,14 +81,22 @@ def test_broken_off_in_any_part_of_a_checkpoint_a_run_goes_on_from_a_whole_one(t
     assert repr(again.rows) == repr(undisturbed.rows)
     for name, value in undisturbed.method.state_dict().items():
         assert torch.equal(value, again.method.state_dict()[name]), name
-    whole = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix != ".partial"]
+    whole = [
+        path.name
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+        if path.suffix != ".partial"
+    ]
     assert set(whole) - {"step-00000002"} == {"step-00000004"}
 
 
 def test_a_step_that_is_kept_is_not_written_again(tmp_path, monkeypatch, undisturbed):
-    """The signal to end, in the last step of an epoch, comes when that step has been kept: removing it first would leave nothing for a moment."""
+    """The signal to end, in the last step of an epoch, comes when that step has been kept: removing
+    it first would leave nothing for a moment.
+    """
     folder, method = undisturbed.folder, undisturbed.method
-    keeper = Keeper(RECIPE, folder, method, method.optimizers(RECIPE.make_optimizer()), (), torch.device("cpu"))
+    keeper = Keeper(
+        RECIPE, folder, method, method.optimizers(RECIPE.make_optimizer()), (), torch.device("cpu")
+    )
     place = keeper.save(5, {})
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(checkpoint, "save_state", None)
@@ -91,11 +108,21 @@ def test_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path):
     """Trials of the script on one to three ranks; the first and the last aim at a checkpoint."""
     asked = "--trials 3 --kills 1 --ranks 1 2 3 --seed 15 --start forked --record".split()
     command = [sys.executable, str(SCRIPT), *asked, str(tmp_path / "said.json")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     trials = json.loads((tmp_path / "said.json").read_text())["trials"]
     assert [(trial["same"], trial["lost"]) for trial in trials] == [(True, False)] * 3
-    assert [kill["aim"] is not None for trial in trials for kill in trial["kills"]] == [True, False, True]
+    assert [kill["aim"] is not None for trial in trials for kill in trial["kills"]] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_the_recorded_trials_all_ended_alike():

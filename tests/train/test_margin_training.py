@@ -1,4 +1,6 @@
-"""Margin training: it learns, a sampled run that died ends bit for bit as one that did not, ranks, shipped recipes, the monitor with many classes."""
+"""Margin training: it learns, a sampled run that died ends bit for bit as one that did not, ranks,
+shipped recipes, the monitor with many classes.
+"""
 
 import json
 import os
@@ -21,12 +23,26 @@ from marginlab.train import Monitor, Recipe, checkpoint, contents, fit, load
 from marginlab.train.__main__ import RECIPES, main
 
 SMALL = Recipe(
-    images=96, augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="MarginClassifier(scale=16.0, dim=16)", epochs=3, batch=32, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    images=96,
+    augmentation="Augmentation('ae')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MarginClassifier(scale=16.0, dim=16)",
+    epochs=3,
+    batch=32,
+    optimizer="SGD(lr=0.05)",
+)
 # 5 of 10 classes at a time, a margin with buffers, and one with a count of its steps
-SAMPLED = replace(SMALL, method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", batch=8, images=80)
-ELASTIC = replace(SAMPLED, method="MarginClassifier(margin=\"ElasticFace(0.3)\", scale=16.0, dim=16, sample_rate=0.5, subcenters=2)")
+SAMPLED = replace(
+    SMALL,
+    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)",
+    batch=8,
+    images=80,
+)
+ELASTIC = replace(
+    SAMPLED,
+    method='MarginClassifier(margin="ElasticFace(0.3)", scale=16.0, dim=16, sample_rate=0.5, '
+    "subcenters=2)",
+)
 WATCH = Monitor(every=1, images=20, views=2, bank=40)
 
 
@@ -55,15 +71,30 @@ def dying(at_epoch):
 @pytest.mark.parametrize(
     "changes",
     [
-        # the straight-through gradient: with the true one a few classes may collapse (see the head of marginlab.methods.margin_classifier)
-        {"method": "MarginClassifier(margin=\"ArcFace(0.5, gradient='straight_through')\", scale=16.0, dim=16)"},
-        {"method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, sample_rate=0.5)", "accumulate": 2},
+        # the straight-through gradient: with the true one a few classes may collapse (see the head
+        # of marginlab.methods.margin_classifier)
+        {
+            "method": "MarginClassifier(margin=\"ArcFace(0.5, gradient='straight_through')\", "
+            "scale=16.0, dim=16)"
+        },
+        {
+            "method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, sample_rate=0.5)",
+            "accumulate": 2,
+        },
     ],
     ids=["all classes", "sampled"],
 )
 def test_it_learns(tmp_path, changes):
     # Flips only: on a small set under crops a small network takes longer than a test may.
-    recipe = replace(SMALL, images=500, epochs=8, batch=50, augmentation="Augmentation('e')", optimizer="SGD(lr=0.1)", **changes)
+    recipe = replace(
+        SMALL,
+        images=500,
+        epochs=8,
+        batch=50,
+        augmentation="Augmentation('e')",
+        optimizer="SGD(lr=0.1)",
+        **changes,
+    )
     run = fit(recipe, tmp_path / "run", Monitor(images=20, views=2, bank=400), say=quiet)
     named = {(row.epoch, row.name): row.value for row in run.rows}
     angles = [named[epoch, "target_angle"] for epoch in range(1, 9)]
@@ -71,7 +102,10 @@ def test_it_learns(tmp_path, changes):
     assert angles[-1] < angles[0] - 15
     assert named[8, "loss"] < 0.7 * named[1, "loss"]
     for space in ("backbone", "projector"):
-        assert named[8, f"nearest_center_error/{space}"] < named[0, f"nearest_center_error/{space}"] - 0.1
+        assert (
+            named[8, f"nearest_center_error/{space}"]
+            < named[0, f"nearest_center_error/{space}"] - 0.1
+        )
     assert named[8, "knn_error/projector"] < named[0, "knn_error/projector"] - 0.1
 
 
@@ -82,8 +116,11 @@ def sampled(tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", [SAMPLED, ELASTIC], ids=["AdaFace", "ElasticFace, sub-centers"])
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(tmp_path, monkeypatch, sampled, recipe, epoch):
-    monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 4)  # also inside the epochs of 10 steps
+def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(
+    tmp_path, monkeypatch, sampled, recipe, epoch
+):
+    # also inside the epochs of 10 steps
+    monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 4)
     whole = sampled if recipe is SAMPLED else fit(recipe, tmp_path / "whole", WATCH, say=quiet)
     with pytest.raises(Stop):
         fit(recipe, tmp_path / "run", dying(epoch), say=quiet)
@@ -95,12 +132,20 @@ def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(tmp_path, 
     np.testing.assert_equal(resumed.rows, whole.rows)
 
 
-def test_a_checkpoint_holds_the_state_of_every_optimizer_and_restores_it_without_a_step(sampled, monkeypatch):
+def test_a_checkpoint_holds_the_state_of_every_optimizer_and_restores_it_without_a_step(
+    sampled, monkeypatch
+):
     last = checkpoint.latest(sampled.folder)
     method = SAMPLED.make_method(10)
     optimizers = method.optimizers(SAMPLED.make_optimizer())
-    monkeypatch.setattr(LazySGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped"))
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped"))
+    monkeypatch.setattr(
+        LazySGD, "step", lambda *arguments, **named: pytest.fail("the optimizer was stepped")
+    )
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda *arguments, **named: pytest.fail("the optimizer was stepped"),
+    )
     assert checkpoint.restore(last, method, optimizers)["classes"] == list(sampled.method.classes)
     held = optimizers[1].state[method.classifier.centers]
     assert int(held["steps"]) == 30
@@ -108,7 +153,10 @@ def test_a_checkpoint_holds_the_state_of_every_optimizer_and_restores_it_without
     assert bool((held["momentum_buffer"] != 0).any())
     weight = method.backbone.net.conv1.weight
     assert optimizers[0].state[weight]["momentum_buffer"].shape == weight.shape
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(method.parameters(), sampled.method.parameters(), strict=True))
+    assert all(
+        torch.equal(mine, theirs)
+        for mine, theirs in zip(method.parameters(), sampled.method.parameters(), strict=True)
+    )
 
 
 def test_state_of_other_types_and_shapes_is_restored_bit_for_bit(tmp_path):
@@ -116,7 +164,9 @@ def test_state_of_other_types_and_shapes_is_restored_bit_for_bit(tmp_path):
     others = [*method.backbone.parameters(), *method.head.parameters()]
 
     def both():
-        lazy = LazySGD([method.classifier.centers], lr=0.1, semantics="decayed", momentum_dtype=torch.bfloat16)
+        lazy = LazySGD(
+            [method.classifier.centers], lr=0.1, semantics="decayed", momentum_dtype=torch.bfloat16
+        )
         return [torch.optim.AdamW(others, lr=0.1), lazy]
 
     optimizers = both()
@@ -132,7 +182,11 @@ def test_state_of_other_types_and_shapes_is_restored_bit_for_bit(tmp_path):
             assert values.keys() == after.state[parameter].keys()
             for name, value in values.items():
                 other = after.state[parameter][name]
-                assert (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
+                assert (value.dtype, value.shape, value.stride()) == (
+                    other.dtype,
+                    other.shape,
+                    other.stride(),
+                )
                 assert torch.equal(value, other)
 
 
@@ -143,7 +197,10 @@ def test_load_gives_the_classifier_back(sampled):
     assert not method.training
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(method.project(method.encode(images)), sampled.method.project(sampled.method.encode(images)))
+        assert torch.equal(
+            method.project(method.encode(images)),
+            sampled.method.project(sampled.method.encode(images)),
+        )
         assert method.classifier.logits(method.project(method.encode(images))).shape == (3, 10)
 
 
@@ -161,12 +218,19 @@ def test_a_checkpoint_of_before_classifiers_loads_and_is_gone_on_with(tmp_path):
         assert load(tmp_path / "run").encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
     with pytest.warns(UserWarning, match="a version that kept no checksums"):
         resumed = fit(recipe, tmp_path / "run", WATCH, say=quiet)
-    assert all(torch.equal(value, state(whole.method)[name]) for name, value in state(resumed.method).items())
+    assert all(
+        torch.equal(value, state(whole.method)[name])
+        for name, value in state(resumed.method).items()
+    )
     np.testing.assert_equal(resumed.rows, whole.rows)
 
 
-@pytest.mark.parametrize(("method", "n_views"), [(SMALL.method, 1), ("SimCLR(hidden=16, dim=16)", 2)])
-def test_training_draws_as_many_views_as_the_method_wants_each_once(tmp_path, monkeypatch, method, n_views):
+@pytest.mark.parametrize(
+    ("method", "n_views"), [(SMALL.method, 1), ("SimCLR(hidden=16, dim=16)", 2)]
+)
+def test_training_draws_as_many_views_as_the_method_wants_each_once(
+    tmp_path, monkeypatch, method, n_views
+):
     asked = []
     views = Augmentation.views
 
@@ -183,7 +247,10 @@ def test_training_draws_as_many_views_as_the_method_wants_each_once(tmp_path, mo
 
 def test_a_margin_run_that_diverges_says_so(tmp_path):
     wild = replace(SMALL, optimizer="SGD(lr=1e30)", schedule="Constant()")
-    with pytest.raises(FloatingPointError, match=r"Step \d+ of \d+, rank 0: the first number that is not finite is in"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"Step \d+ of \d+, rank 0: the first number that is not finite is in",
+    ):
         fit(wild, tmp_path / "run", WATCH, say=quiet)
 
 
@@ -200,9 +267,17 @@ def test_more_classes_than_watched_images_are_measured_and_not_probed(tmp_path):
     monitor = Monitor(images=10, views=2, probe_classes=29)
     rows = {row.name: row for row in monitor(method, Augmentation("e"), many, many, 0, last=True)}
     assert rows["divergence_max/projector"].n == 60
-    assert all(np.isfinite(rows[f"{name}/backbone"].value) for name in ("divergence_max", "delta_mu", "center_norm_min", "nearest_center_error"))
+    assert all(
+        np.isfinite(rows[f"{name}/backbone"].value)
+        for name in ("divergence_max", "delta_mu", "center_norm_min", "nearest_center_error")
+    )
     assert "linear_error/backbone" not in rows
-    assert "linear_error/backbone" in {row.name for row in replace(monitor, probe_classes=30)(method, Augmentation("e"), many, many, 0, last=True)}
+    assert "linear_error/backbone" in {
+        row.name
+        for row in replace(monitor, probe_classes=30)(
+            method, Augmentation("e"), many, many, 0, last=True
+        )
+    }
 
 
 @pytest.mark.parametrize("name", ["cifar10-arcface", "omniglot-arcface"])
@@ -213,26 +288,58 @@ def test_a_shipped_recipe_reads_and_makes_a_method(name):
 
 
 def test_the_command_knows_shipped_recipes_by_name_and_a_monitor_in_call_notation(tmp_path, capsys):
-    small = ["--data", "shapes", "--images", "64", "--batch", "32", "--epochs", "1", "--backbone", SMALL.backbone]
-    words = ["cifar10-arcface", "--folder", str(tmp_path / "run"), "--measure", "Monitor(images=20, views=2, bank=40)", *small]
+    small = [
+        "--data",
+        "shapes",
+        "--images",
+        "64",
+        "--batch",
+        "32",
+        "--epochs",
+        "1",
+        "--backbone",
+        SMALL.backbone,
+    ]
+    words = [
+        "cifar10-arcface",
+        "--folder",
+        str(tmp_path / "run"),
+        "--measure",
+        "Monitor(images=20, views=2, bank=40)",
+        *small,
+    ]
     assert main(words) == 0
     assert "target_angle" in capsys.readouterr().out
     assert 'precision = "bfloat16"' in (tmp_path / "run" / "recipe.toml").read_text()
     assert "bank = 40" in (tmp_path / "run" / "monitor.toml").read_text()
-    assert main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--measure", "Recipe()"]) == 2
+    assert (
+        main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--measure", "Recipe()"]) == 2
+    )
     assert "is no monitor" in capsys.readouterr().err
 
 
 def _steps(group, rank, images, labels, sampled):
-    """One step by DistributedDataParallel on this rank's images: the loss, the shared gradients, and that of this rank's centers."""
-    method = SMALL.make_method(10).double().eval()  # in evaluation mode: the statistics of batch normalisation are each rank's own
-    method.classifier = PartialFC(10, 16, scale=16.0, sample_rate=0.9 if sampled else 1.0, group=group, seed=4).double()  # in training mode
+    """One step by DistributedDataParallel on this rank's images: the loss, the shared gradients,
+    and that of this rank's centers.
+    """
+    # in evaluation mode: the statistics of batch normalisation are each rank's own
+    method = SMALL.make_method(10).double().eval()
+    # in training mode
+    method.classifier = PartialFC(
+        10, 16, scale=16.0, sample_rate=0.9 if sampled else 1.0, group=group, seed=4
+    ).double()
     own = ranks.share(len(labels), group)
     outside_ddp(method)
-    forward = DistributedDataParallel(method, process_group=group) if ranks.size(group) > 1 else method
+    forward = (
+        DistributedDataParallel(method, process_group=group) if ranks.size(group) > 1 else method
+    )
     said = forward(images[own], labels[own])
     said["loss"].backward()
-    shared = [p.grad.flatten() for name, p in method.named_parameters() if p.grad is not None and "centers" not in name]
+    shared = [
+        p.grad.flatten()
+        for name, p in method.named_parameters()
+        if p.grad is not None and "centers" not in name
+    ]
     return said["loss"].item(), torch.cat(shared), method.classifier.centers.grad.to_dense()
 
 
@@ -245,31 +352,76 @@ def test_two_ranks_under_ddp_make_the_step_of_one(pool, sampled):
     for other, their, _ in answers:
         assert other == pytest.approx(loss, abs=1e-10)
         torch.testing.assert_close(their, gradient, atol=1e-10, rtol=0)
-    torch.testing.assert_close(torch.cat([own for _, _, own in answers]), centers, atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([own for _, _, own in answers]), centers, atol=1e-10, rtol=0
+    )
     assert len(centers) == 10
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0])
 def test_a_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_one(tmp_path, rate):
     alike = replace(
-        SAMPLED, epochs=1, backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')", clip=1.0,
+        SAMPLED,
+        epochs=1,
+        backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
+        clip=1.0,
         method=SAMPLED.method.replace("sample_rate=0.5", f"sample_rate={rate}"),
-    )  # fmt: skip
+    )
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(alike))
-    command = ["-m", "marginlab.train", str(recipe), "--folder", str(tmp_path / "run"), "--measure", repr(WATCH)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        "-m",
+        "marginlab.train",
+        str(recipe),
+        "--folder",
+        str(tmp_path / "run"),
+        "--measure",
+        repr(WATCH),
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *command], capture_output=True, text=True, env=environment, timeout=200, check=False)
+    done = subprocess.run(
+        [*torchrun, *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     two, one = load(tmp_path / "run"), fit(alike, tmp_path / "one", WATCH, say=quiet)
     assert two.classifier.centers.shape == (10, 1, 16)
-    assert two.classifier.step == one.method.classifier.step == (SAMPLED.images // SAMPLED.batch if rate < 1 else 0)
-    parts = torch.distributed.checkpoint.FileSystemReader(checkpoint.latest(tmp_path / "run")).read_metadata()
-    assert len(parts.state_dict_metadata["method.classifier.centers"].chunks) == 2  # each process has its classes
-    torch.testing.assert_close(two.classifier.centers, one.method.classifier.centers, rtol=1e-3, atol=1e-4)
-    losses = {name: [line for line in (tmp_path / name / "monitor.csv").read_text().splitlines() if ",loss," in line] for name in ("run", "one")}
-    assert float(losses["run"][0].split(",")[2]) == pytest.approx(float(losses["one"][0].split(",")[2]), rel=1e-4)
+    assert (
+        two.classifier.step
+        == one.method.classifier.step
+        == (SAMPLED.images // SAMPLED.batch if rate < 1 else 0)
+    )
+    parts = torch.distributed.checkpoint.FileSystemReader(
+        checkpoint.latest(tmp_path / "run")
+    ).read_metadata()
+    # each process has its classes
+    assert len(parts.state_dict_metadata["method.classifier.centers"].chunks) == 2
+    torch.testing.assert_close(
+        two.classifier.centers, one.method.classifier.centers, rtol=1e-3, atol=1e-4
+    )
+    losses = {
+        name: [
+            line
+            for line in (tmp_path / name / "monitor.csv").read_text().splitlines()
+            if ",loss," in line
+        ]
+        for name in ("run", "one")
+    }
+    assert float(losses["run"][0].split(",")[2]) == pytest.approx(
+        float(losses["one"][0].split(",")[2]), rel=1e-4
+    )
     last = checkpoint.latest(tmp_path / "run")
     for place in (tmp_path / "run", last):
         (place / "recipe.toml").write_text(settings.to_toml(replace(alike, epochs=2)))

@@ -1,4 +1,6 @@
-"""The monitor: pairs of classes that are not trained are verified on its schedule, and of many classes some are watched."""
+"""The monitor: pairs of classes that are not trained are verified on its schedule, and of many
+classes some are watched.
+"""
 
 from dataclasses import replace
 
@@ -16,10 +18,25 @@ from marginlab.train import Monitor, Recipe, fit
 from marginlab.train.monitor import encode_images
 
 RECIPE = Recipe(
-    data="omniglot-upright", image_size=16, augmentation="Augmentation('a')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="MarginClassifier(scale=16.0, dim=16)", epochs=2, batch=32, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
-PAIRS = Monitor(images=24, views=2, bank=24, verified="omniglot-upright", verified_pairs=100, folds=5, far_pairs=300, fars=(0.1, 0.05))
+    data="omniglot-upright",
+    image_size=16,
+    augmentation="Augmentation('a')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MarginClassifier(scale=16.0, dim=16)",
+    epochs=2,
+    batch=32,
+    optimizer="SGD(lr=0.05)",
+)
+PAIRS = Monitor(
+    images=24,
+    views=2,
+    bank=24,
+    verified="omniglot-upright",
+    verified_pairs=100,
+    folds=5,
+    far_pairs=300,
+    fars=(0.1, 0.05),
+)
 
 
 def quiet(line):
@@ -28,12 +45,18 @@ def quiet(line):
 
 @pytest.fixture
 def characters(tmp_path, monkeypatch):
-    """A set like Omniglot, of 12 characters to train and 10 to verify: a character is a field of ink, and a drawing of it loses some."""
+    """A set like Omniglot, of 12 characters to train and 10 to verify: a character is a field of
+    ink, and a drawing of it loses some.
+    """
     random = np.random.default_rng(0)
     fields = {}
     for part, n in (("background", 12), ("evaluation", 10)):
         ink = np.kron(random.random((n, 1, 4, 4)) < 0.4, np.ones((1, 1, 4, 4)))
-        fields[f"{part}_images"] = (255 * (1 - ink * (random.random((n, 20, 16, 16)) < 0.8))).astype(np.uint8).reshape(-1, 16, 16)
+        fields[f"{part}_images"] = (
+            (255 * (1 - ink * (random.random((n, 20, 16, 16)) < 0.8)))
+            .astype(np.uint8)
+            .reshape(-1, 16, 16)
+        )
         fields[f"{part}_labels"] = np.repeat(np.arange(n), 20)
         fields[f"{part}_classes"] = np.array([f"{part}/{number}" for number in range(n)])
     np.savez(tmp_path / "omniglot.npz", **fields)
@@ -44,9 +67,18 @@ def characters(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("every", "epochs"), [(0, {0, 2}), (1, {0, 1, 2})])
 def test_unseen_classes_are_verified_when_the_monitor_measures(characters, tmp_path, every, epochs):
     run = fit(RECIPE, tmp_path / "run", replace(PAIRS, every=every), say=quiet)
-    rows = {(row.epoch, row.name): row for row in run.rows if "verification" in row.name or "TAR" in row.name}
+    rows = {
+        (row.epoch, row.name): row
+        for row in run.rows
+        if "verification" in row.name or "TAR" in row.name
+    }
     names = ("verification_accuracy", "TAR@FAR=0.1", "TAR@FAR=0.05")
-    assert set(rows) == {(epoch, f"{name}/{space}") for epoch in epochs for name in names for space in ("backbone", "projector")}
+    assert set(rows) == {
+        (epoch, f"{name}/{space}")
+        for epoch in epochs
+        for name in names
+        for space in ("backbone", "projector")
+    }
     unseen = load("omniglot-upright", "unseen", size=16)
     for space, features in encode_images(run.method, unseen.images, torch.device("cpu")).items():
         found = verify(features, unseen.labels, n=100, folds=5, far_pairs=300, fars=(0.1, 0.05))
@@ -54,7 +86,8 @@ def test_unseen_classes_are_verified_when_the_monitor_measures(characters, tmp_p
             assert rows[2, f"{name}/{space}"][2:] == tuple(rate)
             assert rate.low <= rate.value <= rate.high
         assert (found["verification_accuracy"].n, found["TAR@FAR=0.1"].n) == (100, 150)
-    assert rows[2, "verification_accuracy/projector"].value > 0.7  # characters differ by much more than their drawings do
+    # characters differ by much more than their drawings do
+    assert rows[2, "verification_accuracy/projector"].value > 0.7
 
 
 def test_a_run_belongs_to_the_images_it_verifies(characters, tmp_path):
@@ -79,7 +112,11 @@ def test_what_cannot_be_verified_is_refused_before_the_folder_is_taken(character
             fit(RECIPE, tmp_path / "run", monitor, say=quiet)
         assert not (tmp_path / "run").exists()
     both = replace(trained, classes=("evaluation/3", "evaluation/4", *trained.classes[2:]))
-    with pytest.raises(SettingsError, match="evaluation/3 and 1 other classes of omniglot-upright are trained on by omniglot-upright"):
+    with pytest.raises(
+        SettingsError,
+        match="evaluation/3 and 1 other classes of omniglot-upright are trained on by "
+        "omniglot-upright",
+    ):
         PAIRS.unseen(both)
     assert Monitor().unseen(trained) is None
 
@@ -112,15 +149,24 @@ def test_of_many_classes_the_watched_ones_are_measured_and_nearest_neighbours_ar
     method = RECIPE.make_method(12)
 
     def measured(monitor, images):
-        return {row.name: row for row in monitor(method, Augmentation("e"), images, images, 0, last=True)}
+        return {
+            row.name: row
+            for row in monitor(method, Augmentation("e"), images, images, 0, last=True)
+        }
 
-    some, every = Monitor(images=10, views=2, bank=48, classes=4, seed=3), Monitor(images=10, views=2, bank=48, classes=0, seed=3)
+    some, every = (
+        Monitor(images=10, views=2, bank=48, classes=4, seed=3),
+        Monitor(images=10, views=2, bank=48, classes=0, seed=3),
+    )
     chosen = Key(3).named("monitor", "classes").permutation(12)[:4].sort().values
-    own = ImageSet(images[torch.isin(many.labels, chosen)], torch.arange(40) % 4, ("a", "b", "c", "d"), "own")
+    own = ImageSet(
+        images[torch.isin(many.labels, chosen)], torch.arange(40) % 4, ("a", "b", "c", "d"), "own"
+    )
     found, alone, whole = measured(some, many), measured(every, own), measured(every, many)
     assert found.keys() == alone.keys() == whole.keys()
     watched = [name for name in found if not name.startswith(("knn", "linear"))]
-    assert len(watched) == 2 * (5 + 6 + 1)  # alignment, divergences, lengths; R of six epsilons; the nearest center
+    # alignment, divergences, lengths; R of six epsilons; the nearest center
+    assert len(watched) == 2 * (5 + 6 + 1)
     for name in watched:
         np.testing.assert_equal(found[name], alone[name])
     for name in set(found) - set(watched):
@@ -145,7 +191,9 @@ def test_k_neighbours_vote_as_in_knn_accuracy():
         for row in monitor(method, Augmentation("e"), train_set, test_set, 1, last=False):
             if row.name.startswith("knn_error/"):
                 space = row.name.removeprefix("knn_error/")
-                right = knn_accuracy(banked[space], train_set.labels, asked[space], test_set.labels, k=k)
+                right = knn_accuracy(
+                    banked[space], train_set.labels, asked[space], test_set.labels, k=k
+                )
                 assert row.value == 1 - right
                 found[k, space] = row.value
     assert len(found) == 6

@@ -1,4 +1,6 @@
-"""`precision = "auto"`: a probe times both once, its record decides for every start, rank and cell, and is read as data."""
+"""`precision = "auto"`: a probe times both once, its record decides for every start, rank and cell,
+and is read as data.
+"""
 
 import json
 import re
@@ -13,9 +15,15 @@ from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, precision
 
 RECIPE = Recipe(
-    images=32, augmentation="Augmentation('e')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="SimCLR(hidden=16, dim=16)", epochs=1, batch=16, optimizer="SGD(lr=0.05)", precision="auto",
-)  # fmt: skip
+    images=32,
+    augmentation="Augmentation('e')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="SimCLR(hidden=16, dim=16)",
+    epochs=1,
+    batch=16,
+    optimizer="SGD(lr=0.05)",
+    precision="auto",
+)
 WATCH = Monitor(images=20, views=2, bank=40)
 
 
@@ -36,7 +44,14 @@ def weights(run):
 
 
 @pytest.mark.parametrize(
-    ("half", "taken", "rounds"), [(0.5, "bfloat16", 5), (0.86, "bfloat16", 5), (0.88, "float32", 5), (3.9, "float32", 5), (4.1, "float32", 0)]
+    ("half", "taken", "rounds"),
+    [
+        (0.5, "bfloat16", 5),
+        (0.86, "bfloat16", 5),
+        (0.88, "float32", 5),
+        (3.9, "float32", 5),
+        (4.1, "float32", 0),
+    ],
 )
 def test_bfloat16_is_taken_where_it_is_faster_by_a_factor(monkeypatch, half, taken, rounds):
     asked = clock(monkeypatch, half)
@@ -60,7 +75,9 @@ def test_a_probe_leaves_the_network_and_the_generator_as_they_were():
 
 
 @pytest.mark.parametrize("taken", ["float32", "bfloat16"])
-def test_a_run_in_the_precision_that_was_chosen_is_that_of_a_recipe_that_names_it(monkeypatch, tmp_path, taken):
+def test_a_run_in_the_precision_that_was_chosen_is_that_of_a_recipe_that_names_it(
+    monkeypatch, tmp_path, taken
+):
     clock(monkeypatch, 0.5 if taken == "bfloat16" else 2.0)
     said = []
     run = fit(RECIPE, tmp_path / "auto", WATCH, say=said.append)
@@ -78,7 +95,13 @@ def test_a_later_start_and_runs_that_share_the_record_do_not_probe_again(monkeyp
     asked.clear()
     clock(monkeypatch, 2.0)  # another machine
     said = []
-    second = fit(replace(RECIPE, seed=1), tmp_path / "b" / "run", WATCH, say=said.append, precision_in=tmp_path)
+    second = fit(
+        replace(RECIPE, seed=1),
+        tmp_path / "b" / "run",
+        WATCH,
+        say=said.append,
+        precision_in=tmp_path,
+    )
     again = fit(RECIPE, tmp_path / "a" / "run", WATCH, say=said.append, precision_in=tmp_path)
     assert not asked
     assert next(line for line in said if "bfloat16" in line).startswith("trains in bfloat16")
@@ -101,7 +124,10 @@ def test_of_two_probes_at_once_the_first_record_stays(tmp_path):
 )  # fmt: skip
 def test_a_record_that_is_none_is_refused_with_the_remedy(tmp_path, text):
     (tmp_path / "precision.json").write_text(text)
-    words = r"precision\.json is no record of a probe (.|\n)*Remove it, and the next start probes again"
+    words = (
+        r"precision\.json is no record of a probe (.|\n)*Remove it, and the next start "
+        r"probes again"
+    )
     with pytest.raises(SettingsError, match=words):
         fit(RECIPE, tmp_path / "run", WATCH, say=lambda line: None, precision_in=tmp_path)
     assert not (tmp_path / "run" / "recipe.toml").exists()  # given back
@@ -114,5 +140,11 @@ def test_a_precision_that_is_none_is_named():
 
 def test_the_shipped_recipes_and_the_quick_study_choose_by_a_probe():
     home = Path(precision.__file__).parent
-    assert all(settings.read(Recipe, file).precision == "auto" for file in (home / "recipes").glob("*.toml"))
-    assert 'precision = "auto"' in (home.parents[1] / "studies" / "concentration" / "presets" / "default.toml").read_text()
+    assert all(
+        settings.read(Recipe, file).precision == "auto"
+        for file in (home / "recipes").glob("*.toml")
+    )
+    assert (
+        'precision = "auto"'
+        in (home.parents[1] / "studies" / "concentration" / "presets" / "default.toml").read_text()
+    )

@@ -1,4 +1,6 @@
-"""The last lines of a training: numbers to the nearest decimal, bounds to one that is not below them."""
+"""The last lines of a training: numbers to the nearest decimal, bounds to one that is not below
+them.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace

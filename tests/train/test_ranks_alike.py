@@ -1,4 +1,6 @@
-"""Ranks that would not train the same are told so before the first step, all of them, and each names the ranks."""
+"""Ranks that would not train the same are told so before the first step, all of them, and each
+names the ranks.
+"""
 
 import os
 import re
@@ -14,9 +16,14 @@ from marginlab.train import Monitor, Recipe, contents, fit, images, keeping, sav
 
 pytestmark = pytest.mark.xdist_group("ranks")
 RECIPE = Recipe(
-    data="cifar10", augmentation="Augmentation('e')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="SimCLR(hidden=16, dim=16)", epochs=1, batch=8, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    data="cifar10",
+    augmentation="Augmentation('e')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="SimCLR(hidden=16, dim=16)",
+    epochs=1,
+    batch=8,
+    optimizer="SGD(lr=0.05)",
+)
 
 
 def root(tmp_path, name, n=16, pixel=None, label=None, names="abcdefghij"):
@@ -61,14 +68,28 @@ def heard(pool, tmp_path, *, one=None, other=None, recipes=None):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"pixel": 1}, r"digest of train images and labels is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1"),
-        ({"label": [1, 0]}, r"digest of train labels is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1"),
-        ({"names": "abcdefghiX"}, r"train classes is \('a', .*'j'\) on ranks 0, 2, 3 and \('a', .*'X'\) on rank 1"),
-        ({"n": 32}, r"train images is \(16, 3, 8, 8\) on ranks 0, 2, 3 and \(32, 3, 8, 8\) on rank 1"),
+        (
+            {"pixel": 1},
+            r"digest of train images and labels is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1",
+        ),
+        (
+            {"label": [1, 0]},
+            r"digest of train labels is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1",
+        ),
+        (
+            {"names": "abcdefghiX"},
+            r"train classes is \('a', .*'j'\) on ranks 0, 2, 3 and \('a', .*'X'\) on rank 1",
+        ),
+        (
+            {"n": 32},
+            r"train images is \(16, 3, 8, 8\) on ranks 0, 2, 3 and \(32, 3, 8, 8\) on rank 1",
+        ),
     ],
     ids=["pixels", "labels", "classes", "number"],
 )
-def test_other_data_on_one_rank_is_refused_on_all_before_anything_is_written(pool, tmp_path, other, words):
+def test_other_data_on_one_rank_is_refused_on_all_before_anything_is_written(
+    pool, tmp_path, other, words
+):
     said = heard(pool, tmp_path, other=other)
     assert len(set(said)) == 1
     assert said[0].startswith("SettingsError: The ranks do not call fit alike: ")
@@ -105,7 +126,12 @@ def test_the_same_data_is_trained_on(pool, tmp_path):
 
 def test_one_process_exchanges_nothing(tmp_path):
     with pytest.raises(SettingsError, match="is more than the 16 training images"):
-        fit(Recipe(**vars(RECIPE) | {"batch": 64}), tmp_path / "run", Nothing(), root=root(tmp_path, "one"))
+        fit(
+            Recipe(**vars(RECIPE) | {"batch": 64}),
+            tmp_path / "run",
+            Nothing(),
+            root=root(tmp_path, "one"),
+        )
 
 
 def in_folders(group, rank, root, recipe, folders, homes):
@@ -136,7 +162,9 @@ def test_ranks_that_do_not_see_the_same_folder_are_told_so(pool, tmp_path, kind)
     said = pool.run(4, in_folders, data, RECIPE, folders, [tmp_path] * 4)
     if kind == "stale":
         for heard_there in said:
-            assert re.search(r"its checksums is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1", heard_there)
+            assert re.search(
+                r"its checksums is '\w+' on ranks 0, 2, 3 and '\w+' on rank 1", heard_there
+            )
             assert "They do not see the same" in heard_there
     else:
         assert said[1].startswith("SettingsError: ")
@@ -147,7 +175,10 @@ def test_ranks_that_do_not_see_the_same_folder_are_told_so(pool, tmp_path, kind)
 
 
 def test_ranks_that_start_from_different_copies_of_a_run_are_told_so(pool, tmp_path):
-    data, homes = root(tmp_path, "one"), [tmp_path / "a", tmp_path / "b", tmp_path / "a", tmp_path / "a"]
+    data, homes = (
+        root(tmp_path, "one"),
+        [tmp_path / "a", tmp_path / "b", tmp_path / "a", tmp_path / "a"],
+    )
     for seed, home in enumerate(homes[:2]):
         recipe = replace(RECIPE, seed=seed)
         save(home / "start", recipe, recipe.make_method(10), step=1, classes="abcdefghij")

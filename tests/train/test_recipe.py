@@ -1,4 +1,6 @@
-"""A recipe says what it is made of, refuses what is no number of its kind, and encodes what it is given."""
+"""A recipe says what it is made of, refuses what is no number of its kind, and encodes what it is
+given.
+"""
 
 import math
 from dataclasses import fields, replace
@@ -76,7 +78,9 @@ def test_images_are_encoded_from_integers_as_from_numbers_between_0_and_1():
     for wrong in (images.long(), images > 9):
         with pytest.raises(TypeError, match=r"floating in \[0, 1\] or uint8"):
             method.encode(wrong)
-    with pytest.raises(ValueError, match=r"not in \[0, 255\]\. Give bytes as uint8 or divide them by 255"):
+    with pytest.raises(
+        ValueError, match=r"not in \[0, 255\]\. Give bytes as uint8 or divide them by 255"
+    ):
         method.encode(images.float())
 
 

@@ -1,4 +1,6 @@
-"""Training on streamed folders: the numbers of a held one, bit for bit, also when it is stopped and goes on; ranks and signals end it as a whole."""
+"""Training on streamed folders: the numbers of a held one, bit for bit, also when it is stopped and
+goes on; ranks and signals end it as a whole.
+"""
 
 import os
 import re
@@ -44,10 +46,17 @@ def recipe(tmp_path_factory):
             image = Image.fromarray(drawn.integers(0, 256, (30 + i % 3, 28, 3), dtype=np.uint8))
             image.save(path / name / f"{i}.{('png', 'jpg')[i % 2]}")
     return Recipe(
-        data=f"folder:{path}", image_size=16, augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-        method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.7)", epochs=3, batch=16, accumulate=2,
+        data=f"folder:{path}",
+        image_size=16,
+        augmentation="Augmentation('ae')",
+        backbone="Backbone('resnet18', stem='strided', width=0.125)",
+        method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, "
+        "sample_rate=0.7)",
+        epochs=3,
+        batch=16,
+        accumulate=2,
         optimizer="SGD(lr=0.05)",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,9 @@ def test_a_streamed_run_is_the_held_one_bit_for_bit(recipe, held, tmp_path):
     np.testing.assert_equal(run.rows, held.rows)
 
 
-def test_a_streamed_run_that_is_stopped_goes_on_bit_for_bit_with_another_budget_and_other_workers(recipe, held, tmp_path, monkeypatch):
+def test_a_streamed_run_that_is_stopped_goes_on_bit_for_bit_with_another_budget_and_other_workers(
+    recipe, held, tmp_path, monkeypatch
+):
     after, steps = Method.after_step, []
 
     def told(self):
@@ -100,7 +111,9 @@ class Unwatched(Monitor):
 
 def trained(group, rank, recipe, folder, budget):
     run = fit(recipe, folder, Unwatched(), say=quiet, budget=budget, workers=0)
-    return [ranks.local(value).clone() for value in run.method.state_dict().values()], repr(run.rows)
+    return [ranks.local(value).clone() for value in run.method.state_dict().values()], repr(
+        run.rows
+    )
 
 
 def refused(group, rank, recipe, folder):
@@ -111,7 +124,9 @@ def refused(group, rank, recipe, folder):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_ranks_stream_the_held_run_and_end_together_at_a_file_that_is_cut_short(pool, recipe, tmp_path):
+def test_ranks_stream_the_held_run_and_end_together_at_a_file_that_is_cut_short(
+    pool, recipe, tmp_path
+):
     for split in ("train", "test"):
         shutil.copytree(recipe.data.removeprefix("folder:"), tmp_path / "images" / split)
     own = replace(recipe, data=f"folder:{tmp_path / 'images'}", epochs=1)
@@ -127,7 +142,9 @@ def test_ranks_stream_the_held_run_and_end_together_at_a_file_that_is_cut_short(
     found = [rank for rank, text in enumerate(said) if re.fullmatch(words, text)]
     assert len(found) == 1
     for rank, text in enumerate(said):
-        assert rank in found or re.fullmatch(rf"Rank {found[0]} of 4 refused its images: {words}", text)
+        assert rank in found or re.fullmatch(
+            rf"Rank {found[0]} of 4 refused its images: {words}", text
+        )
 
 
 def session(number):
@@ -162,7 +179,9 @@ signal.pause()
 
 
 def test_a_process_that_is_killed_leaves_no_worker():
-    run = subprocess.Popen([sys.executable, "-c", READING], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", READING], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     with run.stdout as said:
         assert said.readline() == "read\n"
     assert len(session(run.pid)) >= 4  # itself, the server and two workers
@@ -174,9 +193,26 @@ def test_a_process_that_is_killed_leaves_no_worker():
 def test_sigterm_to_the_whole_group_keeps_the_step_and_leaves_no_process(recipe, tmp_path):
     own, folder = tmp_path / "recipe.toml", tmp_path / "run"
     own.write_text(settings.to_toml(replace(recipe, epochs=10_000)))
-    command = [sys.executable, "-m", "marginlab.train", str(own), "--folder", str(folder), "--budget-gib", "1e-6", "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "marginlab.train",
+        str(own),
+        "--folder",
+        str(folder),
+        "--budget-gib",
+        "1e-6",
+        "--workers",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen([*command, "--measure", repr(WATCH)], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        [*command, "--measure", repr(WATCH)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     until = time.monotonic() + 120
     while checkpoint.latest(folder) is None and run.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
@@ -184,5 +220,9 @@ def test_sigterm_to_the_whole_group_keeps_the_step_and_leaves_no_process(recipe,
     os.killpg(run.pid, signal.SIGTERM)  # as torchrun does
     _, said = run.communicate(timeout=60)
     assert run.returncode == 143, said
-    assert re.search(r"Stopped after step \d+ of 30000, which is kept in .* The same command goes on from there\.", said), said
+    assert re.search(
+        r"Stopped after step \d+ of 30000, which is kept in .* The same command goes on "
+        r"from there\.",
+        said,
+    ), said
     assert not left(run.pid)

@@ -1,4 +1,6 @@
-"""What stops a training: numbers that are not finite, found by layer and agreed by the ranks, and SIGTERM, after which a run goes on bit for bit."""
+"""What stops a training: numbers that are not finite, found by layer and agreed by the ranks, and
+SIGTERM, after which a run goes on bit for bit.
+"""
 
 import os
 import signal
@@ -18,9 +20,14 @@ from marginlab.train import Monitor, Recipe, checkpoint, fit
 from marginlab.train.watch import Signal, Stopped, agreed, diagnosis
 
 RECIPE = Recipe(
-    images=96, augmentation="Augmentation('ae')", backbone="Backbone('resnet18', stem='strided', width=0.125)",
-    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)", epochs=2, batch=16, optimizer="SGD(lr=0.05)",
-)  # fmt: skip
+    images=96,
+    augmentation="Augmentation('ae')",
+    backbone="Backbone('resnet18', stem='strided', width=0.125)",
+    method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)",
+    epochs=2,
+    batch=16,
+    optimizer="SGD(lr=0.05)",
+)
 WATCH = Monitor(every=1, images=20, views=2, bank=40)
 
 
@@ -41,7 +48,9 @@ def test_sigterm_keeps_the_step_and_the_run_goes_on_bit_for_bit(tmp_path, monkey
 
     monkeypatch.setattr(Method, "after_step", told)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"Stopped after step 5 of 12, which is kept in .*step-00000005"):
+    with pytest.raises(
+        Stopped, match=r"Stopped after step 5 of 12, which is kept in .*step-00000005"
+    ):
         fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
     assert signal.getsignal(signal.SIGTERM) == before
     again = fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
@@ -78,10 +87,15 @@ def test_the_micro_batch_that_broke_is_named(tmp_path, monkeypatch):
         if index is None:  # the trial before the run
             return made
         bad.extend(index.tolist() if not bad else [])  # of the first micro-batch of the first step
-        return made.index_fill(0, torch.tensor([0]), torch.nan) if index.tolist() == bad[:8] else made
+        return (
+            made.index_fill(0, torch.tensor([0]), torch.nan) if index.tolist() == bad[:8] else made
+        )
 
     monkeypatch.setattr(Augmentation, "views", broken)
-    with pytest.raises(FloatingPointError, match=r"Step 0 of 12, rank 0: .* in the views themselves; the batch is images ") as error:
+    with pytest.raises(
+        FloatingPointError,
+        match=r"Step 0 of 12, rank 0: .* in the views themselves; the batch is images ",
+    ) as error:
         fit(two, tmp_path / "run", WATCH, say=quiet)
     assert f"images {', '.join(map(str, bad))}." in str(error.value)
 
@@ -134,22 +148,36 @@ def test_views_gradients_and_the_loss_are_told_apart():
 def flags(group, rank, losses, told):
     stop = Signal()
     stop.came = told[rank]
-    sparse = torch.sparse_coo_tensor([[0, 0]], torch.tensor([[1.0], [losses[rank]]]), (3, 1), check_invariants=True)
+    sparse = torch.sparse_coo_tensor(
+        [[0, 0]], torch.tensor([[1.0], [losses[rank]]]), (3, 1), check_invariants=True
+    )
     return agreed(torch.tensor(1.0), [sparse, torch.ones(2)], stop)
 
 
 @pytest.mark.xdist_group("ranks")
 def test_one_rank_stops_all_of_them(pool):
     assert pool.run(4, flags, [1.0, 2.0, 3.0, 4.0], [False] * 4) == [([False] * 4, False)] * 4
-    assert pool.run(4, flags, [1.0, float("nan"), 3.0, 4.0], [False] * 4) == [([False, True, False, False], False)] * 4
-    assert pool.run(4, flags, [1.0, 2.0, 3.0, 4.0], [False, False, True, False]) == [([False] * 4, True)] * 4
+    assert (
+        pool.run(4, flags, [1.0, float("nan"), 3.0, 4.0], [False] * 4)
+        == [([False, True, False, False], False)] * 4
+    )
+    assert (
+        pool.run(4, flags, [1.0, 2.0, 3.0, 4.0], [False, False, True, False])
+        == [([False] * 4, True)] * 4
+    )
 
 
 def test_clipping_bounds_the_step(tmp_path):
     assert ranks.size() == 1
     with pytest.raises(settings.SettingsError, match="clip is at least 0"):
         replace(RECIPE, clip=-1.0)
-    small = replace(RECIPE, epochs=1, clip=1e-9, optimizer="SGD(lr=0.05, momentum=0.0, weight_decay=0.0)", schedule="Constant()")
+    small = replace(
+        RECIPE,
+        epochs=1,
+        clip=1e-9,
+        optimizer="SGD(lr=0.05, momentum=0.0, weight_decay=0.0)",
+        schedule="Constant()",
+    )
     before = {name: p.clone() for name, p in small.make_method(10).named_parameters()}
     after = dict(fit(small, tmp_path / "run", WATCH, say=quiet).method.named_parameters())
     for name, value in before.items():
@@ -177,15 +205,41 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("raise", "Rank 1: this rank cannot go on"), ("nan", "rank 1: the first number that is not finite is in the views")],
+    [
+        ("raise", "Rank 1: this rank cannot go on"),
+        ("nan", "rank 1: the first number that is not finite is in the views"),
+    ],
 )
 def test_a_rank_that_fails_ends_all_within_a_minute_and_says_why(tmp_path, how, said):
     script, recipe = tmp_path / "failing.py", tmp_path / "recipe.toml"
     script.write_text(ONE_RANK_FAILS)
     recipe.write_text(settings.to_toml(RECIPE))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(script), how, str(recipe), "--folder", str(tmp_path / "run"), "--measure", repr(WATCH)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200, check=False)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command = [
+        *torchrun,
+        str(script),
+        how,
+        str(recipe),
+        "--folder",
+        str(tmp_path / "run"),
+        "--measure",
+        repr(WATCH),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=200,
+        check=False,
+    )
     ended = time.time()
     assert done.returncode != 0
     assert said in done.stderr
