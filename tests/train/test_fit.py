@@ -133,7 +133,14 @@ fit(settings.read(Recipe, sys.argv[1]), sys.argv[2], Monitor(every=1, images=40,
 """
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.15, 0.5])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(0.0, marks=pytest.mark.nightly),
+        0.15,
+        pytest.param(0.5, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_one_that_was_not(whole, tmp_path, moment):
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(settings.to_toml(SMALL))

@@ -115,7 +115,10 @@ def sampled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", [SAMPLED, ELASTIC], ids=["AdaFace", "ElasticFace, sub-centers"])
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize(
+    "epoch",
+    [pytest.param(0, marks=pytest.mark.nightly), 1, pytest.param(2, marks=pytest.mark.nightly)],
+)
 def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(
     tmp_path, monkeypatch, sampled, recipe, epoch
 ):
@@ -310,7 +313,7 @@ def test_the_command_knows_shipped_recipes_by_name_and_a_monitor_in_call_notatio
     ]
     assert main(words) == 0
     assert "target_angle" in capsys.readouterr().out
-    assert 'precision = "bfloat16"' in (tmp_path / "run" / "recipe.toml").read_text()
+    assert 'precision = "auto"' in (tmp_path / "run" / "recipe.toml").read_text()
     assert "bank = 40" in (tmp_path / "run" / "monitor.toml").read_text()
     assert (
         main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--measure", "Recipe()"]) == 2
@@ -358,7 +361,7 @@ def test_two_ranks_under_ddp_make_the_step_of_one(pool, sampled):
     assert len(centers) == 10
 
 
-@pytest.mark.parametrize("rate", [0.5, 1.0])
+@pytest.mark.parametrize("rate", [0.5, pytest.param(1.0, marks=pytest.mark.nightly)])
 def test_a_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_one(tmp_path, rate):
     alike = replace(
         SAMPLED,
