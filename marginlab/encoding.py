@@ -4,8 +4,8 @@
     encode_views(f, x, A)_nv = f(A_v(x_n))
 
 An encoder is a method of marginlab, a module, or any function of images (B, 3, H, W) in [0, 1]. It
-is asked without a graph, and in evaluation mode, after which each part is in the mode it was in.
-What is asked is a batch at a time, so memory is that of the features and of one batch.
+is called without a graph and in evaluation mode. Afterwards each part is in the mode it was in
+before. It is called a batch at a time, so memory is that of the features and of one batch.
 
 Source of the sum, which is not normalised: the evaluation that goes with ArcFace, Deng et al. 2019.
 """
@@ -23,31 +23,31 @@ from torch import Tensor, nn
 from marginlab.data.streaming import Streamed, batches
 
 Images = UInt8[Tensor, "N 3 H W"] | Float[Tensor, "N 3 H W"] | Streamed
-"""Images as bytes or as numbers in [0, 1], on any device, or read when they are asked for."""
+"""Images as bytes or as numbers in [0, 1], on any device, or read when they are needed."""
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """Something whose `encode` gives the features, as a method of marginlab."""
+    """An object whose `encode` returns the features, as a method of marginlab does."""
 
     def encode(self, images: Tensor, /) -> Tensor:
-        """Features (B, ...) of images (B, 3, H, W) in [0, 1]."""
+        """Return features (B, ...) of images (B, 3, H, W) in [0, 1]."""
 
 
 @runtime_checkable
 class Modular(Protocol):
-    """Something that is made of modules, as a torch module is."""
+    """An object made of modules, as a torch module is."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """Itself and all its parts."""
+        """Yield the object itself and all its parts."""
 
 
 @runtime_checkable
 class Draw(Protocol):
-    """Something that draws views, as `functools.partial(augmentation.views, seed=0)`."""
+    """A function that draws views, as `functools.partial(augmentation.views, seed=0)` does."""
 
     def __call__(self, images: Tensor, /, *, index: Tensor, n_views: int) -> Tensor:
-        """Views (B, V, 3, H, W) in [0, 1] of the images with these numbers."""
+        """Return views (B, V, 3, H, W) in [0, 1] of the images with these indices."""
 
 
 Encoder = Callable[[Tensor], Tensor] | Encodes
@@ -61,24 +61,27 @@ def encode(
     batch: int = 512,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "N *F"]:
-    """Features of all images, not normalised, in their order.
+    """Return the features of all images, not normalised, in the order of the images.
 
     Args:
-        encoder: A method of marginlab, of which `encode` is asked; a module; or a function, which
-            puts the modules that it names into evaluation mode, but none that these hide.
+        encoder: A method of marginlab, whose `encode` is called; a module; or a function. The
+            modules that a function names are put into evaluation mode, but none hidden inside other
+            objects.
         images: Bytes in [0, 255], numbers in [0, 1], or streamed: `images` of an `ImageSet`.
         flip: Sum the features of an image and of its mirror image. A feature map (C, h, w) of the
             mirror image is mirrored back first.
-        batch: Images that are encoded at a time. With flip both of each are.
-        device: Where the encoder is asked; by default where its first parameter is, or, if it has
+        batch: Number of images that are encoded at a time. With flip, their mirror images come on
+            top.
+        device: Where the encoder runs. By default it is where its first parameter is, or, if it has
             none, where the images are.
 
     Returns:
         Features (N, D), or whatever shape the encoder gives, on that device.
 
     Raises:
-        ValueError: Images of another shape, type or range; none; fewer than one a batch; an encoder
-            that does not give a floating-point row an image, or whose rows cannot be mirrored.
+        ValueError: Images have another shape, type or range; there are none; a batch has fewer than
+            one image; or the encoder does not give a floating-point row for each image, or its rows
+            cannot be mirrored.
 
     Example:
         >>> from marginlab.models import Backbone
@@ -86,7 +89,6 @@ def encode(
         >>> images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
         >>> encode(backbone, images, flip=True).shape, encode(backbone.feature_map, images).shape
         (torch.Size([5, 128]), torch.Size([5, 128, 2, 2]))
-
     """
     _check(images, batch)
 
@@ -107,22 +109,22 @@ def encode_views(
     batch: int = 512,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "N V *F"]:
-    """Features of views of all images, not normalised, in their order.
+    """Return the features of views of all images, not normalised, in the order of the images.
 
     Args:
-        encoder: As `encode` takes it.
-        images: As `encode` takes them.
-        draw: Draws the views: `functools.partial(augmentation.views, seed=0, identity=True)`. It is
-            given the images of a batch on the encoder's device, their numbers as `index`, and V.
-        n_views: V, views of each image.
-        batch: Views that are encoded at a time, or the V of one image where these are more.
-        device: As `encode` takes it.
+        encoder: As in `encode`.
+        images: As in `encode`.
+        draw: Draws the views: `functools.partial(augmentation.views, seed=0, identity=True)`. It
+            gets the images of a batch on the encoder's device, their indices as `index`, and V.
+        n_views: Number V of views of each image.
+        batch: Number of views that are encoded at a time, or the V of one image if these are more.
+        device: As in `encode`.
 
     Returns:
         Features (N, V, D), or (N, V) and whatever shape the encoder gives.
 
     Raises:
-        ValueError: As `encode`; fewer than one view; views of another shape.
+        ValueError: As for `encode`; or there is fewer than one view, or views have another shape.
 
     Example:
         >>> from marginlab.augment import Augmentation
@@ -131,7 +133,6 @@ def encode_views(
         >>> features = encode_views(nn.Flatten(), images, draw, n_views=3)
         >>> features.shape, bool((features[:, 0] == images.flatten(1)).all())
         (torch.Size([5, 3, 192]), True)
-
     """
     _check(images, batch)
     if n_views < 1:
@@ -152,17 +153,16 @@ def encode_views(
 
 
 def check_range(images: Tensor) -> None:
-    """Refuse images of another range than [0, 1], once and in one way for all that encodes.
+    """Check that images are in [0, 1], with a tolerance; the one check for all encoding.
 
-    Views and images that are searched for may leave [0, 1]: by roundings, by an interpolation that
-    overshoots, by a step. Pixels from which a mean was taken away leave it further, and so do
-    bytes.
+    Views and images that are searched for may leave [0, 1] by rounding, by an interpolation that
+    overshoots, or by a step. Pixels with a mean subtracted leave it further, and so do bytes.
 
     Args:
-        images: (B, 3, H, W), floating point, at least one; on a GPU it is waited for.
+        images: Floating-point images (B, 3, H, W), at least one. On a GPU the check waits for them.
 
     Raises:
-        ValueError: A pixel below -0.5 or above 1.5, or NaN.
+        ValueError: A pixel is below -0.5 or above 1.5, or NaN.
 
     Example:
         >>> check_range(torch.full((1, 3, 2, 2), 1.0001))
@@ -178,9 +178,10 @@ def check_range(images: Tensor) -> None:
 
 @contextlib.contextmanager
 def evaluating(*modules: Modular) -> Iterator[None]:
-    """Evaluation mode, and afterwards each part in the mode it was in, also after an error.
+    """Put modules into evaluation mode, and restore the mode of each part afterwards.
 
-    A batch normalisation that was frozen stays frozen, which `module.train()` would not leave it.
+    The modes are restored even after an error. A frozen batch normalisation stays frozen.
+    `module.train()` would unfreeze it.
     """
     before = [(part, part.training) for module in modules for part in module.modules()]
     for part, _ in before:
@@ -223,7 +224,7 @@ class _Ask:
 def _asking(
     encoder: Any, images: Tensor | Streamed, device: torch.device | str | None = None
 ) -> Iterator[_Ask]:
-    """A function of images to features: in evaluation mode, without a graph, checked."""
+    """Yield a checked function of images to features, in evaluation mode and without a graph."""
     function = encoder.encode if isinstance(encoder, Encodes) else encoder
     if not callable(function) or isinstance(encoder, str):
         kind = type(encoder).__name__
@@ -239,7 +240,7 @@ def _asking(
 def _gather(
     images: Tensor | Streamed, batch: int, rows: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The rows of all images, made a batch at a time into one tensor."""
+    """Return the rows of all images, made a batch at a time, in one tensor."""
     N = images.shape[0]
     out: Tensor | None = None
     with contextlib.closing(batches(images, torch.arange(N).split(batch))) as parts:
@@ -275,7 +276,10 @@ def _check(images: Any, batch: int) -> None:
 
 
 def _mirrored(found: Tensor, shape: torch.Size) -> Tensor:
-    """Features of mirror images as they are added to those of the images, of this shape."""
+    """Return features of mirror images in the form in which they are added to those of the images.
+
+    `shape` is the shape of the images' features. Feature maps are mirrored back.
+    """
     if len(shape) == 3:
         raise ValueError(
             f"Features {tuple(shape)} are neither (B, D) nor maps (B, C, h, w), and no mirror "
@@ -285,7 +289,7 @@ def _mirrored(found: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _modules(encoder: Any) -> Iterator[nn.Module]:
-    """The modules of an encoder: itself, its object, or those that a function names."""
+    """Yield the modules of an encoder: itself, its object, or those that a function names."""
     if isinstance(encoder, nn.Module):
         yield encoder
     elif isinstance(encoder, functools.partial):
@@ -306,6 +310,6 @@ def _only(values: Iterable[Any]) -> Iterator[nn.Module]:
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Its floating-point parameters and, after these, buffers."""
+    """Yield a module's floating-point parameters and, after these, its buffers."""
     for part in (module.parameters(), module.buffers()):
         yield from (tensor for tensor in part if tensor.is_floating_point())

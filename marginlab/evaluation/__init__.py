@@ -1,4 +1,4 @@
-"""Numbers from features and labels: what a frozen encoder is good for, and what predicts it."""
+"""Numbers from features and labels: the quality of a frozen encoder, and predictors of it."""
 
 from marginlab.evaluation.association import Association as Association
 from marginlab.evaluation.association import Correlation as Correlation

@@ -1,13 +1,13 @@
-"""Does one quantity predict another over all pairs of letters? Rank correlations, tested by
-relabelling the letters.
+"""Association of two quantities over all pairs of letters, tested by relabelling the letters.
 
-    p = #{ relabellings s : r(x o s, y) >= r(x, y) } / L!                     (x o s)({a, b}) = x({s(a), s(b)}),  s a permutation of L letters
+    p = #{ relabellings s : r(x o s, y) >= r(x, y) } / L!
+    (x o s)({a, b}) = x({s(a), s(b)}),  s a permutation of L letters
 
-Ten pairs of five operations share letters: a letter that is bad in one pair tends to be bad in the
-four that hold it, so that ten values are not ten independent ones, and permuting them one by one
-finds associations too often. What is exchangeable, if x has nothing to do with y, is the names of
-the letters: the permutation test of two distance matrices (Mantel, Cancer Research 27, 1967), here
-over all L! relabellings and exact.
+r is a rank correlation or Pearson's. Ten pairs of five operations share letters. A letter that is
+bad in one pair tends to be bad in the four that hold it. So ten values are not ten independent
+ones, and permuting them one by one finds associations too often. If x has nothing to do with y, the
+names of the letters are exchangeable. This is the permutation test of two distance matrices
+(Mantel, Cancer Research 27, 1967), here over all L! relabellings and exact.
 """
 
 import itertools
@@ -24,10 +24,10 @@ _MOST_LETTERS = 8  # 8! = 40320 relabellings of 28 pairs
 
 
 class Correlation(NamedTuple):
-    """A correlation and its permutation p-values: `greater` for one as large or larger, `two_sided`
-    for one as far or farther from zero.
+    """A correlation and its permutation p-values.
 
-    All are NaN where x or y is constant, so that there is no correlation.
+    `greater` is for a correlation as large or larger, `two_sided` for one as far or farther from
+    zero. All are NaN where x or y is constant, so that there is no correlation.
     """
 
     value: float
@@ -36,11 +36,11 @@ class Correlation(NamedTuple):
 
 
 class Association(NamedTuple):
-    """Spearman's and Pearson's correlation and Kendall's tau-b of x and y over all pairs of
-    `letters`, tested over all `relabellings`.
+    """Spearman's and Pearson's correlation and Kendall's tau-b of x and y, with tests.
 
-    Each test is exact at its own: nothing is corrected for their being three. No p-value is below 1
-    / relabellings, as the identity counts.
+    They are over all pairs of letters. Each is tested over all `relabellings` of `letters`. Each
+    test is exact by itself; nothing is corrected for there being three. No p-value is below
+    1 / relabellings, because the identity counts.
     """
 
     spearman: Correlation
@@ -51,11 +51,11 @@ class Association(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A correlation over replicates: of the mean x with the mean y, and the least, the largest and
-    the standard deviation over combinations.
+    """A correlation over replicates, of the mean x with the mean y, and its spread.
 
-    `deviation` is NaN for a single combination; all but `of_means` are NaN where one of the
-    combinations has no correlation.
+    `least`, `largest` and the standard deviation `deviation` are over combinations. `deviation` is
+    NaN for a single combination. All but `of_means` are NaN where one of the combinations has no
+    correlation.
     """
 
     of_means: float
@@ -65,11 +65,11 @@ class Spread(NamedTuple):
 
 
 class ReplicatedAssociation(NamedTuple):
-    """How the correlations vary over all `combinations` of a replicate of x with one of y, and the
-    association of the means with its tests.
+    """Spread of the correlations over combinations, and the association of the means.
 
-    The spread is conditional on these pairs: it says how far seeds and images move a correlation,
-    and is no confidence interval over pairs or letters.
+    The `combinations` are all pairs of a replicate of x and one of y. The spread is conditional on
+    the pairs of letters. It says how far seeds and images move a correlation, and is no confidence
+    interval over pairs or letters.
     """
 
     spearman: Spread
@@ -80,28 +80,32 @@ class ReplicatedAssociation(NamedTuple):
 
 
 def associate(x: Mapping[str, float], y: Mapping[str, float]) -> Association:
-    """Correlations of x and y over all pairs of letters, and exact p-values over all relabellings
-    of the letters.
+    """Return correlations of x and y over all pairs of letters, with exact p-values.
+
+    The p-values are over all relabellings of the letters. `greater` is for the claim that y grows
+    with x. With 3 letters or more, different relabellings permute the pairs differently. There are
+    L! of them (120 for 5 letters), and the least p-value is 1 / L!. Pairs are permuted together, by
+    the letters' names. So a p-value for 5 letters can be large where the correlation over 10 pairs
+    looks good. Ties count as "as large". Ties of Spearman's and Kendall's correlations are found in
+    integers, those of Pearson's to 1e-12.
 
     Args:
-        x, y: a finite number for each pair of letters, such as {"ab": ..., "ac": ..., "bc": ...};
-            the order within a pair does not matter. All pairs of the letters that occur are there,
+        x: A finite number for each pair of letters, such as {"ab": ..., "ac": ..., "bc": ...}. The
+            order within a pair does not matter. All pairs of the letters that occur must be there,
             of at least 3 and at most 8 letters.
-
-    The p-value `greater` is for the claim that y grows with x. With 3 letters or more, different
-    relabellings permute the pairs differently: there are L! of them (120 for 5 letters), and the
-    least p-value is 1 / L!. Pairs are permuted by the letters' names together, so a p-value for 5
-    letters can be large where the correlation over 10 pairs looks good. Ties count as "as large";
-    Spearman's and Kendall's are found in integers, Pearson's to 1e-12.
+        y: The same for the other quantity.
 
     Raises:
-        ValueError: a key that is no pair of two letters, a pair given twice or missing, other pairs
-            in y than in x, too few or too many letters, a value that is not finite.
+        ValueError: A key is no pair of two letters, a pair is given twice or missing, y has other
+            pairs than x, there are too few or too many letters, or a value is not finite.
 
-    >>> error = {"ab": 0.5, "ac": 0.3, "ad": 0.1, "bc": 0.6, "bd": 0.4, "cd": 0.2}
-    >>> found = associate({pair: value**2 for pair, value in error.items()}, error)
-    >>> found.kendall, found.relabellings                 # 1 relabelling of 24 keeps the order
-    (Correlation(value=1.0, greater=0.041666666666666664, two_sided=0.041666666666666664), 24)
+    Example:
+        Only 1 relabelling of 24 keeps the order.
+
+        >>> error = {"ab": 0.5, "ac": 0.3, "ad": 0.1, "bc": 0.6, "bd": 0.4, "cd": 0.2}
+        >>> found = associate({pair: value**2 for pair, value in error.items()}, error)
+        >>> found.kendall, found.relabellings
+        (Correlation(value=1.0, greater=0.041666666666666664, two_sided=0.041666666666666664), 24)
     """
     letters, (one,) = _values([x], "x")
     _, (two,) = _values([y], "y", letters)
@@ -111,15 +115,20 @@ def associate(x: Mapping[str, float], y: Mapping[str, float]) -> Association:
 def associate_replicates(
     xs: Sequence[Mapping[str, float]], ys: Sequence[Mapping[str, float]]
 ) -> ReplicatedAssociation:
-    """Correlations over every combination of a replicate of x (such as blocks of images) with one
-    of y (such as seeds of training).
+    """Return correlations over every combination of a replicate of x with a replicate of y.
 
-    Replicates are mappings as `associate` takes them, all over the same letters; their numbers need
-    not be equal. Raises its errors, and ValueError where there is no replicate.
+    Args:
+        xs: Replicates of x (such as blocks of images), each a mapping as in `associate`. All
+            replicates are over the same letters.
+        ys: Replicates of y (such as seeds of training). Their number may differ from that of x.
 
-    >>> x, y = {"ab": 1.0, "ac": 2.0, "bc": 3.0}, {"ab": 1.0, "ac": 3.0, "bc": 2.0}
-    >>> associate_replicates([x], [x, y]).spearman
-    Spread(of_means=0.8660254037844387, least=0.5, largest=1.0, deviation=0.3535533905932738)
+    Raises:
+        ValueError: As for `associate`, or there is no replicate.
+
+    Example:
+        >>> x, y = {"ab": 1.0, "ac": 2.0, "bc": 3.0}, {"ab": 1.0, "ac": 3.0, "bc": 2.0}
+        >>> associate_replicates([x], [x, y]).spearman
+        Spread(of_means=0.8660254037844387, least=0.5, largest=1.0, deviation=0.3535533905932738)
     """
     letters, one = _values(xs, "x")
     _, two = _values(ys, "y", letters)
@@ -143,21 +152,25 @@ def associate_replicates(
 
 
 class _Statistic(NamedTuple):
-    """A correlation as <a, b> / norm, norm = |a| |b|, of arrays whose axes are pairs: a relabelling
-    permutes the axes of a.
+    """A correlation as <a, b> / norm with norm = |a| |b|, of arrays whose axes are pairs.
+
+    A relabelling permutes the axes of a.
     """
 
     a: np.ndarray
     b: np.ndarray
     norm: float
-    tolerance: float  # of inner products: what counts as equal
+    tolerance: float  # inner products this close count as equal
 
     @property
     def value(self) -> float:
         return float(np.clip((self.a * self.b).sum() / self.norm, -1, 1)) if self.norm else math.nan
 
     def tested(self, permuted: np.ndarray) -> Correlation:
-        """With its p-values over permutations of the pairs (R, n), the identity among them."""
+        """Return the correlation with its p-values over permutations of the pairs (R, n).
+
+        The permutations include the identity.
+        """
         if not self.norm:
             return Correlation(math.nan, math.nan, math.nan)
         observed = (self.a * self.b).sum()
@@ -170,12 +183,12 @@ class _Statistic(NamedTuple):
 
 
 def _statistics(x: np.ndarray, y: np.ndarray) -> tuple[_Statistic, _Statistic, _Statistic]:
-    """Spearman, Kendall's tau-b, Pearson.
+    """Return Spearman's correlation, Kendall's tau-b and Pearson's correlation.
 
-    Ranks and signs are whole numbers, so that equal correlations are equal.
+    Ranks and signs are whole numbers, so that equal correlations compare equal.
     """
     n = len(x)
-    # centred, and whole for ties too
+    # centered, and whole numbers for ties too
     ranks = [2 * scipy.stats.rankdata(v).astype(float) - (n + 1) for v in (x, y)]
     signs = [np.sign(np.subtract.outer(v, v)) for v in (x, y)]
     centred = [v / (np.abs(v).max() or 1.0) for v in (x, y)]  # no overflow in squares
@@ -203,8 +216,9 @@ def _associated(x: np.ndarray, y: np.ndarray, letters: str) -> Association:
 def _values(
     replicates: Sequence[Mapping[str, float]], name: str, letters: str | None = None
 ) -> tuple[str, np.ndarray]:
-    """The letters, and the values of each replicate in the order of itertools.combinations:
-    (replicates, pairs).
+    """Return the letters, and the values of each replicate, (replicates, pairs).
+
+    The values are in the order of itertools.combinations.
     """
     if not replicates:
         raise ValueError(

@@ -1,6 +1,8 @@
-"""Inputs of every evaluation: arrays as tensors, refused before work starts if they do not fit.
+"""Checks of the inputs of every evaluation: arrays become tensors, or are refused.
 
-direction(x) = x / ||x||,     0 for x = 0
+They are refused before work starts. Features are also scaled to length 1:
+
+    direction(x) = x / ||x||,     0 for x = 0
 """
 
 from collections.abc import Collection
@@ -16,15 +18,14 @@ Array = Tensor | np.ndarray
 """A tensor on any device, or a numpy array, which is read as a tensor on the CPU."""
 
 _BLOCK = 1 << 22  # numbers that are widened to float64 at a time
-_NAMED = 5  # values that a message names; of a million absent classes it gives the first
+_NAMED = 5  # most values that a message names; of a million absent classes it names the first
 
 
 def as_tensor(name: str, array: Any) -> Tensor:
     """Read a tensor or a numpy array of numbers as a tensor.
 
     Raises:
-        ValueError: It is neither, or an array of what torch has no numbers for, such as text.
-
+        ValueError: It is neither, or the array's type has no torch counterpart, such as text.
     """
     if isinstance(array, Tensor):
         return array.detach()
@@ -46,17 +47,16 @@ def check_features(
     """Read features and refuse those that are empty, of another shape or not finite.
 
     Args:
-        name: What a message calls them.
+        name: Name of the features in a message.
         features: A tensor or an array.
         shape: The shape that they must have, as a message gives it.
-        dim: How many numbers a feature has; any if None.
+        dim: Dimension of a feature; any if None.
 
     Returns:
         The features as a tensor, without gradient.
 
     Raises:
-        ValueError: They do not fit; the message says what they are.
-
+        ValueError: They do not fit; the message describes them.
     """
     found = as_tensor(name, features)
     given = f"{found.dtype} {tuple(found.shape)}"
@@ -91,8 +91,7 @@ def check_labels(
     """Read the labels of checked features as int64 on their device; refuse those that do not fit.
 
     Raises:
-        ValueError: They are not one integer a row, or outside 0 to `num_classes` - 1.
-
+        ValueError: They are not one integer a row, or lie outside 0 to `num_classes` - 1.
     """
     found = as_tensor(f"labels of the {name}", labels)
     integer = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
@@ -121,13 +120,13 @@ def check_pair(
     shape: str = "(N, D)",
     dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Read features and their labels: `check_features` and `check_labels` of one name."""
+    """Read features and their labels: `check_features` and `check_labels` under one name."""
     found = check_features(name, features, shape, dim)
     return found, check_labels(name, labels, found, num_classes)
 
 
 def directions(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """Features (..., D) at length 1, and 0 for those of length 0.
+    """Return features (..., D) scaled to length 1; those of length 0 stay 0.
 
     They are computed in float64, which is held for a block of rows.
     """
@@ -139,10 +138,11 @@ def directions(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def named(values: Collection[Any]) -> str:
-    """The first few of some values, and how many more there are.
+    """Return the first few of some values as text, and how many more there are.
 
-    >>> named(range(3)), named(range(1000))
-    ('[0, 1, 2]', '[0, 1, 2, 3, 4] and 995 more')
+    Example:
+        >>> named(range(3)), named(range(1000))
+        ('[0, 1, 2]', '[0, 1, 2, 3, 4] and 995 more')
     """
     first = [value for value, _ in zip(values, range(_NAMED), strict=False)]
     more = len(values) - len(first)
@@ -150,5 +150,5 @@ def named(values: Collection[Any]) -> str:
 
 
 def _rows(features: Tensor) -> int:
-    """Rows of features that hold a block of numbers."""
+    """Return the number of rows of features that hold a block of numbers."""
     return max(1, _BLOCK // max(1, features[0].numel()))

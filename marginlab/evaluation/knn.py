@@ -1,9 +1,10 @@
-"""Weighted k-nearest-neighbour classification of features: no training, one number a checkpoint.
+"""Weighted k-nearest-neighbour classification of features, without training.
 
     vote(q, c) = sum over the k nearest m of label c of exp( cos(q, m) / T )
     class of q = argmax over c of vote(q, c)
 
-Without queries each row of the bank is classified by the others: leave one out.
+It gives one number for each checkpoint. Without queries each row of the bank is classified by the
+others (leave one out).
 
 Wu et al., CVPR 2018, section 3.4 (k = 200); T = 0.1 as in the protocol of Huang et al., ICLR 2023.
 """
@@ -23,7 +24,8 @@ from marginlab.kernels import BUDGET
 class RankedClasses(NamedTuple):
     """The classes with the most votes of each query, most first, and their shares of all votes.
 
-    Of equal votes the smaller class comes first. Where fewer classes have votes, -1 with share 0.
+    Of equal votes the smaller class comes first. Where fewer classes have votes, the class is -1
+    and its share 0.
     """
 
     classes: Int64[Tensor, "N top"]
@@ -40,26 +42,26 @@ def knn_predict(
     num_classes: int | None = None,
     budget: int = BUDGET,
 ) -> Int64[Tensor, " N"]:
-    """The class of each query by a weighted vote of its k nearest bank features in cosine.
+    """Return the class of each query by a weighted vote of its k nearest bank features in cosine.
 
-    Of equal votes the smallest class. Votes are held for the k neighbours of a block of queries, so
-    neither the number of classes nor the size of a label costs memory.
+    Of equal votes the smallest class wins. Votes are held for the k neighbours of a block of
+    queries, so neither the number of classes nor the size of a label costs memory.
 
     Args:
         bank: Features with known labels; they need not be normalised.
         bank_labels: Their classes, from 0 on; numbers may be left out.
         queries: Features to classify; by default each of the bank, by the others.
-        k: Neighbours that vote; a bank of fewer votes as a whole.
-        temperature: Of the weights exp(cosine / temperature).
-        num_classes: C, above which no label may be; by default there is no limit.
+        k: Number of neighbours that vote; a smaller bank votes as a whole.
+        temperature: Temperature of the weights exp(cosine / temperature).
+        num_classes: Number C of classes; labels must lie below it. By default there is no limit.
         budget: Bytes of a block of similarities, and of a block of votes.
 
     Returns:
         Classes (N,), on the bank's device.
 
     Raises:
-        ValueError: An empty bank, or of one feature without queries; values not finite; labels of
-            another shape, type or range; k or temperature not positive.
+        ValueError: The bank is empty, or has one feature and there are no queries; values are not
+            finite; labels have another shape, type or range; k or temperature is not positive.
 
     Example:
         >>> queries = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
@@ -67,7 +69,6 @@ def knn_predict(
         tensor([0, 1])
         >>> knn_predict(torch.eye(3)[[0, 0, 1, 1, 1]], torch.tensor([4, 4, 7, 7, 4]), k=1)
         tensor([4, 4, 7, 7, 7])
-
     """
     ranked = knn_rank(
         bank,
@@ -93,30 +94,29 @@ def knn_rank(
     num_classes: int | None = None,
     budget: int = BUDGET,
 ) -> RankedClasses:
-    """The `top` classes of each query in the order of their votes; see `knn_predict`.
+    """Return the `top` classes of each query in the order of their votes; see `knn_predict`.
 
     Args:
         bank: Features with known labels; they need not be normalised.
         bank_labels: Their classes, from 0 on.
         queries: Features to classify; by default each of the bank, by the others.
-        top: Classes that are given, at most k.
-        k: Neighbours that vote.
-        temperature: Of the weights exp(cosine / temperature).
-        num_classes: C, above which no label may be.
+        top: Number of classes to return, at most k.
+        k: Number of neighbours that vote.
+        temperature: Temperature of the weights exp(cosine / temperature).
+        num_classes: Number C of classes; labels must lie below it.
         budget: Bytes of a block.
 
     Returns:
         Classes and their shares of the votes, (N, top) each.
 
     Raises:
-        ValueError: As `knn_predict`; top outside 1 to k.
+        ValueError: As for `knn_predict`, or top is outside 1 to k.
 
     Example:
         >>> bank = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
         >>> found = knn_rank(bank, torch.tensor([3, 3, 8]), torch.tensor([[1.0, 1.0]]), top=3)
         >>> found.classes.tolist(), [round(share, 2) for share in found.shares[0].tolist()]
         ([[3, 8, -1]], [0.75, 0.25, 0.0])
-
     """
     bank, labels = check_pair("bank", bank, bank_labels, num_classes)
     if queries is not None:
@@ -137,11 +137,11 @@ def knn_rank(
 def _votes(
     bank: Bank, labels: Tensor, k: int, temperature: float, top: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ranked classes and their shares, a block of queries at a time."""
+    """Yield ranked classes and their shares, a block of queries at a time."""
     k = min(k, bank.others)
     for rows in torch.arange(len(bank.queries), device=labels.device).split(bank.rows(k)):
         near = bank.nearest(rows, k)
-        # against the nearest: no overflow at a small temperature
+        # relative to the nearest, so that a small temperature does not overflow
         weights = ((near.values - near.values[:, :1]).double() / temperature).exp()
         # the neighbours of a class stand together, in the order of their cosines
         ordered, place = labels[near.indices].sort(dim=1, stable=True)
@@ -150,7 +150,7 @@ def _votes(
         votes = weights.new_zeros(weights.shape).scatter_add_(1, group, weights.gather(1, place))
         classes = torch.full_like(ordered, -1).scatter_(1, group, ordered)
         shares = votes / votes.sum(1, keepdim=True)
-        # a group that is not there comes after one whose vote is rounded to 0
+        # an absent group comes after one whose vote is rounded to 0
         order = votes.masked_fill(classes < 0, -1.0).sort(dim=1, descending=True, stable=True)
         first = order.indices[:, :top]
         out = first.new_full((len(rows), top), -1), shares.new_zeros(len(rows), top)
@@ -169,29 +169,30 @@ def knn_accuracy(
     num_classes: int | None = None,
     budget: int = BUDGET,
 ) -> float:
-    """Fraction of queries whose class `knn_predict` finds; without queries, leave-one-out accuracy.
+    """Return the fraction of queries whose class `knn_predict` finds.
 
-    Its standard error over N queries is sqrt(a (1 - a) / N), for the bank as it is; leave-one-out
-    answers depend on each other, and no such error holds of them.
+    Without queries it is the leave-one-out accuracy. Its standard error over N queries is
+    sqrt(a (1 - a) / N), for the bank as it is. Leave-one-out answers depend on each other, so this
+    error does not hold for them.
 
     Args:
         bank: Features with known labels.
         bank_labels: Their classes.
         queries: Features to classify; by default each of the bank, by the others.
-        query_labels: Their classes, given where queries are.
-        k: Neighbours that vote.
-        temperature: Of the weights exp(cosine / temperature).
-        num_classes: C, above which no label may be.
+        query_labels: Their classes, given if and only if queries are.
+        k: Number of neighbours that vote.
+        temperature: Temperature of the weights exp(cosine / temperature).
+        num_classes: Number C of classes; labels must lie below it.
         budget: Bytes of a block.
 
     Raises:
-        ValueError: As `knn_predict`; queries without labels, or labels without queries.
+        ValueError: As for `knn_predict`; or there are queries without labels, or labels without
+            queries.
 
     Example:
         >>> x, labels = torch.eye(2), torch.tensor([0, 1])
         >>> knn_accuracy(x, labels, x, torch.tensor([0, 0]), k=1)
         0.5
-
     """
     bank, bank_labels = check_pair("bank", bank, bank_labels, num_classes)
     queries, truth = check_queries(bank, bank_labels, queries, query_labels, num_classes)
@@ -214,7 +215,11 @@ def check_queries(
     query_labels: Array | None,
     num_classes: int | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    """Read queries and their labels; without queries the labels are those of the bank."""
+    """Read queries and their labels; without queries return the labels of the bank.
+
+    Raises:
+        ValueError: One of the two is given without the other, or they do not fit.
+    """
     if (queries is None) != (query_labels is None):
         given, missing = ("labels", "features") if queries is None else ("features", "labels")
         raise ValueError(

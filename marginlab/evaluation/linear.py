@@ -1,7 +1,8 @@
 """Linear probe: a logistic regression on frozen features, with scikit-learn.
 
-min over W, b of  mean cross-entropy of softmax(W z + b)  +  ||W||^2 / (2 C n)
-z: features standardised on the training set
+    min over W, b of  mean cross-entropy of softmax(W z + b)  +  ||W||^2 / (2 C n)
+
+z are the features, standardised on the training set.
 """
 
 import logging
@@ -13,16 +14,17 @@ from jaxtyping import Float, Integer
 
 from marginlab.evaluation.check import Array, check_pair
 
-BUDGET = 16 * 2**30  # bytes of a probe: 5 million rows of 200 classes, or 100,000 of 9,000
+BUDGET = 16 * 2**30  # bytes of a probe: 5 million rows and 200 classes, or 100,000 and 9,000
 
-_HISTORY = 26  # copies of the weights in L-BFGS with 10 corrections (measured: 22 to 26)
+_HISTORY = 26  # copies of the weights that L-BFGS with 10 corrections holds (measured: 22 to 26)
 _BLOCK = 2**25  # bytes of predictions at a time
 _log = logging.getLogger(__name__)
 
 
 class LinearProbe(NamedTuple):
-    """Accuracy on n test features with its binomial standard error, and whether the optimiser
-    converged within its iterations.
+    """Accuracy on n test features with its binomial standard error.
+
+    `converged` says whether the optimiser converged within its iterations.
     """
 
     accuracy: float
@@ -43,10 +45,10 @@ def linear_probe(
     tolerance: float = 1e-3,
     budget: int = BUDGET,
 ) -> LinearProbe:
-    """Fit a logistic regression to training features and measure it on test features.
+    """Fit a logistic regression to training features and measure its accuracy on test features.
 
     With K classes the regression holds 2 M K + 26 K (D + 1) numbers in float64. It cannot be cut
-    into blocks, so what exceeds the budget is refused; `nearest_center_error` and kNN have no such
+    into blocks, so a probe above the budget is refused. `nearest_center_error` and kNN have no such
     limit.
 
     Args:
@@ -55,22 +57,21 @@ def linear_probe(
         test_features: Frozen features to judge by.
         test_labels: Their classes.
         C: Inverse strength of the ridge, as in scikit-learn.
-        max_iterations: Of L-BFGS; a probe that does not converge says so (`converged`) and logs it,
-            and its accuracy stands.
-        tolerance: Of L-BFGS.
+        max_iterations: Most iterations of L-BFGS. A probe that does not converge says so
+            (`converged`) and logs it, and its accuracy stands.
+        tolerance: Tolerance of L-BFGS.
         budget: Bytes that the regression may hold.
 
     Raises:
-        ValueError: Shapes or labels that do not fit, values not finite, training labels of one
-            class only, a ridge, number of iterations or tolerance that is not positive, more bytes
-            than the budget.
+        ValueError: Shapes or labels do not fit; values are not finite; training labels are of one
+            class only; the ridge, the number of iterations or the tolerance is not positive; or the
+            regression needs more bytes than the budget.
         ModuleNotFoundError: Scikit-learn is missing (it comes with the extra `lab`).
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
         >>> linear_probe(x, torch.tensor([0, 0, 1, 1]), x, torch.tensor([0, 0, 1, 0])).accuracy
         0.75
-
     """
     train, labels = check_pair("training features", train_features, train_labels, shape="(M, D)")
     test, truth = check_pair(
@@ -97,7 +98,7 @@ def linear_probe(
 
     fitted, judged = train.double(), test.to(train.device).double()
     mean, deviation = fitted.mean(0), fitted.std(0, correction=0)
-    # a constant feature says nothing
+    # a constant feature carries no information and is not scaled
     scale = torch.where(deviation > 1e-12 * (mean.abs() + 1e-300), deviation, 1.0)
     fitted, judged = (((x - mean) / scale).cpu() for x in (fitted, judged))
     probe = LogisticRegression(C=C, max_iter=max_iterations, tol=tolerance)
@@ -128,11 +129,20 @@ def linear_probe_accuracy(
     C: float = 1.0,
     budget: int = BUDGET,
 ) -> float:
-    """Accuracy of `linear_probe` with its default optimiser; raises what it raises.
+    """Return the accuracy of `linear_probe` with its default optimiser; raise its errors.
 
-    >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
-    >>> linear_probe_accuracy(x, torch.tensor([0, 0, 1, 1]), x, torch.tensor([0, 0, 1, 1]))
-    1.0
+    Args:
+        train_features: Frozen features to fit.
+        train_labels: Their classes.
+        test_features: Frozen features to judge by.
+        test_labels: Their classes.
+        C: Inverse strength of the ridge, as in scikit-learn.
+        budget: Bytes that the regression may hold.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> linear_probe_accuracy(x, torch.tensor([0, 0, 1, 1]), x, torch.tensor([0, 0, 1, 1]))
+        1.0
     """
     given = train_features, train_labels, test_features, test_labels
     return linear_probe(*given, C=C, budget=budget).accuracy

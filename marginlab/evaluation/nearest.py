@@ -17,7 +17,10 @@ from marginlab.kernels import BUDGET, walk
 
 
 class NearestCenter(NamedTuple):
-    """Fraction of n queries misread, and its binomial standard error (for the centers as they are)."""
+    """Fraction of n queries misread, and its binomial standard error.
+
+    The error takes the centers as given.
+    """
 
     error: float
     standard_error: float
@@ -33,20 +36,20 @@ def nearest_center_error(
     normalize: bool = True,
     budget: int = BUDGET,
 ) -> NearestCenter:
-    """Err(G_f) on queries (features of clean images), with centers from views of training images.
+    """Return Err(G_f) on queries, features of clean images, with centers from training views.
 
-    Of equally near centers the smallest class is taken.
+    Of equally near centers the one of the smallest class is taken.
 
     Args:
         features: V views' features of N training images.
         labels: Their classes, from 0 on; numbers may be left out.
         queries: Features of M clean images.
         query_labels: Their classes.
-        normalize: Give every feature length 1 first (not the centers), as the theory's r = 1.
+        normalize: Scale every feature to length 1 first (not the centers), as the theory's r = 1.
         budget: Bytes of a block of the M x C scores, and of features that are widened to float64.
 
     Raises:
-        ValueError: Shapes or labels that do not fit, values not finite, a query of a class without
+        ValueError: Shapes or labels do not fit, values are not finite, or a query's class has no
             training image.
 
     Example:
@@ -54,7 +57,6 @@ def nearest_center_error(
         >>> asked = torch.tensor([[5.0, 1.0], [3.0, 1.0]])
         >>> nearest_center_error(views, torch.tensor([0, 1]), asked, torch.tensor([0, 1])).error
         0.5
-
     """
     train, labels = check_pair("training features", features, labels, shape="(N, V, D)")
     test, truth = check_pair("queries", queries, query_labels, shape="(M, D)", dim=train.shape[2])
@@ -84,7 +86,7 @@ def nearest_center_error(
         score = wide(test[block]) @ centers[columns].T - half[columns]
         highest = score.amax(1, keepdim=True)
         first = columns.start + (score >= highest).int().argmax(1)
-        nearer = highest[:, 0] > best[block]  # of equals the center before it, of a smaller class
+        nearer = highest[:, 0] > best[block]  # a tie keeps the earlier center, of a smaller class
         chosen[block] = torch.where(nearer, first, chosen[block])
         best[block] = torch.where(nearer, highest[:, 0], best[block])
     error = float((classes[chosen] != truth).double().mean())

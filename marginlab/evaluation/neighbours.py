@@ -1,9 +1,9 @@
 """The k nearest features of a bank in cosine, a block of queries at a time under a byte budget.
 
-    near(q) = the k rows m of the bank with the largest cos(q, m), without q itself where it is one
+    near(q) = the k rows m of the bank with the largest cos(q, m), without q itself if it is a row
 
-Of equal cosines the smaller row comes first, so that an answer does not depend on the blocks
-(except where rounding tells equal cosines of different blocks apart).
+Of equal cosines the smaller row comes first, so the answer does not depend on the blocks. (The
+exception is rounding that tells equal cosines of different blocks apart.)
 """
 
 import torch
@@ -13,15 +13,13 @@ from marginlab.evaluation.check import directions
 from marginlab.kernels import top_k
 from marginlab.kernels.topk import TopK
 
-NEIGHBOUR = (
-    64  # bytes held for a neighbour: cosine, row, and what votes and precisions make of them
-)
+NEIGHBOUR = 64  # bytes held for a neighbour: cosine, row, and their use in votes and precisions
 
 
 class Bank:
     """Directions of features that are searched, and of the queries that search them.
 
-    Without queries each row of the bank is asked among the others (leave one out).
+    Without queries each row of the bank is a query among the others (leave one out).
     """
 
     def __init__(self, bank: Tensor, queries: Tensor | None, budget: int):
@@ -35,16 +33,17 @@ class Bank:
         """Rows that a query may find."""
 
     def rows(self, k: int) -> int:
-        """How many queries with k neighbours each fit into a block."""
+        """Return how many queries with k neighbours each fit into a block."""
         held = NEIGHBOUR * k + self.bank.shape[1] * self.bank.element_size()
         return max(1, self.budget // held)
 
     def nearest(self, rows: Tensor, k: int) -> TopK:
-        """The k nearest of the queries at these rows, nearest first; k is at most `others`."""
+        """Return the k nearest of these queries, nearest first; k is at most `others`."""
         if not self.alone:
             return top_k(self.queries[rows], self.bank, k, budget=self.budget)
         found = top_k(self.queries[rows], self.bank, k + 1, budget=self.budget)
         own = found.indices == rows[:, None]
-        own[:, -1] |= ~own.any(1)  # others as near stand before it: then the last is one too many
+        # where k + 1 others are as near, they come before the query: drop the last of them
+        own[:, -1] |= ~own.any(1)
         values, indices = (part[~own].view(len(rows), k) for part in found)
         return TopK(values, indices)

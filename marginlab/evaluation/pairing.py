@@ -17,7 +17,7 @@ from marginlab.rng import Key
 
 
 class Pairs(NamedTuple):
-    """Numbers of the images of each pair, and whether it is genuine."""
+    """Indices of the images of each pair, and whether it is genuine."""
 
     first: Int64[Tensor, " n"]
     second: Int64[Tensor, " n"]
@@ -25,29 +25,30 @@ class Pairs(NamedTuple):
 
 
 def pairs(labels: Integer[Array, " N"], n: int, *, seed: int = 0, folds: int = 10) -> Pairs:
-    """Draw n different pairs of images, half of them genuine, in folds whose identities differ, as
-    LFW's do.
+    """Draw n different pairs of images, half of them genuine, in folds whose identities differ.
 
-    The identities are dealt out to the folds; a fold's genuine pairs are a uniform choice of all
-    pairs of two images of one of its identities, its impostor pairs of all pairs of images of two
-    of them. So an identity of m images is met in genuine pairs in proportion to m (m - 1). Pairs
-    stand fold by fold, genuine and impostor in turn. Nothing quadratic is held: pairs are numbered,
-    and the numbers drawn.
+    LFW's folds differ in the same way. The identities are dealt out to the folds. A fold's genuine
+    pairs are a uniform choice of all pairs of two images of one of its identities. Its impostor
+    pairs are a uniform choice of all pairs of images of two of its identities. So an identity of m
+    images occurs in genuine pairs in proportion to m (m - 1). Pairs stand fold by fold, genuine and
+    impostor in turn. Nothing quadratic is held: pairs are numbered, and the numbers are drawn.
 
     Args:
-        labels: the identity of each image.
-        n: pairs, a multiple of 2 folds.
-        seed: other seeds deal and draw otherwise.
-        folds: 1 uses all pairs of images that there are, for a TAR at a small FAR.
+        labels: The identity of each image.
+        n: Number of pairs, a multiple of 2 folds.
+        seed: Seed of the dealing and the drawing.
+        folds: Number of folds; 1 draws from all pairs of images, for a TAR at a small FAR.
 
     Raises:
-        ValueError: n no positive multiple of 2 folds; a fold with fewer pairs of a kind than asked
-            for, or with more than 2**32.
+        ValueError: n is no positive multiple of 2 folds, or a fold has fewer pairs of a kind than
+            asked for, or more than 2**32.
 
-    >>> labels = torch.arange(40) // 4
-    >>> drawn = pairs(labels, 20, folds=5)
-    >>> drawn.same[:4].tolist(), bool(((labels[drawn.first] == labels[drawn.second]) == drawn.same).all())
-    ([True, False, True, False], True)
+    Example:
+        >>> labels = torch.arange(40) // 4
+        >>> drawn = pairs(labels, 20, folds=5)
+        >>> genuine = labels[drawn.first] == labels[drawn.second]
+        >>> drawn.same[:4].tolist(), bool((genuine == drawn.same).all())
+        ([True, False, True, False], True)
     """
     if folds < 1 or n < 2 * folds or n % (2 * folds):
         raise ValueError(
@@ -86,11 +87,10 @@ def pairs(labels: Integer[Array, " N"], n: int, *, seed: int = 0, folds: int = 1
 def _drawn(
     identity: Int64[Tensor, " M"], n: int, genuine: bool, key: Key, fold: int
 ) -> tuple[Tensor, Tensor]:
-    """Two places for each of n pairs, drawn among all pairs of a kind; the images are sorted by
-    identity.
+    """Return two places for each of n pairs, drawn among all pairs of a kind.
 
-    Image i has as partners of its own kind those after it in its identity, and of the other kind
-    all after its identity's end.
+    The images are sorted by identity. As genuine partners, image i has the images after it in its
+    identity. As impostor partners, it has all images after the end of its identity.
     """
     place = torch.arange(len(identity))
     end = torch.searchsorted(identity, identity, right=True)

@@ -1,11 +1,13 @@
-"""Retrieval: how high the images of a query's class stand when all are ordered by cosine.
+"""Retrieval: the ranks of the images of a query's class when all images are ordered by cosine.
 
-    R = references of the query's class,     rel(i) = 1 if the i-th nearest is one of them, else 0
-    P@1 = rel(1),     R-precision = sum of rel(i) over i <= R, / R
-    MAP@R = sum over i <= R of rel(i) (rel(1) + ... + rel(i)) / i, / R
+    R           = references of the query's class
+    rel(i)      = 1 if the i-th nearest is one of them, else 0
+    P@1         = rel(1)
+    R-precision = sum of rel(i) over i <= R, / R
+    MAP@R       = sum over i <= R of rel(i) (rel(1) + ... + rel(i)) / i, / R
 
-Each is the mean over queries; MAP@R is at most R-precision. Without queries each reference is a
-query among the others: leave one out.
+Each is the mean over queries. MAP@R is at most R-precision. Without queries each reference is a
+query among the others (leave one out).
 
 Source: Musgrave, Belongie and Lim, "A metric learning reality check", ECCV 2020, section 3.2.
 """
@@ -27,8 +29,8 @@ from marginlab.kernels import BUDGET
 class Retrieval(NamedTuple):
     """Means over n queries and their standard errors; `lone` queries were left out.
 
-    Errors are over queries, for the references as they are. In leave-one-out every image is query
-    and reference, so that queries depend on each other: the errors are NaN.
+    Errors are over queries, for the references as they are. In leave-one-out every image is both
+    query and reference, so queries depend on each other, and the errors are NaN.
     """
 
     precision_at_1: float
@@ -49,30 +51,30 @@ def retrieval(
     *,
     budget: int = BUDGET,
 ) -> Retrieval:
-    """Precision at 1, R-precision and MAP@R of queries among references, by cosine.
+    """Return precision at 1, R-precision and MAP@R of queries among references, by cosine.
 
-    Of equal cosines the reference that is given first stands first; a published evaluation may
-    leave that open. A query whose class has no reference (but itself) is left out of the means and
-    counted as `lone`. Blocks of queries with about equal R are ranked to depth R, so neither the
-    N x M similarities nor N x R neighbours are held.
+    Of equal cosines the reference that is given first comes first; a published evaluation may leave
+    that open. A query whose class has no reference (but itself) is left out of the means and
+    counted as `lone`. Blocks of queries with about equal R are ranked to depth R, so neither the N
+    x M similarities nor N x R neighbours are held.
 
     Args:
         references: Features that are searched; they need not be normalised.
         labels: Their classes, integers from 0 on.
         queries: Features that search; by default each of the references, among the others.
-        query_labels: Their classes, given where queries are.
+        query_labels: Their classes, given if and only if queries are.
         budget: Bytes of a block of similarities, and of a block of neighbours.
 
     Raises:
-        ValueError: Empty features or of another width, values not finite, labels of another shape,
-            type or range; queries without labels, or labels without queries; every query is lone.
+        ValueError: Features are empty or of another width, values are not finite, labels have
+            another shape, type or range, queries come without labels or labels without queries, or
+            every query is lone.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0]])
         >>> found = retrieval(features, torch.tensor([0, 1, 0, 1]))
         >>> found.precision_at_1, found.r_precision, found.lone
         (0.0, 0.0, 0)
-
     """
     bank, labels = check_pair("references", references, labels)
     asked, truth = check_queries(bank, labels, queries, query_labels)
@@ -96,14 +98,14 @@ def retrieval(
 
 
 def _same(labels: Tensor, truth: Tensor) -> Tensor:
-    """How many references are of each query's class."""
+    """Count the references of each query's class."""
     classes, counts = labels.unique(return_counts=True)  # sorted
     place = torch.searchsorted(classes, truth).clamp(max=len(classes) - 1)
     return torch.where(classes[place] == truth, counts[place], 0)
 
 
 def _alike(R: Tensor, search: Bank) -> Iterator[Tensor]:
-    """Blocks of queries that are not lone, whose R differ by a factor of 2 at most."""
+    """Yield blocks of queries that are not lone, whose R differ by a factor of at most 2."""
     order = R.argsort(stable=True)
     order = order[int((R == 0).sum()) :]
     depth = R[order].cpu()
@@ -116,7 +118,7 @@ def _alike(R: Tensor, search: Bank) -> Iterator[Tensor]:
 
 
 def _precisions(search: Bank, rows: Tensor, R: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-    """P@1, R-precision and average precision at R (3, rows)."""
+    """Return P@1, R-precision and average precision at R (3, rows)."""
     deepest = int(R.max())
     near = search.nearest(rows, deepest)
     place = torch.arange(1, deepest + 1, device=R.device)

@@ -1,13 +1,16 @@
-"""Verification: are two images of one identity? A threshold on the distance of their features,
-chosen on pairs that are not judged by it.
+"""Verification of identity: a threshold on the distance of two images' features.
 
     d = || x/||x|| - y/||y|| ||^2 = 2 - 2 cos(x, y), in [0, 4];     accepted: d < t
-    accuracy by folds:   t_f = argmax over t of accuracy on all folds but f;   a_f = accuracy(t_f) on fold f;   mean and deviation of a_f
-    TAR at FAR:          TAR(t) = P(d < t | genuine) at the largest t with FAR(t) = P(d < t | impostor) <= far
 
-Sources: the restricted protocol of LFW, Huang et al. 2007 (ten folds of 600 pairs whose people
-differ); the folds, the grid and `dist < t` of the evaluation that goes with ArcFace, Deng et al.
-2019; interval of a rate: Clopper and Pearson 1934.
+    accuracy by folds:   t_f = argmax over t of accuracy on all folds but f
+                         a_f = accuracy(t_f) on fold f;   mean and deviation of a_f
+    TAR at FAR:          TAR(t) = P(d < t | genuine)
+                         at the largest t with FAR(t) = P(d < t | impostor) <= far
+
+The threshold of a fold is chosen on pairs outside it. Sources: the restricted protocol of LFW,
+Huang et al. 2007 (ten folds of 600 pairs whose people differ); the folds, the grid and `dist < t`
+of the evaluation that goes with ArcFace, Deng et al. 2019; interval of a rate: Clopper and Pearson
+1934.
 """
 
 import math
@@ -25,8 +28,9 @@ _BLOCK = 1 << 22  # numbers that are widened to float64 at a time
 
 
 class Verification(NamedTuple):
-    """Accuracy over folds: mean, population standard deviation (as published tables give it), and
-    each fold's accuracy and threshold on d.
+    """Accuracy over folds: mean, standard deviation, and each fold's accuracy and threshold on d.
+
+    The deviation is that of the population, as published tables give it.
     """
 
     accuracy: float
@@ -36,15 +40,17 @@ class Verification(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Of the mean over k folds, sample deviation / sqrt(k) = deviation / sqrt(k - 1): what
-        LFW's table gives.
+        """Standard error of the mean over k folds, as LFW's table gives it.
+
+        It is sample deviation / sqrt(k) = deviation / sqrt(k - 1).
         """
         return self.deviation / math.sqrt(len(self.folds) - 1)
 
 
 class TarAtFar(NamedTuple):
-    """The share of genuine pairs accepted, at a threshold on d that accepts the share `far` of the
-    impostor pairs, with its interval.
+    """The share of genuine pairs accepted at a threshold on d, with its interval.
+
+    The threshold accepts the share `far` of the impostor pairs.
     """
 
     tar: float
@@ -64,30 +70,30 @@ def verification_accuracy(
     *,
     thresholds: Literal["exact", "grid"] = "exact",
 ) -> Verification:
-    """Accuracy of "genuine if d < t" over contiguous folds, each judged by the others' best t.
+    """Return the accuracy of "genuine if d < t" over contiguous folds.
 
-    Of equally good thresholds the smallest is taken.
+    Each fold is judged by the best t of the others. Of equally good thresholds the smallest is
+    taken.
 
     Args:
         first: Features of the pairs' first images; they need not be normalised.
         second: Features of their second images.
-        same: Which pairs are genuine.
-        folds: k blocks of pairs as they stand, the first n mod k one longer (scikit-learn's KFold
-            without shuffling). Folds whose identities differ are the caller's to make, as `pairs`
-            does.
+        same: Marks the genuine pairs.
+        folds: Number k of blocks of pairs in the given order; the first n mod k are one longer
+            (scikit-learn's KFold without shuffling). The caller makes folds whose identities
+            differ, as `pairs` does.
         thresholds: "exact" tries every one that makes a difference, midway between two distances;
-            "grid" the published 0, 0.01, ..., 3.99.
+            "grid" tries the published 0, 0.01, ..., 3.99.
 
     Raises:
-        ValueError: Shapes that differ, values not finite, fewer pairs than folds or fewer than 2
-            folds, pairs of one kind only, another word.
+        ValueError: Shapes differ, values are not finite, there are fewer pairs than folds or fewer
+            than 2 folds, pairs are of one kind only, or `thresholds` is another word.
 
     Example:
         >>> x = torch.eye(2)[[0, 0, 1, 1]]
         >>> y, same = torch.eye(2)[[0, 1, 1, 0]], torch.tensor([True, False, True, False])
         >>> verification_accuracy(x, y, same, folds=2)
         Verification(accuracy=1.0, deviation=0.0, folds=(1.0, 1.0), thresholds=(1.0, 1.0))
-
     """
     return accuracy_of(*_distances(first, second, same), folds, thresholds=thresholds)
 
@@ -99,7 +105,7 @@ def accuracy_of(
     *,
     thresholds: str = "exact",
 ) -> Verification:
-    """`verification_accuracy` of the distances of pairs, on the CPU."""
+    """Return `verification_accuracy` from the distances of pairs, on the CPU."""
     if not 2 <= folds <= len(distances):
         raise ValueError(
             f"{len(distances)} pairs fall into 2 to {len(distances)} folds, not into "
@@ -133,37 +139,38 @@ def tar_at_far(
     point: Literal["below", "nearest"] = "below",
     confidence: float = 0.95,
 ) -> TarAtFar:
-    """The share of genuine pairs accepted at a false accept rate, at a threshold that exists.
+    """Return the share of genuine pairs accepted at a false accept rate, without interpolation.
 
-    Nothing is interpolated. `low` and `high` hold the TAR at the true false accept rate `far` with
-    the given confidence, if pairs are independent: the threshold of that rate lies between two
-    order statistics of the impostors' distances, and the TAR at each has a Clopper-Pearson interval
-    among the genuine pairs; each of the four errors gets a quarter. Pairs that share images or
-    identities are not independent, and the true interval is wider.
+    The threshold is one that exists on these pairs. `low` and `high` hold the TAR at the true false
+    accept rate `far` with the given confidence, if pairs are independent. The threshold of that
+    rate lies between two order statistics of the impostors' distances. The TAR at each of the two
+    has a Clopper-Pearson interval among the genuine pairs. Each of the four errors gets a quarter
+    of the risk. Pairs that share images or identities are not independent, and the true interval is
+    wider.
 
-    The published evaluation of IJB-B and IJB-C takes the rate nearest to `far` too, but among the
-    points of scikit-learn's `roc_curve`, which by default drops those on a line between two others.
-    It differs from `point="nearest"` where ours was dropped, between two impostors without a
-    genuine pair in between: its rate is then farther from `far`, and its TAR, without equal
-    distances, the same or larger. Of two rates equally near it takes the larger. With 20 to 200
-    impostors the TAR differed in a seventh of 768 draws, by up to 0.31. What counts is how few
-    impostors are accepted: at a FAR of 1e-6 of 8 million they are 8.
+    The published evaluation of IJB-B and IJB-C also takes the rate nearest to `far`, but among the
+    points of scikit-learn's `roc_curve`. By default that drops points on a line between two others.
+    The result differs from `point="nearest"` where our point was dropped, between two impostors
+    without a genuine pair in between. Its rate is then farther from `far`, and its TAR, without
+    equal distances, is the same or larger. Of two rates equally near it takes the larger. With 20
+    to 200 impostors the TAR differed in a seventh of 768 draws, by up to 0.31. The number of
+    accepted impostors is what matters: at a FAR of 1e-6 of 8 million they are 8.
     `roc_curve(..., drop_intermediate=False)` has all points.
 
     Args:
         first: Features of the pairs' first images; they need not be normalised.
         second: Features of their second images.
-        same: Which pairs are genuine.
-        far: The false accept rate asked for, in (0, 1); the result's `far` is the one that the
+        same: Marks the genuine pairs.
+        far: The false accept rate asked for, in (0, 1). The result's `far` is the rate that the
             threshold has on these pairs.
-        point: "below" is the largest threshold whose rate is not above `far`; "nearest" the one
-            with the rate nearest to it, of two equally near the smaller, and the most genuine pairs
-            there.
-        confidence: Of the interval.
+        point: "below" is the largest threshold whose rate is not above `far`. "nearest" is the
+            threshold with the rate nearest to it, of two equally near the smaller, and the most
+            genuine pairs there.
+        confidence: Confidence of the interval.
 
     Raises:
-        ValueError: As `verification_accuracy`; fewer than 1/far impostor pairs; far or confidence
-            outside (0, 1); another word.
+        ValueError: As for `verification_accuracy`; or there are fewer than 1/far impostor pairs,
+            far or confidence is outside (0, 1), or `point` is another word.
 
     Example:
         >>> x = torch.eye(3)[[0, 1, 2, 0]]
@@ -171,7 +178,6 @@ def tar_at_far(
         >>> found = tar_at_far(x, y, torch.tensor([True, True, False, False]), far=0.5)
         >>> found.tar, found.far
         (1.0, 0.0)
-
     """
     _check_rates(far, confidence)
     if point not in ("below", "nearest"):
@@ -192,7 +198,7 @@ def accepted_at(
     point: str = "below",
     confidence: float = 0.95,
 ) -> TarAtFar:
-    """`tar_at_far` of the distances of pairs, on the CPU."""
+    """Return `tar_at_far` from the distances of pairs, on the CPU."""
     _check_rates(far, confidence)
     genuine, impostors = distances[same].sort().values, distances[~same].sort().values
     if far * len(impostors) < 1 - 1e-9:
@@ -203,7 +209,8 @@ def accepted_at(
         )
     candidates = _candidates(distances)
     accepted = torch.searchsorted(impostors, candidates)  # impostors with d < t
-    # counts against far n: a rate of exactly far, as 0.3 of 10, is not above it by rounding
+    # counts are compared with far n, so that a rate of exactly far, as 0.3 of 10, is not above it
+    # by rounding
     excess = accepted.double() - far * len(impostors)
     slack = 1e-9 * len(impostors)
     if point == "below":
@@ -212,7 +219,7 @@ def accepted_at(
         away = excess.abs()
         near = int(
             accepted[int((away <= away.min() + slack).int().argmax())]
-        )  # the fewest impostors of those nearest
+        )  # the fewest impostors among the nearest rates
         at = int((accepted <= near).sum()) - 1  # and the most genuine pairs with them
     t = float(candidates[at])
     below = int(torch.searchsorted(genuine, t))
@@ -229,7 +236,10 @@ def accepted_at(
 
 
 def _distances(first: Array, second: Array, same: Array) -> tuple[Tensor, Tensor]:
-    """Checked squared distances (n,) of two features' directions, float64, and the pairs' kinds."""
+    """Return squared distances (n,) of two features' directions, and the pairs' kinds, all checked.
+
+    The distances are float64.
+    """
     first, second = (
         as_tensor(f"features of the {name}", x)
         for name, x in (("first", first), ("second", second))
@@ -266,9 +276,10 @@ def _distances(first: Array, second: Array, same: Array) -> tuple[Tensor, Tensor
 def distances_between(
     features: Float[Tensor, "N D"], first: Int64[Tensor, " n"], second: Int64[Tensor, " n"]
 ) -> Float64[Tensor, " n"]:
-    """Squared distances of the directions of pairs of checked features, on the CPU.
+    """Return squared distances of the directions of pairs of checked features, on the CPU.
 
-    Features are gathered a block of pairs at a time: there can be many more pairs than features.
+    Features are gathered a block of pairs at a time, because there can be many more pairs than
+    features.
     """
     blocks = zip(first.split(_rows(features)), second.split(_rows(features)), strict=True)
     return torch.cat([_apart(features[i], features[j]) for i, j in blocks])
@@ -283,44 +294,45 @@ def _apart(x: Tensor, y: Tensor) -> Float64[Tensor, " n"]:
 
 
 def _candidates(distances: Float64[Tensor, " n"]) -> Float64[Tensor, " m"]:
-    """All thresholds that differ, in order: 0 (nothing is accepted), one between each two
-    distances, and infinity (everything is).
+    """Return all thresholds that make a difference, ascending.
+
+    They are 0 (nothing is accepted), one between each two neighbouring distances, and infinity
+    (everything is accepted).
     """
     levels = distances.unique()
     low, high = levels[:-1], levels[1:]
     middle = low + (high - low) / 2
     middle = torch.where(
         middle > low, middle, high
-    )  # of neighbouring floats the middle rounds to one of them; d < high is right
+    )  # between neighbouring floats the middle rounds to one of them; then d < high is right
     return torch.cat([levels.new_zeros(1), middle, levels.new_full((1,), math.inf)])
 
 
 def _best(distances: Tensor, same: Tensor, candidates: Tensor) -> float:
-    """The threshold with the most right answers, the smallest of equals; counted in integers."""
+    """Return the smallest threshold with the most right answers, counted in integers."""
     genuine, impostors = distances[same].sort().values, distances[~same].sort().values
     right = torch.searchsorted(genuine, candidates) - torch.searchsorted(
         impostors, candidates
-    )  # + number of impostors
+    )  # right answers minus the number of impostors
     return float(candidates[int((right == right.max()).int().argmax())])
 
 
 def _interval(genuine: Tensor, impostors: Tensor, far: float, error: float) -> tuple[float, float]:
-    """Bounds of the TAR at the true rate `far`, each of whose two steps errs with probability at
-    most `error`.
+    """Return bounds of the TAR at the true rate `far`.
 
-    With F the impostors' distribution and X_(k) the k-th smallest of n, P(F(X_(k)) > far) =
-    P(Bin(n, far) < k), so that a k with a small value of it has X_(k) below the threshold of `far`,
-    and a k with P(Bin(n, far) >= k) small has it above.
+    Each of the two steps of a bound errs with probability at most `error`. Let F be the impostors'
+    distribution and X_(k) the k-th smallest of n distances. Then P(F(X_(k)) > far) =
+    P(Bin(n, far) < k). So if this is small for a k, X_(k) is below the threshold of `far`. If
+    P(Bin(n, far) >= k) is small, X_(k) is above it.
     """
     n = len(impostors)
-    # "low" is accepted d < X_(k) with P(Bin < k) <= error: the largest such k; 0 where there is
-    # none
+    # "low" accepts d < X_(k) for the largest k with P(Bin < k) <= error; 0 if there is no such k
     k = int(
         scipy.stats.binom.ppf(error, n, far)
     )  # the least k with P(Bin <= k) >= error, so that P(Bin < k) < error
     below = int(torch.searchsorted(genuine, impostors[k - 1])) if k else 0
-    # "high" is accepted d <= X_(k) with P(Bin >= k) <= error: the smallest such k; everything where
-    # there is none
+    # "high" accepts d <= X_(k) for the smallest k with P(Bin >= k) <= error; everything if there is
+    # no such k
     k = int(scipy.stats.binom.isf(error, n, far)) + 1  # the least k with P(Bin > k - 1) <= error
     above = (
         int(torch.searchsorted(genuine, impostors[k - 1], right=True)) if k <= n else len(genuine)

@@ -1,10 +1,12 @@
-"""Verification from features and labels alone: pairs are drawn, and the two numbers that tables of
-verification give are taken on them.
+"""Verification from features and labels alone: pairs are drawn, and two numbers are taken on them.
 
-    verification_accuracy       of n pairs in k folds whose identities differ: mean of a_f, +- 1.96 of its standard error over folds
-    TAR@FAR=far                 of other pairs of all images: TAR(t) at the largest t with FAR(t) <= far, with its 95 % interval
+    verification_accuracy   of n pairs in k folds whose identities differ:
+                            mean of a_f, +- 1.96 of its standard error over folds
+    TAR@FAR=far             of other pairs of all images:
+                            TAR(t) at the largest t with FAR(t) <= far, with its 95 % interval
 
-Sources: as `marginlab.evaluation.verification`, which has the formulas.
+They are the two numbers that tables of verification give. Sources: as in
+`marginlab.evaluation.verification`, which has the formulas.
 """
 
 from typing import NamedTuple
@@ -17,8 +19,9 @@ from marginlab.evaluation.verification import accepted_at, accuracy_of, distance
 
 
 class Rate(NamedTuple):
-    """A rate, the bounds of its 95 % interval, and how many pairs it is a rate of: all of them, or
-    the genuine ones.
+    """A rate, the bounds of its 95 % interval, and the number of its pairs.
+
+    The pairs are all pairs, or the genuine ones.
     """
 
     value: float
@@ -37,31 +40,33 @@ def verify(
     fars: tuple[float, ...] = (0.01, 0.001),
     seed: int = 0,
 ) -> dict[str, Rate]:
-    """How well pairs of these images are told to be of one identity or of two, by their distance.
+    """Measure how well the distance of features tells pairs of one identity from pairs of two.
 
-    The distance is that of the features' directions. The interval of a TAR takes pairs for
-    independent; they share images, so it is too narrow.
+    The distance is that of the features' directions. The interval of a TAR treats pairs as
+    independent. They share images, so it is too narrow.
 
     Args:
-        features: Of the images; they need not be normalised.
+        features: Features of the images; they need not be normalised.
         labels: The identity of each image.
-        n: Pairs for the accuracy, half of them genuine, in so many `folds`.
-        folds: Of different identities.
-        far_pairs: Pairs for the true accept rates, half of them genuine.
-        fars: False accept rates; of each the true accept rate is given, named `TAR@FAR=` and the
-            rate.
-        seed: Of the pairs.
+        n: Number of pairs for the accuracy, half of them genuine.
+        folds: Number of folds of these pairs, whose identities differ.
+        far_pairs: Number of pairs for the true accept rates, half of them genuine.
+        fars: False accept rates. The true accept rate at each is named `TAR@FAR=` and the rate.
+        seed: Seed of the pairs.
+
+    Returns:
+        The rates by name.
 
     Raises:
-        ValueError: Features and labels that do not fit, values not finite, and whatever `pairs`,
-            `verification_accuracy` and `tar_at_far` refuse.
+        ValueError: Features and labels do not fit, values are not finite, or `pairs`,
+            `verification_accuracy` or `tar_at_far` refuses its input.
 
     Example:
+        >>> import torch
         >>> labels = torch.arange(40) // 4
         >>> found = verify(torch.eye(10)[labels], labels, n=20, folds=5, far_pairs=80, fars=(0.1,))
         >>> {name: rate.value for name, rate in found.items()}
         {'verification_accuracy': 1.0, 'TAR@FAR=0.1': 1.0}
-
     """
     wide, identities = check_features("features", features), as_tensor("labels", labels)
     if len(identities.flatten()) != len(wide):

@@ -1,4 +1,4 @@
-"""One walk over the blocks of a matrix under a byte budget, and its reductions."""
+"""Reductions of a matrix that is never held, by one walk over its blocks under a byte budget."""
 
 from marginlab.kernels.cauchy import log_cauchy_sum as log_cauchy_sum
 from marginlab.kernels.correlation import off_diagonal_squares as off_diagonal_squares

@@ -1,15 +1,17 @@
-"""Sum of a heavy-tailed kernel over a matrix that is never held: l_i = log sum_j q_ij, q_ij = 1 /
-(1 + |x_i - y_j|^2).
+"""Sum of a heavy-tailed kernel over a matrix that is never held.
 
-Forward, over the blocks of the walk: S_i = sum_j q_ij, which needs no running maximum, for q is at
-most 1 and falls only as a square. Backward: every block is computed once more, and with w_ij =
-q_ij^2, the upstream gradient g and h_i = g_i / S_i,
+The sum is l_i = log sum_j q_ij, with q_ij = 1 / (1 + |x_i - y_j|^2). Forward, over the blocks of
+the walk: S_i = sum_j q_ij. It needs no running maximum, because q is at most 1 and falls only as a
+square. Backward: every block is computed once more, and with w_ij = q_ij^2, the upstream gradient g
+and h_i = g_i / S_i,
 
-    dx_i = -2 h_i (x_i sum_j w_ij - sum_j w_ij y_j),   dy_j = 2 (sum_i h_i w_ij x_i - y_j sum_i h_i w_ij).
+    dx_i = -2 h_i (x_i sum_j w_ij - sum_j w_ij y_j),
+    dy_j = 2 (sum_i h_i w_ij x_i - y_j sum_i h_i w_ij).
 
-Rows and columns are centred first, which changes no distance. Up to 8 features squared distances
-are sums of squared differences; beyond, one product |x|^2 + |y|^2 - 2 x.y, whose rounding, some
-1e-7 (|x| + |y|)^2 in float32, the added 1 hides at the lengths that embeddings have.
+Rows and columns are centred first, which changes no distance. Up to 8 features, squared distances
+are sums of squared differences. Beyond, they come from one product, |x|^2 + |y|^2 - 2 x.y. Its
+rounding is some 1e-7 (|x| + |y|)^2 in float32. At the lengths that embeddings have, the added 1
+hides it.
 """
 
 from collections.abc import Iterator
@@ -33,25 +35,28 @@ def log_cauchy_sum(
     exclude: Int[Tensor, "B E"] | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """For each row of x, log sum_j 1 / (1 + |x_i - y_j|^2) over the rows of y that it does not
-    exclude; differentiable in x and y.
+    """For each row of x, return log sum_j 1 / (1 + |x_i - y_j|^2) over the rows of y.
+
+    The sum leaves out the rows of y that the row of x excludes. It is differentiable in x and y.
 
     Args:
-        x, y: rows and columns of the matrix, of one dtype, float32 or float64.
-        exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1
+        x, y: Rows and columns of the matrix, of one dtype, float32 or float64.
+        exclude: Columns that row i leaves out (itself, its positive); a number outside 0..M-1
             excludes nothing.
-        budget: bytes of the block that is held, in either pass.
+        budget: Bytes of the block that is held, in either pass.
 
     Returns:
         (B,); -inf (without gradient) where a row excludes every column.
 
     Raises:
-        ValueError: shapes that do not fit, or a budget that is not positive.
-        RuntimeError: a third derivative is asked for.
+        ValueError: Shapes that do not fit, or a budget that is not positive.
+        RuntimeError: A third derivative is asked for.
 
-    >>> x = torch.tensor([[0.0], [3.0]])
-    >>> log_cauchy_sum(x, x, exclude=torch.tensor([[0], [1]])).exp()  # the other row only, at distance 3
-    tensor([0.1000, 0.1000])
+    Example:
+        >>> x = torch.tensor([[0.0], [3.0]])
+        >>> itself = torch.tensor([[0], [1]])
+        >>> log_cauchy_sum(x, x, exclude=itself).exp()  # the other row only, at distance 3
+        tensor([0.1000, 0.1000])
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
         raise ValueError(
@@ -101,7 +106,7 @@ class _LogCauchySum:
     def curvature(
         self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As in second.py, with the logits u_ij = -log(1 + |d|^2) of the difference d = x_i - y_j.
+        """Second derivatives as in second.py, with logits u_ij = -log(1 + |d|^2), d = x_i - y_j.
 
         Along (A, C), u changes by t = -2 q d . (A_i - C_j); with p = q / S, V = g p and
         W = V (t - sum_j p t), the derivative with respect to d is -2 q ((W + t V) d + V (A - C)).
@@ -134,8 +139,9 @@ class _LogCauchySum:
 def _shares(
     x: Tensor, y: Tensor, exclude: Tensor | None, budget: int, copies: int = 2
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of 1 / (1 + squared distance), in one buffer used again for each, with 0 at the
-    excluded columns.
+    """Yield the blocks of 1 / (1 + squared distance), with 0 at the excluded columns.
+
+    One buffer is used again for each block.
     """
     square = x.square().sum(1), y.square().sum(1)
     buffer: Tensor | None = None

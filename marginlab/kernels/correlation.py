@@ -1,19 +1,20 @@
-"""Sum of squares off the diagonal of a covariance or correlation that is never held, over the rows
-of all ranks.
+"""Sum of squares off the diagonal of a covariance or correlation that is never held.
 
-For the features of two sets of N rows, with means m and n and scales u and v,
+The covariance is over the rows of all ranks. For the features of two sets of N rows, with means m
+and n and scales u and v,
 
     C_ij = (sum_b x_bi y_bj / N - m_i n_j) u_i v_j,   loss = sum_{i != j} C_ij^2.
 
-Each block of sum_b x_bi y_bj is a product of a rank's own rows, summed over the ranks, and
-forgotten; backward it is computed and summed once more. With K_ij = C_ij / (u_i v_j), the upstream
-gradient g and P_ij = 2 g K_ij u_i^2 v_j^2:
+Each block of sum_b x_bi y_bj is a product of a rank's own rows. It is summed over the ranks, used,
+and forgotten. Backward it is computed and summed once more. With K_ij = C_ij / (u_i v_j), the
+upstream gradient g and P_ij = 2 g K_ij u_i^2 v_j^2:
 
-    dx_bi = sum_j P_ij y_bj / N,  dy_bj = sum_i P_ij x_bi / N,  dm_i = -sum_j P_ij n_j,  dn_j = -sum_i P_ij m_i,
-    du_i = 2 g u_i sum_j K_ij^2 v_j^2,  dv_j = 2 g v_j sum_i K_ij^2 u_i^2.
+    dx_bi = sum_j P_ij y_bj / N,            dy_bj = sum_i P_ij x_bi / N,
+    dm_i = -sum_j P_ij n_j,                 dn_j = -sum_i P_ij m_i,
+    du_i = 2 g u_i sum_j K_ij^2 v_j^2,      dv_j = 2 g v_j sum_i K_ij^2 u_i^2.
 
-So at D = 8,192 features, whose matrix takes 256 MiB, one block is held, and no rank sees the rows
-of another.
+At D = 8,192 features the matrix takes 256 MiB, of which one block is held. No rank sees the rows of
+another.
 """
 
 from collections.abc import Iterator
@@ -41,27 +42,30 @@ def off_diagonal_squares(
     group: dist.ProcessGroup | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """Sum over i != j of the squares of the scaled covariance, the same on every rank;
-    differentiable in x, y, means and scales.
+    """Return the sum over i != j of the squares of the scaled covariance.
+
+    It is the same on every rank, and differentiable in x, y, means and scales.
 
     Args:
-        x, y: this rank's rows, also none (0, D); float32 or float64. Rows far from the origin lose
-            digits: take a common origin away first.
-        means, scales: m, n and u, v: the same numbers on every rank, such as those that come from
+        x, y: This rank's rows (B, D), float32 or float64; a rank may have none (0, D). Rows far
+            from the origin lose digits: subtract a common origin first.
+        means, scales: (m, n) and (u, v), the same numbers on every rank, such as results of
             `ranks.total`.
         rows: N, the number of rows of all ranks.
-        half: y, n and v are x, m and u but for a factor of all scales: the matrix is symmetric, and
-            each unordered pair is computed once.
-        group: process group; None is the default one, or one rank.
-        budget: bytes of the block that is held with its square, in either pass.
+        half: The caller's promise that y, n and v are x, m and u, up to one factor of all scales.
+            The matrix is then symmetric, and each unordered pair is computed once.
+        group: Process group; None means the default group, or one rank.
+        budget: Bytes of the block that is held with its square, in either pass.
 
     Raises:
-        ValueError: shapes that differ, or a budget that is not positive.
-        RuntimeError: a second derivative is asked for (create_graph=True).
+        ValueError: Shapes that differ, or a budget that is not positive.
+        RuntimeError: A second derivative is asked for (create_graph=True).
 
-    >>> x, zero, one = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2), torch.ones(2)
-    >>> off_diagonal_squares(x, x, (zero, zero), (one, one), rows=2)  # twice (1 * 2 + 3 * 4)^2 / 4
-    tensor(98.)
+    Example:
+        >>> x, zero, one = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2), torch.ones(2)
+        >>> # twice (1 * 2 + 3 * 4)^2 / 4
+        >>> off_diagonal_squares(x, x, (zero, zero), (one, one), rows=2)
+        tensor(98.)
     """
     if x.ndim != 2 or x.shape != y.shape or any(v.shape != x.shape[1:] for v in (*means, *scales)):
         raise ValueError(
@@ -74,14 +78,14 @@ def off_diagonal_squares(
 
 
 def _apart(*tensors: Tensor) -> list[Tensor]:
-    """The tensors, repeated ones as views: torch.compile takes no tensor twice."""
+    """Return the tensors, repeated ones as views: torch.compile takes no tensor twice."""
     before = [any(t is other for other in tensors[:i]) for i, t in enumerate(tensors)]
     return [t.view_as(t) if again else t for t, again in zip(tensors, before, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Over:
-    """Rows of all ranks, whether half of the blocks do, the ranks, and the budget."""
+    """Rows of all ranks, whether half of the blocks suffice, the group, and the budget."""
 
     rows: int
     half: bool
@@ -163,8 +167,9 @@ def _times(half: bool, i: slice, j: slice) -> float:
 def _blocks(
     x: Tensor, y: Tensor, m: Tensor, n: Tensor, over: _Over
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of the covariance, in one buffer used again for each, with 0 on the diagonal of
-    the whole.
+    """Yield the blocks of the covariance, with 0 on the diagonal of the whole.
+
+    One buffer is used again for each block.
     """
     width = x.shape[1]
     buffer: Tensor | None = None

@@ -1,20 +1,22 @@
-"""Lower bounds on the distances between views from d + 1 numbers of each: most pairs of views need
-no product of all P numbers.
+"""Lower bounds on the distances between views, from d + 1 numbers of each view.
 
-    z = Q'x,  r = |x - Q z|:      |z_x - z_y|^2 + (r_x - r_y)^2  <=  (1 + h)^2 |x - y|^2,      h = ||Q'Q - I||
+With them, most pairs of views need no product of all P numbers.
 
-for any Q (P, d) with h <= 1. For the linear map A x = (Q'x, x - QQ'x) has |A x|^2 = |x|^2 + z'(Q'Q
-- I) z <= (1 + h + h^2) |x|^2, and norms of the second parts differ by at most the norm of their
-difference. The left side is again a squared distance, of (z, r), so a matrix product with d + 1
-terms gives it for a block of pairs. It is sharp where views lie near the space of Q, the first
-directions of the views' variance: with 127 of 3,072 directions it leaves about one pair of views in
+    z = Q'x,  r = |x - Q z|,  h = ||Q'Q - I||:
+    |z_x - z_y|^2 + (r_x - r_y)^2  <=  (1 + h)^2 |x - y|^2
+
+for any Q (P, d) with h <= 1. Proof: the linear map A x = (Q'x, x - QQ'x) has |A x|^2 = |x|^2 +
+z'(Q'Q - I) z <= (1 + h + h^2) |x|^2, and norms of the second parts differ by at most the norm of
+their difference. The left side is again a squared distance, of (z, r), so a matrix product with d +
+1 terms gives it for a block of pairs. It is sharp where views lie near the space of Q, the first
+directions of the views' variance. With 127 of 3,072 directions it leaves about one pair of views in
 4,000 for most augmentations of CIFAR-10, and every pair for white noise.
 
 The computed (z, r) differs from the exact one by at most (12 sqrt(P d) + 8) w |x|, in arithmetic of
-unit roundoff w: z by 4 w sqrt(P d) |x| (d inner products of P terms, with the factor of minimum.py
-for the tail), r by as much again for z and by 4 w d |x| for the product Q z. The rest (centring,
-the norm itself) is of order w sqrt(P) |x|. r is the norm of x - Q z, not sqrt(|x|^2 - |z|^2), which
-would cancel.
+unit roundoff w. z contributes 4 w sqrt(P d) |x| (d inner products of P terms, with the factor of
+minimum.py for the tail). r contributes as much again for z, and 4 w d |x| for the product Q z. The
+rest (centring, the norm itself) is of order w sqrt(P) |x|. r is the norm of x - Q z, not sqrt(|x|^2
+- |z|^2), which would cancel.
 """
 
 from typing import NamedTuple
@@ -27,9 +29,9 @@ from marginlab.rng import Key
 # d: one number more, r, makes 128. On CIFAR-10 63 leave 2 to 5 pairs of views for a pair of images,
 # 127 hardly more than 1
 _DIRECTIONS = 127
-# views that choose them; all views instead lower the variance that is left by a tenth
+# views that choose the directions; all views instead lower the variance that is left by a tenth
 _SAMPLE = 1024
-# of the variance of the sample, below which there are no few directions; 0.94 and more on CIFAR-10,
+# share of the sample's variance below which a few directions do not do; >= 0.94 on CIFAR-10,
 # 0.18 for white noise
 _SHARE = 0.5
 _LEAST = 8  # the filter is tried if a view has this many times d + 1 numbers ...
@@ -39,15 +41,16 @@ _GAIN = 3.5
 
 
 class Filter(NamedTuple):
-    """A basis Q (P, d) of few directions, and the bound on |error of (z, r)| / |x|, together with
-    h, which stretches as much.
+    """A basis Q (P, d) of few directions, and an error bound.
+
+    `error` bounds |error of (z, r)| / |x|, together with h, which stretches as much.
     """
 
     basis: Tensor
     error: float
 
     def short(self, flat: Tensor) -> Tensor:
-        """(z, r) of centred views (n, P), as rows of d + 1 numbers."""
+        """Return (z, r) of centred views (n, P), as rows of d + 1 numbers."""
         z = flat @ self.basis
         rest = torch.linalg.vector_norm(
             torch.addmm(flat, z, self.basis.T, alpha=-1), dim=1, keepdim=True
@@ -56,8 +59,9 @@ class Filter(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of a block of images (I*V, K): squared distances between them are, to rounding, at most
-    those between the views.
+    """Rows of a block of images (I*V, K); their distances bound those between the views.
+
+    To rounding, squared distances between rows are at most those between the views.
 
     `squares` (I, V) are their squared norms, infinite where a view need not be looked at; `radius`
     (I,) is the largest norm of a view, and a distance between rows exceeds that between the views
@@ -70,7 +74,7 @@ class Rows(NamedTuple):
     slack: Tensor
 
     def of(self, images: slice) -> "Rows":
-        """Those of some of these images."""
+        """Return the rows of some of these images."""
         V = self.squares.shape[1]
         return Rows(
             self.flat[images.start * V : images.stop * V],
@@ -81,8 +85,9 @@ class Rows(NamedTuple):
 
 
 class Views:
-    """Views of a group of images, and the rows of its blocks, made when they are first asked for:
-    the views centred, or short ones.
+    """Views of a group of images, and the rows of its blocks, made on first use.
+
+    The rows are the centred views, or short ones.
     """
 
     def __init__(self, x: Tensor, center: Tensor, spread: float, filter: Filter | None):
@@ -119,12 +124,13 @@ class Views:
 
 
 def prepare(x: Tensor, y: Tensor | None, center: Tensor, roundoff: float) -> Filter | None:
-    """The filter for views x (N, V, P) with one another, or with y (M, V, P); None where it would
-    not be worth while: few views, or small ones.
+    """Build the filter for views x (N, V, P) with one another, or with y (M, V, P).
 
-    Q spans C R, C the covariance and R a basis of the first d views of a sample: one step of a
-    power iteration, which finds nearly the variance of the d best directions (Halko, Martinsson and
-    Tropp, SIAM Review 53, 2011, section 4.5).
+    Return None where the filter would not pay: few views, or small ones.
+
+    Q spans C R, with C the covariance and R a basis of the first d views of a sample. This is one
+    step of a power iteration, which finds nearly the variance of the d best directions (Halko,
+    Martinsson and Tropp, SIAM Review 53, 2011, section 4.5).
     """
     P, d = x.shape[2], _DIRECTIONS
     rows, columns = (g.shape[0] * g.shape[1] for g in (x, x if y is None else y))
@@ -152,19 +158,19 @@ def prepare(x: Tensor, y: Tensor | None, center: Tensor, roundoff: float) -> Fil
 
 
 def _drawn(views: Tensor, n: int, group: int) -> Tensor:
-    """So many views of a group (N, V, P), the same whenever it is asked."""
+    """Draw n views of a group (N, V, P), the same ones at every call."""
     N, V, _ = views.shape
     place = Key(0).named("filter", group).at(torch.arange(n)).integers(N * V).to(views.device)
     return views[place // V, place % V]
 
 
 def copies(x: Tensor, short: Tensor, squares: Tensor, limit: Tensor) -> Tensor:
-    """Which views (I, V) equal an earlier view of their image x (I, V, P): nothing is nearer to
-    them, and the earlier one is named first.
+    """Mark the views (I, V) that equal an earlier view of their image in x (I, V, P).
 
-    short (I, V, d + 1), its squared norms (I, V), and what a squared distance of zero may be
-    computed as, (I,). Only views that are that near to an earlier one are looked at. Views of
-    operations that a coin decides on, such as grey scale, are copies by the dozen.
+    Nothing is nearer to such a view, and the earlier one is named first. `short` is (I, V, d + 1)
+    and `squares` (I, V) are its squared norms. `limit` (I,) is the largest value that a squared
+    distance of zero may be computed as. Only views that are that near to an earlier one are
+    compared. Operations that a coin decides on, such as grey scale, make copies by the dozen.
     """
     near = (
         torch.baddbmm(squares[:, None], short, short.mT, alpha=-2).add_(squares[..., None])

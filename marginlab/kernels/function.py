@@ -1,11 +1,11 @@
 """Blockwise sums as functions of autograd: first and second derivatives, torch.func, torch.compile.
 
 A kernel is a small frozen object with three methods: the value of its sums, their first
-derivatives, and the derivatives of those along tangents. Each method is an autograd function of its
-own, whose forward pass sees plain tensors and may work in place on one block: none of them has to
-be differentiable itself. None is lowered by autocast, wherever backward is called. Third
-derivatives and forward mode are refused: a Hessian is torch.func.jacrev(torch.func.grad(f)). Under
-`torch.func.vmap` the parts of a batch are taken one by one.
+derivatives, and the derivatives of those along tangents. Each method becomes an autograd function.
+Its forward pass sees plain tensors and may work in place on one block, so no method has to be
+differentiable itself. Autocast lowers none of them, wherever backward is called. Third derivatives
+and forward mode are refused: for a Hessian, use torch.func.jacrev(torch.func.grad(f)). Under
+`torch.func.vmap` the parts of a batch are computed one by one.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,23 +24,23 @@ class Kernel(Protocol):
     """Sums over the columns y of a matrix, for each row x; `index` says which columns go where."""
 
     def value(self, point: Point, index: Tensor | None) -> Saved:
-        """Walk forward: the sums, and what the derivatives need to know of the walk."""
+        """Walk forward; return the sums, and the values that the derivatives need."""
 
     def slopes(
         self, grad: Tensor, point: Point, index: Tensor | None, saved: Saved, needs: Needs
     ) -> Point:
-        """Derivatives with respect to x, y and scale; any scalar where one is not needed."""
+        """Return derivatives with respect to x, y and scale; any scalar where none is needed."""
 
     def curvature(
         self, tangents: Point, grad: Tensor, point: Point, index: Tensor | None, saved: Saved
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Derivatives of <tangents, slopes> with respect to grad, x, y and scale."""
+        """Return derivatives of <tangents, slopes> with respect to grad, x, y and scale."""
 
 
 def blockwise(
     kernel: Kernel, x: Tensor, y: Tensor, scale: Tensor, index: Tensor | None = None
 ) -> Tensor:
-    """The sums of a kernel, twice differentiable in x, y and scale."""
+    """Return the sums of a kernel, twice differentiable in x, y and scale."""
     y = y.view_as(y) if y is x else y  # torch.compile takes no tensor twice
     # torch.compile traces no function with a jvp, not even with one that refuses
     function = _Value if torch.compiler.is_compiling() else _Refusing
@@ -49,14 +49,17 @@ def blockwise(
 
 
 def unlowered(x: Tensor) -> AbstractContextManager[Any]:
-    """No autocast within: it would take products in bf16, whose spacing near 60 is 0.25."""
+    """Turn autocast off: it would compute products in bf16, whose spacing near 60 is 0.25."""
     if not torch.amp.is_autocast_available(x.device.type):  # such as meta
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def readable(x: Tensor) -> bool:
-    """Whether a number of x may be read: no device waits, no trace or transform is broken."""
+    """Return whether reading a number of x is free: no device waits, no trace breaks.
+
+    No transform of torch.func breaks either.
+    """
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # no public way to ask
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped(x)
 
@@ -64,7 +67,7 @@ def readable(x: Tensor) -> bool:
 def one_by_one(
     function: type[torch.autograd.Function], info: Any, dims: tuple[Any, ...], arguments: Any
 ) -> Any:
-    """The rule of vmap: apply the function to each part of the batch."""
+    """Apply the function to each part of the batch: the rule of vmap."""
     parts = [
         function.apply(
             *(
@@ -104,7 +107,7 @@ class _Value(torch.autograd.Function):
 
 
 class _Refusing(_Value):
-    """The sums, whose derivatives by forward mode are refused in words."""
+    """The sums, with an error in words for derivatives by forward mode."""
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:

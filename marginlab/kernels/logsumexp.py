@@ -1,15 +1,19 @@
-"""Softmax sum of a matrix that is never held: l_i = log sum_j exp(scale x_i . y_j), over the
-columns j that row i does not exclude.
+"""Softmax sum of a matrix that is never held.
 
-Forward, over the blocks of the walk: with the running maximum m and the running sum S = sum_j
-exp(s_ij - m),
+The sum is l_i = log sum_j exp(scale x_i . y_j), over the columns j that row i does not exclude.
+Forward, over the blocks of the walk, with the logits s_ij = scale x_i . y_j, the running maximum m
+and the running sum S = sum_j exp(s_ij - m):
 
-    m' = max(m, max_j s_ij),  S' = S exp(m - m') + sum_j exp(s_ij - m'),  and at the end l = m + log S
+    m' = max(m, max_j s_ij),  S' = S exp(m - m') + sum_j exp(s_ij - m'),
+    and at the end  l = m + log S
 
-(the online softmax of Milakov and Gimelshein 2018). Backward: every block is computed once more,
-p_ij = exp(s_ij - l_i), and with the upstream gradient g: dx_i = scale g_i sum_j p_ij y_j, dy_j =
-scale sum_i g_i p_ij x_i, dscale = sum_i g_i x_i . sum_j p_ij y_j. So both passes hold one block,
-whatever the number of rows and columns.
+(the online softmax of Milakov and Gimelshein 2018). Backward, every block is computed once more,
+and with p_ij = exp(s_ij - l_i) and the upstream gradient g:
+
+    dx_i = scale g_i sum_j p_ij y_j,   dy_j = scale sum_i g_i p_ij x_i,
+    dscale = sum_i g_i x_i . sum_j p_ij y_j.
+
+Both passes hold one block, whatever the number of rows and columns.
 """
 
 import math
@@ -33,27 +37,30 @@ def logsumexp(
     exclude: Int[Tensor, "B E"] | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """For each row of x, log sum_j exp(scale x_i . y_j) over the rows of y that it does not
-    exclude; differentiable in x, y and scale.
+    """For each row of x, return log sum_j exp(scale x_i . y_j) over the rows of y.
+
+    The sum leaves out the rows of y that the row of x excludes. It is differentiable in x, y and
+    scale.
 
     Args:
-        x, y: rows and columns of the matrix. Products and sums are float32, or float64 where an
+        x, y: Rows and columns of the matrix. Products and sums are float32, or float64 where an
             operand is, also inside autocast.
         scale: 1/temperature; a tensor without dimensions may learn.
-        exclude: columns that row i leaves out (itself, its positive); a number outside 0..M-1
+        exclude: Columns that row i leaves out (itself, its positive); a number outside 0..M-1
             excludes nothing.
-        budget: bytes of the one block that is held, in either pass.
+        budget: Bytes of the one block that is held, in either pass.
 
     Returns:
         (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
 
     Raises:
-        ValueError: shapes that do not fit, or a budget that is not positive.
-        RuntimeError: a third derivative is asked for.
+        ValueError: Shapes that do not fit, or a budget that is not positive.
+        RuntimeError: A third derivative is asked for.
 
-    >>> x = torch.eye(2)
-    >>> logsumexp(x, x, exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
-    tensor([0., 0.])
+    Example:
+        >>> x = torch.eye(2)
+        >>> logsumexp(x, x, exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
+        tensor([0., 0.])
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -134,8 +141,9 @@ def blocks(
     entry: int | None = None,
     upper: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of x @ y.T, in one buffer used again for each, with -inf at the excluded columns;
-    `entry` and `upper` as in `walk`.
+    """Yield the blocks of x @ y.T, with -inf at the excluded columns.
+
+    One buffer is used again for each block. `entry` and `upper` are as in `walk`.
     """
     buffer: Tensor | None = None
     for rows, columns in walk(
@@ -153,8 +161,9 @@ def blocks(
 
 
 def leave_out(block: Tensor, here: Tensor, smallest: float) -> None:
-    """Put the smallest possible entry at the columns `here` (rows, E) of a block, in place; columns
-    beside it exclude nothing.
+    """Set the columns `here` (rows, E) of a block to the smallest possible entry, in place.
+
+    Columns outside the block exclude nothing.
     """
     width = block.shape[1]
     # Only a minimum with the smallest changes an entry, one with +inf does not: nothing of the
@@ -166,5 +175,5 @@ def leave_out(block: Tensor, here: Tensor, smallest: float) -> None:
 
 
 def finite(x: Tensor, instead: float) -> Tensor:
-    """The tensor with another number in place of -inf."""
+    """Return the tensor with another number in place of -inf."""
     return x.masked_fill(x == -math.inf, instead)

@@ -1,10 +1,11 @@
-"""The margin softmax in torch's own operations: what has derivatives of any order and takes part in
-torch.func.
+"""The margin softmax in torch's own operations.
+
+It has derivatives of any order and takes part in the transforms of torch.func.
 
 It holds the (B, n, K) products that the blockwise kernel avoids, so it is for few rows and classes:
 per-sample gradients, Hessian-vector products, penalties on a gradient. Value and first derivatives
-are those of the kernel: what it rounds to the dtype of its operands is rounded here too, with
-derivatives as of what was not rounded.
+are those of the kernel. Numbers that the kernel rounds to the dtype of its operands are rounded
+here too; their derivatives are those of the unrounded numbers.
 """
 
 import torch
@@ -18,10 +19,10 @@ from marginlab.statistics import in_range
 
 
 def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """The loss (see `margin_cross_entropy`) and the target cosines, which are without gradient.
+    """Return the loss (see `margin_cross_entropy`) and the target cosines, which have no gradient.
 
     Raises:
-        RuntimeError: the products are above the budget, or rows or classes are spread over ranks.
+        RuntimeError: The products are above the budget, or rows or classes are spread over ranks.
     """
     wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     centers = weight if call.classes is None else weight[call.classes]
@@ -69,7 +70,7 @@ def _check(size: int, call: Call) -> None:
 
 
 def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors and lengths; 0 without gradient for what has no direction."""
+    """Return unit vectors and lengths; 0 without gradient for a vector without direction."""
     wide = x.double()
     scaled, factor = in_range(wide, wide.detach().abs().amax(-1, keepdim=True))
     square = scaled.square().sum(-1, keepdim=True)
@@ -83,27 +84,27 @@ def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
 def _rounded_cosines(
     x: Tensor, centers: Tensor, directions: Tensor, operands: torch.dtype
 ) -> Tensor:
-    """The cosines (B, n) of unit rows, with factors and products rounded as in the kernel."""
-    if operands == torch.float16:  # whose range centers may leave
+    """Return the cosines (B, n) of unit rows; factors and products are rounded as in the kernel."""
+    if operands == torch.float16:  # centers may leave its range
         centers = centers * power(centers.detach(), centers.dtype)[..., None]
     there = (directions.detach() != 0).any(-1)
     norm = torch.linalg.vector_norm(centers.masked_fill(~there[..., None], 1.0), dim=-1)
     products = torch.einsum("bd,ckd->bck", _rounded(x, operands), _rounded(centers, operands))
-    if x.device.type != "cuda":  # which sums products of short factors in float32
+    if x.device.type != "cuda":  # CUDA sums products of short factors in float32
         products = _rounded(products, operands)
     cosines: Tensor = (products / norm).masked_fill(~there, 0.0)
     return cosines.max(2).values
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers that a shorter dtype has, with a derivative of 1."""
+    """Round to numbers that a shorter dtype has, with a derivative of 1."""
     return x + (x.to(dtype).to(x.dtype) - x).detach()
 
 
 def _others(
     cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """The logits of all columns as those of other classes, and which leave the sum."""
+    """Return the logits of all columns as those of other classes, and a mask of those left out."""
     terms = call.terms
     gone = torch.zeros_like(cosines, dtype=torch.bool)
     z = cosines
@@ -122,7 +123,7 @@ def _others(
 
 
 def _losses(others: tuple[Tensor, Tensor], own: Tensor, value: Tensor, call: Call) -> Tensor:
-    """The losses (B,), from the logits of the others and the values of the own classes."""
+    """Return the losses (B,), from the others' logits and the own classes' values."""
     z, gone = others
     gone = gone | own
     none = gone.all(1)

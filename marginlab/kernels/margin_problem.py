@@ -1,12 +1,12 @@
-"""One call of the margin softmax: its rows, their own classes, and the two walks over the tiles of
-their logits.
+"""One call of the margin softmax: rows, their own classes, and two walks over their logits.
 
-The forward walk sums what `marginlab.kernels.margin_softmax` says; the backward one goes over the
-same tiles again, or over the products that were held. With weights v of the classes and label
-smoothing epsilon, the loss of a row is torch's cross_entropy,
+The forward walk over the tiles computes the sums that `marginlab.kernels.margin_softmax` defines.
+The backward walk goes over the same tiles again, or over the products that were held. With weights
+v of the classes and label smoothing epsilon, the loss of a row is torch's cross_entropy,
 
     loss_i = (1 - epsilon) v_{y_i} (L_i - t_i) + (epsilon / n) sum_j v_j (L_i - z_ij)
-           = a_i (L_i - t_i) + (epsilon / n) sum_{j != y_i} v_j (t_i - z_ij),    a_i = (1 - epsilon) v_{y_i} + (epsilon / n) sum_j v_j
+           = a_i (L_i - t_i) + (epsilon / n) sum_{j != y_i} v_j (t_i - z_ij),
+    a_i    = (1 - epsilon) v_{y_i} + (epsilon / n) sum_j v_j
 
 over the n columns that the row has; without weights a_i = 1.
 """
@@ -38,9 +38,12 @@ from marginlab.margins import Margin, Targets
 class Over:
     """Rows or classes spread over the ranks of a group (None: the default one, or one rank).
 
-    classes: False: each rank has rows of its own and all centers. True: each rank has all rows, and
-        the centers of some of the classes; `target` is negative where a row's class is another
-        rank's, and the gradient of the rows is this rank's part, to be added to the others'.
+    Attributes:
+        group: Process group.
+        classes: False: each rank has rows of its own and all centers. True: each rank has all rows,
+            and the centers of some of the classes. `target` is then negative where a row's class is
+            another rank's, and the gradient of the rows is this rank's part, to be added to the
+            others'.
     """
 
     group: dist.ProcessGroup | None
@@ -48,8 +51,9 @@ class Over:
 
 
 class Shares(NamedTuple):
-    """Weights of the classes where label smoothing gives every column its own: of the rows' own
-    classes (B,) and of the columns (n,).
+    """Class weights where label smoothing gives every column its own.
+
+    They are those of the rows' own classes (B,) and of the columns (n,).
     """
 
     rows: Tensor
@@ -73,20 +77,18 @@ class Call:
     dense_grad: bool = False
 
     def reduced(self, loss: Tensor) -> Tensor:
-        """The losses (B,) that count, or their weighted sum."""
+        """Return the losses (B,), 0 where a row does not count, or their weighted sum."""
         loss = loss if self.valid is None else loss.masked_fill(~self.valid, 0.0)
         return loss if self.share is None else (loss * self.share).sum()
 
 
 def unlowered(x: Tensor) -> torch.autocast:
-    """No autocast within; on "meta", which has none, the CPU's stands for it."""
+    """Turn autocast off; "meta" has none, so the CPU's stands for it."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 class Problem:
-    """One call: rows and their own classes, columns, and the two walks over the tiles of their
-    logits.
-    """
+    """One call: rows and their own classes, columns, and two walks over the tiles of logits."""
 
     def __init__(self, x: Tensor, weight: Tensor, call: Call):
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
@@ -139,8 +141,9 @@ class Problem:
         self.slopes = Slopes(whole, spread, against, winner)
 
     def _own_cosines(self) -> tuple[Tensor, Tensor]:
-        """The cosine with the nearest center of the own class, and which it is; 0 where the class
-        is another rank's.
+        """Return the cosine with the nearest center of the own class, and the index of that center.
+
+        It is 0 where the class is another rank's.
         """
         columns, place = self.columns, self.target.clamp(0, max(self.columns.n - 1, 0))
         if columns.n == 0:
@@ -153,8 +156,9 @@ class Problem:
         return (cosine.masked_fill(self.target < 0, 0.0) if self.over.classes else cosine), winner
 
     def _of_the_whole_batch(self) -> Targets:
-        """Targets that depend on the other rows: of all rows of all ranks that count, of which this
-        rank's are given back.
+        """Return this rank's targets, where a target depends on the other rows.
+
+        The margin sees all rows of all ranks that count.
         """
         rows = torch.stack(
             (
@@ -174,7 +178,7 @@ class Problem:
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
     def part(self, part: slice) -> Rows:
-        """Some of the rows, as the tiles need them."""
+        """Return some of the rows, as the tiles need them."""
         value, hardness = (
             (None, None)
             if self.targets is None or self.targets.hardness is None
@@ -189,8 +193,9 @@ class Problem:
         )
 
     def forward(self, part: slice, held: Tensor | None, *, measure: bool) -> None:
-        """Sum a part of the rows over all tiles: their losses and what the backward pass needs; the
-        products are kept in `held`.
+        """Sum a part of the rows over all tiles; set their losses and values for the backward pass.
+
+        The products are kept in `held`.
         """
         rows, columns = self.part(part), self.columns
         operand = rows.direction.to(self.terms.operands)
@@ -232,9 +237,7 @@ class Problem:
         self.slopes.own[part] = -against * made.slope
 
     def _exchanged(self, sums: Sums) -> Sums:
-        """The sums over the classes of all ranks and, with them, the target cosines: one packed
-        exchange.
-        """
+        """Combine all ranks' sums, and the target cosines, in one packed exchange."""
         more = () if self.terms.smoothing == 0 else (sums.plain, sums.finite)
         weighted = bool(more) and self.columns.shares is not None
         more = (*more, sums.shares) if weighted else more
@@ -265,16 +268,16 @@ class Problem:
         last: bool,
         add: bool,
     ) -> None:
-        """Add the gradient of a part of the rows to `dx` (B, D), at unit length, and to that of the
-        centers `dw` (n, K, D).
+        """Add the gradient of a part of the rows to `dx` (B, D), and to `dw` (n, K, D).
 
-        `last`: the tile's centers get no more from other rows: what points along them is taken out,
-        and their length divided by.
+        `dx` is the gradient at unit length, `dw` that of the centers. `last` says that the tile's
+        centers get no more gradient from other rows. The component along the centers is then
+        removed, and the rest is divided by their length.
         """
         rows, columns, operands = self.part(part), self.columns, self.terms.operands
         slopes = Slopes(*(s[part] for s in self.slopes))
         factor, top = self.terms.scale * upstream, None
-        if operands == torch.float16 and len(factor):  # which a loss scaler's factor can leave
+        if operands == torch.float16 and len(factor):  # a loss scaler's factor can leave its range
             top = factor.abs().amax().clamp_min(torch.finfo(factor.dtype).tiny)
             factor = factor / top
         operand = rows.direction.to(operands)
@@ -318,7 +321,7 @@ class Problem:
         dx[part] *= (upstream * self.terms.scale)[:, None]
 
     def places(self, rows: int, held: Tensor | None) -> Iterator[tuple[slice, Tensor | None]]:
-        """The tiles, each with its place in the buffer: one contiguous stretch of it."""
+        """Yield the tiles, each with its place in the buffer: one contiguous stretch of it."""
         for tile in self.columns.tiles(rows):
             if held is None:
                 yield tile, None
@@ -332,14 +335,12 @@ class Problem:
                 )
 
     def finish(self, dw: Tensor) -> None:
-        """Take out of a summed gradient of the centers what points along them, and divide by their
-        length.
-        """
+        """Project a summed gradient of the centers off their directions; divide by their length."""
         for tile in self.columns.tiles(1):
             tangent(dw[tile], self.columns.directions(tile), self.columns, tile)
 
     def to_rows(self, dx: Tensor, upstream: Tensor) -> Tensor:
-        """The gradient of the embeddings from that of their directions."""
+        """Return the gradient of the embeddings, given that of their directions."""
         direction = self.direction
         out = dx.sub_(direction * (dx * direction).sum(1, keepdim=True)).mul_(self.inverse[:, None])
         along = self.along * upstream

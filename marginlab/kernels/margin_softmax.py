@@ -1,21 +1,24 @@
-"""Cross-entropy of a softmax over class centers with a margin on the target, whose (rows, classes)
-logits are never held above a byte budget.
+"""Cross-entropy of a softmax over class centers, with a margin on the target.
 
-With l_i = log sum_{j != y_i} e^{z_ij} over the other classes and the target logit t_i = s psi(cos
-theta_i, ...),
+The (rows, classes) logits are never held above a byte budget. With l_i = log sum_{j != y_i}
+e^{z_ij} over the other classes and the target logit t_i = s psi(cos theta_i, ...),
 
-    loss_i = softplus(l_i - t_i) = log(e^{t_i} + e^{l_i}) - t_i,        dloss/dz_ij = e^{z_ij - L_i},  dloss/dt_i = -sigmoid(l_i - t_i)
+    loss_i = softplus(l_i - t_i) = log(e^{t_i} + e^{l_i}) - t_i,
+    dloss/dz_ij = e^{z_ij - L_i},  dloss/dt_i = -sigmoid(l_i - t_i)
 
 where L_i = log(e^{t_i} + e^{l_i}). The target is left out of the running sum and enters once, at
-the end: a margin put on afterwards would cancel all that is known of the other classes, and a loss
-near 0 keeps its relative precision. The target cosine is a product of its own, in float32 or wider
-whatever the operands of the other products are.
+the end. A margin put on afterwards would cancel all that is known of the other classes; this way a
+loss near 0 keeps its relative precision. The target cosine is a product of its own, in float32 or
+wider whatever the operands of the other products are.
 
-Three ways to hold little, chosen from the budget:
+There are three ways to hold little, chosen by the budget:
 
-    one buffer     the products of all rows with all classes fit: they are held from the forward to the backward pass     3 matrix products
-    row chunks     they do not, but those of ROWS rows do, and one scalar is asked for: gradients are made forward        3
-    class tiles    otherwise: tiles of classes, computed once more in the backward pass                                   4
+    one buffer    the products of all rows with all classes fit: they are held
+                  from the forward to the backward pass; 3 matrix products
+    row chunks    they do not fit, but those of ROWS rows do, and one scalar is
+                  asked for: gradients are made forward; 3 matrix products
+    class tiles   otherwise: tiles of classes, computed once more in the
+                  backward pass; 4 matrix products
 
 Sources: Deng et al. 2022 (ArcFace), eq. 4 and section 3.2 (sub-centers); An et al. 2022 (Partial
 FC), section 3; the online softmax is Milakov and Gimelshein 2018.
@@ -63,45 +66,47 @@ def margin_cross_entropy(
     dense_grad: bool = False,
     over: Over | None = None,
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """The loss of each row, (B,), or with `share` their weighted sum, differentiable in x and
-    weight; and the target cosines, which are not.
+    """Return the loss of each row, (B,), and the target cosines.
+
+    With `share`, the loss is the weighted sum over the rows, a scalar. The loss is differentiable
+    in x and weight; the cosines are not. Shapes and values are not checked here, but in
+    `marginlab.losses`.
 
     Args:
-        x, weight: embeddings and class centers; of neither does the length matter.
-        target: each row's column: its class, or the place of its class in `classes`; any number
+        x, weight: Embeddings and class centers; their lengths do not matter.
+        target: Each row's column: its class, or the place of its class in `classes`; any number
             where `valid` is False.
-        margin: what stands for the target cosine (`marginlab.margins`); in training mode its state
-            moves on.
+        margin: Margin on the target cosine (`marginlab.margins`); training mode updates its state.
         scale: s.
-        classes: the sampled classes, ascending; the gradient of weight is then row-sparse, or dense
+        classes: The sampled classes, ascending; the gradient of weight is then row-sparse, or dense
             with `dense_grad`.
-        lift: is added to the logits of the columns, but not to the target's.
-        exclude: columns that a row leaves out; a number outside the columns leaves out nothing.
-        valid: rows that count; the others have a loss of 0 and tell a margin's statistics nothing.
-        share: the weight of each row in the sum that is asked for; 1/B for the mean.
+        lift: Added to the logits of the columns, but not to the target's.
+        exclude: Columns that a row leaves out; a number outside the columns leaves out nothing.
+        valid: Rows that count; other rows have a loss of 0 and enter no statistics of a margin.
+        share: The weight of each row in the sum that is asked for; 1/B for the mean.
         smoothing: epsilon: the target distribution is 1 - epsilon on the class, and epsilon spread
             evenly over all columns that the row has.
-        shares: weights of the classes, where there is smoothing: of the rows' own classes and of
+        shares: Weights of the classes, where there is smoothing: of the rows' own classes and of
             the columns. They make the loss that of torch's cross_entropy; without smoothing a row's
             weight is a factor that `share` can hold.
-        interclass, masks: the inter-class filter: non-target cosines above it count as 0 without
+        interclass, masks: The inter-class filter: non-target cosines above it count as 0 without
             gradient, or with `masks` leave the sum.
-        operands: dtype of the factors of the large products; None: that of weight. On a CPU,
+        operands: Dtype of the factors of the large products; None: that of weight. On a CPU,
             products of bfloat16 factors are also rounded to bfloat16.
-        budget: bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
-        compiled: compile the pointwise part.
-        over: what is spread over the ranks of a group: the rows (a margin may look at all of them),
-            or the classes.
+        budget: Bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
+        compiled: Compile the pointwise part.
+        over: Whether the rows (a margin may look at all of them) or the classes are spread over the
+            ranks of a group.
 
     Raises:
-        RuntimeError: a second derivative whose logits are above the budget or spread over ranks: it
-            is taken of the plain form, which holds (B, n).
+        RuntimeError: A second derivative is asked for, and its logits are above the budget or
+            spread over ranks. It is that of the plain form, which holds (B, n).
 
-    Shapes and values are not checked here, but in `marginlab.losses`.
-
-    >>> from marginlab.margins import NoMargin
-    >>> margin_cross_entropy(torch.eye(2), torch.eye(2)[:, None], torch.arange(2), NoMargin(), scale=1.0)  # log(1 + e^-1)
-    (tensor([0.3133, 0.3133]), tensor([1., 1.]))
+    Example:
+        >>> from marginlab.margins import NoMargin
+        >>> x, weight, target = torch.eye(2), torch.eye(2)[:, None], torch.arange(2)
+        >>> margin_cross_entropy(x, weight, target, NoMargin(), scale=1.0)  # log(1 + e^-1)
+        (tensor([0.3133, 0.3133]), tensor([1., 1.]))
     """
     wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     if operands is None or wide == torch.float64:
@@ -113,7 +118,7 @@ def margin_cross_entropy(
     call = Call(
         target, margin, terms, over, classes, lift, exclude, valid, share, shares, dense_grad
     )
-    # whose derivatives are taken of operations that torch can take apart
+    # transforms and exports differentiate torch's own operations
     if transformed() or torch.compiler.is_exporting():
         return plain(x, weight, call)
     out: tuple[Tensor, Tensor] = _MarginSoftmax.apply(x, weight, call)
@@ -196,11 +201,12 @@ class _MarginSoftmax(torch.autograd.Function):
 def _with_graph(
     x: Tensor, weight: Tensor, call: Call, grad: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients, in the graph of autograd, so that they have derivatives: dense, of the plain
-    form.
+    """Return the gradients in the autograd graph, so that they have derivatives.
+
+    They are dense, and are those of the plain form.
     """
     call = replace(call, margin=call.margin.frozen())  # the plain form moves its margin, each time
-    # apart from each other, even where one was made of the other
+    # separate views, even where one tensor was made of the other
     inputs = x.view_as(x), weight.view_as(weight)
     loss, _ = plain(*inputs, call)
     slopes = iter(
@@ -217,8 +223,9 @@ def _with_graph(
 def _forward_with_gradients(
     problem: Problem, weight: Tensor, share: Tensor, high: int, *, to_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Chunks of rows, each forward and backward at once, for the one scalar that the shares make;
-    its upstream factor comes later.
+    """Run chunks of rows forward and backward at once, for the one scalar that the shares make.
+
+    Its upstream factor comes later.
     """
     columns = problem.columns
     n = len(share)

@@ -1,22 +1,24 @@
-"""The smallest distance between the views of two images, for all pairs of images: the augmented
-distance of sampled views.
+"""The smallest distance between the views of two images, for all pairs of images.
 
-    d(i, j) = min over u, v of || x_i^u - x_j^v ||          Huang et al., ICLR 2023, eq. 1, over V views of each image instead of all
+It is the augmented distance of sampled views,
 
-Squared distances of a block of pairs are one matrix product, ||x||^2 + ||y||^2 - 2 x.y, reduced
-while it is in cache. The product alone would not do: it cancels, so that a distance of 1e-3 between
-images of norm 10 drowns. It only names candidates. The distance of the views with the smallest
-entry is taken by differences in float64, and so is that of all others whose entry, less its
-rounding, does not exceed it. So the minimum and its (u, v) are those of exact arithmetic, to
-float64 rounding, near zero too, and a pair of images costs hardly more than one exact distance.
+    d(i, j) = min over u, v of || x_i^u - x_j^v ||
 
-The product need not be of the views: whatever never exceeds their distance names candidates as
-safely. filter.py makes rows of 128 numbers of smooth views, which takes a fifth of the time and
-less. A block in which these leave too many candidates is done again with the views themselves, and
-after a few such blocks all others are, too.
+(Huang et al., ICLR 2023, eq. 1), over V views of each image instead of all. Squared distances of a
+block of pairs are one matrix product, ||x||^2 + ||y||^2 - 2 x.y, reduced while it is in cache. The
+product alone would not do. It cancels, so that a distance of 1e-3 between images of norm 10 drowns.
+It only names candidates. The distance of the views with the smallest entry is computed by
+differences in float64. So is the distance of all others whose entry, less its rounding, does not
+exceed it. The minimum and its (u, v) are therefore those of exact arithmetic, to float64 rounding,
+near zero too. A pair of images costs hardly more than one exact distance.
+
+The product need not be of the views. Any numbers that never exceed their distance name candidates
+as safely. filter.py makes rows of 128 numbers of smooth views, which takes a fifth of the time or
+less. If these leave too many candidates in a block, the block is done again with the views
+themselves. After a few such blocks, all others are done with the views too.
 
 The bound: an inner product of P terms in arithmetic of unit roundoff w errs by about w sqrt(P)
-|x||y| (Higham and Mary, SIAM J. Sci. Comput. 41, 2019); with a factor of 4 for the tail, |x||y| <=
+|x||y| (Higham and Mary, SIAM J. Sci. Comput. 41, 2019). With a factor of 4 for the tail, |x||y| <=
 (|x|+|y|)^2 / 4, and centring and norms added, an entry errs by (2 sqrt(P) + 8) w (|x|+|y|)^2.
 """
 
@@ -45,8 +47,9 @@ _PARTS = 8
 
 
 class Minimum(NamedTuple):
-    """Smallest distances at each level, and the views (u, v) that realise them: u of the row's
-    image, v of the column's.
+    """Smallest distances at each level, and the views (u, v) that realise them.
+
+    u is a view of the row's image, v of the column's.
     """
 
     distance: Float[Tensor, "L N M"]  # float64
@@ -61,10 +64,10 @@ def minimum(
     Args:
         views: V views of N images, P numbers each; float32, float64, or half precision, which is
             computed in float32.
-        levels: increasing numbers of views; at level l the minimum is over the first l views of
+        levels: Increasing numbers of views; at level l the minimum is over the first l views of
             both images. Default: (V,). All levels come from the same products, and a distance never
             grows from one level to the next.
-        budget: bytes of a block of the product.
+        budget: Bytes of a block of the product.
 
     Returns:
         `distance` (L, N, N) in float64, symmetric with zero diagonal; `views` (L, N, N, 2). Among
@@ -72,11 +75,12 @@ def minimum(
         then of the smallest v. It is (0, 0) on the diagonal.
 
     Raises:
-        ValueError: a value is not finite, or levels do not increase within 1..V.
+        ValueError: A value is not finite, or levels do not increase within 1..V.
 
-    >>> x = torch.tensor([[[0.0], [5.0]], [[3.0], [9.0]]])          # 2 images with 2 views of 1 pixel
-    >>> minimum(x, levels=(1, 2)).distance[:, 0, 1], minimum(x).views[0, 0, 1]
-    (tensor([3., 2.], dtype=torch.float64), tensor([1, 0], dtype=torch.int16))
+    Example:
+        >>> x = torch.tensor([[[0.0], [5.0]], [[3.0], [9.0]]])  # 2 images with 2 views of 1 pixel
+        >>> minimum(x, levels=(1, 2)).distance[:, 0, 1], minimum(x).views[0, 0, 1]
+        (tensor([3., 2.], dtype=torch.float64), tensor([1, 0], dtype=torch.int16))
     """
     return _minimum(views, None, levels, budget)
 
@@ -88,11 +92,16 @@ def between(
     levels: Sequence[int] | None = None,
     budget: int = BUDGET,
 ) -> Minimum:
-    """Smallest distance between views for all pairs of an image of x and one of y: `distance` (L,
-    N, M), `views` (L, N, M, 2). As `minimum`.
+    """Smallest distance between views for all pairs of an image of x and one of y.
 
-    >>> between(torch.tensor([[[0.0], [5.0]]]), torch.tensor([[[3.0], [9.0]]])).distance
-    tensor([[[2.]]], dtype=torch.float64)
+    The arguments and errors are those of `minimum`.
+
+    Returns:
+        `distance` (L, N, M) and `views` (L, N, M, 2), as `minimum`.
+
+    Example:
+        >>> between(torch.tensor([[[0.0], [5.0]]]), torch.tensor([[[3.0], [9.0]]])).distance
+        tensor([[[2.]]], dtype=torch.float64)
     """
     return _minimum(x, y, levels, budget)
 
@@ -121,7 +130,7 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
     entry = x.element_size()
     # at least 8 blocks a side: on the diagonal half a block is wasted
     budget = min(budget, entry * (-(-max(N, M) // 8) * V) ** 2)
-    # of an entry, and of the exact distance and the limit that it is held against
+    # error of an entry, and of the exact distance and the limit that it is compared with
     spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)
     filter = prepare(x, None if y is None else other, center, _roundoff(x))
     exactly = _Differences(x)
@@ -166,7 +175,10 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
 
 
 def _halves(n: int) -> tuple[tuple[slice, slice], ...]:
-    """A diagonal block of n images without its lower left quarter: less of the product is wasted."""
+    """Split a diagonal block of n images, and drop its lower left quarter.
+
+    Less of the product is wasted.
+    """
     first, second = slice(0, n // 2), slice(n // 2, n)
     return (
         ((first, first), (first, second), (second, second))
@@ -176,7 +188,7 @@ def _halves(n: int) -> tuple[tuple[slice, slice], ...]:
 
 
 def _roundoff(x: Tensor) -> float:
-    """Unit roundoff of the matrix product of this dtype here: users may have allowed it fewer bits."""
+    """Unit roundoff of the matrix product of this dtype; users may have allowed it fewer bits."""
     if x.dtype == torch.float64:
         return 2.0**-53
     backend = torch.backends.cuda.matmul if x.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -196,11 +208,10 @@ def _block(
     chosen: Tensor,
     most: float,
 ) -> bool:
-    """Write the minima of one block of image pairs at every level into `distance` (L, I, J) and
-    `chosen` (L, I, J, 2).
+    """Write the minima of one block of image pairs, at every level, into `distance` and `chosen`.
 
-    False, and nothing to be relied on, if more than the share `most` of the pairs of views remain
-    as candidates.
+    `distance` is (L, I, J) and `chosen` (L, I, J, 2). Return False if more than the share `most` of
+    the pairs of views remain as candidates; the outputs are then not reliable.
     """
     (I, V, _), J = x.shape, len(y)  # noqa: E741
     # without the norm of the row, added below
@@ -212,7 +223,7 @@ def _block(
     margin = spread * (a.radius[:, None] + b.radius).double().square()
 
     def limit(distance: Tensor) -> Tensor:
-        """What the entry of two views this far from each other may be computed as."""
+        """Largest value that the entry of two views at this distance may be computed as."""
         return (
             ((distance.view(I, J) + slack).square_() + margin)
             .masked_fill_(~wanted, -torch.inf)
@@ -220,7 +231,7 @@ def _block(
         )
 
     best = torch.full((I * J,), torch.inf, dtype=torch.float64, device=x.device)
-    code = torch.zeros(I * J, dtype=torch.int64, device=x.device)  # of views (u, v): u * V + v
+    code = torch.zeros(I * J, dtype=torch.int64, device=x.device)  # views (u, v) as u * V + v
     exact = partial(exactly, x, y)
     before, count, step = 0, 0, max(I * J * V // _PARTS, 1)
     # only what this level adds: new views of the column's image, then of the row's
@@ -265,11 +276,11 @@ def _elect(
     known: Tensor,
     exactly: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Lower `best` (exact distances) and set `chosen` at each pair of images (i * J + j) for which
-    a candidate (u * V + v) is nearer.
+    """Lower `best` and set `chosen` at each pair of images for which a candidate is nearer.
 
-    The distance of the candidate `likely` is `known`. Of a pair's candidates in several calls,
-    those of earlier calls have smaller u.
+    `best` holds exact distances. A pair of images is numbered i * J + j, a candidate u * V + v. The
+    distance of the candidate `likely` is `known`. Of a pair's candidates in several calls, those of
+    earlier calls have smaller u.
     """
     none = torch.iinfo(torch.int64).max
     first = code == torch.full_like(chosen, none).scatter_reduce(0, pair, code, "amin")[pair]
@@ -290,8 +301,9 @@ def _elect(
 
 
 class _Differences:
-    """Distances between views of two blocks by differences in float64, a few rows at a time in
-    buffers made once.
+    """Distances between views of two blocks by differences in float64.
+
+    A few rows are done at a time, in buffers made once.
     """
 
     def __init__(self, x: Tensor):

@@ -15,10 +15,11 @@ from marginlab.kernels.function import unlowered
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The product of two matrices, or of two batches of matrices of one size.
+    """Return the product of two matrices, or of two batches of matrices of one size.
 
-    >>> product(torch.eye(2), torch.ones(2, 1)).shape
-    torch.Size([2, 1])
+    Example:
+        >>> product(torch.eye(2), torch.ones(2, 1)).shape
+        torch.Size([2, 1])
     """
     if torch.compiler.is_compiling():  # the backward pass is traced with the forward pass, as it is
         return a @ b

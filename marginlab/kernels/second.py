@@ -4,10 +4,13 @@ With l_i = log sum_j e^{s_ij}, p_ij = e^{s_ij - l_i} and the upstream gradient g
 derivatives are those of s weighted by g_i p_ij. For tangents (A, C, e) of (x, y, scale), the logits
 s_ij = scale x_i . y_j change by t_ij = scale (A_i . y_j + x_i . C_j) + e x_i . y_j, and
 
-    phi = sum_ij g_i p_ij t_ij,   m_i = sum_j p_ij t_ij,   V_ij = g_i p_ij,   W_ij = V_ij (t_ij - m_i),
+    phi = sum_ij g_i p_ij t_ij,   m_i = sum_j p_ij t_ij,
+    V_ij = g_i p_ij,              W_ij = V_ij (t_ij - m_i),
 
-    dphi/dg_i = m_i,   dphi/dscale = sum_ij W_ij x_i . y_j + V_ij (A_i . y_j + x_i . C_j),
-    dphi/dx_i = sum_j (scale W_ij + e V_ij) y_j + scale V_ij C_j,   dphi/dy_j likewise with x and A.
+    dphi/dg_i = m_i,
+    dphi/dscale = sum_ij W_ij x_i . y_j + V_ij (A_i . y_j + x_i . C_j),
+    dphi/dx_i = sum_j (scale W_ij + e V_ij) y_j + scale V_ij C_j,
+    dphi/dy_j likewise with x and A.
 
 So one walk gives m and a second one the rest, each within the byte budget of a block and its three
 products.
@@ -38,16 +41,15 @@ def curvature(
     out: Tensor,
     grad: Tensor,
 ) -> Curvature:
-    """Derivatives of the product of first derivatives with tangents, from two walks.
+    """Return derivatives of the product of first derivatives with tangents, from two walks.
 
     Args:
-        blocks: gives the blocks of logits of rows (already times the scale) and columns, with -inf
+        blocks: Gives the blocks of logits of rows (already times the scale) and columns, with -inf
             at columns left out, and a mask of what belongs to the first of two sums, or None.
         point: x (B, D), y (M, D), scale ().
         tangents: A (B, D), C (M, D), e ().
-        out: the sums, (B, 1) or (B, 2); -inf where a sum is empty.
-        grad: the upstream gradient, of the same shape.
-
+        out: The sums, (B, 1) or (B, 2); -inf where a sum is empty.
+        grad: The upstream gradient, of the same shape.
     """
     (x, y, scale), (a, c, e) = point, tangents
     empty = out == -torch.inf
@@ -84,13 +86,16 @@ def _product(
     rows: slice,
     columns: slice,
 ) -> Tensor:
-    """The change of the logits along the tangents, in a new block."""
+    """Return the change of the logits along the tangents, in a new block."""
     (x, y, scale), (a, c, e) = point, tangents
     return (scale * a[rows] + e * x[rows]) @ y[columns].T + (scale * x[rows]) @ c[columns].T
 
 
 def chosen(values: Tensor, inside: Tensor | None) -> Tensor:
-    """Of a row's two numbers the one of the sum that a column is in; of one number that one."""
+    """Of a row's two numbers, select that of the sum that a column is in.
+
+    A single number is returned as it is.
+    """
     if inside is None:
         return values[:, -1:]
     return torch.where(inside, values[:, :1], values[:, -1:])

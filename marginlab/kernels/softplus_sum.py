@@ -1,14 +1,16 @@
 """Sum of softplus over an interval of columns of a matrix that is never held.
 
-    l_i = sum_{first_i <= j < stop_i, j != own_i} softplus(u_ij),   u_ij = x_i . y_j,   softplus' = sigmoid,
+    l_i = sum_{first_i <= j < stop_i, j != own_i} softplus(u_ij),
+    u_ij = x_i . y_j,   softplus' = sigmoid.
 
-with the upstream gradient g and V_ij = g_i sigmoid(u_ij): dx_i = sum_j V_ij y_j, dy_j = sum_i V_ij
-x_i. Along tangents (A, C) of (x, y), u changes by t_ij = A_i . y_j + x_i . C_j, and <tangents,
-slopes> by
+With the upstream gradient g and V_ij = g_i sigmoid(u_ij): dx_i = sum_j V_ij y_j, dy_j = sum_i V_ij
+x_i. Along tangents (A, C) of (x, y), u changes by t_ij = A_i . y_j + x_i . C_j, and the derivatives
+of <tangents, slopes> are
 
-    d/dg_i = sum_j sigmoid(u_ij) t_ij,   d/dx_i = sum_j W_ij y_j + V_ij C_j,   W_ij = V_ij (1 - sigmoid(u_ij)) t_ij,
+    d/dg_i = sum_j sigmoid(u_ij) t_ij,   d/dx_i = sum_j W_ij y_j + V_ij C_j,
+    W_ij = V_ij (1 - sigmoid(u_ij)) t_ij,
 
-and d/dy_j likewise. With rows sorted by their intervals a CPU passes over those columns alone.
+and d/dy_j likewise. With rows sorted by their intervals, a CPU passes over those columns alone.
 """
 
 from collections.abc import Iterator
@@ -34,28 +36,30 @@ def softplus_sum(
     *,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """The sum of softplus(x_i . y_j) over each row's interval of columns; differentiable in x and
-    y.
+    """Return the sum of softplus(x_i . y_j) over each row's interval of columns.
+
+    It is differentiable in x and y.
 
     Args:
-        x: rows, float32 or float64. Products and sums have their dtype, also inside autocast.
-        y: columns, of the same dtype.
-        first: the first column of row i. Rows whose intervals are near each other should be
+        x: Rows, float32 or float64. Products and sums have their dtype, also inside autocast.
+        y: Columns, of the same dtype.
+        first: The first column of row i. Rows whose intervals are near each other should be
             neighbours.
-        stop: the one after its last.
-        own: a column that row i leaves out; a number outside 0..M-1 leaves out nothing.
-        budget: bytes of the block that is held with its copies, in either pass.
+        stop: The column after the last one of row i.
+        own: A column that row i leaves out; a number outside 0..M-1 leaves out nothing.
+        budget: Bytes of the block that is held with its copies, in either pass.
 
     Returns:
         (B,); 0 (without gradient) over no columns.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, or a budget that is not positive.
-        RuntimeError: a third derivative is asked for.
+        ValueError: Shapes or dtypes that do not fit, or a budget that is not positive.
+        RuntimeError: A third derivative is asked for.
 
     Example:
         >>> x, whole = torch.zeros(2, 3), torch.tensor([2, 2])
-        >>> softplus_sum(x, x, torch.zeros_like(whole), whole, torch.tensor([0, -1]))  # log 2, twice
+        >>> first, own = torch.zeros_like(whole), torch.tensor([0, -1])
+        >>> softplus_sum(x, x, first, whole, own)  # log 2, twice
         tensor([0.6931, 1.3863])
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
@@ -116,7 +120,10 @@ class _SoftplusSum:
 def _blocks(
     x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks that meet an interval, with -inf outside of them; so many copies fit the budget."""
+    """Yield the blocks that meet an interval, with -inf outside of it.
+
+    `copies` blocks fit the budget.
+    """
     assert places is not None
     first, stop, own = places
     held = max(budget // (copies * x.element_size()), 1)

@@ -1,13 +1,15 @@
-"""Two softmax sums for each row of a matrix that is never held: over the columns of an interval of
-the row's own, and over all others.
+"""Two softmax sums for each row of a matrix that is never held: inside and outside an interval.
 
-    inside_i = log sum_{first_i <= j < stop_i} exp(scale x_i . y_j),   outside_i = the same over the other columns; column own_i is in neither.
+The interval is of columns, and each row has its own.
+
+    inside_i = log sum_{first_i <= j < stop_i} exp(scale x_i . y_j),
+    outside_i = the same over the other columns; column own_i is in neither.
 
 With the columns sorted by label, the columns of a row's own class are such an interval, so both
 sums of a supervised loss come from one walk. Each is summed by itself: the difference of two sums
 that share large terms would have rounded the small ones away. With the rows sorted too, few blocks
-cross an interval; only those need a mask. Forward and backward as in logsumexp.py, with the origin
-and the upstream gradient of the part that a column is in.
+cross an interval, and only those need a mask. Forward and backward are as in logsumexp.py, with the
+origin and the upstream gradient of the part that a column is in.
 """
 
 import math
@@ -36,31 +38,34 @@ def split_logsumexp(
     scale: float | Float[Tensor, ""] = 1.0,
     budget: int = BUDGET,
 ) -> Float[Tensor, "B 2"]:
-    """The softmax sums inside and outside each row's interval of columns; differentiable in x, y
-    and scale.
+    """Return the softmax sums inside and outside each row's interval of columns.
+
+    They are differentiable in x, y and scale.
 
     Args:
-        x, y: rows and columns of the matrix, of one dtype, float32 or float64. Products and sums
+        x, y: Rows and columns of the matrix, of one dtype, float32 or float64. Products and sums
             have it, also inside autocast.
-        first, stop: row i's interval is the columns first_i to stop_i - 1. Rows whose intervals are
+        first, stop: Row i's interval is the columns first_i to stop_i - 1. Rows whose intervals are
             near each other should be neighbours.
-        own: a column that row i leaves out of both; a number outside 0..M-1 leaves out nothing.
-        end: columns from this one on are left out of all sums.
+        own: A column that row i leaves out of both; a number outside 0..M-1 leaves out nothing.
+        end: Columns from this one on are left out of all sums.
         scale: 1/temperature; a tensor without dimensions may learn.
-        budget: bytes of the block that is held with its masks, in either pass.
+        budget: Bytes of the block that is held with its masks, in either pass.
 
     Returns:
         (B, 2): inside, outside; -inf (without gradient) where there is no column.
 
     Raises:
-        ValueError: shapes that do not fit, or a budget that is not positive.
-        RuntimeError: a third derivative is asked for.
+        ValueError: Shapes that do not fit, or a budget that is not positive.
+        RuntimeError: A third derivative is asked for.
 
-    >>> x, own = torch.eye(3), torch.arange(3)
-    >>> split_logsumexp(x, x, torch.tensor([0, 0, 2]), torch.tensor([2, 2, 3]), own)  # rows 0 and 1 are of one class
-    tensor([[0.0000, 0.0000],
-            [0.0000, 0.0000],
-            [  -inf, 0.6931]])
+    Example:
+        >>> x, own = torch.eye(3), torch.arange(3)
+        >>> first, stop = torch.tensor([0, 0, 2]), torch.tensor([2, 2, 3])
+        >>> split_logsumexp(x, x, first, stop, own)  # rows 0 and 1 are of one class
+        tensor([[0.0000, 0.0000],
+                [0.0000, 0.0000],
+                [  -inf, 0.6931]])
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
         raise ValueError(
@@ -129,10 +134,11 @@ class _Split:
 def _masked(
     x: Tensor, y: Tensor, places: Tensor | None, budget: int, copies: int = 3
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-    """The blocks with what of them is inside: a mask, or None where nothing is.
+    """Yield the blocks, each with a mask of its entries inside an interval, or None for none.
 
-    copies: blocks that are held: this one, a masked copy and three masks of bytes; more of its
-        user.
+    Args:
+        copies: Number of blocks that are held at once: this one, a masked copy and three masks of
+            bytes. The caller may hold more.
     """
     assert places is not None
     first, stop, own, *ends = places

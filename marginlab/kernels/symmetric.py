@@ -1,18 +1,19 @@
-"""Softmax sum of a symmetric matrix from half of its blocks: l_i = log sum_j exp(scale x_i . x_j),
-over the columns j that row i does not exclude.
+"""Softmax sum of a symmetric matrix from half of its blocks.
 
-With the origin r = scale max |x|^2, which no entry exceeds, e_ij = exp(s_ij - r) serves row i and,
-as e_ji, row j:
+The sum is l_i = log sum_j exp(scale x_i . x_j), over the columns j that row i does not exclude. No
+entry exceeds the origin r = scale max |x|^2. With it, e_ij = exp(s_ij - r) serves row i and, as
+e_ji, row j:
 
-    S_i = sum_j e_ij,  l_i = r + log S_i,  and backward  dx_i = scale sum_j (a_i + a_j) e_ij x_j,  a_i = g_i / S_i,
+    S_i = sum_j e_ij,  l_i = r + log S_i,
+    and backward  dx_i = scale sum_j (a_i + a_j) e_ij x_j,  a_i = g_i / S_i,
 
-for g_i p_ij + g_j p_ji = (a_i + a_j) e_ij: one exponential and one recomputed product for both. So
-each unordered pair of rows is computed once forward (half a product instead of one) and once
+because g_i p_ij + g_j p_ji = (a_i + a_j) e_ij: one exponential and one recomputed product for both.
+Each unordered pair of rows is thus computed once forward (half a product instead of one) and once
 backward (one and a half instead of three).
 
 One origin for all rows serves as long as exp(-2 r), the smallest possible entry, is a normal
-number: r <= 40 in float32 and 350 in float64. A cosine keeps to that at temperatures from 0.025 on;
-below, the walk over all blocks with a maximum for each row (logsumexp.py) is taken.
+number: r <= 40 in float32 and 350 in float64. A cosine stays within that at temperatures from 0.025
+up. Below, the walk over all blocks with a maximum for each row (logsumexp.py) is used.
 """
 
 from dataclasses import dataclass
@@ -35,29 +36,31 @@ def symmetric_logsumexp(
     bound: float | None = None,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
-    """`logsumexp(x, x)` in half its time; differentiable in x and scale.
+    """Return `logsumexp(x, x)` in half its time; differentiable in x and scale.
 
     Args:
-        x: the rows, which are the columns too. Products and sums are float32, or float64 where x
+        x: The rows, which are the columns too. Products and sums are float32, or float64 where x
             is, also inside autocast.
         scale: 1/temperature; a tensor without dimensions may learn.
-        exclude: columns that row i leaves out (itself, its positive). Where i leaves out j, j
-            leaves out i: the caller's promise, not checked.
-        bound: a number that scale |x_i|^2 does not exceed, such as the scale for rows of length 1.
-            It spares the question, for which a GPU would have to be waited for: without it the walk
-            over all blocks is taken wherever reading a number costs something (CUDA, torch.compile,
+        exclude: Columns that row i leaves out (itself, its positive). Where i leaves out j, j must
+            leave out i; this is not checked.
+        bound: A number that scale |x_i|^2 does not exceed, such as the scale for rows of length 1.
+            It saves reading the largest |x_i|^2, which would wait for a GPU. Without it, the walk
+            over all blocks is used wherever reading a number costs something (CUDA, torch.compile,
             torch.func).
-        budget: bytes of the one block that is held, in either pass.
+        budget: Bytes of the one block that is held, in either pass.
 
     Returns:
         (B,), float32 or float64; -inf (without gradient) where a row excludes every column.
 
     Raises:
-        ValueError: shapes that do not fit, or a budget that is not positive.
-        RuntimeError: a third derivative is asked for.
+        ValueError: Shapes that do not fit, or a budget that is not positive.
+        RuntimeError: A third derivative is asked for.
 
-    >>> symmetric_logsumexp(torch.eye(2), exclude=torch.tensor([[0], [1]]))  # the other row only: a product of 0
-    tensor([0., 0.])
+    Example:
+        >>> itself = torch.tensor([[0], [1]])
+        >>> symmetric_logsumexp(torch.eye(2), exclude=itself)  # the other row only: a product of 0
+        tensor([0., 0.])
     """
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
         raise ValueError(

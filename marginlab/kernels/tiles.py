@@ -1,13 +1,15 @@
-"""Tiles of the logits between rows and class centers: what a softmax over classes is summed from,
-one tile of columns at a time.
+"""Tiles of the logits between rows and class centers: the input of a softmax over classes.
 
-    z_ij = s max_k x_i . w_jk / (|x_i| |w_jk|) + lift_j,        -inf where row i leaves column j out, and at its own class
+A tile holds some of the columns.
 
-The centers are read where they lie: their norms enter as a factor of the product's columns, so
-there is no normalised copy of them, and of a sample of classes only a tile's rows are gathered.
-Centers that are to be float16, or are float64, may leave what the type or a square of it holds:
-those of a tile are multiplied by powers of two, which their directions do not see. What can change
-a logit is done on the tile, in this order: the largest of K sub-centers (Deng et al. 2022, section
+    z_ij = s max_k x_i . w_jk / (|x_i| |w_jk|) + lift_j,
+    -inf where row i leaves column j out, and at its own class
+
+The centers are read where they lie. Their norms enter as a factor of the product's columns, so
+there is no normalised copy of them. Of a sample of classes, only a tile's rows are gathered.
+Centers that become float16, or are float64, may leave the range of the type or of its squares.
+Those of a tile are multiplied by powers of two, which do not change their directions. Changes to a
+logit are made on the tile, in this order: the largest of K sub-centers (Deng et al. 2022, section
 3.2), the inter-class filter (An et al. 2022), CurricularFace's harder negatives (Huang et al.
 2020).
 """
@@ -31,16 +33,17 @@ ALIGNED = 16  # columns: then every row of a tile begins where a GPU loads 16 by
 
 @dataclass(frozen=True)
 class Terms:
-    """What enters a softmax sum besides the cosines.
+    """Settings of a softmax sum besides the cosines.
 
-    scale: s, 1/temperature.
-    smoothing: epsilon of label smoothing.
-    interclass: non-target cosines above it are filtered; None filters nothing.
-    masks: a filtered class leaves the sum; otherwise its cosine counts as 0, as published. Either
-        way it gets no gradient.
-    operands: the dtype of the factors of the products; sums are float32 or wider.
-    budget: bytes held between the passes or in one tile.
-    compiled: the pointwise part by torch.compile.
+    Attributes:
+        scale: s, 1/temperature.
+        smoothing: epsilon of label smoothing.
+        interclass: Non-target cosines above it are filtered; None filters nothing.
+        masks: A filtered class leaves the sum; otherwise its cosine counts as 0, as published.
+            Either way it gets no gradient.
+        operands: The dtype of the factors of the products; sums are float32 or wider.
+        budget: Bytes held between the passes or in one tile.
+        compiled: Compile the pointwise part with torch.compile.
     """
 
     scale: float
@@ -53,8 +56,9 @@ class Terms:
 
 
 class Rows(NamedTuple):
-    """What a row knows of itself (all of one height): its direction, its own column, and the
-    columns it leaves out.
+    """Some rows, as a tile needs them: directions, own columns, and the columns they leave out.
+
+    All tensors have one height.
     """
 
     direction: Tensor  # (B, D), unit length, wide
@@ -69,9 +73,17 @@ class Rows(NamedTuple):
 class Columns:
     """The class centers (C, K, D), or those of a sample of the classes, by tiles."""
 
-    def __init__(self, weight: Tensor, classes: Tensor | None, lift: Tensor | None, terms: Terms, wide: torch.dtype, *, hardens: bool = False,
+    def __init__(
+        self,
+        weight: Tensor,
+        classes: Tensor | None,
+        lift: Tensor | None,
+        terms: Terms,
+        wide: torch.dtype,
+        *,
+        hardens: bool = False,
         shares: Tensor | None = None,
-    ):  # fmt: skip
+    ):
         self.weight, self.classes, self.lift, self.terms, self.wide = (
             weight,
             classes,
@@ -91,7 +103,7 @@ class Columns:
         self.power = torch.empty_like(self.inverse) if scaled else None  # w is read as w * power
 
     def held(self) -> torch.dtype:
-        """The dtype that products come in: a CPU gives those of bf16 operands in bf16 only."""
+        """Return the dtype of the products: a CPU gives those of bf16 operands in bf16 only."""
         return self.wide if self.weight.device.type == "cuda" else self.terms.operands
 
     def width(self, rows: int) -> int:
@@ -109,13 +121,13 @@ class Columns:
         return width - width % ALIGNED if ALIGNED < width < self.n else width
 
     def tiles(self, rows: int) -> Iterator[slice]:
-        """The columns in order, as many at a time as a tile of so many rows holds."""
+        """Yield the columns in order, as many at a time as a tile of so many rows holds."""
         width = self.width(rows)
         for left in range(0, self.n, width):
             yield slice(left, min(left + width, self.n))
 
     def stored(self, tile: slice) -> Tensor:
-        """The tile's centers (T, K, D) as they are stored."""
+        """Return the tile's centers (T, K, D) as they are stored."""
         return (
             self.weight[tile]
             if self.classes is None
@@ -123,15 +135,17 @@ class Columns:
         )
 
     def centers(self, tile: slice) -> Tensor:
-        """The tile's centers (T, K, D), by their powers of two if they have any."""
+        """Return the tile's centers (T, K, D), times their powers of two if they have any."""
         stored = self.stored(tile)
         return stored if self.power is None else stored.to(self.wide) * self.power[tile, :, None]
 
     def product(
         self, operand: Tensor, tile: slice, out: Tensor | None = None, *, measure: bool = False
     ) -> Tensor:
-        """Inner products (B, T, K) of rows, already in the operands' dtype, with the tile's
-        centers; `measure` takes their norms too.
+        """Return the inner products (B, T, K) of rows with the tile's centers.
+
+        The rows are already in the operands' dtype. With `measure`, the centers' norms are computed
+        too.
         """
         if measure and self.power is not None:
             self.power[tile] = power(self.stored(tile), self.wide)
@@ -153,7 +167,7 @@ class Columns:
 
 
 def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """Give a @ b in a dtype; bf16 factors are summed into float32 where the device can (CUDA)."""
+    """Return a @ b in a dtype; bf16 factors are summed into float32 where the device can (CUDA)."""
     if a.dtype == dtype:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     if a.device.type == "cuda":
@@ -168,25 +182,25 @@ def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None
 
 
 def shortest(x: Tensor) -> float:
-    """The length from which on vectors of a dtype have a direction."""
+    """Return the length below which vectors of a dtype have no direction."""
     return SHORTEST_DOUBLE if x.dtype == torch.float64 else SHORTEST
 
 
 def power(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The power of two by which the largest entry of a vector (..., D) lies in [0.5, 1)."""
+    """Return the power of two by which a vector's (..., D) largest entry lies in [0.5, 1)."""
     largest = torch.linalg.vector_norm(x, torch.inf, dim=-1).to(dtype)
     most = 1000 if dtype == torch.float64 else 126  # and so has the power's reciprocal its digits
     return torch.exp2(-largest.frexp().exponent.to(dtype).clamp(-most, most))
 
 
 def inverse(norm: Tensor, short: Tensor | float) -> Tensor:
-    """1 / norm, and 0 for what is short and has no direction."""
+    """Return 1 / norm, and 0 where the norm is short and gives no direction."""
     return norm.reciprocal().masked_fill_(norm < short, 0.0)
 
 
 def measured(x: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths of vectors (..., D) and their inverses, (..., 1), float64: 0 without a direction."""
-    if x.dtype != torch.float64:  # whose squares float64 holds
+    if x.dtype != torch.float64:  # float64 holds their squares
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
         return norm, inverse(norm, SHORTEST)
     x, factor = in_range(x, torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True))
@@ -195,12 +209,12 @@ def measured(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors (..., D) at unit length, float64; 0 for what has no direction."""
+    """Return vectors (..., D) at unit length, float64; 0 for a vector without direction."""
     return x.double() * measured(x)[1]
 
 
 class Tile(NamedTuple):
-    """Logits of a tile and what a gradient needs to go back through them."""
+    """Logits of a tile, and the factors of a gradient that goes back through them."""
 
     logits: Tensor  # (B, T)
     slope: Tensor | None  # (B, T), d logit / d (s cosine) where it is not 1
@@ -208,7 +222,7 @@ class Tile(NamedTuple):
 
 
 def logits(product: Tensor, columns: Columns, rows: Rows, tile: slice) -> Tile:
-    """The logits of a tile of products (B, T, K)."""
+    """Return the logits of a tile of products (B, T, K)."""
     terms = columns.terms
     nearest, winner = product.to(columns.wide).mul(columns.factor[tile]), None
     if columns.K == 1:
@@ -255,11 +269,11 @@ class Sums(NamedTuple):
 
     @classmethod
     def none(cls, rows: int, like: Tensor) -> "Sums":
-        """Of no columns."""
+        """Return the sums of no columns."""
         return cls(like.new_full((rows,), -torch.inf), *like.new_zeros(4, rows).unbind())
 
     def with_tile(self, z: Tensor, smoothing: bool, weights: Tensor | None = None) -> "Sums":
-        """The sums with a tile's logits (B, T) added; the tile is used up."""
+        """Return the sums with a tile's logits (B, T) added; the tile is overwritten."""
         plain, finite, shares = self.plain, self.finite, self.shares
         if smoothing:
             there = z > -torch.inf
@@ -275,7 +289,7 @@ class Sums(NamedTuple):
         return Sums(highest, total, plain, finite, shares)
 
     def logarithm(self) -> Tensor:
-        """Give log sum exp: -inf over no columns."""
+        """Return log sum exp: -inf over no columns."""
         return self.highest.masked_fill(self.highest == -torch.inf, 0.0) + self.total.log()
 
 
@@ -288,7 +302,7 @@ def forward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sum
 
 
 class Slopes(NamedTuple):
-    """What the backward pass needs of each row, all (B,)."""
+    """Values that the backward pass needs of each row, all (B,)."""
 
     # log of the whole softmax sum, own class included, less that of what the row weighs
     whole: Tensor
@@ -302,7 +316,7 @@ class Slopes(NamedTuple):
 def backward_tile(
     product: Tensor, columns: Columns, rows: Rows, tile: slice, slopes: Slopes
 ) -> Tensor:
-    """Give d loss / d (s cosine) of a tile, (B, T K), without the upstream factor of the row."""
+    """Return d loss / d (s cosine) of a tile, (B, T K), without the row's upstream factor."""
     z, slope, winner = logits(product, columns, rows, tile)
     if columns.terms.smoothing > 0:
         spread = slopes.spread[:, None] * (z > -torch.inf)
@@ -332,8 +346,10 @@ Pointwise = tuple[Callable[..., Sums], Callable[..., Tensor]]
 
 
 def pointwise(columns: Columns, rows: Rows) -> Pointwise:
-    """The two functions of a tile: compiled ones (made once and kept), in the plain case on CUDA
-    Triton's, otherwise torch's operations.
+    """Return the forward and the backward function of a tile.
+
+    They are compiled ones (made once and kept), Triton's in the plain case on CUDA, or torch's
+    operations otherwise.
     """
     if columns.terms.compiled:
         return _compiled()
@@ -351,8 +367,9 @@ def pointwise(columns: Columns, rows: Rows) -> Pointwise:
 
 
 def plain(columns: Columns, rows: Rows) -> bool:
-    """Whether a tile's logits are its float32 cosines, lifted or not, with only the own class left
-    out.
+    """Return whether a tile's logits are its float32 cosines with only the own class left out.
+
+    The cosines may be lifted.
     """
     terms = columns.terms
     changed = (

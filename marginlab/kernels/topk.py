@@ -1,10 +1,9 @@
-"""The k largest inner products of each row with the rows of a bank, without the matrix of all of
-them.
+"""The k largest inner products of each row with a bank, without the matrix of all of them.
 
     top_k(x, y): for each row b the k largest x_b . y_m and their m, largest first
 
-A running merge over column blocks: the k best so far and the k best of the next block make the new
-k best.
+It is a running merge over column blocks: the k best so far and the k best of the next block give
+the new k best.
 """
 
 from typing import NamedTuple
@@ -31,13 +30,13 @@ def top_k(
     exclude_self: bool = False,
     budget: int = BUDGET,
 ) -> TopK:
-    """The k largest inner products of each row of x with the rows of y.
+    """Find the k largest inner products of each row of x with the rows of y.
 
     Args:
-        x, y: rows and bank, of one dtype; half precision is computed in float32.
-        k: how many, at most the size of the bank.
+        x, y: Rows and bank, of one dtype; half precision is computed in float32.
+        k: Number of neighbours, at most the size of the bank.
         exclude_self: x are the first B rows of y, and a row is not its own neighbour.
-        budget: bytes of a block of inner products.
+        budget: Bytes of a block of inner products.
 
     Returns:
         `values` (B, k), falling, in float32 or float64, and `indices` (B, k). Of equal products the
@@ -48,9 +47,10 @@ def top_k(
         ValueError: k is not within 1 and the number of possible neighbours, or x cannot be the
             first rows of y.
 
-    >>> top_k(torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, 1.0], [2.0, 3.0]]), k=2).indices
-    tensor([[1, 2],
-            [2, 1]])
+    Example:
+        >>> top_k(torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, 1.0], [2.0, 3.0]]), k=2).indices
+        tensor([[1, 2],
+                [2, 1]])
     """
     (B, _), M = x.shape, len(y)
     if exclude_self and B > M:
@@ -73,7 +73,7 @@ def top_k(
             block.diagonal(rows.start - columns.start).fill_(-torch.inf)
         largest, where = _largest(block, min(k, block.shape[1]))
         merged = torch.cat([values[rows], largest], 1)
-        # those so far have smaller indices, and both parts are sorted
+        # the k best so far have smaller indices, and both parts are sorted
         names = torch.cat([indices[rows], where + columns.start], 1)
         merged, order = merged.sort(dim=1, descending=True, stable=True)
         values[rows], indices[rows] = merged[:, :k], names.gather(1, order)[:, :k]
@@ -81,8 +81,9 @@ def top_k(
 
 
 def _largest(block: Tensor, k: int) -> TopK:
-    """The k largest entries of each row in falling order, of equal ones the first; torch.topk
-    leaves their choice and order open.
+    """Return the k largest entries of each row in falling order, of equal ones the first.
+
+    torch.topk leaves the choice and the order of equal entries open.
     """
     values, indices = block.topk(k, dim=1)
     smallest = values[:, -1:]

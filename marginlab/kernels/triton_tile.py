@@ -1,17 +1,20 @@
-"""The pointwise part of the margin softmax on CUDA: one pass over a tile of products P (B, T) for
-the sums, one for the gradient.
+"""The pointwise part of the margin softmax on CUDA, in Triton.
+
+One pass over a tile of products P (B, T) gives the sums, and another one the gradient.
 
     z_ij = P_ij / |w_j| + lift_j, -inf at the row's own column y_i
 
-    forward     per row and block of columns: m = max_j z_ij and S = sum_j e^(z_ij - m), merged into the running sums by the online softmax
-    backward    d loss / dz_ij = e^(z_ij - L_i), with L_i the log of the whole sum; at the own column what the margin makes of it
+    forward     per row and block of columns: m = max_j z_ij and S = sum_j e^(z_ij - m),
+                merged into the running sums by the online softmax
+    backward    d loss / dz_ij = e^(z_ij - L_i), with L_i the log of the whole sum;
+                at the own column the slope that the margin gives
 
-A tile is bound by memory: torch's own operations read or write it 8 times forward (product,
+A tile is bound by memory. torch's own operations read or write it 8 times forward (product,
 maximum, difference, exponential, sum) and 6 times backward. Here the forward pass reads it once and
-writes 2 numbers for 2048 of its own; the backward pass reads it once and writes the gradient in the
-dtype that the next product takes. The gradient has a place of its own: the products may be held for
-a second backward pass. Blocks are merged in one order, without atomics, so that equal calls give
-equal bits. All this is for the plain case (`marginlab.kernels.tiles.plain`).
+writes 2 numbers for 2048 of its own. The backward pass reads it once and writes the gradient in the
+dtype that the next product takes. The gradient has a place of its own, because the products may be
+held for a second backward pass. Blocks are merged in one order, without atomics, so that equal
+calls give equal bits. All this is for the plain case (`marginlab.kernels.tiles.plain`).
 
 Source: Milakov and Gimelshein 2018, algorithm 3 and section 3.1 (partial maxima and sums merge
 associatively). This file loads Triton, so nothing imports it before it is needed.
@@ -29,9 +32,9 @@ from torch import Tensor
 
 from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums
 
-# of a block: the columns' norms, as many bytes as a row of products, are read once for so many rows
+# rows of a block: the columns' norms (as many bytes as a row of products) are read once for them
 ROWS = 4
-COLUMNS = 2048  # of a block: 32 products a thread, 8 loads of 16 bytes
+COLUMNS = 2048  # columns of a block: 32 products a thread, 8 loads of 16 bytes
 WARPS = 8
 MERGED = 16  # rows whose blocks one program merges, 64 blocks at a time
 BLOCKS = 64
@@ -83,8 +86,9 @@ def _sums(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The largest logit of each row in this block of columns, and the sum of e^(z - largest): (B,
-    blocks) each.
+    """Store each row's largest logit in this block of columns, and the sum of e^(z - largest).
+
+    Both outputs are (B, blocks).
     """
     row, column, here = _place(B, T, own, start, ROWS, COLUMNS)
     z = _logits(product, stride, factor, lift, row, column, B, T, LIFT)
@@ -111,7 +115,7 @@ def _merge(
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """The running sums (B,) with those of the blocks (B, blocks) added, from the first to the last."""
+    """Add the blocks' sums (B, blocks) to the running sums (B,), from the first to the last."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     largest = tl.load(highest + row, mask=row < B, other=float("-inf"))
     summed = tl.load(total + row, mask=row < B, other=0.0)
@@ -146,7 +150,7 @@ def _gradient(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """e^(z - whole), and the slope at the own column: (B, T), rounded to the dtype of grad."""
+    """Store e^(z - whole), and the slope at the own column: (B, T), in the dtype of grad."""
     row, column, here = _place(B, T, own, start, ROWS, COLUMNS)
     z = _logits(product, stride, factor, lift, row, column, B, T, LIFT)
     p = tl.exp(z - tl.load(whole + row, mask=row < B, other=0.0)[:, None])
@@ -200,8 +204,9 @@ def forward_tile(
 def backward_tile(
     product: Float[Tensor, "B T 1"], columns: Columns, rows: Rows, tile: slice, slopes: Slopes
 ) -> Float[Tensor, "B T"]:
-    """The gradient d loss / d (s cosine) of a tile, as `tiles.backward_tile` does in the plain
-    case, in the dtype of the operands.
+    """Return d loss / d (s cosine) of a tile, as `tiles.backward_tile` does in the plain case.
+
+    The gradient has the dtype of the operands.
     """
     B, T = product.shape[:2]
     grad = product.new_empty(B, T, dtype=columns.terms.operands)
@@ -224,8 +229,10 @@ def backward_tile(
 def _operands(
     product: Tensor, columns: Columns, rows: Rows, tile: slice
 ) -> tuple[Tensor, int, Tensor, Tensor, Tensor, int]:
-    """What both kernels begin with: products, their row stride, 1 / |w|, lift or something in its
-    place, own columns, the tile's first column.
+    """Return the operands that both kernels begin with.
+
+    They are the products, their row stride, 1 / |w|, the lift or a tensor in its place, the own
+    columns, and the tile's first column.
     """
     factor = columns.factor[tile, 0]
     lift = factor if columns.lift is None else columns.lift[tile].contiguous()
@@ -234,7 +241,7 @@ def _operands(
 
 @functools.cache
 def runs(device: torch.device) -> bool:
-    """Whether the kernels run on a device: the smallest is tried, once.
+    """Return whether the kernels run on a device; the smallest is tried, once.
 
     A machine may have Triton and lack the compiler that its launcher needs.
     """

@@ -1,8 +1,8 @@
-"""The one walk over a matrix that is never held: its blocks, row by row, each within a byte budget.
+"""The walk over a matrix that is never held: its blocks, row by row, within a byte budget.
 
 A reduction (minimum, top-k, softmax sum) asks for the blocks of its (rows, columns) matrix, makes
-one block at a time with a matrix product, reduces it, and forgets it. So its memory is the budget,
-whatever the number of rows and columns.
+one block at a time with a matrix product, reduces it, and forgets it. Its memory is therefore the
+budget, whatever the number of rows and columns.
 """
 
 from collections.abc import Iterator
@@ -21,21 +21,23 @@ def walk(
     unit: tuple[int, int] = (1, 1),
     upper: bool = False,
 ) -> Iterator[tuple[slice, slice]]:
-    """Cut a (rows, columns) matrix into blocks of at most `budget` bytes, columns fastest; blocks
-    cover every entry once.
+    """Cut a (rows, columns) matrix into blocks of at most `budget` bytes, columns fastest.
+
+    The blocks cover every entry once.
 
     Args:
-        rows, columns: the size of the matrix.
-        entry: bytes held for each entry of a block, all temporaries counted.
-        budget: bytes of a block; a block is never smaller than one unit, so a budget below that is
-            exceeded by it.
-        unit: block bounds are multiples of these (the last block may be short), so that what
-            belongs together is not cut.
-        upper: leave out blocks that lie wholly below the diagonal of a square matrix: each
+        rows, columns: The size of the matrix.
+        entry: Bytes held for each entry of a block, all temporaries counted.
+        budget: Bytes of a block; a block is never smaller than one unit, even if a unit exceeds the
+            budget.
+        unit: Block bounds are multiples of these (the last block may be short), so that entries
+            that belong together are not cut apart.
+        upper: Leave out blocks that lie wholly below the diagonal of a square matrix: each
             unordered pair once. Blocks are then square.
 
-    >>> [(r.start, r.stop, c.start, c.stop) for r, c in walk(4, 3, budget=4 * 4)]
-    [(0, 2, 0, 2), (0, 2, 2, 3), (2, 4, 0, 2), (2, 4, 2, 3)]
+    Example:
+        >>> [(r.start, r.stop, c.start, c.stop) for r, c in walk(4, 3, budget=4 * 4)]
+        [(0, 2, 0, 2), (0, 2, 2, 3), (2, 4, 0, 2), (2, 4, 2, 3)]
     """
     if budget <= 0:
         raise ValueError(f"A block needs a positive byte budget, not {budget}.")

@@ -1,5 +1,6 @@
-"""Losses on embeddings: of two views, `(z1, z2)`, and classifiers that own class centers,
-`(embeddings, labels)`.
+"""Losses on embeddings, and classifiers that own class centers.
+
+A loss on two views takes `(z1, z2)`. A classifier takes `(embeddings, labels)`.
 
 Each is a module here and a function in `marginlab.losses.functional`.
 """

@@ -1,11 +1,14 @@
-"""Alignment and uniformity on the unit sphere: views of an image near each other, images spread as
-by a repelling potential.
+"""Alignment and uniformity on the unit sphere.
 
-    loss = a E |x - y|^alpha + u (U(x) + U(y)) / 2,   U(x) = log( 1/(N (N - 1)) sum_{i != j} exp(-t |x_i - x_j|^2) ),
+Alignment draws the views of an image together. Uniformity spreads the images as by a repelling
+potential.
 
-with x and y the directions of the two views. The law that minimises U is the uniform one on the
-sphere. On directions -t |x_i - x_j|^2 = 2 t x_i . x_j - 2 t, so U is a softmax sum at the
-temperature 1/(2 t), taken over blocks like that of InfoNCE.
+    loss = a E |x - y|^alpha + u (U(x) + U(y)) / 2,
+    U(x) = log( 1/(N (N - 1)) sum_{i != j} exp(-t |x_i - x_j|^2) ),
+
+with x and y the directions of the two views. The uniform law on the sphere minimises U. For
+directions, -t |x_i - x_j|^2 = 2 t x_i . x_j - 2 t. U is therefore a softmax sum at the temperature
+1/(2 t), and it is computed over blocks like that of InfoNCE.
 
 Source: Wang and Isola 2020, section 4.1, and their code (pairs i < j of each view by itself, the
     mean of both).
@@ -38,35 +41,37 @@ def align_uniform(
     empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """Alignment plus uniformity of two views, over the rows of all ranks; the same number on every
-    rank.
+    """Alignment plus uniformity of two views, over the rows of all ranks.
 
-    Twice differentiable; of two views that coincide the derivatives of |x - y|^alpha are 0. There
-    is no forward mode: a Hessian is torch.func.jacrev(torch.func.grad(loss)), not
-    torch.func.hessian.
+    Every rank gets the same number. The loss is twice differentiable. Where two views coincide, the
+    derivatives of |x - y|^alpha are 0. Forward mode is not supported: for a Hessian, use
+    torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
     Args:
-        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
-            D). They are L2-normalised here; a row shorter than 1e-12 has no direction: it counts as
-            at distance 1 from its other view and sqrt 2 from other images, and gets no gradient.
+        z1, z2: This rank's embeddings of the two views, (B, D). Row i of both is from one image. A
+            rank may have no rows (0, D). The rows are L2-normalised here. A row shorter than 1e-12
+            has no direction. It counts as at distance 1 from its other view and sqrt 2 from other
+            images, and gets no gradient.
         alignment_weight, uniformity_weight: a and u.
-        alpha: power of the distance between the views, at least 1.
-        t: steepness of the potential.
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum").
-        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
-            0 with zero gradient, so that it ends no run; or "raise", ValueError.
-        budget: bytes of the block of similarities that is held.
+        alpha: Power of the distance between the views, at least 1.
+        t: Steepness of the potential.
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss.
+        empty: Loss of a global batch in which nothing can be compared, such as one row. "zero": 0
+            with zero gradient, so that the run goes on. "raise": ValueError.
+        budget: Bytes of the block of similarities to hold.
 
     Raises:
-        ValueError: shapes that differ, a negative weight, alpha below 1, t not positive, or an
+        ValueError: Shapes that differ, a negative weight, alpha below 1, t not positive, or an
             unknown word.
-        TypeError: embeddings that are not floating point.
+        TypeError: Embeddings that are not floating point.
 
-    >>> z = torch.eye(4)
-    >>> align_uniform(z, z), align_uniform(z, -z)  # all pairs at sqrt 2: U = -4; then views at distance 2
-    (tensor(-4.), tensor(0.))
+    Example:
+        >>> z = torch.eye(4)
+        >>> # all pairs at sqrt 2: U = -4; then views at distance 2
+        >>> align_uniform(z, z), align_uniform(z, -z)
+        (tensor(-4.), tensor(0.))
     """
     check(alignment_weight, uniformity_weight, alpha, t, grads)
     given = (alignment_weight, uniformity_weight, alpha, t)
@@ -110,7 +115,10 @@ def align_uniform(
 
 
 def _power_of_length(d: Tensor, alpha: float) -> Tensor:
-    """|d|^alpha of each row, with derivatives 0 at d = 0, also where the second one is infinite."""
+    """Return |d|^alpha of each row, with zero derivatives at d = 0.
+
+    This also holds where the second derivative is infinite.
+    """
     if alpha == 2:
         return d.square().sum(1)
     zero = (d == 0).all(1)
@@ -121,7 +129,7 @@ def _power_of_length(d: Tensor, alpha: float) -> Tensor:
 def check(
     alignment_weight: float, uniformity_weight: float, alpha: float, t: float, grads: str
 ) -> None:
-    """Refuse what the loss cannot be made of (ValueError)."""
+    """Check the settings of the loss; raise ValueError for an invalid one."""
     for name, weight in (
         ("alignment_weight", alignment_weight),
         ("uniformity_weight", uniformity_weight),
@@ -139,11 +147,13 @@ def check(
 
 
 class AlignUniform(nn.Module):
-    """`align_uniform` with its settings: `AlignUniform(uniformity_weight=1.0)(z1, z2)`. See there
-    for what they mean.
+    """Module form of `align_uniform`: `AlignUniform(uniformity_weight=1.0)(z1, z2)`.
 
-    >>> AlignUniform()(torch.eye(4), torch.eye(4))
-    tensor(-4.)
+    See `align_uniform` for the settings.
+
+    Example:
+        >>> AlignUniform()(torch.eye(4), torch.eye(4))
+        tensor(-4.)
     """
 
     def __init__(
@@ -170,7 +180,7 @@ class AlignUniform(nn.Module):
         self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-        """The loss of two views (B, D)."""
+        """Return the loss of two views (B, D)."""
         return align_uniform(
             z1,
             z2,

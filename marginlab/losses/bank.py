@@ -1,13 +1,14 @@
 """Embeddings of earlier steps, kept as further negatives or as the other side of a loss.
 
-    of a step:   loss(z, bank) with what the bank holds,   then   the step's rows of all ranks replace its oldest.
+    one step:   loss(z, bank), with the rows that the bank holds;
+                then this step's rows of all ranks replace the bank's oldest.
 
-Embeddings drift slowly once training has warmed up, so those of some steps ago still serve as
-negatives and positives, in numbers that no batch has; they get no gradient. The bank keeps rows,
-never an encoder: a momentum encoder (MoCo) or the trained one itself may have made them.
+Embeddings drift slowly once training has warmed up. Those of some steps ago therefore still serve
+as negatives and positives, in numbers that no batch has. They get no gradient. The bank keeps rows,
+never an encoder: a momentum encoder (MoCo) or the trained encoder itself may have made them.
 
 Sources: Wang et al. 2020 (cross-batch memory for embedding learning), algorithm 1; Wu et al. 2018
-(memory bank); He et al. 2020 (MoCo), whose queue it is with `negatives="extra_only"`.
+(memory bank); He et al. 2020 (MoCo). With `negatives="extra_only"` the bank is MoCo's queue.
 """
 
 from collections.abc import Callable
@@ -28,25 +29,25 @@ OUTSIDE = "outside of torch.utils.checkpoint, torch.func and hooks"
 
 
 class EmbeddingBank(nn.Module):
-    """The latest `size` embeddings (and labels) of all ranks, read by each rank in its own part.
+    """The latest `size` embeddings (and labels) of all ranks; each rank reads its own part.
 
-    `rows` and `references` are what the losses take, each rank its part: a loss brings the parts
-    together, so N ranks have the negatives of one. What was read stays as it was: a push makes a
-    new buffer, which no graph and no recomputation sees.
+    Losses take `rows` and `references`, each rank its own part. A loss brings the parts together,
+    so N ranks have the negatives of one. A tensor that was read never changes: a push makes a new
+    buffer, which no graph and no recomputation sees.
 
-    The buffers `embeddings` (size, dim) and `labels` (size,), where the next row goes, and the
-    number of rows filled are in the state dict, the same on any number of ranks. Embeddings are
-    float32, or float64 after `.double()`; half precision would round directions, so no cast to it
-    is followed.
+    The state dict holds the buffers `embeddings` (size, dim) and `labels` (size,), the place of the
+    next row, and the number of rows filled. It is the same on any number of ranks. Embeddings are
+    float32, or float64 after `.double()`. Half precision would round directions, so the bank
+    ignores a cast to it.
 
     Args:
-        size: rows that are kept; a push of more keeps its newest.
+        size: Number of rows to keep; a push of more keeps its newest.
         dim: D, the width of the embeddings.
-        labels: whether each row has a label, as `references` asks.
-        group: process group; None is the default one, or one rank.
+        labels: Whether each row has a label, which `references` requires.
+        group: Process group; None means the default group, or one rank.
 
     Raises:
-        ValueError: a size or width below 1.
+        ValueError: A size or width below 1.
 
     Example:
         >>> from marginlab.losses import InfoNCE
@@ -85,21 +86,22 @@ class EmbeddingBank(nn.Module):
         self._calls: Calls[None] = Calls()
 
     def rows(self) -> Float[Tensor, "M D"]:
-        """This rank's part of the rows filled, in no order of time; those of all ranks are the
-        bank.
+        """This rank's part of the filled rows, in no order of time.
+
+        The parts of all ranks together are the bank.
 
         Raises:
-            RuntimeError: in a forward pass that is run again: the bank may have moved on since.
+            RuntimeError: In a forward pass that is run again: the bank may have moved on since.
         """
         self._refuse("read")
         return self.embeddings[ranks.share(self.filled, self.group)]
 
     def references(self) -> References:
-        """This rank's part with its labels, the other side of `sup_con`.
+        """This rank's part with its labels, as references for `sup_con`.
 
         Raises:
-            ValueError: the bank keeps no labels.
-            RuntimeError: as `rows`.
+            ValueError: The bank keeps no labels.
+            RuntimeError: As `rows`.
         """
         rows = self.rows()
         if self.labels is None:
@@ -112,20 +114,19 @@ class EmbeddingBank(nn.Module):
     def push(
         self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"] | None = None
     ) -> None:
-        """Let this step's rows of all ranks, in their order, take the place of the oldest.
+        """Replace the oldest rows by this step's rows of all ranks, in rank order.
 
-        Push once a step, after the loss. In a forward pass that is run again nothing is pushed. A
-        row with NaN or inf becomes zero, which has no direction, for it would spoil every later
-        loss.
+        Push once a step, after the loss. A forward pass that is run again pushes nothing. A row
+        with NaN or inf would spoil every later loss, so it becomes zero, which has no direction.
 
         Args:
-            embeddings: this rank's rows, also none (0, D); detached here.
-            labels: their classes, whole numbers, if the bank keeps labels.
+            embeddings: This rank's rows, also none (0, D); detached here.
+            labels: Their classes, whole numbers, if the bank keeps labels.
 
         Raises:
-            ValueError: another width, or labels where there are none or the reverse.
-            TypeError: embeddings that are not floating point, or labels that are not integers.
-            RuntimeError: inside a transform of torch.func, or a backward pass that reruns nothing.
+            ValueError: Another width, or labels where there are none or the reverse.
+            TypeError: Embeddings that are not floating point, or labels that are not integers.
+            RuntimeError: Inside a transform of torch.func, or a backward pass that reruns nothing.
         """
         if transformed():
             self._refuse("pushed to")
@@ -153,7 +154,7 @@ class EmbeddingBank(nn.Module):
         self.filled = min(self.filled + len(rows), self.size)
 
     def _checked(self, embeddings: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The rows of this rank as they are kept; raises what is wrong with them or the labels."""
+        """Return this rank's rows as the bank keeps them; raise for invalid rows or labels."""
         check_tensor("Embeddings", embeddings, f"(B, {self.dim}) of floating point")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise ValueError(
@@ -186,7 +187,7 @@ class EmbeddingBank(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EmbeddingBank":
-        """Cast or move; half precision is not followed."""
+        """Cast or move the bank; a cast to half precision is ignored."""
         before = self.embeddings
         super()._apply(fn, recurse)
         if torch.finfo(self.embeddings.dtype).bits < 32:
@@ -194,11 +195,11 @@ class EmbeddingBank(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        """The number of rows filled."""
+        """Return the number of rows filled."""
         return torch.tensor(self.filled)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from that number."""
+        """Restore the number of rows filled."""
         self.filled = int(ranks.local(state))
 
     def __repr__(self) -> str:

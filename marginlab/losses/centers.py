@@ -1,14 +1,16 @@
-"""First values of class centers: normal numbers that belong to the class, and not to the tensor,
-rank or device that holds it.
+"""Initial class centers: normal numbers that depend on the class alone.
 
-    w_ckd = std * g,    g the number ((c mod 1024) K + k) D + d of the normal numbers of block c // 1024.
+They do not depend on the tensor, rank or device that holds the class.
 
-A block of 1,024 classes has a generator of its own, so that a shard draws only the blocks that it
-touches, and gets exactly the rows that one rank with all classes has, for any number of ranks, also
-when a run resumes with another.
+    w_ckd = std * g,
+    g the number ((c mod 1024) K + k) D + d of the normal numbers of block c // 1024.
 
-Source: w ~ N(0, 0.01^2) is the initial value of Partial FC and of its descendants (An et al. 2021);
-a center is used by its direction alone, which is uniform on the sphere, and its length, about 0.01
+Each block of 1,024 classes has its own generator. A shard therefore draws only the blocks that it
+touches. It gets exactly the rows that one rank with all classes has. This holds for any number of
+ranks, also when a run resumes with another number.
+
+Source: w ~ N(0, 0.01^2) is the initial value of Partial FC and of its descendants (An et al. 2021).
+Only the direction of a center is used, and it is uniform on the sphere. Its length, about 0.01
 sqrt(D), sets how far the first steps turn it.
 """
 
@@ -25,28 +27,28 @@ BLOCK = 1_024  # classes; another number is another set of centers
 def draw_(
     weight: Float[Tensor, "C K D"], *, seed: int, first: int = 0, std: float = 0.01
 ) -> Tensor:
-    """Fill the centers of classes first .. first + C - 1 with their normal numbers, in place, and
-    return them.
+    """Fill the centers of classes first .. first + C - 1 in place, and return them.
 
-    The numbers are drawn as float32 on the CPU, a block at a time, and copied: they are the same on
-    every device, and another dtype holds the float32 numbers, rounded (bfloat16) or exact
-    (float64). Beside `weight` there is one block, of 4096 K D bytes. torch's own CPU kernels differ
-    in the last bit between instruction sets (AVX2 or none): the ranks of one run want processors of
-    one kind. Torch's global generator is neither read nor moved.
+    The numbers are drawn as float32 on the CPU, a block at a time, and copied. They are therefore
+    the same on every device. Another dtype holds the float32 numbers, rounded (bfloat16) or exact
+    (float64). Besides `weight`, one block of 4096 K D bytes is held. torch's own CPU kernels differ
+    in the last bit between instruction sets (AVX2 or none), so the ranks of one run need processors
+    of one kind. Torch's global generator is neither read nor changed.
 
     Args:
         weight: (C, K, D), of any floating dtype, strides and device.
-        seed: other seeds give other centers.
-        first: number of the first class that `weight` holds, in a classifier cut over ranks.
-        std: standard deviation of each number.
+        seed: Seed of the numbers; other seeds give other centers.
+        first: Number of the first class that `weight` holds, in a classifier sharded over ranks.
+        std: Standard deviation of each number.
 
     Raises:
-        ValueError: classes outside [0, 2**32), or a negative std.
+        ValueError: Classes outside [0, 2**32), or a negative std.
 
-    >>> whole = draw_(torch.empty(3_000, 1, 4), seed=0)
-    >>> shard = draw_(torch.empty(1_500, 1, 4), seed=0, first=1_500)
-    >>> torch.equal(shard, whole[1_500:])
-    True
+    Example:
+        >>> whole = draw_(torch.empty(3_000, 1, 4), seed=0)
+        >>> shard = draw_(torch.empty(1_500, 1, 4), seed=0, first=1_500)
+        >>> torch.equal(shard, whole[1_500:])
+        True
     """
     end = first + len(weight)
     if not 0 <= first <= end <= 1 << 32:

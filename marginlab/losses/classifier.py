@@ -1,5 +1,6 @@
-"""A classifier that owns class centers (C, K, D): its settings, its checks, and its loss over all
-or some of the classes.
+"""A classifier that owns class centers (C, K, D): its settings, its checks, and its loss.
+
+The loss is over all or some of the classes.
 
 The loss of a batch is the weighted mean of its rows' losses, sum_i w_i loss_i / sum_i w_i, with w_i
 the weight of row i's class (1 without class weights) and 0 where the label says to ignore the row;
@@ -29,16 +30,18 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class Classifier(nn.Module):
-    """Class centers (C, K, D) under a margin: what `MarginSoftmax` and `PartialFC` share; the first
-    says what the settings mean.
+    """Class centers (C, K, D) under a margin: the base of `MarginSoftmax` and `PartialFC`.
+
+    `MarginSoftmax` documents the settings.
     """
 
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
     _counted: Tensor | None = None  # which rows of the last batch count; None: all
     target_cosines: Tensor | None = None
-    """Of the last batch, between each row and the nearest center of its class, detached; 0 for
-    ignored rows; of `PartialFC` those of all ranks.
+    """Cosines between the rows of the last batch and the nearest centers of their classes.
+
+    They are detached, and 0 for ignored rows. `PartialFC` holds those of all ranks.
     """
 
     def __init__(
@@ -108,11 +111,15 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def load_centers(self, centers: Float[Tensor, "... D"]) -> None:
-        """Put centers (C K, D), class-major (class c owns rows c K to c K + K - 1), or (C, K, D),
-        in place of the present ones.
+        """Replace the present centers by these.
 
-        A DTensor is brought together first, which all of its ranks take part in. Raises ValueError
-        when they are of another number or width.
+        A DTensor is gathered first; all of its ranks must take part.
+
+        Args:
+            centers: (C K, D), class-major (class c owns rows c K to c K + K - 1), or (C, K, D).
+
+        Raises:
+            ValueError: The centers are of another number or width.
         """
         C, K, D = self.num_classes, self.subcenters, self.dim
         check_tensor(
@@ -129,9 +136,9 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """The scaled cosine with every class, without margin, for evaluation: s max_k cos.
+        """Scaled cosines with every class, without margin, for evaluation: s max_k cos.
 
-        They are (B, C): give few rows at a time.
+        The result is (B, C), so give few rows at a time.
         """
         check_shapes(embeddings, None, self.centers)
         wide = wide_of(embeddings, self.centers)
@@ -143,8 +150,9 @@ class Classifier(nn.Module):
         return torch.cat(cosines, 1) * self.scale
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The labels, int64, and which rows count (None: all); raises what is wrong with them, or
-        was with the batch before.
+        """Return the labels in int64, and a mask of the rows that count (None: all).
+
+        Raise for invalid inputs, or for a fault of the batch before.
         """
         self.faults.raise_deferred()
         check_shapes(embeddings, labels, self.centers)
@@ -168,11 +176,13 @@ class Classifier(nn.Module):
         margin: Margin | None = None,
         whole: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a checked batch whose rows' own columns are known.
+        """Compute the loss of a checked batch, given each row's own column.
 
-        spread: these are the rows of all ranks, over this rank's classes. margin: instead of the
-        classifier's own. whole: the weight that the mean is over, where the batch is a part of a
-        larger one.
+        Args:
+            spread: The rows are those of all ranks, over this rank's classes.
+            margin: Replaces the classifier's own margin.
+            whole: The total weight that the mean divides by, where the batch is a part of a larger
+                one.
         """
         loss, cosine = weighted_loss(
             embeddings,
@@ -208,7 +218,7 @@ class Classifier(nn.Module):
         return loss
 
     def _settings(self) -> dict[str, Any]:
-        """Settings that ranks must have alike, by name: otherwise a collective hangs, or errs."""
+        """Settings that all ranks must share, by name; otherwise a collective hangs or errs."""
         names = ["num_classes", "dim", "subcenters", "margin", "scale", "label_smoothing"]
         names += ["interclass_filter", "interclass_masks", "ignore_index", "reduction", "grads"]
         weights = self.class_weights
@@ -221,13 +231,13 @@ class Classifier(nn.Module):
 
     @property
     def target_angle(self) -> Float[Tensor, ""] | None:
-        """Mean angle in degrees between the rows of the last batch and the nearest centers of their
-        classes.
+        """Mean angle in degrees between the last batch's rows and their classes' nearest centers.
 
-        Without margin and gradient, over the rows that count (of `PartialFC` of all ranks); NaN
-        where none does, None before the first batch. It begins near 90 and falls; what stays above
-        88 after warm-up is not learning. A tensor on the device: nothing waits until it is read, so
-        read it as seldom as it is shown.
+        The angle has no margin and no gradient. The mean is over the rows that count (in
+        `PartialFC`, over those of all ranks). It is NaN where no row counts, and None before the
+        first batch. It begins near 90 and falls; an angle that stays above 88 after warm-up means
+        that nothing is learned. The result is a tensor on the device. Only reading it waits for the
+        device, so read it no more often than you show it.
 
         Example:
             >>> from marginlab.losses import MarginSoftmax
@@ -245,16 +255,19 @@ class Classifier(nn.Module):
         return angles.masked_fill(~self._counted, 0.0).sum() / self._counted.sum()
 
     def reset_parameters(self) -> None:
-        """Draw the centers again: after `to_empty`, where the classifier was made on "meta"."""
+        """Draw the centers again: after `to_empty`, if the classifier was made on "meta"."""
         draw_(self.centers, seed=self.seed, first=self.part.start)
 
     def extra_repr(self) -> str:
-        """Say the sizes and the scale."""
-        return f"num_classes={self.num_classes}, dim={self.dim}, scale={self.scale}, subcenters={self.subcenters}"
+        """Describe the sizes and the scale."""
+        return (
+            f"num_classes={self.num_classes}, dim={self.dim}, scale={self.scale}, "
+            f"subcenters={self.subcenters}"
+        )
 
 
 def _said(weights: Tensor) -> str:
-    """The first weights and a digest of all: a word between ranks that stays short."""
+    """Return the first weights and a digest of all: a short text that ranks compare."""
     here = weights.double().cpu().contiguous()
     first = ", ".join(f"{weight:g}" for weight in here[:4].tolist())
     more = "" if len(here) <= 4 else ", ..."
@@ -271,7 +284,12 @@ def check_settings(
     budget: int | None,
     operands: torch.dtype | None,
 ) -> None:
-    """Refuse what a loss cannot be made of (ValueError; TypeError for a margin that is none)."""
+    """Check the settings of a loss.
+
+    Raises:
+        ValueError: A setting is invalid.
+        TypeError: The margin is not a `Margin`.
+    """
     if not isinstance(margin, Margin):
         raise TypeError(
             f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}."
@@ -295,8 +313,10 @@ def check_settings(
 
 
 def check_classes(num_classes: int, ignore_index: int | None, class_weights: Tensor | None) -> None:
-    """Refuse an ignore_index that is a class, and weights that are none of so many classes
-    (ValueError).
+    """Check ignore_index and the class weights.
+
+    Raises:
+        ValueError: ignore_index is a class, or the weights do not fit the number of classes.
     """
     if ignore_index is not None and 0 <= ignore_index < num_classes:
         raise ValueError(
@@ -321,7 +341,7 @@ def check_classes(num_classes: int, ignore_index: int | None, class_weights: Ten
 
 
 def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"] | None:
-    """Checked class numbers that each row leaves out, int64."""
+    """Check the class numbers that each row leaves out, and return them in int64."""
     if exclude is None:
         return None
     check_tensor("Excluded classes", exclude, f"({rows}, E) integers")
@@ -342,7 +362,7 @@ def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"
 def row_weights(
     labels: Tensor, valid: Tensor | None, class_weights: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """The weight of each row: that of its class, 0 where it is ignored."""
+    """Return the weight of each row: that of its class, or 0 where the row is ignored."""
     weights = (
         torch.ones(len(labels), dtype=dtype, device=labels.device)
         if valid is None
@@ -356,7 +376,7 @@ def row_weights(
 
 
 def wide_of(embeddings: Tensor, centers: Tensor) -> torch.dtype:
-    """The dtype of the sums: float32, or float64 where an operand is."""
+    """Return the dtype of the sums: float32, or float64 where an operand is."""
     return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
 
 
@@ -386,8 +406,9 @@ def weighted_loss(
     whole: Tensor | None = None,
     first: int = 0,
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """The reduced loss of rows whose own columns are known, and their target cosines; nothing is
-    checked. `first`: the first class of centers.
+    """Return the reduced loss and the target cosines, given each row's own column.
+
+    Nothing is checked. `first` is the first class of `centers`.
     """
     wide = wide_of(embeddings, centers)
     weights = row_weights(labels, valid, class_weights, wide)

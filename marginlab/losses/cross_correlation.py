@@ -1,5 +1,6 @@
-"""Cross-correlation loss (Barlow Twins): every feature agrees with itself across the views, and
-with no other.
+"""Cross-correlation loss (Barlow Twins).
+
+Every feature agrees with itself across the views, and with no other.
 
 With both views standardised feature by feature over the global batch of N rows, z' = (z - mean) /
 deviation, and C = Z1'^T Z2' / N,
@@ -47,37 +48,38 @@ def cross_correlation(
     empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """Cross-correlation loss of two views, over the rows of all ranks; the same number on every
-    rank.
+    """Cross-correlation loss of two views, over the rows of all ranks.
+
+    Every rank gets the same number. A feature that is constant over the batch, to 16 units of
+    rounding of its mean, has no correlation. It counts as 0 with every feature (so it adds 1 to the
+    loss by its diagonal) and gets no gradient.
 
     Args:
-        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
-            D).
+        z1, z2: This rank's embeddings of the two views, (B, D). Row i of both is from one image. A
+            rank may have no rows (0, D).
         off_diagonal_weight: w.
         correction: 0, deviations of the batch itself, or 1, unbiased ones.
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum"). "published": as the code of Zbontar et
-            al. trains. It sums C over the ranks outside of autograd, so that each rank has the
-            gradient of its own rows, and DDP's average is the exact gradient divided by the number
-            of ranks: the same numbers as "sum". LARS hides the factor for weights, which it
-            rescales, not for biases and norms: published learning rates for those go with it.
-        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
-            0 with zero gradient, so that it ends no run; or "raise", ValueError.
-        budget: bytes up to which C is held whole; with more features its blocks are of this size,
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss. "published": as in the
+            code of Zbontar et al. That code sums C over the ranks outside of autograd, so that each
+            rank has the gradient of its own rows, and DDP's average is the exact gradient divided
+            by the number of ranks: the same numbers as "sum". LARS hides the factor for weights,
+            which it rescales, but not for biases and norms. Published learning rates for biases and
+            norms include the factor.
+        empty: Loss of a global batch in which nothing can be compared, such as one row. "zero": 0
+            with zero gradient, so that the run goes on. "raise": ValueError.
+        budget: Bytes up to which C is held whole; with more features its blocks are of this size,
             and there is no second derivative and no forward mode.
 
-    A feature that is constant over the batch, to 16 units of rounding of its mean, has no
-    correlation: it counts as 0 with every feature (so it adds 1 to the loss by its diagonal) and
-    gets no gradient.
-
     Raises:
-        ValueError: shapes that differ, a negative weight, or a correction that is not 0 or 1.
-        TypeError: embeddings that are not floating point.
+        ValueError: Shapes that differ, a negative weight, or a correction that is not 0 or 1.
+        TypeError: Embeddings that are not floating point.
 
-    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> cross_correlation(z, 3 * z + 5), cross_correlation(z, -z)
-    (tensor(0.), tensor(8.))
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> cross_correlation(z, 3 * z + 5), cross_correlation(z, -z)
+        (tensor(0.), tensor(8.))
     """
     check(off_diagonal_weight, correction, grads)
     weights = (off_diagonal_weight, correction)
@@ -137,7 +139,7 @@ def cross_correlation(
 
 
 def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
-    """Refuse what the loss cannot be made of (ValueError)."""
+    """Check the settings of the loss; raise ValueError for an invalid one."""
     if not off_diagonal_weight >= 0:
         raise ValueError(
             f"The weight of the off-diagonal terms is not negative, such as 0.005, not "
@@ -151,12 +153,14 @@ def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
 
 
 class CrossCorrelation(nn.Module):
-    """`cross_correlation` with its settings: `CrossCorrelation(off_diagonal_weight=5e-3)(z1, z2)`.
-    See there for what they mean.
+    """Module form of `cross_correlation`: `CrossCorrelation(off_diagonal_weight=5e-3)(z1, z2)`.
 
-    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> CrossCorrelation()(z, -z)
-    tensor(8.)
+    See `cross_correlation` for the settings.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> CrossCorrelation()(z, -z)
+        tensor(8.)
     """
 
     def __init__(
@@ -176,7 +180,7 @@ class CrossCorrelation(nn.Module):
         self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-        """The loss of two views (B, D)."""
+        """Return the loss of two views (B, D)."""
         return cross_correlation(
             z1,
             z2,

@@ -1,12 +1,15 @@
-"""What a classifier refuses: shapes and types before anything is read, values now, or one step
-later where reading them would stop a GPU.
+"""Input checks of a classifier.
+
+Shapes and types are checked before anything is read. Values are checked at once, or one step later
+where reading them would stop a GPU.
 
     "now"       the tensors are read before work starts, and the loss after it
-    "deferred"  three flags are made on the device and sent to the host; the next call finds them there and raises
+    "deferred"  three flags are made on the device and sent to the host;
+                the next call finds them there and raises
     "never"     nothing is read
 
-Under torch.compile, torch.export and the transforms of torch.func, and on the device "meta", there
-are no values to read.
+There are no values to read under torch.compile, torch.export and the transforms of torch.func, and
+on the device "meta".
 """
 
 from typing import Any, Literal
@@ -20,8 +23,11 @@ Validate = Literal["now", "deferred", "never"]
 
 
 def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> None:
-    """Refuse what can be seen without reading the tensors: ValueError for shapes and devices,
-    TypeError for types.
+    """Check shapes, devices and types without reading the tensors.
+
+    Raises:
+        ValueError: A shape or device does not fit.
+        TypeError: A type does not fit.
     """
     check_tensor("Embeddings", embeddings, "(B, D) of floating point")
     if not embeddings.is_floating_point():
@@ -50,10 +56,13 @@ def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> 
 
 
 def check_labels(labels: Tensor, device: torch.device) -> None:
-    """Refuse what cannot name classes: TypeError for anything but a tensor of integers.
+    """Check that labels are a tensor of integers.
 
     A fraction would be cut off and NaN would become a number, so float labels are not converted.
-    ValueError for labels on another device.
+
+    Raises:
+        TypeError: The labels are anything but a tensor of integers.
+        ValueError: The labels are on another device.
     """
     check_tensor("Labels", labels, "of integers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -68,7 +77,7 @@ def check_labels(labels: Tensor, device: torch.device) -> None:
 
 
 def check_tensor(name: str, value: Any, wanted: str) -> None:
-    """Refuse what is no tensor (TypeError), such as a list or an array, with its type and shape."""
+    """Raise TypeError for a value that is not a tensor, with its type and shape."""
     if isinstance(value, Tensor):
         return
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
@@ -85,8 +94,9 @@ def check_tensor(name: str, value: Any, wanted: str) -> None:
 
 
 class Faults:
-    """The values that a classifier of so many classes refuses, and when it says so; None:
-    "deferred" on CUDA, "now" elsewhere.
+    """Value checks of a classifier, and when they are reported.
+
+    `validate=None` means "deferred" on CUDA and "now" elsewhere.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None, validate: Validate | None):
@@ -94,19 +104,20 @@ class Faults:
         self._waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def when(self, device: torch.device) -> Validate:
-        """Say when values on this device are read."""
+        """Return when values on this device are read."""
         if device.type == "meta" or torch.compiler.is_compiling() or transformed():
             return "never"
         return self.validate or ("deferred" if device.type == "cuda" else "now")
 
     def before(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None) -> None:
-        """Raise ValueError for NaN, inf and labels that are no class, if it is to be said now."""
+        """With "now", raise ValueError for NaN, inf, and labels that are not classes."""
         if self.when(embeddings.device) == "now":
             self._raise(self._seen(embeddings, labels, valid, None), "")
 
     def after(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None, loss: Tensor) -> None:
-        """The same with the loss, which NaN or inf in any center shows in; or keep it for the next
-        call.
+        """Check the batch together with its loss, or keep the flags for the next call.
+
+        NaN or inf in any center shows in the loss.
         """
         when = self.when(embeddings.device)
         if when == "never":
@@ -124,12 +135,12 @@ class Faults:
             self._waiting = seen, None
 
     def raise_deferred(self) -> None:
-        """Raise ValueError for what was wrong with the batch before."""
+        """Raise ValueError for a fault of the batch before."""
         if self._waiting is None or torch.compiler.is_compiling() or transformed():
             return
         (seen, event), self._waiting = self._waiting, None
         if event is not None:
-            # of the step before, so it is waited for only when the host runs a whole step ahead
+            # the event is of the step before, so this waits only if the host is a whole step ahead
             event.synchronize()
         self._raise(
             seen, " This is said of the batch before this one; validate='now' says it at once."
@@ -153,7 +164,10 @@ class Faults:
             if self.ignore_index is None
             else f" that are not the ignore_index {self.ignore_index}"
         )
-        long = "class centers with NaN, inf or lengths beyond them (the embeddings are finite, the loss is not; was the learning rate too large?)"
+        long = (
+            "class centers with NaN, inf or lengths beyond them (the embeddings are finite, the "
+            "loss is not; was the learning rate too large?)"
+        )
         said = [
             *([f"labels outside 0..{self.num_classes - 1}{others}"] if labels else ()),
             *(["embeddings with NaN or inf"] if embeddings else ()),

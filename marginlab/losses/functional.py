@@ -1,6 +1,6 @@
-"""The losses as functions: one formula, two doors.
+"""The losses as functions.
 
-The modules of `marginlab.losses` call these with settings kept.
+The modules of `marginlab.losses` keep settings and call these functions.
 """
 
 from marginlab.losses.align_uniform import align_uniform as align_uniform

@@ -1,21 +1,24 @@
-"""InfoNCE between two views: the cross-entropy of finding an anchor's other view among all other
-rows of the global batch.
+"""InfoNCE between two views.
 
+It is the cross-entropy of finding an anchor's other view among all other rows of the global batch.
 For an anchor a with its positive p and its negatives n, with the cosine s and the temperature T,
 
-    loss_a = -log( e^{s_ap/T} / (e^{s_ap/T} + sum_n e^{s_an/T}) ) = softplus( log sum_n e^{s_an/T} - s_ap/T ).
+    loss_a = -log( e^{s_ap/T} / (e^{s_ap/T} + sum_n e^{s_an/T}) )
+           = softplus( log sum_n e^{s_an/T} - s_ap/T ).
 
-The positive is left out of the running sum and enters once, at the end: a well-placed anchor has a
-loss of the size of its negatives' share, which a sum that already holds the far larger positive has
-rounded away. For the same reason the anchor itself (s = 1, always the largest) is never summed and
-subtracted. Two variations, which may be joined:
+The positive is left out of the running sum and enters once, at the end. A well-placed anchor has a
+loss of the size of its negatives' share. A sum that already holds the far larger positive would
+have rounded this share away. For the same reason the anchor itself (s = 1, always the largest) is
+never summed and subtracted. Two variations, which may be joined:
 
-    decoupled:  log sum_n e^{s_an/T} - s_ap/T, without the positive below the bar: its gradient does not fade as the pair comes close;
-    debiased:   with the share tau_plus of negatives that are of the anchor's own class, and M negatives, their sum is replaced by
+    decoupled:  log sum_n e^{s_an/T} - s_ap/T, without the positive in the denominator;
+                its gradient does not fade as the pair comes close;
+    debiased:   with the share tau_plus of negatives that are of the anchor's own class,
+                and M negatives, their sum is replaced by
                 max( (sum_n e^{s_an/T} - M tau_plus e^{s_ap/T}) / (1 - tau_plus),  M e^{-1/T} ).
 
-With labels every row of the anchor's class is a positive p in P(a), only rows of other classes are
-negatives n, and the anchor's loss is the mean over its positives, each against all negatives alone:
+With labels, every row of the anchor's class is a positive p in P(a), and only rows of other classes
+are negatives n. The anchor's loss is the mean over its positives, each against all negatives alone:
 
     loss_a = 1/|P| sum_{p in P} -log( e^{s_ap/T} / (e^{s_ap/T} + sum_n e^{s_an/T}) ).
 
@@ -26,7 +29,7 @@ Sources: van den Oord et al. 2018, eq. 4; NT-Xent ("both_views"): Chen et al. 20
 two towers ("other_view"): Radford et al. 2021 (CLIP), fig. 3; decoupled: Yeh et al. 2022 (DCL);
 debiased: Chuang et al. 2020, with the positive itself as the one sample of its class; a queue as
 the only negatives ("extra_only"): He et al. 2020 (MoCo), eq. 1; several positives: Feeney and
-Hughes 2023 (SINCERE), whose argument against SupCon's denominator this is; decomposition into
+Hughes 2023 (SINCERE), who give this argument against SupCon's denominator; decomposition into
 alignment and divergence: Huang et al. 2023, section 4.1.
 """
 
@@ -70,51 +73,53 @@ def info_nce(
 ) -> Float[Tensor, "*anchors"]:
     """InfoNCE of two views, over the rows of all ranks.
 
-    Twice differentiable. There is no forward mode: a Hessian is
+    The loss is twice differentiable. Forward mode is not supported: for a Hessian, use
     torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
     Args:
-        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
-            D). They are L2-normalised here; a row shorter than 1e-12 has no direction: its cosine
-            with everything is 0 and it gets no gradient.
-        temperature: divides the cosines; 1/scale. A tensor without dimensions may learn; its
-            gradient is this rank's part, as that of a weight.
-        negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and the other 2N -
-            2 are each one's negatives. "other_view", two towers: the anchors are z1 against the
+        z1, z2: This rank's embeddings of the two views, (B, D). Row i of both is from one image. A
+            rank may have no rows (0, D). The rows are L2-normalised here. A row shorter than 1e-12
+            has no direction: its cosine with everything is 0, and it gets no gradient.
+        temperature: Divides the cosines; 1/scale. A tensor without dimensions may learn; its
+            gradient is this rank's part, like that of a weight.
+        negatives: "both_views", NT-Xent: the 2N rows of both views are anchors, and each has the
+            other 2N - 2 rows as negatives. "other_view", two towers: the anchors are z1 against the
             other N - 1 rows of z2, and z2 against those of z1. "extra_only", MoCo's form: the
             anchors are z1 with the positives z2, and the reverse, against the extra negatives
-            alone, which must be given; while there are none yet the loss is that of `empty`.
-        extra_negatives: rows that join every anchor's negatives, such as those of an
-            `EmbeddingBank`. Each rank gives its own part, as of z1 and z2, also (0, D); all ranks
-            give one or none does.
-        labels: the class of each image (B,), whole numbers. All rows of it are positives; extra
-            negatives, which have no label, stay negatives of all. If all rows are of one class and
-            there are no extra negatives, nothing can be compared.
+            alone. These must be given; while there are none yet, the loss is that of `empty`.
+        extra_negatives: Rows that join every anchor's negatives, such as those of an
+            `EmbeddingBank`. Each rank gives its own part, as of z1 and z2; a part may be (0, D).
+            Either all ranks give one or none does.
+        labels: The class of each image (B,), whole numbers. All rows of a class are each other's
+            positives. Extra negatives, which have no label, stay negatives of all. If all rows are
+            of one class and there are no extra negatives, nothing can be compared.
         symmetric: False keeps the anchors z1 only; not with "both_views".
-        decoupled: leave the positive out of the sum over candidates. The loss may then be negative.
-        tau_plus: the share of negatives that are of the anchor's own class, in [0, 1), such as
+        decoupled: Leave the positive out of the sum over candidates. The loss may then be negative.
+        tau_plus: The share of negatives that are of the anchor's own class, in [0, 1), such as
             1/classes; 0 is the ordinary loss.
         reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on
-            every rank; "none": the losses of this rank's anchors, first those of z1, then those of
+            every rank. "none": the losses of this rank's anchors, first those of z1, then those of
             z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.total`.
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum"). With "none" they are those of the sum
-            over the ranks of what each makes of its losses.
-        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
-            0 with zero gradient, so that it ends no run; or "raise", ValueError.
-        budget: bytes of the block of similarities that is held.
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss. With reduction "none" they
+            are those of the sum over the ranks of whatever each rank computes from its losses.
+        empty: Loss of a global batch in which nothing can be compared, such as one row. "zero": 0
+            with zero gradient, so that the run goes on. "raise": ValueError.
+        budget: Bytes of the block of similarities to hold.
 
     Raises:
-        ValueError: shapes that differ, a temperature that is not positive, a tau_plus outside [0,
+        ValueError: Shapes that differ, a temperature that is not positive, a tau_plus outside [0,
             1), an unknown word; labels with tau_plus, which then has nothing to estimate, or with
             "extra_only"; "extra_only" without extra negatives.
-        TypeError: embeddings that are not floating point, or labels that are not a tensor of
+        TypeError: Embeddings that are not floating point, or labels that are not a tensor of
             integers.
 
-    >>> z = torch.eye(4)
-    >>> info_nce(z, z, temperature=0.5)  # log(1 + 6 / e^2): each anchor has its positive at 1 and six negatives at 0
-    tensor(0.5944)
+    Example:
+        >>> z = torch.eye(4)
+        >>> # log(1 + 6 / e^2): each anchor has its positive at 1 and six negatives at 0
+        >>> info_nce(z, z, temperature=0.5)
+        tensor(0.5944)
     """
     check(number(temperature), negatives, symmetric, tau_plus, reduction, grads)
     extra_make = None if extra_negatives is None else extra_negatives.dtype
@@ -211,8 +216,9 @@ def info_nce(
 
 
 def _alone(n: int, more: Tensor, negatives: str, labels: Tensor | None, empty: str) -> bool:
-    """Whether no anchor has a negative; of labels, which a device holds, only where they are asked
-    for.
+    """Return whether no anchor has a negative.
+
+    Labels, which a device holds, are read only if `empty` is "raise".
     """
     if len(more):
         return False
@@ -229,7 +235,7 @@ def _checked(
     negatives: str,
     tau_plus: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The batch of this rank in the precision of the sums; raises what is wrong with it."""
+    """Return this rank's batch in the precision of the sums; raise if it is invalid."""
     z1, z2 = wide(z1, z2)
     if labels is not None:
         check_labels(labels, z1.device)
@@ -268,9 +274,7 @@ def _checked(
 def _debiased(
     far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, tau_plus: float
 ) -> Tensor:
-    """The logarithm of max( (e^far - M tau e^near) / (1 - tau), M e^-scale ), without leaving the
-    logarithms.
-    """
+    """Return log max( (e^far - M tau e^near) / (1 - tau), M e^-scale ), all in logarithms."""
     # log of what is taken away, relative to the sum
     share = near + math.log(negatives * tau_plus) - far
     left = share < 0
@@ -287,7 +291,7 @@ def check(
     reduction: str,
     grads: str,
 ) -> None:
-    """Refuse what InfoNCE cannot be made of (ValueError)."""
+    """Check the settings of InfoNCE; raise ValueError for an invalid one."""
     if temperature is not None and not temperature > 0:
         raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
     if not 0 <= tau_plus < 1:
@@ -306,19 +310,21 @@ def check(
 
 
 class InfoNCE(nn.Module):
-    """`info_nce` with its settings: `InfoNCE(temperature=0.5)(z1, z2)`. See there for what they
-    mean.
+    """Module form of `info_nce`: `InfoNCE(temperature=0.5)(z1, z2)`.
 
-    With `learnable=True` the temperature starts at the given one and learns, as the parameter
-    `log_scale` = -log(temperature), which keeps it positive. Radford et al. 2021 hold the scale
-    below 100: `loss.log_scale.data.clamp_(max=math.log(100))` after each step.
+    See `info_nce` for the settings.
 
-    >>> z = torch.eye(4)
-    >>> InfoNCE(0.5)(z, z)
-    tensor(0.5944)
-    >>> loss = InfoNCE(0.07, negatives="other_view", learnable=True)
-    >>> loss.temperature, [name for name, _ in loss.named_parameters()]
-    (tensor(0.0700, grad_fn=<ExpBackward0>), ['log_scale'])
+    With `learnable=True` the temperature starts at the given value and is learned. The parameter is
+    `log_scale` = -log(temperature), which keeps the temperature positive. Radford et al. 2021 hold
+    the scale below 100: `loss.log_scale.data.clamp_(max=math.log(100))` after each step.
+
+    Example:
+        >>> z = torch.eye(4)
+        >>> InfoNCE(0.5)(z, z)
+        tensor(0.5944)
+        >>> loss = InfoNCE(0.07, negatives="other_view", learnable=True)
+        >>> loss.temperature, [name for name, _ in loss.named_parameters()]
+        (tensor(0.0700, grad_fn=<ExpBackward0>), ['log_scale'])
     """
 
     def __init__(
@@ -361,7 +367,7 @@ class InfoNCE(nn.Module):
         extra_negatives: Float[Tensor, "M D"] | None = None,
         labels: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "*anchors"]:
-        """The loss of two views (B, D), with or without extra negatives (M, D) and labels (B,)."""
+        """Return the loss of two views (B, D), with optional extra negatives (M, D) and labels."""
         return info_nce(
             z1,
             z2,

@@ -1,8 +1,8 @@
-"""Softmax cross-entropy over class centers with a margin on the target: ArcFace and its family,
-over all classes.
+"""Softmax cross-entropy over all classes, with a margin on the target: ArcFace and its family.
 
-    loss_i = -log( e^{s psi(cos theta_i)} / (e^{s psi(cos theta_i)} + sum_{j != y_i} e^{s cos theta_ij}) )
-    cos theta_ij = max_k x_i . w_jk / (|x_i| |w_jk|),    cos theta_i = cos theta_{i y_i}
+    loss_i = -log( e^{t_i} / (e^{t_i} + sum_{j != y_i} e^{s cos theta_ij}) ),
+    t_i = s psi(cos theta_i),    cos theta_i = cos theta_{i y_i},
+    cos theta_ij = max_k x_i . w_jk / (|x_i| |w_jk|)
 
 psi is the margin (`marginlab.margins`). Neither the (B, C) logits nor a normalised copy of the
 centers is held above a byte budget.
@@ -51,14 +51,21 @@ def margin_softmax(
     group: dist.ProcessGroup | None = None,
     grads: ranks.Gradients = "mean",
 ) -> Float[Tensor, "*rows"]:
-    """`MarginSoftmax` as a function of embeddings (B, D), labels (B,) and centers (C, K, D) or (C,
-    D); see there for the settings.
+    """Function form of `MarginSoftmax`, with the class centers as an argument.
 
-    validate: read the tensors and refuse NaN, inf and wrong labels; on a GPU that waits for it.
+    `MarginSoftmax` documents the other settings.
 
-    >>> from marginlab.margins import CosFace
-    >>> margin_softmax(torch.eye(3), torch.arange(3), torch.eye(3), margin=CosFace(0.5), scale=2.0)  # log(1 + 2 e^-1)
-    tensor(0.5514)
+    Args:
+        embeddings: (B, D).
+        labels: (B,).
+        centers: (C, K, D) or (C, D).
+        validate: Read the tensors and refuse NaN, inf and wrong labels; on a GPU this waits for it.
+
+    Example:
+        >>> from marginlab.margins import CosFace
+        >>> eye, margin = torch.eye(3), CosFace(0.5)
+        >>> margin_softmax(eye, torch.arange(3), eye, margin=margin, scale=2.0)  # log(1 + 2 e^-1)
+        tensor(0.5514)
     """
     check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
     check_tensor("Class centers", centers, "(C, D) or (C, K, D) floating point numbers")
@@ -100,67 +107,68 @@ def margin_softmax(
 
 
 class MarginSoftmax(Classifier):
-    """A classifier with one or more centers a class: `MarginSoftmax(num_classes, dim,
-    margin=ArcFace(0.5))(embeddings, labels)`.
+    """A classifier with one or more centers a class, over all classes.
+
+    Call it as `MarginSoftmax(num_classes, dim, margin=ArcFace(0.5))(embeddings, labels)`. Only the
+    directions of rows and centers count, never their lengths. This holds at every length that the
+    type holds, also with float16 operands. Below 1e-35 (for float64: 1e-300) a vector has no
+    direction: its cosine with everything is 0, and it gets no gradient.
+
+    First derivatives are made tile by tile. Second derivatives (create_graph=True) and the
+    transforms of torch.func (grad, vmap, jacrev, hessian, per-sample gradients by functional_call)
+    take a plain form. It holds all (B, C K) products and is refused above `budget`. Transforms over
+    a batch need a margin without averages, or one in evaluation mode. The module compiles with
+    fullgraph=True and can be exported. With retain_graph=True, `backward` may be called again at
+    any budget. Under torch.utils.checkpoint a margin's averages move once.
 
     Args:
         num_classes, dim: C and D.
-        margin: an object of `marginlab.margins`; None is ArcFace(0.5).
+        margin: An object of `marginlab.margins`; None is ArcFace(0.5).
         scale: s, 1/temperature: 64 for thousands of classes, less for few.
         subcenters: K centers for each class, of which the nearest counts. `centers` is a parameter
             (C, K, D).
         class_weights: (C,) weights of the rows by their class; the mean is over the sum of weights,
             as in torch's cross_entropy.
-        label_smoothing: epsilon, spread evenly over all classes that a row has; with class weights
-            each class's part has its weight, as there.
-        interclass_filter: non-target cosines above it (0.4 in the published runs) are taken for two
-            labels of one identity: they count as 0 and get no gradient; with interclass_masks=True
-            they leave the sum.
-        ignore_index: rows with this label count nowhere. None: every row counts.
+        label_smoothing: epsilon, spread evenly over all classes that a row has. With class weights
+            each class's part has its weight, as in torch's cross_entropy.
+        interclass_filter: Threshold of non-target cosines (0.4 in the published runs). Cosines
+            above it are taken for two labels of one identity: they count as 0 and get no gradient.
+            With interclass_masks=True they leave the sum.
+        ignore_index: Rows with this label count nowhere. None: every row counts.
         reduction: "mean" over the rows of all ranks, "sum", both the same number on every rank;
             "none": this rank's (B,).
-        operands: dtype of the factors of the large products; None: that of the centers.
+        operands: Dtype of the factors of the large products; None: that of the centers.
             torch.bfloat16 is several times faster; the target cosine and all sums stay float32. On
             a CPU the other cosines are also rounded to bfloat16, each by up to 2^-9 of itself.
             float64 inputs are computed in float64 whatever is said here.
-        budget: bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
-        compiled: compile the pointwise part with torch.compile.
-        validate: "now" refuses NaN, inf and wrong labels before work starts (default on a CPU);
-            "deferred" raises them at the next call, so that a GPU need not be waited for (default
-            there; the last batch of all is not checked); "never" leaves them to the caller, as a
-            compiled graph and the transforms of torch.func do in any case.
-        group: process group over which rows are spread, None: the default one, or one rank. Every
-            rank holds all centers.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum").
-        seed: of the initial centers, N(0, 0.01^2).
+        budget: Bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
+        compiled: Compile the pointwise part with torch.compile.
+        validate: "now" refuses NaN, inf and wrong labels before work starts (default on a CPU).
+            "deferred" raises at the next call, so that nothing waits for a GPU (default there; the
+            very last batch is not checked). "never" leaves the checks to the caller, as a compiled
+            graph and the transforms of torch.func do in any case.
+        group: Process group over which rows are spread; None means the default group, or one rank.
+            Every rank holds all centers.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss.
+        seed: Seed of the initial centers, N(0, 0.01^2).
 
     Raises:
-        ValueError, TypeError: settings or inputs that cannot be; the message names them.
-        RuntimeError: a second derivative, a transform of torch.func or an export above the budget;
-            a margin with averages in training mode, in a transform that lets none be moved.
+        ValueError, TypeError: Invalid settings or inputs; the message names them.
+        RuntimeError: A second derivative, a transform of torch.func or an export above the budget;
+            a margin with averages in training mode, in a transform that cannot update them.
 
-    Lengths do not count: of rows and centers only the direction does, at every length that the
-    type holds, also with float16 operands. Below 1e-35 (of float64: 1e-300) a vector has no
-    direction: its cosine with everything is 0, and it gets no gradient.
-
-    First derivatives are made tile by tile. Second ones (create_graph=True) and the transforms of
-    torch.func (grad, vmap, jacrev, hessian, per-sample gradients by functional_call) take a plain
-    form that holds all (B, C K) products, and are refused above `budget`. Transforms over a batch
-    want a margin without averages, or one in evaluation mode. It compiles with fullgraph=True and
-    is exported; `backward` may be called again with retain_graph=True at any budget. Under
-    torch.utils.checkpoint a margin's averages move once.
-
-    >>> from marginlab.margins import ArcFace
-    >>> head = MarginSoftmax(10, 4, margin=ArcFace(0.5), scale=16.0)
-    >>> embeddings = torch.randn(8, 4, requires_grad=True)
-    >>> head(embeddings, torch.arange(8)).backward()
-    >>> head.logits(embeddings).shape
-    torch.Size([8, 10])
+    Example:
+        >>> from marginlab.margins import ArcFace
+        >>> head = MarginSoftmax(10, 4, margin=ArcFace(0.5), scale=16.0)
+        >>> embeddings = torch.randn(8, 4, requires_grad=True)
+        >>> head(embeddings, torch.arange(8)).backward()
+        >>> head.logits(embeddings).shape
+        torch.Size([8, 10])
     """
 
     _unmet = True
-    """Whether the ranks have yet to compare their settings, which they do once."""
+    """True until the ranks have compared their settings, which they do once."""
 
     def forward(
         self,
@@ -168,8 +176,12 @@ class MarginSoftmax(Classifier):
         labels: Int[Tensor, " B"],
         exclude: Int[Tensor, "B E"] | None = None,
     ) -> Float[Tensor, "*rows"]:
-        """The loss of embeddings with labels in 0..C-1; `exclude`: classes that each row leaves out
-        (a known twin; -1 for none).
+        """Return the loss of embeddings with labels in 0..C-1.
+
+        Args:
+            embeddings: (B, D).
+            labels: (B,), in 0..C-1.
+            exclude: (B, E), classes that each row leaves out (a known twin; -1 for none).
         """
 
         def check() -> tuple[Tensor, Tensor | None, Tensor | None]:

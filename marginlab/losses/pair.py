@@ -1,5 +1,6 @@
-"""What every loss on two views asks of its inputs: two matrices of one shape, in float32 or wider,
-and words that it knows.
+"""Input checks shared by the losses on two views.
+
+The views are two matrices of one shape, in float32 or wider, and every word is a known one.
 
 Embeddings come in the precision of the backbone (bf16 under autocast); losses take exponentials,
 squares and sums of them, in which 8 bits would be lost, so they are widened once, here.
@@ -22,11 +23,11 @@ SHORTEST = 1e-12  # a row shorter than this has no direction
 
 
 def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """The two views in float32, or in float64 where one of them is.
+    """Return the two views in float32, or in float64 where one of them is.
 
     Raises:
-        ValueError: not two matrices (B, D) of one shape and with at least one feature.
-        TypeError: not floating point.
+        ValueError: Not two matrices (B, D) of one shape and with at least one feature.
+        TypeError: Not floating point.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
         raise ValueError(
@@ -41,11 +42,11 @@ def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
 def wide_of_all(
     z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None, what: str, **alike: Any
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """`wide`, and the number of rows of each rank; what one rank refuses all refuse.
+    """Apply `wide` and count the rows of each rank; if one rank rejects its input, all raise.
 
-    So they do where ranks call another loss than `what`, with views of another make, or with other
-    settings `alike`, for a collective that the ranks enter with different tensors may hang, or give
-    wrong numbers.
+    All raise as well if the ranks call a loss other than `what`, have views of another dtype, or
+    differ in the settings `alike`. A collective that the ranks enter with different tensors may
+    hang, or give wrong numbers.
     """
     other = {"second view": z2.dtype, **alike}
     views, held = ranks.accepted(lambda: wide(z1, z2), z1, group, what=what, **other)
@@ -53,7 +54,7 @@ def wide_of_all(
 
 
 def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Embeddings in the precision of the sums; TypeError for what is not floating point."""
+    """Return embeddings in the precision of the sums; raise TypeError if not floating point."""
     if not z.is_floating_point():
         raise TypeError(
             f"Embeddings are floating point, not {z.dtype}. Were labels given in their place?"
@@ -62,7 +63,7 @@ def widened(z: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def directions(z: Tensor) -> Tensor:
-    """Rows of length 1. A row shorter than 1e-12 has no direction: zero, without gradient."""
+    """Return rows of length 1; a row shorter than 1e-12 becomes zero, without gradient."""
     return unit_vectors(z, shortest=SHORTEST)
 
 
@@ -71,14 +72,14 @@ def nothing(
 ) -> Tensor:
     """Loss of a batch in which nothing can be compared: 0 with zero gradient, or ValueError.
 
-    Every tensor that the loss would have differentiated is connected to it: its gradient is zero
-    and not missing, which DistributedDataParallel would wait for.
+    Every tensor that the loss would have differentiated is connected to the result. Its gradient is
+    therefore zero, not missing; DistributedDataParallel would wait for a missing one.
 
     Args:
         empty: "zero" or "raise".
-        sentence: the error's words.
-        inputs: all inputs of the loss, the views first; numbers and None do not count.
-        anchors: this many zeros, or one.
+        sentence: Text of the error.
+        inputs: All inputs of the loss, the views first; numbers and None are skipped.
+        anchors: Number of zeros to return; None returns one without dimensions.
     """
     check_word("empty", empty, ("zero", "raise"))
     if empty == "raise":
@@ -91,13 +92,13 @@ def nothing(
 
 
 def number(x: float | Tensor) -> float | None:
-    """The number, where reading it holds up neither a device nor a trace."""
+    """Return the number, or None where reading it would hold up a device or a trace."""
     if not isinstance(x, Tensor):
         return x
     return float(x.detach()) if readable(x) else None
 
 
 def check_word(what: str, word: str, known: Sequence[str]) -> None:
-    """Refuse an unknown word for a choice, with the nearest known one."""
+    """Check that a word is known; the error names the nearest known one."""
     if word not in known:
         raise ValueError(f"{what} is not {word!r}: {nearest(word, known)}")

@@ -1,21 +1,22 @@
-"""Partial FC: the margin softmax over the batch's own classes and a fresh uniform sample of the
-others, with the classes spread over the ranks.
+"""Partial FC: the margin softmax over a sample of the classes, with the classes sharded over ranks.
 
-    loss_i = -log( e^{s psi(cos theta_i)} / (e^{s psi(cos theta_i)} + sum_{j in S, j != y_i} e^{s cos theta_ij}) )
-    S contains P,  |S| = max(|P|, floor(r C))
+The sample holds the batch's own classes and a fresh uniform sample of the others.
 
-P are the distinct labels of the global batch, the rest of S is uniform without replacement. Of C
-centers only those of S are read, and get a gradient (row-sparse).
+    loss_i = -log( e^{t_i} / (e^{t_i} + sum_{j in S, j != y_i} e^{s cos theta_ij}) ),
+    t_i = s psi(cos theta_i),    S contains P,    |S| = max(|P|, floor(r C))
 
-With `log_q` the logits of the negatives in S are raised by log((C - |P|) / (|S| - |P|)): their sum
+P are the distinct labels of the global batch. The rest of S is uniform without replacement. Of the
+C centers, only those of S are read and get a gradient (row-sparse).
+
+With `log_q` the logits of the negatives in S are raised by log((C - |P|) / (|S| - |P|)). Their sum
 is then an unbiased estimate of the sum over all classes outside P. Without it, as published, the
 sum is smaller by about that factor, which acts like a smaller margin.
 
-Rank k of N holds the centers of classes k ceil(C/N) to (k+1) ceil(C/N) - 1 (as torch.chunk cuts, so
-that DTensor's Shard(0) is the same), and sees the rows of all ranks. S is drawn from (seed, step,
-labels), alike on every rank, so the loss does not depend on N. A step exchanges the embeddings and
-labels, one packed (max, sum, target cosine) for each row, and the embeddings' gradient; that of the
-centers stays where it is.
+Rank k of N holds the centers of classes k ceil(C/N) to (k+1) ceil(C/N) - 1, and sees the rows of
+all ranks. torch.chunk cuts in the same way, so DTensor's Shard(0) is the same. S is drawn from
+(seed, step, labels), alike on every rank, so the loss does not depend on N. A step exchanges the
+embeddings and labels, one packed (max, sum, target cosine) for each row, and the embeddings'
+gradient. The gradient of the centers stays on its rank.
 
 Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 2010.05222).
 """
@@ -49,10 +50,11 @@ class _Batch(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The part of a step in a pass: number and labels that its sample is drawn with, and a
-    window's.
+    """One pass's part of a step: the number and labels of its sample, and a window's settings.
 
-    step: None draws no sample. margin, whole: as a window fixes them.
+    Attributes:
+        step: Number of the step; None draws no sample.
+        margin, whole: Margin and total weight, as a window fixes them.
     """
 
     step: int | None
@@ -63,12 +65,14 @@ class _Part(NamedTuple):
 
 
 def outside_ddp(module: nn.Module) -> None:
-    """Keep the centers of every PartialFC inside a module out of DistributedDataParallel: call it
-    before wrapping the module.
+    """Keep the centers of every PartialFC inside a module out of DistributedDataParallel.
+
+    Call it before wrapping the module.
 
     Each rank has other centers, whose gradients are whole already; DDP would average them.
 
-    >>> outside_ddp(nn.Sequential(nn.Linear(4, 4), PartialFC(10, 4)))
+    Example:
+        >>> outside_ddp(nn.Sequential(nn.Linear(4, 4), PartialFC(10, 4)))
     """
     names = [
         f"{name}.centers".removeprefix(".")
@@ -79,42 +83,44 @@ def outside_ddp(module: nn.Module) -> None:
 
 
 class PartialFC(Classifier):
-    """`MarginSoftmax` over a sample of the classes while it trains, over all of them in evaluation
-    mode; one process or many.
+    """`MarginSoftmax` over sampled classes in training, and over all classes in evaluation.
+
+    It runs on one process or many. Under torch.utils.checkpoint the pass that is run again takes
+    the sample of its step. Drawing a sample waits for the labels. The draw and the exchange between
+    ranks stay outside a compiled graph. With sample_rate=1 on one rank the head compiles with
+    fullgraph=True, otherwise without. There and in evaluation mode it can be exported. On one rank,
+    second derivatives and torch.func work as in `MarginSoftmax`; with create_graph=True the
+    gradient of the centers is dense.
 
     Args:
-        sample_rate: r in [0, 1]; 1 is `MarginSoftmax`, 0 takes the batch's own classes only. More
-            classes in the batch than r C: exactly those.
-        log_q: correct the sum for the sampling.
-        dense_grad: a dense gradient of the centers, zero where nothing was sampled, for the
-            optimizers of torch; otherwise a sparse one, for `marginlab.optim.LazySGD` and
+        sample_rate: r in [0, 1]; 1 is `MarginSoftmax`, 0 takes the batch's own classes only. If the
+            batch has more than r C classes, exactly those are taken.
+        log_q: Correct the sum for the sampling.
+        dense_grad: Make the gradient of the centers dense, zero where nothing was sampled, for the
+            optimizers of torch. Otherwise it is sparse, for `marginlab.optim.LazySGD` and
             `LazyAdamW`, which touch the sampled rows only.
-        seed: of the initial centers and of the samples. A sample is a function of (seed, step,
+        seed: Seed of the initial centers and of the samples. A sample is a function of (seed, step,
             labels); `step` counts the batches of training and is part of the state dict.
-        group: the ranks over which rows and classes are spread; None: the default group, or one
+        group: The ranks over which rows and classes are spread; None: the default group, or one
             rank. `centers` are this rank's part, (C_k, K, D); their gradient is that of the global
             loss. Keep the head outside DDP and FSDP, or see `outside_ddp`.
-        grads: the gradients of the embeddings are those of the global loss times the number of
-            ranks ("mean", for DDP and FSDP, which average) or exactly those ("sum").
+        grads: "mean": gradients of the embeddings are those of the global loss times the number of
+            ranks, for DDP and FSDP, which average. "sum": exactly those of the global loss.
         num_classes, dim, margin, scale, subcenters and all others: as in `MarginSoftmax`.
 
     Raises:
-        ValueError, TypeError: as `MarginSoftmax`; what one rank refuses, all raise.
-        RuntimeError: a forward pass inside a backward pass that is none run again.
+        ValueError, TypeError: As `MarginSoftmax`; if one rank rejects its input, all raise.
+        RuntimeError: A forward pass inside a backward pass that is not a rerun of an earlier one.
         RuntimeError: `load_state_dict` of centers of another number of classes; see
             `marginlab.train.resized`.
 
-    Under torch.utils.checkpoint the pass that is run again takes the sample of its step. Drawing a
-    sample waits for the labels, and it and the exchange between ranks stay outside a compiled
-    graph: with sample_rate=1 on one rank the head compiles with fullgraph=True, otherwise without;
-    there and in evaluation mode it is exported. Second derivatives and torch.func as in
-    `MarginSoftmax`, on one rank; with create_graph=True the gradient of the centers is dense.
-
-    >>> from marginlab.margins import ArcFace
-    >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
-    >>> head(torch.randn(8, 16), torch.arange(8)).backward()
-    >>> head.centers.grad.coalesce().indices().shape                             # 100 of the 1,000 classes, the 8 among them
-    torch.Size([1, 100])
+    Example:
+        >>> from marginlab.margins import ArcFace
+        >>> head = PartialFC(1000, 16, margin=ArcFace(0.5), sample_rate=0.1)
+        >>> head(torch.randn(8, 16), torch.arange(8)).backward()
+        >>> # 100 of the 1,000 classes, the 8 among them
+        >>> head.centers.grad.coalesce().indices().shape
+        torch.Size([1, 100])
     """
 
     def __init__(
@@ -153,8 +159,12 @@ class PartialFC(Classifier):
         labels: Int[Tensor, " B"],
         exclude: Int[Tensor, "B E"] | None = None,
     ) -> Float[Tensor, "*rows"]:
-        """The loss of this rank's embeddings with labels in 0..C-1; `exclude`: classes that each
-        row leaves out (a known twin; -1 for none).
+        """Return the loss of this rank's embeddings with their labels.
+
+        Args:
+            embeddings: (B, D).
+            labels: (B,), in 0..C-1.
+            exclude: (B, E), classes that each row leaves out (a known twin; -1 for none).
         """
         batch = self._together(embeddings, labels, exclude)
         part = self._part_of_step(batch)
@@ -165,7 +175,7 @@ class PartialFC(Classifier):
         return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
 
     def _part_of_step(self, batch: _Batch) -> _Part:
-        """Take a new step, or in a pass that is run again that of the first."""
+        """Take a new step; a pass that is run again takes that of the first pass."""
         rows = (batch.labels, batch.embeddings)
         samples = self.training and self.sample_rate < 1
         if recomputing() and (samples or self._window is not None or self._calls.noted(rows)):
@@ -198,29 +208,31 @@ class PartialFC(Classifier):
     def window(
         self, labels: Int[Tensor, " B"], *, statistics: Literal["previous"] | None = None
     ) -> Iterator[None]:
-        """Accumulate one step over several forward and backward passes: `with
-        head.window(all_labels): for ...: head(part, labels).backward()`.
+        """Accumulate one step over several forward and backward passes.
 
-        The gradients that add up are those of one batch of all the rows: the sample is drawn once,
-        for all labels, and the mean is over all rows. The parts come in the order of `labels`, on
-        every rank as many parts (also empty ones).
+        Write `with head.window(all_labels): for ...: head(part, labels).backward()`.
+
+        The gradients add up to those of one batch of all the rows. The sample is drawn once, for
+        all labels, and the mean is over all rows. Give the parts in the order of `labels`, and on
+        every rank the same number of parts (a part may be empty).
 
         Args:
-            labels: all labels of this rank's rows in this window.
+            labels: All labels of this rank's rows in this window.
             statistics: "previous" for a margin whose averages a batch moves before it is used
                 (AdaFace, CurricularFace): all parts use those of earlier steps, and the whole batch
                 moves them once, when the window closes.
 
         Raises:
-            ValueError: such a margin without statistics="previous", one that needs all rows at once
+            ValueError: Such a margin without statistics="previous", one that needs all rows at once
                 (ElasticFace with plus), reduction="none", rows that are not those announced, a
                 window inside a window.
 
-        >>> head = PartialFC(100, 8, sample_rate=0.2)
-        >>> embeddings, labels = torch.randn(6, 8), torch.arange(6)
-        >>> with head.window(labels):
-        ...     for part in (slice(0, 3), slice(3, 6)):
-        ...         head(embeddings[part], labels[part]).backward()
+        Example:
+            >>> head = PartialFC(100, 8, sample_rate=0.2)
+            >>> embeddings, labels = torch.randn(6, 8), torch.arange(6)
+            >>> with head.window(labels):
+            ...     for part in (slice(0, 3), slice(3, 6)):
+            ...         head(embeddings[part], labels[part]).backward()
         """
         if self._window is not None:
             raise ValueError("A window is open already: close it before the next begins.")
@@ -251,8 +263,10 @@ class PartialFC(Classifier):
     def _agreed(
         self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[int]]:
-        """This rank's labels and excluded classes, and the number of rows of each rank, once all
-        have accepted theirs.
+        """Validate this rank's batch; if any rank rejects, all raise.
+
+        Returns:
+            This rank's labels and excluded classes, and the number of rows of each rank.
         """
         error: Exception | None = None
         try:
@@ -269,12 +283,12 @@ class PartialFC(Classifier):
         return labels, exclude if width else None, held
 
     def _settings(self) -> dict[str, Any]:
-        """All that ranks must have alike for their sum to be one loss."""
+        """Settings that all ranks must share for their sum to be one loss."""
         names = ("sample_rate", "log_q", "seed", "step", "training")
         return super()._settings() | {name: getattr(self, name) for name in names}
 
     def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
-        """The rows of all ranks."""
+        """Gather the rows of all ranks."""
         labels, exclude, held = self._agreed(embeddings, labels, exclude)
         group = self.group
         factor = float(len(held)) if self.grads == "mean" and self.reduction != "none" else 1.0
@@ -289,7 +303,7 @@ class PartialFC(Classifier):
         return None if self.ignore_index is None else labels != self.ignore_index
 
     def _whole_loss(self, batch: _Batch, part: _Part) -> Tensor:
-        """Over all classes."""
+        """Return the loss over all classes."""
         exclude = None if batch.exclude is None else batch.exclude - self.part.start
         column = batch.labels - self.part.start
         column = (
@@ -305,7 +319,7 @@ class PartialFC(Classifier):
         )
 
     def _sampled_loss(self, batch: _Batch, part: _Part, draw: Draw) -> Tensor:
-        """Over those of a draw."""
+        """Return the loss over the sampled classes."""
         classes, lift = draw
         if len(batch.held) > 1:
             low, high = torch.searchsorted(
@@ -334,14 +348,15 @@ class PartialFC(Classifier):
         )
 
     def _kept(self, labels: Tensor, valid: Tensor | None) -> Tensor:
-        """The labels, with -1 for ignored rows; with validate="deferred" a wrong one comes as far
-        as here.
+        """Return the labels, with -1 for ignored rows.
+
+        With validate="deferred" a wrong label gets this far, so labels are clamped.
         """
         kept = labels.clamp(-1, self.num_classes - 1)
         return kept if valid is None else kept.masked_fill(~valid, -1)
 
     def _draw(self, part: _Part) -> Draw:
-        """The sample of a step, alike on every rank."""
+        """Draw the sample of a step, alike on every rank."""
         assert part.step is not None
         kept = self._kept(part.labels, part.valid)
         classes, positives = sample(
@@ -358,8 +373,9 @@ class PartialFC(Classifier):
 
     @torch.no_grad()
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """The scaled cosine with every class, without margin, for evaluation; on several ranks all
-        give the same embeddings and get all classes.
+        """Scaled cosines with every class, without margin, for evaluation.
+
+        On several ranks, all give the same embeddings and get all classes.
         """
         return ranks.gather(super().logits(embeddings).T.contiguous(), self.group).T
 
@@ -372,9 +388,15 @@ class PartialFC(Classifier):
             destination[key] = ranks.shard(destination[key], self.num_classes, self.group)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, missing: list[str], unexpected: list[str],
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
         errors: list[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         key = f"{prefix}centers"
         if key in state_dict:
             found = state_dict[key]
@@ -395,13 +417,13 @@ class PartialFC(Classifier):
         )
 
     def get_extra_state(self) -> Tensor:
-        """The number of batches that were sampled for."""
+        """Return the number of batches that were sampled for."""
         return torch.tensor(self.step)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from that number."""
+        """Restore the number of batches that were sampled for."""
         self.step = int(ranks.local(state))
 
     def extra_repr(self) -> str:
-        """Say the sizes, the scale and the rate."""
+        """Describe the sizes, the scale and the rate."""
         return f"{super().extra_repr()}, sample_rate={self.sample_rate}"

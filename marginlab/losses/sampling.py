@@ -1,16 +1,18 @@
-"""Which classes take part in a step: those of the batch, and others drawn without replacement until
-there are enough.
+"""Sampled classes of a step: those of the batch, and others until there are enough.
 
-    S = P + the first n - |P| of pi(0), pi(1), ... that are not in P,        P the distinct labels of the global batch,
+The others are drawn without replacement.
+
+    S = P + the first n - |P| of pi(0), pi(1), ... that are not in P,
+    P the distinct labels of the global batch,
 
 with pi the permutation of the classes that belongs to (seed, step). Given P, the negatives S - P
-are uniform among the sets of n - |P| other classes. S is a function of (seed, step, labels) alone:
-not of a rank, the order of the batch, how often a class is in it, or what was drawn before, so that
-any number of ranks, and a run begun again, see the same classes.
+are uniform among the sets of n - |P| other classes. S is a function of (seed, step, labels) alone.
+It does not depend on a rank, the order of the batch, how often a class is in it, or earlier draws.
+Any number of ranks, and a resumed run, therefore see the same classes.
 
-Source: An et al. 2021 (Partial FC), where each rank draws among its own classes: there the sample
+Source: An et al. 2021 (Partial FC), where each rank draws among its own classes. There the sample
 depends on the number of ranks, and every shard has the same share of it. Here a shard takes from S
-what lies within its bounds.
+the classes that lie within its bounds.
 """
 
 from typing import NamedTuple
@@ -27,9 +29,7 @@ MANY = 100_000
 
 
 class Sample(NamedTuple):
-    """The classes of a step, distinct and ascending, int64, and how many of them have a label in
-    the batch.
-    """
+    """The classes of a step (int64, distinct, ascending), and the number that the batch labels."""
 
     classes: Int[Tensor, "n"]
     positives: int
@@ -41,26 +41,29 @@ def sample(
     """Draw the classes of a step: every class of the batch, and uniform others, `size` together.
 
     Args:
-        labels: the classes of the global batch, in [0, num_classes); a negative label is ignored.
+        labels: The classes of the global batch, in [0, num_classes); a negative label is ignored.
             An empty batch has only negatives.
         num_classes: C. From 100,000 on, time and memory are those of the batch and of `size`, and
             of sqrt(C); below, of C.
-        size: classes of the sample. A batch with more classes gives exactly its own; 0 thus asks
+        size: Classes of the sample. A batch with more classes gives exactly its own; 0 thus asks
             for the classes of the batch alone.
-        seed, step: the draw is a function of these and of the set of labels. The step is an integer
+        seed, step: The draw is a function of these and of the set of labels. The step is an integer
             in [0, 2**32).
 
-    Returns the sample on the device of the labels, ascending, so that `columns` finds a label in
-    it. On a device this waits for the labels.
+    Returns:
+        The sample on the device of the labels, ascending, so that `columns` finds a label in it. On
+        a device this waits for the labels.
 
     Raises:
-        ValueError: a label, a size or a step out of range.
+        ValueError: A label, a size or a step out of range.
 
-    >>> classes, positives = sample(torch.tensor([7, 2, 7, -1]), num_classes=10, size=5, seed=0, step=0)
-    >>> len(classes), positives, bool((classes[1:] > classes[:-1]).all())
-    (5, 2, True)
-    >>> sample(torch.tensor([7, 2, 7, -1]), num_classes=10, size=1, seed=0, step=0)
-    Sample(classes=tensor([2, 7]), positives=2)
+    Example:
+        >>> labels = torch.tensor([7, 2, 7, -1])
+        >>> classes, positives = sample(labels, num_classes=10, size=5, seed=0, step=0)
+        >>> len(classes), positives, bool((classes[1:] > classes[:-1]).all())
+        (5, 2, True)
+        >>> sample(labels, num_classes=10, size=1, seed=0, step=0)
+        Sample(classes=tensor([2, 7]), positives=2)
     """
     if not 0 <= size <= num_classes:
         raise ValueError(
@@ -92,14 +95,16 @@ def sample(
 
 
 def columns(classes: Int[Tensor, "n"], labels: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-    """The place of each label among `classes`, which ascend; -1 for a label that is not among them,
-    such as a negative, ignored one.
+    """Return the place of each label among ascending `classes`, or -1 if it is not there.
+
+    A negative, ignored label gets -1 too.
 
     All labels that made a sample are among its classes. A shard that holds a part of the sample
-    finds -1 for the classes of others.
+    gets -1 for the classes of other shards.
 
-    >>> columns(torch.tensor([2, 3, 7]), torch.tensor([7, 2, -1, 5]))
-    tensor([ 2,  0, -1, -1])
+    Example:
+        >>> columns(torch.tensor([2, 3, 7]), torch.tensor([7, 2, -1, 5]))
+        tensor([ 2,  0, -1, -1])
     """
     if len(classes) == 0:
         return torch.full_like(labels, -1, dtype=torch.int64)

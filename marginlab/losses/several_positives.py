@@ -1,5 +1,6 @@
-"""InfoNCE of anchors with several positives: the rows of the anchor's class, each against all rows
-of other classes.
+"""InfoNCE of anchors with several positives.
+
+The positives are the rows of the anchor's class, each against all rows of other classes.
 
 With c_a = log sum_n e^{s_an/T} over the negatives of an anchor,
 
@@ -7,7 +8,7 @@ With c_a = log sum_n e^{s_an/T} over the negatives of an anchor,
 
 The columns are sorted by class, so the positives are an interval and c_a is the sum outside of it.
 The number c_a is then appended to the anchor, and a 1 to every column, so that c_a - s_ap/T is one
-product, whose softplus is summed over intervals in blocks: nothing quadratic is held.
+product. Its softplus is summed over intervals in blocks. Nothing quadratic is held.
 
 Source: Feeney and Hughes 2023 (SINCERE).
 """
@@ -28,18 +29,18 @@ def several_positives(
     decoupled: bool,
     budget: int,
 ) -> Tensor:
-    """The loss of each anchor (B,), 0 where it has no negative.
+    """Return the loss of each anchor (B,), or 0 where it has no negative.
 
     Args:
-        x: anchors (B, D) of length 1, each with at least one positive.
-        y: columns (M + K, D) of all ranks, of length 1; the last K, which have no class, are
+        x: Anchors (B, D) of length 1, each with at least one positive.
+        y: Columns (M + K, D) of all ranks, of length 1; the last K, which have no class, are
             negatives of every anchor.
-        labels: classes of the anchors (B,).
-        classes: those of the first M columns (M,).
-        own: the column (B,) that is the anchor itself; None: the anchors are no columns.
+        labels: Classes of the anchors (B,).
+        classes: Classes of the first M columns (M,).
+        own: The column (B,) that is the anchor itself; None: the anchors are not among the columns.
         scale: 1/T.
-        decoupled: leave the positive out of the sum over candidates.
-        budget: bytes of a block.
+        decoupled: Leave the positive out of the sum over candidates.
+        budget: Bytes of a block.
     """
     order, rows = classes.argsort(stable=True), labels.argsort(stable=True)
     y, more, classes = y[order], y[len(order) :], classes[order]

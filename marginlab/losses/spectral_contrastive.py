@@ -1,5 +1,4 @@
-"""Spectral contrastive loss: positives of large product, and all other products near zero in
-square.
+"""Spectral contrastive loss: large products of positives, and small squares of all other products.
 
     loss = -2/N sum_i x_i . y_i + 1/(N (N - 1)) sum_{i != j} (x_i . y_j)^2,
 
@@ -38,32 +37,33 @@ def spectral_contrastive(
     grads: ranks.Gradients = "mean",
     empty: Empty = "zero",
 ) -> Float[Tensor, ""]:
-    """Spectral contrastive loss of two views, over the rows of all ranks; the same number on every
-    rank.
+    """Spectral contrastive loss of two views, over the rows of all ranks.
+
+    Every rank gets the same number. Two (D, D) matrices are held.
 
     Args:
-        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
-            D). They are taken as they are: the loss sets their length itself. Zero rows give the
-            loss 0, equal rows of length r give r^4 - 2 r^2. With "other_view" only products of the
-            two views enter: in float32 those beyond some 1e18, whose squares are too large for it,
-            make inf or NaN; with "both_views" entries beyond 1e9 do.
+        z1, z2: This rank's embeddings of the two views, (B, D). Row i of both is from one image. A
+            rank may have no rows (0, D). The rows are not normalised: the loss sets their length
+            itself. Zero rows give the loss 0, equal rows of length r give r^4 - 2 r^2. With
+            "other_view" only products of the two views enter. In float32, products beyond some
+            1e18, whose squares are too large for it, make inf or NaN. With "both_views", entries
+            beyond 1e9 do.
         negatives: "other_view", as published: squares of z1 against z2. "both_views": the mean of
             the four squares of two images' views, of the same expectation and less variance.
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum").
-        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
-            0 with zero gradient, so that it ends no run; or "raise", ValueError.
-
-    Two (D, D) matrices are held.
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss.
+        empty: Loss of a global batch in which nothing can be compared, such as one row. "zero": 0
+            with zero gradient, so that the run goes on. "raise": ValueError.
 
     Raises:
-        ValueError: shapes that differ, or an unknown word.
-        TypeError: embeddings that are not floating point.
+        ValueError: Shapes that differ, or an unknown word.
+        TypeError: Embeddings that are not floating point.
 
-    >>> z = torch.eye(4)
-    >>> spectral_contrastive(z, z), spectral_contrastive(z, z.roll(1, 0))
-    (tensor(-2.), tensor(0.3333))
+    Example:
+        >>> z = torch.eye(4)
+        >>> spectral_contrastive(z, z), spectral_contrastive(z, z.roll(1, 0))
+        (tensor(-2.), tensor(0.3333))
     """
     check(negatives, grads)
     words = {"negatives": negatives, "grads": grads, "empty": empty}
@@ -97,10 +97,10 @@ def spectral_contrastive(
 
 
 def _balanced(z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """One view times a power of two and the other divided by it, so that their entries are alike.
+    """Scale one view by a power of two, and the other by its inverse, to balance their entries.
 
-    Of their products, all that the loss sees, none changes; but squares of a long view overflow,
-    and those of a short one vanish, before they are multiplied.
+    The loss sees only their products, and none of these changes. But squares of a long view
+    overflow, and those of a short one vanish, before they are multiplied.
     """
     views = torch.stack((z1, z2)).detach().flatten(1)
     ends = views.abs().amax(1) if len(z1) else views.new_zeros(2)
@@ -115,17 +115,19 @@ def _balanced(z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[
 
 
 def check(negatives: str, grads: str) -> None:
-    """Refuse what the loss cannot be made of (ValueError)."""
+    """Check the settings of the loss; raise ValueError for an invalid one."""
     check_word("negatives", negatives, ("other_view", "both_views"))
     check_word("grads", grads, ("mean", "sum"))
 
 
 class SpectralContrastive(nn.Module):
-    """`spectral_contrastive` with its settings: `SpectralContrastive()(z1, z2)`. See there for what
-    they mean.
+    """Module form of `spectral_contrastive`: `SpectralContrastive()(z1, z2)`.
 
-    >>> SpectralContrastive()(torch.eye(4), torch.eye(4))
-    tensor(-2.)
+    See `spectral_contrastive` for the settings.
+
+    Example:
+        >>> SpectralContrastive()(torch.eye(4), torch.eye(4))
+        tensor(-2.)
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class SpectralContrastive(nn.Module):
         self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-        """The loss of two views (B, D)."""
+        """Return the loss of two views (B, D)."""
         return spectral_contrastive(
             z1, z2, negatives=self.negatives, group=self.group, grads=self.grads, empty=self.empty
         )

@@ -1,16 +1,18 @@
-"""Supervised contrastive loss: every other row of the anchor's class is a positive, every row of
-another class a negative.
+"""Supervised contrastive loss (SupCon).
 
-For an anchor i with its positives P(i), A(i) all rows but i, cosines s and the temperature T,
-averaged outside or inside the logarithm,
+Every other row of the anchor's class is a positive, every row of another class a negative. For an
+anchor i with its positives P(i), A(i) all rows but i, cosines s and the temperature T, the average
+over positives is outside or inside the logarithm:
 
-    out:  loss_i = -1/|P| sum_{p in P} log( e^{s_ip/T} / sum_{a in A} e^{s_ia/T} ) = softplus(n_i - p_i) + p_i - mean_P s_ip/T,
-    in:   loss_i = -log( 1/|P| sum_{p in P} e^{s_ip/T} / sum_{a in A} e^{s_ia/T} ) = softplus(n_i - p_i) + log |P|,
+    out:  loss_i = -1/|P| sum_{p in P} log( e^{s_ip/T} / sum_{a in A} e^{s_ia/T} )
+                 = softplus(n_i - p_i) + p_i - mean_P s_ip/T,
+    in:   loss_i = -log( 1/|P| sum_{p in P} e^{s_ip/T} / sum_{a in A} e^{s_ia/T} )
+                 = softplus(n_i - p_i) + log |P|,
 
-with p_i and n_i the logarithms of the sums over positives and over negatives, which are summed
-apart (kernels/split.py): a loss far smaller than its logits keeps its digits. By Jensen "out" is
+with p_i and n_i the logarithms of the sums over positives and over negatives. These are summed
+apart (kernels/split.py), so a loss far smaller than its logits keeps its digits. By Jensen "out" is
 never below "in"; with one positive both are InfoNCE. The sum over P of cosines is the product with
-the class's sum of rows, so nothing but the blocks of the walk is quadratic in the rows.
+the class's sum of rows. Nothing but the blocks of the walk is therefore quadratic in the rows.
 
 Source: Khosla et al. 2020, eqs. 2 (out) and 3 (in).
 """
@@ -61,42 +63,45 @@ def sup_con(
 ) -> Float[Tensor, "*anchors"]:
     """Supervised contrastive loss, over the rows of all ranks.
 
-    Twice differentiable. There is no forward mode: a Hessian is
+    The loss is twice differentiable. Forward mode is not supported: for a Hessian, use
     torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
     Args:
-        embeddings: this rank's rows, also none (0, D). Two views of each image are `torch.cat((z1,
-            z2))` with `labels.repeat(2)`. They are L2-normalised here; a row shorter than 1e-12 has
-            no direction: its cosine with everything is 0 and it gets no gradient.
-        labels: the class of each row, any whole number, as an integer tensor.
-        temperature: divides the cosines; a tensor without dimensions may learn.
+        embeddings: This rank's rows (B, D); a rank may have none (0, D). Two views of each image
+            are `torch.cat((z1, z2))` with `labels.repeat(2)`. The rows are L2-normalised here. A
+            row shorter than 1e-12 has no direction: its cosine with everything is 0, and it gets no
+            gradient.
+        labels: The class of each row, any whole number, as an integer tensor.
+        temperature: Divides the cosines; a tensor without dimensions may learn.
         variant: "out", the average over positives outside the logarithm (the paper's better one),
             or "in".
         reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on
-            every rank; "none": the losses of this rank's rows (B,). A row without another of its
-            class is a negative to others, but no anchor: it is not counted, and its loss is 0 with
-            "none".
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum").
-        references: rows that take the place of the batch as positives and negatives, such as a
-            bank's. Each rank gives its own part, also (0, D). A batch is no part of its references.
-        ignore_index: rows of this label, of either side, count as if they were not there, also with
-            NaN.
-        base_temperature: multiply by temperature / base_temperature, as the published code does
+            every rank. "none": the losses of this rank's rows (B,). A row without another of its
+            class is a negative of other rows, but not an anchor. It is not counted, and with "none"
+            its loss is 0.
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss.
+        references: Rows that take the place of the batch as positives and negatives, such as a
+            bank's. Each rank gives its own part, also (0, D). The batch itself is not among its
+            references.
+        ignore_index: Rows of this label are ignored on either side, also with NaN.
+        base_temperature: Multiply by temperature / base_temperature, as the published code does
             with 0.07: a factor of 1 at T = 0.07, of 10/7 at 0.1 and of 50/7 at 0.5, in loss and
             gradient.
-        empty: the loss of a global batch in which no row has a positive: "zero", 0 with zero
-            gradient, so that it ends no run; or "raise", ValueError, for which a GPU is waited for.
-        budget: bytes of the block of similarities that is held.
+        empty: Loss of a global batch in which no row has a positive. "zero": 0 with zero gradient,
+            so that the run goes on. "raise": ValueError, which waits for a GPU.
+        budget: Bytes of the block of similarities to hold.
 
     Raises:
-        ValueError: shapes that differ, a temperature that is not positive, or an unknown word.
-        TypeError: embeddings that are not floating point, or labels that are not a tensor of
+        ValueError: Shapes that differ, a temperature that is not positive, or an unknown word.
+        TypeError: Embeddings that are not floating point, or labels that are not a tensor of
             integers.
 
-    >>> sup_con(torch.eye(4), torch.tensor([0, 0, 0, 1]), temperature=0.5)  # three anchors, all cosines 0: log 3
-    tensor(1.0986)
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1])
+        >>> sup_con(torch.eye(4), labels, temperature=0.5)  # three anchors, all cosines 0: log 3
+        tensor(1.0986)
     """
     check(number(temperature), variant, reduction, grads)
     fixed = None if isinstance(temperature, Tensor) else temperature  # a tensor is not waited for
@@ -149,7 +154,7 @@ def sup_con(
         sums = split_logsumexp(near, y, *intervals, end=end, scale=scale, budget=budget)
         inside, outside = sums.unbind(1)
         count = positives[rows]
-        anchor = count > 0  # of the others the loss is 0; selecting them would wait for the device
+        anchor = count > 0  # other rows have a loss of 0; selecting would wait for the device
         # torch's threshold of 20 leaves an error of 2e-9
         gap = torch.where(anchor, outside - inside, 0.0)
         losses = F.softplus(gap, threshold=40.0)
@@ -190,9 +195,7 @@ def _positives(classes: Tensor, labels: Tensor, itself: int, ignore_index: int |
 
 
 def _checked(embeddings: Tensor, labels: Tensor, references: References | None) -> Tensor:
-    """The embeddings of this rank in the precision of the sums; raises what is wrong with them or
-    the labels.
-    """
+    """Return this rank's embeddings in the precision of the sums; raise if the batch is invalid."""
     for z, of in ((embeddings, labels), *([references] if references is not None else [])):
         if z.ndim != 2 or z.shape[1] == 0 or of.shape != z.shape[:1]:
             raise ValueError(
@@ -210,7 +213,7 @@ def _checked(embeddings: Tensor, labels: Tensor, references: References | None) 
 
 
 def check(temperature: float | None, variant: str, reduction: str, grads: str) -> None:
-    """Refuse what the loss cannot be made of (ValueError)."""
+    """Check the settings of the loss; raise ValueError for an invalid one."""
     if temperature is not None and not temperature > 0:
         raise ValueError(f"A temperature is positive, such as 0.1, not {temperature}.")
     check_word("variant", variant, ("out", "in"))
@@ -219,11 +222,13 @@ def check(temperature: float | None, variant: str, reduction: str, grads: str) -
 
 
 class SupCon(nn.Module):
-    """`sup_con` with its settings: `SupCon(temperature=0.1)(embeddings, labels)`. See there for
-    what they mean.
+    """Module form of `sup_con`: `SupCon(temperature=0.1)(embeddings, labels)`.
 
-    >>> SupCon(0.5)(torch.eye(4), torch.tensor([0, 0, 0, 1]))
-    tensor(1.0986)
+    See `sup_con` for the settings.
+
+    Example:
+        >>> SupCon(0.5)(torch.eye(4), torch.tensor([0, 0, 0, 1]))
+        tensor(1.0986)
     """
 
     def __init__(
@@ -252,7 +257,7 @@ class SupCon(nn.Module):
         labels: Int[Tensor, " B"],
         references: References | None = None,
     ) -> Float[Tensor, "*anchors"]:
-        """The loss of embeddings (B, D) with their labels (B,), among themselves or references."""
+        """Return the loss of embeddings (B, D) with labels (B,), among themselves or references."""
         return sup_con(
             embeddings,
             labels,

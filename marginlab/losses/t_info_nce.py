@@ -1,14 +1,14 @@
-"""InfoNCE with the heavy-tailed kernel of t-SNE in place of the exponential of a cosine
-(t-InfoNCE).
+"""t-InfoNCE: InfoNCE with the heavy-tailed kernel of t-SNE instead of the exponential of a cosine.
 
-    loss_a = -log( q_ap / (q_ap + sum_n q_an) ) = softplus( log sum_n q_an - log q_ap ),   q_ij = 1 / (1 + |z_i - z_j|^2),
+    loss_a = -log( q_ap / (q_ap + sum_n q_an) ) = softplus( log sum_n q_an - log q_ap ),
+    q_ij = 1 / (1 + |z_i - z_j|^2),
 
-for an anchor a with its positive p, and as negatives n all other rows of both views. Distances are
-those of the rows as they are, not of their directions: embeddings of two features can be drawn as
-they come. They are taken in float64, for in float32 the rounding of squares of rows of a length of
-3e4, which float16 holds, is larger than the distances between the others, and squares of rows
-beyond 1e19 are infinite. It parts like InfoNCE into an alignment, E log(1 + |z_a - z_p|^2), and a
-divergence, E log of the sum over all candidates.
+for an anchor a with its positive p; the negatives n are all other rows of both views. Distances are
+those of the rows as they are, not of their directions, so embeddings of two features can be drawn
+as they come. Distances are computed in float64. In float32, for rows of a length of 3e4, which
+float16 holds, the rounding of squares is larger than the distances between the others, and squares
+of rows beyond 1e19 are infinite. Like InfoNCE, the loss splits into an alignment, E log(1 + |z_a -
+z_p|^2), and a divergence, E log of the sum over all candidates.
 
 Sources: Hu et al. 2022 (t-InfoNCE); Boehm et al. 2023 (t-SimCNE); decomposition: Huang et al. 2023.
 """
@@ -35,29 +35,30 @@ def t_info_nce(
     empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """t-InfoNCE of two views: the mean over the 2N anchors of all ranks, the same number on every
-    rank.
+    """t-InfoNCE of two views: the mean over the 2N anchors of all ranks.
 
-    Twice differentiable. There is no forward mode: a Hessian is
-    torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
+    Every rank gets the same number. The loss is twice differentiable. Forward mode is not
+    supported: for a Hessian, use torch.func.jacrev(torch.func.grad(loss)), not torch.func.hessian.
 
     Args:
-        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
-            D). Rows that are all equal have the loss log(2N - 1) and no gradient.
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum").
-        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
-            0 with zero gradient, so that it ends no run; or "raise", ValueError.
-        budget: bytes of the block of similarities that is held.
+        z1, z2: This rank's embeddings of the two views, (B, D). Row i of both is from one image. A
+            rank may have no rows (0, D). Rows that are all equal have the loss log(2N - 1) and no
+            gradient.
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss.
+        empty: Loss of a global batch in which nothing can be compared, such as one row. "zero": 0
+            with zero gradient, so that the run goes on. "raise": ValueError.
+        budget: Bytes of the block of similarities to hold.
 
     Raises:
-        ValueError: shapes that differ, or an unknown word.
-        TypeError: embeddings that are not floating point.
+        ValueError: Shapes that differ, or an unknown word.
+        TypeError: Embeddings that are not floating point.
 
-    >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # two negatives at distance 5
-    >>> t_info_nce(z, z)  # log(1 + 2/26)
-    tensor(0.0741)
+    Example:
+        >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # two negatives at distance 5
+        >>> t_info_nce(z, z)  # log(1 + 2/26)
+        tensor(0.0741)
     """
     check_word("grads", grads, ("mean", "sum"))
     z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads, empty=empty)
@@ -83,11 +84,12 @@ def t_info_nce(
 
 
 class TInfoNCE(nn.Module):
-    """`t_info_nce` with its settings: `TInfoNCE()(z1, z2)`. See there for what they mean.
+    """Module form of `t_info_nce`: `TInfoNCE()(z1, z2)`; see there for the settings.
 
-    >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    >>> TInfoNCE()(z, z)
-    tensor(0.0741)
+    Example:
+        >>> z = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> TInfoNCE()(z, z)
+        tensor(0.0741)
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class TInfoNCE(nn.Module):
         self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-        """The loss of two views (B, D)."""
+        """Return the loss of two views (B, D)."""
         return t_info_nce(
             z1, z2, group=self.group, grads=self.grads, empty=self.empty, budget=self.budget
         )

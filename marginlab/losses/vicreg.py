@@ -1,5 +1,7 @@
-"""VICReg: views of an image equal (invariance), every feature spread (variance), no two features
-alike (covariance), each view by itself.
+"""VICReg: invariance, variance and covariance of two views.
+
+Views of an image become equal (invariance), every feature is spread (variance), and no two features
+are alike (covariance). Variance and covariance are of each view by itself.
 
     loss = l |z1 - z2|^2 / (N D) + m (v(z1) + v(z2)) / 2 + n (c(z1) + c(z2)),
     v(z) = 1/D sum_j max(0, gamma - sqrt(Var_j + eps)),   c(z) = 1/D sum_{i != j} Cov_ij^2,
@@ -41,32 +43,36 @@ def vicreg(
     empty: Empty = "zero",
     budget: int = BUDGET,
 ) -> Float[Tensor, ""]:
-    """VICReg of two views, over the rows of all ranks; the same number on every rank.
+    """VICReg of two views, over the rows of all ranks.
+
+    Every rank gets the same number.
 
     Args:
-        z1, z2: this rank's embeddings of the two views, row i of both from one image; also none (0,
-            D). Rows that are all equal give the variance term alone, variance_weight * max(0, gamma
-            - sqrt(eps)). They are taken as they are: the loss grows with their fourth power, so
-            float32 entries beyond some 1e9 make inf or NaN of it.
+        z1, z2: This rank's embeddings of the two views, (B, D). Row i of both is from one image. A
+            rank may have no rows (0, D). Rows that are all equal give the variance term alone,
+            variance_weight * max(0, gamma - sqrt(eps)). The rows are not normalised. The loss grows
+            with their fourth power, so float32 entries beyond some 1e9 make it inf or NaN.
         invariance_weight, variance_weight, covariance_weight: l, m and n.
-        gamma: the deviation that every feature is asked to reach.
-        eps: added to variances before the root, whose slope at 0 would be infinite.
-        group: process group; None is the default one, or one rank.
-        grads: gradients are those of the global loss times the number of ranks ("mean", for DDP and
-            FSDP, which average) or exactly those ("sum").
-        empty: the loss of a global batch in which nothing can be compared, such as one row: "zero",
-            0 with zero gradient, so that it ends no run; or "raise", ValueError.
-        budget: bytes up to which the covariances are held whole; with more features their blocks
+        gamma: Target of every feature's standard deviation.
+        eps: Added to variances before the root, whose slope at 0 would be infinite.
+        group: Process group; None means the default group, or one rank.
+        grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
+            FSDP, which average. "sum": exactly those of the global loss.
+        empty: Loss of a global batch in which nothing can be compared, such as one row. "zero": 0
+            with zero gradient, so that the run goes on. "raise": ValueError.
+        budget: Bytes up to which the covariances are held whole; with more features their blocks
             are of this size, and there is no second derivative and no forward mode.
 
     Raises:
-        ValueError: shapes that differ, a negative weight or gamma, eps not positive, or an unknown
+        ValueError: Shapes that differ, a negative weight or gamma, eps not positive, or an unknown
             word.
-        TypeError: embeddings that are not floating point.
+        TypeError: Embeddings that are not floating point.
 
-    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> vicreg(z, z), vicreg(z, -z)  # spread and decorrelated; then 25 times a squared difference of 4
-    (tensor(0.), tensor(100.))
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> # spread and decorrelated; then 25 times a squared difference of 4
+        >>> vicreg(z, z), vicreg(z, -z)
+        (tensor(0.), tensor(100.))
     """
     check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
     given = (invariance_weight, variance_weight, covariance_weight, gamma, eps)
@@ -131,7 +137,7 @@ def check(
     eps: float,
     grads: str,
 ) -> None:
-    """Refuse what the loss cannot be made of (ValueError)."""
+    """Check the settings of the loss; raise ValueError for an invalid one."""
     weights = {
         "invariance_weight": invariance_weight,
         "variance_weight": variance_weight,
@@ -149,11 +155,12 @@ def check(
 
 
 class VICReg(nn.Module):
-    """`vicreg` with its settings: `VICReg()(z1, z2)`. See there for what they mean.
+    """Module form of `vicreg`: `VICReg()(z1, z2)`; see there for the settings.
 
-    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> VICReg()(z, -z)
-    tensor(100.)
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICReg()(z, -z)
+        tensor(100.)
     """
 
     def __init__(
@@ -180,7 +187,7 @@ class VICReg(nn.Module):
         self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-        """The loss of two views (B, D)."""
+        """Return the loss of two views (B, D)."""
         return vicreg(
             z1,
             z2,

@@ -1,10 +1,11 @@
-"""The accumulation window of a sampled classifier: what is fixed for all parts of one batch before
-the first part is seen.
+"""The accumulation window of a sampled classifier.
+
+It fixes some values for all parts of one batch before the first part is seen.
 
     sum over the parts of sum_i w_i loss_i / W,    W = sum of w_i over the rows of all parts
 
-has the gradient of the one batch of all rows if all parts share W, the sample of classes, and what
-the margin takes from the whole batch.
+has the gradient of the one batch of all rows if all parts share W, the sample of classes, and the
+statistics that the margin takes from the whole batch.
 """
 
 from typing import NamedTuple
@@ -20,16 +21,14 @@ _Seen = tuple[Tensor, Tensor, Tensor]  # cosines, norms, which count
 
 
 class Draw(NamedTuple):
-    """The sampled classes of a step, ascending, and what their logits are raised by."""
+    """The sampled classes of a step, ascending, and the amounts that raise their logits."""
 
     classes: Int[Tensor, " n"]
     lift: Float[Tensor, " n"] | None
 
 
 class Window:
-    """The rows that were announced, of all ranks in their order, and how many of each rank's have
-    come.
-    """
+    """The announced rows of all ranks, in rank order, and the count received from each rank."""
 
     def __init__(
         self,
@@ -43,14 +42,16 @@ class Window:
         self.labels, self.valid, self.held, self.whole, self.step = labels, valid, held, whole, step
         self.used = [0] * len(held)
         counted = torch.ones_like(labels) if valid is None else valid.long()
-        # of a row among those that count: what addresses its draw
+        # a row's number among those that count; it addresses the row's draw
         self._numbers = counted.cumsum(0) - 1
         self.margin = margin
         self._seen: list[_Seen] = []
 
     def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Margin:
-        """Check that the next rows of every rank are those announced (ValueError), and give their
-        margin.
+        """Return the margin for the next rows of every rank.
+
+        Raises:
+            ValueError: The rows are not the announced ones.
         """
         starts = [sum(self.held[:rank]) + used for rank, used in enumerate(self.used)]
         if any(
@@ -77,7 +78,7 @@ class Window:
         return _InParts(self.margin, self._numbers[rows].clamp_min(0), self._seen)
 
     def close(self) -> None:
-        """Move the margin's state on by all rows; ValueError when some have not come."""
+        """Update the margin's state by all rows; raise ValueError if some have not come."""
         if self.used != self.held:
             raise ValueError(
                 f"The window was opened for {self.held} rows of each rank and closed after "
@@ -88,9 +89,7 @@ class Window:
 
 
 class _InParts(Margin):
-    """A margin that is shown a part of a batch, with the state that it has before the batch moves
-    it.
-    """
+    """A margin for a part of a batch, with the state from before the batch."""
 
     batchwise = True
 
@@ -105,7 +104,7 @@ class _InParts(Margin):
         norm: Float[Tensor, " B"],
         valid: Bool[Tensor, " B"] | None = None,
     ) -> tuple[Targets, Margin]:
-        """The targets of the part; a pass that is run again is not seen a second time."""
+        """Return the targets of the part; a pass that is run again is not recorded twice."""
         if not recomputing():
             counted = torch.ones_like(cosine, dtype=torch.bool) if valid is None else valid
             self._seen.append((cosine.detach(), norm.detach(), counted))
@@ -114,5 +113,5 @@ class _InParts(Margin):
     def compute(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> Targets:
-        """The rule for the part, as derivatives of the slopes ask for it."""
+        """Apply the rule to the part, where derivatives of the slopes are needed."""
         return self.before.compute_part(cosine, norm, self.rows)

@@ -1,5 +1,7 @@
 """Margins: target cosine -> target logit, and its derivative.
 
+The margins here are settings of a classifier. `Margin` and `Targets` are for writing your own.
+
 Settings of a classifier; `Margin` and `Targets` are what one's own is made of.
 """
 

@@ -1,14 +1,15 @@
-"""AdaFace: the norm of a feature stands for the quality of its image; good images get an angular
-margin that is negative, bad ones a positive one.
+"""AdaFace: a margin by image quality, as the norm of the feature shows it.
+
+Good images (long features) get a negative angular margin, bad ones a positive one.
 
     z = clip(h (|x| - mean) / (std + 1e-3), -1, 1)          psi(c) = cos(theta - m z) - (m + m z)
 
-mean and std are moving averages of the norms' mean and standard deviation over global batches,
-norms clipped to [0.001, 100]. At z = -1 (short features) this is ArcFace(m), at 0 CosFace(m), at 1
-an angular margin of -m under a cosine margin of 2 m. Norms are detached.
+mean and std are moving averages of the norms' mean and standard deviation over global batches, with
+norms clipped to [0.001, 100]. At z = -1 (short features) this is ArcFace(m). At 0 it is CosFace(m).
+At 1 it is an angular margin of -m under a cosine margin of 2 m. Norms are detached.
 
 Source: Kim, Jain, Liu 2022 (CVPR), and its code. The angle is clipped at 0 and continued beyond pi
-by a line, see `combined`; the published code clips both ends, which leaves a target beyond pi
+by a line, see `combined`. The published code clips both ends, which leaves a target beyond pi
 without a gradient.
 """
 
@@ -26,23 +27,25 @@ class AdaFace(Margin):
     """Margin by image quality, as the feature norm shows it.
 
     Args:
-        m: of both the angular part (radians) and the additive one, in [0, pi).
-        h: concentration: z is h standard deviations' worth of the norm, not negative. 0.333 puts
-            two thirds of the batch into |z| < 0.333.
-        momentum: share of the newest batch in the averages; the published code has 1 as its default
+        m: Margin of both the angular part (radians) and the additive part, in [0, pi).
+        h: Concentration, not negative: z is h times the standardised norm. 0.333 puts two thirds of
+            the batch into |z| < 0.333.
+        momentum: Share of the newest batch in the averages; the published code has 1 as its default
             and 0.01 in its recipes.
         gradient: "exact" or "straight_through", see `Margin`.
 
-    State: buffers `mean` and `std` of the norms, moved in training mode before they are used; an
-    empty batch moves neither, a single row only the mean, and statistics that are not finite
-    nothing.
+    The state is the buffers `mean` and `std` of the norms. In training mode they are updated before
+    they are used. An empty batch updates neither, and a single row only the mean. A statistic that
+    is not finite updates nothing.
 
     Raises:
-        ValueError: settings out of these ranges.
+        ValueError: Settings out of these ranges.
 
-    >>> margin = AdaFace(0.4).eval()
-    >>> margin.targets(torch.zeros(2), torch.tensor([20.0, 90.0])).value  # z = 0, and z = 0.233: less by the angle, more by the cosine margin
-    tensor([-0.4000, -0.4001])
+    Example:
+        >>> margin = AdaFace(0.4).eval()
+        >>> # z = 0, and z = 0.233: less by the angle, more by the cosine margin
+        >>> margin.targets(torch.zeros(2), torch.tensor([20.0, 90.0])).value
+        tensor([-0.4000, -0.4001])
     """
 
     batchwise = True
@@ -72,7 +75,7 @@ class AdaFace(Margin):
     def compute(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> Targets:
-        """Move the averages, then give each row the margin of its standardised norm."""
+        """Update the averages, then give each row the margin of its standardised norm."""
         norm = norm.detach().clamp(SHORTEST, LONGEST)
         # without rows, or with one, a mean or deviation is 0/0, which moves nothing
         if self.training:

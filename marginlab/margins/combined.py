@@ -1,19 +1,23 @@
-"""Combined margin: psi(c) = cos(m1 theta + m2) - m3, with theta = arccos c, made monotone over the
-whole of [-1, 1].
+"""Combined margin: psi(c) = cos(m1 theta + m2) - m3, made monotone over all of [-1, 1].
 
-    c < c* = cos((pi - m2) / m1), where m1 theta + m2 > pi:   psi = c - c* - 1 - m3,                 slope 1
-    where m1 theta + m2 < 0 (a negative angular margin):       psi = 1 - m3,                          slope 0
-    between them:                                              psi = cos(m1 theta + m2) - m3,         slope m1 sin(m1 theta + m2) / sin theta
+Here theta = arccos c. The three pieces and their slopes:
 
-Beyond the turning point c* the cosine of the margined angle would rise again and reward a feature
-for going further away; the line goes on falling, and joins the curve without a jump (at c* both are
--1 - m3). Published codes fall there by cos m + m sin m - 1 (0.117 at m = 0.5) within no distance,
-or rise.
+    c < c* = cos((pi - m2) / m1),         psi = c - c* - 1 - m3
+        where m1 theta + m2 > pi:         slope 1
+    where m1 theta + m2 < 0               psi = 1 - m3
+        (a negative angular margin):      slope 0
+    between them:                         psi = cos(m1 theta + m2) - m3
+                                          slope m1 sin(m1 theta + m2) / sin theta
+
+Beyond the turning point c* the cosine of the margined angle would rise again, and would reward a
+feature for moving further away. The line keeps falling, and joins the curve without a jump (at c*
+both are -1 - m3). Published codes either fall there by cos m + m sin m - 1 (0.117 at m = 0.5)
+within no distance, or rise.
 
 The slope grows without bound towards c = 1 when m2 > 0 (and towards -1 when the curve reaches it at
-an angle between 0 and pi): sin theta is clamped below at 1e-3 in float32 and 1e-6 in float64. Where
-a limit exists, at m2 = 0, it is kept: psi' = m1^2 at c = 1. sin theta is sqrt((1 - c)(1 + c)) and
-theta = atan2(sin theta, c): arccos loses half of the digits near c = 1, and 1 - c^2 does too.
+an angle between 0 and pi), so sin theta is clamped below at 1e-3 in float32 and 1e-6 in float64.
+Where a limit exists, at m2 = 0, it is kept: psi' = m1^2 at c = 1. sin theta is sqrt((1 - c)(1 + c))
+and theta = atan2(sin theta, c), because arccos and 1 - c^2 lose half of the digits near c = 1.
 
 Sources: Deng et al. 2022 (ArcFace, TPAMI), eq. 4; m2 alone is ArcFace; m3 alone, CosFace: Wang et
     al. 2018; m1 alone, SphereFace: Liu et al. 2017.
@@ -37,25 +41,27 @@ def combined(
     m2: float | Float[Tensor, "..."] = 0.0,
     m3: float | Float[Tensor, "..."] = 0.0,
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Value and slope of the combined margin; what margins of any kind are made of.
+    """Value and slope of the combined margin, from which margins of any kind are made.
 
     Both are differentiable in the cosines and the margins where autograd is on, which it is not in
     `Margin.targets`.
 
     Args:
-        cosine: any shape; clamped to [-1, 1], half precisions become float32, and so does the
-            result.
-        m1: multiplies the angle, positive.
-        m2: added to the angle, in radians, in (-pi, pi); a number, or a tensor that broadcasts to
+        cosine: Cosines of any shape. They are clamped to [-1, 1]. Half precisions become float32,
+            and so does the result.
+        m1: Multiplies the angle, positive.
+        m2: Added to the angle, in radians, in (-pi, pi); a number, or a tensor that broadcasts to
             the cosines.
-        m3: subtracted from the cosine; likewise.
+        m3: Subtracted from the cosine; a number or a tensor, as m2.
 
     Raises:
-        TypeError: cosines that are not floating point.
+        TypeError: Cosines that are not floating point.
 
-    >>> value, slope = combined(torch.tensor([0.0, -1.0]), m2=0.5)  # at 90 degrees, and beyond the turning point
-    >>> value, slope
-    (tensor([-0.4794, -1.1224]), tensor([0.8776, 1.0000]))
+    Example:
+        >>> # at 90 degrees, and beyond the turning point
+        >>> value, slope = combined(torch.tensor([0.0, -1.0]), m2=0.5)
+        >>> value, slope
+        (tensor([-0.4794, -1.1224]), tensor([0.8776, 1.0000]))
     """
     c = clamped(cosine)
     shift = m2.to(c) if isinstance(m2, Tensor) else c.new_full((), m2)
@@ -83,20 +89,22 @@ def combined(
 
 
 class CombinedMargin(Margin):
-    """The full form cos(m1 theta + m2) - m3, for example CM1 (1, 0.3, 0.2) and CM2 (0.9, 0.4, 0.15)
-    of the ArcFace paper.
+    """The full form cos(m1 theta + m2) - m3.
+
+    Examples are CM1 (1, 0.3, 0.2) and CM2 (0.9, 0.4, 0.15) of the ArcFace paper.
 
     Args:
-        m1: multiplies the angle, positive.
-        m2: added to the angle, radians in [0, pi).
-        m3: subtracted from the cosine.
+        m1: Multiplies the angle, positive.
+        m2: Added to the angle, radians in [0, pi).
+        m3: Subtracted from the cosine.
         gradient: "exact" or "straight_through", see `Margin`.
 
     Raises:
-        ValueError: margins out of these ranges.
+        ValueError: Margins out of these ranges.
 
-    >>> CombinedMargin(0.9, 0.4, 0.15).value(torch.tensor([0.5, 0.9]))
-    tensor([0.0763, 0.5424])
+    Example:
+        >>> CombinedMargin(0.9, 0.4, 0.15).value(torch.tensor([0.5, 0.9]))
+        tensor([0.0763, 0.5424])
     """
 
     def __init__(
@@ -114,31 +122,36 @@ class CombinedMargin(Margin):
 
     @property
     def turning_point(self) -> float:
-        """c*, the cosine below which m1 theta + m2 > pi and psi is the line c - c* - 1 - m3; -1
-        where that never happens.
+        """The cosine c* below which psi is the line c - c* - 1 - m3; -1 if there is none.
 
-        >>> import math
-        >>> round(math.degrees(math.acos(ArcFace(0.5).turning_point)), 2)
-        151.35
+        Below c*, m1 theta + m2 > pi.
+
+        Example:
+            >>> import math
+            >>> round(math.degrees(math.acos(ArcFace(0.5).turning_point)), 2)
+            151.35
         """
         return math.cos(min((math.pi - self.m2) / self.m1, math.pi))
 
     def value(self, cosine: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """What stands for cosines of any shape, detached; float32 or float64.
+        """Return psi of cosines of any shape, detached; float32 or float64.
 
-        >>> CosFace(0.35).value(torch.tensor([[0.5, 1.0]]))
-        tensor([[0.1500, 0.6500]])
+        Example:
+            >>> CosFace(0.35).value(torch.tensor([[0.5, 1.0]]))
+            tensor([[0.1500, 0.6500]])
         """
         return combined(cosine.detach(), self.m1, self.m2, self.m3)[0]
 
     def derivative(self, cosine: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The slope the backward pass multiplies by, of cosines of any shape: d psi / d c, or 1
-        with gradient="straight_through".
+        """Return the slope that the backward pass multiplies by, for cosines of any shape.
 
-        >>> ArcFace(0.5).derivative(torch.tensor([0.5, 0.0]))
-        tensor([1.1544, 0.8776])
-        >>> ArcFace(0.5, gradient="straight_through").derivative(torch.tensor([0.5, 0.0]))
-        tensor([1., 1.])
+        It is d psi / d c, or 1 with gradient="straight_through".
+
+        Example:
+            >>> ArcFace(0.5).derivative(torch.tensor([0.5, 0.0]))
+            tensor([1.1544, 0.8776])
+            >>> ArcFace(0.5, gradient="straight_through").derivative(torch.tensor([0.5, 0.0]))
+            tensor([1., 1.])
         """
         slope = combined(cosine.detach(), self.m1, self.m2, self.m3)[1]
         return slope if self.gradient == "exact" else torch.ones_like(slope)
@@ -146,7 +159,7 @@ class CombinedMargin(Margin):
     def compute(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> Targets:
-        """Value and slope; the norm plays no part."""
+        """Return value and slope; the norm plays no part."""
         return Targets(*combined(cosine, self.m1, self.m2, self.m3))
 
     def __repr__(self) -> str:
@@ -160,8 +173,9 @@ class ArcFace(CombinedMargin):
 
     Deng et al. 2019 (ArcFace).
 
-    >>> ArcFace(0.5).targets(torch.tensor([0.5]), torch.ones(1)).value  # cos(60 degrees + 0.5)
-    tensor([0.0236])
+    Example:
+        >>> ArcFace(0.5).targets(torch.tensor([0.5]), torch.ones(1)).value  # cos(60 degrees + 0.5)
+        tensor([0.0236])
     """
 
     def __init__(self, m: float = 0.5, *, gradient: Gradient = "exact"):
@@ -177,8 +191,9 @@ class CosFace(CombinedMargin):
 
     Wang et al. 2018 (CosFace); 0.35 in the ArcFace paper, 0.4 in insightface's recipes.
 
-    >>> CosFace(0.35).targets(torch.tensor([0.5]), torch.ones(1)).value
-    tensor([0.1500])
+    Example:
+        >>> CosFace(0.35).targets(torch.tensor([0.5]), torch.ones(1)).value
+        tensor([0.1500])
     """
 
     def __init__(self, m: float = 0.35, *, gradient: Gradient = "exact"):
@@ -194,11 +209,12 @@ class SphereFace(CombinedMargin):
 
     Liu et al. 2017, with 1.35 as in the ArcFace paper.
 
-    Beyond m theta = pi the original goes on with -cos(m theta) - 2, and so on; here it is the line
-    of `CombinedMargin`.
+    Beyond m theta = pi the original continues with -cos(m theta) - 2, and so on. Here the line of
+    `CombinedMargin` continues it.
 
-    >>> SphereFace(1.35).derivative(torch.tensor([1.0]))  # m^2
-    tensor([1.8225])
+    Example:
+        >>> SphereFace(1.35).derivative(torch.tensor([1.0]))  # m^2
+        tensor([1.8225])
     """
 
     def __init__(self, m: float = 1.35, *, gradient: Gradient = "exact"):
@@ -213,8 +229,9 @@ class SphereFace(CombinedMargin):
 class NoMargin(CombinedMargin):
     """The cosine itself: normalised softmax, psi(c) = c.
 
-    >>> NoMargin().targets(torch.tensor([0.5]), torch.ones(1))[:2]
-    (tensor([0.5000]), tensor([1.]))
+    Example:
+        >>> NoMargin().targets(torch.tensor([0.5]), torch.ones(1))[:2]
+        (tensor([0.5000]), tensor([1.]))
     """
 
     def __init__(self, *, gradient: Gradient = "exact"):

@@ -1,11 +1,12 @@
-"""CurricularFace: ArcFace's target, and non-target cosines that pass it weigh more as training goes
-on.
+"""CurricularFace: ArcFace's target, with hard negatives that weigh more as training goes on.
 
-    psi(c) = cos(theta + m)       a non-target c_j > psi(c_y) becomes c_j (t + c_j), slope t + 2 c_j       t <- (1 - momentum) t + momentum mean(c_y)
+    psi(c) = cos(theta + m)
+    a non-target c_j > psi(c_y) becomes c_j (t + c_j), slope t + 2 c_j
+    t <- (1 - momentum) t + momentum mean(c_y)
 
-t is a moving average of the mean target cosine over global batches: near 0 at first, when hard
-negatives are weakened, and larger later, when those with t + c_j > 1 are strengthened. The
-classifier applies it, with `Targets.hardness`; c_j is compared with psi(c_y) as it stands in the
+t is a moving average of the mean target cosine over global batches. It is near 0 at first, when
+hard negatives are weakened. It is larger later, when those with t + c_j > 1 are strengthened. The
+classifier applies it, with `Targets.hardness`. c_j is compared with psi(c_y) as it stands in the
 logit.
 
 Source: Huang et al. 2020 (CVPR).
@@ -23,19 +24,20 @@ class CurricularFace(Margin):
     """Angular margin with a curriculum over the hard negatives.
 
     Args:
-        m: angular margin, radians in [0, pi).
-        momentum: share of the newest batch in t.
+        m: Angular margin, radians in [0, pi).
+        momentum: Share of the newest batch in t.
         gradient: "exact" or "straight_through", see `Margin`; it concerns the target only.
 
-    State: buffer `t`, moved in training mode before it is used; an empty batch, or a mean that is
-        not finite, does not move it.
+    The state is the buffer `t`. In training mode it is updated before it is used. An empty batch,
+    or a mean that is not finite, does not change it.
 
     Raises:
-        ValueError: settings out of these ranges.
+        ValueError: Settings out of these ranges.
 
-    >>> margin = CurricularFace(0.5)
-    >>> margin.targets(torch.tensor([0.5, 0.7]), torch.ones(2)).hardness  # 0.01 * 0.6
-    tensor(0.0060)
+    Example:
+        >>> margin = CurricularFace(0.5)
+        >>> margin.targets(torch.tensor([0.5, 0.7]), torch.ones(2)).hardness  # 0.01 * 0.6
+        tensor(0.0060)
     """
 
     batchwise = True

@@ -1,12 +1,13 @@
 """ElasticFace: each row of each batch draws its own margin from a normal distribution around m.
 
-    m_i = m + std e_i,  e_i ~ N(0, 1)        psi(c_i) = cos(theta_i + m_i)  ("arc")    or    c_i - m_i  ("cos")
+    m_i = m + std e_i,  e_i ~ N(0, 1)
+    psi(c_i) = cos(theta_i + m_i)  ("arc")    or    c_i - m_i  ("cos")
 
-The draw is a function of (seed, step, row of the global batch): equal on any device and for any
-number of ranks. "plus" gives the drawn margins out by rank: the row with the largest target cosine
-gets the smallest margin, and so on, so that what is already near is pulled less. The published code
-of that variant takes the sorting permutation where its inverse is meant, so that its pairing
-follows no rank.
+The draw is a function of (seed, step, row of the global batch): it is equal on any device and for
+any number of ranks. "plus" assigns the drawn margins by rank: the row with the largest target
+cosine gets the smallest margin, and so on, so that a row that is already near is pulled less. The
+published code of that variant uses the sorting permutation where its inverse is meant, so its
+pairing follows no rank.
 
 Source: Boutros et al. 2022 (CVPR workshops) and its code: m = 0.5 with "arc", 0.35 with "cos", std
     0.0125.
@@ -34,22 +35,24 @@ class ElasticFace(Margin):
     """Margins drawn anew for each row.
 
     Args:
-        m: mean margin; radians with kind "arc".
-        std: standard deviation of the margins, not negative. With "arc" the farthest draw, m + 6.67
+        m: Mean margin; radians with kind "arc".
+        std: Standard deviation of the margins, not negative. With "arc" the farthest draw, m + 6.67
             std, stays below pi.
         kind: "arc": the margin is added to the angle; "cos": it is subtracted from the cosine.
-        plus: pair the drawn margins with the rows by the rank of their cosines.
-        seed: of the draws.
+        plus: Pair the drawn margins with the rows by the rank of their cosines.
+        seed: Seed of the draws.
         gradient: "exact" or "straight_through", see `Margin`.
 
-    State: buffer `step` (int64), the number of batches drawn for. In evaluation mode every row has
-    the margin m and nothing moves; nor does it for an empty batch.
+    The state is the buffer `step` (int64), the number of batches drawn for. In evaluation mode
+    every row has the margin m, and the step stays. It also stays for an empty batch.
 
     Raises:
-        ValueError: settings out of these ranges.
+        ValueError: Settings out of these ranges.
 
-    >>> ElasticFace(0.35, std=0.05, kind="cos", plus=True).targets(torch.tensor([0.2, 0.6, 0.4]), torch.ones(3)).value
-    tensor([-0.1671,  0.2467,  0.0355])
+    Example:
+        >>> margin = ElasticFace(0.35, std=0.05, kind="cos", plus=True)
+        >>> margin.targets(torch.tensor([0.2, 0.6, 0.4]), torch.ones(3)).value
+        tensor([-0.1671,  0.2467,  0.0355])
     """
 
     # a row's place in the global batch addresses its draw; its rank there, its margin
@@ -86,12 +89,15 @@ class ElasticFace(Margin):
             check_finite("m", m)
         self.m, self.std, self.kind, self.plus, self.seed = m, std, kind, plus, seed
         if plus:
-            self.undivided = "ElasticFace(plus=True) pairs margins with all rows of a batch at once, which has no parts. Take plus=False."
+            self.undivided = (
+                "ElasticFace(plus=True) pairs margins with all rows of a batch at once, "
+                "which has no parts. Take plus=False."
+            )
 
     def compute(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> Targets:
-        """Draw the margins, pair them, and take the step."""
+        """Draw the margins, pair them, and advance the step."""
         if not self.training:
             return self._targets(cosine, torch.full_like(cosine, self.m))
         margins = self._drawn(cosine, (valid.cumsum(0) - 1).clamp_min(0))
@@ -111,10 +117,10 @@ class ElasticFace(Margin):
     def compute_part(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]
     ) -> Targets:
-        """The targets that these rows have in the whole batch.
+        """Return the targets that these rows have in the whole batch.
 
         Raises:
-            ValueError: with plus=True, where the pairing needs all rows at once.
+            ValueError: With plus=True, where the pairing needs all rows at once.
         """
         if self.plus:
             raise ValueError(self.undivided)
@@ -125,7 +131,7 @@ class ElasticFace(Margin):
     def closed(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> None:
-        """Take the step of a batch that was given in parts; one without rows that count has none."""
+        """Advance the step for a batch given in parts, unless none of its rows count."""
         if self.training:
             self.step.add_(valid.any().to(self.step))  # in place: a graph keeps the buffer
 

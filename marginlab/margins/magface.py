@@ -1,14 +1,18 @@
-"""MagFace: an angular margin that grows with the norm of the feature, and a penalty that draws the
-norm up.
+"""MagFace: an angular margin that grows with the norm of the feature, and a penalty on the norm.
 
-    a = clip(|x|, l_a, u_a)      m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a)      psi(c) = cos(theta + m(a))
+The penalty draws the norm up.
+
+    a = clip(|x|, l_a, u_a)
+    m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a)
+    psi(c) = cos(theta + m(a))
     penalty = weight (a / u_a^2 + 1 / a)
 
-A longer feature has a larger margin, hence a larger loss, and a smaller penalty: an easy image can
-afford a long one, a hard one cannot, so that the norm comes to tell the quality. The norm is
-learned, so its derivatives are needed, inside the clip only (outside all are 0):
+A longer feature has a larger margin, hence a larger loss, and a smaller penalty. An easy image can
+afford a long feature and a hard one cannot, so the norm comes to tell the quality. The norm is
+learned, so its derivatives are needed. They are those below inside the clip, and 0 outside:
 
-    d psi / d|x| = m'(a) dpsi/dm,    dpsi/dm = -sin(theta + m);  on the line c - c* - 1 beyond theta + m = pi, where c* = -cos m, it is -sin m
+    d psi / d|x| = m'(a) dpsi/dm,    dpsi/dm = -sin(theta + m)
+        on the line c - c* - 1 beyond theta + m = pi, where c* = -cos m:  dpsi/dm = -sin m
     d penalty / d|x| = weight (1 / u_a^2 - 1 / a^2)
 
 Source: Meng et al. 2021 (CVPR), and its code, where the penalty too sees the clipped norm.
@@ -27,25 +31,26 @@ class MagFace(Margin):
     """Margin linear in the feature norm, with its regulariser.
 
     Args:
-        l_a, u_a: bounds of the norm, 0 < l_a < u_a. A norm outside them gets no gradient from the
+        l_a, u_a: Bounds of the norm, 0 < l_a < u_a. A norm outside them gets no gradient from the
             margin or the penalty: choose them around the norms that the backbone begins with (about
             sqrt(D) under a final BatchNorm).
-        l_m, u_m: angular margins (radians) at the bounds, 0 <= l_m <= u_m < pi.
-        weight: of the penalty, not negative.
-        easy_margin: as in the published training code (its default): at a target cosine of 0 or
-            below there is no margin, psi(c) = c, which jumps by sin m(a) at 90 degrees; the paper's
+        l_m, u_m: Angular margins (radians) at the bounds, 0 <= l_m <= u_m < pi.
+        weight: Weight of the penalty, not negative.
+        easy_margin: As in the published training code (its default). At a target cosine of 0 or
+            below there is no margin, psi(c) = c, which jumps by sin m(a) at 90 degrees. The paper's
             formula and the default here have the margin at every angle.
-        gradient: "exact" or "straight_through", see `Margin`: it concerns the slope by the cosine,
-            not the one by the norm, without which there would be no MagFace.
+        gradient: "exact" or "straight_through", see `Margin`. It concerns the slope by the cosine,
+            not the slope by the norm, without which there would be no MagFace.
 
     Raises:
-        ValueError: settings out of these ranges.
+        ValueError: Settings out of these ranges.
 
-    >>> targets = MagFace().targets(torch.tensor([0.5]), torch.tensor([60.0]))
-    >>> targets.value, targets.norm_slope  # cos(60 degrees + 0.625), and its slope by the norm
-    (tensor([-0.1012]), tensor([-0.0035]))
-    >>> targets.penalty, targets.penalty_slope
-    (tensor([0.7569]), tensor([-0.0068]))
+    Example:
+        >>> targets = MagFace().targets(torch.tensor([0.5]), torch.tensor([60.0]))
+        >>> targets.value, targets.norm_slope  # cos(60 degrees + 0.625), and its slope by the norm
+        (tensor([-0.1012]), tensor([-0.0035]))
+        >>> targets.penalty, targets.penalty_slope
+        (tensor([0.7569]), tensor([-0.0068]))
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class MagFace(Margin):
     def compute(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> Targets:
-        """Value, penalty, and their slopes by the cosine and by the norm."""
+        """Return value, penalty, and their slopes by the cosine and by the norm."""
         rate = (self.u_m - self.l_m) / (self.u_a - self.l_a)
         a = norm.clamp(self.l_a, self.u_a)
         m = self.l_m + rate * (a - self.l_a)

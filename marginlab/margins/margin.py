@@ -1,17 +1,19 @@
-"""The interface of a margin: what it makes of the cosine between a feature and the center of its
-own class.
+"""The interface of a margin.
 
-    target logit = scale * psi(c),    c = x . w_y / (|x| |w_y|),    d loss / d c = (d loss / d target logit) * scale * psi'(c)
+A margin maps the cosine between a feature and the center of its own class to the target logit.
 
-A margin is a module because some have state: it moves to a device and is saved with the classifier
-that holds it. It sees the target cosines and the feature norms only, never a (B, C) matrix: what it
-says about the other cosines of a row is one number for all of them (`hardness`). It answers with
-values and derivatives, detached: the classifier multiplies by them in its own backward pass.
+    target logit = scale * psi(c),    c = x . w_y / (|x| |w_y|),
+    d loss / d c = (d loss / d target logit) * scale * psi'(c)
 
-State belongs to a step: a forward pass that is run again in the backward pass
-(torch.utils.checkpoint) finds the state as the first pass found it, and moves nothing. Averages are
-float32 or wider, whatever dtype the module is turned to: in bfloat16 a share of 0.01 of a new batch
-is rounded away.
+A margin is a module because some margins have state, which moves to a device and is saved with the
+classifier that holds it. A margin sees the target cosines and the feature norms only, never a
+(B, C) matrix. One number (`hardness`) says how the other cosines of a row change. A margin returns
+values and derivatives, detached; the classifier multiplies by them in its own backward pass.
+
+State belongs to a step. A forward pass that is run again in the backward pass
+(torch.utils.checkpoint) finds the state as the first pass found it, and changes nothing. Averages
+are float32 or wider, whatever dtype the module is cast to: in bfloat16 a share of 0.01 of a new
+batch is rounded away.
 """
 
 import copy
@@ -31,19 +33,21 @@ Gradient = Literal["exact", "straight_through"]
 
 
 class Targets(NamedTuple):
-    """What a margin makes of the target cosines of a (global) batch: (B,) each, float32 or float64,
-    detached from autograd.
+    """Target values and slopes of a (global) batch.
 
-    value: psi(c), which stands where the target cosine stood; the target logit is scale * value.
-    slope: d psi / d c; the true one, or 1 with gradient="straight_through". Finite and not
-        negative.
-    norm_slope: d psi / d |x|, where the margin depends on the norm of the feature and is learned
-        through it (MagFace).
-    penalty: added to each row's loss, a function of |x| (MagFace's regulariser, its weight
-        included).
-    penalty_slope: d penalty / d |x|.
-    hardness: t of CurricularFace, a tensor without dimensions: a non-target cosine c_j > value
-        becomes c_j (t + c_j), with slope t + 2 c_j.
+    All are (B,) unless noted, float32 or float64, and detached from autograd.
+
+    Attributes:
+        value: psi(c), which replaces the target cosine; the target logit is scale * value.
+        slope: d psi / d c; the true one, or 1 with gradient="straight_through". Finite and not
+            negative.
+        norm_slope: d psi / d |x|, where the margin depends on the norm of the feature and is
+            learned through it (MagFace).
+        penalty: Added to each row's loss, a function of |x| (MagFace's regulariser, its weight
+            included).
+        penalty_slope: d penalty / d |x|.
+        hardness: t of CurricularFace, a tensor without dimensions. A non-target cosine c_j > value
+            becomes c_j (t + c_j), with slope t + 2 c_j.
     """
 
     value: Float[Tensor, " B"]
@@ -55,32 +59,35 @@ class Targets(NamedTuple):
 
 
 class Margin(nn.Module, ABC):
-    """What every margin has.
+    """Base class of all margins.
 
-    A margin of one's own overrides `compute`, and sets `batchwise` where one row's margin depends
-    on the others.
+    To write your own margin, override `compute`, and set `batchwise` if one row's margin depends on
+    the others.
 
-    gradient: "exact": the slope is d psi / d c. "straight_through": it is 1, so that the margin
-        moves the target logit but not the size of its gradient (insightface since December 2022;
-        beyond theta + m = pi the value is still the one that falls, not theirs, which rises again).
-        It concerns the cosine only: slopes by the norm stay the true ones.
-    batchwise: True: `targets` needs the cosines and norms of the whole global batch, in the order
-        of the ranks. False: any part will do.
+    Attributes:
+        gradient: "exact": the slope is d psi / d c. "straight_through": the slope is 1, so that the
+            margin moves the target logit but not the size of its gradient. insightface does so
+            since December 2022; beyond theta + m = pi the value here still falls, while theirs
+            rises again. The setting concerns the cosine only: slopes by the norm stay the true
+            ones.
+        batchwise: True: `targets` needs the cosines and norms of the whole global batch, in the
+            order of the ranks. False: any part will do.
 
-    >>> class Halved(Margin):
-    ...     def compute(self, cosine, norm, valid):
-    ...         return Targets(cosine / 2, torch.full_like(cosine, 0.5))
-    >>> Halved(gradient="straight_through").targets(torch.tensor([0.4]), torch.ones(1))[:2]
-    (tensor([0.2000]), tensor([1.]))
+    Example:
+        >>> class Halved(Margin):
+        ...     def compute(self, cosine, norm, valid):
+        ...         return Targets(cosine / 2, torch.full_like(cosine, 0.5))
+        >>> Halved(gradient="straight_through").targets(torch.tensor([0.4]), torch.ones(1))[:2]
+        (tensor([0.2000]), tensor([1.]))
     """
 
     batchwise: bool = False
     hardens: bool = False
-    """Whether it raises the cosines of hard negatives (`Targets.hardness`)."""
+    """True if the margin raises the cosines of hard negatives (`Targets.hardness`)."""
     averages: bool = False
-    """Whether the state is an average that a batch moves before it is used."""
+    """True if the state is an average that a batch updates before it is used."""
     undivided: str = ""
-    """Why a batch cannot come in parts; empty where it can."""
+    """The reason why a batch cannot come in parts; empty where it can."""
     initial: ClassVar[dict[str, float]] = {}
     """First values of the buffers by name, for `reset_parameters`."""
 
@@ -92,7 +99,7 @@ class Margin(nn.Module, ABC):
             )
         self.gradient: Gradient = gradient
         self._calls = Calls[Margin]()
-        self._still = False  # a copy for one call, which is not asked which call it belongs to
+        self._still = False  # True for a copy that serves one call
         for name, value in self.initial.items():
             dtype = torch.int64 if isinstance(value, int) else torch.float32
             self.register_buffer(name, torch.full((), value, dtype=dtype))
@@ -103,19 +110,19 @@ class Margin(nn.Module, ABC):
         norm: Float[Tensor, " B"],
         valid: Bool[Tensor, " B"] | None = None,
     ) -> Targets:
-        """What stands for these target cosines.
+        """Return values and slopes for these target cosines.
 
-        In training mode it moves the margin's own state on, so call it once a batch.
+        In training mode this updates the margin's own state, so call it once a batch.
 
         Args:
-            cosine: between each feature and the center of its class; rounding beyond [-1, 1] is
-                clamped, half precisions become float32.
-            norm: of each feature before it was normalised.
-            valid: which rows count in averages and draws; None: all.
+            cosine: Cosines between each feature and the center of its class. Rounding beyond
+                [-1, 1] is clamped, and half precisions become float32.
+            norm: Norm of each feature before it was normalised.
+            valid: Mask of the rows that count in averages and draws; None: all.
 
         Raises:
-            ValueError: not one norm for each cosine.
-            TypeError: not floating point.
+            ValueError: There is not one norm for each cosine.
+            TypeError: The cosines are not floating point.
         """
         return self.found(cosine, norm, valid)[0]
 
@@ -125,7 +132,7 @@ class Margin(nn.Module, ABC):
         norm: Float[Tensor, " B"],
         valid: Bool[Tensor, " B"] | None = None,
     ) -> tuple[Targets, "Margin"]:
-        """`targets`, and a margin with the state that this pass found before it moved it."""
+        """Return `targets`, and a margin with the state from before this pass."""
         self._check(cosine, norm)
         with torch.no_grad():
             cosine = clamped(cosine)
@@ -142,14 +149,15 @@ class Margin(nn.Module, ABC):
         norm: Float[Tensor, " B"],
         valid: Bool[Tensor, " B"] | None = None,
     ) -> Targets:
-        """`targets` in the graph of autograd: value and penalty have derivatives of any order.
+        """Return `targets` in the autograd graph: derivatives of value and penalty of any order.
 
-        Their first derivatives are `slope`, `norm_slope` and `penalty_slope`, and the second ones
-        are the derivatives of those: a straight-through slope of 1 has none, though the curve
-        bends.
+        Their first derivatives are `slope`, `norm_slope` and `penalty_slope`. Their second
+        derivatives are the derivatives of these slopes: a straight-through slope of 1 has none,
+        though the curve bends.
 
         Raises:
-            RuntimeError: in training mode, a transform of torch.func that lets no average be moved.
+            RuntimeError: In training mode, under a transform of torch.func, which cannot update an
+                average.
         """
         self._check(cosine, norm)
         bounded, norm = clamped(cosine), norm.to(clamped(cosine).dtype)
@@ -187,7 +195,7 @@ class Margin(nn.Module, ABC):
         )
 
     def _as_called(self, inputs: tuple[Tensor, Tensor]) -> "Margin":
-        """This margin, or in a pass that is run again a copy with the state that the first found."""
+        """Return this margin, or in a rerun pass a copy with the first pass's state."""
         if self._still or not self.training or not (self.batchwise or self._buffers):
             return self
         if recomputing():
@@ -196,7 +204,10 @@ class Margin(nn.Module, ABC):
         return self
 
     def frozen(self) -> "Margin":
-        """Make a copy with state of its own, which this margin's next batches do not move.
+        """Copy this margin with its state; this margin's next batches do not change the copy.
+
+        The copy is for one call. It uses and updates its own state as it is, also inside a backward
+        pass.
 
         It is for one call: also inside a backward pass it takes its state as it is, and moves it.
 
@@ -208,7 +219,7 @@ class Margin(nn.Module, ABC):
             (tensor(0.0100), tensor(0.))
         """
         if torch.compiler.is_compiling() or not (self.batchwise or self._buffers):
-            # a graph is traced once and run once, and what has no state is its own copy
+            # a graph is traced once and run once, and a margin without state is its own copy
             return self
         made = copy.copy(self)
         made._buffers = {
@@ -220,7 +231,7 @@ class Margin(nn.Module, ABC):
         return made
 
     def reset_parameters(self) -> None:
-        """Give the state its first values: after `to_empty`, where a module was made on "meta"."""
+        """Reset the state to its first values: after `to_empty`, if made on "meta"."""
         for name, value in self.initial.items():
             getattr(self, name).fill_(value)
 
@@ -245,11 +256,11 @@ class Margin(nn.Module, ABC):
     def part(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]
     ) -> Targets:
-        """Targets of a part of a global batch whose rows have these numbers in it; the state stays:
-        an average is that of earlier batches.
+        """Return the targets of a part of a global batch; the state stays.
 
-        A part of a batch is a micro-batch of an accumulated step; `closed` follows when all parts
-        have been given.
+        `rows` are the numbers of the part's rows in the batch. An average is that of earlier
+        batches. A part of a batch is a micro-batch of an accumulated step. Call `closed` when all
+        parts have been given.
         """
         self._check(cosine, norm)
         with torch.no_grad():
@@ -260,7 +271,10 @@ class Margin(nn.Module, ABC):
     def compute_part(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], rows: Int[Tensor, " B"]
     ) -> Targets:
-        """The rule for rows of these numbers in a batch, with the true slope; nothing moves."""
+        """Apply the rule to rows of these numbers in a batch; the state stays.
+
+        The slope is the true one.
+        """
         training = self.training
         try:
             return self.eval().compute(cosine, norm, torch.ones_like(cosine, dtype=torch.bool))
@@ -270,21 +284,23 @@ class Margin(nn.Module, ABC):
     def closed(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> None:
-        """Move the state on by a batch that was given in parts."""
+        """Update the state by a batch that was given in parts."""
         self.targets(cosine, norm, valid)
 
     @abstractmethod
     def compute(
         self, cosine: Float[Tensor, " B"], norm: Float[Tensor, " B"], valid: Bool[Tensor, " B"]
     ) -> Targets:
-        """The rule itself, with the true slope; cosines in [-1, 1], both float32 or both float64.
+        """Apply the rule itself, with the true slope.
 
-        Autograd is off, except where `attached` asks for derivatives of the slopes: what is to be a
-        constant for them, as AdaFace's norm, is detached here. Called again in the backward pass it
-        finds buffers and attributes as they were, and what it then moves is a copy.
+        The cosines are in [-1, 1]; cosines and norms are both float32 or both float64. Autograd is
+        off, except where `attached` needs derivatives of the slopes. A value that must be a
+        constant for them, such as AdaFace's norm, is detached here. When it is called again in the
+        backward pass, buffers and attributes are as they were, and the state that it then updates
+        is a copy's.
 
-        Rows that are not `valid` count in no average and get targets that go nowhere; masks, and no
-        lists of rows, keep a GPU from being waited for.
+        Rows that are not `valid` count in no average, and their targets are not used. Use masks,
+        not lists of rows, so that nothing waits for a GPU.
         """
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -297,7 +313,7 @@ class Margin(nn.Module, ABC):
 
 
 class _WithSlope(torch.autograd.Function):
-    """A value whose derivative by x is a slope that autograd may differentiate in turn."""
+    """A value with a given slope as its derivative by x; autograd may differentiate the slope."""
 
     generate_vmap_rule = True
 
@@ -322,9 +338,10 @@ class _WithSlope(torch.autograd.Function):
 
 
 def clamped(cosine: Tensor) -> Tensor:
-    """Cosines in float32 or float64 and in [-1, 1]; a NaN stays one.
+    """Return cosines in float32 or float64, clamped to [-1, 1]; a NaN stays one.
 
-    TypeError for what is not floating point.
+    Raises:
+        TypeError: The cosines are not floating point.
     """
     if not cosine.is_floating_point():
         raise TypeError(
@@ -334,13 +351,14 @@ def clamped(cosine: Tensor) -> Tensor:
 
 
 def _narrow(x: Any) -> bool:
-    """Whether this is a tensor of floating numbers shorter than float32."""
+    """Return whether this is a tensor of floating-point numbers shorter than float32."""
     return isinstance(x, Tensor) and x.is_floating_point() and torch.finfo(x.dtype).bits < 32
 
 
 def move(state: Tensor, new: Tensor, momentum: float) -> None:
-    """One step of an exponential moving average in place; a number that is not finite, of an
-    overflowing step under fp16, moves nothing.
+    """Take one step of an exponential moving average, in place.
+
+    A number that is not finite, as from an overflowing step under fp16, changes nothing.
     """
     new = new.detach()
     old = state.to(new)
@@ -348,7 +366,7 @@ def move(state: Tensor, new: Tensor, momentum: float) -> None:
 
 
 def check_angle(name: str, value: float) -> None:
-    """Refuse what is no angular margin (ValueError)."""
+    """Check that a value is an angular margin in [0, pi) (ValueError)."""
     if not 0 <= value < math.pi:
         raise ValueError(
             f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees "
@@ -357,13 +375,13 @@ def check_angle(name: str, value: float) -> None:
 
 
 def check_finite(name: str, value: float) -> None:
-    """Refuse what is no number (ValueError)."""
+    """Check that a value is a finite number (ValueError)."""
     if not math.isfinite(value):
         raise ValueError(f"{name} is a finite number, such as 0.35, not {value}.")
 
 
 def check_momentum(value: float) -> None:
-    """Refuse what is no momentum of a moving average (ValueError)."""
+    """Check that a value is the momentum of a moving average, in (0, 1] (ValueError)."""
     if not 0 < value <= 1:
         raise ValueError(
             f"The momentum of a moving average is the share of the new batch, in (0, 1], "

@@ -1,6 +1,6 @@
-"""What the theory measures, as torchmetrics that stream, merge and reduce over ranks.
+"""Measures of the theory's quantities, as torchmetrics that stream, merge and reduce over ranks.
 
-Functional twins: `marginlab.measures.functional`.
+`marginlab.measures.functional` has the same measures as functions.
 """
 
 from marginlab.measures.alignment import Alignment as Alignment

@@ -1,15 +1,15 @@
-"""Alignment of the views of an image: the alignment loss, and the probability that two views of an
-image lie far apart.
+"""Alignment of an image's views: the alignment loss and the probability of distant views.
 
-    L_align = E_x E_{u,v} || f(x_u) - f(x_v) ||^2                      R_eps = P[ max over views || f(x_u) - f(x_v) || > eps ]
+    L_align = E_x E_{u,v} || f(x_u) - f(x_v) ||^2
+    R_eps   = P[ max over views || f(x_u) - f(x_v) || > eps ]
 
 Huang et al., ICLR 2023, eq. 4 and section 3. Over V sampled views, an image's share of L_align is a
 U-statistic over u != v,
 
-    1/(V(V-1)) sum over u != v of ||f_u - f_v||^2  =  2/(V-1) sum over u of ||f_u - mean f||^2,
+    1/(V(V-1)) sum over u != v of ||f_u - f_v||^2  =  2/(V-1) sum over u of ||f_u - mean f||^2.
 
-whose right side does not cancel; and the largest distance among sampled views is at most the
-supremum over all views, so R_eps of them is at most R_eps, and grows with V.
+The right side does not cancel. The largest distance among sampled views is at most the supremum
+over all views. So R_eps of sampled views is at most R_eps, and it grows with V.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -35,11 +35,11 @@ Interval = Literal["clopper-pearson", "hoeffding"]
 class AlignmentResult(NamedTuple):
     """Alignment of n images with V views each.
 
-    `L_align` is unbiased and `standard_error` its error over images (NaN for one image).
-    `exceeding` is the fraction of images whose largest view distance exceeds each of `epsilons`, a
-    LOWER estimate of R_eps that grows with V; `lower` and `upper` are its confidence interval, for
-    R_eps of V views. `diameters` (N,) are the largest view distances, and `labels` their labels
-    (-1: not given), in order of arrival.
+    `L_align` is unbiased, and `standard_error` is its error over images (NaN for one image).
+    `exceeding` is the fraction of images whose largest view distance exceeds each of `epsilons`. It
+    is a LOWER estimate of R_eps that grows with V. `lower` and `upper` are its confidence interval,
+    for R_eps of V views. `diameters` (N,) are the largest view distances and `labels` (N,) the
+    images' labels (-1: not given), both in order of arrival.
     """
 
     L_align: Float[Tensor, ""]
@@ -56,8 +56,16 @@ class AlignmentResult(NamedTuple):
 
     # R_eps is its name
     def R(self, epsilon: float, label: int | None = None) -> float:  # noqa: N802
-        """Fraction of images (of one class, if `label` is given) whose largest view distance
-        exceeds epsilon: a lower estimate of R_eps.
+        """Return the fraction of images whose largest view distance exceeds epsilon.
+
+        It is a lower estimate of R_eps.
+
+        Args:
+            epsilon: The distance.
+            label: Count only the images of this class, if it is given.
+
+        Raises:
+            ValueError: No image has this label.
         """
         chosen = self.diameters if label is None else self.diameters[self.labels == label]
         if not len(chosen):
@@ -70,15 +78,22 @@ class AlignmentResult(NamedTuple):
 def alignment(
     features: Float[Tensor, "N V D"], *, normalize: bool = True, budget: int = BUDGET
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Mean squared view distance (over u != v) and largest view distance of each image, both (N,)
-    float64.
+    """Return the mean squared and the largest view distance of each image, both (N,) float64.
 
-    The largest pair of views is found by products of centred features and its distance taken again
-    by differences, so that identical views are at distance 0. `budget` is in bytes. Raises
-    ValueError for fewer than 2 views or values that are not finite.
+    The mean is over u != v. The largest pair of views is found by products of centered features.
+    Its distance is then computed again by differences, so that identical views are at distance 0.
 
-    >>> alignment(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
-    (tensor([2.], dtype=torch.float64), tensor([1.4142], dtype=torch.float64))
+    Args:
+        features: Features of V >= 2 views of each image.
+        normalize: Scale features to length 1 first.
+        budget: Bytes of a block of distances.
+
+    Raises:
+        ValueError: There are fewer than 2 views, or values are not finite.
+
+    Example:
+        >>> alignment(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
+        (tensor([2.], dtype=torch.float64), tensor([1.4142], dtype=torch.float64))
     """
     check_features(features, fewest_views=2)
     V = features.shape[1]
@@ -100,28 +115,29 @@ def alignment(
 
 
 class Alignment(Measure):
-    """L_align and the curve of R_eps, from features (N, V, D) of V >= 2 views; streams, merges and
-    reduces over ranks.
+    """L_align and the curve of R_eps, from features (N, V, D) of V >= 2 views.
+
+    It streams, merges and reduces over ranks. It keeps two float64 numbers and a label of each
+    image, so `result.R(epsilon)` is exact at every epsilon.
 
     Args:
-        normalize: give features length 1 first (the theory's r = 1, in which distances lie in [0,
-            2]).
-        epsilons: where the curve of R_eps is taken; default 0 to 2 in 100 steps.
-        confidence: of the interval of the curve.
+        normalize: Scale features to length 1 first (the theory's r = 1, in which distances lie in
+            [0, 2]).
+        epsilons: Where the curve of R_eps is taken; by default 0 to 2 in 100 steps.
+        confidence: Confidence of the interval of the curve.
         interval: "clopper-pearson" (exact binomial) or "hoeffding" (+- sqrt(log(2 / alpha) / 2N)).
-        kwargs: torchmetrics.Metric's.
-
-    One float64 pair is kept of each image, so `result.R(epsilon)` is exact at every epsilon.
-
-    >>> measure = Alignment()
-    >>> measure.update(torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [1.0, 0.0]]]))
-    >>> result = measure.compute()
-    >>> float(result.L_align), result.R(1.0), result.n, result.V
-    (1.0, 0.5, 2, 2)
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: fewer than 2 views, another number of views than before, values not finite,
-            negative labels, nothing measured.
+        ValueError: There are fewer than 2 views or another number of views than before, values are
+            not finite, labels are negative, or nothing was measured.
+
+    Example:
+        >>> measure = Alignment()
+        >>> measure.update(torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [1.0, 0.0]]]))
+        >>> result = measure.compute()
+        >>> float(result.L_align), result.R(1.0), result.n, result.V
+        (1.0, 0.5, 2, 2)
     """
 
     intervals = ("L_align",)
@@ -160,8 +176,11 @@ class Alignment(Measure):
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
     ) -> None:
-        """Take V views' features of N more images; labels, where given, let `R` be asked of one
-        class.
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: The images' labels, so that `R` can be asked of one class.
         """
         square, diameter = alignment(features, normalize=self.normalize)
         if labels is None:
@@ -179,7 +198,7 @@ class Alignment(Measure):
         self.label.append(labels.long().clone())  # a caller may use its buffer again
 
     def compute(self) -> AlignmentResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         empty = self.epsilons.new_zeros(0)
         squares, diameters, labels = (
             rows(self.square, empty),
@@ -228,14 +247,24 @@ class Alignment(Measure):
 def clopper_pearson(
     successes: Int[Tensor, " E"], n: int, confidence: float = 0.95
 ) -> tuple[Float[Tensor, " E"], Float[Tensor, " E"]]:
-    """Exact binomial confidence interval of a probability, from successes in n trials: quantiles of
-    beta distributions.
+    """Return the exact binomial confidence interval of a probability.
 
-    >>> clopper_pearson(torch.tensor([0]), 10)
-    (tensor([0.], dtype=torch.float64), tensor([0.3085], dtype=torch.float64))
+    Its ends are quantiles of beta distributions.
+
+    Args:
+        successes: Numbers of successes.
+        n: Number of trials.
+        confidence: Confidence of the interval.
+
+    Returns:
+        The lower and the upper ends.
+
+    Example:
+        >>> clopper_pearson(torch.tensor([0]), 10)
+        (tensor([0.], dtype=torch.float64), tensor([0.3085], dtype=torch.float64))
     """
     k, tail = successes.cpu().double().numpy(), (1 - confidence) / 2
-    # no successes: no lower end
+    # without successes the lower end is 0
     lower = torch.from_numpy(scipy.stats.beta.ppf(tail, k, n - k + 1)).nan_to_num(nan=0.0)
     upper = torch.from_numpy(scipy.stats.beta.ppf(1 - tail, k + 1, n - k)).nan_to_num(nan=1.0)
     return lower.to(successes.device), upper.to(successes.device)

@@ -1,14 +1,16 @@
-"""The anchor form of the concentration: how much of a class has a view within delta / 2 of one
-fixed point.
+"""Anchor form of the concentration: the share of a class near one fixed point.
 
-    main part of class k = { x in C_k : min over views || x' - b_k || <= delta / 2 }               sigma_k = its share of the class
+An image is near the point if one of its views lies within delta / 2.
+
+    main part of class k  =  { x in C_k : min over views || x' - b_k || <= delta / 2 }
+    sigma_k               =  its share of the class
 
 For any fixed point b_k (pixels or features) this is a main part in the sense of Huang et al., ICLR
-2023, Definition 1: two members have a view each within delta / 2 of b_k, so by one triangle
-inequality their d_A is at most delta. It may be smaller than the largest such part, but membership
-is decided image by image: with b_k and delta chosen on other images, members among n held-out
-images are binomial, and sigma_k has an exact (Clopper-Pearson) interval, which the share of a
-largest clique (concentration.py) has not.
+2023, Definition 1. Each of two members has a view within delta / 2 of b_k, so by one triangle
+inequality their d_A is at most delta. This main part may be smaller than the largest one, but
+membership is decided image by image. If b_k and delta are chosen on other images, the number of
+members among n held-out images is binomial. So sigma_k has an exact (Clopper-Pearson) interval. The
+share of a largest clique (concentration.py) has none.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -24,8 +26,9 @@ from marginlab.measures.sigma import Deltas
 
 
 class Anchors(NamedTuple):
-    """One point b_k for each of C classes (`classes` increase), of the shape of a view, and the
-    delta that they were chosen for.
+    """One point b_k for each of C classes, and the delta that the points were chosen for.
+
+    `classes` increase. A point has the shape of a view.
     """
 
     classes: Int[Tensor, " C"]
@@ -34,8 +37,9 @@ class Anchors(NamedTuple):
 
 
 class AnchorCurve(NamedTuple):
-    """sigma of the anchor form at each delta, for fixed points b_k, and its interval, which holds
-    at each delta taken by itself.
+    """sigma of the anchor form at each delta, for fixed points b_k, and its interval.
+
+    The interval holds at each delta taken by itself.
     """
 
     deltas: Float[Tensor, " T"]
@@ -47,19 +51,24 @@ class AnchorCurve(NamedTuple):
 class AnchorResult(NamedTuple):
     """Concentration around fixed points on n (C,) held-out images of C classes.
 
-    All intervals are for `confidence`, each taken by itself.
+    All intervals have the confidence `confidence`, each taken by itself.
 
-    Of a class: `members` (C,), `sigma_k` their share, and its exact binomial interval from `lower`
-    to `upper`. `together` (C,) are lower bounds that hold for all classes at once (Bonferroni:
-    one-sided, each class with a C-th of the risk). `sigma` is the least over classes. `sigma_lower`
-    is the least of `lower`: it exceeds the least sigma_k only if `lower` of that one class does, so
-    it needs no correction; `sigma_upper` is the least of upper ends with a C-th of the risk each
-    (Bonferroni), as it must hold for all. The estimate itself leans downwards, being a minimum of
-    estimates. `mean` is the share of members among all images, sum_k p_k sigma_k where images are
-    drawn from the population, so that the classes have the shares of the sample; its interval is
-    then exact. (With numbers of images fixed beforehand, p_k is their share, and members vary
-    less.) `distances` (N,) are those of each image to its point, min over V views, and `labels` its
-    class, in order of arrival.
+    For each class: `members` (C,) counts its members, `sigma_k` is their share, and `lower` to
+    `upper` is the exact binomial interval of the share. `together` (C,) are lower bounds that hold
+    for all classes at once (Bonferroni: one-sided, each class with a C-th of the risk).
+
+    `sigma` is the least sigma_k over classes. `sigma_lower` is the least of `lower`. It exceeds the
+    least sigma_k only if `lower` of that one class does, so it needs no correction. `sigma_upper`
+    is the least of upper ends with a C-th of the risk each (Bonferroni), because all of them must
+    hold. The estimate `sigma` itself leans downwards, because it is a minimum of estimates.
+
+    `mean` is the share of members among all images. It estimates sum_k p_k sigma_k if images are
+    drawn from the population, so that the classes have the shares of the sample. Its interval is
+    then exact. (If the numbers of images are fixed beforehand, p_k is their share, and the number
+    of members varies less.)
+
+    `distances` (N,) are the distances of the images to the points of their classes, the minimum
+    over V views. `labels` (N,) are their classes. Both are in order of arrival.
     """
 
     classes: Int[Tensor, " C"]
@@ -83,8 +92,12 @@ class AnchorResult(NamedTuple):
     meaning: str
 
     def sigma_at(self, delta: float) -> tuple[float, float, float]:
-        """The least sigma_k at another delta for the same points, and its interval: (estimate,
-        lower, upper).
+        """Return the least sigma_k at another delta, as (estimate, lower, upper).
+
+        The points stay the same.
+
+        Args:
+            delta: The distance.
         """
         curve = self.curve([delta])
         return float(curve.sigma), float(curve.lower), float(curve.upper)
@@ -92,11 +105,18 @@ class AnchorResult(NamedTuple):
     def curve(
         self, deltas: Deltas, reduce: Literal["min", "mean"] = "min", label: int | None = None
     ) -> AnchorCurve:
-        """Over delta, for the same points: the least sigma_k, their mean weighted by p_k, or that
-        of one class, if `label` is given.
+        """Return sigma over delta for the same points, with its intervals.
 
-        Intervals hold at each delta by itself: a delta picked from the curve for what it shows has
-        none. Raises ValueError for a negative delta or a class that is not there.
+        The intervals hold at each delta by itself. A delta picked from the curve for the value it
+        shows has no valid interval.
+
+        Args:
+            deltas: Where the curve is taken.
+            reduce: "min" for the least sigma_k, "mean" for their mean weighted by p_k.
+            label: Return the curve of this one class, if it is given.
+
+        Raises:
+            ValueError: A delta is negative, the class is not there, or `reduce` is unknown.
         """
         if reduce not in ("min", "mean"):
             raise ValueError(
@@ -137,16 +157,26 @@ def anchor_distances(
     *,
     budget: int = BUDGET,
 ) -> Float[Tensor, " N"]:
-    """Distance of each image to the point of its class, the minimum over its V views, by
-    differences in float64: (N,).
+    """Return each image's distance to the point of its class, as the minimum over its V views.
 
-    An UPPER estimate of the minimum over all views, falling with V. Views are pixels in [0, 1] or
-    features, as the points are. `budget` is in bytes. Raises ValueError for views, labels or
-    anchors that do not fit each other, or values that are not finite.
+    The result is (N,). Distances are taken by differences in float64. They are an UPPER estimate of
+    the minimum over all views, and fall with V.
 
-    >>> anchors = Anchors(torch.tensor([0, 1]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]), delta=1.0)
-    >>> anchor_distances(torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.5], [9.0, 9.0]]]), torch.tensor([0, 1]), anchors)
-    tensor([2.0000, 0.5000], dtype=torch.float64)
+    Args:
+        views: Pixels in [0, 1] or features, as the points are.
+        labels: The images' classes.
+        anchors: The points.
+        budget: Bytes of a block of differences.
+
+    Raises:
+        ValueError: Views, labels or anchors do not fit each other, or values are not finite.
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> anchors = Anchors(torch.tensor([0, 1]), points, delta=1.0)
+        >>> views = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.5], [9.0, 9.0]]])
+        >>> anchor_distances(views, torch.tensor([0, 1]), anchors)
+        tensor([2.0000, 0.5000], dtype=torch.float64)
     """
     _check_anchors(anchors)
     check_views(views, labels)
@@ -168,31 +198,35 @@ def anchor_distances(
 
 
 class AnchorConcentration(Measure):
-    """sigma of the anchor form on held-out images, with intervals, from views (N, V, ...) and
-    labels (N,); streams, merges, reduces over ranks.
+    """sigma of the anchor form on held-out images, with intervals.
 
-    Args:
-        anchors: points and delta, chosen on other images (`choose_anchors`) or known before; one
-            for each class that will come.
-        confidence: of the intervals.
-        kwargs: torchmetrics.Metric's.
-
-    The intervals are for V sampled views of an image, drawn independently of the choice of the
-    anchors. The theory's views are all views, more of which can only come nearer: sigma of V views
-    is a LOWER estimate of it. One float64 distance is kept of each image, so that a curve over
+    It takes views (N, V, ...) and labels (N,); streams, merges and reduces over ranks. The
+    intervals are for V sampled views of an image, drawn independently of the choice of the anchors.
+    The theory takes all views, and more views can only come nearer. So sigma of V views is a LOWER
+    estimate of the theory's sigma. One float64 distance is kept of each image, so a curve over
     delta comes from the same pass.
 
-    >>> anchors = Anchors(torch.tensor([0, 1]), torch.tensor([[0.0], [1.0]]), delta=0.5)
-    >>> measure = AnchorConcentration(anchors)
-    >>> measure.update(torch.tensor([[[0.2], [0.9]], [[0.6], [0.4]], [[1.2], [5.0]]]), torch.tensor([0, 0, 1]))
-    >>> result = measure.compute()
-    >>> result.members.tolist(), result.sigma_k.tolist(), float(result.sigma), result.sigma_at(1.0)[0]
-    ([1, 1], [0.5, 1.0], 0.5, 1.0)
+    Args:
+        anchors: Points and delta, chosen on other images (`choose_anchors`) or known before; one
+            for each class that will come.
+        confidence: Confidence of the intervals.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: views of another shape than the points or with another number of views than
-            before, not finite or pixels outside [0, 1], labels without an anchor, an anchor's class
-            without image, measures of other anchors merged, nothing measured.
+        ValueError: Views have another shape than the points or another number of views than before,
+            are not finite or are pixels outside [0, 1]; a label has no anchor; an anchor's class
+            has no image; measures of other anchors are merged; or nothing was measured.
+
+    Example:
+        >>> anchors = Anchors(torch.tensor([0, 1]), torch.tensor([[0.0], [1.0]]), delta=0.5)
+        >>> measure = AnchorConcentration(anchors)
+        >>> views = torch.tensor([[[0.2], [0.9]], [[0.6], [0.4]], [[1.2], [5.0]]])
+        >>> measure.update(views, torch.tensor([0, 0, 1]))
+        >>> result = measure.compute()
+        >>> result.members.tolist(), result.sigma_k.tolist()
+        ([1, 1], [0.5, 1.0])
+        >>> float(result.sigma), result.sigma_at(1.0)[0]
+        (0.5, 1.0)
     """
 
     distance: list[Tensor]
@@ -217,7 +251,12 @@ class AnchorConcentration(Measure):
         self.add_state("n_views", default=none, dist_reduce_fx=constant)
 
     def update(self, views: Float[Tensor, "N V *P"], labels: Int[Tensor, " N"]) -> None:
-        """Take V views of N more held-out images and their labels."""
+        """Take V views of N more held-out images and their labels.
+
+        Args:
+            views: The views, (N, V, ...).
+            labels: The images' classes, (N,).
+        """
         distance = anchor_distances(views, labels, Anchors(self.classes, self.points, self.delta))
         if int(self.n_views) not in (0, views.shape[1]):
             raise ValueError(
@@ -230,7 +269,7 @@ class AnchorConcentration(Measure):
             self.label.append(labels.long().clone())  # a caller may use its buffer again
 
     def compute(self) -> AnchorResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         empty = self.points.new_zeros(0)
         distances, labels = rows(self.distance, empty), rows(self.label, empty.long())
         if not len(distances):
@@ -247,7 +286,7 @@ class AnchorConcentration(Measure):
             )
         members = _members(distances, labels, self.classes, distances.new_tensor([self.delta]))
         sigma_k, lower, upper = _binomial(members, n, self.confidence)
-        # its lower tail is the whole of a class's risk
+        # the lower tail takes the whole risk of a class
         together = _binomial(members, n, 1 - 2 * (1 - self.confidence) / len(n))[1]
         sigma, sigma_lower, sigma_upper = _least(members, n, self.confidence)
         mean, mean_lower, mean_upper = _binomial(
@@ -288,7 +327,7 @@ class AnchorConcentration(Measure):
 
 
 def _members(distances: Tensor, labels: Tensor, classes: Tensor, deltas: Tensor) -> Tensor:
-    """Images of each class within each delta / 2 of their point: (C, T)."""
+    """Count the images of each class within each delta / 2 of their point: (C, T)."""
     return torch.stack(
         [
             torch.searchsorted(distances[labels == label].sort().values, deltas / 2, right=True)
@@ -298,7 +337,7 @@ def _members(distances: Tensor, labels: Tensor, classes: Tensor, deltas: Tensor)
 
 
 def _binomial(members: Tensor, n: Tensor, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of members, (C, T), and the lower and upper ends of its exact interval."""
+    """Return the share of members, (C, T), and the lower and upper ends of its exact interval."""
     ends = [
         clopper_pearson(row, int(all_), confidence) for row, all_ in zip(members, n, strict=True)
     ]
@@ -307,7 +346,10 @@ def _binomial(members: Tensor, n: Tensor, confidence: float) -> tuple[Tensor, Te
 
 
 def _least(members: Tensor, n: Tensor, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The least share over classes, (T,), and its interval; see AnchorResult for the corrections."""
+    """Return the least share over classes, (T,), and its interval.
+
+    `AnchorResult` explains the corrections.
+    """
     sigma_k, lower, _ = _binomial(members, n, confidence)
     upper = _binomial(members, n, 1 - (1 - confidence) / len(n))[2]
     return sigma_k.amin(0), lower.amin(0), upper.amin(0)
@@ -316,8 +358,9 @@ def _least(members: Tensor, n: Tensor, confidence: float) -> tuple[Tensor, Tenso
 def nearest(
     views: Tensor, images: Tensor, points: Tensor, at: Tensor, budget: int
 ) -> tuple[Tensor, Tensor]:
-    """Smallest distance of the views of each of some images to points[at], and the view, both like
-    `images`; differences in float64.
+    """Return the smallest distance of each image's views to points[at], and the index of that view.
+
+    Both are shaped like `images`. Distances are taken by differences in float64.
     """
     points = points.double().flatten(1)
     distances, nearest_views = [views.new_zeros(0, dtype=torch.float64)], [images[:0]]

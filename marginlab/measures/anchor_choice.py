@@ -1,11 +1,11 @@
-"""The choice of the points of the anchor form: for each class, one that many of its images come
-close to.
+"""Choice of the anchor of each class: a point that many of its images come close to.
 
     b_k = argmax over candidates of #{ x in C_k : min over views || x' - b_k || <= delta / 2 }
 
-The best of all points is a hard problem (a ball that covers the most of a set), and none needs to
-be found: any fixed point gives a main part (anchor.py). Sampled views and the class mean are tried,
-and the mean of a point's members, as in a mean-shift step, where it is better.
+The best of all points is a hard problem (the ball that covers most of a set). It need not be found,
+because any fixed point gives a main part (anchor.py). The candidates are sampled views and the
+class mean. The mean of a candidate's members, as in a mean-shift step, replaces it where it is
+better.
 """
 
 import torch
@@ -27,35 +27,41 @@ def choose_anchors(
     seed: int = 0,
     budget: int = BUDGET,
 ) -> Anchors:
-    """For each class a point with many images of the class within delta / 2 of one of their views;
-    measure it on OTHER images.
+    """Choose for each class a point that has a view of many of its images within delta / 2.
 
-    Candidates are the mean over all views of the class and `candidates` of its views, drawn without
-    replacement (all, where there are no more). The mean and the best view are then moved, up to
-    `refinements` times each, to the mean of their members' nearest views, as long as that is
-    better. Better is: more members; of equals, a smaller mean distance. The best point of all is
-    unknown: any point is valid.
+    Measure the concentration on OTHER images. The candidates are the mean over all views of the
+    class and `candidates` of its views, drawn without replacement (all views, if there are no
+    more). Then the mean and the best view are each moved, up to `refinements` times, to the mean of
+    their members' nearest views, as long as that is better. Better means more members, or as many
+    members at a smaller mean distance. The best point of all is unknown, but any point is valid.
+
+    Membership agrees with exact arithmetic up to float64 rounding. Distances come from a product,
+    and those that it cannot tell from delta / 2 are computed again by differences. Points are
+    float64.
 
     Args:
-        views, labels: V views of N images, pixels (N, V, 3, H, W) in [0, 1] or features (N, V, D)
-            as they are; and their classes.
-        delta: twice the radius, in the unit of the views.
-        candidates, refinements: see above.
-        seed: of the draw of candidates, which depends on the order of a class's images and on
+        views: V views of N images: pixels (N, V, 3, H, W) in [0, 1], or features (N, V, D), which
+            are used as they are.
+        labels: The images' classes.
+        delta: Twice the radius, in the unit of the views.
+        candidates: Number of views of a class that are tried.
+        refinements: Most moves of a point.
+        seed: Seed of the draw of candidates, which depends on the order of a class's images and on
             nothing else.
-        budget: bytes of a block of distances.
-
-    Membership is that of exact arithmetic to float64 rounding: a product finds distances, and those
-    it cannot tell from delta / 2 are taken again by differences. Points are float64.
+        budget: Bytes of a block of distances.
 
     Raises:
-        ValueError: no image, views or labels of another shape, values not finite, pixels outside
-            [0, 1], delta negative, no candidates.
+        ValueError: There is no image, views or labels have another shape, values are not finite,
+            pixels lie outside [0, 1], delta is negative, or there are no candidates.
 
-    >>> x = torch.tensor([[[0.0]], [[0.25]], [[0.5]], [[3.0]], [[9.0]]])                      # 5 images with 1 view of 1 number
-    >>> choose_anchors(x, torch.tensor([0, 0, 0, 0, 1]), delta=0.5).points                    # 0.25 has 0, 0.25 and 0.5; the mean has none
-    tensor([[0.2500],
-            [9.0000]], dtype=torch.float64)
+    Example:
+        Five images with one view of one number each. The point 0.25 has the members 0, 0.25 and
+        0.5; the mean has none.
+
+        >>> x = torch.tensor([[[0.0]], [[0.25]], [[0.5]], [[3.0]], [[9.0]]])
+        >>> choose_anchors(x, torch.tensor([0, 0, 0, 0, 1]), delta=0.5).points
+        tensor([[0.2500],
+                [9.0000]], dtype=torch.float64)
     """
     check_views(views, labels)
     if not len(views):
@@ -85,13 +91,13 @@ def choose_anchors(
         found = (
             _refined(views, images, start, half, refinements, budget) for start in (best, mean)
         )
-        # of equals the first: an image's own view
+        # of equally good points the first, which starts from an image's own view
         points.append(max(found, key=lambda scored: scored[:2])[2])
     return Anchors(classes, torch.stack(points).view(len(points), *views.shape[2:]), float(delta))
 
 
 def _mean(views: Tensor, images: Tensor, view: Tensor, budget: int) -> Tensor:
-    """Mean of one view each of some images, (P,) float64."""
+    """Return the mean of one view of each of some images, (P,) float64."""
     total = views.new_zeros(views[0, 0].numel(), dtype=torch.float64)
     step = max(budget // (16 * len(total)), 1)
     for image, which in zip(images.split(step), view.split(step), strict=True):
@@ -107,11 +113,13 @@ def _best(
     half: float,
     budget: int,
 ) -> Tensor:
-    """The view among those `drawn` (images, views) with most images within `half`, (P,); of equals
-    the one with the least mean distance.
+    """Return the view among those `drawn` (images, views) with most images within `half`, (P,).
+
+    Of views with equally many images it is the one with the least mean distance.
     """
     V, P = views.shape[1], len(center)
-    # a square block of float64 distances, and the rows and columns that make it
+    # side of a square block of float64 distances, such that the block and the rows and columns
+    # that make it fit the budget
     side = (P * P + budget / 8) ** 0.5 - P
     members = torch.zeros(len(drawn[0]), dtype=torch.int64, device=views.device)
     total = torch.zeros(len(drawn[0]), dtype=torch.float64, device=views.device)
@@ -126,7 +134,7 @@ def _best(
             lowest = product.view(len(part), V, -1).amin(1)
             inside = lowest <= half * half
             reach = squares.view(-1, V).amax(1).sqrt()[:, None] + norms.sqrt()
-            # what P float64 products and sums can err by, doubled
+            # twice the largest error of P float64 products and sums
             near = (lowest - half * half).abs() <= 2.0**-52 * (P + 8) * reach.square()
             i, j = near.nonzero(as_tuple=True)
             inside[i, j] = nearest(views, part[i], raw, j, budget)[0] <= half
@@ -139,8 +147,9 @@ def _best(
 def _refined(
     views: Tensor, images: Tensor, point: Tensor, half: float, rounds: int, budget: int
 ) -> tuple[int, float, Tensor]:
-    """Members, less the mean distance, and the point, after moving it to the mean of its members'
-    nearest views while that is better.
+    """Move a point to the mean of its members' nearest views while that is better.
+
+    Return the number of its members, minus the mean distance, and the point.
     """
     best = (-1, 0.0, point)
     for _ in range(rounds + 1):

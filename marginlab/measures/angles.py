@@ -1,5 +1,4 @@
-"""The angles of a margin classifier, in degrees: between its weights, between the centers of its
-embeddings, and of each to the other.
+"""Angles of a margin classifier, in degrees, between weights, centers and embeddings.
 
     W-EC     mean over classes of the angle between W_k and the embedding center c_k
     W-Inter  mean over classes of the smallest angle between W_k and another class's weight
@@ -7,12 +6,12 @@ embeddings, and of each to the other.
     Intra    mean over embeddings x of the angle between x and the center of its class
 
 Deng et al., ArcFace, CVPR 2019, Table 3. c_k is the direction of the sum of the embeddings of class
-k, each of length 1. W-EC, W-Inter and Inter come from sums. Intra does not, for the centers are not
-known before the last embedding has been seen: `IntraAngle` is the named second pass.
+k, each of length 1. W-EC, W-Inter and Inter come from sums. Intra does not, because the centers are
+unknown until the last embedding has been seen. `IntraAngle` is a second pass for it.
 
-With K sub-centers W_k1 .. W_kK (the paper's table has K = 1) an angle to W_k is that to the nearest
-of them. Angles are taken as 2 atan2(||a - b||, ||a + b||) of unit vectors, which is exact near 0
-and 180 degrees, where the arc cosine loses half its digits (Kahan 2006).
+With K sub-centers W_k1 .. W_kK (the paper's table has K = 1), the angle to W_k is the angle to the
+nearest of them. Angles are taken as 2 atan2(||a - b||, ||a + b||) of unit vectors (Kahan 2006).
+That is exact near 0 and 180 degrees, where the arc cosine loses half its digits.
 """
 
 from typing import Any, NamedTuple
@@ -24,22 +23,23 @@ from torch import Tensor
 from marginlab.kernels import BUDGET, top_k
 from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
 
-_NONE = 1e-12  # length of a mean of unit vectors that has no direction
+_NONE = 1e-12  # a mean of unit vectors of at most this length has no direction
 
 
 class AngleResult(NamedTuple):
-    """W-EC, W-Inter and Inter in degrees, as means over classes and for each class (`*_k`, (C,)),
-    with standard errors over classes.
+    """W-EC, W-Inter and Inter in degrees, with standard errors over classes.
 
-    NaN where nothing is defined: without weights, with one class, or for a class without an image
-    or whose embeddings cancel; means are over the others. `centers` (C, D) have length 1 (NaN rows
-    where undefined) and are what `IntraAngle` takes. `n` (C,) images were seen.
+    Each is given as a mean over classes and for each class (`*_k`, (C,)). A value is NaN where it
+    is undefined: without weights, with one class, for a class without an image, or for a class
+    whose embeddings cancel. Means are over the other classes. `centers` (C, D) have length 1 (NaN
+    rows where undefined) and are the input of `IntraAngle`. `n` (C,) are the numbers of images
+    seen.
     """
 
     W_EC: Float[Tensor, ""]
     W_Inter: Float[Tensor, ""]
     Inter: Float[Tensor, ""]
-    W_EC_k: Float[Tensor, " C"]  # the paper's names, by class
+    W_EC_k: Float[Tensor, " C"]  # the paper's names, for each class
     W_Inter_k: Float[Tensor, " C"]
     Inter_k: Float[Tensor, " C"]
     error_W_EC: Float[Tensor, ""]  # noqa: N815
@@ -52,8 +52,9 @@ class AngleResult(NamedTuple):
 
 
 class IntraResult(NamedTuple):
-    """Intra in degrees, its standard error over images with the centers taken as given (NaN for one
-    image), and the same mean in each class.
+    """Intra in degrees, its standard error over images, and the same mean in each class.
+
+    The standard error takes the centers as given. It is NaN for one image.
     """
 
     Intra: Float[Tensor, ""]
@@ -64,10 +65,16 @@ class IntraResult(NamedTuple):
 
 
 def angle(a: Float[Tensor, "*S D"], b: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
-    """Angle between vectors of length 1, in degrees.
+    """Return the angle between vectors of length 1, in degrees.
 
-    >>> float(angle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))), float(angle(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])))
-    (90.0, 180.0)
+    Args:
+        a: Vectors (..., D) of length 1.
+        b: Vectors of the same shape.
+
+    Example:
+        >>> east, north = torch.eye(2)
+        >>> float(angle(east, north)), float(angle(east, -east))
+        (90.0, 180.0)
     """
     return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1)))
 
@@ -75,19 +82,24 @@ def angle(a: Float[Tensor, "*S D"], b: Float[Tensor, "*S D"]) -> Float[Tensor, "
 def nearest_class_angles(
     vectors: Float[Tensor, "C K D"], *, budget: int = BUDGET
 ) -> Float[Tensor, " C"]:
-    """Smallest angle between a vector of each class and one of another class, in degrees, (C,)
-    float64; NaN for one class.
+    """Return the smallest angle of each class's vectors to another class's vectors, in degrees.
 
-    C K by C K products are made in blocks of `budget` bytes. Vectors get length 1.
+    The result is (C,) float64, and NaN for one class. Vectors are scaled to length 1. The C K by C
+    K products are made in blocks.
 
-    >>> nearest_class_angles(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]]))
-    tensor([90., 90., 90.], dtype=torch.float64)
+    Args:
+        vectors: K vectors of each of C classes.
+        budget: Bytes of a block.
+
+    Example:
+        >>> nearest_class_angles(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]]))
+        tensor([90., 90., 90.], dtype=torch.float64)
     """
     C, K, _ = vectors.shape
     if C < 2:
         return vectors.new_full((C,), torch.nan, dtype=torch.float64)
     units = prepared(vectors, True).flatten(0, 1)
-    # K - 1 of them at most are of the same class
+    # at most K - 1 of the K nearest are of the same class
     found = top_k(units, units, k=K, exclude_self=True, budget=budget).indices
     own = torch.arange(C * K, device=units.device) // K
     first = (found // K != own[:, None]).int().argmax(1, keepdim=True)
@@ -101,12 +113,23 @@ def angle_statistics(
     num_classes: int,
     weights: Float[Tensor, "C *K D"] | None = None,
 ) -> tuple[AngleResult, IntraResult]:
-    """What `AngleStatistics` and then `IntraAngle` compute, of features at hand.
+    """Compute `AngleStatistics` and then `IntraAngle` of the given features.
 
-    >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]], [[-1.0, 0.0]]])
-    >>> angles, intra = angle_statistics(f, torch.tensor([0, 0, 1, 1]), 2, weights=torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
-    >>> [round(float(v), 3) for v in (angles.W_EC, angles.W_Inter, angles.Inter, intra.Intra)]
-    [45.0, 45.0, 135.0, 22.5]
+    Args:
+        features: Features of V views of N images.
+        labels: The images' classes.
+        num_classes: Number C of classes.
+        weights: Weights of the classifier, (C, D) or, with K sub-centers, (C, K, D).
+
+    Returns:
+        The results of the first and of the second pass.
+
+    Example:
+        >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]], [[-1.0, 0.0]]])
+        >>> weights = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+        >>> angles, intra = angle_statistics(f, torch.tensor([0, 0, 1, 1]), 2, weights)
+        >>> [round(float(v), 3) for v in (angles.W_EC, angles.W_Inter, angles.Inter, intra.Intra)]
+        [45.0, 45.0, 135.0, 22.5]
     """
     first = AngleStatistics(num_classes, features.shape[-1], weights, sync_on_compute=False).to(
         features.device
@@ -121,23 +144,25 @@ def angle_statistics(
 class AngleStatistics(Measure):
     """W-EC, W-Inter and Inter from features (N, V, D) and labels (N,); every view is an embedding.
 
-    Holds (C, D) sums in float64.
+    It holds (C, D) sums in float64.
 
     Args:
-        num_classes, dim: C and D.
-        weights: of the classifier, (C, D) or, with K sub-centers, (C, K, D); without them Inter
-            only.
-        kwargs: torchmetrics.Metric's.
-
-    >>> measure = AngleStatistics(2, 2, weights=torch.eye(2))
-    >>> measure.update(torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([0, 1]))
-    >>> result = measure.compute()
-    >>> round(float(result.W_EC), 3), round(float(result.W_Inter), 3), round(float(result.Inter), 3)
-    (22.5, 90.0, 45.0)
+        num_classes: Number C of classes.
+        dim: Dimension D.
+        weights: Weights of the classifier, (C, D) or, with K sub-centers, (C, K, D). Without them
+            only Inter is computed.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features or weights of another shape or not finite, labels out of range, another
-            number of views than before, no image at all.
+        ValueError: Features or weights have another shape or are not finite, labels are out of
+            range, the number of views differs from before, or there is no image at all.
+
+    Example:
+        >>> measure = AngleStatistics(2, 2, weights=torch.eye(2))
+        >>> measure.update(torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([0, 1]))
+        >>> result = measure.compute()
+        >>> [round(float(v), 3) for v in (result.W_EC, result.W_Inter, result.Inter)]
+        [22.5, 90.0, 45.0]
     """
 
     sums: Tensor
@@ -193,7 +218,7 @@ class AngleStatistics(Measure):
         self.n = self.n.index_add(0, labels.long(), torch.ones_like(labels, dtype=torch.int64))
 
     def compute(self) -> AngleResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         if int(self.n.sum()) == 0:
             raise ValueError(
                 "AngleStatistics has seen no image yet: call update(features, labels) first."
@@ -236,25 +261,26 @@ class AngleStatistics(Measure):
 
 
 class IntraAngle(Measure):
-    """Intra: the second pass over the same features (N, V, D) and labels, or over other images, to
-    given centers; streams, merges and reduces.
+    """Intra, from features (N, V, D) and labels (N,), to given centers: the second pass.
+
+    It runs over the same images as the first pass, or over others. It streams, merges and reduces.
+    If the centers are of the same images, Intra leans downwards, by the order of 1/n_k, because
+    each image has drawn its center towards itself.
 
     Args:
-        centers: (C, D), `AngleStatistics`' of a first pass, or others. NaN rows are classes without
-            a center: their images are left out.
-        kwargs: torchmetrics.Metric's.
-
-    To centers of the same images Intra leans downwards, by the order of 1/n_k, for each image has
-    drawn its center towards itself.
-
-    >>> measure = IntraAngle(torch.eye(2))
-    >>> measure.update(torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([0, 1]))
-    >>> round(float(measure.compute().Intra), 3)
-    22.5
+        centers: Centers (C, D), those of `AngleStatistics` or others. NaN rows are classes without
+            a center; their images are left out.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features or labels that do not fit the centers, values not finite, measures to
-            different centers merged, no image with a center.
+        ValueError: Features or labels do not fit the centers, values are not finite, measures to
+            different centers are merged, or no image has a center.
+
+    Example:
+        >>> measure = IntraAngle(torch.eye(2))
+        >>> measure.update(torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([0, 1]))
+        >>> round(float(measure.compute().Intra), 3)
+        22.5
     """
 
     centers: Tensor
@@ -287,7 +313,7 @@ class IntraAngle(Measure):
         self.n = self.n.index_add(0, at, torch.ones_like(at))
 
     def compute(self) -> IntraResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         n = int(self.n.sum())
         if n == 0:
             raise ValueError(
@@ -321,7 +347,7 @@ def _check(features: Tensor, labels: Tensor, num_classes: int, dim: int) -> None
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the classes whose angle is defined, and its standard error."""
+    """Return the mean over the classes whose angle is defined, and its standard error."""
     known = values[~values.isnan()]
     return known.mean(), known.std() / len(known) ** 0.5 if len(known) > 1 else torch.full_like(
         values[0], torch.nan

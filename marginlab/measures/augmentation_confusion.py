@@ -1,19 +1,23 @@
-"""How often a view's nearest neighbour is a view of another image: ACR, and how far training has
-brought it down: ARC.
+"""Augmentation confusion: how often a view's nearest neighbour is a view of another image.
 
-    ACR = P[ min over images j != i of d(x_i^u, image j)  <=  d(x_i^u, image i) ]             ARC = (1 - ACR_final) / (1 - ACR_initial)
+    ACR = P[ min over images j != i of d(x_i^u, image j)  <=  d(x_i^u, image i) ]
+    ARC = (1 - ACR_final) / (1 - ACR_initial)
 
-over all views u of all images i, with d(x_i^u, image j) = min over the views v of image j of
-||f(x_i^u) - f(x_j^v)||, v != u where j = i, f of length 1. Wang, Zhang, Wang, Yang and Lin, ICLR
-2022. Zhang, Wang and Wang, JMLR 2025, take the mean or the maximum over the views instead of the
-minimum, in own images and in others as one likes: GACR, and GARC of it. Every view asks, not the
-first of an image only; images are told apart by their index, whatever the batches they came in; and
-distances within 1e-7 of each other are equal, a tie counting as confused: an image whose own views
-are no nearer than another's is not told apart, and an encoder that has collapsed has ACR = 1.
+ARC says how far training has brought ACR down. The probability is over all views u of all images i.
+The distance d(x_i^u, image j) is the minimum over the views v of image j of
+||f(x_i^u) - f(x_j^v)||, with v != u where j = i, and f has length 1. Source: Wang, Zhang, Wang,
+Yang and Lin, ICLR 2022. Zhang, Wang and Wang, JMLR 2025, take the mean or the maximum over the
+views instead of the minimum, chosen separately for the own image and for others. This is
+GACR, and its ratio is GARC.
 
-ACR is of a bank of N images and V views, and changes with both: it grows with N, because there are
-more others, and falls with V in the minimum, because there are more own views (of others too, but
-these are there without). Only ACRs of equal N and V are to be compared.
+Here every view asks, not only the first of an image. Images are told apart by their index, whatever
+batches they came in. Distances within 1e-7 of each other are equal, and a tie counts as confused.
+So an image whose own views are no nearer than another image's is confused, and an encoder that has
+collapsed has ACR = 1.
+
+ACR depends on the bank, of N images with V views. It grows with N, because there are more others.
+In the minimum it falls with V, because there are more own views. (There are more views of others
+too, but another image has no view left out.) Compare only ACRs of equal N and V.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -27,17 +31,17 @@ from marginlab.measures.measure import Measure, check_features, constant, prepar
 from marginlab.rng import Key
 
 Reduction = Literal["min", "mean", "max"]
-# distances of unit features in float64 err by up to 1e-8 near zero, and those of float32 features
-# by this
+# near zero, distances of unit features err by up to 1e-8 in float64, and by this if the features
+# are float32
 TIE = 1e-7
 
 
 class ConfusionResult(NamedTuple):
-    """ACR among the views of N images with V views each, and its standard error over images, the
-    bank of the others taken as given.
+    """ACR among the views of N images with V views each, and its standard error over images.
 
-    `chance` is what an encoder has that draws its features at random: (N - 1) V / (N V - 1) in the
-    minimum (NaN otherwise). `seen` images were given, of which the N are a random sample.
+    The error takes the bank of the other images as given. `chance` is the ACR of an encoder that
+    draws its features at random: (N - 1) V / (N V - 1) in the minimum (NaN otherwise). `seen`
+    images were given; the N images are a random sample of them.
     """
 
     ACR: Float[Tensor, ""]
@@ -52,8 +56,9 @@ class ConfusionResult(NamedTuple):
 
 
 class RelativeConfusion(NamedTuple):
-    """ARC (or GARC), more than 1 where training has brought views of an image together, and its
-    standard error.
+    """ARC (or GARC) and its standard error.
+
+    It is more than 1 if training has brought the views of an image together.
     """
 
     ARC: Float[Tensor, ""]
@@ -68,16 +73,25 @@ def augmentation_confusion(
     across: Reduction = "min",
     budget: int = BUDGET,
 ) -> Float[Tensor, " N"]:
-    """Share of the views of each image that are confused with another image, (N,) float64: ACR is
-    their mean.
+    """Return the share of each image's views that are confused with another image.
 
-    `within` and `across` reduce the distances to the views of the own image and of another one;
-    `budget` is in bytes. Features get length 1. Raises ValueError for fewer than 2 views or 2
-    images, or values that are not finite.
+    The shares are (N,) float64, and ACR is their mean. Features are scaled to length 1.
 
-    >>> f = torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.8, 0.1]]])                 # the second views lie together
-    >>> augmentation_confusion(f)
-    tensor([0.5000, 0.5000], dtype=torch.float64)
+    Args:
+        features: Features of V views of N images.
+        within: How distances to the views of the own image are reduced.
+        across: How distances to the views of another image are reduced.
+        budget: Bytes of a block of distances.
+
+    Raises:
+        ValueError: There are fewer than 2 views or 2 images, or values are not finite.
+
+    Example:
+        The second views lie together.
+
+        >>> f = torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.8, 0.1]]])
+        >>> augmentation_confusion(f)
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     _check_reductions(within, across)
     check_features(features, fewest_views=2)
@@ -107,30 +121,30 @@ def augmentation_confusion(
 
 
 class AugmentationConfusion(Measure):
-    """ACR (or GACR) from features (N, V, D) of V >= 2 views; streams, merges and reduces over
-    ranks.
+    """ACR (or GACR) from features (N, V, D) of V >= 2 views.
+
+    It streams, merges and reduces over ranks. It keeps the features of at most 2 max_images images,
+    in the dtype they come in. Time grows as (max_images V)^2 D.
 
     Args:
-        within, across: "min" (ACR), "mean" or "max" (GACR) over the views of the own image and of
-            others.
-        max_images: of the bank. Beyond it the images are a random sample of this size, drawn
-            without replacement by a key of the seed and of an image's own features: which images
-            are in it depends neither on their order nor on batches or ranks.
-        seed: of the sample.
-        kwargs: torchmetrics.Metric's.
-
-    The features of max_images images are kept, in the dtype they come in; time goes with
-    (max_images V)^2 D.
-
-    >>> measure = AugmentationConfusion()
-    >>> measure.update(torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.8, 0.1]]]))
-    >>> result = measure.compute()
-    >>> float(result.ACR), result.n, result.V
-    (0.5, 2, 2)
+        within: "min" (ACR), "mean" or "max" (GACR) over the views of the own image.
+        across: The same over the views of another image.
+        max_images: Most images of the bank. Beyond it the images are a random sample of this size
+            without replacement. A key of the seed and of an image's own features draws it, so which
+            images are in it depends neither on their order nor on batches or ranks.
+        seed: Seed of the sample.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: fewer than 2 views, another number of views than before, values not finite, a
-            bank of fewer than 2 images.
+        ValueError: There are fewer than 2 views, the number of views differs from before, values
+            are not finite, or the bank has fewer than 2 images.
+
+    Example:
+        >>> measure = AugmentationConfusion()
+        >>> measure.update(torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.8, 0.1]]]))
+        >>> result = measure.compute()
+        >>> float(result.ACR), result.n, result.V
+        (0.5, 2, 2)
     """
 
     features: list[Tensor]
@@ -163,8 +177,11 @@ class AugmentationConfusion(Measure):
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
     ) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be
-        called alike).
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored; accepted so that all measures may be called alike.
         """
         check_features(features, fewest_views=2)
         if int(self.views) not in (0, features.shape[1]):
@@ -186,15 +203,17 @@ class AugmentationConfusion(Measure):
             self.features[:], self.priority[:] = [kept], [priority]
 
     def _sample(self) -> tuple[Tensor, Tensor]:
-        """The images with the smallest priorities: a random sample of all, and of any union of
-        parts the sample of their samples.
+        """Return the images with the smallest priorities, and these priorities.
+
+        They are a random sample of all images. The sample of a union of parts is the sample of the
+        parts' samples.
         """
         priority = rows(self.priority, self.seen.new_zeros(0))
         order = priority.argsort()[: self.max_images]
         return rows(self.features, priority.new_zeros(0, 2, 1).double())[order], priority[order]
 
     def compute(self) -> ConfusionResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         seen, V = int(self.seen), int(self.views)
         if seen == 0:
             raise ValueError(
@@ -226,17 +245,24 @@ class AugmentationConfusion(Measure):
 
 
 def relative_confusion(initial: ConfusionResult, final: ConfusionResult) -> RelativeConfusion:
-    """ARC of an encoder before and after training (GARC, if their means or maxima over views were
-    taken).
+    """Return ARC of an encoder before and after training (GARC for means or maxima over views).
 
-    Source: Wang et al. 2022. The standard error is by linearisation with both errors independent:
-    too large rather than too small where the same images are confused before and after. Raises
-    ValueError for results of unequal N, V or reductions, or an initial ACR of 1.
+    Source: Wang et al. 2022. The standard error is by linearisation, with both errors independent.
+    It is too large rather than too small where the same images are confused before and after.
 
-    >>> f = torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.8, 0.1]]])
-    >>> before, after = AugmentationConfusion()(f), AugmentationConfusion()(torch.eye(2)[:, None].repeat(1, 2, 1))
-    >>> float(before.ACR), float(after.ACR), float(relative_confusion(before, after).ARC)
-    (0.5, 0.0, 2.0)
+    Args:
+        initial: The result before training.
+        final: The result after training.
+
+    Raises:
+        ValueError: The results differ in N, V or reductions, or the initial ACR is 1.
+
+    Example:
+        >>> f = torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.8, 0.1]]])
+        >>> before = AugmentationConfusion()(f)
+        >>> after = AugmentationConfusion()(torch.eye(2)[:, None].repeat(1, 2, 1))
+        >>> float(before.ACR), float(after.ACR), float(relative_confusion(before, after).ARC)
+        (0.5, 0.0, 2.0)
     """
     made = [(r.n, r.V, r.within, r.across) for r in (initial, final)]
     if made[0] != made[1]:
@@ -284,8 +310,9 @@ def _check_reductions(within: str, across: str) -> None:
 
 
 def place_of(features: Tensor, seed: int) -> Int[Tensor, " N"]:
-    """A random number of each image, made of the seed and of the bits of its features: two images
-    differ in it unless all their features agree.
+    """Return a random number of each image, made of the seed and of the bits of its features.
+
+    Two images differ in it unless all their features agree.
     """
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
     words = features.detach().flatten(1).contiguous().view(bits).long()

@@ -1,22 +1,25 @@
-"""The augmentation graph of a finite population whose images share views: its spectrum,
-conductances, and how far views tell their label.
+"""Augmentation graph of a finite population whose images share views.
 
-    w_xx' = E over images of A(x | image) A(x' | image)        w_x = sum over x' of w_xx'        A_bar = D^{-1/2} W D^{-1/2}, eigenvalues 1 - lambda_i
-    phi(S) = w(S, S^c) / w(S)                                  rho_m = min over partitions of the views into m parts of max_i phi(S_i)
-    y_hat(x) = the likeliest label of view x                   alpha = P[ y_hat(x) != y(image) ]
+    w_xx'    = E over images of A(x | image) A(x' | image)        w_x = sum over x' of w_xx'
+    A_bar    = D^{-1/2} W D^{-1/2}, with eigenvalues 1 - lambda_i
+    phi(S)   = w(S, S^c) / w(S)
+    rho_m    = min over partitions of the views into m parts of max_i phi(S_i)
+    y_hat(x) = the likeliest label of view x
+    alpha    = P[ y_hat(x) != y(image) ]
 
-HaoChen, Wei, Gaidon and Ma, NeurIPS 2021, section 3. 0 = lambda_1 <= lambda_2 <= ... <= 1, as A_bar
-is positive semidefinite.
+These are the graph, its spectrum, its conductances, and how far views tell their label. HaoChen,
+Wei, Gaidon and Ma, NeurIPS 2021, section 3. 0 = lambda_1 <= lambda_2 <= ... <= 1, because A_bar is
+positive semidefinite.
 
-Only a population written down has this graph. Of views drawn from a continuous augmentation no two
-images ever share one: the graph of the draws falls into N components, one for each image, each of
-conductance 0, and nothing of it estimates the graph of the augmentation.
+Only a population written down has this graph. No two images ever share a view drawn from a
+continuous augmentation. The graph of such draws falls into N components, one for each image, each
+of conductance 0. Nothing of it estimates the graph of the augmentation.
 
-rho_m is a search over all partitions, made for few views. For more it is held between two sides:
-lambda_m / 2 <= rho_m, for the quadratic form of I - A_bar on functions constant on m disjoint sets
-is at most 2 max phi (Lee, Oveis Gharan and Trevisan, Journal of the ACM 61, 2014); and any
-partition found is at least rho_m. For m = 2 the sweep over the second eigenvector finds one within
-Cheeger's side, rho_2 <= sqrt(2 lambda_2).
+rho_m is found by a search over all partitions if there are few views. For more views it lies
+between two sides. From below, lambda_m / 2 <= rho_m, because the quadratic form of I - A_bar on
+functions constant on m disjoint sets is at most 2 max phi (Lee, Oveis Gharan and Trevisan, Journal
+of the ACM 61, 2014). From above, any partition found is at least rho_m. For m = 2 the sweep over
+the second eigenvector finds one within Cheeger's side, rho_2 <= sqrt(2 lambda_2).
 """
 
 from dataclasses import dataclass
@@ -29,12 +32,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-EXHAUSTIVE = 12  # views up to which rho_m is searched for: 3^12 / 2 pairs of a set and its part
+EXHAUSTIVE = 12  # most views for an exhaustive search: 3^12 / 2 pairs of a set and its part
 
 
 class SmallestConductance(NamedTuple):
-    """rho_m between `lower` and `upper` (equal where the search was exhaustive), and the partition
-    (X,) of the views that attains `upper`.
+    """rho_m between `lower` and `upper`, and the partition (X,) of the views that attains `upper`.
+
+    The two are equal where the search was exhaustive.
     """
 
     lower: float
@@ -45,21 +49,27 @@ class SmallestConductance(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AugmentationGraph:
-    """The graph on X common views of N images: `draws` A(x | image) (N, X), each row a
-    distribution, and probabilities of the images (equal if None).
+    """The graph on X common views of N images.
 
-    Holds (X, X) in float64. All quantities are exact for this population; none has a sampling
+    It holds (X, X) in float64. All quantities are exact for this population; none has a sampling
     error.
 
-    Raises:
-        ValueError: rows that are no distributions, a view that is never drawn, probabilities that
-            are none.
+    Args:
+        draws: A(x | image) (N, X), each row a distribution.
+        weights: Probabilities of the images; equal if None.
 
-    >>> graph = AugmentationGraph(torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]))
-    >>> graph.mass.tolist(), round(graph.spectral_gap, 6), graph.components
-    ([0.25, 0.5, 0.25], 0.5, 1)
-    >>> graph.conductance(torch.tensor([True, True, False]))                                    # w(S, S^c) = 1/8, w(S) = 3/4
-    0.16666666666666666
+    Raises:
+        ValueError: Rows are not distributions, a view is never drawn, or the weights are not
+            probabilities.
+
+    Example:
+        For the set of the first two views, w(S, S^c) = 1/8 and w(S) = 3/4.
+
+        >>> graph = AugmentationGraph(torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]))
+        >>> graph.mass.tolist(), round(graph.spectral_gap, 6), graph.components
+        ([0.25, 0.5, 0.25], 0.5, 1)
+        >>> graph.conductance(torch.tensor([True, True, False]))
+        0.16666666666666666
     """
 
     draws: Float[Tensor, "N X"]
@@ -90,15 +100,22 @@ class AugmentationGraph:
 
     @classmethod
     def of_views(cls, views: Shaped[Tensor, "N V *P"]) -> "AugmentationGraph":
-        """The graph of N images with V equally likely views each, told apart by their values (names
-        as integers, pixels): equal ones are shared.
+        """Return the graph of N images with V equally likely views each.
 
-        The common views are numbered in the order of `torch.unique`. Raises ValueError where no two
-        images share a view, as it is with draws of a continuous augmentation.
+        Views are told apart by their values (names as integers, or pixels); equal ones are shared.
+        The common views are numbered in the order of `torch.unique`.
 
-        >>> AugmentationGraph.of_views(torch.tensor([[7, 7, 3, 9], [9, 9, 9, 3]])).draws
-        tensor([[0.2500, 0.5000, 0.2500],
-                [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
+        Args:
+            views: The views of each image.
+
+        Raises:
+            ValueError: No two images share a view, as is the case with draws of a continuous
+                augmentation.
+
+        Example:
+            >>> AugmentationGraph.of_views(torch.tensor([[7, 7, 3, 9], [9, 9, 9, 3]])).draws
+            tensor([[0.2500, 0.5000, 0.2500],
+                    [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
         """
         if views.ndim < 2 or 0 in views.shape:
             raise ValueError(
@@ -124,8 +141,10 @@ class AugmentationGraph:
 
     @cached_property
     def conditional(self) -> Float[Tensor, "N X"]:
-        """P[view | image] in float64: rows that were written in float32 sum to 1 to its digits
-        only, which would pass for an eigenvalue.
+        """P[view | image] in float64, each row divided by its sum.
+
+        Rows written in float32 sum to 1 only to float32 digits. The difference would pass for an
+        eigenvalue.
         """
         a = self.draws.detach().double()
         return a / a.sum(1, keepdim=True)
@@ -158,7 +177,7 @@ class AugmentationGraph:
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.normalized)
         eigenvalues = (1 - values.flip(0)).clamp(min=0)
-        eigenvalues[: self.components] = 0  # as many as that, and rounding does not say how many
+        eigenvalues[: self.components] = 0  # known from the edges; rounding hides how many
         return eigenvalues, vectors.flip(1)
 
     @property
@@ -173,14 +192,18 @@ class AugmentationGraph:
 
     @property
     def spectral_gap(self) -> float:
-        """lambda_2, the gap between the two largest eigenvalues of A_bar: 0 if and only if the
-        graph falls apart; 1 for a single view.
+        """lambda_2, the gap between the two largest eigenvalues of A_bar.
+
+        It is 0 if and only if the graph is not connected. It is 1 for a single view.
         """
         return float(self.eigenvalues[1]) if len(self.mass) > 1 else 1.0
 
     @cached_property
     def components(self) -> int:
-        """Number of connected components, by the edges; lambda_1 to lambda_components are 0."""
+        """Number of connected components, counted from the edges.
+
+        lambda_1 to lambda_components are 0.
+        """
         return int(
             connected_components(
                 (self.adjacency > 0).cpu().numpy(), directed=False, return_labels=False
@@ -188,9 +211,13 @@ class AugmentationGraph:
         )
 
     def conductance(self, members: Bool[Tensor, " X"]) -> float:
-        """phi(S) = w(S, S^c) / w(S) of a set of views, the Dirichlet conductance.
+        """Return the Dirichlet conductance phi(S) = w(S, S^c) / w(S) of a set of views.
 
-        ValueError for an empty set.
+        Args:
+            members: Marks the views of the set.
+
+        Raises:
+            ValueError: The set is empty, or the mask has another shape.
         """
         if members.shape != self.mass.shape or not bool(members.any()):
             raise ValueError(
@@ -200,13 +227,24 @@ class AugmentationGraph:
         return float(self.adjacency[members][:, ~members].sum() / self.mass[members].sum())
 
     def conductances(self, parts: Int[Tensor, " X"]) -> Float[Tensor, " m"]:
-        """The conductance of each part of a partition, in the order of their names: those of label
-        sets for `likeliest(labels)`.
+        """Return the conductance of each part of a partition, in increasing order of their names.
+
+        For `likeliest(labels)` they are the conductances of the label sets.
+
+        Args:
+            parts: The part of each view, a whole number.
         """
         return self.mass.new_tensor([self.conductance(parts == part) for part in parts.unique()])
 
     def by_label(self, labels: Int[Tensor, " N"]) -> Float[Tensor, "C X"]:
-        """P[label, view], for the labels that occur, in increasing order."""
+        """Return P[label, view], for the labels that occur, in increasing order.
+
+        Args:
+            labels: The label of each image.
+
+        Raises:
+            ValueError: The labels have another shape than (N,).
+        """
         if labels.shape != (len(self.draws),):
             raise ValueError(
                 f"{len(self.draws)} images have as many labels, not {tuple(labels.shape)}."
@@ -215,26 +253,44 @@ class AugmentationGraph:
         return self.joint.new_zeros(len(known), len(self.mass)).index_add(0, index, self.joint)
 
     def likeliest(self, labels: Int[Tensor, " N"]) -> Int[Tensor, " X"]:
-        """y_hat(x), the likeliest label of each view; of equally likely ones the smallest."""
+        """Return y_hat(x), the likeliest label of each view; of equal ones the smallest.
+
+        Args:
+            labels: The label of each image.
+        """
         known: Tensor = labels.unique()
         return known[self.by_label(labels).argmax(0)]
 
     def alpha(self, labels: Int[Tensor, " N"]) -> float:
-        """P[y_hat(x) != y(image)]: no classifier of views is right on more than 1 - alpha of them."""
-        # summed, not 1 minus the rest: small ones keep their digits
+        """Return P[y_hat(x) != y(image)].
+
+        No classifier of views is right on more than 1 - alpha of them.
+
+        Args:
+            labels: The label of each image.
+        """
+        # summed, not 1 minus the rest, so that small values keep their digits
         by_label = self.by_label(labels)
         return float(by_label.scatter(0, by_label.argmax(0, keepdim=True), 0.0).sum())
 
     def disagreement(self, parts: Int[Tensor, " X"]) -> float:
-        """The sum of w_xx' over views in different parts, the mean of phi(S) weighted by w(S): for
-        `likeliest(labels)` at most 2 alpha.
+        """Return the sum of w_xx' over views in different parts.
+
+        It is the mean of phi(S) weighted by w(S). For `likeliest(labels)` it is at most 2 alpha.
+
+        Args:
+            parts: The part of each view.
         """
         return float(self.adjacency[parts[:, None] != parts].sum())
 
     def smallest_conductance(self, m: int) -> SmallestConductance:
-        """rho_m: exact up to EXHAUSTIVE = 12 views, else between its two sides.
+        """Return rho_m: exact up to EXHAUSTIVE = 12 views, otherwise between its two sides.
 
-        Raises ValueError unless 1 <= m <= X.
+        Args:
+            m: Number of parts.
+
+        Raises:
+            ValueError: m is not between 1 and the number X of views.
         """
         X = len(self.mass)
         if not 1 <= m <= X:
@@ -259,8 +315,9 @@ class AugmentationGraph:
         )
 
     def _bisected(self, m: int) -> Tensor:
-        """A partition into m parts: again and again that cut of one part in two is made which
-        leaves the largest conductance smallest.
+        """Return a partition into m parts, made by cutting one part in two again and again.
+
+        Each cut is the one that leaves the largest conductance smallest.
         """
         parts = torch.zeros(len(self.mass), dtype=torch.int64, device=self.mass.device)
         for new in range(1, m):
@@ -282,12 +339,15 @@ class AugmentationGraph:
         return parts
 
     def _sweep(self, inside: Tensor) -> list[Tensor]:
-        """The first 1, 2, ... of some views, in the order of the largest eigenvector of their part
-        of A_bar beside the constant function.
+        """Return the first 1, 2, ... of some views, in the order of an eigenvector.
+
+        It is the eigenvector with the largest eigenvalue of their part of A_bar, beside the
+        constant function.
         """
         if len(inside) < 2:
             return []
-        # an eigenvector of the whole: equal eigenvalues would mix with it
+        # the constant function is an eigenvector of the whole graph, and would mix with others of
+        # equal eigenvalue
         first = torch.nn.functional.normalize(self.mass[inside].sqrt(), dim=0)
         beside = (
             torch.eye(len(inside), dtype=first.dtype, device=first.device) - first[:, None] * first
@@ -303,11 +363,10 @@ class AugmentationGraph:
 
 
 def _search(w: np.ndarray, m: int) -> tuple[float, np.ndarray]:
-    """The least over partitions of {0..X-1} into m parts of the largest phi, and one that attains
-    it: dynamic programming over sets.
+    """Return the least largest phi over partitions of {0..X-1} into m parts, and a partition.
 
-    best_m(S) = min over parts T of S that hold its lowest element of max(phi(T), best_{m-1}(S
-    without T)).
+    The partition attains it. The search is dynamic programming over sets: best_m(S) = min over
+    parts T of S that hold its lowest element of max(phi(T), best_{m-1}(S without T)).
     """
     X = len(w)
     bits = (np.arange(2**X)[:, None] >> np.arange(X)) & 1

@@ -1,16 +1,20 @@
-"""Variance within classes against the distance of their centers: V_k, their mean, and the
-class-distance normalized variance (CDNV).
+"""Variance within classes against the distance of their centers: V_k, its mean, and CDNV.
 
-    V_k = E_{C_k} || f - mu_k ||^2        Var(f | y) = sum_k p_k V_k        CDNV_kl = (V_k + V_l) / ( 2 || mu_k - mu_l ||^2 )
+    V_k        = E_{C_k} || f - mu_k ||^2
+    Var(f | y) = sum_k p_k V_k
+    CDNV_kl    = (V_k + V_l) / ( 2 || mu_k - mu_l ||^2 )
 
-CDNV: Galanti, Gyorgy and Hutter, ICLR 2022. V_k is what bounds Delta_mu (Huang et al., ICLR 2023),
-and Var(f | y) the variance of Wang, Zhang, Wang, Yang and Lin, ICLR 2022. All of it comes from the
-sums of `ClassDivergence`: with its Gram matrix G of unbiased inner products and lengths,
+CDNV is the class-distance normalized variance (Galanti, Gyorgy and Hutter, ICLR 2022). V_k bounds
+Delta_mu (Huang et al., ICLR 2023). Var(f | y) is the variance of Wang, Zhang, Wang, Yang and Lin,
+ICLR 2022. All of them come from the sums of `ClassDivergence`. With its Gram matrix G of unbiased
+inner products and lengths,
 
-    || mu_k - mu_l ||^2  ~  G_kk + G_ll - 2 G_kl                          (unbiased; the distance of sampled means is too large by V_k/n_k + V_l/n_l).
+    || mu_k - mu_l ||^2  ~  G_kk + G_ll - 2 G_kl.
 
-Errors: the same delete-a-group jackknife, of one class at a time, whose images are independent of
-    the others'.
+This is unbiased. The squared distance of sampled means is too large by V_k/n_k + V_l/n_l.
+
+Errors come from the same delete-a-group jackknife, one class at a time. The images of a class are
+independent of those of the other classes.
 """
 
 from typing import NamedTuple
@@ -27,20 +31,22 @@ from marginlab.measures.divergence import (
     squared_lengths,
 )
 
-# of the mean squared norms of two classes: below it a squared distance of centers in float64 is
-# rounding
+# a squared distance of centers in float64 is rounding below this share of the mean squared norms
+# of the two classes
 _NONE = 1e-13
 
 
 class ClassVarianceResult(NamedTuple):
-    """V_k of C classes and CDNV of their pairs; NaN where a class has too few images: V_k and CDNV
-    need 2, their errors 3 (see `n`).
+    """V_k of C classes and CDNV of their pairs.
 
-    `within` is V_k, `variance` their mean with the weights p_k = n_k / n of the classes that have
-    one. `distances` (C, C) are squared distances of centers, unbiased and so perhaps negative.
-    `CDNV_kl` (C, C) is infinite where a distance is estimated at 0 or below (NaN if nothing varies
-    either), NaN on the diagonal; `CDNV` is its mean over pairs of different classes, those that are
-    NaN left out, and infinite if one of them is. `error_*` are standard errors.
+    Values are NaN where a class has too few images: V_k and CDNV need 2, their errors 3 (see `n`).
+
+    `within` is V_k. `variance` is the mean of V_k over the classes that have one, with the weights
+    p_k = n_k / n. `distances` (C, C) are squared distances of centers; they are unbiased, so they
+    may be negative. `CDNV_kl` (C, C) is infinite where a distance is estimated at 0 or below (NaN
+    if nothing varies either), and NaN on the diagonal. `CDNV` is its mean over pairs of different
+    classes. It leaves out pairs that are NaN, and is infinite if one of the others is. `error_*`
+    are standard errors.
     """
 
     within: Float[Tensor, " C"]
@@ -60,14 +66,21 @@ class ClassVarianceResult(NamedTuple):
 def class_distances(
     divergence: DivergenceResult,
 ) -> tuple[Float[Tensor, "C C"], Float[Tensor, "C C"]]:
-    """Squared distances of class centers, and CDNV, of what `ClassDivergence` has found, without
-    their errors: both (C, C).
+    """Return squared distances of class centers, and CDNV, both (C, C), without their errors.
 
-    >>> f = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[5.0, 0.0]], [[5.0, 0.0]]])
-    >>> from marginlab.measures.functional import class_divergence
-    >>> distances, cdnv = class_distances(class_divergence(f, torch.tensor([0, 0, 1, 1]), 2, normalize=False))
-    >>> float(distances[0, 1]), float(cdnv[0, 1])                     # V_0 = 1/2, V_1 = 0, and (1, 1/2) to (5, 0) is 16.25 less V_0 / 2
-    (16.0, 0.015625)
+    Args:
+        divergence: The result of `ClassDivergence`.
+
+    Example:
+        V_0 = 1/2 and V_1 = 0. The squared distance of the centers (1, 1/2) and (5, 0) is 16.25,
+        and V_0 / 2 is taken off it.
+
+        >>> from marginlab.measures.functional import class_divergence
+        >>> f = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[5.0, 0.0]], [[5.0, 0.0]]])
+        >>> found = class_divergence(f, torch.tensor([0, 0, 1, 1]), 2, normalize=False)
+        >>> distances, cdnv = class_distances(found)
+        >>> float(distances[0, 1]), float(cdnv[0, 1])
+        (16.0, 0.015625)
     """
     lengths, within = divergence.gram.diagonal(), divergence.within
     return _distances(lengths, lengths, divergence.gram).fill_diagonal_(0), _cdnv(
@@ -83,11 +96,19 @@ def class_variance(
     normalize: bool = True,
     groups: int = 20,
 ) -> ClassVarianceResult:
-    """What `ClassVariance` computes, of features at hand.
+    """Compute `ClassVariance` of the given features.
 
-    >>> f = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[5.0, 0.0]], [[5.0, 0.0]]])
-    >>> class_variance(f, torch.tensor([0, 0, 1, 1]), 2, normalize=False).within
-    tensor([0.5000, 0.0000], dtype=torch.float64)
+    Args:
+        features: Features of V views of N images.
+        labels: The images' classes.
+        num_classes: Number C of classes.
+        normalize: Scale features to length 1 first.
+        groups: Number of groups of a class's images for the jackknife.
+
+    Example:
+        >>> f = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[5.0, 0.0]], [[5.0, 0.0]]])
+        >>> class_variance(f, torch.tensor([0, 0, 1, 1]), 2, normalize=False).within
+        tensor([0.5000, 0.0000], dtype=torch.float64)
     """
     measure = ClassVariance(
         num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False
@@ -98,25 +119,27 @@ def class_variance(
 
 
 class ClassVariance(ClassDivergence):
-    """V_k, Var(f | y) and CDNV, from features (N, V, D) and labels (N,); streams, merges and
-    reduces over ranks.
+    """V_k, Var(f | y) and CDNV, from features (N, V, D) and labels (N,).
 
-    Parameters, state and errors are `ClassDivergence`'s: (C, groups, D) sums in float64. The errors
-    of CDNV take `groups` products of (C, D) with (D, C); no more than a few (C, C) arrays are held.
-    CDNV does not change with the scale of the features if `normalize=False`.
+    It streams, merges and reduces over ranks. Parameters, state and errors are those of
+    `ClassDivergence`: (C, groups, D) sums in float64. The errors of CDNV take `groups` products of
+    (C, D) with (D, C); only a few (C, C) arrays are held. CDNV does not change with the scale of
+    the features if `normalize=False`.
 
-    >>> measure = ClassVariance(num_classes=2, dim=2)
-    >>> measure.update(torch.tensor([[[1.0, 0.0]], [[0.8, 0.6]], [[0.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([0, 0, 1, 1]))
-    >>> result = measure.compute()
-    >>> round(float(result.variance), 4), round(float(result.CDNV), 4)
-    (0.1, 0.0833)
+    Example:
+        >>> measure = ClassVariance(num_classes=2, dim=2)
+        >>> f = torch.tensor([[[1.0, 0.0]], [[0.8, 0.6]], [[0.0, 1.0]], [[0.0, 1.0]]])
+        >>> measure.update(f, torch.tensor([0, 0, 1, 1]))
+        >>> result = measure.compute()
+        >>> round(float(result.variance), 4), round(float(result.CDNV), 4)
+        (0.1, 0.0833)
     """
 
     intervals = ("variance",)
 
     # the same sums, another result
     def compute(self) -> ClassVarianceResult:  # type: ignore[override]
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         parts = GroupSums(self.h, self.squares, self.norms, self.n)
         whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
@@ -134,7 +157,7 @@ class ClassVariance(ClassDivergence):
             parts, rest, centers, (lengths, within), cdnv
         )
         known = ~within.isnan()
-        # NaN where none is
+        # NaN if no class has a V_k
         weights = torch.where(known, whole.n, 0).double() / whole.n[known].sum()
         pairs = cdnv[~cdnv.isnan()]
         infinite = int(cdnv.isinf().sum()) // 2
@@ -170,11 +193,11 @@ class ClassVariance(ClassDivergence):
         spread: tuple[Tensor, Tensor],
         cdnv: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Jackknife errors of CDNV_kl and of its mean over pairs: a group of class k deleted
-        changes row k, for all k at once.
+        """Return jackknife errors of CDNV_kl and of its mean over pairs.
 
-        With d_g the change of an estimate and h_g = n / m_g, its pseudo-values differ from their
-        mean by S - (h_g - 1) d_g, S = sum (1 - 1/h_g) d_g.
+        Deleting a group of class k changes row k; this is done for all k at once. With d_g the
+        change of an estimate and h_g = n / m_g, its pseudo-values differ from their mean by
+        S - (h_g - 1) d_g, where S = sum (1 - 1/h_g) d_g.
         """
         sizes = parts.n.double()
         groups = (sizes > 0).sum(1, keepdim=True).double()
@@ -187,7 +210,7 @@ class ClassVariance(ClassDivergence):
         known = ~cdnv.isnan()
         for g in (sizes > 0).any(0).nonzero().flatten().tolist():
             here = sizes[:, g, None] > 0
-            # 2: a group without images, whose changes are 0
+            # any ratio above 1 serves a group without images: its changes are 0
             ratio = torch.where(here, sizes.sum(1, keepdim=True) / sizes[:, g, None], 2.0)
             gram = (rest.h[:, g] / rest.n[:, g, None]) @ centers.T
             change = torch.where(
@@ -212,18 +235,21 @@ class ClassVariance(ClassDivergence):
 
 
 def _spread(sums: GroupSums) -> tuple[Tensor, Tensor]:
-    """||mu_k||^2 and V_k, unbiased; NaN below two images."""
+    """Return ||mu_k||^2 and V_k, unbiased; NaN below two images."""
     lengths = squared_lengths(sums)
     return lengths, sums.norms / sums.n - lengths
 
 
 def _distances(one: Tensor, two: Tensor, gram: Tensor) -> Tensor:
-    """Squared distances from squared lengths (rows, columns) and inner products."""
+    """Return squared distances from squared lengths (rows, columns) and inner products."""
     return one[:, None] + two - 2 * gram
 
 
 def _cdnv(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], gram: Tensor) -> Tensor:
-    """CDNV of each class in one (lengths, V) with each class in two, NaN of a class with itself."""
+    """Return CDNV of each class in `one` (lengths, V) with each class in `two`.
+
+    It is NaN of a class with itself.
+    """
     distances = _distances(one[0], two[0], gram)
     spread = one[1][:, None] + two[1]
     rounding = _NONE * (one[0][:, None] + two[0] + spread)  # of r_k^2 + r_l^2

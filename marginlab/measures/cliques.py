@@ -1,13 +1,16 @@
-"""The largest clique of one graph, by branch and bound: exact where the search ends, and otherwise
-a clique and a bound.
+"""The largest clique of one graph, by branch and bound.
 
-    omega(P) = max over v in P of 1 + omega(P and the neighbours of v)          omega(P) <= colours of any proper colouring of P
+    omega(P)  =   max over v in P of 1 + omega(P and the neighbours of v)
+    omega(P)  <=  colours of any proper colouring of P
 
-A branch is left when its clique and the colours of what may still join it do not exceed the best
-clique. Colours are given one independent set at a time; a vertex that would need one colour too
-many is put into an earlier set when the only neighbour it has there can move to another (Tomita et
-al., WALCOM 2010, MCS). Sets of vertices are the bits of Python integers, numbered by repeatedly
-taking away a vertex of least degree, the last one taken first (a degeneracy order). The search
+The result is exact if the search ends, and otherwise a clique and a bound. A branch is left when
+the size of its clique plus the colours of the vertices that may still join does not exceed the best
+clique. Colours are given one independent set at a time. A vertex that would need one colour too
+many is put into an earlier set if the only neighbour it has there can move to another set (Tomita
+et al., WALCOM 2010, MCS).
+
+Sets of vertices are the bits of Python integers. Vertices are numbered in a degeneracy order:
+a vertex of least degree is taken away repeatedly, and the last one taken comes first. The search
 starts from the greedy clique.
 """
 
@@ -22,8 +25,9 @@ from marginlab.measures.graphs import colouring, greedy_clique, matching
 
 
 class Clique(NamedTuple):
-    """A clique of `lower` vertices; the largest one has at most `upper`, and `exact` says that they
-    are equal.
+    """A clique of `lower` vertices, and the bound `upper` on the size of the largest clique.
+
+    `exact` says that the two are equal.
     """
 
     vertices: Bool[Tensor, " n"]
@@ -33,7 +37,10 @@ class Clique(NamedTuple):
 
 
 class _Branch(NamedTuple):
-    """A vertex and the colours of the candidates up to it: what a clique of these can add."""
+    """A vertex, and the number of colours of the candidates up to it.
+
+    A clique of these candidates adds at most so many vertices.
+    """
 
     colours: int
     vertex: int
@@ -42,21 +49,23 @@ class _Branch(NamedTuple):
 def largest_clique(
     adjacent: Bool[Tensor, "n n"], *, nodes: int = 100_000, seconds: float | None = None
 ) -> Clique:
-    """The largest clique of a graph, or bounds of its size when the search is stopped before it
-    ends.
+    """Return the largest clique of a graph, or bounds of its size if the search is stopped early.
 
     Args:
-        adjacent: a symmetric matrix; the diagonal does not matter.
-        nodes: cliques that the search may look at; the answer is a function of the graph and of it.
-            0: greedy clique, colouring and matching only.
-        seconds: time after which it stops as well; the answer then depends on the machine.
+        adjacent: A symmetric matrix; the diagonal does not matter.
+        nodes: Most cliques that the search may look at. The answer is a function of the graph and
+            of this number. With 0 only the greedy clique, the colouring and the matching are used.
+        seconds: Time after which the search stops as well; the answer then depends on the machine.
 
     Raises:
-        ValueError: a graph without vertices, or negative limits.
+        ValueError: The graph has no vertices, or a limit is negative.
 
-    >>> cycle = torch.eye(5).roll(1, 0).bool()
-    >>> largest_clique(cycle | cycle.T)[1:]                   # two vertices; a colouring alone says at most 3
-    (2, 2, True)
+    Example:
+        The largest clique of a cycle has two vertices; a colouring alone says at most 3.
+
+        >>> cycle = torch.eye(5).roll(1, 0).bool()
+        >>> largest_clique(cycle | cycle.T)[1:]
+        (2, 2, True)
     """
     n = len(adjacent)
     if n == 0 or nodes < 0 or (seconds is not None and seconds < 0):
@@ -86,13 +95,14 @@ def largest_clique(
 
 
 def _bits(row: Bool[Tensor, " n"]) -> int:
-    """A row of truth values as an integer, the first in the lowest bit."""
+    """Return a row of truth values as an integer, the first in the lowest bit."""
     return sum(1 << place for place in row.nonzero()[:, 0].tolist())
 
 
 def _degeneracy(adjacent: Tensor) -> Tensor:
-    """The vertices, those last that were taken away first: at each step one of least degree among
-    what is left.
+    """Return the vertices in a degeneracy order, those taken away last first.
+
+    At each step a vertex of least degree among the rest is taken away.
     """
     graph = adjacent.clone().fill_diagonal_(False).long()
     degree, taken = graph.sum(1), []
@@ -100,7 +110,7 @@ def _degeneracy(adjacent: Tensor) -> Tensor:
         vertex = int(degree.argmin())
         taken.append(vertex)
         degree -= graph[vertex]
-        # above every vertex that is left, also when its neighbours go
+        # stays above every vertex that is left, also after its neighbours are taken away
         degree[vertex] = 2 * len(graph)
     return torch.tensor(taken[::-1])
 
@@ -108,10 +118,10 @@ def _degeneracy(adjacent: Tensor) -> Tensor:
 def _search(
     neighbours: list[int], best: int, nodes: int, deadline: float | None
 ) -> tuple[int, int]:
-    """The best clique found, as bits, and a bound of the largest."""
+    """Return the best clique found, as bits, and a bound on the size of the largest."""
     size, everything = best.bit_count(), (1 << len(neighbours)) - 1
     missing = [everything & ~(near | 1 << v) for v, near in enumerate(neighbours)]
-    # a clique, its candidates, and which of them to try, last first
+    # entries: a clique, its candidates, and the branches to try, from the last to the first
     stack = [(0, everything, _branches(everything, size, neighbours, missing))]
     while stack:
         clique, candidates, branches = stack[-1]
@@ -120,8 +130,8 @@ def _search(
             stack.pop()
             continue
         if nodes == 0 or (deadline is not None and time.monotonic() >= deadline):
-            # a branch not yet taken adds no more than its colours; one that is being searched is
-            # the next entry of the stack
+            # a branch not yet taken adds at most its colours; the branch being searched is the
+            # next entry of the stack
             return best, max(
                 size,
                 *(level + tried[-1].colours for level, (_, _, tried) in enumerate(stack) if tried),
@@ -142,10 +152,11 @@ def _search(
 def _branches(
     candidates: int, enough: int, neighbours: list[int], missing: list[int]
 ) -> list[_Branch]:
-    """The candidates that may add more than `enough` vertices, with the colours of all candidates
-    up to each, ascending.
+    """Return the candidates that may add more than `enough` vertices, ascending in colours.
+
+    Each comes with the number of colours of all candidates up to it.
     """
-    sets: list[int] = []  # the first `enough` of them: what is in no other can be left out
+    sets: list[int] = []  # the first `enough` sets; a vertex in them need not be branched on
     found: list[_Branch] = []
     colours = 0
     while candidates:
@@ -167,14 +178,16 @@ def _branches(
 
 
 def _moved(vertex: int, sets: list[int], neighbours: list[int]) -> bool:
-    """Put a vertex into one of the independent sets, where it has one neighbour and this one fits
-    into another set; false if there is none.
+    """Put a vertex into one of the independent sets, if possible; return whether it was.
+
+    It is possible where the vertex has at most one neighbour in the set, and this neighbour fits
+    into another set.
     """
     for at, members in enumerate(sets):
         near = members & neighbours[vertex]
         if near & (near - 1):
             continue
-        if not near:  # its neighbours there have moved
+        if not near:  # the vertex has no neighbour left there
             sets[at] |= 1 << vertex
             return True
         for to, others in enumerate(sets):

@@ -3,8 +3,8 @@
     2 * Uniformity()                     a metric whose value is a dict: each number doubled
     Alignment()["L_align"] / other       a metric whose value is one number
 
-A result is a NamedTuple of arrays, numbers and words. Its numbers, the fields that are single
-floating-point values, are what is computed with, plotted and logged: a dict from the name of a
+A result is a NamedTuple of arrays, numbers and words. Its numbers are the fields that are single
+floating-point values. They are what is computed with, plotted and logged: a dict from the name of a
 field to a tensor without dimensions.
 """
 
@@ -30,14 +30,18 @@ OPERATORS = (
 
 
 def numbers(result: Any) -> dict[str, Tensor]:
-    """The single floating-point numbers of a result by name, without dimensions.
+    """Return the single floating-point numbers of a result by name, as tensors without dimensions.
 
     A dict is passed on.
 
-    >>> from marginlab.measures import Uniformity
-    >>> found = numbers(Uniformity()(torch.eye(3)[:, None]))
-    >>> {name: round(float(value), 3) for name, value in found.items()}
-    {'L_unif': -4.0, 'standard_error': 0.0}
+    Raises:
+        ValueError: The result is neither a dict nor a named tuple.
+
+    Example:
+        >>> from marginlab.measures import Uniformity
+        >>> found = numbers(Uniformity()(torch.eye(3)[:, None]))
+        >>> {name: round(float(value), 3) for name, value in found.items()}
+        {'L_unif': -4.0, 'standard_error': 0.0}
     """
     if isinstance(result, dict):
         return result
@@ -53,7 +57,11 @@ def numbers(result: Any) -> dict[str, Tensor]:
 
 
 def number(result: Any, name: str) -> Tensor:
-    """One of the numbers of a result; KeyError unless it has it."""
+    """Return one of the numbers of a result.
+
+    Raises:
+        KeyError: The result has no number of this name.
+    """
     found = numbers(result)
     if name not in found:
         raise KeyError(f"The result has no number {name!r}, but {', '.join(found)}.")
@@ -61,7 +69,13 @@ def number(result: Any, name: str) -> Tensor:
 
 
 def each(operator: Callable[..., Any], *sides: Any) -> Any:
-    """The operator on each number that all results name; plain numbers and tensors as they are."""
+    """Apply the operator to each number that all results name.
+
+    Plain numbers and tensors are used as they are.
+
+    Raises:
+        ValueError: The results have no number in common.
+    """
     wide = [
         side if isinstance(side, Tensor | float | int) or side is None else numbers(side)
         for side in sides
@@ -86,11 +100,11 @@ class Composed(CompositionalMetric):  # type: ignore[misc]  # torchmetrics is no
     """A metric made of measures by arithmetic; its value is a dict of numbers, or one number."""
 
     def __getitem__(self, name: str) -> "Composed":
-        """One of the numbers, as a metric."""
+        """Return one of the numbers, as a metric."""
         return Composed(functools.partial(number, name=name), self, None)
 
     def __repr__(self) -> str:
-        """The operation and its sides."""
+        """Return the operation and its operands."""
         operation: Any = self.op
         if isinstance(operation, functools.partial):
             operation = (*operation.args, *operation.keywords.values())[0]
@@ -103,7 +117,7 @@ class Composed(CompositionalMetric):  # type: ignore[misc]  # torchmetrics is no
 
 
 def compose(name: str) -> Callable[..., Composed]:
-    """An operator of torchmetrics' metrics, number by number."""
+    """Return the operator of this name from torchmetrics' metrics, applied number by number."""
     of_metric = getattr(Metric, name)
 
     @functools.wraps(of_metric)

@@ -1,15 +1,16 @@
-"""Concentration of augmented data: how much of a class lies within an augmented distance delta of
-each other.
+"""Concentration of augmented data: how much of a class lies within an augmented distance delta.
 
-    d_A(x_1, x_2) = min over views of both || x_1' - x_2' ||            sigma(delta) = min over classes k of sigma_k(delta)
+    d_A(x_1, x_2)  = min over views of both || x_1' - x_2' ||
     sigma_k(delta) = (largest set of class-k images with all d_A <= delta) / (images of class k)
+    sigma(delta)   = min over classes k of sigma_k(delta)
 
 Huang et al., ICLR 2023, eq. 1 and Definition 1 (they give no estimator). The set is a largest
-clique of the graph d_A <= delta, which is bounded from below by a greedy clique and from above by a
-colouring and a matching (graphs.py), or found (cliques.py). Two things are one-sided by nature, and
-results say so: the minimum over sampled views is at least d_A, and the clique is that of the
-sampled graph, not of the population. So what is estimated is named by (n, V), the numbers of images
-of a class and of views of an image.
+clique of the graph d_A <= delta. It is bounded from below by a greedy clique and from above by a
+colouring and a matching (graphs.py), or found (cliques.py).
+
+Two things are one-sided by nature, and results say so. The minimum over sampled views is at least
+d_A. And the clique is that of the sampled graph, not of the population. So the estimand is named by
+(n, V), the number of images of a class and of views of an image.
 """
 
 from collections.abc import Sequence
@@ -26,22 +27,32 @@ from marginlab.measures.measure import Measure, check_labels, constant, rows
 from marginlab.measures.sigma import ConcentrationResult, Deltas
 from marginlab.statistics import unit_vectors
 
-# distances between classes that a median is over at least, also where the budget is used up
+# fewest distances between classes that a median is over, even if the budget is used up
 _FEWEST = 2**16
-_MATRIX = 8 + 4  # bytes of one d_A (float64) and of the two views that realise it (int16)
+_MATRIX = 8 + 4  # bytes of one d_A (float64) and of its two realising views (int16)
 
 
 def augmented_distances(
     views: Float[Tensor, "N V *P"], levels: Sequence[int] | None = None, *, budget: int = BUDGET
 ) -> Minimum:
-    """d_A over the sampled views for all pairs of images: `distance` (L, N, N) and the realising
-    `views` (L, N, N, 2); see kernels.minimum.
+    """Return d_A over the sampled views for all pairs of images.
 
-    An UPPER estimate of the theory's d_A, which takes the minimum over all views; it falls with the
-    number of views. Views may be pixels or features.
+    `distance` is (L, N, N) and the realising `views` are (L, N, N, 2); see kernels.minimum. It is
+    an UPPER estimate of the theory's d_A, which takes the minimum over all views. It falls with the
+    number of views.
 
-    >>> augmented_distances(torch.tensor([[[[0.0]], [[0.5]]], [[[0.75]], [[1.0]]]])).distance[0, 0, 1]
-    tensor(0.2500, dtype=torch.float64)
+    Args:
+        views: Pixels or features.
+        levels: Increasing numbers of views; by default all views.
+        budget: Bytes of a block.
+
+    Raises:
+        ValueError: Views have fewer than three dimensions.
+
+    Example:
+        >>> views = torch.tensor([[[[0.0]], [[0.5]]], [[[0.75]], [[1.0]]]])
+        >>> augmented_distances(views).distance[0, 0, 1]
+        tensor(0.2500, dtype=torch.float64)
     """
     if views.ndim < 3:
         raise ValueError(
@@ -52,42 +63,45 @@ def augmented_distances(
 
 
 class Concentration(Measure):
-    """The (sigma, delta) concentration of augmented images, from views (N, V, 3, H, W) in [0, 1],
-    or their features (N, V, D), and labels (N,).
+    """The (sigma, delta) concentration of augmented images.
 
-    Features give the concentration in the space of an encoder, with delta in its units.
-
-    Compare augmentations on the same images, the same seeds of views, and the same V: sigma changes
-    with all of them.
-
-    Args:
-        levels: increasing numbers of views; at level l only the first l views of an image count.
-            Default: all views. The bounds of a level use what the others show (fewer views: smaller
-            cliques; more views: larger ones), so they move one way.
-        deltas: where `curve` is taken by default; None: 61 values from 0 to the largest d_A.
-        budget: bytes of the views held and of all d_A matrices. Beyond it every class keeps only
-            its first images, equally many of each, and the result says `subsampled=True`.
-        max_images: the most images of a class that are held.
-        controls: measure also `control`, groups of the same sizes drawn across the classes, and
-            `between`, the distances between images of different classes, which cost as many times
-            the classes' own as there are classes. They need at least two classes; which image is in
-            which group depends on the order of arrival within its class.
-        normalize: scale features to length 1 first.
-        kwargs: torchmetrics.Metric's.
+    It takes labels (N,) and views (N, V, 3, H, W) in [0, 1], or the views' features (N, V, D).
+    Features give the concentration in the space of an encoder, with delta in its units. Compare
+    augmentations on the same images, the same seeds of views, and the same V: sigma changes with
+    all of them.
 
     Under a process group every rank receives the views of all ranks when it computes, so the budget
-    holds on a rank for all of them.
+    holds on each rank for all of them.
 
-    >>> measure = Concentration(levels=(1, 2))
-    >>> views = torch.linspace(0, 1, 6)[:, None, None, None, None].expand(6, 2, 3, 4, 4)       # 6 grey images, both views alike
-    >>> measure.update(views, torch.tensor([0, 0, 0, 1, 1, 1]))
-    >>> result = measure.compute()
-    >>> round(result.closest(1)[0].distance, 4), result.sigma(delta=1.4)                    # 0.2 * sqrt(48)
-    (1.3856, (0.6666666666666666, 0.6666666666666666))
+    Args:
+        levels: Increasing numbers of views; at level l only the first l views of an image count. By
+            default all views. The bounds of a level use those of the others (fewer views: smaller
+            cliques; more views: larger ones), so they are monotone.
+        deltas: Where `curve` is taken by default; None is 61 values from 0 to the largest d_A.
+        budget: Bytes of the views held and of all d_A matrices. Beyond it every class keeps only
+            its first images, equally many of each, and the result says `subsampled=True`.
+        max_images: Most images of a class that are held.
+        controls: Also measure `control`, groups of the same sizes drawn across the classes, and
+            `between`, the distances between images of different classes. The latter cost as many
+            times the classes' own distances as there are classes. Controls need at least two
+            classes. The group of an image depends on the order of arrival within its class.
+        normalize: Scale features to length 1 first.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: pixels outside [0, 1], values not finite, one view without levels=(1,), another
-            shape than before, negative labels, a class of one image, controls for one class.
+        ValueError: Pixels lie outside [0, 1], values are not finite, there is one view without
+            levels=(1,), the shape differs from before, labels are negative, a class has one image,
+            or controls are asked for with one class.
+
+    Example:
+        Six grey images, both views alike. The closest two differ by 0.2 * sqrt(48).
+
+        >>> measure = Concentration(levels=(1, 2))
+        >>> views = torch.linspace(0, 1, 6)[:, None, None, None, None].expand(6, 2, 3, 4, 4)
+        >>> measure.update(views, torch.tensor([0, 0, 0, 1, 1, 1]))
+        >>> result = measure.compute()
+        >>> round(result.closest(1)[0].distance, 4), result.sigma(delta=1.4)
+        (1.3856, (0.6666666666666666, 0.6666666666666666))
     """
 
     views: list[Tensor]
@@ -136,8 +150,9 @@ class Concentration(Measure):
     def update(
         self, views: Float[Tensor, "N V 3 H W"] | Float[Tensor, "N V D"], labels: Int[Tensor, " N"]
     ) -> None:
-        """Take V views of N more images, or the features of these views, and the labels of the
-        images. Views are copied.
+        """Take V views of N more images, or the features of these views, and the images' labels.
+
+        Views are copied.
         """
         self._check(views, labels)
         if not len(views):
@@ -148,7 +163,7 @@ class Concentration(Measure):
         place = _place(after)
         held = place < self._most(after, views.element_size())
         old = rows(self.kept, torch.zeros_like(before, dtype=torch.bool))
-        # a new class, or the budget is reached: earlier images go too
+        # with a new class, or the budget reached, earlier images are dropped too
         if bool((old & ~held[: len(before)]).any()):
             masks = held[: len(before)][old].split([len(part) for part in self.views])
             self.views[:] = [part[mask] for part, mask in zip(self.views, masks, strict=True)]
@@ -208,13 +223,17 @@ class Concentration(Measure):
                 )
 
     def _bytes(self, size: int) -> tuple[float, float]:
-        """What an image and what a pair of images of a class takes, with numbers of this size."""
+        """Return the bytes of an image, and of a pair of images of a class.
+
+        `size` is the bytes of one number of an image.
+        """
         matrices = (1 if self.levels is None else len(self.levels)) * (2 if self.controls else 1)
         return float(self.shape[self.shape > 0].prod()) * size, float(_MATRIX * matrices)
 
     def _most(self, labels: Tensor, size: int) -> int:
-        """Images a class may keep: all, or an equal share of the budget once the images seen would
-        exceed it.
+        """Return the number of images a class may keep.
+
+        It is all of them, or an equal share of the budget once the images seen would exceed it.
         """
         counts = labels.unique(return_counts=True)[1]
         most = (
@@ -231,7 +250,7 @@ class Concentration(Measure):
         return min(most, int(2 * share / (image + (image * image + 4 * pair * share) ** 0.5)))
 
     def compute(self) -> ConcentrationResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         labels = rows(self.label, self.shape.new_zeros(0))
         if not len(labels):
             raise ValueError(
@@ -330,14 +349,15 @@ class Concentration(Measure):
 
 
 def _shape(views: Tensor) -> list[int]:
-    """Of the views of an image, as the four numbers of a state: (V, 3, H, W), or (V, D, 0, 0) for
-    features.
+    """Return the shape of an image's views, as the four numbers of a state.
+
+    They are (V, 3, H, W) for pixels and (V, D, 0, 0) for features.
     """
     return [*views.shape[1:], 0, 0][:4]
 
 
 def _place(labels: Tensor) -> Tensor:
-    """How many images before it have the label of an image: (N,)."""
+    """Count the earlier images with the label of each image: (N,)."""
     by_label, order = labels.sort(stable=True)
     place = torch.empty_like(labels)
     place[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
@@ -347,7 +367,10 @@ def _place(labels: Tensor) -> Tensor:
 
 
 def _spread(views: Tensor) -> float:
-    """Root mean square distance of all views from their mean, in float64, one image at a time."""
+    """Return the root mean square distance of all views from their mean.
+
+    It is computed in float64, one image at a time.
+    """
     flat = views.flatten(2)
     total, squares = (
         flat.new_zeros(flat.shape[2], dtype=torch.float64),

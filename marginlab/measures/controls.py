@@ -1,11 +1,11 @@
-"""What a concentration is held against: groups that have nothing to do with the classes, and the
-distances between images of different classes.
+"""Controls for a concentration: groups unrelated to the classes, and distances between classes.
 
-    control_g = images drawn from all classes, n_g of them           between(k, l) = { d_A(x, y) : x in class k, y in class l }, k != l
+    control_g      =  images drawn from all classes, n_g of them
+    between(k, l)  =  { d_A(x, y) : x in class k, y in class l },  k != l
 
 Assumption (ii) of Huang et al. (ICLR 2023), section 2, is that views of different classes never
 coincide: the smallest distance between classes is above 0. And if groups across the classes are as
-concentrated as the classes, the concentration says nothing of the classes.
+concentrated as the classes, the concentration says nothing about the classes.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from marginlab.rng import Key
 
 
 class Between(NamedTuple):
-    """d_A over pairs of images of different classes, at every level: the smallest, the median, and
-    the smallest of each two classes (inf: k = l).
+    """d_A over pairs of images of different classes, at every level.
 
-    There are `pairs` pairs; the median is over `sampled` of them, equally many in proportion of
-    each two classes, drawn by a fixed seed where the byte budget does not hold all. The smallest
-    are over all pairs, and from above as every d_A over sampled views.
+    It holds the smallest distance, the median, and the smallest of each two classes (inf: k = l).
+    There are `pairs` pairs. The median is over `sampled` of them, the same proportion of each two
+    classes, drawn by a fixed seed if the byte budget does not hold all. The smallest distances are
+    over all pairs. They are upper estimates, as every d_A over sampled views is.
     """
 
     smallest: Float[Tensor, " L"]
@@ -39,15 +39,19 @@ class Between(NamedTuple):
 def null_groups(
     classes: Sequence[Int[Tensor, " _"]], labels: Sequence[int]
 ) -> tuple[Int[Tensor, " _"], ...]:
-    """As many groups as classes, of the same sizes, that together hold each image once and each
-    class in proportion, as nearly as whole images go.
+    """Return as many groups as classes, of the same sizes, that mix the classes.
 
-    `classes` are the images of each class and `labels` their names. Which image goes where is a
-    function of its class and its place in it. Groups list their images such that also a part of the
-    list has each class in proportion.
+    Together they hold each image once. Each group holds each class in proportion, as nearly as
+    whole images allow. The group of an image is a function of its class and its place in the class.
+    A group lists its images so that any first part of the list also has each class in proportion.
 
-    >>> null_groups((torch.arange(0, 2), torch.arange(2, 4)), (0, 1))
-    (tensor([0, 3]), tensor([1, 2]))
+    Args:
+        classes: The images of each class.
+        labels: The names of the classes.
+
+    Example:
+        >>> null_groups((torch.arange(0, 2), torch.arange(2, 4)), (0, 1))
+        (tensor([0, 3]), tensor([1, 2]))
     """
     sizes = [len(images) for images in classes]
     held, dealt = [0] * len(sizes), 0
@@ -71,11 +75,12 @@ def null_groups(
 
 
 def _shares(n: int, dealt: int, sizes: Sequence[int], held: Sequence[int]) -> list[int]:
-    """How many images of a class of n each group gets: what brings it nearest to its part of all
-    images dealt, these included.
+    """Return how many images of a class of n each group gets.
+
+    The shares bring each group nearest to its part of all images dealt, these included.
     """
     N = sum(sizes)
-    # in N-ths of an image; they add up to n images
+    # what each group lacks, in N-ths of an image; these add up to n images
     lacks = [size * dealt - N * has for size, has in zip(sizes, held, strict=True)]
     shares = [max(lack // N - 1, 0) for lack in lacks]
     # most lacking first
@@ -90,7 +95,7 @@ def _shares(n: int, dealt: int, sizes: Sequence[int], held: Sequence[int]) -> li
 
 
 def _evenly(sizes: Sequence[int]) -> Tensor:
-    """The order of a list made of parts of these sizes in which every part is spread evenly."""
+    """Return an order of concatenated parts of these sizes that spreads every part evenly."""
     return torch.cat(
         [(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in sizes]
     ).argsort(stable=True)
@@ -104,12 +109,19 @@ def between_classes(
     *,
     most: int,
 ) -> Between:
-    """The distances between images of different classes, two classes at a time; at most about
-    `most` of each level are held for the median.
+    """Return the distances between images of different classes, computed two classes at a time.
 
-    >>> x = torch.tensor([0.0, 1.0, 5.0])[:, None, None]
-    >>> between_classes(x, (torch.arange(0, 2), torch.arange(2, 3)), (0, 1), (1,), most=9)[:2]
-    (tensor([4.], dtype=torch.float64), tensor([4.5000], dtype=torch.float64))
+    Args:
+        views: Views of all images.
+        classes: The images of each class.
+        labels: The names of the classes.
+        levels: Numbers of views.
+        most: About the largest number of distances of each level that are held for the median.
+
+    Example:
+        >>> x = torch.tensor([0.0, 1.0, 5.0])[:, None, None]
+        >>> between_classes(x, (torch.arange(0, 2), torch.arange(2, 3)), (0, 1), (1,), most=9)[:2]
+        (tensor([4.], dtype=torch.float64), tensor([4.5000], dtype=torch.float64))
     """
     C, flat = len(classes), views.flatten(2)
     sizes = {

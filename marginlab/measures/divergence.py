@@ -1,18 +1,18 @@
-"""Divergence of the class centers: their inner products and lengths, how far features spread around
-them, and Delta_mu.
+"""Divergence of the class centers: inner products, lengths, spread around them, and Delta_mu.
 
-    mu_k = E_{x in C_k} E_view f(x_view)        V_k = E_{C_k} ||f - mu_k||^2 = r_k^2 - ||mu_k||^2        Delta_mu = 1 - min_k ||mu_k||^2 / r^2
+    mu_k     = E_{x in C_k} E_view f(x_view)
+    V_k      = E_{C_k} ||f - mu_k||^2 = r_k^2 - ||mu_k||^2
+    Delta_mu = 1 - min_k ||mu_k||^2 / r^2
 
-Huang et al., ICLR 2023, section 3; mu_k . mu_l is what Theorem 1 asks to be small. With h_i the
-mean of image i's features over its views, an inner product of two classes is that of the means of
-h, unbiased as it is, and a squared length is the U-statistic over different images,
+Huang et al., ICLR 2023, section 3. Theorem 1 asks that mu_k . mu_l be small. Let h_i be the mean of
+image i's features over its views. An inner product of two classes is the product of the means of h,
+which is unbiased. A squared length is the U-statistic over different images,
 
     ||mu_k||^2 ~ ( ||sum_i h_i||^2 - sum_i ||h_i||^2 ) / (n (n-1)),
 
 because the squared length of a sampled mean is too large by the variance of a mean. Only sums are
-kept, so it streams.
-Errors: delete-a-group jackknife with groups of unequal size (Busing, Meijer and van der Leeden,
-    Statistics and Computing 9, 1999).
+kept, so it streams. Errors come from a delete-a-group jackknife with groups of unequal size
+(Busing, Meijer and van der Leeden, Statistics and Computing 9, 1999).
 """
 
 from typing import Any, NamedTuple
@@ -26,16 +26,17 @@ from marginlab.measures.measure import Measure, check_features, check_labels, co
 
 
 class DivergenceResult(NamedTuple):
-    """Class centers of C classes and how they lie.
+    """Centers of C classes, with their inner products, lengths and errors.
 
-    Unbiased where a mean allows it; NaN where a class has too few images (see `n`).
+    Estimates are unbiased where a mean allows it, and NaN where a class has too few images (see
+    `n`).
 
     `gram` (C, C) has mu_k . mu_l off the diagonal (NaN without an image of either class) and
-    ||mu_k||^2 on it (NaN below 2 images; may be slightly negative). `norms` are the square roots of
-    the diagonal, `within` is V_k, `r2` is the mean squared norm of the features, averaged over all
-    images (`r2_k`: of each class). `Delta_mu` takes the least of estimated lengths, so its own
-    estimate leans upwards. `error_*` are standard errors (NaN below 3 images); that of Delta_mu
-    takes the class with the shortest center as given.
+    ||mu_k||^2 on it (NaN below 2 images; it may be slightly negative). `norms` are the square roots
+    of the diagonal. `within` is V_k. `r2` is the mean squared norm of the features over all images,
+    and `r2_k` that of each class. `Delta_mu` takes the least of estimated lengths, so its own
+    estimate leans upwards. `error_*` are standard errors (NaN below 3 images). The error of
+    Delta_mu takes the class with the shortest center as given.
     """
 
     gram: Float[Tensor, "C C"]
@@ -54,9 +55,13 @@ class DivergenceResult(NamedTuple):
     meaning: str
 
     def largest_product(self, confidence: float = 0.95) -> Extreme:
-        """The largest mu_k . mu_l of different classes that have images, and its interval.
+        """Return the largest mu_k . mu_l of different classes that have images, and its interval.
 
-        The estimate leans upwards, being the largest of estimates; the interval allows for that.
+        The estimate leans upwards, because it is the largest of estimates. The interval allows for
+        that.
+
+        Args:
+            confidence: Confidence of the interval.
         """
         filled = self.n.clamp(max=self.groups)
         known = ~self.gram.isnan()
@@ -66,9 +71,13 @@ class DivergenceResult(NamedTuple):
         return largest(self.gram[known], self.error_gram[known], fewest[known], confidence)
 
     def shortest_center(self, confidence: float = 0.95) -> Extreme:
-        """The least ||mu_k||^2 of the classes that have two images, and its interval.
+        """Return the least ||mu_k||^2 of the classes that have two images, and its interval.
 
-        The estimate leans downwards, being the least of estimates; the interval allows for that.
+        The estimate leans downwards, because it is the least of estimates. The interval allows for
+        that.
+
+        Args:
+            confidence: Confidence of the interval.
         """
         lengths, errors = self.gram.diagonal(), self.error_gram.diagonal()
         known = ~lengths.isnan()
@@ -77,8 +86,9 @@ class DivergenceResult(NamedTuple):
 
 
 class GroupSums(NamedTuple):
-    """Of some images of each class: the sum of h, of ||h||^2, of the mean squared norm of a view,
-    and their number.
+    """Sums over some images of each class, and the number of these images.
+
+    The sums are of h, of ||h||^2, and of the mean squared norm over an image's views.
     """
 
     h: Tensor
@@ -95,12 +105,22 @@ def class_divergence(
     normalize: bool = True,
     groups: int = 20,
 ) -> DivergenceResult:
-    """What `ClassDivergence` computes, of features at hand.
+    """Compute `ClassDivergence` of the given features.
 
-    >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
-    >>> class_divergence(f, torch.tensor([0, 0, 1, 1]), 2).gram            # the two images of class 0 are orthogonal
-    tensor([[0.0000, 0.5000],
-            [0.5000, 1.0000]], dtype=torch.float64)
+    Args:
+        features: Features of V views of N images.
+        labels: The images' classes.
+        num_classes: Number C of classes.
+        normalize: Scale features to length 1 first.
+        groups: Number of groups of a class's images for the jackknife.
+
+    Example:
+        The two images of class 0 are orthogonal.
+
+        >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
+        >>> class_divergence(f, torch.tensor([0, 0, 1, 1]), 2).gram
+        tensor([[0.0000, 0.5000],
+                [0.5000, 1.0000]], dtype=torch.float64)
     """
     measure = ClassDivergence(
         num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False
@@ -111,28 +131,30 @@ def class_divergence(
 
 
 class ClassDivergence(Measure):
-    """Inner products and lengths of class centers, V_k and Delta_mu, from features (N, V, D) and
-    labels (N,).
+    """Inner products and lengths of class centers, V_k and Delta_mu.
+
+    It takes features (N, V, D) and labels (N,), and holds (C, groups, D) sums in float64.
 
     Args:
-        num_classes, dim: C and D.
-        normalize: give features length 1 first (the theory's r = 1).
-        groups: of images of a class, for the jackknife; images join them in turn, in order of
-            arrival. So the order of the images, and on which rank they are, changes the noise of
-            the standard errors, and nothing else.
-        kwargs: torchmetrics.Metric's.
-
-    Holds (C, groups, D) sums in float64.
-
-    >>> measure = ClassDivergence(num_classes=2, dim=2)
-    >>> measure.update(torch.tensor([[[3.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([0, 0, 1, 1]))
-    >>> result = measure.compute()
-    >>> result.gram.tolist(), float(result.Delta_mu)
-    ([[1.0, 0.0], [0.0, 1.0]], 0.0)
+        num_classes: Number C of classes.
+        dim: Dimension D.
+        normalize: Scale features to length 1 first (the theory's r = 1).
+        groups: Number of groups of a class's images for the jackknife. Images join the groups in
+            turn, in order of arrival. So the order of the images, and the ranks they are on, change
+            the noise of the standard errors and nothing else.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features of another dimension or not finite, labels out of range, another number
-            of views than before, no image at all.
+        ValueError: Features have another dimension or are not finite, labels are out of range, the
+            number of views differs from before, or there is no image at all.
+
+    Example:
+        >>> measure = ClassDivergence(num_classes=2, dim=2)
+        >>> f = torch.tensor([[[3.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]])
+        >>> measure.update(f, torch.tensor([0, 0, 1, 1]))
+        >>> result = measure.compute()
+        >>> result.gram.tolist(), float(result.Delta_mu)
+        ([[1.0, 0.0], [0.0, 1.0]], 0.0)
     """
 
     h: Tensor
@@ -173,7 +195,12 @@ class ClassDivergence(Measure):
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
-        """Take V views' features of N more images and their labels."""
+        """Take V views' features of N more images and their labels.
+
+        Args:
+            features: The features, (N, V, D).
+            labels: The images' classes, (N,).
+        """
         check_features(features, fewest_views=1)
         if features.shape[2] != self.dim:
             raise ValueError(
@@ -189,8 +216,8 @@ class ClassDivergence(Measure):
         self.views = torch.full_like(self.views, features.shape[1])
         z, labels = prepared(features, self.normalize), labels.long()
         h = z.mean(1)
-        # the place of an image in its class: those before this batch, and those of its class before
-        # it in the batch
+        # the place of an image in its class counts the class's images in earlier batches (added
+        # below) and before it in this batch
         sorted_labels, order = labels.sort(stable=True)
         place = torch.empty_like(labels)
         starts = torch.searchsorted(sorted_labels, sorted_labels)
@@ -207,7 +234,7 @@ class ClassDivergence(Measure):
         self.n = self.n.flatten().index_add(0, at, torch.ones_like(at)).view_as(self.n)
 
     def compute(self) -> DivergenceResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         parts = GroupSums(self.h, self.squares, self.norms, self.n)
         whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
@@ -249,8 +276,9 @@ class ClassDivergence(Measure):
     def _errors(
         self, parts: GroupSums, whole: GroupSums, centers: Tensor, shortest: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Jackknife errors of the Gram matrix, of V_k, and of Delta_mu; group by group, so that no
-        (C, groups, C) array is held.
+        """Return jackknife errors of the Gram matrix, of V_k, and of Delta_mu.
+
+        They are computed group by group, so that no (C, groups, C) array is held.
         """
         n, m = whole.n.double(), parts.n.double()  # (C,), (C, G)
         rest = GroupSums(*(total[:, None] - part for total, part in zip(whole, parts, strict=True)))
@@ -275,18 +303,21 @@ class ClassDivergence(Measure):
 
 
 def squared_lengths(sums: GroupSums) -> Tensor:
-    """U-statistic of ||mu||^2; NaN below two images."""
+    """Return the U-statistic of ||mu||^2; NaN below two images."""
     pairs = (sums.n * (sums.n - 1)).double()
     return (sums.h.square().sum(-1) - sums.squares) / torch.where(pairs > 0, pairs, torch.nan)
 
 
 def _products(parts: GroupSums, whole: GroupSums, centers: Tensor) -> Tensor:
-    """Jackknife variance of mu_k . mu_l that comes from class k, (C, C): NaN where k fills fewer
-    than 2 groups, or l has no image.
+    """Return the part of the jackknife variance of mu_k . mu_l that comes from class k, (C, C).
 
-    An inner product is linear in the sums h, so a group's pseudo-value is the product of its own
-    mean h_g / m_g, and the mean of pseudo-values
-    that of the center:  variance = 1/G sum over g of ((h_g / m_g - mu_k) . mu_l)^2 m_g / (n - m_g).  No more than two (C, C) arrays are held.
+    It is NaN where k fills fewer than 2 groups, or l has no image. An inner product is linear in
+    the sums h. So a group's pseudo-value is the product of its own mean h_g / m_g, and the mean of
+    the pseudo-values is that of the center:
+
+        variance = 1/G sum over g of ((h_g / m_g - mu_k) . mu_l)^2 m_g / (n - m_g).
+
+    No more than two (C, C) arrays are held.
     """
     n, m = whole.n[:, None].double(), parts.n.double()
     groups = (m > 0).sum(1, keepdim=True)
@@ -302,8 +333,13 @@ def _products(parts: GroupSums, whole: GroupSums, centers: Tensor) -> Tensor:
 
 
 def jackknife_variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
-    """Jackknife variance from the estimates with each group of m (C, G) of n (C,) images left out;
-    NaN for fewer than 2 groups.
+    """Return the jackknife variance of an estimate; NaN for fewer than 2 groups.
+
+    Args:
+        left_out: The estimates with each group left out.
+        estimate: The estimate from all images.
+        n: Number of images, (C,).
+        m: Number of images of each group, (C, G).
     """
     groups = (m > 0).sum(1).double()
     sizes = list(m.T)

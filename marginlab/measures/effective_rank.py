@@ -2,12 +2,13 @@
 
     RankMe(Z) = exp( - sum_k p_k log p_k ),        p_k = sigma_k(Z) / sum_j sigma_j(Z) + epsilon
 
-Garrido, Balestriero, Najman and LeCun, ICML 2023, eq. 2: Z (rows, D) has one row for each view,
-neither centred nor normalised, and epsilon = 1e-7. Here sigma_k are the square roots of the
-eigenvalues of Z^T Z, which is a sum of (D, D) matrices, in float64. So singular values below
-sqrt(max(D, 100)) 1.5e-8 of the largest (3e-7 for D = 512, some ulps of float32 features) are taken
-as 0; epsilon = 0 is the default. RankMe is between 1 and min(rows, D) and compares runs of one
-method on equally many rows; the paper takes 25,600.
+Garrido, Balestriero, Najman and LeCun, ICML 2023, eq. 2. Z (rows, D) has one row for each view,
+neither centered nor normalised, and their epsilon is 1e-7.
+
+Here sigma_k are the square roots of the eigenvalues of Z^T Z, a sum of (D, D) matrices in float64.
+So singular values below sqrt(max(D, 100)) 1.5e-8 of the largest are taken as 0 (3e-7 for D = 512,
+some ulps of float32 features). The default is epsilon = 0. RankMe is between 1 and min(rows, D). It
+compares runs of one method on equally many rows; the paper takes 25,600.
 """
 
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ from marginlab.measures.spectrum import SecondMoments, effective_rank, resolved
 
 
 class EffectiveRankResult(NamedTuple):
-    """RankMe of n images with V views each, its jackknife error over images (NaN for one), and the
-    singular values of Z / sqrt(n V), falling.
+    """RankMe of n images with V views each, and its jackknife error over images (NaN for one).
+
+    `singular_values` (D,) are those of Z / sqrt(n V), largest first.
     """
 
     RankMe: Float[Tensor, ""]
@@ -39,10 +41,18 @@ def rankme(
     normalize: bool = False,
     groups: int = 10,
 ) -> EffectiveRankResult:
-    """What `EffectiveRank` computes, of features at hand.
+    """Compute `EffectiveRank` of the given features.
 
-    >>> round(float(rankme(torch.eye(3)[:, None]).RankMe), 6), round(float(rankme(torch.ones(3, 1, 3)).RankMe), 6)
-    (3.0, 1.0)
+    Args:
+        features: Features of V views of N images.
+        epsilon: Added to each p_k.
+        normalize: Scale features to length 1 first.
+        groups: Number of groups of images for the jackknife.
+
+    Example:
+        >>> z = torch.eye(3)[:, None]
+        >>> round(float(rankme(z).RankMe), 6), round(float(rankme(torch.ones(3, 1, 3)).RankMe), 6)
+        (3.0, 1.0)
     """
     measure = EffectiveRank(
         features.shape[-1],
@@ -59,27 +69,28 @@ def rankme(
 class EffectiveRank(SecondMoments):
     """RankMe from features (N, V, D); streams, merges and reduces over ranks.
 
+    It holds (groups, D, D) sums in float64: 21 MB for D = 512. `compute` takes groups + 1 spectra
+    of (D, D) matrices.
+
     Args:
-        dim: D.
-        normalize: give features length 1 first (the paper does not).
-        epsilon: added to each of the min(rows, D) p_k; the paper has 1e-7, which adds at most
+        dim: Dimension D.
+        normalize: Scale features to length 1 first (the paper does not).
+        epsilon: Added to each of the min(rows, D) p_k. The paper has 1e-7, which adds at most
             1.6e-6 D to the entropy.
-        groups: of images, for the jackknife; images join them in turn, in order of arrival. So the
-            order of the images, and on which rank they are, changes the noise of the standard
-            error, and nothing else.
-        kwargs: torchmetrics.Metric's.
-
-    Holds (groups, D, D) sums in float64: 21 MB for D = 512. `compute` takes groups + 1 spectra of
-    (D, D) matrices.
-
-    >>> measure = EffectiveRank(dim=3)
-    >>> measure.update(torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]))
-    >>> round(float(measure.compute().RankMe), 6)
-    2.0
+        groups: Number of groups of images for the jackknife. Images join the groups in turn, in
+            order of arrival. So the order of the images, and the ranks they are on, change the
+            noise of the standard error and nothing else.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features of another dimension, another number of views than before, values not
-            finite, epsilon that is negative, no image at all.
+        ValueError: Features have another dimension or another number of views than before, values
+            are not finite, epsilon is negative or not below 1, or there is no image at all.
+
+    Example:
+        >>> measure = EffectiveRank(dim=3)
+        >>> measure.update(torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]))
+        >>> round(float(measure.compute().RankMe), 6)
+        2.0
     """
 
     def __init__(
@@ -102,20 +113,23 @@ class EffectiveRank(SecondMoments):
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
     ) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be
-        called alike).
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored; accepted so that all measures may be called alike.
         """
         self.add(*self.taken(features))
 
     def compute(self) -> EffectiveRankResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         n, total = self.checked(), self.moment.sum(0)
         sigma = _singular_values(total / n)
         rows = n * int(self.views)
         value = effective_rank(sigma[:rows], self.epsilon)
 
         def without(g: int) -> Tensor:
-            """RankMe without a group of images, of the singular values that its rows have."""
+            """Return RankMe without a group of images, from as many singular values as rows."""
             left = _singular_values(total - self.moment[g])
             return effective_rank(left[: rows - int(self.n[g]) * int(self.views)], self.epsilon)
 

@@ -2,11 +2,11 @@
 
     low  = max_j ( x_j - t_j(1 - a/2J) e_j )        high = max_j ( x_j + t_j(1 - a/2) e_j )
 
-An estimate of a maximum leans upwards, since noise is chosen with it: the interval of the one that
-happens to be largest covers less than it says. `high` is below the largest number only if the end
-of that one number is, so it needs no correction. `low` is above it only if one of J lower ends is
-above its own number, which has J times the risk (Bonferroni). t_j is Student's, with a degree of
-freedom fewer than the groups that the jackknife error e_j is of.
+An estimate of a maximum leans upwards, because noise is chosen with it. So the interval of the
+number that happens to be largest covers less than it says. `high` is below the largest number only
+if the upper end of that one number is, so it needs no correction. `low` is above it only if one of
+J lower ends is above its own number, which has J times the risk (Bonferroni). t_j is Student's t.
+Its degrees of freedom are one fewer than the groups behind the jackknife error e_j.
 """
 
 from typing import NamedTuple
@@ -31,13 +31,13 @@ def largest(
     groups: Int[Tensor, " J"],
     confidence: float = 0.95,
 ) -> Extreme:
-    """The largest of the estimates and its interval; NaN for none.
+    """Return the largest of the estimates and its interval; NaN for none.
 
     Args:
-        estimates: approximately normal, not necessarily independent.
-        errors: their standard errors.
-        groups: how many groups each error comes from.
-        confidence: of the interval.
+        estimates: The estimates, approximately normal, not necessarily independent.
+        errors: Their standard errors.
+        groups: Number of groups that each error comes from.
+        confidence: Confidence of the interval.
 
     Example:
         >>> import torch
@@ -45,7 +45,6 @@ def largest(
         >>> found = largest(x, error, groups=torch.tensor([20, 20]))
         >>> [round(number, 3) for number in found]
         [0.2, -0.043, 0.409]
-
     """
     if not len(estimates):
         return Extreme(float("nan"), float("nan"), float("nan"))
@@ -63,6 +62,13 @@ def least(
     groups: Int[Tensor, " J"],
     confidence: float = 0.95,
 ) -> Extreme:
-    """The least of the estimates and its interval, as of `largest`."""
+    """Return the least of the estimates and its interval, as `largest` does for the largest.
+
+    Args:
+        estimates: The estimates, approximately normal, not necessarily independent.
+        errors: Their standard errors.
+        groups: Number of groups that each error comes from.
+        confidence: Confidence of the interval.
+    """
     value, low, high = largest(-estimates, errors, groups, confidence)
     return Extreme(-value, -high, -low)

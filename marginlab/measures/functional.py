@@ -1,6 +1,4 @@
-"""The functional twins of the measures: the same formulas on tensors at hand, without state or
-ranks.
-"""
+"""Functional twins of the measures: the same formulas on given tensors, without state or ranks."""
 
 from marginlab.measures.alignment import alignment as alignment
 from marginlab.measures.alignment import clopper_pearson as clopper_pearson

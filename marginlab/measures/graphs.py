@@ -1,16 +1,20 @@
-"""Largest cliques of graphs, from both sides, for many graphs of one size at once.
+"""Bounds on the largest cliques of graphs, from both sides, for many graphs of one size at once.
 
-    clique size of a greedy deletion  <=  omega (largest clique)  <=  chi (chromatic number)  <=  colours of a greedy colouring
-                                          omega  <=  n - matching of the missing edges
+    clique of a greedy deletion  <=  omega  <=  chi  <=  colours of a greedy colouring
+    omega  <=  n - matching of the missing edges
 
-From below: delete the vertex that misses most of the others until no two remaining vertices miss
-each other; what remains is a clique. From
-above: the vertices of a clique all need colours of their own. The colouring is DSATUR (Brelaz,
-Communications of the ACM 22, 1979): next comes the vertex that sees most colours, of these the one
-with most neighbours yet to be coloured; it takes the first colour it does not see. And of the two
-ends of a missing edge a clique lacks one, so it lacks as many vertices as there are missing edges
-without a common end: these n - omega vertices are a vertex cover of the complement (Papadimitriou
-and Steiglitz, Combinatorial Optimization, 1982), and the bound on them is at most n / 2.
+omega is the size of the largest clique, chi the chromatic number. From below: delete the vertex
+that misses most of the others until no two remaining vertices miss each other. The rest is a
+clique.
+
+From above: the vertices of a clique all need colours of their own. The colouring is DSATUR (Brelaz,
+Communications of the ACM 22, 1979). The next vertex is the one that sees most colours, and of these
+the one with most neighbours still to be coloured. It takes the first colour it does not see.
+
+A second bound from above: a clique lacks one of the two ends of every missing edge. So it lacks at
+least as many vertices as there are missing edges without a common end. The n - omega vertices that
+it lacks are a vertex cover of the complement (Papadimitriou and Steiglitz, Combinatorial
+Optimization, 1982). The matching's bound on them is at most n / 2.
 """
 
 import torch
@@ -19,13 +23,17 @@ from torch import Tensor
 
 
 def greedy_clique(adjacent: Bool[Tensor, "*T n n"]) -> Bool[Tensor, "*T n"]:
-    """Vertices of a clique of each graph, found by deletion; of equal candidates the first goes.
+    """Return the vertices of a clique of each graph, found by deletion.
 
-    The graphs are symmetric matrices; the diagonal does not matter. Memory: one more copy of them.
+    Of equal candidates the first is deleted. Memory: one more copy of the graphs.
 
-    >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
-    >>> greedy_clique(path)
-    tensor([False,  True,  True])
+    Args:
+        adjacent: Symmetric matrices; the diagonal does not matter.
+
+    Example:
+        >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
+        >>> greedy_clique(path)
+        tensor([False,  True,  True])
     """
     missing = ~adjacent.flatten(0, -3) if adjacent.ndim > 2 else ~adjacent[None]
     missing.diagonal(dim1=1, dim2=2).fill_(False)
@@ -38,21 +46,24 @@ def greedy_clique(adjacent: Bool[Tensor, "*T n n"]) -> Bool[Tensor, "*T n"]:
         graphs, worst = graphs[most > 0], worst[most > 0]
         kept[graphs, worst] = False
         degree[graphs] -= missing[graphs, worst].int()
-        degree[graphs, worst] = -1  # below every kept vertex, also when its neighbours go
+        degree[graphs, worst] = -1  # stays below every kept vertex
         degree.masked_fill_(~kept, -1)
     return kept.view(adjacent.shape[:-1])
 
 
 def colouring(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T n"]:
-    """A proper colouring of each graph by DSATUR: colours from 0; neighbours differ; of equal
-    candidates the first is coloured.
+    """Return a proper colouring of each graph by DSATUR.
 
-    The graphs are symmetric matrices; the diagonal does not matter. Memory: two more copies of
-    them.
+    Colours count from 0, and neighbours differ. Of equal candidates the first is coloured. Memory:
+    two more copies of the graphs.
 
-    >>> triangle = torch.ones(3, 3, dtype=torch.bool)
-    >>> colouring(triangle), colouring(~triangle)
-    (tensor([0, 1, 2]), tensor([0, 0, 0]))
+    Args:
+        adjacent: Symmetric matrices; the diagonal does not matter.
+
+    Example:
+        >>> triangle = torch.ones(3, 3, dtype=torch.bool)
+        >>> colouring(triangle), colouring(~triangle)
+        (tensor([0, 1, 2]), tensor([0, 0, 0]))
     """
     graph = (adjacent.flatten(0, -3) if adjacent.ndim > 2 else adjacent[None]).clone()
     graph.diagonal(dim1=1, dim2=2).fill_(False)
@@ -76,16 +87,19 @@ def colouring(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T n"]:
 
 
 def matching(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T"]:
-    """Size of a maximal matching of the missing edges of each graph: every clique lacks at least so
-    many vertices.
+    """Return the size of a maximal matching of the missing edges of each graph.
 
-    Greedy: the vertex with the fewest partners left, at least one, is matched to that of them with
-    the fewest; of equal ones the first. The graphs are symmetric matrices; the diagonal does not
-    matter. Memory: one more copy of them.
+    Every clique lacks at least so many vertices. The matching is greedy. It takes the vertex with
+    the fewest partners left, at least one, and matches it to the partner that has the fewest. Of
+    equal ones it takes the first. Memory: one more copy of the graphs.
 
-    >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
-    >>> matching(path), matching(torch.zeros(5, 5, dtype=torch.bool))
-    (tensor(1), tensor(2))
+    Args:
+        adjacent: Symmetric matrices; the diagonal does not matter.
+
+    Example:
+        >>> path = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
+        >>> matching(path), matching(torch.zeros(5, 5, dtype=torch.bool))
+        (tensor(1), tensor(2))
     """
     missing = ~adjacent.flatten(0, -3) if adjacent.ndim > 2 else ~adjacent[None]
     missing.diagonal(dim1=1, dim2=2).fill_(False)
@@ -95,7 +109,7 @@ def matching(adjacent: Bool[Tensor, "*T n n"]) -> Int[Tensor, "*T"]:
     degree = missing.sum(2)  # partners left
     graphs = torch.arange(T, device=adjacent.device)  # those not yet done
     while len(graphs):
-        # n: more than any degree
+        # n is more than any degree
         left = degree[graphs].masked_fill(~free[graphs] | (degree[graphs] == 0), n)
         fewest, vertex = left.min(1)
         graphs, left, vertex = graphs[fewest < n], left[fewest < n], vertex[fewest < n]

@@ -1,15 +1,19 @@
-"""LiDAR: the effective rank of what tells images apart, measured in units of what tells the views
-of an image apart.
+"""LiDAR: effective rank of the spread between images, in units of the spread among their views.
 
-    LiDAR = exp( - sum_k p_k log p_k ),   p = eigenvalues of  S_w^{-1/2} S_b S_w^{-1/2}  divided by their sum,
-    S_b = Cov of nu(x) over images,       S_w = E_x Cov of f over the views of x + delta I,       nu(x) = mean of f over the views of x
+    LiDAR = exp( - sum_k p_k log p_k )
+    p     = eigenvalues of  S_w^{-1/2} S_b S_w^{-1/2}  divided by their sum
+    S_b   = Cov of nu(x) over images
+    S_w   = E_x Cov of f over the views of x + delta I
+    nu(x) = mean of f over the views of x
 
 Thilak et al., "LiDAR: Sensing linear probing performance in joint embedding SSL architectures",
-ICLR 2024: linear discriminant analysis whose classes are images, with delta = 1e-4. S_w is taken
-without bias (its sum over V views divided by V - 1). S_b is that of means over V views, as the
-authors', and too large by S_w / V: every eigenvalue is then too large by about 1/V, p is more even,
-and LiDAR leans upwards, less the more views there are (the paper has 50 of 1,000 images). It lies
-between 1 and min(N - 1, D); of features that do not differ at all it is 1.
+ICLR 2024. It is linear discriminant analysis whose classes are images, with delta = 1e-4.
+
+S_w is taken without bias (its sum over V views divided by V - 1). S_b is the covariance of means
+over V views, as the authors take it, and is too large by S_w / V. So every eigenvalue is too large
+by about 1/V, p is more even, and LiDAR leans upwards. It leans less with more views (the paper has
+50 of 1,000 images). It lies between 1 and min(N - 1, D). For features that do not differ at all it
+is 1.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +26,9 @@ from marginlab.measures.spectrum import SecondMoments, effective_rank, moments, 
 
 
 class LiDARResult(NamedTuple):
-    """LiDAR of n images with V views each, its jackknife error over images (NaN for one), and the
-    eigenvalues, largest first.
+    """LiDAR of n images with V views each, its jackknife error over images, and the eigenvalues.
+
+    The error is NaN for one image. The eigenvalues are in order, largest first.
     """
 
     LiDAR: Float[Tensor, ""]
@@ -41,11 +46,20 @@ def lidar(
     normalize: bool = False,
     groups: int = 10,
 ) -> LiDARResult:
-    """What `LiDAR` computes, of features at hand.
+    """Compute `LiDAR` of the given features.
 
-    >>> f = torch.tensor([[[1.0, 0.1], [1.0, -0.1]], [[-1.0, 0.1], [-1.0, -0.1]]])    # images differ along one axis, views along the other
-    >>> round(float(lidar(f).LiDAR), 6)
-    1.0
+    Args:
+        features: Features of V >= 2 views of N images.
+        delta: Added to the eigenvalues of S_w.
+        normalize: Scale features to length 1 first.
+        groups: Number of groups of images for the jackknife.
+
+    Example:
+        Images differ along one axis, views along the other.
+
+        >>> f = torch.tensor([[[1.0, 0.1], [1.0, -0.1]], [[-1.0, 0.1], [-1.0, -0.1]]])
+        >>> round(float(lidar(f).LiDAR), 6)
+        1.0
     """
     measure = LiDAR(
         features.shape[-1], delta=delta, normalize=normalize, groups=groups, sync_on_compute=False
@@ -58,24 +72,26 @@ def lidar(
 class LiDAR(SecondMoments):
     """LiDAR from features (N, V, D) of V >= 2 views; streams, merges and reduces over ranks.
 
+    It holds 2 (groups, D, D) sums in float64: 42 MB for D = 512.
+
     Args:
-        dim: D.
-        normalize: give features length 1 first (the paper does not).
-        delta: added to the eigenvalues of S_w, in squared units of the features: scale the features
-            by c and delta by c^2, and nothing changes.
-        groups: of images, for the jackknife (see `EffectiveRank`).
-        kwargs: torchmetrics.Metric's.
-
-    Holds 2 (groups, D, D) sums in float64: 42 MB for D = 512.
-
-    >>> measure = LiDAR(dim=2)
-    >>> measure.update(torch.tensor([[[1.0, 0.1], [1.0, -0.1]], [[-1.0, 0.1], [-1.0, -0.1]]]))
-    >>> round(float(measure.compute().LiDAR), 6)
-    1.0
+        dim: Dimension D.
+        normalize: Scale features to length 1 first (the paper does not).
+        delta: Added to the eigenvalues of S_w, in squared units of the features. If the features
+            are scaled by c and delta by c^2, nothing changes.
+        groups: Number of groups of images for the jackknife (see `EffectiveRank`).
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: fewer than 2 views, features of another dimension, another number of views than
-            before, values not finite, delta not positive, no image at all.
+        ValueError: There are fewer than 2 views, features have another dimension or another number
+            of views than before, values are not finite, delta is not positive, or there is no image
+            at all.
+
+    Example:
+        >>> measure = LiDAR(dim=2)
+        >>> measure.update(torch.tensor([[[1.0, 0.1], [1.0, -0.1]], [[-1.0, 0.1], [-1.0, -0.1]]]))
+        >>> round(float(measure.compute().LiDAR), 6)
+        1.0
     """
 
     within: Tensor
@@ -105,8 +121,11 @@ class LiDAR(SecondMoments):
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
     ) -> None:
-        """Take V views' features of N more images; labels are not looked at (here images are the
-        classes).
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored, because here the images are the classes.
         """
         z, group = self.taken(features)
         mean = z.mean(1, keepdim=True)
@@ -115,7 +134,7 @@ class LiDAR(SecondMoments):
         self.add(mean, group)
 
     def compute(self) -> LiDARResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         n, between, within, sums = (
             self.checked(),
             self.moment.sum(0),
@@ -154,8 +173,9 @@ class LiDAR(SecondMoments):
         )
 
     def _spectrum(self, between: Tensor, within: Tensor, sums: Tensor, n: int) -> Tensor:
-        """Eigenvalues of S_w^{-1/2} S_b S_w^{-1/2}, largest first; 0 where S_b, a difference of
-        moments, does not resolve them.
+        """Return the eigenvalues of S_w^{-1/2} S_b S_w^{-1/2}, largest first.
+
+        They are 0 where S_b, a difference of moments, does not resolve them.
         """
         mean = sums / n
         spread, axes = torch.linalg.eigh(within / n)

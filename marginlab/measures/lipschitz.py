@@ -1,13 +1,13 @@
-"""Lipschitz constants from below: quotients of distances seen between views, and norms of the
-encoder's derivative at images.
+"""Lipschitz constants from below: difference quotients between views, and norms of the Jacobian.
 
-    L  >=  max over pairs of views of || f(x_u) - f(x_v) || / || x_u - x_v ||          L  >=  max over images of || J(x) ||,  J the Jacobian matrix
+    L  >=  max over pairs of views of || f(x_u) - f(x_v) || / || x_u - x_v ||
+    L  >=  max over images of || J(x) ||,  J the Jacobian matrix
 
-Huang et al., ICLR 2023, section 2, ask that || f(x) - f(y) || <= L || x - y || for all inputs; what
+Huang et al., ICLR 2023, section 2, ask that || f(x) - f(y) || <= L || x - y || for all inputs. What
 is seen is at most that L. The norm of J is found by power iteration on J^T J (products with J and
-J^T only, no matrix): || J v || for a unit v never exceeds it, so that a search broken off is a
-lower estimate all the same. Both miss what lies between: a network that bends sharply between views
-has a larger L. From above: spectral_bound.py.
+J^T only, no matrix). || J v || for a unit v never exceeds the norm, so a search that is stopped
+early is still a lower estimate. Both miss what lies between: a network that bends sharply between
+views has a larger L. From above: spectral_bound.py.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,13 @@ from marginlab.rng import Key
 
 
 class LipschitzResult(NamedTuple):
-    """`L`, the largest quotient seen: a LOWER estimate of the Lipschitz constant, which grows with
-    images and views and has no standard error.
+    """`L`, the largest quotient seen, and the quotients of each image.
 
-    `mean` over images of the largest quotient among an image's views, and its `standard_error` over
-    images (NaN for one); `ratios` (N,) are these quotients, 0 where an image's views all coincide,
-    in order of arrival. `left_out` pairs of views were too close to be divided by.
+    `L` is a LOWER estimate of the Lipschitz constant. It grows with images and views, and has no
+    standard error. `ratios` (N,) are the largest quotients among the views of each image, in order
+    of arrival; they are 0 where an image's views all coincide. `mean` is their mean, and
+    `standard_error` its error over images (NaN for one). `left_out` pairs of views were too close
+    to be divided by.
     """
 
     L: Float[Tensor, ""]
@@ -43,8 +44,9 @@ class LipschitzResult(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """Of each image: the largest quotient among pairs of its views, float64, and the pairs that
-    were too close to count.
+    """Largest quotient among the views of each image, and the number of its pairs left out.
+
+    Quotients are float64. Pairs of views are left out if they are too close.
     """
 
     ratios: Float[Tensor, " N"]
@@ -59,25 +61,27 @@ def lipschitz_ratios(
     closest: float = 1e-3,
     budget: int = BUDGET,
 ) -> Ratios:
-    """Largest || f(x_u) - f(x_v) || / || x_u - x_v || among the views of each image, by differences
-    in float64.
+    """Return the largest || f(x_u) - f(x_v) || / || x_u - x_v || among the views of each image.
 
-    For pairs across images give all views as those of one: `lipschitz_ratios(views.flatten(0,
-    1)[None], features.flatten(0, 1)[None])`.
+    Distances are taken by differences in float64. For pairs across images give all views as those
+    of one: `lipschitz_ratios(views.flatten(0, 1)[None], features.flatten(0, 1)[None])`.
 
     Args:
-        views, features: x in [0, 1] (or inputs of any kind) and f(x).
-        normalize: give features length 1 first, so that L is that of the normalised encoder (the
-            theory's r = 1).
-        closest: pairs of views at most this far apart are left out, because rounding of the
+        views: x in [0, 1], or inputs of any kind.
+        features: f(x).
+        normalize: Scale features to length 1 first, so that L is that of the normalised encoder
+            (the theory's r = 1).
+        closest: Pairs of views at most this far apart are left out, because rounding of the
             features would be divided by next to nothing.
-        budget: bytes of a block of distances.
+        budget: Bytes of a block of distances.
 
-    Raises ValueError for fewer than 2 views, shapes that do not fit, values not finite.
+    Raises:
+        ValueError: There are fewer than 2 views, shapes do not fit, or values are not finite.
 
-    >>> x = torch.tensor([[[0.0, 0.0], [0.0, 0.5], [0.0, 1.0]]])
-    >>> lipschitz_ratios(x, torch.tensor([[[0.0], [2.0], [2.5]]]), normalize=False).ratios
-    tensor([4.], dtype=torch.float64)
+    Example:
+        >>> x = torch.tensor([[[0.0, 0.0], [0.0, 0.5], [0.0, 1.0]]])
+        >>> lipschitz_ratios(x, torch.tensor([[[0.0], [2.0], [2.5]]]), normalize=False).ratios
+        tensor([4.], dtype=torch.float64)
     """
     check_features(features, fewest_views=2)
     if views.shape[:2] != features.shape[:2]:
@@ -104,7 +108,7 @@ def lipschitz_ratios(
             apart, moved = (
                 torch.cdist(z[:, u], z, compute_mode="donot_use_mm_for_euclid_dist") for z in (x, y)
             )
-            before = u[:, None] > torch.arange(V, device=x.device)  # each pair once
+            before = u[:, None] > torch.arange(V, device=x.device)  # counts each pair once
             counted = before & (apart > closest)
             best = torch.maximum(best, torch.where(counted, moved / apart, 0.0).amax((1, 2)))
             few += (before & ~counted).sum((1, 2))
@@ -114,23 +118,26 @@ def lipschitz_ratios(
 
 
 class LipschitzRatio(Measure):
-    """L from below, from views (N, V, ...) and their features (N, V, D) of V >= 2 views; streams,
-    merges and reduces over ranks.
+    """L from below, from views (N, V, ...) and their features (N, V, D), with V >= 2.
+
+    It streams, merges and reduces over ranks. Pairs are those of the views of one image. One
+    float64 number is kept of each image.
 
     Args:
-        normalize, closest: see `lipschitz_ratios`.
-        kwargs: torchmetrics.Metric's.
-
-    Pairs are those of the views of one image; one float64 number is kept of each.
-
-    >>> measure = LipschitzRatio(normalize=False)
-    >>> measure.update(torch.tensor([[[0.0], [0.5]], [[0.0], [1.0]]]), torch.tensor([[[0.0], [2.0]], [[1.0], [4.0]]]))
-    >>> float(measure.compute().L), float(measure.compute().mean)
-    (4.0, 3.5)
+        normalize: Scale features to length 1 first, as in `lipschitz_ratios`.
+        closest: Leave out pairs of views at most this far apart, as in `lipschitz_ratios`.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: fewer than 2 views, another number of views than before, shapes that do not fit,
-            values not finite, nothing measured.
+        ValueError: There are fewer than 2 views or another number of views than before, shapes do
+            not fit, values are not finite, or nothing was measured.
+
+    Example:
+        >>> measure = LipschitzRatio(normalize=False)
+        >>> views = torch.tensor([[[0.0], [0.5]], [[0.0], [1.0]]])
+        >>> measure.update(views, torch.tensor([[[0.0], [2.0]], [[1.0], [4.0]]]))
+        >>> float(measure.compute().L), float(measure.compute().mean)
+        (4.0, 3.5)
     """
 
     ratio: list[Tensor]
@@ -159,7 +166,7 @@ class LipschitzRatio(Measure):
         self.left_out = self.left_out + left_out.sum()
 
     def compute(self) -> LipschitzResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         ratios = rows(self.ratio, torch.zeros(0, dtype=torch.float64, device=self.left_out.device))
         n, V, left_out = len(ratios), int(self.views), int(self.left_out)
         if n == 0:
@@ -195,25 +202,29 @@ def jacobian_norms(
     seed: int = 0,
     tolerance: float = 1e-4,
 ) -> Float[Tensor, " N"]:
-    """Largest singular value of the encoder's Jacobian matrix at each image, from below: (N,), in
-    the dtype of the images.
+    """Return the largest singular value of the encoder's Jacobian matrix at each image, from below.
+
+    The norms are (N,), in the dtype of the images. L of the encoder is at least the largest of
+    them, wherever it has a derivative (at a kink of ReLU torch's choice need not be one). The graph
+    of one pass over all images is held, so give few at a time.
 
     Args:
-        encoder: images (N, ...) to features (N, ...), each image by itself: a network in evaluation
-            mode, or any function of one.
-        steps: of power iteration, at most; each costs two backward passes.
-        seed: of the first direction, the same for all images, so that an image's answer does not
-            depend on the others.
-        tolerance: iteration ends where no norm grows by more than this share.
+        encoder: Maps images (N, ...) to features (N, ...), each image by itself: a network in
+            evaluation mode, or any function of one.
+        images: The images.
+        steps: Most steps of power iteration; each costs two backward passes.
+        seed: Seed of the first direction. It is the same for all images, so an image's answer does
+            not depend on the others.
+        tolerance: Iteration ends when no norm grows by more than this fraction.
 
-    L of the encoder is at least the largest of them, wherever it has a derivative (at a kink of
-    ReLU torch's choice need not be one). Raises ValueError for a network in training mode, features
-    without a derivative, or no step. Holds the graph of one pass over all images: give few at a
-    time.
+    Raises:
+        ValueError: The network is in training mode, the features have no derivative, or there is no
+            step.
 
-    >>> A = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    >>> jacobian_norms(lambda x: x @ A, torch.zeros(2, 2)).round(decimals=3)
-    tensor([3., 3.])
+    Example:
+        >>> A = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> jacobian_norms(lambda x: x @ A, torch.zeros(2, 2)).round(decimals=3)
+        tensor([3., 3.])
     """
     if isinstance(encoder, nn.Module) and encoder.training:
         raise ValueError(
@@ -241,7 +252,7 @@ def jacobian_norms(
                 "not switch it off (torch.no_grad, detach)."
             )
         u = torch.zeros_like(y, requires_grad=True)
-        # J^T u, linear in u: its own derivative is J
+        # J^T u is linear in u, and its derivative with respect to u gives J
         (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
     norms = images.new_zeros(len(images))
     for _ in range(steps):

@@ -1,14 +1,15 @@
-"""The base of the measures: torchmetrics' states and reductions, with five habits put right.
+"""Base class of the measures: a torchmetrics.Metric with five behaviours changed.
 
-1. It squeezes one-element tensors in a result, so that one class or one threshold loses its
-dimension: results are kept whole here. 2. Its gathering fails when a rank has never been given a
-row, because an empty list has no shape and no dtype: here they come from the others. 3. It lets
-states of different make be added: `constant` refuses them with a sentence, and
-   `same_settings` those of measures with different settings.
-4. A collection takes metrics with equal states for one, whatever their settings: the settings are a
-   state here, so that only metrics with equal ones share their states.
-5. It casts sums with a model, and takes a result for one tensor: sums stay float64 here, and the
-   numbers of a result are what is computed with, plotted and logged.
+1. torchmetrics squeezes one-element tensors in a result, so one class or one threshold loses its
+   dimension. Here results keep their shapes.
+2. Its gathering fails when a rank has never been given a row, because an empty list has no shape
+   and no dtype. Here an empty rank takes both from the other ranks.
+3. It adds incompatible states. Here `constant` refuses them with a sentence, and `same_settings`
+   refuses the states of measures with different settings.
+4. A collection shares the states of metrics whose states are equal, whatever their settings. Here
+   the settings are a state, so only metrics with equal settings share their states.
+5. It casts sums together with a model, and treats a result as one tensor. Here sums stay float64,
+   and the numbers of a result are what is computed with, plotted and logged.
 """
 
 import functools
@@ -25,7 +26,7 @@ from torchmetrics import Metric
 from marginlab.measures.composed import OPERATORS, Composed, compose, number, numbers
 from marginlab.statistics import unit_vectors
 
-LARGEST = 1e70  # moments are squared once more
+LARGEST = 1e70  # its fourth power is a float64 number; moments are squared once more
 
 
 class _Whole:
@@ -38,13 +39,15 @@ class _Whole:
 class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by the type checker
     """A torchmetrics.Metric whose result keeps its shapes and whose ranks may be empty.
 
-    Takes torchmetrics' keyword arguments. Arithmetic, `plot`, `measure["L_align"]` and
-    `measure.numbers()` are about the single numbers of a result (`marginlab.measures.composed`).
-    Every public attribute that a subclass sets, and every buffer, is a setting: measures whose
-    settings differ are neither merged nor grouped.
+    Arithmetic, `plot`, `measure["L_align"]` and `measure.numbers()` act on the single numbers of a
+    result (`marginlab.measures.composed`). Every public attribute that a subclass sets, and every
+    buffer, is a setting. Measures whose settings differ are neither merged nor grouped.
+
+    Args:
+        kwargs: Keyword arguments of torchmetrics.Metric.
     """
 
-    #: Numbers of the result of which 1.96 standard errors to both sides are a 95 % interval.
+    #: Numbers of the result for which the value +- 1.96 standard errors is a 95 % interval.
     intervals: tuple[str, ...] = ()
     full_state_update = False
     is_differentiable = False
@@ -83,7 +86,7 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
     ) -> "Measure":
         def moved(x: Tensor) -> Tensor:
-            """Another device, the same dtype: sums in half precision would be worth nothing."""
+            """Move to the new device, keep the dtype: half-precision sums would be worthless."""
             there = fn(x)
             return there if there.dtype == x.dtype else x.to(there.device)
 
@@ -92,7 +95,17 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
         return this
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "Measure":
-        """Give results in this floating-point dtype; sums stay float64 whatever the result is."""
+        """Give results in this floating-point dtype; sums stay float64 whatever it is.
+
+        Args:
+            dst_type: Dtype of the results, or the name of a tensor type.
+
+        Returns:
+            This measure.
+
+        Raises:
+            ValueError: The dtype is not a floating-point one.
+        """
         if isinstance(dst_type, str):
             dst_type = torch.zeros(0).type(dst_type).dtype
         if not dst_type.is_floating_point:
@@ -105,22 +118,27 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
         return self
 
     def numbers(self) -> Composed:
-        """A metric whose value is the dict of this measure's numbers, for collections and loggers.
+        """Return a metric of this measure's numbers as a dict, for collections and loggers.
 
-        >>> from marginlab.measures import Uniformity
-        >>> sorted(Uniformity().numbers()(torch.eye(3)[:, None]))
-        ['L_unif', 'standard_error']
+        Example:
+            >>> from marginlab.measures import Uniformity
+            >>> sorted(Uniformity().numbers()(torch.eye(3)[:, None]))
+            ['L_unif', 'standard_error']
         """
         return Composed(numbers, self, None)
 
     def __getitem__(self, name: str) -> Composed:
-        """One of the numbers of the result, as a metric."""
+        """Return one number of the result, as a metric."""
         return Composed(functools.partial(number, name=name), self, None)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the numbers of a result (by default of `compute()`), or of a list of them over time.
+        """Plot the numbers of a result, or of a list of results over time.
 
-        Needs matplotlib, as torchmetrics' plots do.
+        It needs matplotlib, as torchmetrics' plots do.
+
+        Args:
+            val: A result or a list of results; by default the result of `compute()`.
+            ax: The matplotlib axes to draw on.
         """
         chosen = self.compute() if val is None else val
         over_time = isinstance(chosen, list)
@@ -132,7 +150,7 @@ for _name in OPERATORS:
 
 
 def cast(result: Any, dtype: torch.dtype | None) -> Any:
-    """The result with its floating-point tensors in this dtype; as it is for None."""
+    """Return the result with its floating-point tensors in this dtype; unchanged for None."""
     if dtype is None:
         return result
     if isinstance(result, Tensor):
@@ -144,16 +162,16 @@ def cast(result: Any, dtype: torch.dtype | None) -> Any:
 
 
 def digest(made: Any) -> Int[Tensor, "8"]:
-    """Eight numbers, the first of them 1, that tell settings apart.
+    """Return eight small numbers, the first of them 1, that tell settings apart.
 
-    They are small, so that no relative tolerance of a comparison takes two for equal.
+    They are small so that no relative tolerance of a comparison takes two of them for equal.
     """
     hashed = hashlib.blake2b(repr(_plain(made)).encode(), digest_size=7).digest()
     return torch.tensor([1, *hashed])
 
 
 def _plain(value: Any) -> Any:
-    """Settings as something whose `repr` is the same where they are."""
+    """Return settings in a form that has equal `repr` exactly where the settings are equal."""
     if isinstance(value, Tensor):
         wide = value.detach().double().cpu().contiguous()
         return tuple(value.shape), hashlib.blake2b(wide.numpy().tobytes()).hexdigest()
@@ -163,9 +181,10 @@ def _plain(value: Any) -> Any:
 
 
 def same_settings(digests: Int[Tensor, "ranks 8"]) -> Int[Tensor, "8"]:
-    """Reduction of `settings_digest`, 0 where nothing was measured.
+    """Reduce `settings_digest` over ranks or merged measures: 0 where nothing was measured.
 
-    Raises ValueError unless the others agree.
+    Raises:
+        ValueError: The nonzero digests differ.
     """
     if len({tuple(row) for row in digests.tolist() if any(row)}) > 1:
         raise ValueError(
@@ -176,8 +195,16 @@ def same_settings(digests: Int[Tensor, "ranks 8"]) -> Int[Tensor, "8"]:
 
 
 def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
-    """The tensor of every rank, in their order; lengths may differ, and one without elements takes
-    dtype and trailing shape of the others.
+    """Return the tensor of every rank, in rank order.
+
+    Lengths may differ. An empty tensor takes its dtype and trailing shape from the other ranks.
+
+    Args:
+        x: This rank's tensor.
+        group: The process group; None is the default group.
+
+    Raises:
+        ValueError: Nonempty ranks hold different trailing shapes or dtypes.
     """
     made: list[tuple[tuple[int, ...], torch.dtype]] = [((), x.dtype)] * dist.get_world_size(group)
     dist.all_gather_object(made, (tuple(x.shape), x.dtype), group=group)
@@ -203,8 +230,9 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
 
 
 def rows(state: Tensor | Sequence[Tensor], empty: Tensor) -> Tensor:
-    """The rows of a list state, before or after the reduction over ranks; `empty` when there are
-    none.
+    """Return the rows of a list state, before or after the reduction over ranks.
+
+    Where there are none, return `empty`.
     """
     if isinstance(state, Tensor):
         return state if state.numel() else empty
@@ -213,11 +241,12 @@ def rows(state: Tensor | Sequence[Tensor], empty: Tensor) -> Tensor:
 
 
 def constant(values: Tensor) -> Tensor:
-    """Reduction of a state that all updates and ranks must share, 0 where nothing was given:
-    (ranks, ...) -> (...).
+    """Reduce a state that all updates and ranks must share: (ranks, ...) -> (...).
+
+    It is 0 where nothing was given.
 
     Raises:
-        ValueError: two ranks, or two merged measures, hold different values.
+        ValueError: Two ranks, or two merged measures, hold different values.
     """
     seen = {tuple(row) for row in values.flatten(1).tolist() if any(row)}
     if len(seen) > 1:
@@ -229,7 +258,11 @@ def constant(values: Tensor) -> Tensor:
 
 
 def check_features(features: Tensor, fewest_views: int) -> None:
-    """Refuse features that are no (N, V, D), not finite, or of too few views."""
+    """Check that features are finite and of shape (N, V, D), with at least `fewest_views` views.
+
+    Raises:
+        ValueError: They are not.
+    """
     if features.ndim != 3 or not features.is_floating_point():
         one = " One view of each image is features[:, None]." if features.ndim == 2 else ""
         raise ValueError(
@@ -255,7 +288,11 @@ def check_features(features: Tensor, fewest_views: int) -> None:
 
 
 def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None:
-    """Refuse labels that are no n whole numbers from 0 (below num_classes)."""
+    """Check that labels are n whole numbers from 0 (below `num_classes`, if it is given).
+
+    Raises:
+        ValueError: They are not.
+    """
     if labels.shape != (n,) or labels.is_floating_point():
         raise ValueError(
             f"labels are whole numbers of shape ({n},), one an image, not {labels.dtype} "
@@ -271,7 +308,11 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
 
 
 def prepared(features: Tensor, normalize: bool) -> Tensor:
-    """Float64 features, of length 1 if `normalize`."""
+    """Return features in float64, scaled to length 1 if `normalize`.
+
+    Raises:
+        ValueError: Features that are not normalised hold values above LARGEST in size.
+    """
     wide = features.detach().double()
     if normalize:
         return unit_vectors(wide)

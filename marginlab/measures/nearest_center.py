@@ -2,10 +2,10 @@
 
     NC4 = P[ prediction(x)  !=  argmin_c || f(x) - mu_c || ]
 
-Papyan, Han and Donoho, PNAS 2020; for self-supervised features a linear probe against the
-classifier G_f of Huang et al., ICLR 2023. It is the second pass after `NeuralCollapse` or
-`ClassDivergence`, whose result has the centers, over the same images or others. With the labels as
-predictions it is the error of G_f.
+Papyan, Han and Donoho, PNAS 2020. For self-supervised features it compares a linear probe with the
+classifier G_f of Huang et al., ICLR 2023. It is a second pass after `NeuralCollapse` or
+`ClassDivergence`, whose results have the centers, over the same images or others. With the labels
+as predictions it is the error of G_f.
 """
 
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ from marginlab.measures.measure import Measure, check_features, constant, prepar
 
 
 class MismatchResult(NamedTuple):
-    """NC4 over the V views of n images, and its standard error over images with the centers taken
-    as given (NaN for one image).
+    """NC4 over the V views of n images, and its standard error over images.
+
+    The error takes the centers as given. It is NaN for one image.
     """
 
     NC4: Float[Tensor, ""]
@@ -38,17 +39,25 @@ def nearest_center_mismatch(
     normalize: bool = False,
     budget: int = BUDGET,
 ) -> Float[Tensor, " N"]:
-    """Share of the views of each image whose nearest center is not the predicted class, (N,)
-    float64: NC4 is their mean.
+    """Return the share of each image's views whose nearest center is not the predicted class.
 
-    `predictions` are of each view (N, V), or one for all views of an image (N,). Centers with NaN
-    are of classes without one, and never the nearest; of centers equally near it is the first.
-    `budget` is in bytes. Raises ValueError for shapes that do not fit or values that are not
-    finite.
+    The shares are (N,) float64, and NC4 is their mean. Centers with NaN belong to classes without
+    one, and are never the nearest. Of equally near centers the first is taken.
 
-    >>> f = torch.tensor([[[1.0, 0.2], [0.2, 1.0]]])
-    >>> nearest_center_mismatch(f, torch.tensor([[0, 0]]), torch.eye(2))
-    tensor([0.5000], dtype=torch.float64)
+    Args:
+        features: Features of V views of N images.
+        predictions: A class for each view (N, V), or one for all views of an image (N,).
+        centers: The class centers.
+        normalize: Scale features to length 1 first.
+        budget: Bytes of a block of distances.
+
+    Raises:
+        ValueError: Shapes do not fit, or values are not finite.
+
+    Example:
+        >>> f = torch.tensor([[[1.0, 0.2], [0.2, 1.0]]])
+        >>> nearest_center_mismatch(f, torch.tensor([[0, 0]]), torch.eye(2))
+        tensor([0.5000], dtype=torch.float64)
     """
     check_features(features, fewest_views=1)
     _check_centers(centers)
@@ -66,7 +75,7 @@ def nearest_center_mismatch(
         )
     to = centers.double()
     known = ~to.isnan().any(1)
-    origin = to[known].mean(0)  # distances stay, and less of them cancels below
+    origin = to[known].mean(0)  # a shift keeps distances, and less cancels below
     to = to - origin
     half = torch.where(known, to.square().sum(1) / 2, torch.inf)
     to = to.nan_to_num()
@@ -74,29 +83,32 @@ def nearest_center_mismatch(
     expected = (predictions if predictions.ndim == 2 else predictions[:, None]).expand(N, V)
     rows = max(budget // (8 * V * (2 * len(to) + 2 * D)), 1)
     for part, said in zip(features.split(rows), expected.split(rows), strict=True):
-        # half the squared distance, up to ||f||^2 / 2
+        # half the squared distance minus ||f||^2 / 2, which is the same for all centers
         nearest = (half - (prepared(part, normalize) - origin) @ to.T).argmin(-1)
         shares.append((nearest != said).double().mean(1))
     return torch.cat([*shares, features.new_zeros(0, dtype=torch.float64)])
 
 
 class NearestCenterMismatch(Measure):
-    """NC4 from features (N, V, D) and a classifier's predictions, to given centers; streams, merges
-    and reduces over ranks.
+    """NC4 from features (N, V, D) and a classifier's predictions, to given centers.
+
+    It streams, merges and reduces over ranks.
 
     Args:
-        centers: (C, D), of features prepared alike; NaN rows are classes without a center.
-        normalize: give features length 1 first, as was done for the centers.
-        kwargs: torchmetrics.Metric's.
-
-    >>> measure = NearestCenterMismatch(torch.eye(2))
-    >>> measure.update(torch.tensor([[[1.0, 0.2]], [[0.2, 1.0]]]), torch.tensor([0, 0]))
-    >>> float(measure.compute().NC4)
-    0.5
+        centers: Centers (C, D) of features prepared alike; NaN rows are classes without a center.
+        normalize: Scale features to length 1 first, as was done for the centers.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features or predictions that do not fit, another number of views than before,
-            values not finite, measures to different centers merged, no image at all.
+        ValueError: Features or predictions do not fit, the number of views differs from before,
+            values are not finite, measures to different centers are merged, or there is no image at
+            all.
+
+    Example:
+        >>> measure = NearestCenterMismatch(torch.eye(2))
+        >>> measure.update(torch.tensor([[[1.0, 0.2]], [[0.2, 1.0]]]), torch.tensor([0, 0]))
+        >>> float(measure.compute().NC4)
+        0.5
     """
 
     centers: Tensor
@@ -118,8 +130,11 @@ class NearestCenterMismatch(Measure):
     def update(
         self, features: Float[Tensor, "N V D"], predictions: Int[Tensor, "N *views"]
     ) -> None:
-        """Take V views' features of N more images, and a prediction for each image (N,) or for each
-        view (N, V).
+        """Take V views' features of N more images, and their predictions.
+
+        Args:
+            features: The features.
+            predictions: A class for each image (N,), or for each view (N, V).
         """
         share = nearest_center_mismatch(
             features, predictions, self.centers, normalize=self.normalize
@@ -137,7 +152,7 @@ class NearestCenterMismatch(Measure):
         )
 
     def compute(self) -> MismatchResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         n = int(self.n)
         if n == 0:
             raise ValueError(

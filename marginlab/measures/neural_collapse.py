@@ -1,18 +1,24 @@
-"""Neural collapse: how near features are to one point a class, the points to a simplex, and a
-classifier's weights to the points.
+"""Neural collapse: features to class means, means to a simplex, classifier weights to the means.
 
-    NC1 = tr(S_W pinv(S_B)) / C         S_W = mean over samples of (f - mu_y)(f - mu_y)^T         S_B = 1/C sum_c m_c m_c^T,   m_c = mu_c - mu_G
-    NC2 = || M M^T / ||M M^T||_F  -  (I - 1 1^T / C) / sqrt(C - 1) ||_F,   of the matrix M (C, D) of rows m_c;  in parts:
-          equinorm = std_c ||m_c|| / mean_c ||m_c||        equiangle = mean over c != c' of | cos(m_c, m_c') + 1/(C - 1) |
-    NC3 = || W / ||W||_F  -  M / ||M||_F ||_F^2,   of weights W (C, D)
+    NC1  =  tr(S_W pinv(S_B)) / C
+            S_W = mean over samples of (f - mu_y)(f - mu_y)^T
+            S_B = 1/C sum_c m_c m_c^T,   m_c = mu_c - mu_G
+    NC2  =  || M M^T / ||M M^T||_F  -  (I - 1 1^T / C) / sqrt(C - 1) ||_F
+            of the matrix M (C, D) of rows m_c;  in parts:
+            equinorm  = std_c ||m_c|| / mean_c ||m_c||
+            equiangle = mean over c != c' of | cos(m_c, m_c') + 1/(C - 1) |
+    NC3  =  || W / ||W||_F  -  M / ||M||_F ||_F^2,   of weights W (C, D)
 
-Papyan, Han and Donoho, PNAS 2020. (NC4 is the named second pass, `NearestCenterMismatch`.) With the
-singular vectors v_j and values s_j of M, S_B = sum_j s_j^2 / C v_j v_j^T, so NC1 = sum over j <=
-rank of v_j^T S_W v_j / s_j^2: the pseudo-inverse has the rank that M has, at most min(C - 1, D).
-The authors' notebook leaves out the 1/C and takes C - 1 singular vectors whatever the rank is: its
-number is C times this one where the rank is C - 1. mu_G is the mean of the class means, also where
-classes are of unequal size, so that sum m_c = 0 as in a simplex. The standard deviation of equinorm
-divides by C; with C - 1 it is larger by sqrt(C / (C - 1)).
+Papyan, Han and Donoho, PNAS 2020. NC4 is a second pass, `NearestCenterMismatch`.
+
+Let M have the singular vectors v_j and values s_j. Then S_B = sum_j s_j^2 / C v_j v_j^T, so
+NC1 = sum over j <= rank of v_j^T S_W v_j / s_j^2. The pseudo-inverse has the rank that M has, at
+most min(C - 1, D). The authors' notebook leaves out the 1/C and takes C - 1 singular vectors
+whatever the rank is. Its number is C times this one where the rank is C - 1.
+
+mu_G is the mean of the class means, even if classes are of unequal size, so that sum m_c = 0 as in
+a simplex. The standard deviation of equinorm divides by C; with C - 1 it is larger by
+sqrt(C / (C - 1)).
 """
 
 from typing import Any, NamedTuple
@@ -27,12 +33,12 @@ from marginlab.measures.spectrum import EPS, moments
 
 
 class NeuralCollapseResult(NamedTuple):
-    """NC1 to NC3 of the classes that have images, each 0 at collapse; all NaN where the centers of
-    these classes coincide, NC3 without weights.
+    """NC1 to NC3 of the classes that have images, each 0 at collapse.
 
-    `rank` is that of the centered class means. `error_*` are jackknife errors (NaN where a class
-    has too few images). `centers` (C, D) are the class means (NaN rows without an image), for
-    `NearestCenterMismatch`, and `n` (C,) the numbers of images.
+    All are NaN where the centers of these classes coincide, and NC3 without weights. `rank` is the
+    rank of the centered class means. `error_*` are jackknife errors (NaN where a class has too few
+    images). `centers` (C, D) are the class means (NaN rows without an image), the input of
+    `NearestCenterMismatch`. `n` (C,) are the numbers of images.
     """
 
     NC1: Float[Tensor, ""]
@@ -61,12 +67,21 @@ def neural_collapse(
     normalize: bool = False,
     groups: int = 10,
 ) -> NeuralCollapseResult:
-    """What `NeuralCollapse` computes, of features at hand.
+    """Compute `NeuralCollapse` of the given features.
 
-    >>> f = torch.eye(3).repeat(2, 1)[:, None]
-    >>> result = neural_collapse(f, torch.arange(6) % 3, 3, weights=torch.eye(3) - 1 / 3)
-    >>> [round(float(x), 6) for x in (result.NC1, result.NC2, result.NC3)], result.rank
-    ([0.0, 0.0, 0.0], 2)
+    Args:
+        features: Features of V views of N images.
+        labels: The images' classes.
+        num_classes: Number C of classes.
+        weights: Weights of the classifier, for NC3.
+        normalize: Scale features to length 1 first.
+        groups: Number of groups of a class's images for the jackknife.
+
+    Example:
+        >>> f = torch.eye(3).repeat(2, 1)[:, None]
+        >>> result = neural_collapse(f, torch.arange(6) % 3, 3, weights=torch.eye(3) - 1 / 3)
+        >>> [round(float(x), 6) for x in (result.NC1, result.NC2, result.NC3)], result.rank
+        ([0.0, 0.0, 0.0], 2)
     """
     dim = features.shape[-1]
     measure = NeuralCollapse(
@@ -78,31 +93,36 @@ def neural_collapse(
 
 
 class NeuralCollapse(Measure):
-    """NC1, NC2 (and equinorm, equiangle) and NC3, from features (N, V, D) and labels (N,); every
-    view is a sample. Streams, merges and reduces.
+    """NC1, NC2 (and equinorm, equiangle) and NC3, from features (N, V, D) and labels (N,).
+
+    Every view is a sample. It streams, merges and reduces. It holds (groups, C, D) and (groups, D,
+    D) sums in float64. S_W is a difference of sums, so NC1 below about 1e-13 is rounding.
 
     Args:
-        num_classes, dim: C and D.
-        weights: (C, D) of the classifier (of a linear probe for features without one), for NC3.
-        normalize: give features length 1 first (the paper does not).
-        groups: of images of a class, for the jackknife; images join them in turn, in order of
-            arrival. So the order of the images, and on which rank they are, changes the noise of
-            the standard errors, and nothing else.
-        kwargs: torchmetrics.Metric's.
-
-    Holds (groups, C, D) and (groups, D, D) sums in float64. S_W is a difference of sums: NC1 below
-    1e-13 or so is rounding.
-
-    >>> measure = NeuralCollapse(num_classes=2, dim=2)
-    >>> measure.update(torch.tensor([[[1.0, 0.1]], [[1.0, -0.1]], [[-1.0, 0.1]], [[-1.0, -0.1]]]), torch.tensor([0, 0, 1, 1]))
-    >>> result = measure.compute()
-    >>> round(float(result.NC1), 6), round(float(result.NC2), 6)                    # classes vary, but not along the line between them
-    (0.0, 0.0)
+        num_classes: Number C of classes.
+        dim: Dimension D.
+        weights: Weights (C, D) of the classifier, for NC3; for features without a classifier those
+            of a linear probe.
+        normalize: Scale features to length 1 first (the paper does not).
+        groups: Number of groups of a class's images for the jackknife. Images join the groups in
+            turn, in order of arrival. So the order of the images, and the ranks they are on, change
+            the noise of the standard errors and nothing else.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features or weights of another shape or not finite, weights that are all 0,
-            labels out of range, another number of views than before, measures with different
-            weights merged, no image at all.
+        ValueError: Features or weights have another shape or are not finite, weights are all 0,
+            labels are out of range, the number of views differs from before, measures with
+            different weights are merged, or there is no image at all.
+
+    Example:
+        Classes vary, but not along the line between them.
+
+        >>> measure = NeuralCollapse(num_classes=2, dim=2)
+        >>> f = torch.tensor([[[1.0, 0.1]], [[1.0, -0.1]], [[-1.0, 0.1]], [[-1.0, -0.1]]])
+        >>> measure.update(f, torch.tensor([0, 0, 1, 1]))
+        >>> result = measure.compute()
+        >>> round(float(result.NC1), 6), round(float(result.NC2), 6)
+        (0.0, 0.0)
     """
 
     h: Tensor
@@ -190,7 +210,7 @@ class NeuralCollapse(Measure):
         self.moment = self.moment + moments(z, group, self.groups)
 
     def compute(self) -> NeuralCollapseResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         h, moment, n = self.h.sum(0), self.moment.sum(0), self.n.sum(0)
         total = int(n.sum())
         if total == 0:
@@ -207,7 +227,7 @@ class NeuralCollapse(Measure):
             rest = (n - self.n[g])[present]
             if not int(self.n[g].sum()):
                 left.append(values)
-            # without this group a class is missing, and what is left is another quantity
+            # without this group a class is missing, and the rest gives another quantity
             elif bool((rest == 0).any()):
                 left.append(torch.full_like(values, torch.nan))
             else:
@@ -252,8 +272,9 @@ class NeuralCollapse(Measure):
 
 
 def _collapse(h: Tensor, moment: Tensor, n: Tensor, weights: Tensor | None) -> tuple[Tensor, int]:
-    """NC1, equinorm, equiangle, NC2 and NC3 from the sums of C classes that all have images, and
-    the rank of their centered means.
+    """Return NC1, equinorm, equiangle, NC2 and NC3, and the rank of the centered class means.
+
+    They come from the sums of C classes that all have images.
     """
     C, D = h.shape
     means = h / n[:, None]

@@ -1,13 +1,13 @@
-"""What d_A matrices say of sigma: bounds from both sides, curves of 1 - sigma over delta, single
-numbers, and the pairs of images closest by.
+"""Bounds on sigma from d_A matrices: curves over delta, single numbers, and the closest pairs.
 
-    greedy clique / n  <=  sigma_k  <=  min(colours, n - matching) / n          of the graph d_A <= delta of the n images of a class k
-    area = 1/delta_max integral over [0, delta_max] of 1 - sigma(delta)         delta_at(s) = the smallest delta with 1 - sigma(delta) <= s
+    greedy clique / n  <=  sigma_k  <=  min(colours, n - matching) / n
+    area        = 1/delta_max integral over [0, delta_max] of 1 - sigma(delta)
+    delta_at(s) = the smallest delta with 1 - sigma(delta) <= s
 
-A clique for a smaller delta or fewer views is one for a larger delta or more views, so each bound
-takes the best of those that imply it, and curves move one way in delta and in the number of views.
-Whatever the search, both sides bound the largest clique of the sampled graph, and not the sigma of
-the population.
+The bounds are of the graph d_A <= delta of the n images of a class k. A clique for a smaller delta
+or fewer views is also one for a larger delta or more views. So each bound takes the best of those
+that imply it, and curves are monotone in delta and in the number of views. Whatever the search,
+both sides bound the largest clique of the sampled graph, and not the sigma of the population.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,9 @@ Deltas = Float[Tensor, " T"] | Float[np.ndarray, " T"] | Sequence[float]
 
 
 class Curve(NamedTuple):
-    """1 - sigma lies between `lower` and `upper` at each delta, for the sampled graph; `views` of
-    each image were used.
+    """Bounds `lower` and `upper` of 1 - sigma at each delta, for the sampled graph.
+
+    `views` of each image were used.
     """
 
     deltas: Float[Tensor, " T"]
@@ -39,8 +40,9 @@ class Curve(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two images of a class (indices in order of arrival; i stands before j in `images`), the views
-    u and v that realise their d_A, and d_A.
+    """Two images of a class, the views u and v that realise their d_A, and d_A.
+
+    The images are indices in order of arrival; i stands before j in `images`.
     """
 
     label: int
@@ -52,15 +54,14 @@ class Pair(NamedTuple):
 
 
 class ConcentrationResult(NamedTuple):
-    """d_A within each class, and what follows from it.
+    """d_A within each class, and the numbers that follow from it.
 
-    C classes, L levels (numbers of views used), n_k images of class k.
-
-    `d_A` are C matrices (L, n_k, n_k), `views` the realising views (L, n_k, n_k, 2), `images`
-    (n_k,) the indices of the images in order of arrival; `n` (C,) images used and `seen` (C,)
-    images given, the weights of the classes in a mean. `spread` is the root mean square of the
-    distances of all held views from their common mean: flat, dark or cropped views are close to
-    each other only because it is small. `meaning` says which estimates are one-sided.
+    There are C classes, L levels (numbers of views used) and n_k images of class k. `d_A` are C
+    matrices (L, n_k, n_k). `views` are the realising views (L, n_k, n_k, 2). `images` (n_k,) are
+    the indices of the images in order of arrival. `n` (C,) counts the images used, and `seen` (C,)
+    the images given, which weigh the classes in a mean. `spread` is the root mean square distance
+    of all held views from their common mean. Flat, dark or cropped views are close to each other
+    only because it is small. `meaning` says which estimates are one-sided.
 
     With controls, `control` is the result of groups drawn across the classes (its `classes` number
     the groups), and `between` holds the distances between images of different classes.
@@ -84,11 +85,14 @@ class ConcentrationResult(NamedTuple):
     def sigma(
         self, delta: float, level: int | None = None, *, reduce: Reduce = "min", nodes: int = 0
     ) -> tuple[float, float]:
-        """Bounds of the concentration at delta, lower and upper, with `level` views of each image
-        (default: the most).
+        """Return the lower and upper bounds of the concentration at delta.
 
-        Of the classes the least is taken, or with `reduce="mean"` the mean weighted by the images
-        given. `nodes`: see `sigma_per_class`.
+        Args:
+            delta: The distance.
+            level: Number of views of each image that are used; by default the most.
+            reduce: "min" takes the least over classes, "mean" the mean weighted by the images
+                given.
+            nodes: As in `sigma_per_class`.
         """
         lower, upper = (
             self._reduced(bound, reduce)
@@ -99,10 +103,13 @@ class ConcentrationResult(NamedTuple):
     def sigma_per_class(
         self, delta: float, level: int | None = None, *, nodes: int = 0
     ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-        """Bounds of each class's concentration at delta, lower and upper, (C,) each.
+        """Return the lower and upper bounds of each class's concentration at delta, (C,) each.
 
-        Where they differ, branch and bound looks at up to `nodes` cliques of the class to bring
-        them closer; they are equal where it ends.
+        Args:
+            delta: The distance.
+            level: Number of views of each image that are used; by default the most.
+            nodes: Most cliques of a class that branch and bound looks at to bring differing bounds
+                closer. The bounds are equal if it ends.
         """
         at = self._level(level)
         lower, upper = (
@@ -124,16 +131,25 @@ class ConcentrationResult(NamedTuple):
     def curve(
         self, deltas: Deltas | None = None, level: int | None = None, reduce: Reduce = "min"
     ) -> Curve:
-        """The band of 1 - sigma over delta, with `level` views; `reduce="mean"` weighs classes by
-        the images given instead of taking the worst.
+        """Return the band of 1 - sigma over delta.
 
         A curve's bound at a delta also uses its other deltas, so it may be closer than `sigma`
         there.
+
+        Args:
+            deltas: Where the curve is taken; by default the measure's deltas.
+            level: Number of views of each image that are used; by default the most.
+            reduce: "min" takes the worst class, "mean" weighs classes by the images given.
         """
         return self.curves(deltas, reduce)[self._level(level)]
 
     def curves(self, deltas: Deltas | None = None, reduce: Reduce = "min") -> tuple[Curve, ...]:
-        """`curve` for every level, at the price of one."""
+        """Return `curve` for every level, at the cost of one.
+
+        Args:
+            deltas: Where the curves are taken; by default the measure's deltas.
+            reduce: As in `curve`.
+        """
         given = (
             self._default_deltas()
             if deltas is None
@@ -156,21 +172,34 @@ class ConcentrationResult(NamedTuple):
         reduce: Reduce = "mean",
         normalized: bool = False,
     ) -> tuple[float, float]:
-        """Bounds of the mean of 1 - sigma over delta in [0, delta_max], lower and upper: small
-        where views concentrate. `level` as in `sigma`.
+        """Return lower and upper bounds of the mean of 1 - sigma over delta in [0, delta_max].
 
-        1 - sigma is a step function that falls at values of d_A. With fewer than `points` values it
-        is taken on every step; otherwise at `points` deltas, and the bounds count in what it may do
-        between two of them, at most 1 / (points - 1) in all. With `normalized`, delta_max is in
-        units of `spread`. Only the graphs of this level are looked at, so a bound may be wider than
-        one of its `curve`.
+        It is small where views concentrate. 1 - sigma is a step function that falls at values of
+        d_A. With fewer than `points` values it is taken on every step. Otherwise it is taken at
+        `points` deltas, and the bounds allow for any change between two of them, at most
+        1 / (points - 1) in all. Only the graphs of this level are used, so a bound may be wider
+        than one of its `curve`.
 
-        >>> from marginlab.measures import Concentration
-        >>> measure = Concentration(levels=(1,))
-        >>> measure.update(torch.tensor([0.0, 1.0, 3.0])[:, None, None], torch.tensor([0, 0, 0]))          # features of one number, one view
-        >>> lower, upper = measure.compute().area(4.0)        # of 2/3 up to delta = 1, 1/3 up to 3, then 0
-        >>> round(lower, 6), round(upper, 6)
-        (0.333333, 0.333333)
+        Args:
+            delta_max: End of the range of delta.
+            points: Most deltas.
+            level: As in `sigma`.
+            reduce: As in `sigma`.
+            normalized: Take delta_max in units of `spread`.
+
+        Raises:
+            ValueError: delta_max is not positive, or there are fewer than 2 points.
+
+        Example:
+            Features of one number, one view: 1 - sigma is 2/3 up to delta = 1, 1/3 up to 3, then 0.
+
+            >>> from marginlab.measures import Concentration
+            >>> measure = Concentration(levels=(1,))
+            >>> x = torch.tensor([0.0, 1.0, 3.0])[:, None, None]
+            >>> measure.update(x, torch.tensor([0, 0, 0]))
+            >>> lower, upper = measure.compute().area(4.0)
+            >>> round(lower, 6), round(upper, 6)
+            (0.333333, 0.333333)
         """
         if delta_max <= 0 or points < 2:
             raise ValueError(
@@ -193,7 +222,7 @@ class ConcentrationResult(NamedTuple):
             torch.searchsorted(values, edges[:-1], right=True),
             torch.searchsorted(values, edges[1:]),
         )
-        # no value of d_A strictly between: no step
+        # no value of d_A lies strictly between, so there is no step
         least = torch.where(left == right, low[:-1], low[1:])
         width = edges.diff() / top
         return float(least @ width), float(high[:-1] @ width)
@@ -206,17 +235,29 @@ class ConcentrationResult(NamedTuple):
         reduce: Reduce = "mean",
         normalized: bool = False,
     ) -> tuple[float, float]:
-        """Bounds of the smallest delta at which 1 - sigma is at most this value, lower and upper;
-        `level` as in `sigma`.
+        """Return lower and upper bounds of the smallest delta at which 1 - sigma is small enough.
 
-        It is one of the values of d_A, and it always exists: at the largest of them the graph is
-        complete and 1 - sigma is 0. With `normalized` it is divided by `spread`.
+        This delta is one of the values of d_A. It always exists, because at the largest of them the
+        graph is complete and 1 - sigma is 0.
 
-        >>> from marginlab.measures import Concentration
-        >>> measure = Concentration(levels=(1,))
-        >>> measure.update(torch.tensor([0.0, 1.0, 3.0])[:, None, None], torch.tensor([0, 0, 0]))          # features of one number, one view
-        >>> measure.compute().delta_at(0.5), measure.compute().delta_at(0.0)
-        ((1.0, 1.0), (3.0, 3.0))
+        Args:
+            one_minus_sigma: The value that 1 - sigma is at most.
+            level: As in `sigma`.
+            reduce: As in `sigma`.
+            normalized: Divide delta by `spread`.
+
+        Raises:
+            ValueError: The value is not in [0, 1).
+
+        Example:
+            Features of one number, one view.
+
+            >>> from marginlab.measures import Concentration
+            >>> measure = Concentration(levels=(1,))
+            >>> x = torch.tensor([0.0, 1.0, 3.0])[:, None, None]
+            >>> measure.update(x, torch.tensor([0, 0, 0]))
+            >>> measure.compute().delta_at(0.5), measure.compute().delta_at(0.0)
+            ((1.0, 1.0), (3.0, 3.0))
         """
         if not 0 <= one_minus_sigma < 1:
             raise ValueError(
@@ -242,15 +283,18 @@ class ConcentrationResult(NamedTuple):
         return first(1) / unit, first(0) / unit
 
     def split(self, n: int) -> tuple["ConcentrationResult", ...]:
-        """Disjoint blocks of n images of each class, as results of their own: the first n of
-        `images`, the next n, ...; a remainder is left out.
+        """Return disjoint blocks of n images of each class, each as a result of its own.
 
-        For the change of sigma with n and its scatter over images, without another draw. `seen`
-        (the weights of the classes) and `spread` (the unit of delta) stay those of the whole;
+        The blocks are the first n of `images`, the next n, and so on; a remainder is left out. They
+        show the change of sigma with n and its scatter over images, without another draw. `seen`
+        (the weights of the classes) and `spread` (the unit of delta) stay those of the whole.
         `control` is split alike, and `between` is left out.
 
+        Args:
+            n: Images of each class in a block.
+
         Raises:
-            ValueError: n below 2 or above the images of the smallest class.
+            ValueError: n is below 2 or above the number of images of the smallest class.
         """
         smallest = int(self.n.min())
         if not 2 <= n <= smallest:
@@ -277,12 +321,25 @@ class ConcentrationResult(NamedTuple):
         return tuple(blocks)
 
     def distances(self, level: int | None = None) -> tuple[Float[Tensor, "n n"], ...]:
-        """The d_A matrix of each class, with `level` views of each image (default: the most)."""
+        """Return the d_A matrix of each class.
+
+        Args:
+            level: Number of views of each image that are used; by default the most.
+        """
         return tuple(matrix[self._level(level)] for matrix in self.d_A)
 
     def closest(self, k: int, label: int | None = None, level: int | None = None) -> list[Pair]:
-        """The k pairs of different images with the smallest d_A (fewer where there are fewer), of
-        all classes or of one, closest first.
+        """Return the k pairs of different images with the smallest d_A, closest first.
+
+        There are fewer where fewer exist.
+
+        Args:
+            k: Number of pairs.
+            label: Take pairs of this class only; by default of all classes.
+            level: Number of views of each image that are used; by default the most.
+
+        Raises:
+            ValueError: No class has this label.
         """
         at, found = self._level(level), []
         if label is not None and label not in self.classes.tolist():
@@ -323,12 +380,12 @@ class ConcentrationResult(NamedTuple):
         return self.spread if normalized else 1.0
 
     def _values(self, at: int) -> Tensor:
-        """The values of d_A at a level, in all classes, ascending; 0 is the first."""
+        """Return the values of d_A at a level, in all classes, ascending; 0 is the first."""
         values: Tensor = torch.cat([d_A[at].flatten() for d_A in self.d_A]).unique()
         return values
 
     def _reduced(self, bound: Tensor, reduce: Reduce) -> Tensor:
-        """(..., C) -> (...): the least over classes, or their mean."""
+        """Reduce (..., C) -> (...) to the least over classes, or to their mean."""
         if reduce not in ("min", "mean"):
             raise ValueError(
                 f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by "
@@ -337,8 +394,9 @@ class ConcentrationResult(NamedTuple):
         return bound.amin(-1) if reduce == "min" else bound @ (self.seen.double() / self.seen.sum())
 
     def _bounds(self, deltas: Tensor, at: int | None = None) -> tuple[Tensor, Tensor]:
-        """(L, C, T) bounds of sigma_k from below and above; of one level, and by what it says
-        alone, (1, C, T).
+        """Return bounds of sigma_k from below and above, (L, C, T) each.
+
+        With `at`, they are those of one level, from this level alone, (1, C, T).
         """
         if not len(deltas) or not bool((deltas >= 0).all()):
             raise ValueError(f"delta is a distance, at least 0, not {deltas.tolist()}.")
@@ -347,8 +405,8 @@ class ConcentrationResult(NamedTuple):
         low, high = [], []
         for distance in self.d_A:
             clique, colours = bounds(distance if at is None else distance[at : at + 1], ascending)
-            # what holds for fewer views and smaller deltas below, for more views and larger deltas
-            # above
+            # a lower bound also holds for more views and larger deltas, an upper bound for fewer
+            # views and smaller deltas
             low.append(clique.cummax(0).values.cummax(1).values)
             high.append(colours.flip(0, 1).cummin(0).values.cummin(1).values.flip(0, 1))
         back = order.argsort()
@@ -359,14 +417,21 @@ class ConcentrationResult(NamedTuple):
 def bounds(
     distance: Float[Tensor, "L n n"], deltas: Float[Tensor, " T"], *, budget: int = BUDGET
 ) -> tuple[Float[Tensor, "L T"], Float[Tensor, "L T"]]:
-    """Bounds of the largest clique, as fractions of n, of the graphs d_A <= delta, (L, T) each:
-    greedy; the better of colouring and matching.
+    """Return bounds of the largest clique of the graphs d_A <= delta, as fractions of n.
 
-    Equal candidates are told apart by the distances of a vertex to all others, so that the answer
-    does not depend on the order of images.
+    They are (L, T) each. The lower bound is greedy. The upper bound is the better of colouring and
+    matching. Equal candidates are told apart by the distances of a vertex to all others, so the
+    answer does not depend on the order of images.
 
-    >>> bounds(torch.tensor([[[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]]), torch.tensor([1.5]))
-    (tensor([[0.6667]], dtype=torch.float64), tensor([[0.6667]], dtype=torch.float64))
+    Args:
+        distance: d_A matrices.
+        deltas: The deltas.
+        budget: Bytes of a block of graphs.
+
+    Example:
+        >>> d_A = torch.tensor([[[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]])
+        >>> bounds(d_A, torch.tensor([1.5]))
+        (tensor([[0.6667]], dtype=torch.float64), tensor([[0.6667]], dtype=torch.float64))
     """
     L, n, _ = distance.shape
     step = max(budget // (4 * n * n), 1)
@@ -384,17 +449,19 @@ def bounds(
 
 
 def _arranged(matrix: Tensor) -> Tensor:
-    """A d_A matrix with its images in an order of their own, whatever order they came in: those far
-    from all others first.
+    """Return a d_A matrix with its images in an order that does not depend on their arrival.
+
+    Images far from all others come first.
     """
-    # sorted before the sum: it rounds alike in every order
+    # sorted before the sum, so that it rounds alike in every order
     order = matrix.sort(1).values.sum(1).argsort(descending=True, stable=True)
     return matrix[order][:, order]
 
 
 def _first(holds: Callable[[Tensor], Tensor], n: int) -> int:
-    """The first place in 0..n-1 at which something holds, that holds at all places after it and at
-    n - 1, by asking at 16 places at once.
+    """Return the first place in 0..n-1 at which a monotone condition holds.
+
+    The condition holds at all places after it and at n - 1. It is asked at 16 places at once.
     """
     first, last = 0, n - 1
     while first < last:

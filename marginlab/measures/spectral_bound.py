@@ -1,19 +1,22 @@
-"""An upper bound on the Lipschitz constant of a network: the norms of its layers, multiplied along
-its paths and added where paths meet.
+"""Upper bound on a network's Lipschitz constant, from the norms of its layers.
 
-    Lip(g after f) <= Lip(g) Lip(f)          Lip(f + g) <= Lip(f) + Lip(g)          Lip([f, g]) <= sqrt( Lip(f)^2 + Lip(g)^2 )
+    Lip(g after f)  <=  Lip(g) Lip(f)
+    Lip(f + g)      <=  Lip(f) + Lip(g)
+    Lip([f, g])     <=  sqrt( Lip(f)^2 + Lip(g)^2 )
 
-all in the l2 norm, from one input to one output (Szegedy et al., ICLR 2014, section 4.3; Gouk et
-al., Machine Learning 110, 2021). The network is traced, so residual connections are sums whatever
-the class of the module, and an operation that is not in the table below is refused by its name. A
-linear layer has the norm of its matrix. Convolution with zero padding on an image of n pixels a
-side is part of circular convolution on n + k - 1, whose norm is the largest of the spectral norms
-of the kernel's Fourier coefficients (Sedghi, Gupta and Long, ICLR 2019): an upper bound at any
-stride and padding, tight but for the border. So is ||kernel as a matrix (out, in k k)||
-sqrt(windows that hold one pixel); the smaller is taken.
+Norms are multiplied along the network's paths and added where paths meet. All are l2 norms, from
+one input to one output (Szegedy et al., ICLR 2014, section 4.3; Gouk et al., Machine Learning 110,
+2021). The network is traced. So residual connections are sums, whatever the class of the module,
+and an operation that is not in the table below is refused by its name.
 
-It is a certificate and no estimate: it takes the worst directions of all layers to meet, so that it
-grows with depth where the largest quotient seen (lipschitz.py) does not.
+A linear layer has the norm of its matrix. A convolution with zero padding on an image of n pixels a
+side is part of a circular convolution on n + k - 1. The norm of the latter is the largest of the
+spectral norms of the kernel's Fourier coefficients (Sedghi, Gupta and Long, ICLR 2019). It is an
+upper bound at any stride and padding, tight but for the border. Another bound is
+||kernel as a matrix (out, in k k)|| sqrt(windows that hold one pixel). The smaller is taken.
+
+The bound is a certificate and not an estimate. It assumes that the worst directions of all layers
+meet, so it grows with depth where the largest quotient seen (lipschitz.py) does not.
 """
 
 import math
@@ -28,12 +31,13 @@ from torch.fx.node import map_arg
 
 from marginlab.kernels import BUDGET
 
-_ROUNDING = 1 + 1e-10  # of float64 norms, upwards
+_ROUNDING = 1 + 1e-10  # allows for rounding of float64 norms, upwards
 
 
 class LayerBound(NamedTuple):
-    """The Lipschitz constant, from above, of one operation of a network; that of a sum is against
-    the larger of its terms.
+    """Upper bound on the Lipschitz constant of one operation of a network.
+
+    That of a sum is relative to the larger of its terms.
     """
 
     layer: str
@@ -42,8 +46,9 @@ class LayerBound(NamedTuple):
 
 
 class LipschitzBound(NamedTuple):
-    """`upper` is at least the Lipschitz constant of the network; `layers` are the operations that
-    are not of constant 1, in order.
+    """`upper`, an upper bound on the Lipschitz constant of the network, and its layers.
+
+    `layers` are the operations whose constant is not 1, in order.
     """
 
     upper: float
@@ -52,31 +57,41 @@ class LipschitzBound(NamedTuple):
 
 
 class _Gain(float):
-    """How much farther than two inputs of the network the values of a node can lie apart; what is
-    no gain does not depend on the input.
+    """Bound on the distance between a node's values, per unit distance of the network's inputs.
+
+    A value that is not a _Gain does not depend on the input.
     """
 
 
 def lipschitz_upper(model: nn.Module, images: Float[Tensor, "N *P"]) -> LipschitzBound:
-    """The bound for a network in evaluation mode, at the size of the images; their values do not
-    matter.
+    """Return the bound for a network in evaluation mode, at the size of the images.
 
-    Known are linear layers and convolutions, batch, group and layer normalisation (the last two at
-    1 / sqrt(eps), their slope at a constant input, which no network survives), ReLU and its kin,
-    pooling, sums and differences, concatenation, products with constants, and what only moves
-    entries. A ResNet-18 of full width takes half a minute on one core, for its convolutions of 512
-    channels.
+    Known operations are linear layers and convolutions; batch, group and layer normalisation; ReLU
+    and its kin; pooling; sums and differences; concatenation; products with constants; and
+    operations that only move entries. Group and layer normalisation count 1 / sqrt(eps), their
+    slope at a constant input, which makes the bound of any network useless. A ResNet-18 of full
+    width takes half a minute on one core, because of its convolutions of 512 channels.
+
+    Args:
+        model: The network.
+        images: Images of the size; their values do not matter.
 
     Raises:
-        ValueError: a network in training mode; an operation whose constant is not known (as
-            division by the length of a feature, which has none), with its name and layer. What
-            `torch.export` cannot trace raises its errors.
+        ValueError: The network is in training mode, or the constant of an operation is not known.
+            The message gives its name and layer. Division by the length of a feature has no
+            constant.
+        Exception: `torch.export` cannot trace the network; its errors are passed on.
 
-    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
-    >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]])), net[2].weight.data.copy_(torch.tensor([[0.0, 2.0]]))
-    >>> bound = lipschitz_upper(net, torch.zeros(1, 2))
-    >>> round(bound.upper, 6), [(layer.layer, round(layer.constant, 6)) for layer in bound.layers]
-    (6.0, [('0', 3.0), ('2', 2.0)])
+    Example:
+        >>> first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+        >>> _ = first.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        >>> _ = second.weight.data.copy_(torch.tensor([[0.0, 2.0]]))
+        >>> net = nn.Sequential(first, nn.ReLU(), second).eval()
+        >>> bound = lipschitz_upper(net, torch.zeros(1, 2))
+        >>> round(bound.upper, 6)
+        6.0
+        >>> [(layer.layer, round(layer.constant, 6)) for layer in bound.layers]
+        [('0', 3.0), ('2', 2.0)]
     """
     if model.training:
         raise ValueError(
@@ -96,8 +111,9 @@ def lipschitz_upper(model: nn.Module, images: Float[Tensor, "N *P"]) -> Lipschit
 
 
 def _walk(model: nn.Module, image: Tensor) -> tuple[list[float], tuple[LayerBound, ...]]:
-    """The constants of all results of a network, and of its operations: one walk over its graph,
-    without operations in place.
+    """Return the constants of all results of a network, and the bounds of its operations.
+
+    It is one walk over the network's graph, decomposed so that no operation works in place.
     """
     program = torch.export.export(model, (image,), strict=False).run_decompositions({})
     known = {
@@ -153,11 +169,23 @@ def convolution_norm(
     groups: int = 1,
     budget: int = BUDGET,
 ) -> float:
-    """Upper bound on the spectral norm of a convolution with zero padding (any) on inputs of
-    `size`: the smaller of the two of this file.
+    """Return an upper bound on the spectral norm of a convolution with any zero padding.
 
-    >>> round(convolution_norm(torch.full((1, 1, 3, 3), 1 / 9), (8, 8)), 6)                 # a mean over 3 x 3 pixels
-    1.0
+    It is the smaller of the two bounds of this file.
+
+    Args:
+        weight: The kernel.
+        size: Size of the inputs.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Groups of channels.
+        budget: Bytes of a block of Fourier coefficients.
+
+    Example:
+        A mean over 3 x 3 pixels.
+
+        >>> round(convolution_norm(torch.full((1, 1, 3, 3), 1 / 9), (8, 8)), 6)
+        1.0
     """
     kernel = weight.detach().double()
     out, inner, *k = kernel.shape
@@ -193,7 +221,7 @@ def _each(value: Sequence[int] | int, dims: int) -> list[int]:
 
 
 def _windows(width: int, stride: int, dilation: int = 1) -> int:
-    """How many windows of a filter hold one and the same pixel at most, along one axis."""
+    """Return the most windows of a filter that hold the same pixel, along one axis."""
     return max(sum((i * dilation - r) % stride == 0 for i in range(width)) for r in range(stride))
 
 
@@ -222,7 +250,7 @@ def _shape(node: Any) -> Sequence[int]:
 
 
 def _spread(node: Node, place: int) -> float:
-    """What broadcasting an argument to the result makes of its norm."""
+    """Return the factor by which broadcasting an argument to the result enlarges its norm."""
     source = node.args[place]
     return (
         math.sqrt(math.prod(_shape(node)) / math.prod(_shape(source)))
@@ -255,7 +283,7 @@ def _sum(node: Node, args: Any, kwargs: Any) -> float:
 
 
 def _scaled(node: Node, args: Any, kwargs: Any) -> float | None:
-    """Product with a constant, or division by one."""
+    """Return the constant of a product with a constant, or of a division by one."""
     place = 0 if isinstance(args[0], _Gain) else 1
     other = args[1 - place]
     if isinstance(other, _Gain) or (place == 1 and "div" in str(node.target)):
@@ -288,7 +316,7 @@ def _convolution(node: Node, args: Any, kwargs: Any) -> float | None:
     if not isinstance(args[0], _Gain) or not isinstance(args[1], Tensor):
         return None
     given = dict(zip(("stride", "padding", "dilation", "groups"), args[3:], strict=False))
-    given.pop("padding", None)  # zeros, however many, are no part of the input
+    given.pop("padding", None)  # zeros are not part of the input, however many there are
     return float(args[0]) * convolution_norm(args[1], _shape(node.args[0])[2:], **given)
 
 
@@ -298,8 +326,10 @@ def _batch_norm(node: Node, args: Any, kwargs: Any) -> float:
 
 
 def _standardised(node: Node, args: Any, kwargs: Any) -> float | None:
-    """Group and layer normalisation: the derivative is (I - mean - x x^T / n) / sqrt(var + eps)
-    with x standardised, a contraction over a length.
+    """Return the constant of group or layer normalisation.
+
+    The derivative is (I - mean - x x^T / n) / sqrt(var + eps) with x standardised, a contraction
+    divided by a length.
     """
     weight = args[2] if len(args) > 2 else None
     eps = args[4] if len(args) > 4 else 1e-5
@@ -311,7 +341,11 @@ def _standardised(node: Node, args: Any, kwargs: Any) -> float | None:
 
 
 def _max_pool(node: Node, args: Any, kwargs: Any) -> float:
-    """A pixel is the largest of at most so many windows, and |max x - max y| <= max |x - y|."""
+    """Return the constant of max pooling.
+
+    A pixel is the largest in at most as many windows as hold it, and
+    |max x - max y| <= max |x - y|.
+    """
     dims = len(_shape(node.args[0])) - 2
     width, dilation = _each(args[1], dims), _each(args[4] if len(args) > 4 else 1, dims)
     stride = _each(args[2], dims) if len(args) > 2 and args[2] else width
@@ -319,8 +353,9 @@ def _max_pool(node: Node, args: Any, kwargs: Any) -> float:
 
 
 def _average_pool(node: Node, args: Any, kwargs: Any) -> float | None:
-    """||A||^2 <= (largest row sum = 1) (largest column sum = windows of a pixel / pixels of a
-    window).
+    """Return the constant of average pooling.
+
+    ||A||^2 <= (largest row sum = 1) (largest column sum = windows of a pixel / pixels of a window).
     """
     dims = len(_shape(node.args[0])) - 2
     width = _each(args[1], dims)
@@ -328,7 +363,7 @@ def _average_pool(node: Node, args: Any, kwargs: Any) -> float | None:
     if len(args) > 3 and (
         any(_each(args[3], dims)) or any(args[4:5]) or any(value is not None for value in args[6:7])
     ):
-        return None  # windows that are cut at the border divide by less
+        return None  # windows cut at the border divide by fewer pixels
     return float(args[0]) * math.sqrt(math.prod(map(_windows, width, stride)) / math.prod(width))
 
 
@@ -414,4 +449,4 @@ _RULES: dict[str, Callable[[Node, Any, Any], float | None]] = {
     **dict.fromkeys(("pad.default", "constant_pad_nd.default"), _padded),
     "dropout.default": lambda node, args, kwargs: None if args[2] else args[0],
 }
-_KIN = {"<built-in function getitem>": _cast}  # of several results; indices are no numbers
+_KIN = {"<built-in function getitem>": _cast}  # one of several results; indices have no constant

@@ -1,11 +1,13 @@
 """Spectra of features from their second moments, and the effective rank of a spectrum.
 
-    M = E z z^T,   z a view's feature (each image with equal weight)        rank = exp( - sum_j p_j log p_j ),   p_j = s_j / sum_k s_k
+    M    = E z z^T,   z a view's feature (each image with equal weight)
+    rank = exp( - sum_j p_j log p_j ),   p_j = s_j / sum_k s_k
 
 Effective rank: Roy and Vetterli, EUSIPCO 2007. M is a sum, so it streams. An eigenvalue of such a
-sum in float64 is known to max(D, 100) 2^-52 or so of the largest one: what is below may be
-rounding, and is counted as zero. Errors: delete-a-group jackknife over groups of images, which is
-too large by up to sqrt 2 where a rank is near its maximum, D, for there it has no slope.
+sum in float64 is known to about max(D, 100) 2^-52 of the largest one. A value below that may be
+rounding, and counts as zero. Errors come from a delete-a-group jackknife over groups of images. It
+is too large by up to sqrt 2 where a rank is near its maximum, D, because the rank has no slope
+there.
 """
 
 from collections.abc import Callable
@@ -19,18 +21,24 @@ from marginlab.measures.divergence import jackknife_variance
 from marginlab.measures.measure import Measure, check_features, constant, prepared
 
 EPS = 2.0**-52  # float64's
-_TERMS = 100  # whose rounding a moment carries, also where D is small
+_TERMS = 100  # terms whose rounding a moment carries, even if D is small
 
 
 def effective_rank(values: Float[Tensor, " J"], epsilon: float = 0.0) -> Float[Tensor, ""]:
-    """Exp of the entropy of a spectrum that is not negative: between 1 (one value, or none) and the
-    number of values that are not zero.
+    """Return the exponential of the entropy of a nonnegative spectrum.
 
-    `epsilon` is added to every p_j, as RankMe's authors do with 1e-7: each missing dimension then
-    has 1.6e-6 of entropy.
+    It lies between 1 (one value, or none) and the number of values that are not zero.
 
-    >>> float(effective_rank(torch.tensor([2.0, 2.0, 0.0]).double())), float(effective_rank(torch.zeros(3).double()))
-    (2.0, 1.0)
+    Args:
+        values: The spectrum.
+        epsilon: Added to every p_j, as RankMe's authors do with 1e-7. Each missing dimension then
+            has 1.6e-6 of entropy.
+
+    Example:
+        >>> float(effective_rank(torch.tensor([2.0, 2.0, 0.0]).double()))
+        2.0
+        >>> float(effective_rank(torch.zeros(3).double()))
+        1.0
     """
     total = values.sum()
     p = (values / total if float(total) > 0 else torch.zeros_like(values)) + epsilon
@@ -39,8 +47,9 @@ def effective_rank(values: Float[Tensor, " J"], epsilon: float = 0.0) -> Float[T
 
 
 class SecondMoments(Measure):
-    """The second moments of features in groups of images: what measures of a spectrum stream, merge
-    and reduce. Holds (groups, D, D) in float64.
+    """Second moments of features in groups of images, for measures of a spectrum.
+
+    They stream, merge and reduce. It holds (groups, D, D) in float64.
     """
 
     moment: Tensor
@@ -75,8 +84,12 @@ class SecondMoments(Measure):
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
     def taken(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, V, D) in float64 after their checks, and the group of each image: groups are
-        filled in turn.
+        """Return checked features (N, V, D) in float64, and the group of each image.
+
+        The groups are filled in turn.
+
+        Raises:
+            ValueError: The features do not fit.
         """
         check_features(features, self.fewest_views)
         if features.shape[2] != self.dim:
@@ -100,7 +113,11 @@ class SecondMoments(Measure):
         self.n = self.n.index_add(0, group, torch.ones_like(group))
 
     def checked(self) -> int:
-        """The number of images; refuse none."""
+        """Return the number of images, at least 1.
+
+        Raises:
+            ValueError: There is no image.
+        """
         n = int(self.n.sum())
         if n == 0:
             raise ValueError(
@@ -110,8 +127,11 @@ class SecondMoments(Measure):
         return n
 
     def error(self, estimate: Tensor, without: Callable[[int], Tensor]) -> Tensor:
-        """Jackknife error of a number, from what it is `without` each group of images; NaN if only
-        one group has any.
+        """Return the jackknife error of an estimate; NaN if only one group has any images.
+
+        Args:
+            estimate: The estimate from all images.
+            without: Gives the estimate without a group of images.
         """
         sizes = self.n.double()
         left = [
@@ -126,12 +146,12 @@ class SecondMoments(Measure):
 
 
 def moments(z: Float[Tensor, "N V D"], group: Tensor, groups: int) -> Float[Tensor, "G D D"]:
-    """Sum over the images of each group of the mean over views of z z^T."""
+    """Return, for each group, the sum over its images of the mean over views of z z^T."""
     parts = (z[group == g].flatten(0, 1) for g in range(groups))
     return torch.stack([part.mT @ part for part in parts]) / max(z.shape[1], 1)
 
 
 def resolved(eigenvalues: Float[Tensor, " D"], scale: Float[Tensor, ""]) -> Float[Tensor, " D"]:
-    """Eigenvalues of a moment of this scale, largest first, with those that are rounding set to 0."""
+    """Return the eigenvalues of a moment of this scale, largest first, with rounding set to 0."""
     falling = eigenvalues.flip(0)
     return torch.where(falling > max(len(falling), _TERMS) * EPS * scale, falling, 0.0)

@@ -1,17 +1,20 @@
 """alpha-ReQ: how fast the spectrum of features decays, as the exponent of a power law.
 
-    lambda_j ~ j^-alpha:        alpha = - slope of the least-squares line of log lambda_j on log j,   j = first .. last
+    lambda_j ~ j^-alpha
+    alpha = - slope of the least-squares line of log lambda_j on log j,   j = first .. last
 
-with lambda_1 >= lambda_2 >= ... the eigenvalues of the covariance of features. Agrawal, Mondal,
-Ghosh and Richards, NeurIPS 2022, who find the best generalization near alpha = 1 and leave out both
-ends of the spectrum. (A regression on j itself, or on a linear ramp, would fit exp(-c j), not a
-power: a test shows what it gives.) Unless told, the middle half of log j is fitted: j from r^(1/4)
-to r^(3/4), r being the number of eigenvalues that float64 moments resolve, those above max(D, 100)
-2^-52 of the largest one plus the squared mean; all of them where r < 7.
+Here lambda_1 >= lambda_2 >= ... are the eigenvalues of the covariance of features. Source: Agrawal,
+Mondal, Ghosh and Richards, NeurIPS 2022, who find the best generalization near alpha = 1 and leave
+out both ends of the spectrum. (A regression on j itself, or on a linear ramp, would fit exp(-c j),
+not a power; a test shows what it gives.)
 
-The authors' program is another estimate: it fits j = 11 .. 100 and weights the square of point j by
-1/j, so that the upper end of the range counts more. `weights="published"` is that. On an exact
-power law both give alpha; on a spectrum that bends they do not.
+By default the middle half of log j is fitted: j from r^(1/4) to r^(3/4), and all j where r < 7. r
+is the number of eigenvalues that float64 moments resolve. These are above max(D, 100) 2^-52 of the
+largest one plus the squared mean.
+
+The authors' program is another estimate. It fits j = 11 .. 100 and weights the square of point j by
+1/j, so that the upper end of the range counts more. `weights="published"` selects it. On an exact
+power law both give alpha; on a spectrum that bends they differ.
 """
 
 import math
@@ -28,12 +31,12 @@ PUBLISHED = (11, 100)  # first and last j of the authors' fit
 
 
 class SpectrumDecayResult(NamedTuple):
-    """alpha of n images with V views each, fitted from j = first to last, both included; NaN where
-    fewer than two eigenvalues are resolved there.
+    """alpha of n images with V views each, fitted from j = first to last, both included.
 
-    `error_alpha` is its sampling error (jackknife over images), `error_fit` the standard error of a
-    least-squares slope, which says how straight the line is (NaN for two points). `eigenvalues`
-    (D,) are those of the covariance, largest first, 0 where not resolved.
+    It is NaN where fewer than two eigenvalues are resolved in that range. `error_alpha` is its
+    sampling error (jackknife over images). `error_fit` is the standard error of a least-squares
+    slope, which says how straight the line is (NaN for two points). `eigenvalues` (D,) are those of
+    the covariance, largest first, 0 where not resolved.
     """
 
     alpha: Float[Tensor, ""]
@@ -50,15 +53,20 @@ class SpectrumDecayResult(NamedTuple):
 def power_law(
     values: Float[Tensor, " J"], first: int, last: int, weights: Weights = "equal"
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Alpha of positive values_j ~ j^-alpha over j = first .. last (from 1, both included), and the
-    standard error of the slope.
+    """Return alpha of positive values_j ~ j^-alpha, and the standard error of the slope.
 
-    Squares weigh alike, or, as published, 1/j each. NaN for fewer than two values (three for the
-    error).
+    NaN for fewer than two values (three for the error).
 
-    >>> alpha, error = power_law(3 * torch.arange(1, 101).double() ** -0.8, 5, 50)
-    >>> round(float(alpha), 6), float(error) < 1e-12
-    (0.8, True)
+    Args:
+        values: The values, j = 1 first.
+        first: First j of the fit.
+        last: Last j of the fit, included.
+        weights: "equal" weighs all squares alike, "published" by 1/j each.
+
+    Example:
+        >>> alpha, error = power_law(3 * torch.arange(1, 101).double() ** -0.8, 5, 50)
+        >>> round(float(alpha), 6), float(error) < 1e-12
+        (0.8, True)
     """
     y = values[first - 1 : last].double().log()
     j = torch.arange(first, first + len(y), device=y.device).double()
@@ -84,12 +92,22 @@ def spectrum_decay(
     normalize: bool = False,
     groups: int = 10,
 ) -> SpectrumDecayResult:
-    """What `SpectrumDecay` computes, of features at hand.
+    """Compute `SpectrumDecay` of the given features.
 
-    >>> scales = torch.arange(1, 9).double() ** -0.5                       # standard deviations: variances fall as 1/j
-    >>> f = torch.cat([torch.diag(scales), -torch.diag(scales)])[:, None]
-    >>> round(float(spectrum_decay(f).alpha), 6)
-    1.0
+    Args:
+        features: Features of V views of N images.
+        fit_range: First and last j of the fit; None is the middle half of log j.
+        weights: Weights of the fit.
+        normalize: Scale features to length 1 first.
+        groups: Number of groups of images for the jackknife.
+
+    Example:
+        The variances fall as 1/j.
+
+        >>> scales = torch.arange(1, 9).double() ** -0.5
+        >>> f = torch.cat([torch.diag(scales), -torch.diag(scales)])[:, None]
+        >>> round(float(spectrum_decay(f).alpha), 6)
+        1.0
     """
     measure = SpectrumDecay(
         features.shape[-1],
@@ -108,27 +126,28 @@ class SpectrumDecay(SecondMoments):
     """alpha-ReQ from features (N, V, D); streams, merges and reduces over ranks.
 
     Args:
-        dim: D.
-        fit_range: (first, last) j of the fit, from 1, both included; the part of it that is
-            resolved is taken. None: the middle half of log j.
-        normalize: give features length 1 first.
-        weights: "equal", least squares as in the paper; "published", the authors' program: squares
-            weigh 1/j, and the range is 11 to 100 unless told (where D < 100, to D). Of a spectrum
-            that is no power law the two differ; where the tail is steeper, published weights give
-            less.
-        groups: of images, for the jackknife (see `EffectiveRank`, whose memory and time these are
-            too).
-        kwargs: torchmetrics.Metric's.
-
-    >>> measure = SpectrumDecay(dim=8, fit_range=(1, 8))
-    >>> measure.update(torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
-    >>> measure.update(-torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
-    >>> round(float(measure.compute().alpha), 6)
-    1.0
+        dim: Dimension D.
+        fit_range: (first, last) j of the fit, from 1, both included; its resolved part is used.
+            None is the middle half of log j.
+        normalize: Scale features to length 1 first.
+        weights: "equal" is least squares as in the paper. "published" is the authors' program:
+            squares weigh 1/j, and the range is by default 11 to 100 (to D where D < 100). The two
+            differ on a spectrum that is no power law. Where the tail is steeper, published weights
+            give less.
+        groups: Number of groups of images for the jackknife (see `EffectiveRank`, also for memory
+            and time).
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: features of another dimension, another number of views than before, values not
-            finite, a range that is none, no image at all.
+        ValueError: Features have another dimension or another number of views than before, values
+            are not finite, the range is invalid, or there is no image at all.
+
+    Example:
+        >>> measure = SpectrumDecay(dim=8, fit_range=(1, 8))
+        >>> measure.update(torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
+        >>> measure.update(-torch.diag(torch.arange(1, 9).double() ** -0.5)[:, None])
+        >>> round(float(measure.compute().alpha), 6)
+        1.0
     """
 
     def __init__(
@@ -162,13 +181,16 @@ class SpectrumDecay(SecondMoments):
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
     ) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be
-        called alike).
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored; accepted so that all measures may be called alike.
         """
         self.add(*self.taken(features))
 
     def compute(self) -> SpectrumDecayResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         n, moment, sums = self.checked(), self.moment.sum(0), self.sums.sum(0)
         eigenvalues = _spectrum(moment, sums, n)
         r = int((eigenvalues > 0).sum())
@@ -205,8 +227,9 @@ class SpectrumDecay(SecondMoments):
 
 
 def _spectrum(moment: Tensor, sums: Tensor, n: int) -> Tensor:
-    """Eigenvalues of the covariance, largest first, 0 where a difference of moments does not
-    resolve them.
+    """Return the eigenvalues of the covariance, largest first.
+
+    They are 0 where a difference of moments does not resolve them.
     """
     mean = sums / n
     eigenvalues = torch.linalg.eigvalsh(moment / n - mean[:, None] * mean)

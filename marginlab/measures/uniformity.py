@@ -1,16 +1,19 @@
-"""Uniformity: how evenly features spread over the sphere, as the logarithm of a mean Gaussian
-potential of pairs of images.
+"""Uniformity of features on the sphere: the log of the mean Gaussian potential of image pairs.
 
-    L_unif(t) = log U,    U = E over x != x' of  exp( -t || f(x) - f(x') ||^2 ),    x, x' views of two images drawn independently
+    L_unif(t) = log U
+    U         = E over x != x' of exp( -t || f(x) - f(x') ||^2 )
 
-Wang and Isola, ICML 2020, eq. 6 (t = 2). Only pairs of different images count, with all of their V
-views: U is a U-statistic with the kernel k_ij = mean over u, v of exp(-t ||f_i^u - f_j^v||^2),
-unbiased for the mean inside the logarithm. With a_i = 1/(n-1) sum over j != i of k_ij,
+where x and x' are views of two images drawn independently. Wang and Isola, ICML 2020, eq. 6
+(t = 2). Only pairs of different images count, with all of their V views. U is a U-statistic with
+the kernel k_ij = mean over u, v of exp(-t ||f_i^u - f_j^v||^2). It is unbiased for the mean inside
+the logarithm. With a_i = 1/(n-1) sum over j != i of k_ij, the jackknife is
 
-    U = mean a_i,    without image i:  U_{-i} = (n U - 2 a_i) / (n - 2),    variance = (n-1)/n sum over i of (log U_{-i} - mean)^2     (jackknife).
+    U             =  mean a_i
+    without i     :  U_{-i} = (n U - 2 a_i) / (n - 2)
+    variance      =  (n-1)/n sum over i of (log U_{-i} - mean)^2.
 
-On features of length 1 it lies in [-4t, 0], and its expectation never falls below that of the
-uniform law on the sphere, -2t + log 0F1(; D/2; t^2), which is
+On features of length 1 L_unif lies in [-4t, 0]. Its expectation never falls below that of the
+uniform law on the sphere, -2t + log 0F1(; D/2; t^2). This is
 `marginlab.theory.uniformity_floor(dim, t)`: -3.94 for D = 128 and t = 2.
 """
 
@@ -30,7 +33,7 @@ from marginlab.rng import Key
 class UniformityResult(NamedTuple):
     """L_unif of n images with V views each, and its jackknife error over images (NaN for two).
 
-    `seen` images were given, of which n are a sample.
+    `seen` images were given; the n images are a sample of them.
     """
 
     L_unif: Float[Tensor, ""]
@@ -48,16 +51,24 @@ def uniformity(
     normalize: bool = True,
     budget: int = BUDGET,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """L_unif(t) over the pairs of different images, and its jackknife standard error (NaN for two
-    images), float64.
+    """Return L_unif(t) over pairs of different images, and its jackknife standard error.
 
-    `budget` is in bytes: the N V by N V potentials are made in blocks and summed as logarithms, so
-    that none underflows. Raises ValueError for fewer than 2 images, values that are not finite, or
-    t that is not positive.
+    Both are float64. The error is NaN for two images. The N V by N V potentials are made in blocks
+    and summed as logarithms, so that none underflows.
 
-    >>> value, _ = uniformity(torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]))                         # -t 2^2
-    >>> round(float(value), 6)
-    -8.0
+    Args:
+        features: Features of V views of N images.
+        t: Sharpness of the potential.
+        normalize: Scale features to length 1 first.
+        budget: Bytes of a block of potentials.
+
+    Raises:
+        ValueError: There are fewer than 2 images, values are not finite, or t is not positive.
+
+    Example:
+        >>> value, _ = uniformity(torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]))  # -t 2^2
+        >>> round(float(value), 6)
+        -8.0
     """
     _check_t(t)
     check_features(features, fewest_views=1)
@@ -68,7 +79,7 @@ def uniformity(
             f"at least 2."
         )
     z = prepared(features, normalize).flatten(0, 1)
-    z = z - z.mean(0)  # distances stay, and less of them cancels below
+    z = z - z.mean(0)  # keeps distances, and less cancels below
     squares = t * z.square().sum(1, keepdim=True)
     asking = torch.cat([2 * t * z, -squares, torch.ones_like(squares)], 1)
     bank = torch.cat([z, torch.ones_like(squares), -squares], 1)  # their product is -t ||f - f'||^2
@@ -80,38 +91,40 @@ def uniformity(
     log_u = log_a.logsumexp(0) - math.log(n)
     if n == 2:
         return log_u.clamp(max=0), torch.full_like(log_u, torch.nan)
-    # of n; all of it where the other images are infinitely far apart
+    # 2 a_i / U, at most n, which it reaches where the other images are infinitely far apart
     share = (2 * (log_a - log_u).exp()).clamp(max=n * (1 - 1e-15))
-    left_out = torch.log1p(-share / n)  # log U_{-i}, up to what all of them share
+    left_out = torch.log1p(-share / n)  # log U_{-i}, up to a constant shared by all i
     return log_u.clamp(max=0), ((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt()
 
 
 class Uniformity(Measure):
     """L_unif(t) from features (N, V, D); streams, merges and reduces over ranks.
 
-    Args:
-        t: sharpness of the potential.
-        normalize: give features length 1 first.
-        max_images: whose pairs are taken. Beyond it the images are a random sample of this size,
-            drawn without replacement by a key of the seed and of an image's own features: which
-            images are in it depends neither on their order nor on batches or ranks. (Of images
-            whose features agree bit for bit each draws for itself within one batch, and the same in
-            every batch: for them alone the sample depends on the batches.)
-        seed: of the sample.
-        kwargs: torchmetrics.Metric's.
-
-    The features of at most 2 max_images images are kept, in the dtype they come in; time goes with
+    It keeps the features of at most 2 max_images images, in the dtype they come in. Time grows as
     (max_images V)^2 D.
 
-    >>> measure = Uniformity()
-    >>> measure.update(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))
-    >>> result = measure.compute()
-    >>> round(float(result.L_unif), 6), result.n, result.V
-    (-4.0, 2, 1)
+    Args:
+        t: Sharpness of the potential.
+        normalize: Scale features to length 1 first.
+        max_images: Most images whose pairs are taken. Beyond it the images are a random sample of
+            this size without replacement. A key of the seed and of an image's own features draws
+            it, so which images are in it depends neither on their order nor on batches or ranks.
+            Images whose features agree bit for bit are an exception. Within one batch each of them
+            draws for itself, and every batch repeats the same draws. For them alone the sample
+            depends on the batches.
+        seed: Seed of the sample.
+        kwargs: Keyword arguments of torchmetrics.Metric.
 
     Raises:
-        ValueError: t that is not positive, another number of views than before, values not finite,
-            fewer than 2 images.
+        ValueError: t is not positive, the number of views differs from before, values are not
+            finite, or there are fewer than 2 images.
+
+    Example:
+        >>> measure = Uniformity()
+        >>> measure.update(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))
+        >>> result = measure.compute()
+        >>> round(float(result.L_unif), 6), result.n, result.V
+        (-4.0, 2, 1)
     """
 
     intervals = ("L_unif",)
@@ -145,8 +158,11 @@ class Uniformity(Measure):
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
     ) -> None:
-        """Take V views' features of N more images; labels are not looked at (all measures may be
-        called alike).
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored; accepted so that all measures may be called alike.
         """
         check_features(features, fewest_views=1)
         if int(self.views) not in (0, features.shape[1]):
@@ -168,15 +184,17 @@ class Uniformity(Measure):
             self.features[:], self.priority[:] = [kept], [priority]
 
     def _sample(self) -> tuple[Tensor, Tensor]:
-        """The images with the smallest priorities: a random sample of all, and of any union of
-        parts the sample of their samples.
+        """Return the images with the smallest priorities, and these priorities.
+
+        They are a random sample of all images. The sample of a union of parts is the sample of the
+        parts' samples.
         """
         priority = rows(self.priority, self.seen.new_zeros(0))
         order = priority.argsort(stable=True)[: self.max_images]
         return rows(self.features, priority.new_zeros(0, 1, 1).double())[order], priority[order]
 
     def compute(self) -> UniformityResult:
-        """The result; over all ranks under a process group."""
+        """Return the result, over all ranks under a process group."""
         seen, V = int(self.seen), int(self.views)
         if seen == 0:
             raise ValueError(
@@ -208,11 +226,11 @@ def _check_t(t: float) -> None:
 
 
 def _places(features: Tensor, seed: int) -> Int[Tensor, " N"]:
-    """A random number of each image, of the seed, of its features, and of how many images before it
-    in the batch have the same.
+    """Return a random number of each image, from the seed, its features and its duplicates so far.
 
-    Without the last, a network that gives many images one and the same feature would have all of
-    them drawn together, or none.
+    The last is the number of earlier images in the batch that have the same features. Without it, a
+    network that gives many images one and the same feature would have all of them drawn together,
+    or none.
     """
     content = place_of(features, seed)
     ordered, order = content.sort(stable=True)

@@ -1,4 +1,4 @@
-"""Methods: a backbone, a head and a loss, which together are something trainable."""
+"""Methods: a backbone, a head and a loss, which together can be trained."""
 
 from marginlab.methods.barlow_twins import BarlowTwins as BarlowTwins
 from marginlab.methods.margin_classifier import MarginClassifier as MarginClassifier

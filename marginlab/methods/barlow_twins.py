@@ -1,5 +1,6 @@
-"""Barlow Twins: the cross-correlation loss under a three-layer head (Zbontar et al. 2021; settings
-of Huang et al. 2023).
+"""Barlow Twins: the cross-correlation loss under a three-layer head.
+
+Source: Zbontar et al. 2021; settings of Huang et al. 2023.
 """
 
 from jaxtyping import Float, Int
@@ -12,16 +13,18 @@ from marginlab.settings import describe
 
 
 class BarlowTwins(Method):
-    """Backbone, head D - hidden - hidden - dim with batch normalisation, cross-correlation over the
-    global batch.
+    """Barlow Twins: a backbone, a three-layer head, and cross-correlation over the global batch.
 
-    The defaults are the paper's: lambda = 0.005 and unbiased standard deviations (correction=1);
-    use SGD(lr=0.11) with them at batch 512.
+    The head is D - hidden - hidden - dim with batch normalisation. The defaults are the paper's:
+    lambda = 0.005 and unbiased standard deviations (correction=1). Use SGD(lr=0.11) with them at
+    batch 512.
 
-    >>> from marginlab.models import Backbone
-    >>> method = BarlowTwins(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64)
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss']
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
+        >>> method = BarlowTwins(backbone, hidden=64, dim=64)
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss']
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class BarlowTwins(Method):
     def loss(
         self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """Cross-correlation loss between the two views of every image."""
+        """Return the cross-correlation loss between the two views of every image."""
         one, two = self.embed(views).unbind(1)
         return {"loss": self.criterion(one, two)}
 

@@ -1,19 +1,22 @@
-"""Training by a margin classifier: the embedding of one view of an image against the centers of all
-classes, or of a sample of them.
+"""Training by a margin classifier: embeddings against the centers of all classes or of a sample.
 
-    embedding = BN(W backbone(view)),    loss = margin softmax of cos(embedding, centers) on the label
+Each embedding is that of one view of an image:
 
-A collapse to know of. While embeddings say nothing, all of them at one angle t to all C centers, a
-row costs log(1 + (C - 1) e^{s (cos t - psi)}). For ArcFace(m) the exponent is s sin m at t = 90
-degrees, where training begins, but s (1 - cos m) at 180 degrees: a quarter of it at m = 0.5. With
-the true gradient a target is pulled by the factor psi' = sin(t + m) / sin t, below 1 for t > 90
-degrees - m/2, while the others push with 1 in sum; so all embeddings are driven away from all
-centers, sooner than the classes are told apart where these are few. Batch normalisation does not
-prevent it: a few far rows balance the mean. On CIFAR-10, ArcFace(0.5) at s = 16 ended at target
-angles of 171 degrees; with 964 classes of Omniglot it happened with seed 0, not with seed 1. With
-gradient="straight_through", as for CosFace, pull and push balance, and it did not happen.
+    embedding = BN(W backbone(view))
+    loss      = margin softmax of cos(embedding, centers) on the label
 
-Deng et al. 2022 (ArcFace); with sample_rate < 1 An et al. 2022 (Partial FC).
+A collapse to know of. Suppose that embeddings say nothing yet, and all lie at one angle t to all C
+centers. Then a row costs log(1 + (C - 1) e^{s (cos t - psi)}). For ArcFace(m) the exponent is s sin
+m at t = 90 degrees, where training begins, but s (1 - cos m) at 180 degrees: a quarter of it at m =
+0.5. With the true gradient a target is pulled by the factor psi' = sin(t + m) / sin t, which is
+below 1 for t > 90 degrees - m/2, while the other centers push with 1 in sum. So all embeddings are
+driven away from all centers. Where classes are few, this comes sooner than they are told apart.
+Batch normalisation does not prevent it: a few far rows balance the mean. On CIFAR-10, ArcFace(0.5)
+at s = 16 ended at target angles of 171 degrees. With 964 classes of Omniglot it happened with seed
+0, not with seed 1. With gradient="straight_through", as for CosFace, pull and push balance, and it
+did not happen.
+
+Sources: Deng et al. 2022 (ArcFace); with sample_rate < 1 An et al. 2022 (Partial FC).
 """
 
 import contextlib
@@ -32,34 +35,42 @@ from marginlab.settings import SettingsError, describe
 
 
 class MarginClassifier(Method):
-    """Backbone, embedding layer D - dim with batch normalisation, class centers under a margin.
+    """A backbone, an embedding layer D - dim, and class centers under a margin.
 
-    Args:
-        num_classes: C, of the data; training passes it, and a recipe does not name it.
-        margin: of marginlab.margins, or "package.module:Mine(0.3)", in call notation.
-        scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
-        subcenters: K centers of each class, of which the nearest counts.
-        sample_rate: below 1 each step takes the batch's classes and others up to this part of all.
-            The centers then have a row-sparse optimizer with the settings of the recipe's.
-        log_q: correct the sampled sum for the sampling.
-        dim: dimensions of the embedding.
-        label_smoothing, interclass_filter: as in `marginlab.losses.MarginSoftmax`.
+    Batch normalisation ends the embedding layer.
 
-    On several ranks each has its part of the centers, at any rate. Initial centers and samples come
-    from a seed that torch's generator draws, as the other weights do.
+    On several ranks each rank has its part of the centers, at any sample rate. Initial centers and
+    samples come from a seed that torch's generator draws, as the other weights do.
 
-    Besides `loss`, `loss()` gives `target_angle`: the mean angle, in degrees, between embeddings
-    and the (nearest) center of their class, without the margin. It begins near 90 and falls; to
+    Besides `loss`, `loss()` returns `target_angle`: the mean angle, in degrees, between embeddings
+    and the (nearest) center of their class, without the margin. It begins near 90 and falls, to
     about 30 in published trainings of ArcFace.
 
-    Raises:
-        SettingsError: a margin that cannot be made.
-        ValueError: what `PartialFC` refuses.
+    Args:
+        backbone: The backbone, with features of dimension D.
+        num_classes: C, the number of classes of the data. Training passes it, and a recipe does not
+            name it.
+        margin: A margin of marginlab.margins, or "package.module:Mine(0.3)", in call notation.
+        scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
+        subcenters: K centers of each class, of which the nearest counts.
+        sample_rate: Below 1, each step takes the batch's classes and others up to this part of all.
+            The centers then have a row-sparse optimizer with the settings of the recipe's
+            optimizer.
+        log_q: Correct the sampled sum for the sampling.
+        dim: Dimension of the embedding.
+        label_smoothing: As in `marginlab.losses.MarginSoftmax`.
+        interclass_filter: As in `marginlab.losses.MarginSoftmax`.
 
-    >>> from marginlab.models import Backbone
-    >>> method = MarginClassifier(Backbone("resnet18", stem="strided", width=0.25), 10, margin="CosFace(0.35)", scale=32.0)
-    >>> sorted(method.loss(torch.rand(4, 1, 3, 32, 32), torch.arange(4)))
-    ['loss', 'target_angle']
+    Raises:
+        SettingsError: The margin cannot be made.
+        ValueError: `PartialFC` refuses a value.
+
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
+        >>> method = MarginClassifier(backbone, 10, margin="CosFace(0.35)", scale=32.0)
+        >>> sorted(method.loss(torch.rand(4, 1, 3, 32, 32), torch.arange(4)))
+        ['loss', 'target_angle']
     """
 
     n_views: ClassVar[int] = 1
@@ -81,8 +92,8 @@ class MarginClassifier(Method):
         super().__init__(backbone, EmbeddingLayer(backbone.dim, dim))
         made: margins.Margin = settings.call(margin, margins, kind=margins.Margin)
         seed = int(torch.randint(2**31, ()))
-        # fit looks at the loss itself, and data sets at their labels, so the classifier need not
-        # read the tensors at every step
+        # `fit` checks the loss and data sets check their labels, so the classifier need not read
+        # the tensors at every step
         kept: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "interclass_filter": interclass_filter,
@@ -97,7 +108,7 @@ class MarginClassifier(Method):
     def loss(
         self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """Margin softmax over the views of all images, and the mean target angle in degrees."""
+        """Return the margin softmax over all views of all images, and the mean target angle."""
         embeddings = self.embed(views).flatten(0, 1)
         labels = labels.repeat_interleave(views.shape[1])
         loss = self.classifier(embeddings, labels)
@@ -107,13 +118,14 @@ class MarginClassifier(Method):
 
     @property
     def undivided(self) -> str:
-        """Why the margin cannot take a batch in parts; empty if it can."""
+        """Reason why the margin cannot take a batch in parts; empty if it can."""
         return self.classifier.margin.undivided
 
     @contextlib.contextmanager
     def window(self, labels: Int[Tensor, " B"]) -> Iterator[bool]:
-        """The parts are one batch, for margins with averages by those of earlier steps; see
-        `PartialFC.window`.
+        """Open a context in which the parts of a step are one batch, see `PartialFC.window`.
+
+        Margins with averages use the averages of earlier steps.
         """
         with self.classifier.window(
             labels.repeat_interleave(self.n_views),
@@ -122,12 +134,14 @@ class MarginClassifier(Method):
             yield True
 
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
-        """One of everything; or, with sampled classes, one of backbone and embedding layer and a
-        row-sparse one of the centers.
+        """Make one optimizer of all parameters, or two if classes are sampled.
 
-        Raises SettingsError for sampled classes, or centers spread over ranks, with a choice of
-        optimizer that has no row-sparse twin (a method `lazy`): it looks at more of a parameter
-        than a row, as LARS at its length.
+        The two are one of backbone and embedding layer, and a row-sparse one of the centers.
+
+        Raises:
+            SettingsError: Classes are sampled, or centers are spread over ranks, and the chosen
+                optimizer has no row-sparse twin (a method `lazy`). Such an optimizer looks at more
+                of a parameter than a row, as LARS does at its length.
         """
         lazy = getattr(make, "lazy", None)
         if lazy is None and (self.sample_rate < 1 or ranks.size(self.classifier.group) > 1):

@@ -1,19 +1,21 @@
-"""MoCo: a query is to find the key of its image's other view among keys of earlier batches, which a
-slowly moving copy of the network made.
+"""MoCo: a query is to find the key of its image's other view among keys of earlier batches.
 
-For a query q with its key k, the queue n_1 .. n_K and the temperature T, all of length 1,
+A slowly moving copy of the network makes the keys. For a query q with its key k, the queue n_1 ..
+n_K and the temperature T, all of length 1,
 
-    loss_q = -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T}) ) = softplus( log sum_j e^{q.n_j/T} - q.k/T ),
-    after each step:   w_key <- m w_key + (1 - m) w_query,   and the step's keys take the place of the oldest in the queue.
+    loss_q = -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T}) )
+           = softplus( log sum_j e^{q.n_j/T} - q.k/T )
+    after each step:   w_key <- m w_key + (1 - m) w_query
+                       the step's keys take the place of the oldest in the queue
 
 The other keys of the batch are no negatives: only the queue is.
 
-Shuffled batch normalisation. A query and its key from one batch share its statistics, a mark that
-the network learns to read in place of the images. He et al. take the keys through other GPUs than
-their queries. Here, on every rank alone, the images of a view are normalised in `splits`
-parts: consecutive ones for the queries, those of a random permutation for the keys. With splits=1 a
-view is normalised as a whole, and nothing is shuffled; so should it be for a backbone without batch
-normalisation.
+Shuffled batch normalisation. A query and its key from one batch share its statistics. The network
+learns to read this mark in place of the images. He et al. pass the keys through other GPUs than
+their queries. Here, on every rank alone, the images of a view are normalised in `splits` parts:
+consecutive ones for the queries, those of a random permutation for the keys. With splits=1 a view
+is normalised as a whole, and nothing is shuffled. A backbone without batch normalisation should use
+splits=1.
 
 Sources: He et al. 2020 (MoCo), algorithm 1 and section 3.3; the two-layer head: Chen et al. 2020
 (MoCo v2); settings of Huang et al. 2023 (T = 0.1, K = 4096, m = 0.99, symmetric, 8 splits,
@@ -61,42 +63,47 @@ class _Averages(nn.Module):
 
 
 class MoCo(Method):
-    """Backbone, head D - hidden - dim with ReLU, their momentum copies, and a queue of keys.
+    """A backbone, a head D - hidden - dim with ReLU, their momentum copies, and a queue of keys.
 
-    Args:
-        temperature: T.
-        queue: K, the keys that are kept: negatives of every query. A step that makes more keeps its
-            newest.
-        momentum: m, what the momentum encoder keeps of itself at a step, in [0, 1).
-        symmetric: both views are queries and both are keys, and the loss is their mean; False: the
-            first view asks for the second, as in algorithm 1.
-        splits: parts of this rank's batch (of a micro-batch) that are normalised by themselves;
-            each has at least two images.
-
-    The queue (K, dim), which begins with random directions, and where its oldest key is are
-    buffers: a checkpoint holds them, the same on any number of ranks. All ranks put all keys in, in
-    the order of the batch. So N ranks give the loss and gradients of one, but for batch
+    The queue (K, dim), which begins with random directions, and the place of its oldest key are
+    buffers. A checkpoint holds them, the same on any number of ranks. All ranks put all keys in, in
+    the order of the batch. So N ranks give the loss and gradients of one, except for batch
     normalisation.
 
-    `after_step` moves the momentum encoder and fills the queue with what `loss` has made since in
-    training mode; call it after the optimizer. Under torch.utils.checkpoint, with and without
-    reentrance, a batch's keys are put in once.
+    `after_step` moves the momentum encoder. It also fills the queue with the keys that `loss` has
+    made since, in training mode. Call it after the optimizer. Under torch.utils.checkpoint, with
+    and without reentrance, a batch's keys are put in once.
 
     In a module of lower precision (`.bfloat16()`) a step of the momentum encoder is below the
-    rounding of its weights, which would stand still: their averages are then kept beside them in
-    float32, in `averages`, whatever the module is cast to. The state of a module of either
-    precision is loaded by one of the other.
+    rounding of its weights, which would stand still. So their averages are kept beside them in
+    float32, in `averages`, whatever the module is cast to. A module of either precision loads the
+    state of the other.
 
-    Raises ValueError for a value outside its range and, from `loss` in training mode, for a batch
-    with fewer than 2 * splits images.
+    Args:
+        backbone: The backbone, with features of dimension D.
+        temperature: T.
+        queue: K, the number of keys that are kept. They are negatives of every query. A step that
+            makes more keys keeps its newest.
+        momentum: m, the part of itself that the momentum encoder keeps at a step, in [0, 1).
+        symmetric: If True, both views are queries and both are keys, and the loss is their mean. If
+            False, the first view asks for the second, as in algorithm 1.
+        splits: Number of parts of this rank's batch (of a micro-batch) that are normalised by
+            themselves. Each has at least two images.
+        hidden: Width of the head's hidden layer.
+        dim: Dimension of the embedding.
 
-    >>> from marginlab.models import Backbone
-    >>> method = MoCo(Backbone("resnet18", stem="strided", width=0.25), queue=16, splits=2)
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss']
-    >>> method.after_step()
-    >>> int(method.oldest)                                                       # 8 of the 16 keys are new
-    8
+    Raises:
+        ValueError: A value is outside its range. Also from `loss` in training mode, for a batch
+            with fewer than 2 * splits images.
+
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> method = MoCo(Backbone("resnet18", stem="strided", width=0.25), queue=16, splits=2)
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss']
+        >>> method.after_step()
+        >>> int(method.oldest)  # 8 of the 16 keys are new
+        8
     """
 
     def __init__(
@@ -147,7 +154,7 @@ class MoCo(Method):
     def loss(
         self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """InfoNCE of the queries against their keys and the queue, over the rows of all ranks."""
+        """Return InfoNCE of the queries against their keys and the queue, over all ranks' rows."""
         if self.training and len(views) < 2 * self.splits:
             raise ValueError(
                 f"MoCo normalises a batch in {self.splits} splits of at least two images "
@@ -176,14 +183,15 @@ class MoCo(Method):
             return {"loss": ranks.total(losses.sum() / rows, grads="mean")}
 
     def _in_splits(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Embeddings of images, in parts that batch normalisation sees by themselves; in evaluation
-        mode it sees none.
+        """Return embeddings of images, encoded in parts that batch normalisation sees one by one.
+
+        In evaluation mode all images are one part.
         """
         parts = images.tensor_split(self.splits) if self.training else (images,)
         return torch.cat([encode(part) for part in parts])
 
     def _keys(self, images: Tensor) -> Tensor:
-        """Embeddings by the momentum encoder, in splits of a random permutation of the images."""
+        """Return the momentum encoder's embeddings, made in splits of a random permutation."""
         order = torch.arange(len(images), device=images.device)
         if self.training and self.splits > 1:
             order = order[torch.randperm(len(images), device=images.device)]
@@ -193,8 +201,8 @@ class MoCo(Method):
     def _keep(self, keys: Tensor) -> None:
         """Note keys for the queue, unless the pass that is now run again has done so.
 
-        A first pass under a reentrant checkpoint has no gradients, as looking at the loss has none:
-        there it is the second one that comes here alone.
+        A first pass under a reentrant checkpoint has no gradients, and looks like a mere evaluation
+        of the loss. In that case only the second pass comes here.
         """
         if recomputing() and self._calls.noted((keys,)):
             return
@@ -203,13 +211,14 @@ class MoCo(Method):
         self.fresh.append(ranks.gather(keys).to(self.queue.dtype))
 
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
-        """One, of what learns by gradient: backbone and head."""
+        """Make one optimizer of all that learns by gradient: backbone and head."""
         return [make([*self.backbone.parameters(), *self.head.parameters()])]
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the momentum encoder towards the encoder, and let this step's keys take the place of
-        the oldest.
+        """Move the momentum encoder towards the encoder, and put this step's keys into the queue.
+
+        They take the place of the oldest keys.
         """
         now = [*self.backbone.parameters(), *self.head.parameters()]
         for i, (mean, parameter) in enumerate(zip(self._moving(), now, strict=True)):
@@ -228,11 +237,11 @@ class MoCo(Method):
         self._calls = Calls()
 
     def _moving(self) -> list[Tensor]:
-        """The weights of the momentum encoder."""
+        """Return the weights of the momentum encoder."""
         return [*self.key_backbone.parameters(), *self.key_head.parameters()]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoCo":
-        """Cast or move; averages of weights that become half precision are kept as they were."""
+        """Cast or move; averages of weights that become half precision stay as they were."""
         before = [mean.detach() for mean in self._moving()]
         super()._apply(fn, recurse)
         for i, (old, mean) in enumerate(zip(before, self._moving(), strict=True)):
@@ -249,7 +258,7 @@ class MoCo(Method):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *more: Any
     ) -> None:
-        """Load a state of either precision: averages come from weights, and weights from averages."""
+        """Load a state of either precision: averages from weights, or weights from averages."""
         assigned = local_metadata.get("assign_to_params_buffers", False)
         moving = (("key_backbone", self.key_backbone), ("key_head", self.key_head))
         names = [f"{part}.{name}" for part, net in moving for name, _ in net.named_parameters()]

@@ -1,5 +1,6 @@
-"""SimCLR: InfoNCE between two views under a two-layer head (Chen et al. 2020; settings of Huang et
-al. 2023).
+"""SimCLR: InfoNCE between two views under a two-layer head.
+
+Source: Chen et al. 2020; settings of Huang et al. 2023.
 """
 
 from jaxtyping import Float, Int
@@ -12,13 +13,15 @@ from marginlab.settings import describe
 
 
 class SimCLR(Method):
-    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, NT-Xent at a
-    temperature over the global batch.
+    """SimCLR: a backbone, a two-layer head, and NT-Xent at a temperature over the global batch.
 
-    >>> from marginlab.models import Backbone
-    >>> method = SimCLR(Backbone("resnet18", stem="strided", width=0.25), temperature=0.5)
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss']
+    The head is D - hidden - dim with ReLU and no batch normalisation.
+
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> method = SimCLR(Backbone("resnet18", stem="strided", width=0.25), temperature=0.5)
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss']
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class SimCLR(Method):
     def loss(
         self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """NT-Xent between the two views of every image."""
+        """Return NT-Xent between the two views of every image."""
         one, two = self.embed(views).unbind(1)
         return {"loss": self.criterion(one, two)}
 

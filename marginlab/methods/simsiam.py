@@ -1,10 +1,12 @@
-"""SimSiam: each view's prediction points where the other view's embedding does; no negatives, no
-momentum encoder.
+"""SimSiam: a view's prediction points where the other view's embedding does.
 
-    loss = -( mean cos(p1, z2) + mean cos(p2, z1) ) / 2,     p = predictor(z),     z taken as a constant
+There are no negatives and no momentum encoder.
 
-What keeps the embeddings from falling onto one point is that no gradient goes through z, and the
-predictor.
+    loss = -( mean cos(p1, z2) + mean cos(p2, z1) ) / 2
+    p    = predictor(z),     z taken as a constant in the loss
+
+Two things keep the embeddings from falling onto one point: no gradient goes through z, and there is
+a predictor.
 
 Source: Chen and He 2021, eqs. 1 to 4. Sizes of Huang et al. 2023: head 512 - 2048 - 2048, predictor
 2048 - 512 - 2048, SGD(lr=0.05) at batch 512. The normalisation at the end of the head has neither
@@ -23,17 +25,21 @@ from marginlab.settings import describe
 
 
 class SimSiam(Method):
-    """Backbone, head D - hidden - dim with batch normalisation also at its end, predictor dim -
+    """SimSiam: a backbone, a head, a predictor, and the cosine between predictions and embeddings.
+
+    The head is D - hidden - dim, with batch normalisation also at its end. The predictor is dim -
     bottleneck - dim.
 
-    Besides `loss`, `loss()` gives `spread`: sqrt(dim) times the mean deviation of the coordinates
+    Besides `loss`, `loss()` returns `spread`: sqrt(dim) times the mean deviation of the coordinates
     of embeddings of length 1, over all rows and ranks. It is near 1 where embeddings spread over
     the sphere, and 0 where they have collapsed onto a point (the loss is -1 there too).
 
-    >>> from marginlab.models import Backbone
-    >>> method = SimSiam(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64, bottleneck=16)
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss', 'spread']
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
+        >>> method = SimSiam(backbone, hidden=64, dim=64, bottleneck=16)
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss', 'spread']
     """
 
     def __init__(
@@ -50,8 +56,9 @@ class SimSiam(Method):
     def loss(
         self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """Symmetric negative cosine of predictions and constant embeddings, over the rows of all
-        ranks; and the spread.
+        """Return the symmetric negative cosine of predictions and fixed embeddings, and the spread.
+
+        Both are over the rows of all ranks.
         """
         embeddings = self.embed(views).flatten(0, 1)
         predictions = self.predictor(embeddings)

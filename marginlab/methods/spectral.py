@@ -1,10 +1,13 @@
-"""Spectral contrastive learning: the spectral loss of embeddings that are held in a ball (HaoChen,
-Wei, Gaidon and Ma 2021).
+"""Spectral contrastive learning: the spectral loss of embeddings that are held in a ball.
 
-    z = y min(1, sqrt(mu) / |y|),    loss = ( -2 mean z1_i . z2_i + mean_{i != j} (z1_i . z2_j)^2 ) / mu,    y = head(backbone(view))
+    y    = head(backbone(view))
+    z    = y min(1, sqrt(mu) / |y|)
+    loss = ( -2 mean z1_i . z2_i + mean_{i != j} (z1_i . z2_j)^2 ) / mu
 
-The loss is of the fourth power in the length of y: without the ball a batch of long embeddings
-throws a training off. Its radius sqrt(mu) and the division by mu are those of the published code.
+The loss is of the fourth power in the length of y. Without the ball, a batch of long embeddings
+throws a training off. The radius sqrt(mu) and the division by mu are those of the published code.
+
+Source: HaoChen, Wei, Gaidon and Ma 2021.
 """
 
 import torch
@@ -21,18 +24,27 @@ from marginlab.statistics import unit_vectors
 
 
 class SpectralContrastive(Method):
-    """Backbone, head D - hidden - hidden - dim with batch normalisation, the spectral loss over the
-    global batch in a ball of radius sqrt(mu).
+    """Spectral contrastive learning over the global batch, in a ball of radius sqrt(mu).
 
-    negatives: "other_view", as published, or "both_views": see
-        `marginlab.losses.SpectralContrastive`.
+    The head is D - hidden - hidden - dim with batch normalisation.
 
-    Raises ValueError for a mu that is not positive or an unknown word.
+    Args:
+        backbone: The backbone, with features of dimension D.
+        mu: Square of the radius of the ball.
+        negatives: "other_view", as published, or "both_views": see
+            `marginlab.losses.SpectralContrastive`.
+        hidden: Width of the head's two hidden layers.
+        dim: Dimension of the embedding.
 
-    >>> from marginlab.models import Backbone
-    >>> method = SpectralContrastive(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64)
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss']
+    Raises:
+        ValueError: mu is not positive, or the word for the negatives is unknown.
+
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
+        >>> method = SpectralContrastive(backbone, hidden=64, dim=64)
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss']
     """
 
     def __init__(
@@ -56,7 +68,7 @@ class SpectralContrastive(Method):
     def loss(
         self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """Spectral contrastive loss between the two views of every image."""
+        """Return the spectral contrastive loss between the two views of every image."""
         embeddings = self.embed(views)
         with torch.autocast(views.device.type, enabled=False):
             z = widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))

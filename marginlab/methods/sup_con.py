@@ -1,5 +1,6 @@
-"""Supervised contrastive learning: both views of all images of a class are each other's positives
-(Khosla et al. 2020).
+"""Supervised contrastive learning: the views of all images of a class are each other's positives.
+
+Source: Khosla et al. 2020.
 """
 
 from jaxtyping import Float, Int
@@ -13,15 +14,22 @@ from marginlab.settings import describe
 
 
 class SupCon(Method):
-    """Backbone, head D - hidden - dim with ReLU and no batch normalisation, SupCon of both views
-    with their labels over the global batch.
+    """Supervised contrastive learning: SupCon of both views and labels, over the global batch.
 
-    temperature, variant: as in `marginlab.losses.SupCon`.
+    The head is D - hidden - dim with ReLU and no batch normalisation.
 
-    >>> from marginlab.models import Backbone
-    >>> method = SupCon(Backbone("resnet18", stem="strided", width=0.25))
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss']
+    Args:
+        backbone: The backbone, with features of dimension D.
+        temperature: As in `marginlab.losses.SupCon`.
+        variant: As in `marginlab.losses.SupCon`.
+        hidden: Width of the head's hidden layer.
+        dim: Dimension of the embedding.
+
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> method = SupCon(Backbone("resnet18", stem="strided", width=0.25))
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss']
     """
 
     def __init__(
@@ -40,7 +48,7 @@ class SupCon(Method):
     def loss(
         self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """Supervised contrastive loss over all views of all images."""
+        """Return the supervised contrastive loss over all views of all images."""
         return {
             "loss": self.criterion(
                 self.embed(views).flatten(0, 1), labels.repeat_interleave(views.shape[1])

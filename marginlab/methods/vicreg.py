@@ -1,5 +1,6 @@
-"""VICReg as a method: variance, invariance and covariance of embeddings under a three-layer head
-(Bardes, Ponce and LeCun 2022).
+"""VICReg as a method: variance, invariance and covariance of embeddings under a three-layer head.
+
+Source: Bardes, Ponce and LeCun 2022.
 """
 
 from jaxtyping import Float, Int
@@ -12,16 +13,17 @@ from marginlab.settings import describe
 
 
 class VICReg(Method):
-    """Backbone, head D - hidden - hidden - dim with batch normalisation, VICReg over the global
-    batch.
+    """VICReg: a backbone, a three-layer head, and the VICReg loss over the global batch.
 
-    The weights are the paper's for ImageNet, with a head of 8192; 2048 here, as of Barlow Twins.
-    Published runs use LARS.
+    The head is D - hidden - hidden - dim with batch normalisation. The weights are the paper's for
+    ImageNet, where the head has 8192; here it has 2048, as for Barlow Twins. Published runs use
+    LARS.
 
-    >>> from marginlab.models import Backbone
-    >>> method = VICReg(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64)
-    >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    ['loss']
+    Example:
+        >>> from marginlab.models import Backbone
+        >>> method = VICReg(Backbone("resnet18", stem="strided", width=0.25), hidden=64, dim=64)
+        >>> sorted(method.loss(torch.rand(4, 2, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+        ['loss']
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class VICReg(Method):
     def loss(
         self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """VICReg between the two views of every image."""
+        """Return the VICReg loss between the two views of every image."""
         one, two = self.embed(views).unbind(1)
         return {"loss": self.criterion(one, two)}
 

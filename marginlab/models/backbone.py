@@ -1,23 +1,24 @@
 """A backbone of timm behind a normalisation, with its stem named.
 
-    features = pool(net((images - mean) / std))          images (B, 3, H, W) in [0, 1] -> features (B, D)
+    features = pool(net((images - mean) / std))     images (B, 3, H, W) in [0, 1] -> features (B, D)
 
-The stem decides what a ResNet does with 32 x 32 images, and more than one published figure was not
-reached for want of naming it:
+The stem decides what a ResNet does with 32 x 32 images. More than one published figure could not be
+reached because its stem was not named:
+
     "cifar"     3x3 convolution, stride 1, no pooling     the paper's, for 32 x 32
     "strided"   3x3 convolution, stride 2, no pooling     a quarter of the work, for small machines
     "imagenet"  as timm makes it: 7x7, stride 2, pooling, for 224 x 224
 
-The norm decides whether ranks see each other: batch normalisation takes its statistics over the
-rank's own images, so that training on two ranks is not training on one; group normalisation (Wu and
-He, ECCV 2018), over 16 or more channels of an image, is alike on any number.
+The norm decides whether training depends on the number of ranks. Batch normalisation takes its
+statistics over the rank's own images, so that training on two ranks is not training on one. Group
+normalisation (Wu and He, ECCV 2018), over 16 or more channels of an image, is alike on any number.
 
 The activation decides how far rounding goes. The gradient of a ReLU jumps at 0. Of millions of
-activations some lie within rounding of it, and one that changes sides moves the gradient of a bias
-over n places by the order of 1 / sqrt(n), which is no rounding any more. SiLU, x sigmoid(x)
-(Elfwing, Uchibe and Doya 2018), has no such place. In margin training of Omniglot on one process
-and on two, in float32, the first 20 losses differed by 0.02 to 0.16 with ReLU and by at most 2e-5
-with SiLU, over three seeds at two sampling rates; in float64 they agree with both.
+activations some lie within rounding of 0. One that changes sides moves the gradient of a bias over
+n places by the order of 1 / sqrt(n), which is no rounding any more. SiLU, x sigmoid(x) (Elfwing,
+Uchibe and Doya 2018), has no such place. In margin training of Omniglot on one process and on two,
+in float32, the first 20 losses differed by 0.02 to 0.16 with ReLU and by at most 2e-5 with SiLU,
+over three seeds at two sampling rates. In float64 they agree with both.
 """
 
 import difflib
@@ -38,29 +39,30 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Any timm model without its classifier; its first layer normalises, so images are in [0, 1]
-    outside.
-
-    Args:
-        name: a model of timm, such as "resnet18".
-        stem: "cifar", "strided" or "imagenet" (see above); the first two need a model with timm's
-            ResNet stem.
-        width: factor on the channels of a ResNet's four stages; 1 is timm's own.
-        norm: "batch", as timm makes it, or "group" (see above), for ResNets.
-        activation: "relu", as timm makes a ResNet, or "silu" (see above); other models keep their
-            own unless it is "silu".
-        image_size: side of the images, for models that are made for one (transformers of patches);
-            0 leaves timm's, often 224.
+    """Any timm model without its classifier, behind a normalisation of images in [0, 1].
 
     `dim` is the number of features D. Initial weights are drawn by the generators of torch: seed
-    them, or make it through a `Recipe`.
+    them, or make the backbone through a `Recipe`.
 
-    Raises ValueError for an unknown model, stem, norm or activation, a width below 1/16, or one of
-    them that the model does not know.
+    Args:
+        name: A model of timm, such as "resnet18".
+        stem: "cifar", "strided" or "imagenet" (see above). The first two need a model with timm's
+            ResNet stem.
+        width: Factor on the channels of a ResNet's four stages. 1 is timm's own.
+        norm: "batch", as timm makes it, or "group" (see above), for ResNets.
+        activation: "relu", as timm makes a ResNet, or "silu" (see above). Other models keep their
+            own activation unless it is "silu".
+        image_size: Side of the images, for models that are made for one (transformers of patches).
+            0 leaves timm's, often 224.
 
-    >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
-    >>> backbone(torch.rand(2, 3, 32, 32)).shape, backbone.dim
-    (torch.Size([2, 128]), 128)
+    Raises:
+        ValueError: A model, stem, norm or activation is unknown, a width is below 1/16, or the
+            model does not know one of these settings.
+
+    Example:
+        >>> backbone = Backbone("resnet18", stem="strided", width=0.25)
+        >>> backbone(torch.rand(2, 3, 32, 32)).shape, backbone.dim
+        (torch.Size([2, 128]), 128)
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Backbone(nn.Module):
                 f"{name} has no width, norm, activation or image size to change; {remedy}. "
                 f"({error})"
             ) from error
-        except AssertionError as error:  # as of an image size that is not a number of patches
+        except AssertionError as error:  # such as for an image size that is not a number of patches
             raise ValueError(f"timm does not make {name} with {options}: {error}.") from error
         if norm == "group" and not isinstance(getattr(net, "bn1", None), nn.GroupNorm):
             raise ValueError(
@@ -136,7 +138,7 @@ class Backbone(nn.Module):
             net.maxpool = nn.Identity()
         Convolution.within(net)
         self.net = net
-        # MobileNetV3 and others end in a wider layer than their features are
+        # MobileNetV3 and others end in a layer that is wider than their features
         self.dim = int(getattr(net, "head_hidden_size", net.num_features))
         self.mean: Tensor
         self.std: Tensor
@@ -144,15 +146,15 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Features of images; those of a network without normalised output, after its pooling."""
+        """Return features of images, pooled and not normalised in length."""
         features: Tensor = self.net((images - self.mean) / self.std)
         return features
 
     def feature_map(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """The last feature map, before its pooling: C channels at h x w places of the image.
+        """Return the last feature map, before its pooling: C channels at h x w places of the image.
 
-        Of a transformer the tokens of the patches, where the patches are; tokens of the class and
-        registers are left out.
+        For a transformer these are the tokens of the patches, where the patches are. Tokens of the
+        class and registers are left out.
 
         Raises:
             ValueError: The network has no map, but tokens without a grid.
@@ -161,7 +163,6 @@ class Backbone(nn.Module):
             >>> backbone = Backbone("resnet18", stem="cifar", width=0.25)
             >>> backbone.feature_map(torch.rand(2, 3, 32, 32)).shape
             torch.Size([2, 128, 4, 4])
-
         """
         found: Tensor = self.net.forward_features((images - self.mean) / self.std)
         if found.ndim == 3:
@@ -187,7 +188,7 @@ class Backbone(nn.Module):
 
 
 def _group_norm(channels: int, **options: Any) -> nn.GroupNorm:
-    """Groups of 16 channels, or of the next larger number that divides them."""
+    """Make group normalisation with 16 channels a group, or the next larger divisor."""
     groups = max(1, channels // 16)
     while channels % groups:
         groups -= 1

@@ -1,10 +1,14 @@
-"""Batch normalisation of features over the rows of all ranks, so that a batch spread over processes
-is normalised as one.
+"""Batch normalisation of features over the rows of all ranks.
 
-    BN(y) = (y - mean) / sqrt(var + eps),    mean = sum of y / B,  var = sum of (y - mean)^2 / B,  over the B rows of all ranks, per dimension
+A batch spread over processes is normalised as one:
 
-torch's SyncBatchNorm does this on GPUs only. Gradients are exact across ranks: what a row changes
-in mean and variance changes the rows of others.
+    BN(y) = (y - mean) / sqrt(var + eps)
+    mean  = sum of y / B,  var = sum of (y - mean)^2 / B
+
+per dimension, over the B rows of all ranks.
+
+torch's SyncBatchNorm does this on GPUs only. Gradients are exact across ranks: a row changes mean
+and variance, and through them the rows of other ranks.
 
 Source: Ioffe and Szegedy 2015, algorithm 1.
 """
@@ -20,17 +24,19 @@ from marginlab.recomputation import recomputing
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d without scale and shift, with statistics over all ranks in training
-    mode; the same on one rank.
+    """torch.nn.BatchNorm1d without scale and shift, with training statistics over all ranks.
 
-    group: the ranks; None is the default group, or one rank. All ranks call it, each with its rows,
-        also none.
+    On one rank it is the same as torch's. If torch.utils.checkpoint runs a pass again, the running
+    statistics stay as they are; torch's own batch normalisation moves them a second time.
 
-    A pass that torch.utils.checkpoint runs again leaves the running statistics as they are, which
-    torch's own batch normalisation moves a second time.
+    Args:
+        dim: Number of features D.
+        group: The ranks. None is the default group, or one rank. All ranks call it, each with its
+            rows, even if it has none.
 
-    >>> GlobalBatchNorm1d(3)(torch.rand(8, 3)).mean(0).abs().max() < 1e-5
-    tensor(True)
+    Example:
+        >>> GlobalBatchNorm1d(3)(torch.rand(8, 3)).mean(0).abs().max() < 1e-5
+        tensor(True)
     """
 
     def __init__(self, dim: int, *, group: dist.ProcessGroup | None = None):
@@ -38,7 +44,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         self.group = group
 
     def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Normalise the rows; in training mode at least two on all ranks together (ValueError)."""
+        """Normalise the rows; raise ValueError in training mode for fewer than two on all ranks."""
         if not self.training or ranks.size(self.group) == 1:
             if self.training and recomputing():
                 assert self.running_mean is not None

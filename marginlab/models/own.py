@@ -1,4 +1,4 @@
-"""A module of one's own in the place of a backbone."""
+"""A module of your own in the place of a backbone."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ class OwnBackbone(Backbone):
     """Any module from images to features, as a backbone; it normalises its images by itself.
 
     Args:
-        net: a module from images (B, 3, H, W) in [0, 1] to features (B, D).
-        dim: D; None for the attribute `dim` of the module.
+        net: A module from images (B, 3, H, W) in [0, 1] to features (B, D).
+        dim: D. None takes the attribute `dim` of the module.
 
     Raises:
-        ValueError: the module has no attribute `dim` that is a positive number, and none is given.
-        ValueError: when called, features of another shape than (B, D).
+        ValueError: The module has no attribute `dim` that is a positive number, and none is given.
+            Or, when called, the features have another shape than (B, D).
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ class OwnBackbone(Backbone):
         self.net, self.dim = net, found
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Features of images."""
+        """Return features of images."""
         features: Tensor = self.net(images)
         if features.shape != (len(images), self.dim):
             raise ValueError(
@@ -46,7 +46,7 @@ class OwnBackbone(Backbone):
         return features
 
     def feature_map(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """The last feature map, by the module's own method `feature_map`.
+        """Return the last feature map, by the module's own method `feature_map`.
 
         Raises:
             ValueError: The module has no such method, or it gives no maps (B, C, h, w).

@@ -1,7 +1,10 @@
-"""The predictor of SimSiam: a perceptron with a narrow middle that says one view's embedding from
-the other's.
+"""The predictor of SimSiam: a perceptron with a narrow middle.
 
-p = W2 relu(BN(W1 z)) + b,     D - hidden - D        2048 - 512 - 2048 (Chen and He 2021, section 3 and appendix A)
+It predicts one view's embedding from the other's:
+
+    p = W2 relu(BN(W1 z)) + b,     D - hidden - D     2048 - 512 - 2048
+
+Source: Chen and He 2021, section 3 and appendix A.
 """
 
 from jaxtyping import Float
@@ -9,14 +12,17 @@ from torch import Tensor, nn
 
 
 class Predictor(nn.Sequential):
-    """Embeddings (B, D) to predictions (B, D), with batch normalisation in the middle and none at
-    the end.
+    """Embeddings (B, D) to predictions (B, D), by two linear layers.
 
-    Raises ValueError for a size below 1.
+    Batch normalisation is in the middle, and none at the end.
 
-    >>> import torch
-    >>> Predictor(128, 32)(torch.rand(4, 128)).shape
-    torch.Size([4, 128])
+    Raises:
+        ValueError: A size is below 1.
+
+    Example:
+        >>> import torch
+        >>> Predictor(128, 32)(torch.rand(4, 128)).shape
+        torch.Size([4, 128])
     """
 
     def __init__(self, dim: int, hidden: int):

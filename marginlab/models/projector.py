@@ -1,8 +1,11 @@
 """The head between backbone and loss: a perceptron, thrown away after training.
 
-SimCLR:        D - hidden - out           ReLU, no batch normalisation          512 - 512 - 128
-Barlow Twins:  D - hidden - hidden - out  batch normalisation and ReLU between  512 - 2048 - 2048 - 2048
-(Huang et al. 2023, settings of their public code.)
+    SimCLR        D - hidden - out            ReLU, no batch normalisation
+                  512 - 512 - 128
+    Barlow Twins  D - hidden - hidden - out   batch normalisation and ReLU between
+                  512 - 2048 - 2048 - 2048
+
+Source: Huang et al. 2023, settings of their public code.
 """
 
 import itertools
@@ -12,12 +15,14 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Sequential):
-    """Linear layers of the given sizes with ReLU between them, and batch normalisation before each
-    ReLU on request.
+    """Linear layers of the given sizes with ReLU between them.
 
-    >>> import torch
-    >>> Projector((512, 512, 128))(torch.rand(4, 512)).shape
-    torch.Size([4, 128])
+    On request batch normalisation comes before each ReLU.
+
+    Example:
+        >>> import torch
+        >>> Projector((512, 512, 128))(torch.rand(4, 512)).shape
+        torch.Size([4, 128])
     """
 
     def __init__(self, sizes: tuple[int, ...], *, batch_norm: bool = False):

@@ -1,14 +1,18 @@
-"""The bounds of the theory as code: each takes named quantities and returns both sides of its
-inequality, printed and sharpened forms together.
+"""The bounds of the theory as code: each takes named quantities and returns both sides.
 
-    Population        a finite population and every quantity of the theory of it, exactly
-    lemma_3_1 theorem_1 theorem_2 theorem_3 theorem_4 lemma_4_1                  Huang et al. 2023
-    per_class fixed_centers companion                                            corollaries and a companion, ours
-    saunshi haochen infonce_limit                                                neighbouring theory
-    clique_part anchor_part observed_stretch                                     main parts of classes
-    certify                                                                      all of them, of an encoder's features: a Certificate
+The printed and the sharpened forms of an inequality come together.
 
-What is not in the papers is derived in docs/derivations.md.
+    Population                                           a finite population and every quantity of
+                                                         the theory of it, exactly
+    lemma_3_1 theorem_1 theorem_2
+    theorem_3 theorem_4 lemma_4_1                        Huang et al. 2023
+    per_class fixed_centers companion                    corollaries and a companion, ours
+    saunshi haochen infonce_limit                        neighbouring theory
+    clique_part anchor_part observed_stretch             main parts of classes
+    certify                                              all of them, of an encoder's features:
+                                                         a Certificate
+
+Results that are not in the papers are derived in docs/derivations.md.
 """
 
 from marginlab.theory.bound import Bound, PairBound, rounded_up

@@ -1,5 +1,6 @@
-"""A certificate: what each theorem says of an encoder, of which images, at which price, and why
-where it says nothing.
+"""A certificate: each theorem's bound for an encoder, its images and its price.
+
+Where a theorem certifies nothing, the certificate says why.
 """
 
 import math
@@ -19,18 +20,28 @@ NEW = "new images"
 
 @dataclass(frozen=True)
 class Form:
-    """One theorem at its best (delta, epsilon): the bound, whom it is about, and what its terms
-    cost.
+    """One theorem at its best (delta, epsilon): the bound, its images, and the cost of its terms.
 
-    `outside` is 1 - sigma, the share outside the main parts that were found, and `outside_least`
-    what no larger parts could go below; `rho` is the theorem's measure of how far good points lie
-    from their center. `margin` is by how much the condition holds, negative where it fails: for (P)
-    the threshold less the largest mu_l . mu_k, else the least distance of a center from the next
-    less what is asked of it; of the forms that let some classes fail, over those that hold. `union`
-    is the share of images outside main parts or S_eps counted together, which bounds the error of
-    Theorem 1 under the same condition, and is at most (1 - sigma) + R_eps (`lemma_3_1`). Where each
-    class has its own delta and epsilon, `outside` and `R_epsilon` are what the classes that hold
-    add to the error of all. NaN where a form has no such term.
+    A term that a form does not have is NaN.
+
+    Attributes:
+        bound: The bound.
+        of: The images that it is about.
+        delta: delta at the best point.
+        epsilon: epsilon at the best point.
+        outside: 1 - sigma, the share outside the main parts that were found. Where each class has
+            its own delta and epsilon, what the classes that hold add to the error of all.
+        outside_least: The value of 1 - sigma that no larger parts could go below.
+        R_epsilon: R_eps. Where each class has its own delta and epsilon, what the classes that hold
+            add to the error of all.
+        rho: The theorem's measure of how far good points lie from their center.
+        margin: By how much the condition holds, negative where it fails. For (P) it is the
+            threshold less the largest mu_l . mu_k; else it is the least distance of a center from
+            the next less the distance that the condition asks. For forms that let some classes
+            fail, it is over those that hold.
+        union: The share of images outside main parts or S_eps, counted together. It bounds the
+            error of Theorem 1 under the same condition, and is at most (1 - sigma) + R_eps
+            (`lemma_3_1`).
     """
 
     bound: Bound
@@ -51,32 +62,36 @@ class Form:
 
     @property
     def value(self) -> float:
-        """What is certified: the bound, or 1 where it certifies nothing."""
+        """Certified value: the bound, or 1 where it certifies nothing."""
         return self.bound.right if self.bound.certifies else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What `certify` found. `print(certificate)`, `certificate.table()`, `certificate.figure()`.
+    """The result of `certify`: `print(certificate)`, `certificate.table()`, `certificate.figure()`.
 
     Attributes:
-        forms: each theorem at its best, those of new images last.
+        forms: Each theorem at its best; forms of new images come last.
         error: Err(G_f) of the clean images, by the nearest of the class centers of these features.
-        new_error: the same of new images by the same centers, with its exact upper limit at the
-            certificate's confidence; NaN without new images.
-        classes, images, views, new_images: how many there are.
-        confidence: of what is said of new images, if the encoder was neither trained on nor chosen
-            by them.
-        deltas, epsilons: the grid.
+        new_error: The error of new images by the same centers, with its exact upper limit at the
+            certificate's confidence. NaN without new images.
+        classes: Number of classes.
+        images: Number of images.
+        views: Number of views of an image.
+        new_images: Number of new images.
+        confidence: Confidence of the limits for new images, if the encoder was neither trained on
+            nor chosen by them.
+        deltas: The grid's deltas.
+        epsilons: The grid's epsilons.
         holds: (deltas, epsilons), how many conditions of Theorem 1 hold at a point: 0 none, 1 (T'),
             2 (T) too, 3 (P) too.
         bounds: (deltas, epsilons), (1 - sigma) + R_eps.
-        v_curve: the certified values by form with only the first views: {views: {name: value}}.
-        by_class: the form with fixed centers class by class, with limits for new images in any
+        v_curve: The certified values by form with only the first views: {views: {name: value}}.
+        by_class: The form with fixed centers class by class, with limits for new images in any
             class shares; `by_class.table()`.
-        left_out: labels of the classes whose images were all put aside as new ones; it says nothing
-            of them.
-        compared: whether the first view of each image was compared with the image; otherwise it is
+        left_out: Labels of the classes whose images were all put aside as new ones. The certificate
+            says nothing of them.
+        compared: True if the first view of each image was compared with the image. Otherwise it is
             taken to be the image.
     """
 
@@ -99,11 +114,11 @@ class Certificate:
 
     @property
     def chance(self) -> float:
-        """The error of guessing among equally frequent classes, 1 - 1/C."""
+        """Error of guessing among equally frequent classes, 1 - 1/C."""
         return 1 - 1 / self.classes
 
     def __getitem__(self, name: str) -> Form:
-        """The form whose name holds this text; KeyError unless it is one."""
+        """Return the only form whose name holds this text; raise KeyError otherwise."""
         found = [form for form in self.forms if name in form.name]
         if len(found) != 1:
             raise KeyError(
@@ -113,8 +128,10 @@ class Certificate:
         return found[0]
 
     def best(self, of: str = SAMPLED) -> Form:
-        """The form that certifies the least error, of these images and views or of `new images`;
-        ValueError where there is no form of such.
+        """Return the form that certifies the least error, of these images or of `new images`.
+
+        Raises:
+            ValueError: There is no form of such images.
         """
         forms = [form for form in self.forms if form.of == of]
         if not forms:
@@ -125,7 +142,7 @@ class Certificate:
         return min(forms, key=lambda form: form.value)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each form."""
+        """Return a row for each form."""
         return [
             {
                 "form": form.name,
@@ -146,11 +163,14 @@ class Certificate:
         ]
 
     def __str__(self) -> str:
-        """What is certified, in some lines of a terminal."""
+        """Describe the certificate in some lines for a terminal."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.images} images of {self.classes} classes in {self.views} views; nearest-center error {self.error:.4f}, chance {self.chance:.4f}"
+        yield (
+            f"{self.images} images of {self.classes} classes in {self.views} views; "
+            f"nearest-center error {self.error:.4f}, chance {self.chance:.4f}"
+        )
         width = max(len(form.name) for form in self.forms)
         columns = ("delta", "eps", "1-sigma", "R_eps", "union", "rho", "margin")
         yield f"  {'':<{width}}     bound" + "".join(f"{column:>9}" for column in columns)
@@ -213,10 +233,12 @@ class Certificate:
             )
 
     def figure(self) -> Any:
-        """A plotly figure: what each form certifies beside the error, where on the grid Theorem 1
-        holds, and what more views change.
+        """Draw a plotly figure of the certificate.
+
+        It shows what each form certifies beside the error, where on the grid Theorem 1 holds, and
+        what more views change.
         """
-        # plotly is needed here, and nowhere else in the theory
+        # only this figure needs plotly in the theory
         from marginlab.theory.certificate_figure import draw
 
         return draw(self)

@@ -1,8 +1,10 @@
-"""A certificate as a figure: what each form certifies beside the observed error, where on the grid
-Theorem 1 holds, and what more views change.
+"""A certificate as a figure with three panels.
 
-Colors are those of Okabe and Ito, told apart with any kind of color vision; what they say is also
-said by text or by the shape of a mark.
+They show what each form certifies beside the observed error, where on the grid Theorem 1 holds, and
+what more views change.
+
+Colors are those of Okabe and Ito, told apart with any kind of color vision. Text or the shape of a
+mark also says what they say.
 """
 
 import math
@@ -33,7 +35,7 @@ SHORT = {
 
 
 def draw(certificate: Certificate) -> Any:
-    """The plotly figure that `Certificate.figure` gives."""
+    """Draw the plotly figure that `Certificate.figure` returns."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
@@ -66,10 +68,13 @@ def draw(certificate: Certificate) -> Any:
 
 
 def short(name: str) -> str:
-    """The name of a form as the axis has it.
+    """Return the name of a form as the axis shows it.
 
-    >>> short("Theorem 1 under (T'), distances and lengths"), short("Corollary, fixed centers"), short("Fixed centers, new images, confidence 0.95")
-    ("(T')", 'fixed centers', 'fixed centers, new images')
+    Example:
+        >>> short("Theorem 1 under (T'), distances and lengths"), short("Corollary, fixed centers")
+        ("(T')", 'fixed centers')
+        >>> short("Fixed centers, new images, confidence 0.95")
+        'fixed centers, new images'
     """
     for long, brief in SHORT.items():
         name = name.replace(long, brief)
@@ -210,8 +215,9 @@ def _grid(figure: Any, certificate: Certificate) -> None:
 
 
 def _views(figure: Any, certificate: Certificate) -> None:
-    """Forms that certify something with some number of views; bounds of fewer views are optimistic
-    for more.
+    """Draw the forms that certify something with some number of views.
+
+    Bounds of fewer views are optimistic for more.
     """
     levels = list(certificate.v_curve)
     names = [

@@ -1,18 +1,23 @@
-"""`certify`: every bound of the nearest-center error that the theory gives, computed of an
-encoder's features, and what each of its terms costs.
+"""`certify`: every bound of the nearest-center error that the theory gives for an encoder.
 
-    Theorem 1         Err(G_f) <= (1 - sigma) + R_eps       under (P), (T) or (T'), best over a grid of (delta, epsilon)
-    per class         Err(G_f) <= sum over classes that hold of p_l (1 - q_l), over others of p_l      each class at its own best point of the grid
-    fixed centers     P[nearest c wrong] <= the same sum, with delta_k and epsilon_k chosen to make it least
-    companion         P[a view is read wrong] <= sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2)       no condition
+The bounds are computed from the encoder's features, with the cost of each of their terms:
 
-on features of length one (r = 1), with delta in feature space, so that no Lipschitz constant
-enters; given pixels, Theorem 1 also in the pixel form, with L delta replaced by the largest
+    Theorem 1       Err(G_f) <= (1 - sigma) + R_eps
+                    under (P), (T) or (T'), best over a grid of (delta, epsilon)
+    per class       Err(G_f) <= sum over classes that hold of p_l (1 - q_l), over others of p_l
+                    each class at its own best point of the grid
+    fixed centers   P[nearest c wrong] <= the same sum
+                    with delta_k and epsilon_k chosen to make it least
+    companion       P[a view is read wrong] <= sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2)
+                    no condition
+
+Features have length one (r = 1), and delta is in feature space, so that no Lipschitz constant
+enters. Given pixels, Theorem 1 also comes in the pixel form, with L delta replaced by the largest
 distance observed. Huang et al. 2023, sections 2 and 3; the corollaries: docs/derivations.md, 2.
 
-Of which images. A bound computed from V views of N images is exact for the finite population that
-they make, and optimistic for views that were not drawn. For new images only the form with fixed
-centers says something: `marginlab.theory.new_images`.
+Which images a bound is about: a bound computed from V views of N images is exact for the finite
+population that they make, and optimistic for views that were not drawn. For new images only the
+form with fixed centers says something: `marginlab.theory.new_images`.
 """
 
 import math
@@ -61,50 +66,58 @@ def certify(
     seed: int = 0,
     budget: int = BUDGET,
 ) -> Certificate:
-    """What the theory certifies of an encoder from V views of N images, the image itself first.
+    """Certify an encoder by all bounds of the theory, from V views of N images.
+
+    The first view of each image is the image itself.
 
     Args:
-        features: of the views; they are given length one here.
-        labels: classes, in any numbering; every one has an image.
-        views: the pixels, for the pixel form.
-        images: the images, with which their first views are compared. Without them the first view
+        features: Features of the views. They are given length one here.
+        labels: Classes, in any numbering. Every class has an image.
+        views: The pixels, for the pixel form.
+        images: The images, with which their first views are compared. Without them the first view
             is taken to be the image, and the certificate says so.
-        new: features and labels of other images, for which the form with fixed centers is
-            certified; their first view is the image as well. The encoder must not have been trained
-            on them, nor chosen by them: of images that it was trained on the limit may be far below
-            the true error. A number is the share of these images that is put aside for it, drawn by
-            `seed` whatever their classes, and of which nothing else is computed; then the encoder
-            must not have been trained on any of `features`. An image put aside with no other of its
-            class counts as wrong.
-        priors: p_k of the classes, in the order of their labels, for what is said of these images;
-            by default their shares. New images are counted as they come: for them, see
-            `Certificate.by_class`. Of a class whose images are all among those put aside nothing is
-            said: the priors of the others are divided by their sum, and the certificate names the
+        new: Features and labels of other images, for which the form with fixed centers is
+            certified. Their first view is the image as well. The encoder must not have been trained
+            on them, nor chosen by them: for images that it was trained on, the limit may be far
+            below the true error. A number is the share of these images that is put aside for it.
+            They are drawn by `seed` whatever their classes, and nothing else is computed from them.
+            Then the encoder must not have been trained on any of `features`. An image put aside
+            with no other of its class counts as wrong.
+        priors: p_k of the classes, in the order of their labels, for the bounds of these images. By
+            default their shares. New images are counted as they come: for them, see
+            `Certificate.by_class`. Nothing is said of a class whose images are all among those put
+            aside: the priors of the others are divided by their sum, and the certificate names the
             class (`left_out`).
-        deltas, epsilons: the grid; by default quantiles of the distances within classes, and of the
-            largest distances between views of an image.
-        confidence: of what is said of new images.
-        v_curve: compute the certificate also of the first 2, 4, 8, ... views.
-        nodes: of the search for the largest main parts (`largest_clique`); 0 takes greedy ones,
-            which a search improves little.
-        seed: of the images that are put aside.
-        budget: bytes of a block of distances.
+        deltas: The grid's deltas. By default quantiles of the distances within classes.
+        epsilons: The grid's epsilons. By default quantiles of the largest distances between views
+            of an image.
+        confidence: Confidence of the limits for new images.
+        v_curve: Compute the certificate also for the first 2, 4, 8, ... views.
+        nodes: Steps of the search for the largest main parts (`largest_clique`). 0 takes greedy
+            ones, which a search improves little.
+        seed: Seed of the choice of images that are put aside.
+        budget: Bytes of a block of distances.
 
-    >>> from marginlab.theory import rounded_up
-    >>> g = torch.Generator().manual_seed(0)
-    >>> centers = torch.eye(3).repeat_interleave(20, 0)[:, None]
-    >>> features = centers + 0.03 * torch.randn(60, 1, 3, generator=g) + 0.01 * torch.randn(60, 4, 3, generator=g)
-    >>> certificate = certify(features, torch.arange(3).repeat_interleave(20))
-    >>> certificate.error, certificate["(T), distances"].bound.certifies
-    (0.0, True)
-    >>> other = certify(features, torch.arange(3).repeat_interleave(20), new=0.5, v_curve=False).best("new images")
-    >>> print(f"{other.name}: error at most {rounded_up(other.value, 3)}")
-    Fixed centers, new images, confidence 0.95: error at most 0.096
+    Returns:
+        The certificate.
 
     Raises:
-        ValueError: shapes that do not fit, fewer than two views or classes, features that are zero
-            or not finite, a first view that is not the image, new images of a class that is not
-            among the others, a grid or confidence that makes no sense.
+        ValueError: Shapes do not fit, there are fewer than two views or classes, features are zero
+            or not finite, a first view is not the image, new images are of a class that is not
+            among the others, or a grid or confidence makes no sense.
+
+    Example:
+        >>> from marginlab.theory import rounded_up
+        >>> g = torch.Generator().manual_seed(0)
+        >>> labels = torch.arange(3).repeat_interleave(20)
+        >>> images = torch.eye(3)[labels][:, None] + 0.03 * torch.randn(60, 1, 3, generator=g)
+        >>> features = images + 0.01 * torch.randn(60, 4, 3, generator=g)
+        >>> certificate = certify(features, labels)
+        >>> certificate.error, certificate["(T), distances"].bound.certifies
+        (0.0, True)
+        >>> other = certify(features, labels, new=0.5, v_curve=False).best("new images")
+        >>> print(f"{other.name}: error at most {rounded_up(other.value, 3)}")
+        Fixed centers, new images, confidence 0.95: error at most 0.096
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
     p = None if priors is None else _class_priors(priors, y)
@@ -168,7 +181,7 @@ def certify(
 
 
 def _class_priors(priors: Tensor, y: Tensor) -> Tensor:
-    """The priors p_k (C,) of the classes that the images are of."""
+    """Return the priors p_k (C,) of the classes of the images."""
     p, classes = inputs.priors(priors).to(y.device), int(y.max()) + 1
     if len(p) != classes:
         raise ValueError(f"Class priors are one for each of {classes} classes, not {len(p)}.")
@@ -182,7 +195,7 @@ def _of_population(
     nodes: int,
     budget: int,
 ) -> tuple[list[Form], Grid]:
-    """The forms of a finite population, with delta in feature space, and what the grid says."""
+    """Return the forms of a finite population, with delta in feature space, and the grid."""
     distances = [
         minimum(population.f[population.labels == k], budget=budget).distance[0]
         for k in range(len(population.p))
@@ -212,8 +225,9 @@ def _of_population(
 def _pixel_form(
     population: Population, views: Tensor, epsilons: Tensor, nodes: int, budget: int
 ) -> list[Form]:
-    """Theorem 1 with main parts by pixel distances, L delta replaced by the largest distance seen
-    in a part.
+    """Return Theorem 1 with main parts by pixel distances.
+
+    L delta is replaced by the largest distance seen in a part.
     """
     own = [(population.labels == k).nonzero()[:, 0] for k in range(len(population.p))]
     distances, moved = zip(
@@ -231,14 +245,19 @@ def _pixel_form(
 
 
 def _levels(V: int) -> list[int]:
-    """2, 4, 8, ..., V."""
+    """Return 2, 4, 8, ..., V."""
     return [*(2**k for k in range(1, V.bit_length()) if 2**k < V), V]
 
 
 def _checked(
-    features: Tensor, labels: Tensor, views: Tensor | None, images: Tensor | None, deltas: Sequence[float] | None, epsilons: Sequence[float] | None,
+    features: Tensor,
+    labels: Tensor,
+    views: Tensor | None,
+    images: Tensor | None,
+    deltas: Sequence[float] | None,
+    epsilons: Sequence[float] | None,
     confidence: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     f = unit(features, "Features")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"Labels are integers, not {labels.dtype}.")

@@ -1,11 +1,13 @@
-"""A bound of the nearest-center error that assumes nothing: Markov's inequality on the distance of
-a view from its class center.
+"""A bound of the nearest-center error that assumes nothing: Markov's inequality.
 
-    P[a view is misread]  <=  sum_k p_k min{ 1,  4 V_k / min over l != k of || mu_k - mu_l ||^2 },          V_k = E_{C_k} || f - mu_k ||^2
+The inequality is applied to the distance of a view from its class center:
+
+    P[a view is misread]  <=  sum_k p_k min{ 1, 4 V_k / min over l != k of || mu_k - mu_l ||^2 }
+    V_k = E_{C_k} || f - mu_k ||^2
 
 A view of class k can be misread only if it lies at least half the way to the nearest other center.
-This stands beside Theorem 1 of Huang et al. 2023, which it needs neither augmentation nor alignment
-to rival; for it speaks of views, Theorem 1 of images. Ours: docs/derivations.md, 2.7.
+The bound stands beside Theorem 1 of Huang et al. 2023. It needs neither augmentation nor alignment.
+It is about views, and Theorem 1 about images. Ours: docs/derivations.md, 2.7.
 """
 
 import math
@@ -25,14 +27,21 @@ def companion(
     within: Float[Tensor, " C"],
     view_error: float = float("nan"),
 ) -> Bound:
-    """Probability that a view is nearer to another class's center, from V_k (`within`) and the
-    inner products of the centers (`gram`).
+    """Bound the probability that a view is nearer to another class's center.
+
+    Args:
+        p: Class priors.
+        gram: Inner products of the centers.
+        within: V_k of each class.
+        view_error: The probability, where it is known.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> round(companion(p=torch.tensor([0.5, 0.5]), gram=torch.eye(2), within=torch.tensor([0.125, 0.0])).right, 9)
-    0.125
+    Example:
+        >>> half, within = torch.tensor([0.5, 0.5]), torch.tensor([0.125, 0.0])
+        >>> round(companion(p=half, gram=torch.eye(2), within=within).right, 9)
+        0.125
     """
     p = priors(p)
     gram = gram_matrix(gram, len(p))

@@ -1,14 +1,18 @@
-"""Corollary for fixed centers: points near c_k are told from the other classes by the nearest c,
-with no mean, Lipschitz constant or rho.
+"""Corollary for fixed centers: the nearest c tells points near c_k from the other classes.
 
-    main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 }        q_k = P[main_k and S_eps_k | class k]
+It needs no mean, Lipschitz constant or rho.
+
+    main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 }
+    q_k    = P[main_k and S_eps_k | class k]
     class k holds  if  min over l != k of || c_k - c_l ||  >  delta_k + 2 eps_k
-    P[nearest c is wrong]  <=  sum over classes that hold of p_k (1 - q_k)  +  sum over the others of p_k
+    P[nearest c is wrong]  <=  sum over classes that hold of p_k (1 - q_k)
+                               +  sum over the others of p_k
 
-For || f(x) - c_k || <= delta_k / 2 + eps_k on main_k within S_eps_k. It uses alignment and
-concentration of the features only: a corollary of the definitions of Huang et al. 2023, ours, and
-not their Theorem 1 (docs/derivations.md, 2.6). With c_k, delta_k and eps_k chosen on other images,
-q_k of new ones is a plain probability: a binomial interval of it is all that a certificate needs.
+The reason is that || f(x) - c_k || <= delta_k / 2 + eps_k on main_k within S_eps_k. It uses
+alignment and concentration of the features only. It is a corollary of the definitions of Huang et
+al. 2023, ours, and not their Theorem 1 (docs/derivations.md, 2.6). With c_k, delta_k and eps_k
+chosen on other images, q_k of new ones is a plain probability. A certificate needs only a binomial
+interval of it.
 """
 
 from dataclasses import dataclass
@@ -23,8 +27,12 @@ from marginlab.theory.inputs import fractions, of_each_class, priors
 
 @dataclass(frozen=True, eq=False)
 class FixedCenters:
-    """Which classes hold (C,), the distance of each center from the nearest other one (C,), and the
-    bound of the nearest-c error.
+    """The result of `fixed_centers`.
+
+    Attributes:
+        holds: Classes that hold, (C,).
+        nearest: Distance of each center from the nearest other one, (C,).
+        bound: The bound of the nearest-c error.
     """
 
     holds: Bool[Tensor, " C"]
@@ -41,22 +49,25 @@ def fixed_centers(
     epsilon: Float[Tensor, " C"],
     error: float = float("nan"),
 ) -> FixedCenters:
-    """Error of the classifier that takes the nearest of fixed centers c_k.
+    """Bound the error of the classifier that takes the nearest of fixed centers c_k.
 
     Args:
-        p: class priors.
+        p: Class priors.
         centers: c_k, any points of feature space.
         q: P[some view within delta_k / 2 of c_k, and all views within epsilon_k of each other |
-            class k]; a lower confidence limit gives a bound at that confidence.
-        delta, epsilon: of each class, in feature space.
-        error: error of the nearest c, where it is known.
+            class k]. A lower confidence limit gives a bound at that confidence.
+        delta: delta_k of each class, in feature space.
+        epsilon: epsilon_k of each class, in feature space.
+        error: Error of the nearest c, where it is known.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> two = torch.ones(2)
-    >>> fixed_centers(p=two / 2, centers=torch.eye(2), q=0.75 * two, delta=0.5 * two, epsilon=0.25 * two).bound.right
-    0.25
+    Example:
+        >>> two, centers = torch.ones(2), torch.eye(2)
+        >>> reach = {"delta": 0.5 * two, "epsilon": 0.25 * two}
+        >>> fixed_centers(p=two / 2, centers=centers, q=0.75 * two, **reach).bound.right
+        0.25
     """
     p = priors(p)
     if centers.ndim != 2 or len(centers) != len(p) or not bool(centers.isfinite().all()):

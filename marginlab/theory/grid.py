@@ -1,11 +1,14 @@
-"""Theorem 1 and its per-class corollary over a grid of (delta, epsilon): main parts once for each
-delta, S_eps once for each epsilon.
+"""Theorem 1 and its per-class corollary over a grid of (delta, epsilon).
 
-    q_l = sigma - R_eps / p_l  (Theorem 1)      or      P[main and S_eps | class l]  (per class);         t = stretch(delta) + 2 eps
+Main parts are found once for each delta, S_eps once for each epsilon.
 
-At every point the conditions (P), (T), (T') are looked at together; what is reported of the best
-point is what `theorem_1` and `per_class` say. Main parts are cliques of the graphs d_A <= delta, of
-all deltas at once. Huang et al. 2023, Definition 1 and Theorem 1; docs/derivations.md, 2.
+    Theorem 1    q_l = sigma - R_eps / p_l
+    per class    q_l = P[main and S_eps | class l]
+    both         t   = stretch(delta) + 2 eps
+
+The conditions (P), (T), (T') are checked together at every point. The values of the best point are
+those of `theorem_1` and `per_class`. Main parts are cliques of the graphs d_A <= delta, of all
+deltas at once. Huang et al. 2023, Definition 1 and Theorem 1; docs/derivations.md, 2.
 """
 
 import math
@@ -30,8 +33,14 @@ CONDITIONS = ("printed", "distance", "with_lengths")  # (P), (T), (T')
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Main parts at each of T deltas, the size of each class's part, bounds of the least share of a
-    class that a part holds, and their stretch.
+    """Main parts at each of T deltas.
+
+    Attributes:
+        members: Mask of the images in main parts.
+        size: Size of each class's part.
+        sigma: Least share of a class that its part holds.
+        sigma_most: Upper bound of that least share for any parts.
+        stretch: Stretch of each class's part.
     """
 
     members: Bool[Tensor, "T N"]
@@ -43,8 +52,14 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Theorem 1 over T deltas and E epsilons: its three forms at their best points, how many
-    conditions hold at each, and (1 - sigma) + R_eps.
+    """Theorem 1 over T deltas and E epsilons.
+
+    Attributes:
+        deltas: The deltas.
+        epsilons: The epsilons.
+        forms: Its three forms at their best points.
+        holds: How many conditions hold at each point.
+        bounds: (1 - sigma) + R_eps at each point.
     """
 
     deltas: Float[Tensor, " T"]
@@ -60,11 +75,17 @@ def main_parts(
     deltas: Float[Tensor, " T"],
     nodes: int = 0,
 ) -> Parts:
-    """A clique of each class and delta, greedy, or by a search of `nodes` steps where the sides
-    differ; `distances` are d_A within each class.
+    """Find a clique of each class and delta.
 
-    The stretch is the size of the parts, as it is where distances are of features; of pixels it is
-    to be replaced.
+    The clique is greedy, or comes from a search of `nodes` steps where the lower and the upper
+    bound of its size differ. The stretch is the size of the parts, as is right for distances of
+    features. For pixels it must be replaced.
+
+    Args:
+        population: The population.
+        distances: d_A within each class.
+        deltas: The deltas.
+        nodes: Steps of the search; 0 takes greedy cliques.
     """
     T, C = len(deltas), len(distances)
     members = torch.zeros(
@@ -91,7 +112,7 @@ def main_parts(
                 w[part].sum(),
                 largest[int(upper[t]) - 1],
             )
-    # sums of weights: whole classes are whole
+    # sums of weights round: the share of a whole class is 1
     sigma = torch.where(found > 1 - SLACK, 1.0, found).amin(1)
     size += ROUNDING
     return Parts(members, size, sigma, most.clamp(max=1).amin(1), size)
@@ -100,8 +121,9 @@ def main_parts(
 def over_grid(
     population: Population, parts: Parts, deltas: Float[Tensor, " T"], epsilons: Float[Tensor, " E"]
 ) -> Grid:
-    """Theorem 1 at its best over the grid in each form: the least right side where the condition
-    holds, or else the smallest rho.
+    """Return Theorem 1 at its best over the grid, in each form.
+
+    The best point has the least right side where the condition holds, or else the smallest rho.
     """
     E, p = len(epsilons), population.p
     aligned = population.diameters <= epsilons.to(p.device)[:, None]
@@ -170,7 +192,7 @@ def over_grid(
 
 
 def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor, " E"]) -> Form:
-    """The corollary per class, each class at the point of the grid that costs it least."""
+    """Return the corollary per class, each class at the point of the grid that costs it least."""
     p, C, device = population.p, len(population.p), population.p.device
     e = epsilons.to(device)
     aligned = (population.diameters <= e[:, None]).double()
@@ -211,7 +233,7 @@ def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor,
 
 
 def nearest_centers(population: Population) -> Float[Tensor, " C"]:
-    """Distance of each class center from the nearest other one."""
+    """Return the distance of each class center from the nearest other one."""
     apart: Tensor = (
         torch.cdist(population.centers, population.centers, compute_mode=EXACTLY)
         .fill_diagonal_(math.inf)
@@ -221,10 +243,11 @@ def nearest_centers(population: Population) -> Float[Tensor, " C"]:
 
 
 def quantiles(values: Sequence[Float[Tensor, "..."]], points: int) -> Float[Tensor, " T"]:
-    """A grid of the positive ones among some values, at quantiles, finer where the larger ones are.
+    """Return a grid of the positive values at quantiles, finer where they are larger.
 
-    >>> quantiles([torch.tensor([[0.0, 1.0], [2.0, 4.0]])], points=3)
-    tensor([1.0000, 2.8284, 4.0000], dtype=torch.float64)
+    Example:
+        >>> quantiles([torch.tensor([[0.0, 1.0], [2.0, 4.0]])], points=3)
+        tensor([1.0000, 2.8284, 4.0000], dtype=torch.float64)
     """
     flat = torch.cat([v.flatten() for v in values]).double()
     flat = flat[flat > 0] if bool((flat > 0).any()) else flat[:1]

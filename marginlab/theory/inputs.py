@@ -1,5 +1,6 @@
-"""Refusals that the theorems share: a quantity that cannot be what it is named is an error before
-anything is computed.
+"""Checks of inputs that the theorems share, made before anything is computed.
+
+A quantity that cannot be what it is named is an error.
 """
 
 import math
@@ -11,8 +12,9 @@ SUM = 1e-6  # class priors may have been estimated in float32
 
 
 def priors(p: Tensor) -> Tensor:
-    """Class priors p (C,) as float64; refuse fewer than two classes, an empty class, or a sum other
-    than 1.
+    """Return class priors p (C,) as float64.
+
+    Fewer than two classes, an empty class, or a sum other than 1 are refused.
     """
     wide = p.detach().double()
     if (
@@ -29,8 +31,9 @@ def priors(p: Tensor) -> Tensor:
 
 
 def gram_matrix(gram: Tensor, classes: int, r: float = math.inf) -> Tensor:
-    """Inner products of class centers (C, C) as float64; refuse another shape, values not finite,
-    no symmetry, or centers longer than r.
+    """Return inner products of class centers (C, C) as float64.
+
+    Another shape, values not finite, no symmetry, or centers longer than r are refused.
     """
     wide = gram.detach().double()
     if wide.shape != (classes, classes) or not bool(wide.isfinite().all()):
@@ -57,14 +60,14 @@ def gram_matrix(gram: Tensor, classes: int, r: float = math.inf) -> Tensor:
 
 
 def fraction(name: str, value: float) -> float:
-    """A probability, as float; refuse one outside [0, 1]."""
+    """Return a probability as float; refuse one outside [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a probability in [0, 1], not {value}.")
     return float(value)
 
 
 def fractions(name: str, values: Tensor, classes: int) -> Tensor:
-    """A probability for each class (C,), as float64."""
+    """Return a probability for each class (C,), as float64."""
     wide = values.detach().double()
     if wide.shape != (classes,) or not bool(((wide >= 0) & (wide <= 1)).all()):
         raise ValueError(
@@ -89,7 +92,7 @@ def positive(**values: float) -> None:
 
 
 def of_each_class(name: str, values: Tensor, classes: int) -> Tensor:
-    """A quantity for each class (C,), not negative, as float64."""
+    """Return a quantity for each class (C,), not negative, as float64."""
     wide = values.detach().double()
     if (
         wide.shape != (classes,)

@@ -1,12 +1,12 @@
-"""Expected log of a sum of M independent terms, exactly, without drawing: E log( a + X_1 + ... +
-X_M ), X_j i.i.d. over finitely many values.
+"""Expected log of a sum of M independent terms, exactly, without drawing.
 
-For z > 0, log z = int_0^inf (e^{-t} - e^{-z t}) dt / t (Frullani), and e^{-(X_1 + ... + X_M) t} has
-the expectation phi(t)^M with phi(t) = E e^{-X t}. So for every M it is one integral over t = e^s,
+It is E log( a + X_1 + ... + X_M ), X_j i.i.d. over finitely many values. For z > 0, log z =
+int_0^inf (e^{-t} - e^{-z t}) dt / t (Frullani), and e^{-(X_1 + ... + X_M) t} has the expectation
+phi(t)^M with phi(t) = E e^{-X t}. So for every M it is one integral over t = e^s,
 
-    E log(a + sum X_j)  =  int ( exp(-e^s) - exp(-a e^s) phi(e^s)^M ) ds,
+    E log(a + sum X_j)  =  int ( exp(-e^s) - exp(-a e^s) phi(e^s)^M ) ds
 
-whose integrand is analytic in the strip |Im s| < pi/2 and vanishes at both ends: the trapezoidal
+The integrand is analytic in the strip |Im s| < pi/2 and vanishes at both ends. So the trapezoidal
 rule errs by about exp(-pi^2 / step) (Trefethen and Weideman, SIAM Review 56, 2014), 4e-22 at a step
 of 0.2. Everything is first divided by the expectation of the sum, so that the integrand falls as
 e^{2s} to the left. This is the second part of InfoNCE with M negatives (Huang et al. 2023, section
@@ -30,14 +30,26 @@ def expected_log_sum(
     weights: Float[Tensor, " J"],
     terms: int,
 ) -> Float[Tensor, " R"]:
-    """For each of R rows E log(exp(log_a) + X_1 + ... + X_M), X i.i.d. with values exp(log_x) of
-    the probabilities `weights` (J,); M = `terms`.
+    """Return E log(exp(log_a) + X_1 + ... + X_M) for each of R rows.
 
-    Float64, to about 1e-13. Raises ValueError for fewer than one term.
+    The result is in float64, to about 1e-13.
 
-    >>> one, x, half = torch.zeros(1).double(), torch.tensor([[0.0, 1.0]]).double(), torch.tensor([0.5, 0.5]).double()
-    >>> expected_log_sum(one, x, half, terms=2)      # log 3, log(2 + e) twice, log(1 + 2e)
-    tensor([1.5159], dtype=torch.float64)
+    Args:
+        log_a: Logarithm of a, (R,).
+        log_x: Logarithms of the values of the i.i.d. X, (R, J).
+        weights: Probabilities of the values, (J,).
+        terms: M.
+
+    Raises:
+        ValueError: There is less than one term, or the sums lie too far from their mean.
+
+    Example:
+        The mean of log 3, log(2 + e) twice, and log(1 + 2e):
+
+        >>> one, half = torch.zeros(1).double(), torch.tensor([0.5, 0.5]).double()
+        >>> x = torch.tensor([[0.0, 1.0]]).double()
+        >>> expected_log_sum(one, x, half, terms=2)
+        tensor([1.5159], dtype=torch.float64)
     """
     if terms < 1:
         raise ValueError(f"A sum has at least one term beside a, not {terms}.")

@@ -1,14 +1,17 @@
-"""Main parts C_k^0 of classes: sets of images of a class whose augmented distances are all at most
-delta, found in two ways.
+"""Main parts C_k^0 of classes: sets of images with augmented distances of at most delta.
 
-    clique form:    a largest set with d_A(x, y) <= delta for all pairs              d_A(x, y) = min over views ||x_u - y_v||
-    anchor form:    { x in C_k : min over views ||x_v - b_k|| <= delta / 2 }          for any fixed point b_k
+The images of a part are of one class. Parts are found in two ways:
 
-Huang et al. 2023, Definition 1, and for the anchor form one triangle inequality: ||x_u - y_v|| <=
-||x_u - b_k|| + ||b_k - y_v|| at the nearest views. d_A itself obeys no triangle inequality, so
-"within delta/2 of an image of the class", in d_A, would not do. Views are pixels (then Theorem 1
-needs L delta) or features (then delta itself). An anchor decides image by image, so on new images
-its share has an exact binomial interval.
+    clique form:    a largest set with d_A(x, y) <= delta for all pairs
+                    d_A(x, y) = min over views ||x_u - y_v||
+    anchor form:    { x in C_k : min over views ||x_v - b_k|| <= delta / 2 }
+                    for any fixed point b_k
+
+Source: Huang et al. 2023, Definition 1, and for the anchor form one triangle inequality: ||x_u -
+y_v|| <= ||x_u - b_k|| + ||b_k - y_v|| at the nearest views. d_A itself obeys no triangle
+inequality, so "within delta/2 of an image of the class", in d_A, would not do. Views are pixels
+(then Theorem 1 needs L delta) or features (then delta itself). An anchor decides image by image, so
+on new images its share has an exact binomial interval.
 """
 
 from dataclasses import dataclass
@@ -25,8 +28,11 @@ from marginlab.measures.cliques import largest_clique
 
 @dataclass(frozen=True, eq=False)
 class MainPart:
-    """The images of all main parts, members (N,), and the largest augmented distance `delta` within
-    a part: at most the delta that was asked for.
+    """The images of all main parts, and the size of the parts.
+
+    Attributes:
+        members: Mask (N,) of the images.
+        delta: The largest augmented distance within a part, at most the delta that was asked for.
     """
 
     members: Bool[Tensor, " N"]
@@ -41,14 +47,18 @@ def clique_part(
     nodes: int = 100_000,
     budget: int = BUDGET,
 ) -> MainPart:
-    """Main parts with the most images, by the largest clique of each class (`largest_clique`, of at
-    most `nodes` steps: then perhaps a smaller one).
+    """Return main parts with the most images, by the largest clique of each class.
 
-    Raises ValueError for a negative delta or shapes that do not fit.
+    The search (`largest_clique`) has at most `nodes` steps. If they do not suffice, a part may be
+    smaller.
 
-    >>> x = torch.tensor([[[0.0]], [[1.0]], [[2.0]], [[9.0]]])
-    >>> clique_part(x, torch.tensor([0, 0, 0, 1]), delta=1.0)
-    MainPart(members=tensor([False,  True,  True,  True]), delta=1.0)
+    Raises:
+        ValueError: delta is negative, or shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[0.0]], [[1.0]], [[2.0]], [[9.0]]])
+        >>> clique_part(x, torch.tensor([0, 0, 0, 1]), delta=1.0)
+        MainPart(members=tensor([False,  True,  True,  True]), delta=1.0)
     """
     _check(views, labels, delta)
     members, size = torch.zeros(len(labels), dtype=torch.bool, device=labels.device), 0.0
@@ -69,13 +79,15 @@ def anchor_part(
     *,
     budget: int = BUDGET,
 ) -> MainPart:
-    """Main parts around a fixed point of each class 0..C-1.
+    """Return main parts around a fixed point of each class 0..C-1.
 
-    Raises ValueError for a negative delta or shapes that do not fit.
+    Raises:
+        ValueError: delta is negative, or shapes do not fit.
 
-    >>> x = torch.tensor([[[0.0]], [[1.0]], [[2.0]], [[9.0]]])
-    >>> anchor_part(x, torch.tensor([0, 0, 0, 1]), torch.tensor([[1.5], [9.0]]), delta=1.0)
-    MainPart(members=tensor([False,  True,  True,  True]), delta=1.0)
+    Example:
+        >>> x = torch.tensor([[[0.0]], [[1.0]], [[2.0]], [[9.0]]])
+        >>> anchor_part(x, torch.tensor([0, 0, 0, 1]), torch.tensor([[1.5], [9.0]]), delta=1.0)
+        MainPart(members=tensor([False,  True,  True,  True]), delta=1.0)
     """
     _check(views, labels, delta)
     classes = torch.arange(len(points), device=labels.device)
@@ -93,13 +105,15 @@ def observed_stretch(
     *,
     budget: int = BUDGET,
 ) -> float:
-    """Largest || f(x_u) - f(y_v) || over pairs x, y of a main part, at their nearest views (u, v)
-    in pixels: what L delta bounds in Theorem 1.
+    """Return the largest || f(x_u) - f(y_v) || over pairs x, y of a main part.
 
-    >>> x = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]])
-    >>> f = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
-    >>> round(observed_stretch(x, f, torch.tensor([0, 0]), torch.tensor([True, True])), 4)
-    0.6325
+    (u, v) are the nearest views of the pair in pixels. In Theorem 1, L delta bounds this distance.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]])
+        >>> f = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
+        >>> round(observed_stretch(x, f, torch.tensor([0, 0]), torch.tensor([True, True])), 4)
+        0.6325
     """
     if features.shape[:2] != views.shape[:2]:
         raise ValueError(
@@ -119,12 +133,16 @@ def observed_stretch(
 def nearest_views(
     views: Float[Tensor, "N V *P"], features: Float[Tensor, "N V D"], *, budget: int = BUDGET
 ) -> tuple[Float[Tensor, "N N"], Float[Tensor, "N N"]]:
-    """d_A of each pair of images of a class, and the distance of the features of the two views that
-    are nearest; both float64, 0 on the diagonal.
+    """Return d_A of each pair of images of a class, and the distance of their features.
 
-    >>> x, f = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
-    >>> [round(float(matrix[0, 1]), 4) for matrix in nearest_views(x, f)]
-    [1.0, 0.6325]
+    The features are those of the two views that are nearest. Both matrices are float64, with 0 on
+    the diagonal.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [5.0]], [[1.0], [9.0]]])
+        >>> f = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
+        >>> [round(float(matrix[0, 1]), 4) for matrix in nearest_views(x, f)]
+        [1.0, 0.6325]
     """
     found = minimum(views.flatten(2), budget=budget)
     f, here = features.double(), torch.arange(len(features), device=features.device)
@@ -136,7 +154,7 @@ def nearest_views(
 
 
 def _parts(labels: Tensor, members: Tensor) -> list[Tensor]:
-    """Indices of the images of each main part of at least two."""
+    """Return indices of the images of each main part of at least two."""
     parts = [((labels == label) & members).nonzero()[:, 0] for label in labels.unique()]
     return [images for images in parts if len(images) > 1]
 

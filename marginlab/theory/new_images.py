@@ -1,22 +1,25 @@
-"""A certificate for new images: centers and reaches are fixed on one split, and images of another
-are counted.
+"""A certificate for new images: centers and reaches are fixed on one split.
 
-    main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 },     S_eps_k: views of x at most epsilon_k apart,
+The images of another split are counted.
+
+    main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 }
+    S_eps_k: views of x at most epsilon_k apart
     class k holds if  min over l of || c_k - c_l ||  >  delta_k + 2 epsilon_k     (`fixed_centers`)
 
-A new image is good if its class holds and it is in main_k and S_eps_k; the nearest c reads it
-rightly then. The number of images that are not good is binomial, so its exact upper limit (Clopper
+A new image is good if its class holds and it is in main_k and S_eps_k. The nearest c reads it
+rightly then. The number of images that are not good is binomial. So its exact upper limit (Clopper
 and Pearson 1934) bounds the error of the nearest c on the population they are drawn from. No view
 that was not drawn enters: if the image and one of its views are within epsilon_k of each other, and
-that view within delta_k / 2 of c_k, then the image itself is nearer to c_k than to any other. The
-errors are among what is counted, so a direct limit of the error is never above this one.
+that view within delta_k / 2 of c_k, then the image itself is nearer to c_k than to any other
+center. The errors are among what is counted, so a direct limit of the error is never above this
+one.
 
-The encoder, too, is fixed before the new images are seen: it was neither trained on them nor
-chosen by them. The limit is for images in the class shares of those that were counted; `by_class`
-has limits for other shares. Where the numbers of each class were
-fixed beforehand the count is a sum of binomials of several probabilities, whose lower tail is no
-heavier than that of one binomial of their mean (Hoeffding, Annals of Mathematical Statistics 27,
-1956; below the mean less one), so that the limit keeps its confidence.
+The encoder, too, is fixed before the new images are seen: it was neither trained on them nor chosen
+by them. The limit is for images in the class shares of those that were counted; `by_class` has
+limits for other shares. Where the numbers of each class were fixed beforehand, the count is a sum
+of binomials of several probabilities. Its lower tail is no heavier than that of one binomial of
+their mean (Hoeffding, Annals of Mathematical Statistics 27, 1956; below the mean less one), so the
+limit keeps its confidence.
 """
 
 import math
@@ -36,13 +39,19 @@ from marginlab.theory.certificate import NEW, Form
 from marginlab.theory.fixed_centers import fixed_centers
 from marginlab.theory.population import Population
 
-ROUNDING = 1e-7  # distances of float32 features are not better known
+ROUNDING = 1e-7  # accuracy of distances of float32 features
 EXACTLY = "donot_use_mm_for_euclid_dist"
 
 
 class Reach(NamedTuple):
-    """What the form with fixed centers fixes: c_k (C, D), and delta_k and epsilon_k (C,); a class
-    that cannot hold has delta_k = epsilon_k = 0.
+    """The fixed quantities of the form with fixed centers.
+
+    A class that cannot hold has delta_k = epsilon_k = 0.
+
+    Attributes:
+        centers: c_k (C, D).
+        delta: delta_k (C,).
+        epsilon: epsilon_k (C,).
     """
 
     centers: Float[Tensor, "C D"]
@@ -61,17 +70,17 @@ class Reach(NamedTuple):
 
     @property
     def holds(self) -> Bool[Tensor, " C"]:
-        """Which classes' good images are nearer to their center than to any other."""
+        """Mask of the classes with good images nearer to their center than to any other."""
         return self.nearest - self.delta - 2 * self.epsilon > SLACK
 
 
 def fix_centers(population: Population) -> Reach:
-    """Class centers, and for each class the (delta_k, epsilon_k) that have the most images in the
-    main part and S_eps.
+    """Return class centers, and for each class the (delta_k, epsilon_k) with the most good images.
 
-    delta_k + 2 epsilon_k lies just below the distance to the next center: the larger epsilon_k is,
-    the more images are aligned and the smaller main_k may be. Of equally good epsilon_k the middle
-    one is taken, because what lies on the edge does not carry over to other images.
+    These are images in the main part and S_eps. delta_k + 2 epsilon_k lies just below the distance
+    to the next center. The larger epsilon_k is, the more images are aligned and the smaller main_k
+    may be. Of equally good epsilon_k the middle one is taken, because an image on the edge does not
+    carry over to other images.
     """
     centers = population.centers
     apart = torch.cdist(centers, centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
@@ -100,10 +109,14 @@ def fix_centers(population: Population) -> Reach:
 
 
 class Counted(NamedTuple):
-    """Of M images the class (0..C-1, or C where it has no center), and what became of each.
+    """For each of M images its class, and what became of it.
 
-    Whether it is outside main_k, outside S_eps_k, not good, and read as another class by the
-    nearest c.
+    Attributes:
+        labels: The class: 0..C-1, or C where it has no center.
+        outside: True outside main_k.
+        unaligned: True outside S_eps_k.
+        bad: True if not good.
+        wrong: True if the nearest c reads it as another class.
     """
 
     labels: Int[Tensor, " M"]
@@ -113,7 +126,7 @@ class Counted(NamedTuple):
     wrong: Bool[Tensor, " M"]
 
     def of_class(self, which: Bool[Tensor, " M"], classes: int) -> Int[Tensor, " C"]:
-        """How many of each class."""
+        """Count the selected images of each class."""
         return torch.bincount(self.labels[which], minlength=classes)[:classes]
 
 
@@ -126,8 +139,15 @@ def counted(
 ) -> Counted:
     """Tell which new images are outside the main part, unaligned, not good or read wrongly.
 
-    An image of a class without a center is wrong if such are allowed (`unknown`). Raises ValueError
-    for one that is not allowed, features of another dimension, or no image.
+    Args:
+        reach: The fixed centers and reaches.
+        new: Features and labels of the new images.
+        names: Labels of the classes that have a center.
+        unknown: Allow images of a class without a center, which count as wrong.
+
+    Raises:
+        ValueError: A class without a center is not allowed, features are of another dimension, or
+            there is no image.
     """
     f, y = unit(new[0], "The new features"), new[1]
     if f.shape[2] != reach.centers.shape[1] or y.shape != (len(f),) or len(f) == 0:
@@ -155,7 +175,7 @@ def _counted(reach: Reach, f: Tensor, y: Tensor, diameters: Tensor) -> Counted:
 
 
 def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
-    """The form with fixed centers of the images that they were fixed on."""
+    """Return the form with fixed centers for the images that they were fixed on."""
     found = _counted(reach, population.f, population.labels, population.diameters)
     q = population.share(~(found.outside | found.unaligned)).clamp(0, 1)
     result = fixed_centers(
@@ -179,8 +199,9 @@ def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
 
 
 def of_new(reach: Reach, found: Counted, confidence: float) -> tuple[Form, tuple[float, float]]:
-    """The form with fixed centers of new images, and their error with its direct limit, from the
-    numbers of those that are not good and wrong.
+    """Return the form with fixed centers for new images, and their error with its direct limit.
+
+    Both come from the numbers of images that are not good and wrong.
     """
     n, wrong = (
         found.bad.new_full((1,), len(found.bad), dtype=torch.int64),
@@ -212,8 +233,9 @@ def by_class(
     names: Int[Tensor, " C"],
     confidence: float,
 ) -> ByClass:
-    """What was fixed and what it costs, class by class, with limits for new images that hold for
-    all classes at once.
+    """Return what was fixed and what it costs, class by class, with limits for new images.
+
+    The limits hold for all classes at once.
     """
     C = len(names)
     if new is None:
@@ -248,11 +270,12 @@ def by_class(
 def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
     """Draw the images to count: a simple random sample of this share, at least one and not all.
 
-    Not so many of each class: with one of each at least, rare classes would weigh more than in the
-    population, and the limit would be of another error.
+    The sample does not have so many of each class. With at least one of each, rare classes would
+    weigh more than in the population, and the limit would be of another error.
 
-    >>> put_aside(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0).sum()
-    tensor(3)
+    Example:
+        >>> put_aside(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0).sum()
+        tensor(3)
     """
     if not 0 < share < 1:
         raise ValueError(
@@ -268,7 +291,7 @@ def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor
 
 
 def unit(features: Tensor, name: str) -> Tensor:
-    """Features at length one, in float64; refuse what has none."""
+    """Return features at length one, in float64; refuse features without a length."""
     f = features.detach().double()
     if (
         f.ndim != 3

@@ -1,12 +1,16 @@
-"""Corollary of Theorem 1's proof, class by class, with measured shares: each class has its own main
-part, delta_l, eps_l and share of good points.
+"""Corollary of Theorem 1's proof, class by class, with measured shares.
 
-    q_l = P[main and S_eps_l | class l]        class l holds  if  || mu_l - mu_k || > 2 r D_l(q_l, t_l)  for all k != l
+Each class has its own main part, delta_l, eps_l and share of good points.
+
+    q_l = P[main and S_eps_l | class l]
+    class l holds  if  || mu_l - mu_k || > 2 r D_l(q_l, t_l)  for all k != l
     Err(G_f)  <=  sum over classes that hold of p_l (1 - q_l)  +  sum over the others of p_l
 
-with D_l of Theorem 1 (T') and t_l = (stretch_l + 2 eps_l) / r. This is ours, not Huang et al.'s
-Theorem 1 (docs/derivations.md, 2.5): the printed form replaces q_l by sigma - R_eps / p_l, which
-for C equally likely classes counts every image outside S_eps C times, and asks all classes to hold.
+with D_l of Theorem 1 (T') and t_l = (stretch_l + 2 eps_l) / r.
+
+This is ours, not Huang et al.'s Theorem 1 (docs/derivations.md, 2.5). The printed form replaces q_l
+by sigma - R_eps / p_l. For C equally likely classes that counts every image outside S_eps C times,
+and it asks all classes to hold.
 """
 
 from dataclasses import dataclass
@@ -22,7 +26,13 @@ from marginlab.theory.theorem_1 import center_radius, separated
 
 @dataclass(frozen=True, eq=False)
 class PerClass:
-    """Which classes hold (C,), the radius D_l (C,) in units of r, and the bound of Err(G_f)."""
+    """The result of `per_class`.
+
+    Attributes:
+        holds: Classes that hold, (C,).
+        radius: D_l in units of r, (C,).
+        bound: The bound of Err(G_f).
+    """
 
     holds: Bool[Tensor, " C"]
     radius: Float[Tensor, " C"]
@@ -39,20 +49,26 @@ def per_class(
     r: float = 1.0,
     error: float = float("nan"),
 ) -> PerClass:
-    """Err(G_f) from the measured share q_l of good points of each class.
+    """Bound Err(G_f) by the measured share q_l of good points of each class.
 
     Args:
-        p, gram, r, error: as of `theorem_1`.
+        p: As in `theorem_1`.
+        gram: As in `theorem_1`.
         q: P[x in main part and in S_eps_l | class l].
-        epsilon, stretch: eps_l, and what bounds the distance of features of nearest views within
-            main part l (`theorem_1`), of each class.
+        epsilon: eps_l of each class.
+        stretch: For each class, a bound of the distance of features of nearest views within main
+            part l (`theorem_1`).
+        r: As in `theorem_1`.
+        error: As in `theorem_1`.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> half, none = torch.tensor([0.5, 0.5]), torch.zeros(2)
-    >>> per_class(p=half, gram=torch.eye(2), q=torch.tensor([1.0, 0.5]), epsilon=none, stretch=none).bound.right
-    0.25
+    Example:
+        >>> half, none = torch.tensor([0.5, 0.5]), torch.zeros(2)
+        >>> known = {"q": torch.tensor([1.0, 0.5]), "epsilon": none, "stretch": none}
+        >>> per_class(p=half, gram=torch.eye(2), **known).bound.right
+        0.25
     """
     p = priors(p)
     positive(r=r)

@@ -1,16 +1,19 @@
-"""A finite population: N images with V views each, and every quantity of the theory as an exact
-expectation over it, in float64.
+"""A finite population: N images with V views each, and every quantity of the theory, exactly.
 
-An image x_i has the probability w_i, its V views are equally likely and drawn with replacement, and
-view 0 is the image itself. With nu(x) = E f(view of x) and mu_k = E_{x in C_k} nu(x), the
-identities that tie the quantities together are
+Each quantity is an exact expectation over the population, in float64. An image x_i has the
+probability w_i. Its V views are equally likely and drawn with replacement, and view 0 is the image
+itself. With nu(x) = E f(view of x) and mu_k = E_{x in C_k} nu(x), these identities tie the
+quantities together:
 
-    V_k = E_{C_k} ||f - mu_k||^2 = r^2 - ||mu_k||^2          L_align = 2 (r^2 - E ||nu||^2)          A_k = 2 (r^2 - E_{C_k} ||nu||^2)
-    sum_k p_k V_k = L_align / 2 + tr Sigma_W                  M - B = Sigma_W = sum_k p_k Cov_{C_k}(nu)
+    V_k = E_{C_k} ||f - mu_k||^2 = r^2 - ||mu_k||^2
+    L_align = 2 (r^2 - E ||nu||^2)
+    A_k = 2 (r^2 - E_{C_k} ||nu||^2)
+    sum_k p_k V_k = L_align / 2 + tr Sigma_W
+    M - B = Sigma_W = sum_k p_k Cov_{C_k}(nu)
 
 with M = E nu nu^T and B = sum_k p_k mu_k mu_k^T (||f|| = r). Definitions: Huang et al. 2023,
-sections 2 to 4; identities: docs/derivations.md, 1. What a theorem says of V sampled views of N
-sampled images is exact for this population, and for no other.
+sections 2 to 4; identities: docs/derivations.md, 1. A theorem about V sampled views of N sampled
+images is exact for this population, and for no other.
 """
 
 from dataclasses import dataclass
@@ -28,17 +31,22 @@ from marginlab.theory.logsum import expected_log_sum
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Features (N, V, D) of all V views of N images, labels (N,) that run over 0..C-1, and the
-    probabilities (N,) of the images (equal if None).
+    """Features of all V views of N images, with labels and probabilities.
+
+    Args:
+        features: Features (N, V, D).
+        labels: Labels (N,) that run over 0..C-1.
+        weights: Probabilities (N,) of the images, equal if None.
 
     Raises:
-        ValueError: shapes that do not fit, values not finite, a class without an image,
-            probabilities that are negative or do not sum to 1.
+        ValueError: Shapes do not fit, values are not finite, a class has no image, or probabilities
+            are negative or do not sum to 1.
 
-    >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
-    >>> population = Population(f, torch.tensor([0, 1]))
-    >>> population.gram.tolist(), population.error
-    ([[1.0, 0.0], [0.0, 1.0]], 0.0)
+    Example:
+        >>> f = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
+        >>> population = Population(f, torch.tensor([0, 1]))
+        >>> population.gram.tolist(), population.error
+        ([[1.0, 0.0], [0.0, 1.0]], 0.0)
     """
 
     features: Float[Tensor, "N V D"]
@@ -97,25 +105,30 @@ class Population:
         return self.w.new_zeros(int(self.labels.max()) + 1).index_add(0, self.labels, self.w)
 
     def of_class(self, values: Float[Tensor, "N *S"]) -> Float[Tensor, "C *S"]:
-        """Expectation over each class of a quantity of the images."""
+        """Return the expectation over each class of a quantity of the images."""
         weighted = values * self.w.view(-1, *[1] * (values.ndim - 1))
         return weighted.new_zeros(len(self.p), *values.shape[1:]).index_add(
             0, self.labels, weighted
         ) / self.p.view(-1, *[1] * (values.ndim - 1))
 
     def share(self, members: Bool[Tensor, " N"]) -> Float[Tensor, " C"]:
-        """P[member | class] of a set of images: sigma_k of main parts, q_k of main parts within
-        S_eps.
+        """Return P[member | class] of a set of images.
+
+        For main parts this is sigma_k, and for main parts within S_eps it is q_k.
         """
         return self.of_class(members.double())
 
     def probability(self, members: Bool[Tensor, " N"]) -> float:
-        """P[member] of a set of images."""
+        """Return P[member] of a set of images."""
         return float(self.w @ members.double())
 
     @cached_property
     def radius(self) -> float:
-        """R with ||f|| = r for all views; ValueError where lengths differ by more than 1e-9 of it."""
+        """Radius r with ||f|| = r for all views.
+
+        Raises:
+            ValueError: Lengths differ by more than 1e-9 of the largest.
+        """
         norms = self.f.norm(dim=-1)
         if float(norms.max() - norms.min()) > 1e-9 * float(norms.max()):
             raise ValueError(
@@ -126,7 +139,7 @@ class Population:
 
     @cached_property
     def nu(self) -> Float[Tensor, "N D"]:
-        """The mean over the views of an image, for each."""
+        """Mean over the views of each image."""
         return self.f.mean(1)
 
     @cached_property
@@ -167,17 +180,18 @@ class Population:
         return alignment(self.f, normalize=False)[1]
 
     def aligned(self, epsilon: float) -> Bool[Tensor, " N"]:
-        """S_eps: the images whose views all lie within epsilon of each other."""
+        """Return S_eps: the images whose views all lie within epsilon of each other."""
         return self.diameters <= epsilon
 
     def R(self, epsilon: float) -> float:  # noqa: N802  # R_eps is its name
-        """R_eps = P[x not in S_eps]."""
+        """Return R_eps = P[x not in S_eps]."""
         return self.probability(~self.aligned(epsilon))
 
     @cached_property
     def M(self) -> Float[Tensor, "D D"]:  # noqa: N802  # M is its name
-        """M = E f(x_1) f(x_2)^T = E nu nu^T: the cross-correlation F of uncentred, unscaled
-        coordinates.
+        """M = E f(x_1) f(x_2)^T = E nu nu^T.
+
+        It is the cross-correlation F of uncentred, unscaled coordinates.
         """
         return (self.nu.T * self.w) @ self.nu
 
@@ -188,7 +202,7 @@ class Population:
         return (deviations.T * self.w) @ deviations
 
     def read(self, features: Float[Tensor, "N *V D"]) -> Int[Tensor, "N *V"]:
-        """Class of the nearest class center G_f; of equally near ones the smallest."""
+        """Return the class of the nearest class center G_f; of equally near ones the smallest."""
         nearest: Tensor = torch.cdist(
             features, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
         ).argmin(-1)
@@ -196,7 +210,7 @@ class Population:
 
     @cached_property
     def misread(self) -> Bool[Tensor, " N"]:
-        """Images that the nearest class center puts into another class."""
+        """Mask of the images that the nearest class center puts into another class."""
         return self.read(self.f[:, 0]) != self.labels
 
     @cached_property
@@ -210,11 +224,17 @@ class Population:
         return float(self.w @ (self.read(self.f) != self.labels[:, None]).double().mean(1))
 
     def infonce(self, temperature: float = 1.0, negatives: int = 1) -> tuple[float, float]:
-        """(L_1, L_2) of the population's InfoNCE: L_1 = -E s_+/T and L_2 = E log(e^{s_+/T} + sum
-        over M negatives of e^{s_j/T}).
+        """Return (L_1, L_2) of the population's InfoNCE.
+
+            L_1 = -E s_+/T
+            L_2 = E log(e^{s_+/T} + sum over M negatives of e^{s_j/T})
 
         The negatives are views of images drawn independently of x, x itself included (Huang et al.
         2023, section 4.1, has T = 1 and M = 1).
+
+        Args:
+            temperature: T.
+            negatives: M.
         """
         positive(temperature=temperature)
         N, V, _ = self.f.shape
@@ -233,8 +253,12 @@ class Population:
 
     @cached_property
     def correlation(self) -> tuple[float, float]:
-        """(L_1, L_2) of the cross-correlation loss: L_1 = sum_i (1 - F_ii)^2, L_2 = ||F - I||_F^2
-        with F = M (Huang et al. 2023, section 4.2).
+        """(L_1, L_2) of the cross-correlation loss, with F = M.
+
+            L_1 = sum_i (1 - F_ii)^2
+            L_2 = ||F - I||_F^2
+
+        Source: Huang et al. 2023, section 4.2.
         """
         difference = self.M - torch.eye(len(self.M), dtype=self.M.dtype, device=self.M.device)
         return float(difference.diagonal().square().sum()), float(difference.square().sum())

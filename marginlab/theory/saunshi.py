@@ -1,16 +1,19 @@
-"""Saunshi et al.: where positives are drawn from one latent class, the contrastive loss bounds the
-loss of the mean classifier.
+"""Saunshi et al.: the contrastive loss bounds the loss of the mean classifier.
 
-    L_un = E loss( f(x) . (f(x+) - f(x-)) ),      c+, c- ~ p independently,  x, x+ ~ C_{c+} i.i.d.,  x- ~ C_{c-},        tau = P[c+ = c-] = sum p_k^2
+It does so where positives are drawn from one latent class.
+
+    L_un  = E loss( f(x) . (f(x+) - f(x-)) )
+            c+, c- ~ p independently,  x, x+ ~ C_{c+} i.i.d.,  x- ~ C_{c-}
+    tau   = P[c+ = c-] = sum p_k^2
     L_sup = E over c+ != c- of loss( f(x) . (mu_{c+} - mu_{c-}) )
 
     L_sup  <=  (L_un - tau L_equal) / (1 - tau)  <=  (L_un - tau) / (1 - tau)
 
-for a convex loss with loss(0) = 1, hinge max(0, 1 - v) or logistic log2(1 + e^-v); L_equal is the
-part of L_un with c+ = c-, at least 1. The right one is printed (Saunshi et al. 2019, Lemma 4.3),
-the left one keeps the measured collision part. By Jensen over x+ and x-, which given the classes
-are independent of x. Positives made by augmentation of x are not, and then this is no theorem.
-(Huang et al. 2023 drop this assumption; docs/derivations.md, 6.)
+for a convex loss with loss(0) = 1, hinge max(0, 1 - v) or logistic log2(1 + e^-v). L_equal is the
+part of L_un with c+ = c-, at least 1. The right bound is printed (Saunshi et al. 2019, Lemma 4.3);
+the left one keeps the measured collision part. The proof is Jensen's inequality over x+ and x-,
+which given the classes are independent of x. Positives made by augmentation of x are not, and then
+this is no theorem. (Huang et al. 2023 drop this assumption; docs/derivations.md, 6.)
 """
 
 from dataclasses import dataclass
@@ -42,30 +45,31 @@ def saunshi(
     positives: Positives,
     L_sup: float = float("nan"),
 ) -> Saunshi:
-    """Loss of the mean classifier on pairs of classes, from the contrastive loss.
+    """Bound the loss of the mean classifier on pairs of classes by the contrastive loss.
 
     A right side below 1, the loss of guessing, says something. Both losses are at least 1 where a
-    margin is not positive, so L_sup bounds the mean pairwise error: the probability that an image
+    margin is not positive. So L_sup bounds the mean pairwise error: the probability that an image
     of c+ has mu_{c-} at least as near (by inner products) as mu_{c+}, for c- != c+ drawn by p. The
-    error among all C classes may be larger: it is at most (1 - tau) / min_k p_k times L_sup, that
-    is C - 1 times with equal priors, and a test has features with L_sup = 0.113 and error 1.
+    error among all C classes may be larger. It is at most (1 - tau) / min_k p_k times L_sup, that
+    is C - 1 times with equal priors. A test has features with L_sup = 0.113 and error 1.
 
     Args:
-        p: class priors, of anchors and negatives.
-        L_un: the contrastive loss, one negative, no temperature.
-        L_equal: its conditional expectation where the negative is of the anchor's class; at least
+        p: Class priors, of anchors and negatives.
+        L_un: The contrastive loss, one negative, no temperature.
+        L_equal: Its conditional expectation where the negative is of the anchor's class; at least
             1.
-        positives: "class", x and x+ drawn independently from one class. "augmentation", two views
-            of one image, is refused.
-        L_sup: where it is known.
+        positives: "class": x and x+ are drawn independently from one class. "augmentation", two
+            views of one image, is refused.
+        L_sup: L_sup, where it is known.
 
     Raises:
-        ValueError: positives made by augmentation, or a quantity that cannot be what it is named.
+        ValueError: Positives are made by augmentation, or a quantity cannot be what it is named.
 
-    >>> import torch
-    >>> result = saunshi(p=torch.tensor([0.5, 0.5]), L_un=0.75, L_equal=1.0, positives="class")
-    >>> result.tau, result.printed.right
-    (0.5, 0.5)
+    Example:
+        >>> import torch
+        >>> result = saunshi(p=torch.tensor([0.5, 0.5]), L_un=0.75, L_equal=1.0, positives="class")
+        >>> result.tau, result.printed.right
+        (0.5, 0.5)
     """
     if positives != "class":
         raise ValueError(

@@ -1,20 +1,26 @@
-"""Theorem 1: class centers that lie far apart, measured by rho, make the nearest-center classifier
-right on main parts within S_eps.
+"""Theorem 1: class centers that lie far apart make the nearest-center classifier right.
 
-    rho_l  = 2 (1 - sigma) + R_eps / p_l + sigma t,          t = (L delta + 2 eps) / r                                    (printed)
-    rho2_l = 2 (1 - q) + q t,          q = sigma - R_eps / p_l                                                            (what the proof gives)
+It is right on main parts within S_eps. rho measures how far apart the centers must lie:
 
-    (P)   mu_l . mu_k  <  r^2 (1 - rho_max - sqrt(2 rho_max) - Delta_mu / 2)   for all k != l                             (printed condition)
-    (T)   || mu_l - mu_k ||  >  2 r rho2_l                                     for all k != l
-    (T')  || mu_l - mu_k ||  >  2 r D_l,       D_l^2 = min( rho2_l^2, [ (1-q)(q - m_l^2) + (1 - q + q t)^2 ] / q ),    m_l = || mu_l || / r
+    rho_l  = 2 (1 - sigma) + R_eps / p_l + sigma t                          (printed)
+             with  t = (L delta + 2 eps) / r
+    rho2_l = 2 (1 - q) + q t                                                (what the proof gives)
+             with  q = sigma - R_eps / p_l
 
-Each gives Err(G_f) <= (1 - sigma) + R_eps. (P) and rho: Huang et al. 2023, Lemma 3.2 and Theorem 1.
-With the printed coefficient 1 of R_eps / p_l the proof's step f(x) . mu_l >= r^2 (1 - rho_l) fails,
-it needs 2; the theorem is true nevertheless, for every number of classes. For (P) implies (T'), and
-(T') is a sufficient condition: r D_l is the largest possible distance of a good point from its own
-center. (T) implies (T') as well, but (P) does not imply (T): with two classes, sigma = 1, t = 0,
-R_eps / p_l = 1/2 and antipodal centers, (P) holds and (T) does not. All proofs:
-docs/derivations.md, 2.
+Each of these conditions, for all k != l, gives Err(G_f) <= (1 - sigma) + R_eps:
+
+    (P)   mu_l . mu_k  <  r^2 (1 - rho_max - sqrt(2 rho_max) - Delta_mu / 2)     (printed condition)
+    (T)   || mu_l - mu_k ||  >  2 r rho2_l
+    (T')  || mu_l - mu_k ||  >  2 r D_l
+          with  D_l^2 = min( rho2_l^2, [ (1-q)(q - m_l^2) + (1 - q + q t)^2 ] / q )
+          and   m_l   = || mu_l || / r
+
+(P) and rho: Huang et al. 2023, Lemma 3.2 and Theorem 1. The printed coefficient of R_eps / p_l is
+1. With it the proof's step f(x) . mu_l >= r^2 (1 - rho_l) fails; the step needs 2. The theorem is
+true nevertheless, for every number of classes. For (P) implies (T'), and (T') is a sufficient
+condition: r D_l is the largest possible distance of a good point from its own center. (T) implies
+(T') as well, but (P) does not imply (T): with two classes, sigma = 1, t = 0, R_eps / p_l = 1/2 and
+antipodal centers, (P) holds and (T) does not. All proofs: docs/derivations.md, 2.
 """
 
 import math
@@ -30,8 +36,17 @@ from marginlab.theory.inputs import fraction, gram_matrix, not_negative, positiv
 
 @dataclass(frozen=True, eq=False)
 class Theorem1:
-    """Both forms of rho (C,), the radius D_l (C,) in units of r, Delta_mu, the right side of (P) in
-    units of r^2, and the bound in each form.
+    """The result of `theorem_1`: its quantities, and the bound in each form.
+
+    Attributes:
+        rho: rho_l, printed, (C,).
+        rho2: rho2_l, (C,).
+        radius: D_l in units of r, (C,).
+        Delta_mu: 1 - min_l ||mu_l||^2 / r^2.
+        threshold: The right side of (P), in units of r^2.
+        printed: The bound under (P).
+        distance: The bound under (T).
+        with_lengths: The bound under (T').
     """
 
     rho: Float[Tensor, " C"]
@@ -55,31 +70,34 @@ def theorem_1(
     r: float = 1.0,
     error: float = float("nan"),
 ) -> Theorem1:
-    """Err(G_f) <= (1 - sigma) + R_eps under (P), (T) and (T').
+    """Bound Err(G_f) by (1 - sigma) + R_eps under (P), (T) and (T').
 
     Args:
-        p: class priors.
-        gram: inner products mu_k . mu_l of the class centers, squared lengths on the diagonal.
-            Upper bounds off the diagonal, as Theorems 3 and 4 give, will do: all conditions are
-            decreasing in them.
-        sigma: least share of a class that is in its main part.
-        R_epsilon, epsilon: P[two views of x lie more than epsilon apart] and that epsilon, in
-            feature space.
-        stretch: L delta, with f L-Lipschitz and delta the pixel size of the main parts. Or, with no
-            Lipschitz constant, whatever bounds the distance of the features of the nearest views of
+        p: Class priors.
+        gram: Inner products mu_k . mu_l of the class centers, with squared lengths on the diagonal.
+            Off the diagonal, upper bounds will do, as Theorems 3 and 4 give them: all conditions
+            are decreasing in them.
+        sigma: Least share of a class that is in its main part.
+        R_epsilon: P[two views of x lie more than epsilon apart].
+        epsilon: That epsilon, in feature space.
+        stretch: L delta, with f L-Lipschitz and delta the pixel size of the main parts. Without a
+            Lipschitz constant, any bound of the distance of the features of the nearest views of
             two points of a main part: the feature-space delta if the parts were chosen by feature
             distances (`clique_part` of features), or the largest distance observed
             (`observed_stretch`).
-        r: length of the features.
+        r: Length of the features.
         error: Err(G_f), where it is known.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> antipodal = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    >>> theorem = theorem_1(p=torch.tensor([0.5, 0.5]), gram=antipodal, sigma=0.75, R_epsilon=0.0, epsilon=0.0, stretch=0.0)
-    >>> theorem.printed.certifies, theorem.distance.certifies, theorem.distance.right
-    (True, True, 0.25)
+    Example:
+        >>> antipodal = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> half = torch.tensor([0.5, 0.5])
+        >>> known = {"sigma": 0.75, "R_epsilon": 0.0, "epsilon": 0.0, "stretch": 0.0}
+        >>> theorem = theorem_1(p=half, gram=antipodal, **known)
+        >>> theorem.printed.certifies, theorem.distance.certifies, theorem.distance.right
+        (True, True, 0.25)
     """
     p = priors(p)
     positive(r=r)
@@ -127,11 +145,11 @@ def theorem_1(
 
 
 def rho_2(q: Float[Tensor, " C"], t: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """rho2 = 2 (1 - q) + q t, at most 2: r rho2 bounds the distance of a good point from its
-    center, where a share q of the class is good.
+    """Return rho2 = 2 (1 - q) + q t, at most 2.
 
-    Never increasing in q and never decreasing in t; good points lie within r t of each other, in
-    any views.
+    r rho2 bounds the distance of a good point from its center, where a share q of the class is
+    good. rho2 never increases in q and never decreases in t. Good points lie within r t of each
+    other, in any views.
     """
     return 2 * (1 - q) + q * t.clamp(max=2)
 
@@ -139,13 +157,16 @@ def rho_2(q: Float[Tensor, " C"], t: Float[Tensor, " C"]) -> Float[Tensor, " C"]
 def center_radius(
     q: Float[Tensor, " C"], t: Float[Tensor, " C"], lengths: Float[Tensor, " C"]
 ) -> Float[Tensor, " C"]:
-    """D_l, in units of r: how far from its center a good point can lie, given ||mu_l||^2 / r^2 too.
+    """Return D_l, in units of r: how far from its center a good point can lie.
 
-    At most rho2 (docs/derivations.md, 2.3).
+    `lengths` are ||mu_l||^2 / r^2. D_l is at most rho2 (docs/derivations.md, 2.3).
 
-    >>> one = torch.ones(1)
-    >>> center_radius(one / 2, one * 0, one).round(decimals=6), rho_2(one / 2, one * 0)       # a center of full length is where all features are
-    (tensor([0.]), tensor([1.]))
+    Example:
+        >>> one = torch.ones(1)
+        >>> center_radius(one / 2, one * 0, one).round(decimals=6)  # all features are at the center
+        tensor([0.])
+        >>> rho_2(one / 2, one * 0)
+        tensor([1.])
     """
     # || mu_l - q f(x) || <= r (1 - q + q t); its square is written without a difference of close
     # numbers, over q
@@ -159,8 +180,9 @@ def center_radius(
 
 
 def separated(gram: Float[Tensor, "C C"], radius: Float[Tensor, " C"]) -> Float[Tensor, "C C"]:
-    """||mu_l - mu_k||^2 - (2 radius_l)^2 of each pair (l, k), +inf on the diagonal: positive (by
-    more than SLACK) where l is told from k.
+    """Return ||mu_l - mu_k||^2 - (2 radius_l)^2 of each pair (l, k), +inf on the diagonal.
+
+    It is positive (by more than SLACK) where l is told from k.
     """
     lengths = gram.diagonal()
     apart = lengths[:, None] + lengths - 2 * gram - 4 * radius.square()[:, None]
@@ -173,18 +195,24 @@ def _near(condition: str, name: str, gram: Tensor, radius: Tensor) -> str:
         return ""
     row, column = divmod(int(gap.argmin()), len(gap))
     apart = math.sqrt(max(float(gap[row, column] + 4 * radius[row] ** 2), 0.0))
-    return f"{condition} fails: centers {row} and {column} lie {apart:.4g} r apart, not more than 2 {name} = {2 * float(radius[row]):.4g} r."
+    return (
+        f"{condition} fails: centers {row} and {column} lie {apart:.4g} r apart, "
+        f"not more than 2 {name} = {2 * float(radius[row]):.4g} r."
+    )
 
 
 def largest_rho(num_classes: int) -> tuple[float, float]:
-    """(rho, rho2) below which (P) and (T) can hold at all, where centers lie as far apart as C
-    points can: mu_l . mu_k = -r^2 / (C - 1), Delta = 0.
+    """Return (rho, rho2) below which (P) and (T) can hold at all.
 
-    From rho + sqrt(2 rho) < C / (C - 1), and from 2 rho2 < sqrt(2 C / (C - 1)). Raises ValueError
-    for fewer than two classes.
+    Centers then lie as far apart as C points can: mu_l . mu_k = -r^2 / (C - 1), Delta = 0. The
+    values come from rho + sqrt(2 rho) < C / (C - 1), and from 2 rho2 < sqrt(2 C / (C - 1)).
 
-    >>> [tuple(round(x, 3) for x in largest_rho(C)) for C in (2, 10, 100)]
-    [(0.764, 1.0), (0.316, 0.745), (0.272, 0.711)]
+    Raises:
+        ValueError: There are fewer than two classes.
+
+    Example:
+        >>> [tuple(round(x, 3) for x in largest_rho(C)) for C in (2, 10, 100)]
+        [(0.764, 1.0), (0.316, 0.745), (0.272, 0.711)]
     """
     if num_classes < 2:
         raise ValueError(f"Classes are told apart when there are at least two, not {num_classes}.")
@@ -193,11 +221,13 @@ def largest_rho(num_classes: int) -> tuple[float, float]:
 
 
 def divergence_limit(rho2: float) -> float:
-    """The largest Delta_mu where every class has a good point: 1 - (1 - rho2)^2, or 1 for rho2 > 1
-    (||mu_l|| >= r (1 - rho2_l)).
+    """Return the largest Delta_mu where every class has a good point.
 
-    >>> divergence_limit(0.5)
-    0.75
+    It is 1 - (1 - rho2)^2, or 1 for rho2 > 1, since ||mu_l|| >= r (1 - rho2_l).
+
+    Example:
+        >>> divergence_limit(0.5)
+        0.75
     """
     not_negative(rho2=rho2)
     return 1 - max(1 - rho2, 0.0) ** 2

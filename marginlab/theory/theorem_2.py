@@ -1,22 +1,26 @@
-"""Theorem 2: well aligned features are aligned on most images, R_eps <= eta(eps) sqrt(L_align), and
-a sharper form that is linear in L_align.
+"""Theorem 2: well aligned features are aligned on most images.
+
+It bounds R_eps by eta(eps) sqrt(L_align). A sharper form is linear in L_align.
 
 A view is one of m discrete transformations (each with probability 1/(2m)) or a continuous one of n
-parameters (uniform on the unit cube, 1/2), in which the image is M-Lipschitz, and f is L-Lipschitz.
+parameters (uniform on the unit cube, 1/2), in which the image is M-Lipschitz. f is L-Lipschitz.
 With c = 2 sqrt(n) L M and h <= 1 the side of a cube,
 
-    R_eps  <=  eta sqrt(L_align),      eta = inf over h < eps/c of 4 max{1, m^2 h^2n} / (h^2n (eps - c h))                           (printed)
-    R_eps  <=  L_align inf_h 4 max{1, m^2 h^2n} / (h^2n (eps - c h)^2)                                                     (linear, Markov on squares)
-    R_eps  <=  L_align inf_h 2 max{h^-n, m} / (eps - c h)^2                                                                        (variance)
+    R_eps  <=  eta sqrt(L_align)                                         (printed)
+               with  eta = inf over h < eps/c of
+                           4 max{1, m^2 h^2n} / (h^2n (eps - c h))
+    R_eps  <=  L_align inf_h 4 max{1, m^2 h^2n} / (h^2n (eps - c h)^2)   (linear, Markov on squares)
+    R_eps  <=  L_align inf_h 2 max{h^-n, m} / (eps - c h)^2              (variance)
 
 eta and the printed form: Huang et al. 2023, Theorem 2. Each infimum is reached in closed form, at h
 = min{ a eps / (b c), m^(-1/n) } with a/b = 2n/(2n+1), n/(n+1), n/(n+2). The printed order O(1/eps)
-of eta is right only where m^(-1/n) is the smaller: for small eps eta is of order eps^-(2n+1), and
-the variance form of order eps^-(n+2) in L_align. The variance form (ours, docs/derivations.md, 3)
-rests on E ||f_1 - f_2||^2 = 2 min_c E ||f - c||^2 >= 2 ab/(a+b) gap^2 for two sets of masses a, b
-that lie `gap` apart: one mass of a set, and no product of two. It is below the printed form
-wherever that is below 1. If all views are discrete, V of them equally likely, a = b = 1/V and there
-is no cube.
+of eta is right only where m^(-1/n) is the smaller. For small eps, eta is of order eps^-(2n+1), and
+the variance form of order eps^-(n+2) in L_align.
+
+The variance form (ours, docs/derivations.md, 3) rests on E ||f_1 - f_2||^2 = 2 min_c E ||f - c||^2
+>= 2 ab/(a+b) gap^2 for two sets of masses a, b that lie `gap` apart: one mass of a set, and no
+product of two. It is below the printed form wherever that is below 1. If all views are discrete, V
+of them equally likely, a = b = 1/V and there is no cube.
 """
 
 import math
@@ -46,23 +50,26 @@ def theorem_2(
     M: float,
     R_epsilon: float = float("nan"),
 ) -> Theorem2:
-    """R_eps from L_align, for n continuous parameters and m discrete transformations.
+    """Bound R_eps by L_align, for n continuous parameters and m discrete transformations.
 
     Args:
         L_align: E ||f(x_1) - f(x_2)||^2, the two views of an image independent.
-        epsilon: a distance of features, positive.
-        n, m: number of continuous parameters (0: one more discrete transformation, of probability
-            1/2) and of discrete transformations (at least 1: the identity).
-        L, M: Lipschitz constants of f in pixels, and of the continuous transformations in their
-            parameters.
+        epsilon: A distance of features, positive.
+        n: Number of continuous parameters. 0 means one more discrete transformation, of probability
+            1/2.
+        m: Number of discrete transformations, at least 1: the identity.
+        L: Lipschitz constant of f in pixels.
+        M: Lipschitz constant of the continuous transformations in their parameters.
         R_epsilon: R_eps, where it is known.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> theorem = theorem_2(L_align=1e-4, epsilon=0.5, n=1, m=1, L=1.0, M=0.3)
-    >>> round(theorem.eta, 2), round(theorem.printed.right, 4), round(theorem.linear.right, 4), round(theorem.variance.right, 4)
-    (77.76, 0.7776, 0.0369, 0.0065)
+    Example:
+        >>> theorem = theorem_2(L_align=1e-4, epsilon=0.5, n=1, m=1, L=1.0, M=0.3)
+        >>> forms = theorem.printed, theorem.linear, theorem.variance
+        >>> round(theorem.eta, 2), *(round(form.right, 4) for form in forms)
+        (77.76, 0.7776, 0.0369, 0.0065)
     """
     not_negative(L_align=L_align)
     factor = eta(epsilon, n=n, m=m, L=L, M=M)
@@ -77,14 +84,17 @@ def theorem_2(
 def theorem_2_discrete(
     *, L_align: float, epsilon: float, V: int, R_epsilon: float = float("nan")
 ) -> Theorem2:
-    """R_eps from L_align for V equally likely views and no continuous ones: V^2 sqrt(L_align) /
-    eps, V^2 L_align / eps^2, and V L_align / eps^2.
+    """Bound R_eps by L_align for V equally likely views and no continuous ones.
 
-    L_align is over views drawn with replacement. The last is the sharpest. Raises ValueError as
-    `theorem_2`.
+    The bounds are V^2 sqrt(L_align) / eps, V^2 L_align / eps^2, and V L_align / eps^2. The last is
+    the sharpest. L_align is over views drawn with replacement.
 
-    >>> theorem_2_discrete(L_align=0.125, epsilon=1.0, V=2).variance.right
-    0.25
+    Raises:
+        ValueError: As in `theorem_2`.
+
+    Example:
+        >>> theorem_2_discrete(L_align=0.125, epsilon=1.0, V=2).variance.right
+        0.25
     """
     positive(epsilon=epsilon, V=V)
     not_negative(L_align=L_align)
@@ -92,10 +102,13 @@ def theorem_2_discrete(
 
 
 def eta(epsilon: float, *, n: int, m: int, L: float, M: float) -> float:
-    """Factor of sqrt(L_align) in Theorem 2, in closed form; parameters as of `theorem_2`.
+    """Return the factor of sqrt(L_align) in Theorem 2, in closed form.
 
-    >>> round(eta(0.5, n=1, m=4, L=1.0, M=0.3), 3)
-    182.857
+    Parameters are as in `theorem_2`.
+
+    Example:
+        >>> round(eta(0.5, n=1, m=4, L=1.0, M=0.3), 3)
+        182.857
     """
     positive(epsilon=epsilon)
     not_negative(n=n, L=L, M=M)
@@ -107,7 +120,10 @@ def eta(epsilon: float, *, n: int, m: int, L: float, M: float) -> float:
 
 
 def _power(x: float, exponent: float) -> float:
-    """x^exponent, infinite beyond float64: a bound in many dimensions says nothing, and says so."""
+    """Return x^exponent, infinite beyond float64.
+
+    A bound in many dimensions says nothing, and then shows that it is infinite.
+    """
     try:
         return math.pow(x, exponent)
     except OverflowError:
@@ -115,8 +131,9 @@ def _power(x: float, exponent: float) -> float:
 
 
 def _side(share: float, epsilon: float, c: float, n: int, m: int) -> float:
-    """The best side of the cubes: the stationary point, but no longer than m^(-1/n), beyond which
-    discrete views are the rarest pair anyway.
+    """Return the best side of the cubes: the stationary point, but at most m^(-1/n).
+
+    Beyond m^(-1/n) discrete views are the rarest pair anyway.
     """
     if n == 0:
         return 1.0

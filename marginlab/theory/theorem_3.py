@@ -1,19 +1,25 @@
-"""Theorem 3: the second part L_2 of InfoNCE bounds the inner products of class centers, in the
-printed form and in one that can certify.
+"""Theorem 3: the second part L_2 of InfoNCE bounds the inner products of class centers.
 
-    L_2 = E log( e^{f(x_1) . f(x_2)} + e^{f(x_1) . f(x^-)} ),     ||f|| = 1,     phi(u, v) = log(e^u + e^v),     a_k = 1 - A_k / 2 = E_{C_k} ||nu||^2
+There are two forms, the printed one and one that can certify. With ||f|| = 1,
 
-    mu_k . mu_l  <=  log( exp( (L_2 + tau) / (p_k p_l) ) - exp(1 - eps) ),       tau = R_eps log( (1 + e^{2-eps}) / 2 )              (printed)
-    sum_{k,l} p_k p_l phi(a_k, mu_k . mu_l)  <=  L_2                                                                                 (*)
+    L_2         = E log( e^{f(x_1) . f(x_2)} + e^{f(x_1) . f(x^-)} )
+    phi(u, v)   = log(e^u + e^v)
+    a_k         = 1 - A_k / 2 = E_{C_k} ||nu||^2
 
-The printed form: Huang et al. 2023, Theorem 3, whose tau is in an appendix; the tau here is ours
+    mu_k . mu_l  <=  log( exp( (L_2 + tau) / (p_k p_l) ) - exp(1 - eps) )          (printed)
+                     with  tau = R_eps log( (1 + e^{2-eps}) / 2 )
+    sum_{k,l} p_k p_l phi(a_k, mu_k . mu_l)  <=  L_2                               (*)
+
+The printed form: Huang et al. 2023, Theorem 3, whose tau is in an appendix. The tau here is ours
 and needs neither sigma nor delta. (*) has no tau: phi is jointly convex, and given the classes the
 expectations of its two arguments are exactly a_k and mu_k . mu_l. It holds for every encoder of
 length 1, every temperature and number of negatives. As L_2 >= log 2 and p_k p_l <= 1/4, the printed
-right side is never below log(16 - e) = 2.59, above the trivial 1: as a number it says nothing of
-any encoder. From (*) a bound of one pair is had by keeping both of its orders, subtracting the
-terms of equal classes, and bounding the other pairs from below by mu_i . mu_j >= -||mu_i||
-||mu_j||. It is never above the printed one. Proofs: docs/derivations.md, 4.
+right side is never below log(16 - e) = 2.59, which is above the trivial 1. As a number it says
+nothing about any encoder.
+
+A bound of one pair follows from (*) in three steps: keep both orders of the pair, subtract the
+terms of equal classes, and bound the other pairs from below by mu_i . mu_j >= -||mu_i|| ||mu_j||.
+It is never above the printed one. Proofs: docs/derivations.md, 4.
 """
 
 import math
@@ -30,15 +36,19 @@ from marginlab.theory.logsum import expected_log_sum
 # up to here phi(1 - eps, v) >= 0 for all v >= -1, so that terms may be dropped
 LARGEST_EPSILON = 1 - math.log(1 - 1 / math.e)
 
-# of L_2: at low temperature it depends on the centers only in its last digits, and its rounding
-# must not become a certificate
+# relative to L_2: at low temperature L_2 depends on the centers only in its last digits, and its
+# rounding must not become a certificate
 DIGITS = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Theorem3:
-    """(*) as a bound of its left side by L_2; of each mu_k . mu_l, and of their average over k !=
-    l, weighted by p_k p_l (one negative only).
+    """The bounds of `theorem_3`.
+
+    Attributes:
+        jensen: (*), a bound of its left side by L_2.
+        pairs: The bound of each mu_k . mu_l (one negative only).
+        average: The bound of their average over k != l, weighted by p_k p_l (one negative only).
     """
 
     jensen: Bound
@@ -54,19 +64,24 @@ def theorem_3_printed(
     R_epsilon: float,
     epsilon: float,
 ) -> PairBound:
-    """mu_k . mu_l from L_2 and R_eps, without temperature and with one negative, as printed.
+    """Bound mu_k . mu_l by L_2 and R_eps, at temperature 1 with one negative, as printed.
 
     Args:
-        p, gram: class priors, and the inner products of the centers: only the left side.
-        L_2: of the InfoNCE of features of length 1.
-        R_epsilon, epsilon: as of `theorem_1`; epsilon at most 1 - log(1 - 1/e) = 1.4587, where
-            terms stop being positive.
+        p: Class priors.
+        gram: Inner products of the centers, which are only the left side.
+        L_2: L_2 of the InfoNCE of features of length 1.
+        R_epsilon: As in `theorem_1`.
+        epsilon: As in `theorem_1`; at most 1 - log(1 - 1/e) = 1.4587, where terms stop being
+            positive.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> theorem_3_printed(p=torch.tensor([0.5, 0.5]), gram=torch.eye(2), L_2=0.6932, R_epsilon=0.0, epsilon=0.0).reason
-    'The least right side, 2.587, is not below 1, which holds of every encoder.'
+    Example:
+        >>> half = torch.tensor([0.5, 0.5])
+        >>> known = {"L_2": 0.6932, "R_epsilon": 0.0, "epsilon": 0.0}
+        >>> theorem_3_printed(p=half, gram=torch.eye(2), **known).reason
+        'The least right side, 2.587, is not below 1, which holds of every encoder.'
     """
     p = priors(p)
     gram = gram_matrix(gram, len(p), 1.0)
@@ -86,11 +101,13 @@ def theorem_3_printed(
 
 
 def tau(R_epsilon: float, epsilon: float) -> float:
-    """The tau of Theorem 3, R_eps log( (1 + e^{2-eps}) / 2 ): what images outside S_eps can take
-    from phi.
+    """Return the tau of Theorem 3, R_eps log( (1 + e^{2-eps}) / 2 ).
 
-    >>> round(tau(1.0, 0.0), 3)
-    1.434
+    It bounds what images outside S_eps can take from phi.
+
+    Example:
+        >>> round(tau(1.0, 0.0), 3)
+        1.434
     """
     if not 0 <= epsilon <= 2:
         raise ValueError(
@@ -108,26 +125,31 @@ def theorem_3(
     temperature: float = 1.0,
     negatives: int = 1,
 ) -> Theorem3:
-    """What L_2 says of the class centers by (*), with the temperature T and M negatives.
+    """Bound the inner products of class centers by L_2 with (*), temperature T and M negatives.
 
     Args:
-        p: class priors.
-        gram: inner products of the class centers. The bounds of pairs and of the average use the
-            squared lengths on its diagonal only.
+        p: Class priors.
+        gram: Inner products of the class centers. The bounds of pairs and of the average use only
+            the squared lengths on its diagonal.
         A: A_k, the mean squared distance of two views of an image of class k.
         L_2: E log(e^{s_+/T} + sum over M negatives of e^{s_j/T}) of features of length 1, the
-            negatives drawn from the whole population; where it is estimated, an upper limit.
-        temperature, negatives: T and M. With more than one negative the bounds of pairs and of the
-            average are not made (their premise says so).
+            negatives drawn from the whole population. If it is estimated, give an upper limit.
+        temperature: T.
+        negatives: M. With more than one negative the bounds of pairs and of the average are not
+            made (their premise says so).
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> L_2 = 0.5 * math.log(2 * math.e) + 0.5 * math.log(math.e + 1 / math.e)          # two classes, collapsed onto antipodal points
-    >>> antipodal = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    >>> theorem = theorem_3(p=torch.tensor([0.5, 0.5]), gram=antipodal, A=torch.zeros(2), L_2=L_2)
-    >>> round(float(theorem.pairs.right[0, 1]), 6), round(theorem.average.right, 6)
-    (-1.0, -1.0)
+    Example:
+        Two classes, collapsed onto antipodal points:
+
+        >>> L_2 = 0.5 * math.log(2 * math.e) + 0.5 * math.log(math.e + 1 / math.e)
+        >>> antipodal = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> half, none = torch.tensor([0.5, 0.5]), torch.zeros(2)
+        >>> theorem = theorem_3(p=half, gram=antipodal, A=none, L_2=L_2)
+        >>> round(float(theorem.pairs.right[0, 1]), 6), round(theorem.average.right, 6)
+        (-1.0, -1.0)
     """
     p = priors(p)
     gram = gram_matrix(gram, len(p), 1.0)
@@ -189,11 +211,11 @@ def theorem_3(
 
 
 def _solved(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
-    """The v with phi(a, v) + phi(b, v) = total: y = e^v solves (e^a + y)(e^b + y) = e^total; -inf
-    where no v does.
+    """Return the v with phi(a, v) + phi(b, v) = total; -inf where no v solves it.
 
-    With z = total - a - b: y^2 + (e^a + e^b) y = e^{a+b} (e^z - 1), whose root is written without a
-    difference of close numbers, and in logs, because total is large where a class is rare.
+    y = e^v solves (e^a + y)(e^b + y) = e^total. With z = total - a - b: y^2 + (e^a + e^b) y =
+    e^{a+b} (e^z - 1). Its root is written without a difference of close numbers, and in logs,
+    because total is large where a class is rare.
     """
     a, b = torch.broadcast_tensors(a, b)
     z = total - a - b

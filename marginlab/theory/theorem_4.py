@@ -1,20 +1,27 @@
-"""Lemma 4.1 and Theorem 4: cross-correlation's L_1 bounds the alignment, its L_2 the inner products
-of class centers.
+"""Lemma 4.1 and Theorem 4: bounds by the two parts of the cross-correlation loss.
 
-    L_1 = sum_i (1 - F_ii)^2,     L_2 = ||F - I||_F^2,     F = M = E f(x_1) f(x_2)^T,     tau' = ||M - B||_F^2 = ||Sigma_W||_F^2
+L_1 bounds the alignment, and L_2 the inner products of class centers. With F = M = E f(x_1)
+f(x_2)^T,
 
-    L_align  <=  2 sqrt(d L_1)                                        if E f_i^2 = 1;  in general plus 2 (E ||f||^2 - d)                 (Lemma 4.1)
-    |mu_k . mu_l|  <=  sqrt( 2 / (p_k p_l) (L_2 + tau' - (d - C) / 2) )                                                                  (printed)
-    |mu_k . mu_l|  <=  sqrt( ((sqrt L_2 + sqrt tau')^2 - (d - C) - sum_i (p_i ||mu_i||^2 - 1)^2) / (2 p_k p_l) )                         (refined)
+    L_1 = sum_i (1 - F_ii)^2,     L_2 = ||F - I||_F^2,     tau' = ||M - B||_F^2 = ||Sigma_W||_F^2
 
-Printed forms: Huang et al. 2023, Lemma 4.1 and Theorem 4; its tau' is in an appendix, and here it
-is the exact one, or a closed one from sigma, delta and epsilon. Theorem 4 needs no normalisation of
-the features (the paper asks for E f_i = 0, E f_i^2 = 1 and ||f|| = sqrt d at once, which no trained
-encoder meets): `Normalisation` says how far each is from true, and Lemma 4.1 is corrected for the
-one that it needs. The refined form is never above the printed one: triangle inequality instead of
-2a^2 + 2b^2, both symmetric entries, the known diagonal. Its radicand shows a tension: (sqrt L_2 +
-sqrt tau')^2 >= d - C always, so decorrelation and class collapse exclude each other when d > C.
-Proofs: docs/derivations.md, 5.
+    L_align  <=  2 sqrt(d L_1)                                                    (Lemma 4.1)
+                 if E f_i^2 = 1;  in general plus 2 (E ||f||^2 - d)
+    |mu_k . mu_l|  <=  sqrt( 2 / (p_k p_l) (L_2 + tau' - (d - C) / 2) )           (printed)
+    |mu_k . mu_l|  <=  sqrt( ((sqrt L_2 + sqrt tau')^2 - (d - C)                  (refined)
+                             - sum_i (p_i ||mu_i||^2 - 1)^2) / (2 p_k p_l) )
+
+Printed forms: Huang et al. 2023, Lemma 4.1 and Theorem 4. Its tau' is in an appendix; here it is
+the exact one, or a closed one from sigma, delta and epsilon.
+
+Theorem 4 needs no normalisation of the features. The paper asks for E f_i = 0, E f_i^2 = 1 and
+||f|| = sqrt d at once, which no trained encoder meets. `Normalisation` says how far each is from
+true, and Lemma 4.1 is corrected for the one that it needs.
+
+The refined form is never above the printed one. It uses the triangle inequality instead of 2a^2 +
+2b^2, both symmetric entries, and the known diagonal. Its radicand shows a tension: (sqrt L_2 + sqrt
+tau')^2 >= d - C always, so decorrelation and class collapse exclude each other when d > C. Proofs:
+docs/derivations.md, 5.
 """
 
 import math
@@ -32,8 +39,13 @@ NORMAL = 1e-6  # a deviation that float32 features cannot tell from none
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How far features are from what the paper assumes: max |E f_i|, max |E f_i^2 - 1|, max |
-    ||f||^2 / d - 1 |, and E ||f||^2 - d.
+    """Deviations of features from the paper's assumptions.
+
+    Attributes:
+        mean: max |E f_i|.
+        square: max |E f_i^2 - 1|.
+        length: max | ||f||^2 / d - 1 |.
+        excess: E ||f||^2 - d.
     """
 
     mean: float
@@ -44,7 +56,7 @@ class Normalisation:
 
 @dataclass(frozen=True, eq=False)
 class Theorem4:
-    """Both forms for all pairs of classes, and the tension: sqrt(d - C) <= sqrt(L_2) + sqrt(tau')."""
+    """Both forms for all pairs of classes, and the tension sqrt(d-C) <= sqrt(L_2) + sqrt(tau')."""
 
     printed: PairBound
     refined: PairBound
@@ -52,12 +64,13 @@ class Theorem4:
 
 
 def normalisation(population: Population) -> Normalisation:
-    """The deviations of a population's features from E f_i = 0, E f_i^2 = 1 and ||f|| = sqrt d.
+    """Return the deviations of a population's features from E f_i = 0, E f_i^2 = 1, ||f|| = sqrt d.
 
-    >>> import torch
-    >>> f = torch.tensor([[[1.0, 1.0]], [[-1.0, -1.0]]])
-    >>> normalisation(Population(f, torch.tensor([0, 1])))
-    Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
+    Example:
+        >>> import torch
+        >>> f = torch.tensor([[[1.0, 1.0]], [[-1.0, -1.0]]])
+        >>> normalisation(Population(f, torch.tensor([0, 1])))
+        Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
     """
     f, d = population.f, population.f.shape[2]
     square = population.w @ f.square().mean(1)
@@ -74,21 +87,22 @@ def normalisation(population: Population) -> Normalisation:
 def lemma_4_1(
     *, L_1: float, dim: int, deviation: Normalisation, L_align: float = float("nan")
 ) -> tuple[Bound, Bound]:
-    """L_align from L_1, printed and corrected for E ||f||^2 - d.
+    """Bound L_align by L_1, printed and corrected for E ||f||^2 - d.
 
     Args:
         L_1: sum_i (1 - F_ii)^2.
         dim: d.
-        deviation: of the features from the paper's normalisation; the printed form is refused where
-            E f_i^2 is not 1.
-        L_align: where it is known.
+        deviation: Deviation of the features from the paper's normalisation. The printed form is
+            refused where E f_i^2 is not 1.
+        L_align: L_align, where it is known.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named.
+        ValueError: A quantity cannot be what it is named.
 
-    >>> normal = Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
-    >>> [round(bound.right, 9) for bound in lemma_4_1(L_1=0.5, dim=2, deviation=normal)]
-    [2.0, 2.0]
+    Example:
+        >>> normal = Normalisation(mean=0.0, square=0.0, length=0.0, excess=0.0)
+        >>> [round(bound.right, 9) for bound in lemma_4_1(L_1=0.5, dim=2, deviation=normal)]
+        [2.0, 2.0]
     """
     positive(dim=dim)
     not_negative(L_1=L_1)
@@ -98,7 +112,7 @@ def lemma_4_1(
         if deviation.square > NORMAL
         else ""
     )
-    # the first two may cancel
+    # the first two terms may cancel
     corrected = right + 2 * deviation.excess + LOST * (right + 2 * dim + 2 * abs(deviation.excess))
     return Bound("Lemma 4.1, printed", L_align, right, trivial, premise), Bound(
         "Lemma 4.1, any scale", L_align, corrected, trivial
@@ -114,26 +128,29 @@ def theorem_4(
     dim: int,
     r: float,
 ) -> Theorem4:
-    """|mu_k . mu_l| from L_2 and tau'.
+    """Bound |mu_k . mu_l| by L_2 and tau'.
 
     Args:
-        p: class priors.
-        gram: inner products of the class centers; the refined form uses the squared lengths on its
-            diagonal, and neither what is beside it.
+        p: Class priors.
+        gram: Inner products of the class centers. The refined form uses the squared lengths on its
+            diagonal, and nothing beside it.
         L_2: ||F - I||_F^2.
         tau: tau' = ||Sigma_W||_F^2, or an upper bound of it (`closed_tau`).
         dim: d.
-        r: length of the features, or an upper bound of it: |mu_k . mu_l| <= r^2 is trivial. The
+        r: Length of the features, or an upper bound of it: |mu_k . mu_l| <= r^2 is trivial. The
             paper has sqrt d.
 
     Raises:
-        ValueError: a quantity that cannot be what it is named, or L_2 and tau' that no encoder has.
+        ValueError: A quantity cannot be what it is named, or no encoder has this L_2 and tau'.
 
-    >>> import torch
-    >>> axes = torch.eye(2) * 2.0                                   # two classes collapsed onto the axes, at length sqrt 2
-    >>> theorem = theorem_4(p=torch.tensor([0.5, 0.5]), gram=axes, L_2=0.0, tau=0.0, dim=2, r=2**0.5)
-    >>> bool(theorem.printed.right[0, 1] < 1e-6), bool(theorem.refined.right[0, 1] < 1e-6)
-    (True, True)
+    Example:
+        Two classes, collapsed onto the axes at length sqrt 2:
+
+        >>> import torch
+        >>> half, axes = torch.tensor([0.5, 0.5]), torch.eye(2) * 2.0
+        >>> theorem = theorem_4(p=half, gram=axes, L_2=0.0, tau=0.0, dim=2, r=2**0.5)
+        >>> bool(theorem.printed.right[0, 1] < 1e-6), bool(theorem.refined.right[0, 1] < 1e-6)
+        (True, True)
     """
     p = priors(p)
     C = len(p)
@@ -150,7 +167,7 @@ def theorem_4(
             f"(sqrt L_2 + sqrt tau')^2 is at least {dim - C + lengths:.4g}. Take all of "
             f"them from the same features, not from estimates of each."
         )
-    # the radicands are differences, and else say 0 of centers that are 1e-6 off orthogonal
+    # the radicands are differences, which would else be 0 for centers that are 1e-6 off orthogonal
     printed = (
         2 / weight * (max(L_2 + tau - (dim - C) / 2, 0.0) + LOST * (L_2 + tau + dim + C))
     ).sqrt()
@@ -174,16 +191,22 @@ def closed_tau(
     stretch: float,
     r: float,
 ) -> float:
-    """An upper bound of tau' from the concentration and the alignment; parameters as of
-    `theorem_1`. 0 at sigma = 1 and all others 0.
+    """Return an upper bound of tau' from the concentration and the alignment.
 
-    sqrt tau' <= tr Sigma_W <= sum_k p_k V_k, and V_k <= r^2 min{ 1, q^2 t^2 / 2 + 2 (1 - q^2) },
-    since V_k is half the mean squared distance of two independent features of the class, which are
-    at most r t apart if both are good and 2r otherwise. Raises ValueError as `theorem_1`.
+    Parameters are as in `theorem_1`. The bound is 0 at sigma = 1 and all others 0.
 
-    >>> import torch
-    >>> closed_tau(p=torch.tensor([0.5, 0.5]), sigma=1.0, R_epsilon=0.0, epsilon=0.5, stretch=0.0, r=1.0)
-    0.25
+    sqrt tau' <= tr Sigma_W <= sum_k p_k V_k, and V_k <= r^2 min{ 1, q^2 t^2 / 2 + 2 (1 - q^2) }.
+    For V_k is half the mean squared distance of two independent features of the class. They are at
+    most r t apart if both are good, and at most 2r apart otherwise.
+
+    Raises:
+        ValueError: As in `theorem_1`.
+
+    Example:
+        >>> import torch
+        >>> half = torch.tensor([0.5, 0.5])
+        >>> closed_tau(p=half, sigma=1.0, R_epsilon=0.0, epsilon=0.5, stretch=0.0, r=1.0)
+        0.25
     """
     p = priors(p)
     positive(r=r)

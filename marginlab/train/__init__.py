@@ -1,6 +1,7 @@
-"""Training: one noun, `Recipe`, and one verb, `fit`; `load` gives a trained method back.
+"""Training: `Recipe` says what is trained, `fit` trains it, `load` gives a trained method back.
 
-A loop of one's own writes the same checkpoints by `save`, and goes on from them by `restore`.
+A training loop of your own writes the same checkpoints with `save`, and continues from them with
+`restore`.
 """
 
 from marginlab.train.angles import CollapseWarning as CollapseWarning

@@ -1,10 +1,9 @@
-"""`python -m marginlab.train RECIPE --folder runs/mine [--epochs 10 ...]`: train one recipe; the
-same command goes on after a stop.
+"""Train one recipe: `python -m marginlab.train RECIPE --folder runs/mine [--epochs 10 ...]`.
 
-RECIPE is a TOML file, or the name of one that comes with the package (the files of
-marginlab/train/recipes). Under torchrun it trains on all its processes. A rank that gives no sign
-of life for five minutes ends the job; the environment variable MARGINLAB_SILENCE sets other
-seconds.
+The same command resumes after a stop. RECIPE is a TOML file, or the name of one that comes with the
+package (the files of marginlab/train/recipes). Under torchrun it trains on all its processes. A
+rank that gives no sign of life for five minutes ends the job. The environment variable
+MARGINLAB_SILENCE sets another number of seconds.
 """
 
 import argparse
@@ -25,7 +24,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(arguments: list[str]) -> int:
-    """Train what the arguments say; returns the exit status."""
+    """Train what the arguments say, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m marginlab.train",
         description=__doc__.split("\n")[0],
@@ -129,7 +128,7 @@ def main(arguments: list[str]) -> int:
         return 143
     # SettingsError is a ValueError
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        # every rank says its own: the others may never hear of it, and wait until they are stopped
+        # every rank reports its own error: the others may never hear of it, and wait to be stopped
         say(error if ranks.size() == 1 else f"Rank {ranks.rank()}: {error}", error=True)
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""Target angles of a margin training, watched for the collapse that `methods.margin_classifier`
-tells of.
+"""Target angles of a margin training, watched for the collapse that `MarginClassifier` describes.
 
 The angle between an embedding and the center of its class begins near 90 degrees and falls. Where
 it stays there after the warm-up, embeddings say nothing of their classes, whatever the loss does.
+See `methods.margin_classifier`.
 """
 
 import math
@@ -17,17 +17,17 @@ STEPS = 100  # and steps, before which a short training has not begun to move
 
 
 class CollapseWarning(UserWarning):
-    """Embeddings are not drawn to the centers of their classes."""
+    """Warning that embeddings are not drawn to the centers of their classes."""
 
 
 class Angles:
-    """Mean target angles by epoch, and one warning in a run where they stay above 88 degrees.
+    """Mean target angles by epoch, with one warning per run if they stay above 88 degrees.
 
     Args:
-        epochs: of the run.
-        schedule: of the learning rate, whose attribute `warmup`, if it has one, is the part of the
-            run before which angles are not looked at.
-        per_epoch: steps of an epoch.
+        epochs: Number of epochs of the run.
+        schedule: Schedule of the learning rate. Its attribute `warmup`, if it has one, is the part
+            of the run before which angles are not looked at.
+        per_epoch: Steps of an epoch.
     """
 
     def __init__(self, epochs: int, schedule: Callable[[int, int], float], per_epoch: int) -> None:
@@ -36,9 +36,9 @@ class Angles:
         self.patience = max(PATIENCE, math.ceil(STEPS / per_epoch))
 
     def see(self, epoch: int, angle: float) -> None:
-        """Take note of the mean angle of an epoch, from 1; 0 where a method says none.
+        """Take note of the mean angle of an epoch, counted from 1; 0 if a method gives none.
 
-        Warns of a `CollapseWarning`, on rank 0, after so many epochs in a row above 88 degrees.
+        Rank 0 warns with a `CollapseWarning` after `patience` epochs in a row above 88 degrees.
         """
         self.high = self.high + 1 if epoch - 1 >= self.warm and angle > STAYS else 0
         if self.high == self.patience and not self.warned:

@@ -9,8 +9,9 @@ from marginlab import ranks
 
 @contextlib.contextmanager
 def board_of(folder: Path, epoch: int) -> Any:
-    """TensorBoard's writer on rank 0, None elsewhere; what an earlier one wrote from this epoch on
-    no longer counts.
+    """Open TensorBoard's writer on rank 0; yield None on the other ranks.
+
+    Events that an earlier writer wrote from this epoch on no longer count.
     """
     if ranks.rank():
         yield None

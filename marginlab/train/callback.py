@@ -1,5 +1,6 @@
-"""The monitor in somebody else's training loop: a callback that measures a network as it is, with
-no recipe and no `fit`.
+"""The monitor in a training loop of your own, with no recipe and no `fit`.
+
+A callback measures the network as it is at the end of an epoch.
 """
 
 from pathlib import Path
@@ -15,38 +16,42 @@ from marginlab.train.rows import Row, write
 
 
 class Callback:
-    """Call it with the number of the epoch that has ended; it measures where the monitor's schedule
-    says so.
+    """Measure a network at the end of each epoch for which the monitor's schedule asks.
+
+    Call it with the number of the epoch that has ended. Where a process group exists, call it on
+    one rank only.
 
     Args:
-        model: a module from images (B, 3, H, W) in [0, 1] to features (B, D); or a method of
+        model: A module from images (B, 3, H, W) in [0, 1] to features (B, D), or a method of
             `marginlab.methods`, whose projector is measured too. It is put into evaluation mode
             while it is measured, and back.
-        train, test: the images, as `marginlab.data.load` gives them (or `ImageSet`s of your own),
-            of the same classes.
-        augmentation: makes the views that alignment and concentration speak of: that of the
-            training.
-        epochs: how many the training has; the first (0, before any training) and the last are
+        train: The training images, as `marginlab.data.load` gives them (or an `ImageSet` of your
+            own).
+        test: The test images, of the same classes.
+        augmentation: The augmentation of the training. Its views are those of which alignment and
+            concentration speak.
+        epochs: Number of epochs of the training. Epoch 0 (before any training) and the last one are
             always measured.
-        monitor: what to measure, and how often; every epoch by default.
-        project: a module from features to what the loss sees, measured as `projector` beside the
+        monitor: What to measure, and how often. By default every epoch.
+        project: A module from features to what the loss sees, measured as `projector` beside the
             `backbone`.
-        csv: a file that holds all rows so far, written anew after each measurement.
-
-    Where a process group exists, call it on one rank only.
-
-    >>> from marginlab.data import load
-    >>> train, test = load("digits", "train", size=16).subset(60), load("digits", "test", size=16).subset(60)
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8))
-    >>> callback = Callback(model, train, test, Augmentation("a"), epochs=2, monitor=Monitor(every=1, images=20, views=2, measures=("Alignment()",)))
-    >>> for epoch in range(3):
-    ...     _ = callback(epoch)                                              # after your own loop over the batches
-    >>> sorted({row.epoch for row in callback.rows})
-    [0, 1, 2]
+        csv: A file that holds all rows so far, written anew after each measurement.
 
     Raises:
-        ValueError: training and test images of different classes, or an epoch beyond the last.
-        FileNotFoundError: the folder of `csv` is not there.
+        ValueError: Training and test images are of different classes, or an epoch is beyond the
+            last.
+        FileNotFoundError: The folder of `csv` does not exist.
+
+    Example:
+        >>> from marginlab.data import load
+        >>> train, test = (load("digits", s, size=16).subset(60) for s in ("train", "test"))
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8))
+        >>> monitor = Monitor(every=1, images=20, views=2, measures=("Alignment()",))
+        >>> callback = Callback(model, train, test, Augmentation("a"), epochs=2, monitor=monitor)
+        >>> for epoch in range(3):
+        ...     _ = callback(epoch)  # after your own loop over the batches
+        >>> sorted({row.epoch for row in callback.rows})
+        [0, 1, 2]
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class Callback:
         self.rows: list[Row] = []
 
     def __call__(self, epoch: int) -> list[Row]:
-        """Measure after this epoch, if the schedule says so: the new rows, or none."""
+        """Measure after this epoch if the schedule says so, and return the new rows, or none."""
         if not 0 <= epoch <= self.epochs:
             raise ValueError(
                 f"The training has epochs 0 (before it begins) to {self.epochs}, not {epoch}."
@@ -96,7 +101,7 @@ class Callback:
 
 
 class _Bare(nn.Module):
-    """What the monitor asks of a method, by a module that knows nothing of methods."""
+    """A plain module with the attributes that the monitor needs of a method."""
 
     def __init__(self, model: nn.Module, project: nn.Module | None):
         super().__init__()

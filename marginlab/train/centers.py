@@ -1,21 +1,22 @@
-"""Files of class centers: the shards of insightface in and out, one safetensors file, and centers
-for more classes or fewer.
+"""Files of class centers: insightface's shards, one safetensors file, and other numbers of classes.
 
-insightface's `arcface_torch` writes one file a rank, with the rows of consecutive classes, where of
-N ranks
+insightface's `arcface_torch` writes one file per rank, with the rows of consecutive classes. Of N
+ranks
 
     rank k holds    C // N + [k < C mod N]    classes
 
-(the shards of marginlab's own checkpoints follow DTensor, ceil(C / N) each: the two may not be
-mixed, and here they are not). Nothing in those files says C or N. A folder whose sizes break the
-rule, or that lacks a rank, is refused; one that lost rows in every shard evenly can be told only by
-the number of classes, which is therefore asked for where it is known.
+The shards of marginlab's own checkpoints follow DTensor, ceil(C / N) each. The two may not be
+mixed, and are not mixed here. Nothing in insightface's files says C or N. A folder whose sizes
+break the rule, or that lacks a rank, is refused. A folder that lost rows in every shard evenly can
+be recognised only by the number of classes, which is therefore asked for where it is known.
 
-    checkpoint_gpu_{k}.pt            since 2022: a dictionary, the centers at ["state_dict_softmax_fc"]["weight"]
-    rank_{k}_softmax_weight.pt       2021: the tensor itself; for a while the name began with rank:{k}
+    checkpoint_gpu_{k}.pt            since 2022: a dictionary, the centers at
+                                     ["state_dict_softmax_fc"]["weight"]
+    rank_{k}_softmax_weight.pt       2021: the tensor itself; for a while the name began with
+                                     rank:{k}
 
-On several ranks a head holds a shard, in marginlab's cut; the centers of all ranks are
-`load(run).classifier.centers`, of any checkpoint on any number of processes, or
+On several ranks a head holds a shard, in marginlab's cut. There are two ways to the centers of all
+ranks: `load(run).classifier.centers`, from any checkpoint on any number of processes, and
 `head.state_dict()["centers"].full_tensor()`, which all ranks call.
 """
 
@@ -44,28 +45,31 @@ PATTERNS = (
 def import_insightface(
     source: Path | str | Iterable[Path | str], num_classes: int | None = None
 ) -> Float[Tensor, "C D"]:
-    """Read the class centers of an insightface run from its shards, in the order of their ranks, on
-    the CPU.
+    """Read the class centers of an insightface run from its shards, in rank order, on the CPU.
 
     Args:
-        source: the folder with `checkpoint_gpu_{k}.pt` or `rank_{k}_softmax_weight.pt`, or the
+        source: The folder with `checkpoint_gpu_{k}.pt` or `rank_{k}_softmax_weight.pt`, or the
             files themselves, in any order. Files are read as tensors and plain containers only
-            (`weights_only`): no code in them is run; of a checkpoint only the centers are read from
-            the disk, and their checksum is verified.
+            (`weights_only`): no code in them is run. From a checkpoint only the centers are read
+            from the disk, and their checksum is verified.
         num_classes: C, where it is known.
 
-    Raises:
-        FileNotFoundError: the folder holds no shard, or a rank between the first and the last is
-            missing.
-        ValueError: a file is no shard, shards of both formats, of other widths or types, or whose
-            sizes do not follow the rule; another C.
+    Returns:
+        The centers (C, D).
 
-    >>> import tempfile
-    >>> centers = torch.randn(7, 4)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     export_insightface(centers, folder, ranks=3)
-    ...     torch.equal(import_insightface(folder, num_classes=7), centers)
-    True
+    Raises:
+        FileNotFoundError: The folder holds no shard, or a rank between the first and the last is
+            missing.
+        ValueError: A file is no shard. Or shards are of both formats, of different widths or types,
+            or of sizes that do not follow the rule. Or C is another number.
+
+    Example:
+        >>> import tempfile
+        >>> centers = torch.randn(7, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_insightface(centers, folder, ranks=3)
+        ...     torch.equal(import_insightface(folder, num_classes=7), centers)
+        True
     """
     files = _by_rank(source)
     shards = [_shard(file) for file in files]
@@ -105,19 +109,22 @@ def import_insightface(
 
 
 def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ranks: int) -> None:
-    """Write centers (C, D) or (C, 1, D) as `checkpoint_gpu_{k}.pt` of so many ranks: what
-    `import_insightface` and insightface's head read.
+    """Write centers as the files `checkpoint_gpu_{k}.pt` of `ranks` ranks.
 
-    Give the centers of all classes, on one process: not the part of them that a rank of several
-    holds.
+    `import_insightface` and insightface's head read these files. They hold the head alone.
+    insightface's own resume also wants a backbone, an optimizer and a step, and looks for them in
+    the same file.
 
-    The files hold the head alone. insightface's own resume also wants a backbone, an optimizer and
-    a step, and looks for them in the same file.
+    Args:
+        centers: Centers (C, D) or (C, 1, D) of all classes, on one process. Do not give the part of
+            them that a rank of several holds.
+        folder: The folder to write into. It is made if it does not exist.
+        ranks: Number of files.
 
     Raises:
-        ValueError: several centers for a class, which the format has no place for; fewer than one
-            rank; a DTensor.
-        FileExistsError: the folder already holds shards, whose ranks would mix with these.
+        ValueError: There are several centers for a class, for which the format has no place. Or
+            `ranks` is below 1. Or the centers are a DTensor.
+        FileExistsError: The folder already holds shards, whose ranks would mix with these.
     """
     if centers.ndim == 3 and centers.shape[1] != 1:
         raise ValueError(
@@ -138,23 +145,30 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
     for rank, shard in enumerate(flat.split(sizes(len(flat), ranks))):
         path = folder / f"checkpoint_gpu_{rank}.pt"
         partial = path.with_suffix(".partial")
-        # of a view, torch would write the whole storage
+        # torch would write the whole storage of a view
         torch.save({"state_dict_softmax_fc": {"weight": shard.clone()}}, partial)
         partial.replace(path)
 
 
 def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
-    """Write centers (C, D) or (C, K, D) to one safetensors file: a tensor `centers` (C, K, D), and
-    its sizes as metadata.
+    """Write centers to one safetensors file: a tensor `centers` (C, K, D), its sizes as metadata.
 
-    The file is written under another name and renamed into place, so that a whole one is never
-    lost. Raises ValueError for a DTensor.
+    The file is written under another name and renamed into place, so that a complete one is never
+    lost.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_centers(f"{folder}/centers.safetensors", torch.randn(5, 4))
-    ...     load_centers(f"{folder}/centers.safetensors").shape
-    torch.Size([5, 1, 4])
+    Args:
+        path: The file to write.
+        centers: Centers (C, D) or (C, K, D).
+
+    Raises:
+        ValueError: The centers are a DTensor.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_centers(f"{folder}/centers.safetensors", torch.randn(5, 4))
+        ...     load_centers(f"{folder}/centers.safetensors").shape
+        torch.Size([5, 1, 4])
     """
     _whole(centers)
     path = Path(path)
@@ -168,12 +182,12 @@ def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
 
 
 def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
-    """Read what `save_centers` wrote: (C, K, D), on the CPU.
+    """Read what `save_centers` wrote: centers (C, K, D), on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, it holds no `centers`, or they are not of the sizes
-            that its metadata says.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, it holds no `centers`, or they are not of the sizes
+            in its metadata.
     """
     path = Path(path)
     if not path.is_file():
@@ -203,17 +217,24 @@ def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
 def resized(
     centers: Float[Tensor, "C *K D"], num_classes: int, seed: int
 ) -> Float[Tensor, "C2 *K D"]:
-    """Give the centers of another number of classes: the old ones kept, new ones drawn as a new
-    classifier with this seed has them there.
+    """Return the centers for another number of classes: the old ones kept, new ones drawn.
 
-    Fewer classes keep the first. The result is a copy, of the same type and on the same device.
+    The new centers are drawn as a new classifier with this seed draws them at these places. Fewer
+    classes keep the first centers. The result is a copy, of the same type and on the same device.
 
-    Raises ValueError for fewer than one class.
+    Args:
+        centers: Centers (C, D) or (C, K, D).
+        num_classes: Number of classes of the result.
+        seed: Seed of the new centers.
 
-    >>> centers = torch.ones(3, 2, 4)
-    >>> more = resized(centers, 5, seed=0)
-    >>> more.shape, bool((more[:3] == 1).all()), torch.equal(resized(more, 3, seed=0), centers)
-    (torch.Size([5, 2, 4]), True, True)
+    Raises:
+        ValueError: `num_classes` is below 1.
+
+    Example:
+        >>> centers = torch.ones(3, 2, 4)
+        >>> more = resized(centers, 5, seed=0)
+        >>> more.shape, bool((more[:3] == 1).all()), torch.equal(resized(more, 3, seed=0), centers)
+        (torch.Size([5, 2, 4]), True, True)
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is at least 1, not {num_classes}.")
@@ -226,10 +247,11 @@ def resized(
 
 
 def sizes(num_classes: int, ranks: int) -> list[int]:
-    """How many classes each rank of insightface holds.
+    """Return the number of classes that each rank of insightface holds.
 
-    >>> sizes(7, 3)
-    [3, 2, 2]
+    Example:
+        >>> sizes(7, 3)
+        [3, 2, 2]
     """
     return [num_classes // ranks + (rank < num_classes % ranks) for rank in range(ranks)]
 
@@ -243,7 +265,7 @@ def _whole(centers: Tensor) -> None:
 
 
 def _rank(path: Path) -> tuple[int, int] | None:
-    """Which format a file's name says, and which rank."""
+    """Return the format and the rank that a file's name says, or None."""
     for kind, pattern in enumerate(PATTERNS):
         if found := pattern.fullmatch(path.name):
             return kind, int(found[1])
@@ -251,7 +273,7 @@ def _rank(path: Path) -> tuple[int, int] | None:
 
 
 def _by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
-    """The files of ranks 0 to N - 1."""
+    """Return the files of ranks 0 to N - 1."""
     given = isinstance(source, Path | str)
     if given and not Path(source).is_dir():  # type: ignore[arg-type]
         raise FileNotFoundError(
@@ -289,10 +311,10 @@ def _by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
 
 
 def _shard(path: Path) -> Tensor:
-    """Read the centers of one file, whose bytes are checked first.
+    """Read the centers of one file, after checking its bytes.
 
-    Of a file that is a zip (torch 1.6 and later) the checksums of the centers and of all that says
-    how to read them are verified, which torch.load does not do; older files have none.
+    If the file is a zip (torch 1.6 and later), the checksums of the centers and of everything that
+    says how to read them are verified. torch.load does not do this. Older files have no checksums.
     """
     try:
         with open_regular(path) as stream:
@@ -323,7 +345,7 @@ def _shard(path: Path) -> Tensor:
 def _head(path: Path, **options: Any) -> Tensor | None:
     """Load a file, and find the centers in what it holds."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of types that torch no longer writes
+        warnings.simplefilter("ignore")  # warnings of types that torch no longer writes
         held: Any = torch.load(path, weights_only=True, **options)
     if path.name.startswith("checkpoint"):
         head = held.get("state_dict_softmax_fc") if isinstance(held, dict) else None
@@ -332,7 +354,7 @@ def _head(path: Path, **options: Any) -> Tensor | None:
 
 
 def _verify(path: Path) -> None:
-    """Verify the checksums of the centers in a zip, and of what says how to read them."""
+    """Verify the checksums of the centers in a zip, and of records that say how to read them."""
     with Entries(path) as entries:
         for name in entries.names:
             if "/data/" not in name:

@@ -1,20 +1,20 @@
-"""Checkpoints: folders of torch.distributed.checkpoint that carry their recipe, written whole or
-not at all.
+"""Checkpoints: folders of torch.distributed.checkpoint with their recipe, complete or absent.
 
     RUN/recipe.toml
     RUN/checkpoints/step-00000240/      the tensors (.distcp), recipe.toml, progress.json, checksums
-A folder is written under another name, step-00000240.partial, and renamed into place; the ones
-before are removed by `prune`, under such a name too, once a step of training has gone on from the
-new one. So there is always a whole one, and what has the name of a step is whole. A step that is
-there already is neither written again nor taken for the same: that is refused.
 
-Parameters and buffers that all ranks have are written by rank 0 as it has them. A value that is not
-finite is not written: training could not go on from it.
+A folder is written under another name, step-00000240.partial, and renamed into place. Once a step
+of training has gone on from the new checkpoint, `prune` removes the older ones, also under such a
+name. So there is always a complete checkpoint, and every folder with the name of a step is
+complete. A step that exists already is refused: it is neither overwritten nor taken for the same.
 
-Before anything is loaded the folder is held against itself (`contents`: step, ranks, checksums of
-its files), against the recipe of the run, and against the method (names and shapes of its tensors,
-the classes, sub-centers and dimensions of class centers among them), so that nothing is half
-loaded.
+Rank 0 writes the parameters and buffers that all ranks have, with its own values. A value that is
+not finite is not written, since training could not continue from it.
+
+Before anything is loaded, the folder is checked against itself (`contents`: step, ranks, checksums
+of its files), against the recipe of the run, and against the method (names and shapes of its
+tensors, which include the classes, sub-centers and dimensions of class centers). So nothing is
+loaded by half.
 """
 
 import contextlib
@@ -56,31 +56,33 @@ def save(
     classes: Sequence[str],
     progress: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of a step, as `fit` does, from a loop of one's own; all ranks call it.
+    """Write the checkpoint of a step, as `fit` does, from a loop of your own; all ranks call it.
 
-    `load` gives the method back from it, `restore` goes on from it, and `prune` removes the ones
-    before it when that is wanted. What all ranks have is written as rank 0 has it.
+    `load` gives the method back from it and `restore` resumes from it. `prune` removes the
+    checkpoints before it when that is wanted. Values that all ranks have are written as rank 0 has
+    them.
 
     Args:
-        folder: the run folder; checkpoints stand in its `checkpoints/`.
-        recipe: what makes the method: `load` calls its `make_method`.
-        method: the method that is trained.
-        optimizers: of its parameters, in the order in which `restore` is given them.
-        step: the number of steps taken, which names the checkpoint.
-        classes: names of the classes of the data, in the order of their labels; without them a
-            method with class centers is restored, and not loaded.
-        progress: what the loop itself must know to go on, as JSON.
+        folder: The run folder. Checkpoints stand in its `checkpoints/`.
+        recipe: The recipe that makes the method: `load` calls its `make_method`.
+        method: The method that is trained.
+        optimizers: The optimizers of its parameters, in the order in which `restore` is given them.
+        step: The number of steps taken, which names the checkpoint.
+        classes: Names of the classes of the data, in the order of their labels. Without them, a
+            checkpoint of a method with class centers can be restored but not loaded.
+        progress: What the loop itself must know to resume, as JSON.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        FileExistsError: the folder has a checkpoint of this step already; it stays.
-        FloatingPointError: a parameter, buffer or optimizer state is not finite; nothing is
+        FileExistsError: The folder has a checkpoint of this step already, which stays.
+        FloatingPointError: A parameter, buffer or optimizer state is not finite. Nothing is
             written.
-        OSError: it cannot be written; the one before stays.
-        ValueError: a negative step, or names of more or fewer classes than the method has.
-        TypeError: progress that is no JSON.
+        OSError: The checkpoint cannot be written. The one before stays.
+        ValueError: The step is negative, or there are more or fewer names than the method has
+            classes.
+        TypeError: The progress is not JSON.
 
     Example:
         >>> import tempfile
@@ -130,12 +132,12 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
 
     ranks.first(make_room)
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # or each rank writes a part
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # else each rank writes a part
     state = _state(method, optimizers)
     with _quiet():
         try:
             save_state(state, checkpoint_id=partial, planner=planner, no_dist=ranks.size() == 1)
-        except CheckpointException as error:  # no Exception
+        except CheckpointException as error:  # a BaseException
             _interrupted(error)
             raise OSError(
                 f"The checkpoint {place} could not be written: {_cause(error)}. The one "
@@ -161,7 +163,7 @@ def prune(folder: Path | str) -> None:
         last = latest(Path(folder))
         for old in last.parent.glob("step-*") if last is not None else ():
             name = old.name.removeprefix("step-").removesuffix(".partial")
-            if old != last and name.isdigit():  # what has another name is somebody's own
+            if old != last and name.isdigit():  # a folder of another name is the user's own
                 gone = old if old.suffix == ".partial" else old.rename(f"{old}.partial")
                 shutil.rmtree(gone, ignore_errors=True)
 
@@ -169,13 +171,13 @@ def prune(folder: Path | str) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder."""
+    """Return the newest complete checkpoint of a run folder, or None."""
     found = whole(folder)
     return found[-1] if found else None
 
 
 def whole(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, from the oldest."""
+    """Return the complete checkpoints of a run folder, oldest first."""
     found = [
         (int(number), place)
         for place in (folder / "checkpoints").glob("step-*")
@@ -195,17 +197,17 @@ def restore(
     """Load a checkpoint into the method and its optimizers; all ranks call it.
 
     Args:
-        checkpoint: a checkpoint, or the run folder, whose newest is taken.
-        method: of the shapes that were saved.
-        optimizers: of its parameters, as they were given to `save`.
-        recipe: what the checkpoint is of; None does not compare.
+        checkpoint: A checkpoint, or the run folder, of which the newest checkpoint is taken.
+        method: A method of the shapes that were saved.
+        optimizers: The optimizers of its parameters, as they were given to `save`.
+        recipe: The recipe that the checkpoint must have. None does not compare.
 
     Returns:
         The progress that was given to `save`, with `step`, `ranks` and `classes`.
 
     Raises:
-        FileNotFoundError: there is no whole checkpoint.
-        ValueError: the checkpoint is changed or cut short (the message names the file), or of
+        FileNotFoundError: There is no complete checkpoint.
+        ValueError: The checkpoint is changed or cut short (the message names the file), or of
             another recipe (it names the setting) or method (it names the tensor).
     """
     error: Exception | None = None
@@ -218,7 +220,7 @@ def restore(
         if recipe is not None:
             _of_recipe(checkpoint, recipe)
         _of_method(checkpoint, places.state_dict_metadata, method)
-    except Exception as raised:  # of whatever kind: the others would wait
+    except Exception as raised:  # of any kind: the other ranks would wait
         error = raised
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
     ranks.agreed(0, error, device=device, what="restore", refused="its checkpoint", **said)
@@ -232,7 +234,7 @@ def restore(
 
 
 def _found(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest of a run folder."""
+    """Return the checkpoint that a path names: itself, or the newest of a run folder."""
     checkpoint = path if (path / "progress.json").exists() else latest(path)
     if checkpoint is None:
         raise FileNotFoundError(
@@ -243,7 +245,7 @@ def _found(path: Path) -> Path:
 
 
 def _of_recipe(checkpoint: Path, recipe: Recipe) -> None:
-    """Refuse a checkpoint of another recipe, also where all shapes are the same."""
+    """Refuse a checkpoint of another recipe, even where all shapes are the same."""
     with settings.as_data():
         theirs = settings.read(Recipe, checkpoint / "recipe.toml")
     for field in dataclasses.fields(Recipe):
@@ -272,7 +274,10 @@ def _of_method(checkpoint: Path, there: dict[str, Any], method: nn.Module) -> No
 
 
 def _sketch(recipe: Recipe, classes: int) -> Method | None:
-    """The method without memory for its tensors; None if it cannot be made so (one's own code)."""
+    """Make the method without memory for its tensors; None if its code does not allow that.
+
+    A method or backbone of the user's own code may be such a case.
+    """
     try:
         with torch.device("meta"):
             return recipe.make_method(classes)
@@ -281,15 +286,16 @@ def _sketch(recipe: Recipe, classes: int) -> Method | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first error of a rank, in its words."""
+    """Return the first line of a rank's first error."""
     failures = getattr(error, "failures", None) or {}
     own = next((each[0] for each in failures.values()), error)
     return str(own).split("\n")[0] or type(own).__name__
 
 
 def _interrupted(error: CheckpointException) -> None:
-    """Raise the Ctrl-C that is behind an error: torch collects it as it does the errors of ranks,
-    or fails of it once more.
+    """Raise KeyboardInterrupt if Ctrl-C is behind an error.
+
+    torch collects Ctrl-C as it does the errors of ranks, or fails again because of it.
     """
     for each, _ in error.failures.values():
         cause: BaseException | None = each
@@ -304,15 +310,17 @@ def _load(state: dict[str, Any], checkpoint: Path, *, alone: bool) -> None:
         try:
             reader, planner = contents.Reader(checkpoint), contents.Planner()
             load_state(state, storage_reader=reader, planner=planner, no_dist=alone)
-        except CheckpointException as error:  # no Exception
+        except CheckpointException as error:  # a BaseException
             _interrupted(error)
             raise ValueError(f"{checkpoint} cannot be loaded: {_cause(error)}.") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a group torch warns that it saves in a single process, also where that is what it was
-    asked for.
+    """Silence torch's warning that it saves in a single process.
+
+    Without a process group torch warns of this even where a single process is what it was asked
+    for.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -334,33 +342,33 @@ def _state(method: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
 def load(
     path: Path | str, device: torch.device | str = "cpu", *, code: Collection[str] = ()
 ) -> Method:
-    """Give a trained method back, in evaluation mode, from a run folder or one of its checkpoints.
+    """Load a trained method, in evaluation mode, from a run folder or one of its checkpoints.
 
-    `load("runs/mine").encode(images)` are the backbone features (B, D) of images (B, 3, H, W) in
-    [0, 1], or uint8; `load("runs/mine").classes` are the names of the classes it was trained on.
-    The folder is read as data, see docs/trust.md.
+    `load("runs/mine").encode(images)` returns the backbone features (B, D) of images (B, 3, H, W)
+    in [0, 1], or uint8. `load("runs/mine").classes` holds the names of the classes it was trained
+    on. The folder is read as data, see docs/trust.md.
 
     Args:
-        path: the folder that `fit` was given, or one of its `checkpoints/step-*`.
-        device: where the method is put.
-        code: modules with methods, backbones or operations of one's own that the folder's recipe
-            may name; they are imported. Those that this process has named before need not be.
+        path: The folder that `fit` was given, or one of its `checkpoints/step-*`.
+        device: Where the method is put.
+        code: Modules with methods, backbones or operations of your own that the folder's recipe may
+            name. They are imported. Modules that this process has named before may be left out.
 
     Returns:
         The method, with `classes` as names.
 
     Raises:
-        FileNotFoundError: there is no whole checkpoint.
-        ValueError: one was damaged or changed; the message names the file.
-        SettingsError: its recipe names code that is not in `code`; nothing was imported.
+        FileNotFoundError: There is no complete checkpoint.
+        ValueError: A checkpoint was damaged or changed. The message names the file.
+        SettingsError: The recipe names code that is not in `code`. Nothing was imported.
     """
     checkpoint = _found(Path(path))
     progress, places = contents.whole(checkpoint)
     classes = tuple(progress.get("classes", ()))
-    number = len(classes) or progress.get("num_classes", 2)  # older ones hold no names, or none
+    number = len(classes) or progress.get("num_classes", 2)  # older ones hold a number or nothing
     with settings.as_data(code=code):
         recipe = settings.read(Recipe, checkpoint / "recipe.toml")
-        if there := _sketch(recipe, number):  # before any memory is taken for it
+        if there := _sketch(recipe, number):  # checked before any memory is allocated
             _of_method(checkpoint, places.state_dict_metadata, there)
         method = recipe.make_method(number)
     _of_method(checkpoint, places.state_dict_metadata, method)

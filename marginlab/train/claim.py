@@ -1,12 +1,14 @@
-"""The claim to a run folder: of one recipe, one monitor and one set of images, one process at a
-time.
+"""The claim to a run folder: one recipe, one monitor, one set of images, one process at a time.
 
-RUN/recipe.toml, monitor.toml, images.txt     written once, each whole or not at all, before the first step
-RUN/.lock                                     held by the process that trains; it stays
-RUN/precision.json                            the precision that a probe chose, see `precision`
-RUN/machines.csv                              a row for each start: from which step on, on which devices with
-                                              how many threads, on how many ranks, with which
-                                              version of torch
+Files of the run folder that belong to the claim:
+
+    RUN/recipe.toml, monitor.toml, images.txt     written once, each complete or not at all, before
+                                                  the first step
+    RUN/.lock                                     held by the process that trains; it stays
+    RUN/precision.json                            the precision that a probe chose, see `precision`
+    RUN/machines.csv                              a row for each start: from which step on, on which
+                                                  devices with how many threads, on how many ranks,
+                                                  with which version of torch
 """
 
 import contextlib
@@ -33,7 +35,7 @@ from marginlab.train.recipe import Recipe
 LOCK, PARTIAL = ".lock", ".partial"
 FIRST = ("recipe.toml", "monitor.toml", "images.txt")
 WRITTEN = ("checkpoints", "tensorboard")
-OURS = (LOCK, PARTIAL, RECORD, *FIRST)  # of a run that was killed at its start
+OURS = (LOCK, PARTIAL, RECORD, *FIRST)  # what a run leaves that was killed at its start
 _HELD = dict[Path, TextIO]()  # locks of this process, by their folders
 
 
@@ -41,16 +43,16 @@ _HELD = dict[Path, TextIO]()  # locks of this process, by their folders
 def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iterator[None]:
     """Hold a folder for a recipe, a monitor and images, against other runs and other processes.
 
-    It is looked at before anything is written, so that a folder of something else stays as it was,
-    and once more under the lock: of two recipes that come together for a new folder, one gets it.
-    The system lets go of the lock when this process ends, however it ends.
+    The folder is checked before anything is written, so that a folder of something else stays as it
+    was. It is checked once more under the lock: if two recipes come for a new folder at the same
+    time, one gets it. The system releases the lock when this process ends, however it ends.
 
-    A folder that was new is given back if an error comes before the first checkpoint, so that
-    another recipe, such as one with a smaller learning rate, can have it.
+    If an error comes before the first checkpoint, a folder that was new is given back. Then another
+    recipe, such as one with a smaller learning rate, can have it.
 
     Raises:
-        SettingsError: the folder holds something else, or another process trains in it.
-        OSError: it cannot be written.
+        SettingsError: The folder holds something else, or another process trains in it.
+        OSError: The folder cannot be written.
     """
     folder = folder.absolute()
     _refuse(recipe, monitor, images, folder)
@@ -66,7 +68,7 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
         }
         try:
             for name, text in {**written, "images.txt": images}.items():
-                # of a run that was killed here, the later ones are missing
+                # a run that was killed here lacks the later files
                 if not _filled(folder / name):
                     _put(folder / name, text)
             _HELD[folder] = lock
@@ -97,7 +99,10 @@ def still_there(folder: Path) -> None:
 
 
 def record_machines(folder: Path, step: int, devices: list[str]) -> None:
-    """Add a row to machines.csv: numbers are the same bit for bit only where it is, see `machine`."""
+    """Add a row to machines.csv: the first step, the devices, the ranks and the version of torch.
+
+    Numbers are the same bit for bit only where this row is the same, see `machine`.
+    """
     file = folder / "machines.csv"
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     named = "; ".join(dict.fromkeys(devices))
@@ -138,7 +143,7 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
 
 
 def _holds(lock: TextIO, folder: Path) -> bool:
-    """Whether the lock is still the folder's: another may stand in its place."""
+    """Return whether the lock is still the folder's: another may stand in its place."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
     except FileNotFoundError:
@@ -157,12 +162,12 @@ def _give_back(folder: Path) -> None:
     for partial in (folder / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
     for made in ("tensorboard", "checkpoints"):
-        with contextlib.suppress(OSError):  # it is not there, or holds something of somebody else
+        with contextlib.suppress(OSError):  # it does not exist, or holds somebody else's files
             (folder / made).rmdir()
 
 
 def _filled(file: Path) -> bool:
-    """Whether a file is there with something in it: a disk that was full may leave an empty one."""
+    """Return whether a file exists and is not empty, as a full disk may leave it."""
     try:
         return file.stat().st_size > 0
     except FileNotFoundError:
@@ -170,7 +175,7 @@ def _filled(file: Path) -> bool:
 
 
 def _put(file: Path, text: str) -> None:
-    """Write a file whole, by a name that `_refuse` knows should it be killed here."""
+    """Write a file whole; its partial name is one that `_refuse` knows, should a kill leave it."""
     files.write(file, text, beside=file.with_name(PARTIAL))
 
 
@@ -194,5 +199,5 @@ def _alone(folder: Path) -> Iterator[TextIO]:
             raise SettingsError(
                 f"Another process trains in {folder}. Wait for it, or choose another folder."
             ) from None
-        os.utime(file.fileno())  # when it was claimed last
+        os.utime(file.fileno())  # its time says when it was claimed last
         yield file

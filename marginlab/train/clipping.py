@@ -1,4 +1,4 @@
-"""The gradient's norm, of the parameters of all ranks together."""
+"""Clipping by the gradient's norm, over the parameters of all ranks together."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,10 @@ from marginlab.methods import Method
 
 
 def clip(method: Method, most: float) -> None:
-    """Scale the dense gradients down to one norm, of all parameters and of all ranks' class
-    centers, at most; sampled ones stay as they are.
+    """Scale the dense gradients down so that their common norm is at most `most`.
+
+    The norm is over all dense gradients, with those of all ranks' class centers. Gradients of
+    sampled class centers stay as they are.
     """
     dense = [p for p in method.parameters() if p.grad is not None and not p.grad.is_sparse]
     heads = [

@@ -1,6 +1,6 @@
 """A checkpoint's folder read as data: checked against itself, and no code in it is run.
 
-    checksums.sha256      "HEX  NAME" for every other file, what `sha256sum -c` reads
+    checksums.sha256      "HEX  NAME" for every other file, in the format of `sha256sum -c`
     .metadata             a pickle of names, shapes and places; only the types of torch's checkpoint
                           format are made from it (a pickle may otherwise call any function)
     __RANK_NUMBER.distcp  tensors and plain values, which `torch.load` reads with `weights_only`
@@ -34,7 +34,7 @@ from marginlab.files import content_of, open_regular
 REMEDY = "Remove it, and train again or take an older copy."
 SUMS = "checksums.sha256"
 FORMAT = 2  # of progress.json; checkpoints before 2 have no checksums
-NAME = re.compile(r"__(\d+)_\d+\.distcp", re.ASCII)  # of rank and number
+NAME = re.compile(r"__(\d+)_\d+\.distcp", re.ASCII)  # rank and number
 METADATA = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -55,13 +55,13 @@ PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Make the types of checkpoint metadata, and refuse all others before they are imported."""
+    """Unpickler of checkpoint metadata: all other types are refused before they are imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in METADATA.get(module, ()):
             return super().find_class(module, name)
         if module.split(".")[0] == "pathlib" and name in PATHS:
-            return pathlib.PurePosixPath  # where it was written; not the place that is read
+            return pathlib.PurePosixPath  # where it was written, not where it is read
         raise pickle.UnpicklingError(
             f"it holds {module}.{name}, which is no part of a checkpoint's metadata: it may be "
             "made to run code"
@@ -72,10 +72,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class Reader(FileSystemReader):
-    """torch's reader of checkpoint folders, by which nothing but data is read."""
+    """torch's reader of checkpoint folders, restricted to data."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read `.metadata` (ValueError, UnpicklingError where it holds anything else)."""
+        """Read `.metadata`; raise ValueError or UnpicklingError if it holds anything else."""
         content = content_of(Path(self.path) / ".metadata")
         found = _Unpickler(io.BytesIO(content)).load()
         _well_formed(found)
@@ -84,7 +84,7 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """torch's planner, which reads values that are no tensors as plain data only."""
+    """torch's planner, restricted to plain data for values that are not tensors."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Read a value, then let torch put it in its place."""
@@ -102,7 +102,7 @@ def _well_formed(found: Any) -> None:
     stored = dict[str, int]()
     for index, place in found.storage_data.items():
         file, offset, length = place.relative_path, place.offset, place.length
-        # no repr of anything else: tuples in tuples may be longer as text than any memory
+        # no repr of other types: nested tuples may be longer as text than any memory
         if type(file) is not str or type(index.fqn) is not str:
             raise ValueError("it names a tensor, or a file of this checkpoint, by no text")
         if NAME.fullmatch(file) is None:
@@ -123,18 +123,16 @@ def _well_formed(found: Any) -> None:
 
 
 def read(checkpoint: Path, function: Callable[[], Any]) -> Any:
-    """Call a function that reads a checkpoint; a failure is a ValueError with the checkpoint's
-    name.
-    """
+    """Call a function that reads a checkpoint; turn a failure into a ValueError with its name."""
     try:
         return function()
-    except Exception as error:  # of JSON, of pickle, of the disk
+    except Exception as error:  # an error of JSON, of pickle or of the disk
         words = str(error).split("\n")[0] or type(error).__name__
         raise ValueError(f"{checkpoint} cannot be read: {words}. {REMEDY}") from error
 
 
 def metadata(checkpoint: Path) -> Metadata:
-    """Names, shapes and places of what a checkpoint holds."""
+    """Read names, shapes and places of what a checkpoint holds."""
     found: Metadata = read(checkpoint / ".metadata", Reader(checkpoint).read_metadata)
     return found
 
@@ -142,7 +140,8 @@ def metadata(checkpoint: Path) -> Metadata:
 def progress(checkpoint: Path) -> dict[str, Any]:
     """Read the progress that the training loop wrote beside the tensors.
 
-    Raises ValueError where it is no JSON object, or was written by a later version.
+    Raises:
+        ValueError: It is no JSON object, or was written by a later version.
     """
     file = checkpoint / "progress.json"
     found = read(file, lambda: json.loads(content_of(file).decode("utf-8")))
@@ -163,36 +162,38 @@ def progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def digest(file: Path) -> str:
-    """The SHA-256 of a regular file, in hexadecimal (OSError if it is another kind)."""
+    """Return the SHA-256 of a regular file, in hexadecimal (OSError if it is another kind)."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def mark(checkpoint: Path) -> str:
-    """16 hexadecimal digits that tell a checkpoint from others of its step: of its checksums.
+    """Return 16 hexadecimal digits that tell a checkpoint from others of its step.
 
-    Versions that kept no checksums wrote metadata with a number of its own.
+    They are of its checksums. Versions that kept no checksums wrote metadata with a number of its
+    own, which is used instead.
     """
     sums = checkpoint / SUMS
     return digest(sums if sums.exists() else checkpoint / ".metadata")[:16]
 
 
 def write_sums(folder: Path, known: dict[str, str]) -> None:
-    """Write checksums of all files of a folder; those of `known` names are not read again."""
+    """Write checksums of all files of a folder; files of `known` names are not read again."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
     lines = [f"{known.get(name) or digest(folder / name)}  {name}\n" for name in names]
     put(folder / SUMS, "".join(lines))
 
 
 def put(file: Path, text: str) -> None:
-    """Write a file, on the disk before what follows, as torch does with the tensors."""
+    """Write a file to the disk before anything that follows, as torch does with the tensors."""
     files.write(file, text)
 
 
 def check_sums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
-    """Hold the files of a checkpoint, or one part of so many of them, against their checksums.
+    """Compare the files of a checkpoint, or one of `parts` parts of them, with their checksums.
 
-    Raises ValueError with the file's name for one that was changed, is missing, or was added.
+    Raises:
+        ValueError: A file was changed, is missing, or was added. The message names it.
     """
     file = checkpoint / SUMS
     if not file.exists():
@@ -218,17 +219,18 @@ def check_sums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
 
 
 def _unlisted(names: Iterable[str]) -> list[str]:
-    """Files that a checkpoint has of itself, without those that a system leaves in folders."""
+    """Select the checkpoint's own files, without those that a system leaves in folders."""
     own = {".metadata", "progress.json", "recipe.toml"}
     return sorted(name for name in names if name in own or name.endswith(".distcp"))
 
 
 def whole(checkpoint: Path, *, part: int = 0, parts: int = 1) -> tuple[dict[str, Any], Metadata]:
-    """The progress and metadata of a checkpoint that is as it was written.
+    """Return the progress and metadata of a checkpoint that is as it was written.
 
-    Of the checksums one part of so many is looked at, for ranks that share the work.
+    Ranks that share the work check one of `parts` parts of the checksums each.
 
-    Raises ValueError with the name of the file that is changed, missing or cut short.
+    Raises:
+        ValueError: A file is changed, missing or cut short. The message names it.
     """
     found = progress(checkpoint)
     places = metadata(checkpoint)

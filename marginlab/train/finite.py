@@ -1,4 +1,4 @@
-"""Values from which a training can go on: all of them finite, on all ranks."""
+"""Check of the values from which a training can continue: all finite, on all ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +18,14 @@ def check_finite(
 ) -> None:
     """Refuse weights, buffers and optimizer state that are not finite, on every rank if on one.
 
-    kept: the last checkpoint, for the message.
+    Args:
+        method: The module whose weights and buffers are checked.
+        optimizers: The optimizers whose state is checked.
+        step: The step, for the message.
+        kept: The last checkpoint, for the message.
 
-    Raises FloatingPointError with the name of the first of them.
+    Raises:
+        FloatingPointError: A value is not finite. The message names the first.
     """
     values = {name: ranks.local(value) for name, value in method.state_dict().items()}
     for optimizer in optimizers:

@@ -1,13 +1,18 @@
 """`fit`: one plain loop, for one process or a group of them.
 
-    step t of epoch e:   rows  = the t-th batch of the e-th permutation, read ahead by workers where the images exceed a budget of memory
-                         views = augmentation.views(images[rows], index=rows, n_views=V, first_view=V e)
-                         loss  = method(views, labels)["loss"];  backward;  step of every optimizer at lr * schedule(t)
+    step t of epoch e:   rows  = the t-th batch of the e-th permutation
+                         views = augmentation.views(images[rows], index=rows,
+                                                    n_views=V, first_view=V e)
+                         loss  = method(views, labels)["loss"]
+                         backward
+                         step of every optimizer at lr * schedule(t)
+
+Where the images exceed a budget of memory, workers read the rows ahead.
 
 Everything random is drawn from (seed, epoch, image, view), so the position in the run is one
-number, and a checkpoint that holds weights, optimizer state and that number is whole: on one kind
+number. A checkpoint with the weights, the optimizer state and that number is complete: on one kind
 of CPU, with one number of threads and of ranks, a run that was killed and started again ends bit
-for bit as one that was not.
+for bit like one that was not.
 """
 
 import contextlib
@@ -43,8 +48,13 @@ SAVE_EVERY = 1000
 
 
 class Fitted(NamedTuple):
-    """The trained method in evaluation mode, its measured rows, where all is kept, and how fast
-    this call trained.
+    """The result of `fit`: the trained method, its rows, its folder and its speed.
+
+    Attributes:
+        method: The trained method, in evaluation mode.
+        rows: The measured rows.
+        folder: Where everything is kept.
+        images_per_second: How fast this call trained.
     """
 
     method: Method
@@ -65,48 +75,59 @@ def fit(
     workers: int | None = None,
     precision_in: Path | None = None,
 ) -> Fitted:
-    """Train a recipe in a folder; a folder that holds a part of the same run is gone on with, a
-    finished one is read.
+    """Train a recipe in a folder. Resume if the folder holds part of this run.
+
+    A finished run is read and not trained again.
 
     Args:
-        recipe: what to train.
-        folder: where checkpoints, `monitor.csv` and TensorBoard's events are kept. Ranks share it.
-        monitor: what to measure during training; None for the default `Monitor()`.
-        root: the folder of the data sets; by default MARGINLAB_DATA.
-        device: by default this rank's GPU, or the CPU.
-        say: is told the progress in a line of text; None shows a progress bar on a terminal.
-        budget: bytes of memory that the images of a split may take on each rank. A folder of more
-            is streamed: workers decode the batches of their rank ahead of its steps. Neither budget
-            nor workers change a number, and a run may go on with others.
-        workers: processes of each rank that decode; by default its share of the cores, at most 8; 0
+        recipe: What to train.
+        folder: Where checkpoints, `monitor.csv` and TensorBoard's events are kept. Ranks share it.
+        monitor: What to measure during training. None means the default `Monitor()`.
+        root: The folder of the data sets. By default MARGINLAB_DATA.
+        device: By default this rank's GPU, or the CPU.
+        say: Is called with the progress as a line of text. None shows a progress bar on a terminal.
+        budget: Bytes of memory that the images of a split may take on each rank. A larger folder is
+            streamed: workers decode the batches of their rank ahead of its steps. Neither budget
+            nor workers change a number, and a run may resume with other values.
+        workers: Processes of each rank that decode. By default its share of the cores, at most 8. 0
             decodes in the loop itself. The memory they take is that of 2 workers + 1 batches. A
             script that streams calls `fit` under `if __name__ == "__main__":`, since workers import
             it.
-        precision_in: the folder whose `precision.json` says in which precision a recipe with
-            `precision = "auto"` trains; by default the run folder. Runs that are compared share
+        precision_in: The folder whose `precision.json` says in which precision a recipe with
+            `precision = "auto"` trains. By default the run folder. Runs that are compared share
             one.
 
+    Returns:
+        The trained method, its measured rows, its folder and its speed.
+
     Raises:
-        SettingsError: the folder holds a run of another recipe or monitor (the first difference is
-            named) or on other images, or another process trains in it, or it is not the same for
-            all ranks; or the batch exceeds the images or splits unevenly, or the method cannot be
+        SettingsError: The folder holds a run of another recipe or monitor (the first difference is
+            named) or on other images, another process trains in it, or it is not the same for all
+            ranks. Or the batch exceeds the images or splits unevenly. Or the method cannot be
             trained on so many ranks or by this optimizer.
-        FloatingPointError: a loss or gradient is not finite on some rank; the message names step,
-            rank, layer and images, the last checkpoint stays.
-        Stopped: SIGTERM came; the step that was under way is kept in a checkpoint.
-        ValueError, OSError: on every rank, if on one an image of a streamed folder cannot be read
-        or a worker ended; the last checkpoint stays. Whatever `data.load` refuses. All but the
-        second, third and fourth before any work.
+        FloatingPointError: A loss or gradient is not finite on some rank. The message names step,
+            rank, layer and images. The last checkpoint stays.
+        Stopped: SIGTERM came. The step that was under way is kept in a checkpoint.
+        ValueError: An image of a streamed folder cannot be read or a worker ended. If this happens
+            on one rank, every rank raises. The last checkpoint stays.
+        OSError: As for ValueError.
 
-    On several ranks each normalises its batch by its own statistics (layers such as GroupNorm have
-    none), and kNN and the other measures are taken by the first. A loss is that of the batch of all
-    ranks, so apart from such layers a run does not depend on how many train it but for rounding.
+    `fit` also raises whatever `data.load` refuses. FloatingPointError, Stopped and the errors of a
+    streamed folder come during the work; all others come before it starts.
 
-    >>> import tempfile
-    >>> recipe = Recipe(images=64, backbone="Backbone('resnet18', stem='strided', width=0.25)", epochs=1, batch=32)
-    >>> run = fit(recipe, tempfile.mkdtemp(), Monitor(images=20, bank=40), say=lambda line: None)
-    >>> run.method.encode(torch.rand(2, 3, 32, 32)).shape
-    torch.Size([2, 128])
+    On several ranks, each rank normalises its batch by its own statistics (layers such as GroupNorm
+    use none), and the first rank takes kNN and the other measures. A loss is that of the batch of
+    all ranks. So apart from such layers and from rounding, a run does not depend on how many ranks
+    train it.
+
+    Example:
+        >>> import tempfile
+        >>> backbone = "Backbone('resnet18', stem='strided', width=0.25)"
+        >>> recipe = Recipe(images=64, backbone=backbone, epochs=1, batch=32)
+        >>> monitor = Monitor(images=20, bank=40)
+        >>> run = fit(recipe, tempfile.mkdtemp(), monitor, say=lambda line: None)
+        >>> run.method.encode(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 128])
     """
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else _own_device()
@@ -118,7 +139,7 @@ def fit(
         keeping.start(method, recipe.start)
     passes(method, train, recipe, device)
     viewable(recipe, monitor, train)
-    # refuses what it cannot do before the folder is taken
+    # refuses what it cannot do before the folder is claimed
     optimizers = method.optimizers(recipe.make_optimizer())
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))
@@ -148,7 +169,7 @@ def fit(
         try:
             return loop.run()
         except OSError:
-            still_there(folder)  # if it was removed, that is why
+            still_there(folder)  # raises the reason if the folder was removed
             raise
 
 
@@ -159,7 +180,7 @@ def _own_device() -> torch.device:
 
 
 class _Loop:
-    """The state of one run: what a checkpoint holds, and what is made anew from the recipe."""
+    """State of one run: what a checkpoint holds, and what is made anew from the recipe."""
 
     def __init__(
         self,
@@ -204,13 +225,13 @@ class _Loop:
         self.steps = recipe.epochs * self.per_epoch
         # sums over the steps of this epoch: the loss, and what comes with it
         self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()
-        # the same of this rank since they were last brought together
+        # this rank's part of these sums since ranks last added theirs
         self.totals = dict[str, Tensor]()
         self.signal, self.stopping = watch.Signal(), False
         self.keeper = keeping.Keeper(recipe, folder, method, optimizers, train.classes, device)
         self.say = say
         self.angles = Angles(recipe.epochs, self.schedule, self.per_epoch)
-        # of this epoch, and of the next, which may be read ahead
+        # caches this epoch and the next, which may be read ahead
         self.order = functools.lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> Tensor:
@@ -232,8 +253,8 @@ class _Loop:
                 )
                 self.totals[name] = torch.tensor(own, device=self.device, dtype=torch.float64)
         elif self.recipe.start:
-            # the other run may go on before this one's first checkpoint: its weights of now are
-            # this run's
+            # the other run may go on before this one's first checkpoint, so its present weights
+            # are saved as this run's
             self.save()
         if self.step < self.steps:
             devices = ranks.of_all(machine.device())
@@ -245,7 +266,7 @@ class _Loop:
         if self.recipe.compile:
             forward = torch.compile(forward)
         with contextlib.ExitStack() as stack:
-            # what is written there of this epoch and later ones was not kept
+            # events of this epoch and later ones belong to steps that no checkpoint holds
             first = self.step // self.per_epoch + 1 if self.step else 0
             board = (
                 stack.enter_context(board_of(self.folder, first))
@@ -284,7 +305,7 @@ class _Loop:
             rate = progress_bar.rate()
         self.keeper.proven()
         self.write_rows()
-        # since the last step
+        # the signal may have come since the last step
         if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):
             raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
         self.method.eval()
@@ -292,20 +313,21 @@ class _Loop:
         return Fitted(self.method, self.rows, self.folder, rate)
 
     def own_rows(self) -> Iterator[Tensor]:
-        """This rank's rows of each micro-batch, from this step to the end of the run."""
+        """Yield this rank's rows of each micro-batch, from this step to the end of the run."""
         for step in range(self.step, self.steps):
             yield from self.rows_of(step)
 
     def rows_of(self, step: int) -> list[Tensor]:
-        """This rank's rows of each micro-batch of a step."""
+        """Return this rank's rows of each micro-batch of a step."""
         epoch, place = divmod(step, self.per_epoch)
         batch, order = self.recipe.batch, self.order(epoch)
         parts = order[place * batch : (place + 1) * batch].split(batch // self.recipe.accumulate)
         return [part[ranks.share(len(part))] for part in parts]
 
     def read(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The rows of the next micro-batch and their images; those of files on every rank or on
-        none.
+        """Return the rows of the next micro-batch and their images.
+
+        If a rank cannot read its images from files, all ranks raise.
         """
         if isinstance(self.train.images, Tensor):
             return next(parts)
@@ -318,8 +340,10 @@ class _Loop:
         return found[0], found[1].to(self.device)
 
     def window(self) -> contextlib.AbstractContextManager[bool]:
-        """The part of a step that its micro-batches share; says whether their losses add up to that
-        of the step, which is their mean otherwise.
+        """Open the part of a step that its micro-batches share.
+
+        The context says whether the losses of the micro-batches add up to that of the step.
+        Otherwise the loss of the step is their mean.
         """
         if self.recipe.accumulate == 1:
             return contextlib.nullcontext(False)
@@ -330,8 +354,9 @@ class _Loop:
     def one_step(
         self, forward: Any, parts: Iterator[tuple[Tensor, Tensor]], epoch: int
     ) -> dict[str, Tensor]:
-        """Step the optimizers on the next images; gives the loss and what the method says with it,
-        means over the micro-batches, in float64.
+        """Step the optimizers on the next images; return the loss and the method's other values.
+
+        They are means over the micro-batches, in float64.
         """
         recipe, dtype = self.recipe, self.dtype
         factor = self.schedule(self.step, self.steps)
@@ -370,17 +395,20 @@ class _Loop:
         return said
 
     def views(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """The views of these images in an epoch, the same whenever they are drawn."""
+        """Return the views of these images in an epoch, the same whenever they are drawn."""
         n = self.method.n_views
         return self.augmentation.views(
             images, index=rows, n_views=n, seed=self.recipe.seed, first_view=n * epoch
         )
 
     def agree(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> None:
-        """Stop on every rank when a number of any rank is not finite, or one was told to end; the
-        optimizers have not moved then.
+        """Stop every rank if a number on any rank is not finite, or if any rank was told to end.
 
-        losses: the rows of each micro-batch, and its part of the loss.
+        The optimizers have not moved at that point.
+
+        Args:
+            losses: For each micro-batch, its rows and its part of the loss.
+            epoch: The epoch of this step.
         """
         total = torch.stack([loss.float() for _, loss in losses]).sum()
         faulty, stop = watch.agreed(
@@ -403,8 +431,10 @@ class _Loop:
         self.stopping = stop
 
     def diagnosis(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> tuple[int, str]:
-        """`watch.diagnosis` of the first micro-batch whose loss is not finite; if only gradients
-        are not, which are of all, the last one's.
+        """Return `watch.diagnosis` of the first micro-batch whose loss is not finite.
+
+        If only gradients are not finite, which are those of all micro-batches, the last one is
+        taken.
         """
         rows, loss = next((part for part in losses if not bool(part[1].isfinite())), losses[-1])
         views = self.views(self.train.images[rows].to(self.device), rows, epoch)
@@ -413,7 +443,7 @@ class _Loop:
     def end(self, epoch: int, board: Any, *, ended: bool) -> None:
         """Close an epoch, or a long stretch of one: check the loss, record, measure, save.
 
-        What is measured and saved is the network of rank 0, whose buffers all ranks get.
+        The network of rank 0 is measured and saved, and all ranks get its buffers.
         """
         ranks.share_buffers(self.method)
         if ended:
@@ -430,14 +460,14 @@ class _Loop:
         self.save(checked=ended)
 
     def save(self, *, checked: bool = False) -> Path:
-        """Keep all that the run needs to go on from this step."""
-        # of each rank: adding them here would round
+        """Save all that the run needs to resume from this step."""
+        # one value per rank: adding them here would round
         totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}
         progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows]}
         return self.keeper.save(self.step, progress, checked=checked)
 
     def measure(self, epoch: int, board: Any) -> None:
-        """Rank 0 measures, the others wait for its rows."""
+        """Measure on rank 0; the other ranks wait for its rows."""
 
         def rows() -> list[Row]:
             measured = self.monitor(
@@ -463,5 +493,5 @@ class _Loop:
             board.add_scalar(row.name.replace("[", "_").replace("]", ""), row.value, row.epoch)
 
     def write_rows(self) -> None:
-        """Keep what was measured as a table beside the checkpoints."""
+        """Write all measured rows as a table beside the checkpoints."""
         ranks.first(lambda: write(self.rows, self.folder / "monitor.csv"))

@@ -24,19 +24,20 @@ from marginlab.train.recipe import Recipe
 def together(
     recipe: Recipe, monitor: Monitor, device: torch.device, reading: dict[str, Any]
 ) -> tuple[ImageSet, ImageSet, ImageSet | None]:
-    """Load the images of a recipe and those to be verified, once it is clear that all ranks agree.
+    """Load the images of a recipe and those to be verified, and check that all ranks agree.
 
     Args:
-        recipe: what is trained.
-        monitor: what is measured.
-        device: where ranks exchange what they have: cuda for NCCL.
+        recipe: What is trained.
+        monitor: What is measured.
+        device: Where ranks exchange what they have: cuda for NCCL.
         reading: root, budget and workers, as in `check`.
 
     Raises:
-        SettingsError: what `check` refuses, or ranks that would train something else than others,
-            such as on a stale copy; on every rank, with the ranks and what each has.
-        Whatever else `check` raises; elsewhere as ValueError.
-
+        SettingsError: `check` refuses the recipe. Or ranks would train something else than others,
+            such as on a stale copy. Every rank raises, and the message names the ranks and what
+            each has.
+        ValueError: Another rank met some other error of `check`. The rank that met it raises the
+            error itself.
     """
     train = test = unseen = None
     error: Exception | None = None
@@ -49,7 +50,7 @@ def together(
             budget=reading["budget"],
             workers=reading["workers"],
         )
-    except Exception as raised:  # of a decoder too, and of a full memory: the others would wait
+    except Exception as raised:  # from a decoder or a full memory too: the other ranks would wait
         error = raised
     said: dict[str, Any] = {}
     if ranks.size() > 1 and error is None:
@@ -67,7 +68,7 @@ def together(
 
 
 def _said(recipe: Recipe, monitor: Monitor, sets: dict[str, ImageSet | None]) -> dict[str, Any]:
-    """Values that decide the numbers of a run, by name."""
+    """Collect the values that decide the numbers of a run, by name."""
     said: dict[str, Any] = {"version of torch": torch.__version__}
     said["version of marginlab"] = marginlab.__version__
     for name, chosen in (("recipe", recipe), ("monitor", monitor)):
@@ -92,12 +93,22 @@ def check(
     budget: int = BUDGET,
     workers: int | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """Load the training and test images of a recipe, and refuse what cannot be trained on them;
-    `fit` begins with it, and says what the rest means.
+    """Load the training and test images of a recipe, and refuse images that it cannot train on.
+
+    `fit` begins with it. `data.load` may raise further errors.
+
+    Args:
+        recipe: What is trained.
+        root: As in `fit`.
+        budget: As in `fit`.
+        workers: As in `fit`.
+
+    Returns:
+        The training images and the test images.
 
     Raises:
-        SettingsError: the batch exceeds the images or splits unevenly over micro-batches and ranks,
-        or the two splits differ in their classes. Whatever `data.load` refuses.
+        SettingsError: The batch exceeds the images or splits unevenly over micro-batches and ranks,
+            or the two splits differ in their classes.
     """
     workers = default_workers() if workers is None else workers
     train, test = (
@@ -128,8 +139,9 @@ def check(
 
 
 def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device) -> None:
-    """Refuse images of a size that the backbone does not take, and micro-batches too small for its
-    layers.
+    """Refuse images of a size that the backbone cannot take, and too small micro-batches.
+
+    The backbone's layers decide how small a micro-batch may be.
     """
     shape = tuple(train.images.shape[1:])
     method.eval()
@@ -143,7 +155,7 @@ def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device
             f"the recipe or of Backbone(...)."
         ) from error
     method.train()
-    # batch normalisation has no variance of one value
+    # batch normalisation needs more than one value for a variance
     if recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views == 1:
         try:
             with (
@@ -160,10 +172,10 @@ def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device
 
 
 def viewable(recipe: Recipe, monitor: Monitor, train: ImageSet) -> None:
-    """Refuse augmentations, of the training and of the monitor, that images of this size do not
-    take.
+    """Refuse augmentations (of training or monitor) that cannot take images of this size.
 
-    Raises SettingsError with the setting.
+    Raises:
+        SettingsError: An augmentation makes no views. The message names the setting.
     """
     blank = torch.zeros(1, *train.images.shape[1:], dtype=torch.uint8)
     asked = {"augmentation": recipe.make_augmentation()}

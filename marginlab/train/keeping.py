@@ -1,9 +1,9 @@
-"""The checkpoints of one run: begun from, gone on from, kept, and removed when the next one holds.
+"""The checkpoints of one run: loaded, written, and removed when the next one is proven.
 
-    newest checkpoint, 64 bits of SHA-256 of its checksums          alike on every rank, or all raise
+    newest checkpoint, 64 bits of SHA-256 of its checksums     equal on every rank, or all raise
 
 The first rank holds the folder. Ranks that see other files in its place, such as a stale copy,
-would train from other weights; one that sees none would begin anew while the others wait for it.
+would train from other weights. A rank that sees none would begin anew while the others wait for it.
 """
 
 import time
@@ -42,10 +42,10 @@ class Keeper:
         self.recipe, self.folder, self.method, self.optimizers = recipe, folder, method, optimizers
         self.classes, self.device = classes, device
         self.last: tuple[int, Path] | None = None  # the step saved last by this call, and its place
-        self.unproven = False  # whether no step has gone on yet from the checkpoint written last
+        self.unproven = False  # True until a step has gone on from the checkpoint written last
 
     def resume(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint of the folder and give its progress; None if there is none."""
+        """Load the newest checkpoint of the folder; return its progress, None if there is none."""
         last = newest(self.folder, self.device, claimed=True)
         if last is None:
             return None
@@ -53,11 +53,14 @@ class Keeper:
         return checkpoint.restore(last, self.method, self.optimizers, recipe=self.recipe)
 
     def check(self, step: int) -> None:
-        """Refuse weights that no step can go on from: they are neither measured nor saved."""
+        """Refuse weights that no step can continue from: they are neither measured nor saved."""
         check_finite(self.method, self.optimizers, step, checkpoint.latest(self.folder))
 
     def save(self, step: int, progress: dict[str, Any], *, checked: bool = False) -> Path:
-        """Write the checkpoint of a step, once; `checked`: these weights have passed `check`."""
+        """Write the checkpoint of a step, once.
+
+        `checked` says that these weights have passed `check`.
+        """
         if self.last is not None and self.last[0] == step:
             return self.last[1]  # as when the signal to end comes in the last step of an epoch
         ranks.first(lambda: still_there(self.folder))
@@ -77,7 +80,7 @@ class Keeper:
         return place
 
     def proven(self) -> None:
-        """Remove older checkpoints once a step has gone on from the last, or the run is at its end."""
+        """Remove older checkpoints once a step has gone on from the last, or the run has ended."""
         if self.unproven:
             checkpoint.prune(self.folder)
             self.unproven = False
@@ -93,7 +96,6 @@ def newest(folder: Path, device: torch.device, *, claimed: bool = False) -> Path
 
     Raises:
         SettingsError: The ranks do not see the same folder.
-
     """
 
     def find() -> Path | None:
@@ -110,7 +112,7 @@ def newest(folder: Path, device: torch.device, *, claimed: bool = False) -> Path
 
 
 def remaining(folder: Path) -> str:
-    """Name the checkpoints that are left to a run that cannot go on, as the end of a sentence."""
+    """Name the checkpoints left to a run that cannot continue, as the end of a sentence."""
     last = checkpoint.latest(folder)
     if last is None:
         return "no checkpoint was written yet."
@@ -124,12 +126,14 @@ def remaining(folder: Path) -> str:
 
 
 def start(method: Method, path: Path | str) -> None:
-    """Give a method the weights of another run's; all ranks call it.
+    """Load the weights of another run into a method; all ranks call it.
 
     Class centers (and sub-centers) of more or fewer classes are `resized`.
 
-    Raises FileNotFoundError and ValueError as `load`, on every rank if on one, ValueError when the
-    two are of other shapes, and SettingsError for ranks that hold different copies of that run.
+    Raises:
+        FileNotFoundError: As in `load`, on every rank if on one.
+        ValueError: As in `load`, on every rank if on one; or the two are of different shapes.
+        SettingsError: Ranks hold different copies of that run.
     """
     loaded = list[Method]()
 
@@ -162,7 +166,7 @@ def start(method: Method, path: Path | str) -> None:
 def _alike(
     find: Callable[[], Path | None], device: torch.device, *, what: str, refused: str, remedy: str
 ) -> Path | None:
-    """Find a checkpoint on each rank; if one fails, or finds another than the others, all raise."""
+    """Find a checkpoint on each rank; if one fails or finds another than the others, all raise."""
     error: Exception | None = None
     place: Path | None = None
     said = dict[str, Any]()
@@ -170,7 +174,7 @@ def _alike(
         place = find()
         said["newest checkpoint"] = None if place is None else place.name
         said["its checksums"] = None if place is None else contents.mark(place)
-    except Exception as raised:  # of whatever kind: the others would wait
+    except Exception as raised:  # of any kind: the other ranks would wait
         error = raised
     try:
         ranks.agreed(0, error, device=device, what=what, refused=refused, **said)
@@ -182,7 +186,7 @@ def _alike(
 
 
 def _appears(file: Path) -> bool:
-    """Whether a file is there, at the latest after some patience."""
+    """Return whether a file appears within `PATIENCE` seconds."""
     until = time.monotonic() + PATIENCE
     while not file.exists():
         if time.monotonic() > until:

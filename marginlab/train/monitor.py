@@ -1,22 +1,28 @@
 """The monitor: the only place that measures during training.
 
-At epoch 0 (the untrained network), at every `every`-th epoch and at the last one it encodes clean
-and augmented images in evaluation mode, in float32, and measures on L2-normalised features (r = 1),
-named `backbone` or `projector`:
+It measures at epoch 0 (the untrained network), at every `every`-th epoch and at the last one. It
+encodes clean and augmented images in evaluation mode, in float32. It measures L2-normalised
+features (r = 1), named `backbone` or `projector`:
 
-    alignment, R_epsilon[...]            test images: E||f(x_1) - f(x_2)||^2; share of images whose views differ by more than epsilon
+    alignment, R_epsilon[...]            test images: E||f(x_1) - f(x_2)||^2; share of images
+                                         whose views differ by more than epsilon
     divergence_max, divergence_mean      largest and mean mu_k . mu_l over pairs of classes
     center_norm_min, delta_mu            smallest ||mu_k||; 1 - min_k ||mu_k||^2
-    knn_error, nearest_center_error      clean test images against the training images (centers over their augmented views)
-    linear_error                         a logistic regression on clean backbone features: first and last epoch only, and not for many classes
-    certified[...], theorem_3..., ...    what the theory bounds (field `bounds`): `marginlab.train.theorems`
-    MEASURE.NUMBER                       what more measures say of the views of test images (field `measures`)
-    verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where a set with a split `unseen` is named
+    knn_error, nearest_center_error      clean test images against the training images (centers
+                                         over their augmented views)
+    linear_error                         a logistic regression on clean backbone features: first
+                                         and last epoch only, and not for many classes
+    certified[...], theorem_3..., ...    what the theory bounds (field `bounds`):
+                                         `marginlab.train.theorems`
+    MEASURE.NUMBER                       what more measures say of the views of test images
+                                         (field `measures`)
+    verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where
+                                         a set with a split `unseen` is named
 
 Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are
-those of `classes` of them, drawn by the seed; kNN and the linear probe know all.
+those of `classes` of them, drawn by the seed. kNN and the linear probe know all classes.
 
-Sources: Huang et al. 2023, sections 2 to 5; of the last two `marginlab.evaluation.verification`.
+Sources: Huang et al. 2023, sections 2 to 5; for the last two `marginlab.evaluation.verification`.
 """
 
 import math
@@ -53,51 +59,55 @@ from marginlab.train.theorems import certified, theorems
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of a network: features of images, and what the loss sees of features, or None
-    where that is the same.
+    """Interface of a network to be measured: features of images, and the projector's embeddings.
+
+    The loss sees the embeddings. Where it sees the features themselves, `project` is None.
     """
 
     @property
     def project(self) -> Any:
-        """A function of features (B, D), or None."""
+        """Function from features (B, D) to what the loss sees, or None."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
+        """Return features (B, D) of images (B, 3, H, W) in [0, 1]."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """As of a torch module."""
+        """Iterate over the modules, as a torch module does."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of a torch module."""
+        """Iterate over the parameters, as a torch module does."""
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """What to measure, how often, on how many images.
+    """Settings of the measurements: what to measure, how often, on how many images.
 
-    every: epochs between measurements; 0 measures the untrained and the trained network only.
-    images: class-balanced training and test images whose views are measured; at least two of each
-        class are taken, where the data have them.
-    views: views of each of them.
-    bank: training images for kNN and linear probe, and as many test images; 0 takes all.
-    epsilons: where the curve R_epsilon is recorded.
-    probe_classes: the linear probe is left out where there are more classes, as a logistic
-        regression of a thousand takes minutes.
-    classes: how many classes are watched, where the data have more; 0 watches all. Every watched
-        one has two images at least.
-    verified: an image set, as `marginlab.data.load` names it, whose split `unseen` is verified
-        ("omniglot-upright"); by default none is.
-    verified_pairs, folds: pairs of its images for the accuracy, in so many folds of different
-        classes.
-    far_pairs, fars: pairs for the true accept rate at these false accept rates.
-    measures: more measures of the views of the test images, as calls of `marginlab.measures`:
-        ("Uniformity()", "NeuralCollapse()").
-    augmentation: of the views that are measured, as a call of `marginlab.augment`; by default that
-        of the training.
-    k: neighbours that vote in kNN; of a smaller bank all do.
-    off: measure nothing, at no epoch; see `none`.
-    bounds: what the theorems say of the test images, and what is certified from the training
-        images, of them and of the test images.
+    Args:
+        every: Epochs between measurements. 0 measures the untrained and the trained network only.
+        images: Class-balanced training and test images whose views are measured. At least two of
+            each class are taken, where the data have them.
+        views: Views of each of these images.
+        bank: Training images for kNN and linear probe, and as many test images. 0 takes all.
+        epsilons: Where the curve R_epsilon is recorded.
+        seed: Seed of the choices of images, views, classes and pairs.
+        probe_classes: The linear probe is left out where there are more classes, since a logistic
+            regression of a thousand takes minutes.
+        classes: Number of watched classes, where the data have more. 0 watches all. Every watched
+            class has at least two images.
+        verified: An image set, as `marginlab.data.load` names it, whose split `unseen` is verified
+            ("omniglot-upright"). By default none is.
+        verified_pairs: Pairs of its images for the accuracy.
+        folds: Number of folds, of different classes, that these pairs form.
+        far_pairs: Pairs for the true accept rate.
+        fars: False accept rates at which the true accept rate is taken.
+        measures: More measures of the views of the test images, as calls of `marginlab.measures`:
+            ("Uniformity()", "NeuralCollapse()").
+        bounds: Record what the theorems say of the test images, and what is certified from the
+            training images, of them and of the test images.
+        augmentation: Augmentation of the views that are measured, as a call of `marginlab.augment`.
+            By default that of the training.
+        k: Neighbours that vote in kNN. In a smaller bank all do.
+        off: Measure nothing, at no epoch; see `none`.
     """
 
     every: int = 0
@@ -121,7 +131,7 @@ class Monitor:
 
     @classmethod
     def none(cls) -> "Monitor":
-        """The monitor that measures nothing, where only the training is wanted.
+        """Return the monitor that measures nothing, where only the training is wanted.
 
         Example:
             >>> Monitor.none().due(0, epochs=10)
@@ -188,12 +198,14 @@ class Monitor:
         budget: int = BUDGET,
         workers: int | None = None,
     ) -> ImageSet | None:
-        """The images whose pairs are verified, resized as those of the training; None where none
-        are asked for.
+        """Load the images whose pairs are verified, resized as those of the training.
+
+        Returns:
+            The images, or None where none are asked for.
 
         Raises:
-            SettingsError: the set has no split `unseen`, shares a class with the training, or has
-            fewer pairs than asked for. Whatever `data.load` refuses.
+            SettingsError: The set has no split `unseen`, shares a class with the training, or has
+                fewer pairs than asked for. Or `data.load` refuses it.
         """
         if self.off or not self.verified:
             return None
@@ -333,8 +345,9 @@ class Monitor:
         return made
 
     def _watched(self, images: ImageSet) -> ImageSet:
-        """The images of the watched classes alone, which are numbered anew, in their old order; all
-        where there are no more.
+        """Return the images of the watched classes only, or all images if there are no more.
+
+        The watched classes are numbered anew, in their old order.
         """
         n = len(images.classes)
         if not 0 < self.classes < n:
@@ -355,8 +368,9 @@ class Monitor:
 def _with_images(
     clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]
 ) -> tuple[Tensor, Tensor]:
-    """The features with those of the image itself before its views, as the theory has it among
-    them; and the labels.
+    """Put the features of the image itself before those of its views; return them and the labels.
+
+    The theory counts the image among its views.
     """
     return torch.cat((clean[:, None], views), dim=1), labels
 
@@ -368,7 +382,7 @@ def encode_images(
     device: torch.device,
     batch: int = 512,
 ) -> dict[str, Float[Tensor, "N D"]]:
-    """L2-normalised features of clean images, of the backbone and of the projector, in float32."""
+    """Return L2-normalised features of clean images, by space (backbone, projector), in float32."""
     return _spaces(method, encode(method.encode, images, batch=batch, device=device), batch)
 
 
@@ -384,10 +398,11 @@ def encode_views(
     split: str,
     batch: int = 512,
 ) -> dict[str, Float[Tensor, "N V D"]]:
-    """L2-normalised features (N, V, D) of views of images, drawn apart from those of training; the
-    clean image is not among them.
+    """Return L2-normalised features (N, V, D) of views of images, by space.
+
+    The views are drawn apart from those of training. The clean image is not among them.
     """
-    # other draws for other images: the two splits number their images alike
+    # the offset gives the splits different draws, since both number their images alike
     offset = 0 if split == "train" else 1 << 31
 
     def draw(held: Tensor, *, index: Tensor, n_views: int) -> Tensor:
@@ -401,7 +416,7 @@ def encode_views(
 
 
 def _spaces(method: Encoder, features: Float[Tensor, "N *V D"], batch: int) -> dict[str, Tensor]:
-    """The directions of features, and of what the projector makes of so many at a time."""
+    """Normalise features, and what the projector makes of `batch` of them at a time."""
     spaces = {"backbone": F.normalize(features, dim=-1)}
     if method.project is not None:
         rows = features.flatten(0, -2).split(batch)
@@ -411,5 +426,5 @@ def _spaces(method: Encoder, features: Float[Tensor, "N *V D"], batch: int) -> d
 
 
 def device_of(method: Encoder) -> torch.device:
-    """The device of the first parameter."""
+    """Return the device of the first parameter, or the CPU if there is none."""
     return next((p.device for p in method.parameters()), torch.device("cpu"))

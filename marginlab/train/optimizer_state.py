@@ -1,13 +1,15 @@
-"""Optimizer states for checkpoints that N ranks save and M load: by the names of parameters, shards
-as DTensors.
+"""Optimizer states for checkpoints that N ranks save and M ranks load.
 
-torch's `get_optimizer_state_dict` writes the same names, but it steps an optimizer without state by
-a gradient of zeros, which costs a row-sparse one as much as all classes and more than it should
-ever hold; and it saves the state of a shard as if every rank had the same.
+States are keyed by the names of parameters, and shards are DTensors.
+
+torch's `get_optimizer_state_dict` writes the same names, but has two faults here. It steps an
+optimizer without state by a gradient of zeros. For a row-sparse one this costs as much as all
+classes, and more memory than it should ever hold. And it saves the state of a shard as if every
+rank had the same.
 
 A parameter is a shard when the module's state dict shows it as a DTensor (`PartialFC.centers` on
-several ranks). What the optimizer keeps for each of its rows (momentum, second moments, step
-counts) is then cut as it is.
+several ranks). The state that the optimizer keeps for each of its rows (momentum, second moments,
+step counts) is then cut in the same way.
 """
 
 from collections.abc import Sequence
@@ -22,9 +24,7 @@ from marginlab import ranks
 
 
 def named(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state dict with the names of parameters for their numbers, and the state of
-    shards as DTensors.
-    """
+    """Return an optimizer's state dict: parameters by name, the state of shards as DTensors."""
     names, held, whole = _names(module, optimizer), optimizer.state_dict(), module.state_dict()
     groups = [
         {**group, "params": [names[number] for number in group["params"]]}
@@ -40,7 +40,7 @@ def named(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]
 
 
 def put(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `named` gave, on this or another number of ranks, into the optimizer."""
+    """Load what `named` returned, on this or another number of ranks, into the optimizer."""
     numbers = {name: number for number, name in enumerate(_names(module, optimizer))}
     groups = [
         {**group, "params": [numbers[name] for name in group["params"]]}
@@ -62,10 +62,12 @@ def saved_as(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> dict[str, Any]:
-    """Optimizer states of the shapes and types that a checkpoint holds, to be filled: an optimizer
-    that has not stepped has none of its own.
+    """Return empty optimizer states of the shapes and types that a checkpoint holds, to be filled.
 
-    Raises ValueError when the checkpoint holds state of a parameter that the module does not have.
+    An optimizer that has not stepped has no state of its own.
+
+    Raises:
+        ValueError: The checkpoint holds state of a parameter that the module does not have.
     """
     found = {
         f"optimizer{number}": {**named(module, optimizer), "state": {}}
@@ -87,16 +89,19 @@ def saved_as(
 
 
 def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names in the module of an optimizer's parameters, in the order in which its state dict
-    numbers them.
+    """Return the names in the module of an optimizer's parameters.
+
+    Their order is that in which the optimizer's state dict numbers them.
     """
     known = {parameter: name for name, parameter in module.named_parameters()}
     return [known[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _empty(saved: Any, like: Tensor) -> Tensor | None:
-    """A tensor to load into: of a parameter's shape in memory, cut as it is where it has its rows;
-    None for what is no tensor.
+    """Return a tensor to load into, or None for a value that is not a tensor.
+
+    A value of the parameter's shape gets the parameter's layout in memory. A value with the
+    parameter's rows is cut as the parameter is.
     """
     if not isinstance(saved, TensorStorageMetadata):
         return None

@@ -3,7 +3,7 @@
 Bfloat16 is faster than float32 on a processor with matrix units for it, and several times slower on
 one that emulates it. With `precision = "auto"` the first start of a run times the backbone in both
 and writes its choice to `precision.json`. Every later start, and every rank, reads that file, so a
-run keeps one format on whatever machine it goes on. Cells of a study share one file.
+run keeps one format on whatever machine it resumes. Cells of a study share one file.
 """
 
 import copy
@@ -32,16 +32,16 @@ _LONGEST = 2**16  # bytes of a record
 def chosen(
     precision: str, backbone: torch.nn.Module, views: torch.Size, folder: Path
 ) -> tuple[str, str]:
-    """Give the precision that a run trains in, and a sentence about it if a probe decided.
+    """Return the precision that a run trains in, and a sentence about it if a probe decided.
 
-    All ranks call it; the first reads the record or probes.
+    All ranks call it. The first reads the record or probes.
 
     Args:
-        precision: The recipe's: float32, bfloat16 or auto.
-        backbone: What is trained. A probe leaves its weights, statistics and gradients as they
+        precision: The recipe's precision: float32, bfloat16 or auto.
+        backbone: The module to train. A probe leaves its weights, statistics and gradients as they
             were.
         views: The shape of the views of one micro-batch, (n, channels, height, width).
-        folder: Where `precision.json` is, or is written.
+        folder: The folder of `precision.json`, which is read or written there.
 
     Returns:
         One of `PRECISIONS`, and a sentence, which is empty if the recipe names the precision.
@@ -69,9 +69,8 @@ def probe(backbone: torch.nn.Module, views: torch.Size) -> dict[str, Any]:
     that is not counted.
 
     Returns:
-        The precision to train in, the median seconds of each (those of bfloat16 are of its first
-        pass if that alone was four times slower), and the device.
-
+        The precision to train in, the median seconds of each, and the device. If the first pass of
+        bfloat16 alone was four times slower, its seconds are those of that pass.
     """
     parameter = next(backbone.parameters())
     device, shape = parameter.device, (min(views[0], IMAGES), *views[1:])
@@ -82,7 +81,7 @@ def probe(backbone: torch.nn.Module, views: torch.Size) -> dict[str, Any]:
         for precision in PRECISIONS:
             first = _seconds(copied, images, precision)
             if precision == "float32":
-                first = _seconds(copied, images, precision)  # the first has made its plans
+                first = _seconds(copied, images, precision)  # the first pass made its plans
                 limit = HOPELESS * max(first, 0.25)
             elif first > limit:
                 return _record("float32", limit / HOPELESS, first)
@@ -103,7 +102,7 @@ def _copy(backbone: torch.nn.Module) -> torch.nn.Module:
 
 
 def _seconds(backbone: torch.nn.Module, images: torch.Tensor, precision: str) -> float:
-    """Take one forward and backward pass."""
+    """Return the seconds of one forward and backward pass."""
     dtype, device = PRECISIONS[precision], images.device
     backbone.zero_grad(set_to_none=True)
     if device.type == "cuda":

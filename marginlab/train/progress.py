@@ -1,5 +1,6 @@
-"""Progress of a run on the terminal: a bar with images per second and the time left, or a line of
-text for somebody else's display.
+"""Progress of a run: a bar on the terminal, or a line of text for another display.
+
+Both show images per second and the time left.
 """
 
 import time
@@ -13,8 +14,9 @@ from marginlab import ranks
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Counts the steps of this process; `rate()` is its images per second without the first step,
-    which warms caches and compiles.
+    """Counter of the steps of this process.
+
+    `rate()` is its images per second without the first step, which warms caches and compiles.
     """
 
     def __init__(
@@ -62,6 +64,6 @@ class Progress(AbstractContextManager["Progress"]):
             self.say(f"epoch {epoch}/{self.steps // self.per_epoch}, {rate}, {left:.0f} s left")
 
     def rate(self) -> float:
-        """Images a second since the first step of this process; 0 before the second."""
+        """Return images per second since this process's first step; 0 before the second step."""
         timed = self.step - self.start - 1
         return timed * self.batch / (self.now - self.first) if timed > 0 else 0.0

@@ -1,9 +1,9 @@
 """A recipe: everything that decides what is trained.
 
 Two runs of one recipe give the same numbers, bit for bit, on one kind of processor with one number
-of threads and one set of versions. Another processor or number of threads adds in another order,
-and a short training carries that as far as another seed: `studies/README.md` has the numbers.
-A run says in `machines.csv` where it was computed, a study in `times.csv`.
+of threads and one set of versions. Another processor or another number of threads adds in another
+order. In a short training this moves the result as far as another seed does: `studies/README.md`
+has the numbers. A run records in `machines.csv` where it was computed, a study in `times.csv`.
 """
 
 import math
@@ -21,58 +21,65 @@ from marginlab.train.precision import AUTO, PRECISIONS
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train, on what, how. Choices among classes are strings in call notation.
+    """Settings of one training: the data, the method, the optimizer and the schedule.
 
-    `Recipe()` is the paper's SimCLR (Huang et al. 2023, section 5) but for its data.
+    Choices among classes are strings in call notation. `Recipe()` is the paper's SimCLR (Huang et
+    al. 2023, section 5), except for its data.
     """
 
     data: str = "shapes"
-    """What `marginlab.data.load` knows: shapes, cifar10, npz:PATH, folder:PATH, ..."""
+    """Name of a data set for `marginlab.data.load`: shapes, cifar10, npz:PATH, folder:PATH, ..."""
     image_size: int = 0
     """Resize images to this side; 0 keeps their own."""
     images: int = 0
     """Train on a class-balanced choice of so many images; 0 takes all."""
     augmentation: str = "Augmentation('abcde', strength=0.5)"
-    """A class of marginlab.augment. Among operations given one by one may be some of one's own:
-    "Augmentation(('ResizedCrop()', 'package.module:Mine(p=0.5)'))"."""
+    """A class of marginlab.augment.
+
+    A list of single operations may hold operations of your own:
+    "Augmentation(('ResizedCrop()', 'package.module:Mine(p=0.5)'))".
+    """
     backbone: str = "Backbone('resnet18', stem='cifar')"
-    """A class of marginlab.models, or a module of one's own: "package.module:Net(depth=3)"."""
+    """A class of marginlab.models, or a module of your own: "package.module:Net(depth=3)"."""
     method: str = "SimCLR(temperature=0.5)"
-    """A class of marginlab.methods, or a Method of one's own: "package.module:Mine(size=2)"."""
+    """A class of marginlab.methods, or a Method of your own: "package.module:Mine(size=2)"."""
     optimizer: str = "SGD(lr=0.06, momentum=0.9, weight_decay=0.0005)"
     """A class of marginlab.optim."""
     schedule: str = "WarmupCosine(warmup=0.05)"
     """A schedule of marginlab.optim."""
     epochs: int = 200
-    """Passes over the images; the last, incomplete batch of each is left out."""
+    """Passes over the images. The last, incomplete batch of each pass is left out."""
     batch: int = 512
-    """Images of one optimizer step, over all ranks and micro-batches, among which they divide
-    evenly.
+    """Images of one optimizer step, over all ranks and micro-batches.
+
+    They divide evenly among the ranks and micro-batches.
     """
     accumulate: int = 1
     """Micro-batches of a step.
 
-    A contrastive loss takes its negatives from one micro-batch only; that of a margin classifier is
-    the whole batch's, for margins with averages by those of earlier steps. Layers that normalise by
-    the batch see one micro-batch.
+    A contrastive loss takes its negatives from one micro-batch only. The loss of a margin
+    classifier is that of the whole batch; margins with averages use the averages of earlier steps.
+    Layers that normalise by the batch see one micro-batch.
     """
     clip: float = 0.0
-    """Largest norm of the gradient of all shared parameters together (not of sampled class
-    centers); 0 does not clip.
+    """Largest norm of the gradient; 0 does not clip.
+
+    The norm is over all shared parameters together, without sampled class centers.
     """
     precision: str = "float32"
-    """float32; bfloat16, by autocast; or auto: bfloat16 where a probe finds it at least 1.15 times
-    faster.
+    """Number format: "float32", "bfloat16" (by autocast) or "auto".
+
+    "auto" takes bfloat16 where a probe finds it at least 1.15 times faster.
     """
     compile: bool = False
     """Compile the forward pass with torch.compile."""
     seed: int = 0
     """Seed of weights, order and views."""
     start: str = ""
-    """A run folder, or a checkpoint of one, whose weights are the first ones instead of drawn ones.
+    """A run folder, or one of its checkpoints, to take the initial weights from.
 
-    Of another number of classes the centers that both have are kept, class by class in their order,
-    and the others are drawn.
+    Without it the initial weights are drawn. If that run had another number of classes, the centers
+    that both runs have are kept, class by class in their order, and the others are drawn.
     """
 
     def __post_init__(self) -> None:
@@ -127,7 +134,7 @@ class Recipe:
         return made
 
     def make_optimizer(self) -> methods.MakeOptimizer:
-        """Make the function from parameters to their optimizer."""
+        """Make the function that maps parameters to their optimizer."""
         kind = getattr(optim, self.optimizer.partition("(")[0].strip(), None)
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
             raise SettingsError(
@@ -140,18 +147,20 @@ class Recipe:
         return made  # type: ignore[no-any-return]
 
     def make_schedule(self) -> Any:
-        """Make the function from (step, steps) to the factor on the learning rate."""
+        """Make the function that maps (step, steps) to the factor on the learning rate."""
         made = settings.call(self.schedule, optim)
         if not isinstance(made, optim.Schedule):
             raise SettingsError(f"{self.schedule!r} is an optimizer, not a schedule.")
         return made
 
     def make_method(self, num_classes: int = 2) -> methods.Method:
-        """Make the untrained method; its weights are a function of the seed and leave torch's
-        global generator as it was.
+        """Make the untrained method.
 
-        num_classes: of the data, for methods that own class centers. Two are enough to see whether
-            the settings make a method.
+        Its weights are a function of the seed. torch's global generator keeps its state.
+
+        Args:
+            num_classes: Number of classes of the data, for methods that own class centers. Two are
+                enough to see whether the settings make a method.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Key(self.seed).named("weights").word())

@@ -1,9 +1,8 @@
-"""What is measured during training, as rows: a name, a value, the ends of its interval, and how
-many images it rests on.
+"""Rows of measurements: a name, a value, the ends of its interval, and its number of images.
 
-Standard errors become 95 % intervals by the normal distribution where an estimate has next to no
-bias, error rates have Wilson's, and extremes over classes those of `marginlab.measures.extremes`.
-Where no interval is valid there is none: `low` and `high` are NaN.
+Where an estimate has next to no bias, its standard error becomes a 95 % interval by the normal
+distribution. Error rates have Wilson's interval, and extremes over classes have that of
+`marginlab.measures.extremes`. Where no interval is valid there is none: `low` and `high` are NaN.
 """
 
 import csv
@@ -24,8 +23,9 @@ from marginlab.measures.measure import Measure
 
 
 class Row(NamedTuple):
-    """One number: value, the bounds of its interval (NaN where there is none), and how many images
-    it rests on.
+    """One number: its value, the ends of its interval, and how many images it rests on.
+
+    The ends are NaN where there is no interval.
     """
 
     epoch: int
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def rate(epoch: int, name: str, value: float | Tensor, n: int) -> Row:
-    """An error rate with its 95 % Wilson interval."""
+    """Return an error rate with its 95 % Wilson interval."""
     p, z = float(value), 1.96
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Row(
@@ -58,12 +58,12 @@ def geometry(
     epoch: int,
     epsilons: tuple[float, ...],
 ) -> list[Row]:
-    """Alignment, R_epsilon at each epsilon, and how the class centers lie, in a space of this name.
+    """Return alignment, R_epsilon at each epsilon, and how the class centers lie in one space.
 
-    Of classes without an image here nothing is said; then `classes_present` says how many are left.
-    Intervals of `divergence_max`, `center_norm_min` and `delta_mu`, extremes over classes whose
-    estimates lean outwards, allow for the choice among classes; there are none where a class has
-    fewer than 3 images.
+    Classes without an image here are left out. Then `classes_present` says how many are left.
+    `divergence_max`, `center_norm_min` and `delta_mu` are extremes over classes, whose estimates
+    lean outwards. Their intervals allow for the choice among classes. There are none where a class
+    has fewer than 3 images.
     """
     # rank 0 measures alone
     alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(
@@ -118,7 +118,7 @@ def geometry(
 
 
 def _within(row: Row, least: float, most: float) -> Row:
-    """The row with its interval cut to what is possible."""
+    """Cut the interval of a row to the possible values."""
     low, high = (end if math.isnan(end) else min(max(end, least), most) for end in row[3:5])
     return row._replace(low=low, high=high)
 
@@ -130,12 +130,14 @@ def measured(
     space: str,
     epoch: int,
 ) -> list[Row]:
-    """A row `Measure.field/space` for each number in the result of a measure; arrays, counts and
-    standard errors make none of their own.
+    """Return a row `Measure.field/space` for each number in the result of a measure.
 
-    The interval of a number `x` is that of `error_x`, or of `standard_error` if the result names no
-    other number, for the numbers that the measure has in its `intervals`. Others have none: their
-    bias is beyond their error, as their `meaning` says, or the error is for a given bank.
+    Arrays, counts and standard errors make no row of their own.
+
+    Only numbers that the measure has in its `intervals` get an interval. The interval of a number
+    `x` comes from `error_x`, or from `standard_error` if the result names no other number. The
+    other numbers have none: their bias is beyond their error, as their `meaning` says, or the error
+    is for a given bank.
     """
     measure.distributed_available_fn = lambda: False  # rank 0 measures alone
     takes_labels = "labels" in inspect.signature(type(measure).update).parameters
@@ -176,7 +178,7 @@ def _number(value: Any) -> bool:
 
 
 def write(rows: Iterable[Row], file: Path) -> None:
-    """Keep rows as a table; the one before is there until this is whole."""
+    """Write rows as a table; the previous table stays until this one is complete."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(Row._fields)

@@ -1,15 +1,21 @@
-"""What the theorems say of an encoder while it trains, as rows: both sides of each inequality, on a
-finite population of test images and views.
+"""The theorems of an encoder while it trains, as rows: both sides of each inequality.
 
-    InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1, one negative: Theorem 3 bounds the mean mu_k . mu_l by it
-    CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds |mu_k . mu_l| by it and tau = ||Sigma_W||_F^2
-    companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2), which bounds the error of views without a premise
-    certified[...]         what `marginlab.theory.certify` certifies by each form: of training images, and `new` of test images
-    certified[..., test]   Theorem 1 of the test images by themselves, with their own centers: a population that was not trained on
+The population is finite: test images and their views.
 
-All but `new` are exact for the population that is made of these images and views, and for no other.
-Of the bounds of pairs the least right side is given, of Theorem 4 in units of r^2, where 1 is what
-holds of every encoder. Huang et al. 2023, Theorems 3 and 4.
+    InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1, one negative: Theorem 3 bounds the mean
+                           mu_k . mu_l by it
+    CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds
+                           |mu_k . mu_l| by it and tau = ||Sigma_W||_F^2
+    companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2), which bounds the error
+                           of views without a premise
+    certified[...]         what `marginlab.theory.certify` certifies by each form: of training
+                           images, and `new` of test images
+    certified[..., test]   Theorem 1 of the test images by themselves, with their own centers: a
+                           population that was not trained on
+
+All but `new` are exact for the population that these images and views form, and for no other. Of
+the bounds of pairs the least right side is given. For Theorem 4 it is in units of r^2, where 1
+holds for every encoder. Source: Huang et al. 2023, Theorems 3 and 4.
 """
 
 import math
@@ -30,7 +36,8 @@ from marginlab.theory import (
 from marginlab.theory.bound import PairBound
 from marginlab.train.rows import Row
 
-# of an anchor's pair and a negative in the expectation of InfoNCE, which has no cheaper exact form
+# most terms (an anchor's pair and a negative) in the expectation of InfoNCE, which has no cheaper
+# exact form
 PAIRS = 2e7
 
 
@@ -51,10 +58,12 @@ def certified(
     space: str,
     epoch: int,
 ) -> list[Row]:
-    """What each form certifies, 1 where it certifies nothing; what (T') costs at its best point;
-    and the error of the new images with its own limit.
+    """Return rows of what each form certifies, and of the error of new images with its own limit.
 
-    The first view of each image is the image itself. New images are those of classes that are seen.
+    A form that certifies nothing has the value 1. More rows give the terms of (T') at its best
+    point.
+
+    The first view of each image is the image itself. New images count only if their class is seen.
     """
     known = torch.isin(new[1], seen[1])  # an encoder has no center of a class that it has not seen
     new = new[0][known], new[1][known]
@@ -97,17 +106,26 @@ def theorems(
     epoch: int,
     epsilon: float = 0.5,
 ) -> list[Row]:
-    """Rows `NAME/space` of features of length one; Theorem 3 takes as many of the images and views
-    as its cost allows (`n` says how many).
+    """Return rows `NAME/space` of both sides of the theorems, for features of length one.
 
-    epsilon: where the printed Theorem 3 takes R_epsilon.
+    Theorem 3 takes as many of the images and views as its cost allows; `n` says how many.
 
-    >>> f = torch.nn.functional.normalize(torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
-    >>> [row.name for row in theorems(f, torch.arange(12) % 3, "backbone", epoch=0)][:2]
-    ['companion/backbone', 'view_error/backbone']
+    Args:
+        features: Features of N images in V views each.
+        labels: Class of each image.
+        space: Name of the space of the features.
+        epoch: Epoch of the rows.
+        epsilon: Where the printed Theorem 3 takes R_epsilon.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f = torch.nn.functional.normalize(torch.randn(12, 2, 4, generator=generator), dim=-1)
+        >>> rows = theorems(f, torch.arange(12) % 3, "backbone", epoch=0)
+        >>> [row.name for row in rows][:2]
+        ['companion/backbone', 'view_error/backbone']
     """
     labels = labels.unique(return_inverse=True)[1]  # a class without an image has no center
-    # Theorem 3 counts on length 1 to all its digits
+    # Theorem 3 needs length 1 to all digits
     features = torch.nn.functional.normalize(features.double(), dim=-1)
     population = Population(features, labels)
     C = len(population.p)
@@ -161,7 +179,7 @@ def _least(bound: PairBound) -> float:
 
 
 def _balanced(labels: Tensor) -> Tensor:
-    """Indices of images, the first of each class, then the second of each, and so on."""
+    """Return indices of images: the first of each class, then the second of each, and so on."""
     by_class = labels.argsort(stable=True)
     sorted_labels = labels[by_class]
     place = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
@@ -171,8 +189,9 @@ def _balanced(labels: Tensor) -> Tensor:
 
 
 def _standardised(population: Population) -> Population | None:
-    """E f_i = 0 and E f_i^2 = 1, as the paper's cross-correlation asks; coordinates that do not
-    vary are left out.
+    """Standardise coordinates to E f_i = 0, E f_i^2 = 1, as the paper's cross-correlation asks.
+
+    Coordinates that do not vary are left out. The result is None if none varies.
     """
     f = population.f - population.w @ population.nu
     square = population.w @ f.square().mean(1)

@@ -1,10 +1,9 @@
-"""What stops a training before it does harm: numbers that are not finite, on any rank, and the
-signal to end; agreed by all ranks at every step.
+"""Checks that stop a training before it does harm: numbers that are not finite, or a signal to end.
 
-Every rank sends two flags (a number is not finite; the signal to stop has come). One rank's flag
-stops all of them at the same step, before the optimizers move: the weights are still those of the
-last good step, so a checkpoint of them is whole, and the layer that failed can be found by passing
-the batch through the network once more.
+All ranks agree at every step. Every rank sends two flags: a number is not finite, and the signal to
+stop has come. One rank's flag stops all of them at the same step, before the optimizers move. The
+weights are then still those of the last good step. So a checkpoint of them is complete, and the
+layer that failed can be found by passing the batch through the network once more.
 """
 
 import contextlib
@@ -24,19 +23,20 @@ LOSS = "the loss, of finite embeddings"
 
 
 class Stopped(Terminated):
-    """The signal to end came; what is to be kept has been kept."""
+    """Raised when the signal to end came, after the state of the run was saved."""
 
 
 class Signal:
-    """Whether SIGTERM has come since `watched` began."""
+    """Record of whether SIGTERM has come since `watched` began."""
 
     def __init__(self) -> None:
         self.came = False
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Note SIGTERM instead of ending by it; outside the main thread, which alone may do so,
-        nothing changes.
+        """Note SIGTERM instead of ending by it.
+
+        Only the main thread may do so. In another thread nothing changes.
         """
         try:
             before = signal.signal(signal.SIGTERM, self._note)
@@ -53,8 +53,9 @@ class Signal:
 
 
 def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bool], bool]:
-    """Which ranks have a loss or gradient that is not finite, and whether any was told to stop; the
-    same on every rank.
+    """Return which ranks have a non-finite loss or gradient, and whether any was told to stop.
+
+    The result is the same on every rank.
     """
     sums = [_values(g).sum() for g in gradients]
     finite = (
@@ -69,11 +70,12 @@ def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bo
 
 
 def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> tuple[int, str]:
-    """Where the first number that is not finite comes from, on this rank: a layer's output, the
-    loss, or a parameter's gradient; and the images.
+    """Find where the first number that is not finite comes from, on this rank.
 
-    The number before it says how early in the forward pass that is: what one rank's rows break,
-    others see later, in what they share.
+    Returns:
+        How early in the forward pass it is, and a sentence. The sentence names a layer's output,
+        the loss or a parameter's gradient, and the images. The number counts because values that
+        one rank's rows break are seen later by other ranks, in what they share.
     """
     place, found = _first_layer(method, views)
     if found is None:
@@ -91,8 +93,9 @@ def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> tupl
 
 
 def _values(x: Tensor) -> Tensor:
-    """The stored numbers of a tensor; of a row-sparse one as they are, since to coalesce them takes
-    a sort and a copy.
+    """Return the stored numbers of a tensor.
+
+    A row-sparse tensor is not coalesced, since that takes a sort and a copy.
     """
     return x._values() if x.is_sparse else x
 
@@ -103,8 +106,9 @@ def _finite(x: Tensor) -> bool:
 
 @torch.no_grad()
 def _first_layer(method: Method, views: Tensor) -> tuple[int, str | None]:
-    """The place and name of the first module, in the order of the forward pass, whose output is not
-    finite.
+    """Return the place and name of the first module whose output is not finite.
+
+    The order is that of the forward pass.
     """
     if not _finite(views):
         return -1, "the views themselves"
