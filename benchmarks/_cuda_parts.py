@@ -53,8 +53,9 @@ class Table:
     def measure(
         self, task: str, call: Callable[[], Any], bare_seconds: float = 0, **row: Any
     ) -> float:
-        """Time and watch a call; a call that fails is a row with its error, and takes infinitely
-        long.
+        """Time and watch a call.
+
+        A call that fails is a row with its error, and takes infinitely long.
         """
         try:
             seconds = median_seconds(call, ROUNDS)

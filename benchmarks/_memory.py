@@ -17,8 +17,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def extra_bytes(function: Callable[[], object]) -> int | None:
-    """Peak memory during a call, its result included, less that before it; None where the system
-    does not tell.
+    """Return the peak memory during a call, its result included, beyond the memory before it.
+
+    None where the system does not tell.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()

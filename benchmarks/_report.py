@@ -1,5 +1,4 @@
-"""What all benchmarks share: where a number was measured, how a time is taken, and the JSON file it
-is kept in.
+"""The common part of all benchmarks: the place of a measurement, its time, and its JSON file.
 
 A time is the median of several repeats after one that is not counted. A number has a source: `save`
 writes it beside its command, device and versions.

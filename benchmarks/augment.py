@@ -1,14 +1,13 @@
-"""Views per second: ours beside torchvision v2 and kornia's augmentation modules, each operation
-and all of them, in one run.
+"""Views per second: ours beside torchvision v2 and kornia's augmentation modules.
 
     python benchmarks/augment.py --out benchmarks/measured/augment.json
 
-torchvision runs image by image in a DataLoader with one worker a core, as it is used for training
-(its images stay uint8 until the end, as its documentation advises), and once on a whole batch: the
-same parameters for all images, which is no set of views, but how fast its kernels are. kornia draws
-for each image, as we do. The last rows of a size set our functions beside those of kornia that they
-replace, without any draws. Times are medians of repeats; a ratio above 1 means that ours is faster
-by that factor.
+Each operation and all of them are timed in one run. torchvision runs image by image in a DataLoader
+with one worker a core, as it is used for training (its images stay uint8 until the end, as its
+documentation advises). It also runs once on a whole batch: the same parameters for all images,
+which is no set of views, but shows how fast its kernels are. kornia draws for each image, as we do.
+The last rows of a size set our functions beside those of kornia that they replace, without any
+draws. Times are medians of repeats; a ratio above 1 means that ours is faster by that factor.
 """
 
 import argparse
@@ -104,7 +103,7 @@ def contestants(
 
 
 def functions(size: int, device: str) -> dict[str, dict[str, Callable[[], object]]]:
-    """What kornia has and we do not use, on as many images as our pieces have on a CPU."""
+    """Time kornia's functions that we do not use, on as many images as our pieces have on a CPU."""
     number = max(1, 2**18 // (3 * size**2))
     images, ones, turns = (
         torch.rand(number, 3, size, size, device=device),

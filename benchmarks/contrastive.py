@@ -1,26 +1,31 @@
-"""Forward and backward of contrastive losses at growing batches, beside peers, a naive version and
-the bare matrix products.
+"""Forward and backward of contrastive losses at growing batches, beside peers and bare products.
 
-    python benchmarks/contrastive.py [--rows 256 512 2048 8192 32768] [--dims 2048 8192] [--threads
-    2] [--out benchmarks/measured/contrastive.json]
-    python benchmarks/contrastive.py --threads 1 --rows 32768 --dims --out benchmarks/measured/contrastive_largest.json     # one size alone
-    python benchmarks/contrastive.py --small                    # to try it: 2 x 64 and 2 x 128 rows, 256 features, nothing saved without --out
+    python benchmarks/contrastive.py [--rows 256 512 2048 8192 32768] [--dims 2048 8192]
+        [--threads 2] [--out benchmarks/measured/contrastive.json]
+    python benchmarks/contrastive.py --threads 1 --rows 32768 --dims
+        --out benchmarks/measured/contrastive_largest.json      # one size alone
+    python benchmarks/contrastive.py --small
+        # to try it: 2 x 64 and 2 x 128 rows, 256 features, nothing saved without --out
 
 NT-Xent of 2 x N rows of 128 features at a temperature of 0.5; cross-correlation of 2 x 1,024 rows
 of D features with a weight of 0.005. Printed for each task: median seconds of the clock and of the
 processor, the ratio to the bare products within a round, the most memory beyond embeddings and
-their gradients, and the loss. The ratio is one of processor seconds, of the clock's on CUDA: on a
+their gradients, and the loss. The ratio is one of processor seconds, on CUDA of the clock's. On a
 machine that others use too, with --threads 1, so that no thread waits for another, processor
 seconds hardly change and the clock's mean little.
 
-    bare products             what any implementation computes, into buffers of its own: the product and two of its gradient, for NT-Xent in
-                              blocks of 1,024 rows. (info_nce goes below them: its similarities are
+    bare products             the products that any implementation computes, into buffers of its
+                              own: the product and two of its gradient, for NT-Xent in blocks of
+                              1,024 rows. (info_nce goes below them: its similarities are
                               symmetric, and it computes half)
     info_nce, cross_correlation   ours, with their default budgets
-    lightly                   NTXentLoss, to 2 x 8,192 rows, and BarlowTwinsLoss; of the extra `bench`, left out where it is not installed
-    pytorch-metric-learning   NTXentLoss, to 2 x 512 rows: it holds every positive against every negative pair, 17 GB there. Left out, and said so,
-                              where the machine has not got them free
-    naive                     NT-Xent: product, -inf on the diagonal, cross_entropy, to 2 x 8,192 rows; cross-correlation as it is written down
+    lightly                   NTXentLoss, to 2 x 8,192 rows, and BarlowTwinsLoss; of the extra
+                              `bench`, left out where it is not installed
+    pytorch-metric-learning   NTXentLoss, to 2 x 512 rows: it holds every positive against every
+                              negative pair, 17 GB there. Left out, and said so, where the machine
+                              has not got them free
+    naive                     NT-Xent: product, -inf on the diagonal, cross_entropy, to 2 x 8,192
+                              rows; cross-correlation as it is written down
 
 Tasks take turns, round by round: five rounds to 512 rows, three to 2,048, two for
 cross-correlation, one beyond, where the call whose memory is watched is also the one that is timed.
@@ -147,7 +152,7 @@ def free_bytes() -> int:
 
 
 def fits(name: str, rows: int) -> bool:
-    """Whether a task is run at 2 x so many rows."""
+    """Return whether a task is run at 2 x so many rows."""
     if name.startswith("pytorch-metric-learning"):
         # four arrays of positives x negatives in float32, and some
         needed = 4.5 * 4 * (2 * rows) ** 3

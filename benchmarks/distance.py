@@ -1,20 +1,20 @@
-"""Smallest distances between the views of all pairs of images, beside one full product of all views
-with all views, and beside peers.
+"""Smallest distances between the views of all pairs of images, beside one full product and peers.
 
-    python benchmarks/distance.py [--images 150] [--views 32] [--rounds 7] [--out
-    benchmarks/measured/distance.json] python benchmarks/distance.py --filter [--images 100]
-    [--rounds 3] [--out benchmarks/measured/distance_filter.json]
+    python benchmarks/distance.py [--images 150] [--views 32] [--rounds 7]
+        [--out benchmarks/measured/distance.json]
+    python benchmarks/distance.py --filter [--images 100] [--rounds 3]
+        [--out benchmarks/measured/distance_filter.json]
 
-The demand: `minimum` takes at most 0.75 of the time of the full product, which is what a plain
-implementation starts from. The product is timed in one piece, into memory that is there already,
-and in blocks; the fastest counts. Tasks take turns, round by round, so that what slows the machine
-slows them alike; the figures are medians over rounds, of seconds and of the ratio within a round.
-Peers do the whole task: torch.cdist and scikit-learn's euclidean_distances on all views, reduced by
-amin.
+The full product is of all views with all views. The demand: `minimum` takes at most 0.75 of the
+time of the full product, which is what a plain implementation starts from. The product is timed in
+one piece, into memory that is there already, and in blocks; the fastest counts. Tasks take turns,
+round by round, so that a slow machine slows them alike. The figures are medians over rounds, of
+seconds and of the ratio within a round. Peers do the whole task: torch.cdist and scikit-learn's
+euclidean_distances on all views, reduced by amin.
 
 With --filter: `minimum` with and without kernels/filter.py, which gives the same distances from
-rows of 128 numbers, on smooth views of 64 and 128 views, on white noise, where it must not be
-slower, and, where MARGINLAB_DATA names a folder with cifar10.npz, on augmented images of one class
+rows of 128 numbers. The data are smooth views of 64 and 128 views, white noise, where it must not
+be slower, and, where MARGINLAB_DATA names a folder with cifar10.npz, augmented images of one class
 of CIFAR-10. Ratios are to the full product of all views with all views and its amin, which is done
 in blocks of 600 rows.
 """
@@ -35,8 +35,9 @@ from marginlab.kernels import filter, minimum
 
 
 def smooth_views(images: int, views: int, side: int = 32) -> torch.Tensor:
-    """Random smooth colour images and random crops of them with random brightness, (N, V, P) in [0,
-    1].
+    """Draw random smooth colour images and random crops of them, (N, V, P) in [0, 1].
+
+    The crops have random brightness.
     """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(images, 3, 8, 8, generator=generator)

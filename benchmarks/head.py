@@ -1,33 +1,37 @@
-"""Forward and backward of the ArcFace loss over many classes, beside its three bare matrix products
-and beside peers.
+"""Forward and backward of the ArcFace loss over many classes, beside bare products and peers.
 
-    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--threads 2] [--rounds 5]
-    [--skip TEXT]
-                              [--out benchmarks/measured/head.json]
-    python benchmarks/head.py --small                           # to try it: 64 rows, 5,000 classes, 64 features, and nothing is saved without --out
-    python benchmarks/head.py --rows 1024 --classes 1000000     # where there is a CUDA device, it is used
+    python benchmarks/head.py [--rows 256] [--classes 100000] [--dim 512] [--threads 2]
+        [--rounds 5] [--skip TEXT] [--out benchmarks/measured/head.json]
+    python benchmarks/head.py --small
+        # to try it: 64 rows, 5,000 classes, 64 features, and nothing is saved without --out
+    python benchmarks/head.py --rows 1024 --classes 1000000
+        # where there is a CUDA device, it is used
 
-Printed for each task: median seconds of the clock and of the processor, the ratio to the bare
-products in float32, the most memory held at any moment beyond embeddings and centers, less the size
-of their two gradients, and the loss. Tasks take turns, round by round, and the ratio is the median
-of those within a round: of processor seconds, of the clock's on CUDA. On a machine that others use
-too, with --threads 1, so that no thread waits for another, processor seconds hardly change and the
-clock's mean little. All outputs are allocated by the task.
+The bare products are its three matrix products. Printed for each task: median seconds of the clock
+and of the processor, the ratio to the bare products in float32, the most memory held at any moment
+beyond embeddings and centers, less the size of their two gradients, and the loss. Tasks take turns,
+round by round, and the ratio is the median of those within a round: of processor seconds, on CUDA
+of the clock's. On a machine that others use too, with --threads 1, so that no thread waits for
+another, processor seconds hardly change and the clock's mean little. All outputs are allocated by
+the task.
 
-    bare products       x W^T, G W and G^T x, in float32 and in bfloat16: what any implementation that keeps the logits has to do
-    margin_softmax      each of its three ways to hold little. With its default budget of 128 MiB (CUDA: 512 MiB) 256 rows and 100,000 classes are
-                        "one buffer"; here the budget says which. Row chunks, of half of the rows,
-                        are otherwise taken from 1,000 rows only:
-                        marginlab.kernels.margin_softmax.ROWS is lowered for them, and raised for
-                        class tiles
-    naive autograd      normalise, product, margin on the target, cross_entropy; also compiled, and under autocast to bfloat16
-    ArcFaceLoss         of pytorch-metric-learning; the same loss while theta + m <= pi
-    linear_cross_entropy  of torch: the plain softmax, without margin and without normalising, so that its loss is another number. Plain, and in
-                        chunks of half of the rows. Its automatic chunks (of 2 rows at these sizes)
-                        take minutes: --automatic
+    bare products         x W^T, G W and G^T x, in float32 and in bfloat16: the products of any
+                          implementation that keeps the logits
+    margin_softmax        each of its three ways to hold little. With its default budget of 128 MiB
+                          (CUDA: 512 MiB) 256 rows and 100,000 classes are "one buffer"; here the
+                          budget says which. Row chunks, of half of the rows, are otherwise taken
+                          from 1,000 rows only: marginlab.kernels.margin_softmax.ROWS is lowered
+                          for them, and raised for class tiles
+    naive autograd        normalise, product, margin on the target, cross_entropy; also compiled,
+                          and under autocast to bfloat16
+    ArcFaceLoss           of pytorch-metric-learning; the same loss while theta + m <= pi
+    linear_cross_entropy  of torch: the plain softmax, without margin and without normalising, so
+                          that its loss is another number. Plain, and in chunks of half of the
+                          rows. Its automatic chunks (of 2 rows at these sizes) take minutes:
+                          --automatic
 
 Then the relative errors of loss and gradients against float64, for random embeddings (target angles
-of 90 degrees) and for embeddings as a trained network gives them (45 degrees).
+of 90 degrees) and for embeddings like a trained network's (45 degrees).
 """
 
 import argparse
@@ -57,8 +61,9 @@ Maker = Callable[[Tensor, Tensor, Tensor], Task]
 
 
 def inputs(kind: str, B: int, C: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (B, D), centers (C, D) and labels (B,): "random", or "trained", at about 45
-    degrees from the own center.
+    """Draw embeddings (B, D), centers (C, D) and labels (B,).
+
+    They are "random", or "trained", at about 45 degrees from their own center.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(0)
@@ -207,8 +212,9 @@ def tasks(automatic: bool) -> dict[str, Maker]:
 
 
 def peak(task: Task) -> tuple[float | None, int | None]:
-    """The loss, and the bytes beyond embeddings, centers and their gradients at the worst moment of
-    a call that is not the first.
+    """Return the loss, and the peak bytes beyond embeddings, centers and their gradients.
+
+    The call that is measured is not the first.
     """
     loss, dx, dw = task()
     of_gradients = dx.nbytes + dw.nbytes

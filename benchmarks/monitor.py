@@ -1,8 +1,7 @@
-"""What the monitor costs beside training: seconds of one measurement, its share of a run, and how
-often it may measure within a tenth of it.
+"""The cost of the monitor beside training: seconds of a measurement and its share of a run.
 
-python benchmarks/monitor.py [--recipe RECIPE.toml] [--repeats 3] [--out
-benchmarks/measured/monitor.json]
+    python benchmarks/monitor.py [--recipe RECIPE.toml] [--repeats 3]
+        [--out benchmarks/measured/monitor.json]
 
 The share is of training and measuring together, at the monitor's default schedule (the untrained
 and the trained network) and the recipe's epochs. `every` is the smallest number of epochs between

@@ -1,10 +1,12 @@
 """One training step of Partial FC on 10,000 sampled centers: of 100,000 classes, and of 10,000,000.
 
-    python benchmarks/partial_fc.py [--rows 256] [--dim 256] [--sampled 10000] [--classes 100000
-    10000000] [--threads 2]
-                                    [--rounds 9] [--out benchmarks/measured/partial_fc.json]
-    python benchmarks/partial_fc.py --rows 1024 --classes 1000000 100000000             # where there is a CUDA device, it is used
-    python benchmarks/partial_fc.py --hundred-million                                   # 100,000,000 x 512 in bfloat16: 102.4 GB
+    python benchmarks/partial_fc.py [--rows 256] [--dim 256] [--sampled 10000]
+        [--classes 100000 10000000] [--threads 2] [--rounds 9]
+        [--out benchmarks/measured/partial_fc.json]
+    python benchmarks/partial_fc.py --rows 1024 --classes 1000000 100000000
+        # where there is a CUDA device, it is used
+    python benchmarks/partial_fc.py --hundred-million
+        # 100,000,000 x 512 in bfloat16: 102.4 GB
 
 Centers are bfloat16, the optimizer is LazySGD with momentum 0.9 kept in bfloat16. Printed for each
 number of classes: seconds to draw the centers, of the first step, which also makes the momentum,
@@ -53,8 +55,9 @@ class Training:
         )
 
     def step(self) -> dict[str, float]:
-        """Take a step on a new batch: seconds of its parts and of the whole, of the processor or on
-        CUDA of the clock.
+        """Take a step on a new batch, and return the seconds of its parts and of the whole.
+
+        Seconds are the processor's, on CUDA the clock's.
         """
         x = (
             torch.empty(self.B, self.D, device=self.device)

@@ -1,7 +1,8 @@
-"""Training images/s of `fit`'s own step, beside its two parts: drawing the views, and the network
-alone on views at hand.
+"""Training images/s of `fit`'s own step, beside drawing the views and the network alone.
 
-python benchmarks/training.py [--recipe RECIPE.toml] [--out benchmarks/measured/training.json]
+    python benchmarks/training.py [--recipe RECIPE.toml] [--out benchmarks/measured/training.json]
+
+The network alone runs on views at hand.
 """
 
 import argparse

@@ -1,10 +1,9 @@
-"""Files that are written into a folder which others may have filled: crash-safe, and never through
-a link.
+"""Files written into a folder that others may have filled: crash-safe, and never through a link.
 
-A run folder is data, and may hold a link, a pipe or a device under any name. What is written there
-goes into a regular file of the folder itself: a whole file is put in the place of what has its name
-(a link is replaced, its target stays as it was); what is added to, or locked, has to be a file
-already, or nothing.
+A run folder is data, and may hold a link, a pipe or a device under any name. Everything written
+there goes into a regular file of the folder itself. A whole file replaces the entry of its name (a
+link is replaced, its target stays as it was). To be appended to or locked, an entry must be a
+regular file already, or absent.
 """
 
 import contextlib
@@ -34,9 +33,8 @@ def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     Raises:
-        OSError: there is no such file, it may not be read, or it is a pipe, a socket, a device or a
-            folder. Those are told before they are opened, since opening a pipe waits for its
-            writer.
+        OSError: There is no such file, it may not be read, or it is a pipe, a socket, a device or a
+            folder. The kind is checked before opening, since opening a pipe waits for its writer.
     """
     _refuse_others(path.stat().st_mode)
     wait = getattr(os, "O_NONBLOCK", 0)  # should a pipe have taken its place since then
@@ -56,12 +54,11 @@ def _refuse_others(mode: int) -> None:
 
 
 def content_of(path: Path, limit: int = 2**32) -> bytes:
-    """Read a regular file whole.
+    """Read a whole regular file.
 
     Raises:
-        OSError: there is none, or it is a pipe, a device or a folder.
-        ValueError: it has more bytes than the limit.
-
+        OSError: There is none, or it is a pipe, a device or a folder.
+        ValueError: It has more bytes than the limit.
     """
     try:
         with open_regular(path) as file:
@@ -75,11 +72,10 @@ def content_of(path: Path, limit: int = 2**32) -> bytes:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a regular file of a folder by these flags, make it if there is none; its descriptor.
+    """Open a regular file of a folder by these flags, make it if absent, and return its descriptor.
 
     Raises:
-        OSError: it is a link, a pipe, a device or a folder; nothing was written.
-
+        OSError: It is a link, a pipe, a device or a folder; nothing was written.
     """
     try:
         descriptor = os.open(path, flags | os.O_CREAT | _NOFOLLOW | _NO_WAIT, 0o666)
@@ -101,32 +97,43 @@ def _refused(path: Path, kind: str) -> OSError:
 
 
 def lockable(path: Path) -> TextIO:
-    """Open a lock file, which keeps what it holds; OSError as `open_own`."""
+    """Open a lock file without emptying it.
+
+    Raises:
+        OSError: As `open_own`.
+    """
     return os.fdopen(open_own(path, os.O_RDWR), "r+", encoding="utf-8")
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file, in one write; OSError as `open_own`."""
+    """Add text to a file, in one write.
+
+    Raises:
+        OSError: As `open_own`.
+    """
     descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
     with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
 def refuse_links(folder: Path, names: Collection[str]) -> None:
-    """Refuse links in the place of folders that are written into (OSError)."""
+    """Refuse links in the place of folders that are written into.
+
+    Raises:
+        OSError: One of them is a link.
+    """
     for name in names:
         if (folder / name).is_symlink():
             raise _refused(folder / name, "a link")
 
 
 def write(path: Path, content: str | bytes, beside: Path | None = None) -> None:
-    """Put a file in its place, whole, on the disk before it is seen; nothing stays if that fails.
+    """Put a whole file in its place, on the disk before it is seen; leave nothing if that fails.
 
     Args:
-        path: its place. A link there is replaced.
-        content: text, written as UTF-8, or bytes.
-        beside: the name it has until then, in the same folder; otherwise of this process alone.
-
+        path: Its place. A link there is replaced.
+        content: Text, written as UTF-8, or bytes.
+        beside: The temporary name, in the same folder; by default one of this process alone.
     """
     beside = beside or path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     data = encoded(content) if isinstance(content, str) else content
@@ -146,9 +153,10 @@ def write(path: Path, content: str | bytes, beside: Path | None = None) -> None:
 
 
 def encoded(text: str) -> bytes:
-    r"""UTF-8; a byte of a file's name that is none is written as Python escapes it, such as \udcff.
+    r"""Encode text as UTF-8; a byte of a file's name that is not UTF-8 is escaped, such as \udcff.
 
-    >>> encoded("caf\udce9")
-    b'caf\\udce9'
+    Example:
+        >>> encoded("caf\udce9")
+        b'caf\\udce9'
     """
     return text.encode("utf-8", "backslashreplace")

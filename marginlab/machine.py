@@ -1,10 +1,9 @@
-"""Where numbers come from: the processor or GPU of this process, and how many threads it computes
-with.
+"""The hardware of a measurement: the processor or GPU of this process, and its threads.
 
-A sum of floats depends on the order in which it is taken, and that on the number of threads and on
-the vector instructions of the processor. So numbers are the same, bit for bit, only on processors
-of one kind with the same number of threads, and a training carries the last bit of a sum as far as
-another seed would.
+A sum of floats depends on the order in which it is taken. The order depends on the number of
+threads and on the vector instructions of the processor. So numbers are the same, bit for bit, only
+on processors of one kind with the same number of threads. A training amplifies the last bit of a
+sum as far as another seed would.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The name of the processor, as the system knows it."""
+    """Return the name of the processor, as the system knows it."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -28,7 +27,8 @@ def processor() -> str:
 def device() -> str:
     """Name the GPU that torch has, or else the processor.
 
-    Beside a processor stand the cores that may be used and, if torch is loaded, its threads.
+    A processor is followed by the number of cores that may be used and, if torch is loaded, by its
+    threads.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,10 +1,11 @@
 """State of a step, which a second run of its forward pass has to find unchanged.
 
 Under torch.utils.checkpoint (with and without reentrance) a forward pass is run again in the
-backward pass. A module that draws a sample or moves an average notes what it used; called again
-while a backward pass runs, it takes that and moves nothing. The two runs have the same inputs, so a
-note is found by them: by the number of rows, and by sums of the inputs that no other batch has.
-Calls with equal inputs are told apart by the numbers that autograd counts its operations with.
+backward pass. A module that draws a sample or moves an average notes the values that it used.
+Called again while a backward pass runs, it uses the noted values and moves nothing. The two runs
+have the same inputs, so a note is found by them: by the number of rows, and by sums of the inputs
+that no other batch has. Calls with equal inputs are told apart by autograd's sequence numbers of
+operations.
 """
 
 from collections import deque
@@ -22,19 +23,19 @@ BLOCK = 1 << 18  # numbers that are turned to float64 at a time
 
 
 def recomputing() -> bool:
-    """Whether a backward pass of this thread is running, in which a forward pass is one run again."""
+    """Return whether a backward pass of this thread runs, so that a forward pass is a rerun."""
     # There is no public question for it; checkpointing itself asks this one
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jacrev, ...) is at work."""
+    """Return whether a transform of torch.func (grad, vmap, jacrev, ...) is active."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
 @dataclass
 class _Note(Generic[T]):
-    """A forward pass: its rows, the sums of its inputs, what it used, and when it was run."""
+    """A forward pass: its rows, the sums of its inputs, the values it used, and when it was run."""
 
     rows: int
     marks: Tensor
@@ -59,15 +60,15 @@ class Calls(Generic[T]):
         return len(self._notes)
 
     def note(self, inputs: tuple[Tensor, ...], used: T) -> None:
-        """Keep what a forward pass with these inputs used; nothing waits for a GPU."""
+        """Keep the values that a forward pass with these inputs used; nothing waits for a GPU."""
         if not torch.compiler.is_compiling() and not transformed():
             self._notes.append(_Note(len(inputs[0]), _marks(inputs), used, [_now()]))
 
     def recall(self, inputs: tuple[Tensor, ...]) -> T:
-        """The note of the pass that is run again: the one whose inputs are nearest to these.
+        """Return the noted values of the pass that is run again, found by the nearest inputs.
 
         Raises:
-            RuntimeError: none has these rows.
+            RuntimeError: No note has these rows.
         """
         marks = _marks(inputs).cpu()
         alike = [note for note in self._notes if note.rows == len(inputs[0])]
@@ -87,7 +88,7 @@ class Calls(Generic[T]):
         )
 
     def noted(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether a pass over as many rows left a note."""
+        """Return whether a pass over as many rows left a note."""
         return any(note.rows == len(inputs[0]) for note in self._notes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Calls[T]":
@@ -98,15 +99,16 @@ class Calls(Generic[T]):
 
 
 def _now() -> int:
-    """The number that autograd gives to the next operation of this thread."""
+    """Return the number that autograd gives to the next operation of this thread."""
     return torch._C._autograd._get_sequence_nr()
 
 
 def _run_again(equals: list[_Note[T]]) -> _Note[T]:
-    """The pass of the operation whose backward pass is running, among passes of equal inputs.
+    """Find the pass whose operation's backward pass is running, among passes of equal inputs.
 
-    A reentrant checkpoint is an operation that comes before those within it. Without reentrance it
-    is the last operation within the checkpoint that asks for what was not kept.
+    A reentrant checkpoint is an operation that comes before the operations within it. Without
+    reentrance it is the last operation within the checkpoint that asks for a value that was not
+    kept.
     """
     node = torch._C._current_autograd_node()
     if node is None or len(equals) == 1:
@@ -122,7 +124,7 @@ def _run_again(equals: list[_Note[T]]) -> _Note[T]:
 
 @torch.no_grad()
 def _marks(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Of each input: its sum, one in which the rows count differently, and the sum of magnitudes."""
+    """Return three sums of each input: plain, with rows weighted by place, and of magnitudes."""
     marks = []
     for each in inputs:
         flat = each.flatten(1) if each.ndim > 1 else each[:, None]
@@ -134,7 +136,7 @@ def _marks(inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference of two sums, as a part of the sum of magnitudes."""
+    """Return the largest difference of two sums, as a fraction of the sum of magnitudes."""
     a, b = a.view(-1, 3), b.view(-1, 3)
     scale = torch.maximum(a, b)[:, 2:].clamp_min(torch.finfo(a.dtype).tiny)
     return float(((a - b).abs() / scale).amax())

@@ -1,11 +1,11 @@
-"""Counter-based draws: a random number is a function of (seed, names of what it is for, indices),
-and of nothing else.
+"""Counter-based draws: a random number is a function of (seed, names of its use, indices) alone.
 
-    word(key, i, j, ...) = Philox4x32-10(counter = (i, j, ...), key)          Salmon et al., "Parallel random numbers", SC 2011
+    word(key, i, j, ...) = Philox4x32-10(counter = (i, j, ...), key)
+                           Salmon et al., "Parallel random numbers", SC 2011
 
-There is no state to carry, save or synchronise, so a draw does not depend on batch order, worker,
-rank, or on what was drawn before it, and any one of them can be made again alone. The words are
-made of integer operations only: they are equal on CPU and CUDA, bit for bit.
+There is no state to carry, save or synchronise. So a draw does not depend on batch order, worker,
+rank, or earlier draws, and any draw can be made again alone. The words are made of integer
+operations only: they are equal on CPU and CUDA, bit for bit.
 """
 
 import hashlib
@@ -26,11 +26,10 @@ _FEWEST_ROUNDS = 4  # of two steps each: twice the four steps of Luby and Rackof
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 on int64 tensors that hold unsigned 32-bit words; `key` is an unsigned 64-bit
-    integer.
+    """Compute Philox4x32-10 on int64 tensors that hold unsigned 32-bit words.
 
-    A product of two 32-bit words overflows int64's sign, but two's complement keeps its 64 bits,
-    and shifting, then masking, reads them.
+    `key` is an unsigned 64-bit integer. A product of two 32-bit words overflows int64's sign, but
+    two's complement keeps its 64 bits, and shifting, then masking, reads them.
     """
     a, b, c, d = counter
     low, high = key & _MASK, key >> 32
@@ -42,15 +41,17 @@ def philox(
 
 
 def _below(high: int, a: Tensor, b: Tensor) -> Tensor:
-    """floor(high * (a * 2**32 + b) / 2**64), in 64-bit steps that do not overflow: uniform in [0,
-    high) for uniform 32-bit words.
+    """Map 32-bit words to integers: uniform in [0, high) for uniform words.
+
+    The result is floor(high * (a * 2**32 + b) / 2**64), in 64-bit steps that do not overflow.
     """
     return (a * high + (b * high >> 32)) >> 32
 
 
 def _hash(*parts: int | str) -> int:
-    """64 bits of BLAKE2b over the parts, each with its type and length, so that ("a", "b") and
-    ("ab",) differ.
+    """Return 64 bits of BLAKE2b over the parts.
+
+    Each part is hashed with its type and length, so that ("a", "b") and ("ab",) differ.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -65,18 +66,20 @@ _hash.__dict__["_dynamo_marked_constant"] = True
 
 @dataclass(frozen=True)
 class Key:
-    """The address of a draw: a seed and names, which choose the stream, and up to four indices,
-    which choose the place in it.
+    """The address of a draw: a seed, names and indices.
 
-    Indices are integers or integer tensors in [0, 2**32) that broadcast against each other; a draw
-    has their common shape and device.
+    Seed and names choose the stream; up to four indices choose the place in it. Indices are
+    integers or integer tensors in [0, 2**32) that broadcast against each other. A draw has their
+    common shape and device.
 
-    >>> key = Key(seed=0).named("crop").at(torch.arange(3)[:, None], torch.arange(2))      # 3 images, 2 views
-    >>> key.named("scale").uniform(0.08, 1.0).shape
-    torch.Size([3, 2])
-    >>> whole, alone = Key(7).at(torch.arange(100)).uniform(), Key(7).at(42).uniform()
-    >>> bool(whole[42] == alone)
-    True
+    Example:
+        >>> image, view = torch.arange(3)[:, None], torch.arange(2)
+        >>> key = Key(seed=0).named("crop").at(image, view)  # 3 images, 2 views
+        >>> key.named("scale").uniform(0.08, 1.0).shape
+        torch.Size([3, 2])
+        >>> whole, alone = Key(7).at(torch.arange(100)).uniform(), Key(7).at(42).uniform()
+        >>> bool(whole[42] == alone)
+        True
     """
 
     seed: int
@@ -84,15 +87,15 @@ class Key:
     indices: tuple[int | Tensor, ...] = ()
 
     def named(self, *names: int | str) -> "Key":
-        """The same place in another stream: draws for different names are independent."""
+        """Return the same place in another stream: draws for different names are independent."""
         return replace(self, names=(*self.names, *names))
 
     def at(self, *indices: int | Tensor) -> "Key":
-        """The same stream with these indices added behind the ones it has.
+        """Return the same stream with these indices appended to its own.
 
         Raises:
-            ValueError: more than four indices, or an index outside [0, 2**32).
-            TypeError: a tensor index that is not of an integer type.
+            ValueError: More than four indices, or an index outside [0, 2**32).
+            TypeError: A tensor index that is not of an integer type.
         """
         for index in indices:
             if isinstance(index, Tensor):
@@ -126,9 +129,7 @@ class Key:
         return replace(self, indices=(*self.indices, *indices))
 
     def words(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Four int64 tensors of independent uniform 32-bit words, of the common shape of the
-        indices.
-        """
+        """Draw four int64 tensors of independent uniform 32-bit words, of the indices' shape."""
         device = next(
             (index.device for index in self.indices if isinstance(index, Tensor)),
             torch.device("cpu"),
@@ -146,23 +147,24 @@ class Key:
         return philox((a, b, c, d), _hash(self.seed, *self.names))
 
     def bits(self) -> Tensor:
-        """Uniform integers in [0, 2**62), int64."""
+        """Draw uniform integers in [0, 2**62), int64."""
         a, b, _, _ = self.words()
         return (a >> 2 << 32) | b
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform numbers in [low, high), float32; the underlying 24-bit fraction is exact, hence
-        equal on every device.
+        """Draw uniform numbers in [low, high), float32.
+
+        The underlying 24-bit fraction is exact, hence equal on every device.
         """
         fraction = (self.words()[0] >> 8).to(torch.float32) * 2.0**-24
         return fraction if (low, high) == (0.0, 1.0) else fraction * (high - low) + low
 
     def bernoulli(self, p: float) -> Tensor:
-        """True with probability p."""
+        """Draw booleans, true with probability p."""
         return self.uniform() < p
 
     def integers(self, high: int) -> Tensor:
-        """Uniform integers in [0, high), int64; bias below high * 2**-62."""
+        """Draw uniform integers in [0, high), int64; bias below high * 2**-62."""
         if not 0 < high <= 1 << 31:
             raise ValueError(
                 f"integers(high) draws from [0, high) with 1 <= high <= 2**31, not {high}."
@@ -171,20 +173,25 @@ class Key:
         return _below(high, a, b)
 
     def normal(self) -> Tensor:
-        """Standard normal numbers, float32, by Box and Muller in float64 (equal across devices to
-        float32 rounding).
+        """Draw standard normal numbers, float32, by Box and Muller in float64.
+
+        They are equal across devices to float32 rounding.
         """
         a, b, _, _ = self.words()
         radius = (-2 * torch.log((a.double() + 1) * 2.0**-32)).sqrt()
         return (radius * torch.cos(b.double() * (2 * torch.pi * 2.0**-32))).float()
 
     def permutation(self, n: int) -> Tensor:
-        """A uniform permutation of 0..n-1, int64; the key's own indices must be plain integers."""
+        """Draw a uniform permutation of 0..n-1, int64.
+
+        The key's own indices must be plain integers.
+        """
         return torch.argsort(self.at(torch.arange(n)).bits(), stable=True)
 
     def shuffle(self, index: Int[Tensor, "n"], n: int) -> Int[Tensor, "*keys n"]:
-        """Where a keyed permutation of 0..n-1 takes the places in `index`, without the rest of it:
-        time O(len(index) + sqrt(n)).
+        """Return the images of the places `index` under a keyed permutation of 0..n-1.
+
+        The rest of the permutation is not computed: time O(len(index) + sqrt(n)).
 
         A place is a pair (l, r) in Z_a x Z_b, with a = ceil(sqrt(n)) and b = ceil(n / a), both at
         least 2. A round adds to each half a random function of the other, and can be undone, so
@@ -195,32 +202,37 @@ class Key:
         The functions are tables: one Philox call on t*a counters makes all of them, of 64 bits an
         entry (bias below a * 2**-64). A place that comes out at n or beyond (from n = 3 on fewer
         than a do) goes through again until it is inside (cycle-walking: Black and Rogaway 2002,
-        "Ciphers with arbitrary finite domains"); what remains is a permutation of 0..n-1, uniform
-        if the one of a*b is.
+        "Ciphers with arbitrary finite domains"). The result is a permutation of 0..n-1, uniform if
+        the one of a*b is.
 
         Two places that differ in one half only stay so through a round with probability at most
-        1/b, and are spread otherwise: where a*b = n, the law of a pair is within b**(1-t) of the
+        1/b, and are spread otherwise. Where a*b = n, the law of a pair is within b**(1-t) of the
         uniform one in total variation (a test computes it), and t, at least 4, makes that less than
-        2**-32. This is a law of pairs (tests look at triples and whole sets too): of the n! orders
+        2**-32. This is a law of pairs (tests look at triples and whole sets too). Of the n! orders
         not all can be reached from the bits of a key, nor an odd one where a*b = n is odd.
         `permutation` draws all orders of a short list; it is another permutation, not this one.
 
-        Args:
-            index: places in [0, n), one dimension, any order, repeated or not.
-            n: length of the permutation, 1 <= n <= 2**32.
+        The key's indices are at most three.
 
-        Returns int64 of the shape of the key's own indices (plain integers: none), then of `index`,
-        on the device of `index`. The key's indices are at most three.
+        Args:
+            index: Places in [0, n), one dimension, any order, repeated or not.
+            n: Length of the permutation, 1 <= n <= 2**32.
+
+        Returns:
+            int64 of the shape of the key's own indices (plain integers: none), then of `index`, on
+            the device of `index`.
 
         Raises:
-            ValueError: n out of range, or a place outside [0, n).
+            ValueError: An n out of range, or a place outside [0, n).
 
-        >>> key = Key(0).named("negatives").at(7)
-        >>> sorted(key.shuffle(torch.arange(5), 5).tolist())
-        [0, 1, 2, 3, 4]
-        >>> whole, part = key.shuffle(torch.arange(100), 100), key.shuffle(torch.tensor([42, 3]), 100)
-        >>> bool((part == whole[[42, 3]]).all())
-        True
+        Example:
+            >>> key = Key(0).named("negatives").at(7)
+            >>> sorted(key.shuffle(torch.arange(5), 5).tolist())
+            [0, 1, 2, 3, 4]
+            >>> places = torch.tensor([42, 3])
+            >>> whole, part = key.shuffle(torch.arange(100), 100), key.shuffle(places, 100)
+            >>> bool((part == whole[places]).all())
+            True
         """
         if not 1 <= n <= 1 << 32:
             raise ValueError(
@@ -262,11 +274,11 @@ class Key:
         return places.view(*keys, len(index))
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """A torch.Generator seeded by this key, for what draws in order: initial weights."""
+        """Make a torch.Generator seeded by this key, for draws in sequence: initial weights."""
         return torch.Generator(device).manual_seed(self.word())
 
     def word(self) -> int:
-        """One 62-bit integer: a seed for somebody else's generator.
+        """Draw one 62-bit integer: a seed for a generator of another library.
 
         The key's indices must be plain integers.
         """

@@ -1,14 +1,14 @@
 """Settings: a frozen dataclass, whose defaults a TOML file overrides, which flags override.
 
-`read` is the only reader, for studies and recipes alike; `to_toml` writes what `read` reads back
+`read` is the only reader, for studies and recipes alike; `read` reads the output of `to_toml` back
 equal. A field is a bool, int, float, str or a tuple of one of these. A choice among classes is a
-string in Python's call notation, `"SimCLR(temperature=0.5)"`, which `call` turns into an object of
-that room: its arguments are literals, its repr reads back, and it makes a readable column in a
-table.
+string in Python's call notation, `"SimCLR(temperature=0.5)"`. `call` turns it into an object of a
+class in the given package. Its arguments are literals, its repr reads back, and it makes a readable
+column in a table.
 
-A class of one's own is `"package.module:Class(size=2)"`, and that module is imported. So such a
-text is code that the user names: settings that are read from a run folder (`as_data`) import no
-other.
+A class of the user's own is `"package.module:Class(size=2)"`, and that module is imported. So such
+a text is code that the user names. Settings that are read from a run folder (`as_data`) import no
+other module.
 """
 
 import ast
@@ -39,11 +39,11 @@ _ALLOWED: ContextVar[Collection[str] | None] = ContextVar("allowed", default=Non
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used: the message names it and says what would do."""
+    """A setting that cannot be used; the message names it and says which values can be."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A half sentence that helps with an unknown name: the nearest known one and all there are."""
+    """Return half a sentence on an unknown name: the nearest known name, and all names."""
     known = list(known)
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
     hint = next((f"did you mean {k!r}? " for k in known if close and k.lower() == close[0]), "")
@@ -52,10 +52,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def as_data(code: Collection[str] = ()) -> Iterator[None]:
-    """Read settings of which the user has not chosen the words, as those in a run folder, as data.
+    """Read settings as data, where the user did not choose their words, as in a run folder.
 
-    Inside, no text makes an object of a module that is imported for it, except of the modules
-    `code` and of those that the user named in this process before (by a recipe of their own).
+    Inside, no text makes an object of a module that is imported for it. Exceptions are the modules
+    `code` and the modules that the user named in this process before (by a recipe of their own).
 
     Example:
         >>> with as_data():
@@ -71,7 +71,7 @@ def as_data(code: Collection[str] = ()) -> Iterator[None]:
 
 
 def _name(text: str, module: str) -> None:
-    """Take a module for named by the user, or refuse it where settings are only data."""
+    """Record that the user named a module, or refuse it where settings are only data."""
     allowed = _ALLOWED.get()
     if allowed is None or module in allowed:
         _NAMED.add(module)
@@ -85,7 +85,7 @@ def _name(text: str, module: str) -> None:
 
 
 def named_in(value: Any) -> set[str]:
-    """Find the modules of code of one's own that the texts of some settings name; imports none.
+    """Find the user's own modules that the texts of some settings name, without importing them.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def named_in(value: Any) -> set[str]:
 
 
 def _own_code(text: str) -> Iterator[tuple[str, str]]:
-    """Texts that name code, with its module: the text itself, or strings among its arguments."""
+    """Yield texts that name code, with its module: the text itself, or strings in its arguments."""
     if found := OWN.fullmatch(text):
         yield text, found[1]
         text = found[2]
@@ -120,21 +120,27 @@ def call(
     kind: type | None = None,
     offered: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Make the object that `text` names in call notation, from the classes in the room's `__all__`.
+    """Make the object that `text` names in call notation, of a class in the room's `__all__`.
 
-    `args` are passed before the literal arguments of the text, for what a text cannot hold (a
-    backbone, a key). `offered` arguments are passed by name to a class that has a parameter of that
-    name, and a text cannot set them (the number of classes, which the data decide). With a `kind`,
-    a text may also name a class of that kind in another module, "package.module:Class(size=2)".
-
-    >>> from marginlab import optim
-    >>> call("SGD(lr=0.1, momentum=0.8)", optim)
-    SGD(lr=0.1, momentum=0.8, weight_decay=0.0005, nesterov=False)
+    Args:
+        text: The object in call notation.
+        room: The package that offers the classes.
+        args: Arguments passed before the literal ones of the text, for values that a text cannot
+            hold (a backbone, a key).
+        kind: A class; the text may then also name a subclass of it in another module,
+            "package.module:Class(size=2)".
+        offered: Arguments passed by name to a class that has a parameter of that name. A text
+            cannot set them (the number of classes, which the data decide).
 
     Raises:
-        SettingsError: not a call of one name with literals, an unknown name, or arguments the class
-            does not take or refuses; a module that cannot be imported, or may not be (`as_data`),
-            or a class in it that is not of the kind.
+        SettingsError: A text that is not a call of one name with literals, an unknown name, or
+            arguments that the class does not take or refuses. Also a module that cannot be
+            imported, or may not be (`as_data`), or a class in it that is not of the kind.
+
+    Example:
+        >>> from marginlab import optim
+        >>> call("SGD(lr=0.1, momentum=0.8)", optim)
+        SGD(lr=0.1, momentum=0.8, weight_decay=0.0005, nesterov=False)
     """
     if not isinstance(text, str):
         raise SettingsError(f"{text!r} is not a choice in call notation: write its text.")
@@ -168,7 +174,7 @@ def call(
 
 
 def _imported(text: str, module: str, name: str, kind: type | None) -> type:
-    """The class of one's own that a text names."""
+    """Return the user's own class that a text names."""
     if kind is None:
         raise SettingsError(f"{text!r} names code of one's own, which this setting does not take.")
     _name(text, module)
@@ -190,7 +196,10 @@ def _imported(text: str, module: str, name: str, kind: type | None) -> type:
 
 
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    remedy = f"{text!r} is not a choice in call notation. Write a name with literal arguments, such as 'Name(size=2, kind=\"wide\")'."
+    remedy = (
+        f"{text!r} is not a choice in call notation. Write a name with literal arguments, such as "
+        f"'Name(size=2, kind=\"wide\")'."
+    )
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
@@ -211,7 +220,7 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def _flat(item: Any) -> Iterator[Any]:
-    """Walk through nested containers, to each thing that is none."""
+    """Yield the items of nested containers that are no containers themselves."""
     if isinstance(item, dict):
         item = [*item.keys(), *item.values()]
     if isinstance(item, list | tuple | set):
@@ -228,8 +237,11 @@ def _finite(item: Any) -> bool:
 def check(value: Any) -> None:
     """Refuse settings made in Python whose fields have other types than they say, or nan.
 
-    Raises SettingsError with the field. Infinity is a number that `to_toml` writes; nan compares
-    with nothing, so every check of a range lets it pass.
+    Infinity is a number that `to_toml` writes. nan compares with nothing, so every check of a range
+    lets it pass.
+
+    Raises:
+        SettingsError: A field of a wrong type, or nan; the message names the field.
     """
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
@@ -242,7 +254,7 @@ def check(value: Any) -> None:
 
 
 def describe(name: str, /, **arguments: Any) -> str:
-    """The call notation of an object: what its `__repr__` returns."""
+    """Return the call notation of an object, for its `__repr__`."""
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
@@ -253,13 +265,12 @@ def read(
     *,
     prog: str | None = None,
 ) -> T:
-    """Settings of a kind: its defaults, overridden by a TOML file, overridden by flags such as
-    `--batch 64`.
+    """Read settings: defaults, overridden by a TOML file, overridden by flags like `--batch 64`.
 
     Raises:
-        SettingsError: the file is missing or no TOML, a key is unknown, a value has the wrong type,
+        SettingsError: The file is missing or no TOML, a key is unknown, a value has the wrong type,
             or the dataclass refuses a value.
-        SystemExit: from tyro, for wrong flags (status 2) and for `--help`.
+        SystemExit: From tyro, for wrong flags (status 2) and for `--help`.
     """
     value = _make(kind, {}, "the defaults")
     if toml is not None:
@@ -292,14 +303,16 @@ def read(
 
 
 def replaced(value: T, changes: Mapping[str, Any], source: str = "a change") -> T:
-    """The settings with some fields replaced; keys and types are checked, and `source` is named in
-    errors.
+    """Return the settings with some fields replaced; keys and types are checked.
+
+    Args:
+        value: The settings.
+        changes: The new values by field.
+        source: The origin of the changes, named in errors.
     """
-    return _make(
-        type(value),
-        {f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | dict(changes),
-        source,
-    )  # type: ignore[arg-type]
+    fields = dataclasses.fields(value)  # type: ignore[arg-type]
+    given = {field.name: getattr(value, field.name) for field in fields}
+    return _make(type(value), given | dict(changes), source)
 
 
 def _make(kind: type[T], table: Mapping[str, Any], source: str) -> T:
@@ -338,22 +351,23 @@ def _convert(item: Any, hint: Any, where: str) -> Any:
 
 
 def _short(item: Any) -> str:
-    """A value in an error message: a tensor or a set of images by its type, if it is long."""
+    """Show a value in an error message, cut and with its type if it is long."""
     text = repr(item)
     return text if len(text) <= 80 else f"{text[:60]}... ({type(item).__name__})"
 
 
 def to_toml(value: Any) -> str:
-    """The settings as TOML, one field a line, in the order of the dataclass.
+    """Write the settings as TOML, one field a line, in the order of the dataclass.
 
-    >>> import dataclasses
-    >>> @dataclasses.dataclass(frozen=True)
-    ... class Small:
-    ...     data: str = "shapes"
-    ...     batch: int = 8
-    >>> print(to_toml(Small()), end="")
-    data = "shapes"
-    batch = 8
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Small:
+        ...     data: str = "shapes"
+        ...     batch: int = 8
+        >>> print(to_toml(Small()), end="")
+        data = "shapes"
+        batch = 8
     """
     return "".join(
         f"{f.name} = {_literal(getattr(value, f.name))}\n" for f in dataclasses.fields(value)

@@ -2,6 +2,7 @@
 
 
 class Terminated(BaseException):
-    """SIGTERM came: a program ends by it as by Ctrl-C, and no `except Exception` keeps it from
-    that.
+    """SIGTERM as an exception that no `except Exception` catches.
+
+    A program ends by it as by Ctrl-C.
     """

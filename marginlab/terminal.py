@@ -1,9 +1,9 @@
-r"""Strings of other people on a terminal: names of classes, files and folders, values of settings.
+r"""Safe printing of untrusted strings: names of classes, files and folders, values of settings.
 
-A file name may hold any byte, so also the escape codes by which a terminal changes its title, its
-colours or what has been printed already, and marks that turn the direction of writing round. They
-are shown as Python writes them in a string, `\x1b`. A byte that is not UTF-8, which no stream could
-encode, is shown as `\udcff`.
+A file name may hold any byte. It may hold the escape codes by which a terminal changes its title,
+its colours or earlier output, and marks that turn the direction of writing round. They are shown as
+Python writes them in a string, `\x1b`. A byte that is not UTF-8, which no stream could encode, is
+shown as `\udcff`.
 """
 
 import re
@@ -17,14 +17,15 @@ _HIDDEN = re.compile(
 
 
 def printable(text: object) -> str:
-    r"""The text with what a terminal would obey, or could not show, written out.
+    r"""Return the text with escapes for characters that a terminal would obey or could not show.
 
-    >>> print(printable("cat\x1b[31m"), printable("caf\udce9"))
-    cat\x1b[31m caf\udce9
+    Example:
+        >>> print(printable("cat\x1b[31m"), printable("caf\udce9"))
+        cat\x1b[31m caf\udce9
     """
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def say(text: object, *, error: bool = False) -> None:
-    """Print a line of text to standard output, or to standard error, at once."""
+    """Print a line of text at once, to standard output or standard error."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)

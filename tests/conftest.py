@@ -46,7 +46,7 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switch the run-time check of annotations off, to see the error that a user without it sees."""
+    """Switch the run-time check of annotations off, to see the error of a user without it."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes allocated at once while `work` ran, over those before; torch's own included."""
+    """Return the most bytes allocated at once by `work`, beyond those before, torch's included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         kept = work()
     del kept

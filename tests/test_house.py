@@ -53,7 +53,10 @@ def test_a_room_imports_only_from_lower_floors(path):
 
 
 def test_the_reader_of_imports_sees_every_form():
-    text = "import marginlab.train.fit\ndef f():\n    from marginlab import data, rng\nfrom marginlab.study.run import Run\nimport torch"
+    text = (
+        "import marginlab.train.fit\ndef f():\n    from marginlab import data, rng\nfrom "
+        "marginlab.study.run import Run\nimport torch"
+    )
     assert imports(text) == {"train", "data", "rng", "study"}
 
 

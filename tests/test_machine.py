@@ -43,7 +43,10 @@ def test_the_device_is_the_processor_with_its_threads(threads):
     threads(2)
     assert machine.device().endswith(", 2 threads")
     assert machine.processor() in machine.device()
-    code = "import sys; from marginlab import machine; assert 'torch' not in sys.modules; print(machine.device())"
+    code = (
+        "import sys; from marginlab import machine; assert 'torch' not in sys.modules; "
+        "print(machine.device())"
+    )
     alone = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -31,7 +31,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def smaller(notebook, changes):
-    """Make the sizes in the code cells smaller; each change is found, or the list is out of date."""
+    """Make the sizes in the code cells smaller; fail if a change of the list is not found."""
     for pattern, instead in changes.items():
         found = 0
         for cell in notebook.cells:

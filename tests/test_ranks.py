@@ -12,7 +12,7 @@ from marginlab import ranks
 
 
 def _weighted(group, rank, parts, weights, grads):
-    """L = sum over ranks of sum(gathered * weights of the rank), beside total(part sums) squared."""
+    """L = sum over ranks of sum(gathered * weights of the rank), and total(part sums) squared."""
     x = parts[rank].clone().requires_grad_()
     gathered = ranks.gather(x, group)
     loss = (
@@ -130,8 +130,12 @@ for start in range(2):
     for rank in range(2):
         came, told = os.pipe()
         if not (pid := os.fork()):
-            os.environ.update(RANK=str(rank), TORCHELASTIC_RESTART_COUNT=str(start), MASTER_PORT=os.read(came, 9).decode())
-            time.sleep(start * (1 - rank))  # the second time rank 1 looks for rank 0 before that one has come
+            port = os.read(came, 9).decode()
+            os.environ.update(
+                RANK=str(rank), TORCHELASTIC_RESTART_COUNT=str(start), MASTER_PORT=port
+            )
+            # the second time rank 1 looks for rank 0 before that one has come
+            time.sleep(start * (1 - rank))
             word = ranks.join("gloo", timedelta(seconds=30))
             said = word.check(["here"])
             total = ranks.total(torch.tensor(1.0 + rank)).item()
@@ -139,7 +143,8 @@ for start in range(2):
             dist.destroy_process_group()
             os._exit(0 if total == 3.0 and not said else 1)
         pids.append((pid, told))
-    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # after a fork: what serves it is a thread
+    # after a fork: what serves it is a thread
+    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for pid, told in pids:
         os.write(told, str(store.port).encode())
     if any([os.waitpid(pid, 0)[1] for pid, _ in pids]):

@@ -25,10 +25,16 @@ COMMANDS = [
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # Added to every command that trains, so that it ends within seconds; flags that come later win.
-SHORT_STUDY = "--grids pairs --pairs ad --epochs 1 --measure-every 0 --bank 100 --methods SimCLR(hidden=8,dim=8)".split()
+SHORT_STUDY = (
+    "--grids pairs --pairs ad --epochs 1 --measure-every 0 --bank 100 --methods "
+    "SimCLR(hidden=8,dim=8)"
+).split()
 SHORT_STUDY += "--per-class 4 --views 3 --deep-views 4 --sharpened 2".split()
 SHORT_STUDY += ["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
-SHORT_BOUNDS = "--epochs 1 --images 100 --monitored 20 --views 3 --bank 50 --methods SupCon(hidden=8,dim=8) --optimizers SGD(lr=0.1)".split()
+SHORT_BOUNDS = (
+    "--epochs 1 --images 100 --monitored 20 --views 3 --bank 50 --methods SupCon(hidden=8,dim=8) "
+    "--optimizers SGD(lr=0.1)"
+).split()
 SHORT_BOUNDS += [
     "--augmentations",
     "Augmentation('e')",
@@ -40,7 +46,7 @@ SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='stride
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """What a user's folder holds: photos, the recipe of the README, and a CIFAR-10 that is small."""
+    """A user's folder: photos, the recipe of the README, and a small CIFAR-10."""
     folder = tmp_path_factory.mktemp("user")
     photos = Shapes().load("train", 200)
     for number, (image, label) in enumerate(

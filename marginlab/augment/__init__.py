@@ -1,5 +1,6 @@
-"""Augmentations as sets of views: the five operations of Huang et al. (ICLR 2023), drawn by
-counters so that any view can be made again alone.
+"""Augmentations as sets of views: the five operations of Huang et al. (ICLR 2023).
+
+Draws are by counters, so any view can be made again alone.
 """
 
 from marginlab.augment.augmentation import Augmentation as Augmentation

@@ -1,10 +1,11 @@
-"""An augmentation A as a set of views: A(x) of Huang et al. (ICLR 2023), section 2, sampled by
-counters.
+"""An augmentation as a set of views, sampled by counters: A(x) of Huang et al. (ICLR 2023).
 
-    view v of image i = blur(grey(jitter(flip(crop(x_i))))),   each operation with the parameters drawn for (seed, i, v, operation)
+    view v of image i = blur(grey(jitter(flip(crop(x_i)))))
 
-An operation draws the same in every augmentation it is part of. So nested sets share their draws,
-and where the coin of an additional operation said no, the view is the one of the smaller set, bit
+See section 2 of the paper. Each operation takes the parameters drawn for (seed, i, v, operation).
+
+An operation draws the same in every augmentation it is part of, so nested sets share their draws.
+Where the coin of an additional operation came up false, the view is the one of the smaller set, bit
 for bit. Nothing depends on the batch, the worker or the rank.
 """
 
@@ -34,7 +35,7 @@ Images = UInt8[Tensor, "N 3 H W"] | Float[Tensor, "N 3 H W"]
 
 
 def _letters(strength: float, jitter_p: float) -> dict[str, Operation]:
-    """The paper's operations by its letters."""
+    """Return the paper's operations by its letters."""
     return {
         "a": ResizedCrop(),
         "b": GaussianBlur(),
@@ -49,23 +50,26 @@ class Augmentation:
     """A set of views of an image, from which any view can be drawn again alone.
 
     Args:
-        operations: letters of the paper, (a) resized crop, (b) blur, (c) grey, (d) colour jitter,
+        operations: Letters of the paper: (a) resized crop, (b) blur, (c) grey, (d) colour jitter,
             (e) flip; "" leaves images as they are. Or a sequence of operations, as objects or in
             call notation. They are composed in the order crop, flip, jitter, grey, blur, whatever
-            order they are named in; others than these five come after them, in the order given.
-        strength: s of letter d: brightness, contrast and saturation by 0.8 s, hue by 0.2 s turns.
-        jitter_p: probability of letter d; the paper's experiment on strength has 1.
+            order they are named in. Other operations come after these five, in the order given.
+        strength: The s of letter d: brightness, contrast and saturation by 0.8 s, hue by 0.2 s
+            turns.
+        jitter_p: Probability of letter d; the paper's experiment on strength has 1.
 
     Raises:
-        SettingsError: an unknown or repeated letter or operation, or a parameter out of its range.
+        SettingsError: An unknown or repeated letter or operation, or a parameter out of its range.
 
-    >>> images = torch.rand(4, 3, 32, 32)
-    >>> views = Augmentation("ad", strength=0.5).views(images, n_views=3, seed=0)
-    >>> views.shape
-    torch.Size([4, 3, 3, 32, 32])
-    >>> alone = Augmentation("ad").views(images[2:3], index=torch.tensor([2]), n_views=1, first_view=1)
-    >>> bool((alone[0, 0] == views[2, 1]).all())
-    True
+    Example:
+        >>> images = torch.rand(4, 3, 32, 32)
+        >>> views = Augmentation("ad", strength=0.5).views(images, n_views=3, seed=0)
+        >>> views.shape
+        torch.Size([4, 3, 3, 32, 32])
+        >>> index = torch.tensor([2])
+        >>> alone = Augmentation("ad").views(images[2:3], index=index, n_views=1, first_view=1)
+        >>> bool((alone[0, 0] == views[2, 1]).all())
+        True
     """
 
     operations: str | Sequence[Operation | str] = "abcde"
@@ -133,15 +137,22 @@ class Augmentation:
         size: tuple[int, int],
         seed: int = 0,
     ) -> dict[str, tuple[Tensor, ...]]:
-        """What is drawn for these images and views: by name of the operation a NamedTuple of (N, V)
-        tensors, on the device of `index`.
+        """Draw the parameters of these images and views.
 
-        `size` is (height, width) of the images. Keep `index` on the CPU: then `apply` waits for no
-        device.
+        Args:
+            index: (N,) numbers of the images. Keep it on the CPU: then `apply` waits for no device.
+            views: (V,) numbers of the views.
+            size: (height, width) of the images.
+            seed: The seed of all draws.
 
-        >>> drawn = Augmentation("ae").parameters(torch.arange(5), torch.arange(2), size=(32, 32))
-        >>> drawn["ResizedCrop"].width.shape, drawn["HorizontalFlip"].on.dtype
-        (torch.Size([5, 2]), torch.bool)
+        Returns:
+            By name of the operation, a NamedTuple of (N, V) tensors on the device of `index`.
+
+        Example:
+            >>> index, views = torch.arange(5), torch.arange(2)
+            >>> drawn = Augmentation("ae").parameters(index, views, size=(32, 32))
+            >>> drawn["ResizedCrop"].width.shape, drawn["HorizontalFlip"].on.dtype
+            (torch.Size([5, 2]), torch.bool)
         """
         key = Key(seed).named("augment").at(index[:, None], views.to(index.device)[None, :])
         return {type(operation).__name__: operation.draw(key, size) for operation in self.composed}
@@ -155,20 +166,30 @@ class Augmentation:
         seed: int = 0,
         identity: bool = True,
     ) -> dict[str, tuple[Tensor, ...]]:
-        """What is drawn for one view of each of M images, numbered as in `views`: by name of the
-        operation a NamedTuple of (M, 1) tensors.
+        """Draw the parameters of one view of each of M images, numbered as in `views`.
 
-        With `identity`, view 0 is the image itself: `unchanged` of each operation, which gives the
-        image back to rounding, in or out of the support (x is in A(x) also where every draw would
-        change it). Without it, view 0 is draw 0.
+        Args:
+            index: (M,) numbers of the images.
+            view: (M,) number of the view of each image.
+            size: (height, width) of the images.
+            seed: The seed of all draws.
+            identity: Make view 0 the image itself. It then has the `unchanged` parameters of each
+                operation, which give the image back up to rounding, in or out of the support (x is
+                in A(x) even where every draw would change it). Without `identity`, view 0 is draw
+                0.
+
+        Returns:
+            By name of the operation, a NamedTuple of (M, 1) tensors.
 
         Raises:
-            ValueError: view 0 of an operation that names no parameters for it, or another number of
+            ValueError: View 0 of an operation that names no parameters for it, or another number of
                 views than images.
 
-        >>> best = Augmentation("ad").drawn(torch.tensor([4, 7]), torch.tensor([0, 31]), size=(32, 32))
-        >>> best["ResizedCrop"].width.shape, best["ResizedCrop"].width[0]
-        (torch.Size([2, 1]), tensor([32.]))
+        Example:
+            >>> index, view = torch.tensor([4, 7]), torch.tensor([0, 31])
+            >>> best = Augmentation("ad").drawn(index, view, size=(32, 32))
+            >>> best["ResizedCrop"].width.shape, best["ResizedCrop"].width[0]
+            (torch.Size([2, 1]), tensor([32.]))
         """
         if view.shape != index.shape:
             raise ValueError(
@@ -196,11 +217,15 @@ class Augmentation:
     def apply(
         self, images: Images, parameters: Mapping[str, tuple[Tensor, ...]]
     ) -> Float[Tensor, "N V 3 H W"]:
-        """The views of these parameters, drawn by `parameters`, stored, or searched; differentiable
-        in them where the operations are.
+        """Make the views of these parameters; differentiable in them where the operations are.
+
+        Args:
+            images: (N, 3, H, W), uint8 or floating in [0, 1].
+            parameters: By name of the operation, (N, V) tensors: drawn by `parameters`, stored, or
+                searched.
 
         Raises:
-            ValueError, TypeError: images of a wrong shape, type or range; parameters of other
+            ValueError, TypeError: Images of a wrong shape, type or range; parameters of other
                 operations or other images.
         """
         _check(images)
@@ -236,23 +261,22 @@ class Augmentation:
         identity: bool = False,
         first_view: int = 0,
     ) -> Float[Tensor, "N V 3 H W"]:
-        """Views of images: (N, 3, H, W), uint8 or floating in [0, 1], to (N, V, 3, H, W), float32
-        in [0, 1], V = n_views.
+        """Make V views of each image: (N, 3, H, W) to (N, V, 3, H, W), float32 in [0, 1].
 
         Args:
-            images: the images, on any device.
-            index: their numbers in their data set, by default 0..N-1: what the draws are for. Best
-                on the CPU, whatever the images' device.
+            images: (N, 3, H, W), uint8 or floating in [0, 1], on any device.
+            index: Their numbers in their data set, by default 0..N-1; the draws depend on them.
+                Best on the CPU, whatever the images' device.
             n_views: V, the number of views of each image.
-            seed: the seed of all draws.
-            identity: make view 0 the image itself. The other views are the same as without it:
+            seed: The seed of all draws.
+            identity: Make view 0 the image itself. The other views are the same as without it:
                 draws 1..V-1.
-            first_view: the number of view 0: view v is draw first_view + v of its image. Training
+            first_view: The number of view 0: view v is draw first_view + v of its image. Training
                 takes first_view = n_views * epoch.
 
         Raises:
-            ValueError, TypeError: images of a wrong shape, type or range (on a device the range is
-                not looked at), an index that does not fit.
+            ValueError, TypeError: Images of a wrong shape, type or range (on a device the range is
+                not checked), or an index that does not fit.
         """
         _check(images)
         if n_views < 1 or first_view < 0:
@@ -287,8 +311,9 @@ class Augmentation:
     def _pieces(
         self, images: Tensor, parameters: Mapping[str, tuple[Tensor, ...]], V: int
     ) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
-        """All places in (N * V), so many at a time as `PIECE` allows, and what makes the views of
-        given places.
+        """Split all places in (N * V) into pieces of at most `PIECE` bytes; return a maker, too.
+
+        The second value makes the views of given places.
         """
         drawn = [
             (
@@ -321,9 +346,9 @@ class Augmentation:
 def in_threads(work: Callable[[Tensor], None], pieces: list[Tensor], device: torch.device) -> None:
     """Work on pieces; on a CPU in as many threads as torch uses, each with a piece of its own.
 
-    The operations are many and short. Sharing each of them among threads, as torch does by itself,
-    means a barrier after each, and where other processes want the same cores, threads wait at
-    barriers most of the time: on 2 busy cores 142 views a second instead of 10,000 (letter d).
+    The operations are many and short. Torch by itself shares each of them among threads, with a
+    barrier after each. Where other processes want the same cores, threads wait at barriers most of
+    the time: on 2 busy cores 142 views a second instead of 10,000 (letter d).
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or len(pieces) < 2:
@@ -344,15 +369,15 @@ def in_threads(work: Callable[[Tensor], None], pieces: list[Tensor], device: tor
 def map_fields(
     function: Callable[[Tensor], Tensor], fields: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """The same NamedTuple of other tensors."""
+    """Apply a function to every field of a NamedTuple of tensors."""
     return type(fields)(*(function(field) for field in fields))
 
 
 def _alike(fields: list[Tensor], total: int, rows: int) -> list[Tensor]:
-    """Places in pieces of at most `rows`, in which views of equal orders and coins lie together:
-    operations then regroup little or nothing.
+    """Split places into pieces of at most `rows`, with views of equal orders and coins together.
 
-    Pixels do not depend on it, for every operation treats each image by itself.
+    Operations then regroup little or nothing. Pixels do not depend on the pieces, for every
+    operation treats each image by itself.
     """
     discrete = [field for field in fields if not field.is_floating_point()]
     if total <= rows or not discrete:

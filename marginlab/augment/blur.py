@@ -1,9 +1,10 @@
-"""Gaussian blur of Huang et al. (ICLR 2023), section 5, operation (b): a Gaussian of `sigma` pixels
-along each side, reflected at the edges.
+"""Gaussian blur, operation (b) of Huang et al. (ICLR 2023), section 5.
 
-    out(i) = sum over |d| <= r of w(d) image(i + d),   w(d) proportional to exp(-d^2 / (2 sigma^2)),   r = ceil(3 sigma's highest)
+    out(i) = sum over |d| <= r of w(d) image(i + d)
+    w(d) proportional to exp(-d^2 / (2 sigma^2)),   r = ceil(3 sigma's highest)
 
-The paper's code blurs with Pillow at radius 1, which is sigma = 1.
+The Gaussian has `sigma` pixels along each side and is reflected at the edges. The paper's code
+blurs with Pillow at radius 1, which is sigma = 1.
 """
 
 import math
@@ -28,7 +29,7 @@ from marginlab.rng import Key
 
 
 class Blur(NamedTuple):
-    """Whether an image is blurred, and by how many pixels."""
+    """The coin that decides whether an image is blurred, and sigma in pixels."""
 
     on: Tensor
     sigma: Tensor
@@ -36,11 +37,15 @@ class Blur(NamedTuple):
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """Gaussian blur with probability p, (b); sigma is uniform between its lowest and highest, in
-    pixels.
+    """Gaussian blur with probability p, (b).
 
-    >>> GaussianBlur().radius, GaussianBlur(sigma=(0.1, 2.0)).radius
-    (3, 6)
+    Args:
+        sigma: Lowest and highest sigma in pixels; draws are uniform between them.
+        p: The probability.
+
+    Example:
+        >>> GaussianBlur().radius, GaussianBlur(sigma=(0.1, 2.0)).radius
+        (3, 6)
     """
 
     sigma: tuple[float, float] = (1.0, 1.0)
@@ -52,16 +57,17 @@ class GaussianBlur:
 
     @property
     def radius(self) -> int:
-        """Pixels on each side that are weighed: three times the highest sigma, beyond which lie 0.3
-        % of a Gaussian.
+        """Pixels with a weight on each side: three times the highest sigma.
+
+        0.3 % of a Gaussian lie beyond.
         """
         return math.ceil(3 * self.sigma[1])
 
     def draw(self, key: Key, size: tuple[int, int]) -> Blur:
-        """Coins, true with probability p, and sigmas.
+        """Draw coins, true with probability p, and sigmas.
 
         Raises:
-            ValueError: the images are too small to be reflected as far as the blur reaches.
+            ValueError: Images too small to be reflected as far as the blur reaches.
         """
         if min(size) <= self.radius:
             raise ValueError(
@@ -73,25 +79,25 @@ class GaussianBlur:
         return Blur(key.named("on").bernoulli(self.p), key.named("sigma").uniform(*self.sigma))
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Blur) -> Float[Tensor, "B 3 H W"]:
-        """The images, those whose coin is true blurred; differentiable in sigma."""
+        """Blur the images whose coin is true; differentiable in sigma."""
         return where_on(parameters.on, self._blur, images, parameters.sigma)
 
     def near(self, parameters: Blur, key: Key, size: tuple[int, int], step: float | Tensor) -> Blur:
-        """Coins turned, sigmas moved."""
+        """Turn coins and move sigmas."""
         key = key.named("GaussianBlur", "near")
         on = near_coin(parameters.on, key.named("on"), self.p, step)
         return Blur(on, near_number(parameters.sigma, key.named("sigma"), self.sigma, step))
 
     def supports(self, parameters: Blur, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Coins that can fall so, sigma in its range."""
+        """Return whether coins can fall so and sigma is in its range."""
         return can_fall(parameters.on, self.p) & within(parameters.sigma, self.sigma)
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Blur:
-        """Not blurred; outside the support where p = 1."""
+        """Return parameters of no blur; outside the support where p = 1."""
         return Blur(torch.zeros(shape, dtype=torch.bool), torch.full(shape, self.sigma[0]))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """That of sigma."""
+        """Return the interval of sigma."""
         return {"sigma": self.sigma}
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
@@ -107,11 +113,12 @@ class GaussianBlur:
 def _convolve(
     images: Float[Tensor, "B 3 H W"], weights: Float[Tensor, "B k"], dim: int
 ) -> Float[Tensor, "B 3 H W"]:
-    """A symmetric filter for each image, along its rows or columns, as a sum of shifted images.
+    """Filter each image symmetrically, along its rows or columns, as a sum of shifted images.
 
-    Own because kornia's grouped convolution takes 1.5 times as long for the 43 images of 32 x 32
-    that half a piece has (one thread; 7 times when two threads share it, benchmarks/augment.py),
-    and because a convolution may choose its algorithm, hence its rounding, by the batch's size.
+    kornia's grouped convolution is not used for two reasons. It takes 1.5 times as long for the 43
+    images of 32 x 32 that half a piece has (one thread; 7 times when two threads share it,
+    benchmarks/augment.py). And a convolution may choose its algorithm, hence its rounding, by the
+    batch's size.
     """
     r, n = weights.shape[1] // 2, images.shape[dim]
     padded = F.pad(images, (0, 0, r, r) if dim == 2 else (r, r, 0, 0), mode="reflect")

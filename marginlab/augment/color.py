@@ -1,12 +1,14 @@
-"""What colours become: jitter and greyscale of Huang et al. (ICLR 2023), section 5, operations (d)
-and (c), with torchvision's formulas.
+"""Colour jitter and greyscale: operations (d) and (c) of Huang et al. (ICLR 2023), section 5.
 
     grey(x)       = 0.2989 r + 0.587 g + 0.114 b
-    brightness_f  = [f x],   saturation_f = [f x + (1 - f) grey(x)],   contrast_f = [f x + (1 - f) mean of grey(x)],   [.] held in [0, 1]
-    hue_f         = max - (max - min) [2 - 6 |u - round(u)|] per channel,   u = hue(x) + f + 1/2, 1/6, -1/6 for r, g, b, in whole turns
+    brightness_f  = [f x]                                       [.] clamped to [0, 1]
+    saturation_f  = [f x + (1 - f) grey(x)]
+    contrast_f    = [f x + (1 - f) mean of grey(x)]
+    hue_f         = max - (max - min) [2 - 6 |u - round(u)|] per channel
+                    u = hue(x) + f + 1/2, 1/6, -1/6 for r, g, b, in whole turns
 
-The last line is the round trip by HSV written in one: a channel is a trapezoid in the hue, high
-over two sixths of a turn around its own colour.
+The formulas are torchvision's. The last one is the round trip by HSV written in one: a channel is a
+trapezoid in the hue, high over two sixths of a turn around its own colour.
 """
 
 from collections.abc import Callable
@@ -34,8 +36,9 @@ from marginlab.settings import SettingsError
 
 
 class Jitter(NamedTuple):
-    """Whether colours change, in which of the 24 orders (`ORDERS`), and by which factors; hue in
-    turns.
+    """The coin that decides whether colours change, the order (a row of `ORDERS`), and the factors.
+
+    The hue is in turns, and there are 24 orders.
     """
 
     on: Tensor
@@ -47,10 +50,10 @@ class Jitter(NamedTuple):
 
 
 def grey(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-    """Luma with torchvision's weights.
+    """Return the luma with torchvision's weights.
 
-    Kornia's default 0.299 differs by up to 1e-4; weights given to it are copied to the device every
-    time.
+    Kornia's default 0.299 differs by up to 1e-4. Weights given to kornia are copied to the device
+    every time.
     """
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return red * 0.2989 + green * 0.587 + blue * 0.114
@@ -64,8 +67,9 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Away from, or towards, the mean of the image's grey; own because kornia's weights of grey are
-    not torchvision's.
+    """Move images away from, or towards, the mean of their grey.
+
+    kornia's function is not used because its weights of grey are not torchvision's.
     """
     # two means, each along whole rows: a sum over all of one large image alone is split among
     # threads, and rounds differently in a batch
@@ -75,8 +79,9 @@ def adjust_contrast(
 def adjust_saturation(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Away from, or towards, the image's grey; own because kornia's weights of grey are not
-    torchvision's.
+    """Move images away from, or towards, their grey.
+
+    kornia's function is not used because its weights of grey are not torchvision's.
     """
     return _blend(images, grey(images), factor)
 
@@ -84,11 +89,13 @@ def adjust_saturation(
 def adjust_hue(
     images: Float[Tensor, "B 3 H W"], factor: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Turn the hue by `factor` turns; own because kornia goes through HSV, equal to 2e-6, in 4.5
-    times the time (one thread; benchmarks/augment.py).
+    """Turn the hue by `factor` turns.
 
-    Comparisons and `torch.where` are not vectorised on CPUs and would take most of the time:
-    differences rounded up to 0 or 1 stand for them.
+    kornia's function is not used because it goes through HSV: equal to 2e-6, in 4.5 times the time
+    (one thread; benchmarks/augment.py).
+
+    Comparisons and `torch.where` are not vectorised on CPUs and would take most of the time.
+    Differences rounded up to 0 or 1 stand for them.
     """
     red, green, blue = images.unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
@@ -120,14 +127,15 @@ ORDERS = torch.tensor(list(permutations(range(len(ADJUSTMENTS)))))
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue by random factors, in an order random for each
-    image, with probability p, (d).
+    """Brightness, contrast, saturation and hue by random factors, with probability p, (d).
 
-    The first three are drawn from [max(0, 1 - amount), 1 + amount], the hue from [-hue, hue] turns.
-    The paper's strength s stands for amounts of 0.8 s and a hue of 0.2 s.
+    The order of the four is random for each image. The first three factors are drawn from [max(0, 1
+    - amount), 1 + amount], the hue from [-hue, hue] turns. The paper's strength s stands for
+    amounts of 0.8 s and a hue of 0.2 s.
 
-    >>> ColorJitter(hue=0.1).draw(Key(0).at(torch.arange(3)), (32, 32)).hue.abs().max() <= 0.1
-    tensor(True)
+    Example:
+        >>> ColorJitter(hue=0.1).draw(Key(0).at(torch.arange(3)), (32, 32)).hue.abs().max() <= 0.1
+        tensor(True)
     """
 
     brightness: float = 0.4
@@ -150,7 +158,7 @@ class ColorJitter:
             )
 
     def draw(self, key: Key, size: tuple[int, int]) -> Jitter:
-        """Coins, orders in 0..23, factors around 1, turns around 0."""
+        """Draw coins, orders in 0..23, factors around 1 and turns around 0."""
         key = key.named("ColorJitter")
         factors = {
             name: key.named(name).uniform(*interval) for name, interval in self.intervals().items()
@@ -162,15 +170,13 @@ class ColorJitter:
     def apply(
         self, images: Float[Tensor, "B 3 H W"], parameters: Jitter
     ) -> Float[Tensor, "B 3 H W"]:
-        """The images, those whose coin is true adjusted four times; differentiable in the factors
-        and the hue.
-        """
+        """Adjust the images whose coin is true four times; differentiable in factors and hue."""
         return where_on(parameters.on, _in_order, images, *parameters[1:])
 
     def near(
         self, parameters: Jitter, key: Key, size: tuple[int, int], step: float | Tensor
     ) -> Jitter:
-        """Coins turned, orders drawn again, factors and hues moved."""
+        """Turn coins, draw orders again, and move factors and hues."""
         key = key.named("ColorJitter", "near")
         factors = {
             name: near_number(getattr(parameters, name), key.named(name), interval, step)
@@ -181,19 +187,19 @@ class ColorJitter:
         return Jitter(near_coin(parameters.on, key.named("on"), self.p, step), order, **factors)
 
     def supports(self, parameters: Jitter, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Coins that can fall so, orders in 0..23, factors and hue in their ranges."""
+        """Return whether coins can fall so, orders are in 0..23, and numbers in their ranges."""
         known = (parameters.order >= 0) & (parameters.order < len(ORDERS))
         for name, interval in self.intervals().items():
             known = known & within(getattr(parameters, name), interval)
         return known & can_fall(parameters.on, self.p)
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Jitter:
-        """Factors of 1 and a hue of 0; also not done, where p allows it. Always in the support."""
+        """Return factors of 1 and a hue of 0, always in the support; not done where p allows it."""
         order, one = torch.zeros(shape, dtype=torch.int64), torch.ones(shape)
         return Jitter(torch.full(shape, self.p == 1), order, one, one, one, torch.zeros(shape))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Those of the three factors and the hue."""
+        """Return the intervals of the three factors and the hue."""
         amounts = {
             "brightness": self.brightness,
             "contrast": self.contrast,
@@ -216,8 +222,9 @@ def _in_order(images: Tensor, order: Tensor, *factors: Tensor) -> Tensor:
 def _each(
     images: Float[Tensor, "B 3 H W"], step: Int[Tensor, " B"], factors: list[Tensor]
 ) -> Float[Tensor, "B 3 H W"]:
-    """One adjustment an image: those with the same one are gathered, adjusted together, and put
-    back.
+    """Do one adjustment to each image.
+
+    Images with the same adjustment are gathered, adjusted together, and put back.
     """
     groups = {kind: (step == kind).nonzero()[:, 0] for kind in range(len(ADJUSTMENTS))}
     groups = {kind: group for kind, group in groups.items() if len(group)}
@@ -237,8 +244,9 @@ def _each(
 class Grayscale(Tossed):
     """Grey in all three channels with probability p, (c).
 
-    >>> Grayscale().apply(torch.rand(1, 3, 2, 2), Coin(torch.tensor([True]))).std(dim=1).max()
-    tensor(0.)
+    Example:
+        >>> Grayscale().apply(torch.rand(1, 3, 2, 2), Coin(torch.tensor([True]))).std(dim=1).max()
+        tensor(0.)
     """
 
     p: float = 0.2
@@ -247,9 +255,9 @@ class Grayscale(Tossed):
         check_probability(self.p)
 
     def draw(self, key: Key, size: tuple[int, int]) -> Coin:
-        """Coins, true with probability p."""
+        """Draw coins, true with probability p."""
         return Coin(key.named("Grayscale", "on").bernoulli(self.p))
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Coin) -> Float[Tensor, "B 3 H W"]:
-        """The images, those whose coin is true in grey."""
+        """Turn the images whose coin is true to grey."""
         return where_on(parameters.on, lambda chosen: grey(chosen).expand_as(chosen), images)

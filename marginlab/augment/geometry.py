@@ -1,8 +1,11 @@
-"""Where pixels come from: the random resized crop and the horizontal flip of Huang et al. (ICLR
-2023), section 5, operations (a) and (e).
+"""Random resized crop and horizontal flip: operations (a) and (e) of Huang et al. (ICLR 2023).
 
-crop: out(i, j) = image(y, x),   x = left + min(max((j + 1/2) width / W - 1/2, 0), width - 1),   y alike, bilinear between pixels
-box:  area uniform in scale x H W, log(width / height) uniform in log ratio, rounded, its place uniform; as torchvision draws it
+    crop: out(i, j) = image(y, x), bilinear between pixels
+          x = left + min(max((j + 1/2) width / W - 1/2, 0), width - 1),   y alike
+    box:  area uniform in scale x H W, log(width / height) uniform in log ratio, rounded, its place
+          uniform; as torchvision draws it
+
+See section 5 of the paper.
 """
 
 import math
@@ -28,8 +31,9 @@ ATTEMPTS = 10  # torchvision's: that many boxes are tried before the central one
 
 
 class Box(NamedTuple):
-    """Boxes in pixels, within their images; drawn ones are whole numbers, but any floating box can
-    be applied, with gradient.
+    """Boxes in pixels, within their images.
+
+    Drawn boxes are whole numbers, but any floating box can be applied, with gradient.
     """
 
     top: Tensor
@@ -39,44 +43,46 @@ class Box(NamedTuple):
 
 
 class Coin(NamedTuple):
-    """Whether an operation is done."""
+    """The coin that decides whether an operation is done."""
 
     on: Tensor
 
 
 class Tossed:
-    """The search's view of an operation that only a coin of probability p decides."""
+    """Search methods of an operation that only a coin of probability p decides."""
 
     p: float
 
     def near(self, parameters: Coin, key: Key, size: tuple[int, int], step: float | Tensor) -> Coin:
-        """Coins turned."""
+        """Turn coins."""
         return Coin(near_coin(parameters.on, key.named(type(self).__name__, "near"), self.p, step))
 
     def supports(self, parameters: Coin, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Coins that can fall so."""
+        """Return whether coins can fall so."""
         return can_fall(parameters.on, self.p)
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Coin:
-        """Not done; outside the support where p = 1."""
+        """Return coins of an operation that is not done; outside the support where p = 1."""
         return Coin(torch.zeros(shape, dtype=torch.bool))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """None: a coin has no values between."""
+        """Return no interval: a coin has no values between."""
         return {}
 
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Random resized crop to the image's own size, (a): a box of random area and aspect ratio,
-    enlarged to the whole image.
+    """Random resized crop to the image's own size, (a).
+
+    A box of random area and aspect ratio is enlarged to the whole image.
 
     Args:
-        scale: lowest and highest area of the box, as a fraction of the image's.
-        ratio: lowest and highest width / height of the box.
+        scale: Lowest and highest area of the box, as a fraction of the image's.
+        ratio: Lowest and highest width / height of the box.
 
-    >>> ResizedCrop(scale=(0.5, 0.5)).draw(Key(0).at(torch.arange(2)), (32, 32)).height.shape
-    torch.Size([2])
+    Example:
+        >>> ResizedCrop(scale=(0.5, 0.5)).draw(Key(0).at(torch.arange(2)), (32, 32)).height.shape
+        torch.Size([2])
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -87,8 +93,10 @@ class ResizedCrop:
         check_range("ratio", self.ratio, 0.0, math.inf)
 
     def draw(self, key: Key, size: tuple[int, int]) -> Box:
-        """Boxes of whole pixels, float32: the first of ten attempts that fits into the image, else
-        the largest central box within `ratio`.
+        """Draw boxes of whole pixels, float32.
+
+        A box is the first of ten attempts that fits into the image, else the largest central box
+        within `ratio`.
         """
         H, W = size
         key = key.named("ResizedCrop")
@@ -129,11 +137,11 @@ class ResizedCrop:
         return (H - height) // 2, (W - width) // 2, height, width
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Box) -> Float[Tensor, "B 3 H W"]:
-        """The boxes, enlarged to the whole image; differentiable in the box.
+        """Enlarge the boxes to the whole image; differentiable in the box.
 
         A box is never larger than its image, so nothing is shrunk and antialiasing has nothing to
-        do: torchvision's antialiased filter is then the bilinear one. Coordinates are held inside
-        the box, where kornia's crops read the pixels beyond its edge, and torchvision does not.
+        do: torchvision's antialiased filter is then the bilinear one. Coordinates are clamped to
+        the box, as torchvision does. kornia's crops read the pixels beyond its edge.
         """
         H, W = images.shape[-2:]
         top, left, height, width = (side.to(images, non_blocking=True) for side in parameters)
@@ -145,8 +153,10 @@ class ResizedCrop:
         ).clamp(0, 1)
 
     def near(self, parameters: Box, key: Key, size: tuple[int, int], step: float | Tensor) -> Box:
-        """Boxes of other sides around other centers; where no draw has such sides, the same box
-        elsewhere, and where none has those, a draw.
+        """Move boxes: other sides around other centers.
+
+        Where no draw has the new sides, the box keeps its sides and moves. Where no draw has the
+        old sides either, the box is a new draw.
         """
         drawn, key = self.draw(key, size), key.named("ResizedCrop", "near")
         height, width = (
@@ -180,8 +190,10 @@ class ResizedCrop:
         )
 
     def supports(self, parameters: Box, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Boxes of whole pixels inside the image, with sides that area and aspect round to; and the
-        central one, where draws can fail to fit.
+        """Return whether draws can give these boxes.
+
+        A draw gives boxes of whole pixels inside the image, with sides that area and aspect round
+        to. Where draws can fail to fit, it also gives the central box.
         """
         (H, W), (top, left, height, width) = size, parameters
         inside = (top >= 0) & (left >= 0) & (top + height <= H) & (left + width <= W)
@@ -204,20 +216,20 @@ class ResizedCrop:
         return found
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Box:
-        """The whole image; outside the support where scale or ratio exclude it."""
+        """Return the whole image as box; outside the support where scale or ratio exclude it."""
         H, W = (torch.full(shape, float(n)) for n in size)
         return Box(torch.zeros(shape), torch.zeros(shape), H, W)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """None: boxes are of whole pixels."""
+        """Return no interval: boxes are of whole pixels."""
         return {}
 
     def _sides(self, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
-        """Whether area and aspect, each in its range, can round to sides of these lengths.
+        """Return whether area and aspect, each in its range, can round to sides of these lengths.
 
-        In logarithms, the sides that round to these are a rectangle, and the ranges of area and
-        aspect are one turned by 45 degrees. Two convex polygons have a point in common unless one
-        of their sides' directions separates them: so four intervals are compared.
+        In logarithms, the sides that round to these lengths are a rectangle, and the ranges of area
+        and aspect are one turned by 45 degrees. Two convex polygons have a point in common unless
+        one of their sides' directions separates them: so four intervals are compared.
         """
         (u, v), (area, aspect) = self._logarithms(size)
         low, high = (
@@ -237,8 +249,9 @@ class ResizedCrop:
     def _logarithms(
         self, size: tuple[int, int]
     ) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]:
-        """Lowest and highest logarithm of height and width before rounding, and of area and aspect,
-        width / height.
+        """Return the lowest and highest logarithms of the unrounded sides, and of area and aspect.
+
+        The sides are height and width; the aspect is width / height.
         """
         a, b = (math.log(scale * size[0] * size[1]) for scale in self.scale)
         c, d = (math.log(ratio) for ratio in self.ratio)
@@ -254,8 +267,9 @@ def _device(key: Key) -> torch.device:
 def _coordinates(
     n: int, start: Float[Tensor, " B"], length: Float[Tensor, " B"]
 ) -> Float[Tensor, "B n"]:
-    """Where n output pixels lie along one side of the boxes, in grid_sample's units: -1 and 1 are
-    the outer edges of the image.
+    """Return the places of n output pixels along one side of the boxes, in grid_sample's units.
+
+    -1 and 1 are the outer edges of the image.
     """
     pixel = (torch.arange(n, device=start.device) + 0.5) * (length / n)[:, None] - 0.5
     pixel = torch.minimum(pixel.clamp(min=0), (length - 1)[:, None]) + start[:, None]
@@ -266,9 +280,11 @@ def _coordinates(
 class HorizontalFlip(Tossed):
     """Mirror left and right with probability p, (e).
 
-    >>> image = torch.arange(6.0).view(1, 1, 2, 3).expand(1, 3, 2, 3) / 6
-    >>> bool((HorizontalFlip().apply(image, Coin(torch.tensor([True])))[..., 0] == image[..., 2]).all())
-    True
+    Example:
+        >>> image = torch.arange(6.0).view(1, 1, 2, 3).expand(1, 3, 2, 3) / 6
+        >>> flipped = HorizontalFlip().apply(image, Coin(torch.tensor([True])))
+        >>> bool((flipped[..., 0] == image[..., 2]).all())
+        True
     """
 
     p: float = 0.5
@@ -277,9 +293,9 @@ class HorizontalFlip(Tossed):
         check_probability(self.p)
 
     def draw(self, key: Key, size: tuple[int, int]) -> Coin:
-        """Coins, true with probability p."""
+        """Draw coins, true with probability p."""
         return Coin(key.named("HorizontalFlip", "on").bernoulli(self.p))
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Coin) -> Float[Tensor, "B 3 H W"]:
-        """The images, those whose coin is true mirrored."""
+        """Mirror the images whose coin is true."""
         return where_on(parameters.on, lambda chosen: chosen.flip(-1), images)

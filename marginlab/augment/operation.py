@@ -1,10 +1,10 @@
-"""What an operation is: parameters drawn from a key, and pixels made from parameters.
+"""The interface of an operation: parameters drawn from a key, and pixels made from parameters.
 
     view = apply(image, parameters),   parameters = draw(key of (seed, image, view), size)
 
 The stream of a draw is named by the operation, so an operation draws the same whatever others stand
 beside it. `apply` treats each image by itself and keeps to elementwise arithmetic and reductions
-within an image: a matrix product or a convolution may round differently in batches of different
+within an image. A matrix product or a convolution may round differently in batches of different
 size, and a view made alone would then differ in the last bit from the same view made in a batch.
 """
 
@@ -25,59 +25,59 @@ SLACK = 1e-6
 
 @runtime_checkable
 class Operation(Protocol):
-    """Draws a NamedTuple of tensors, each of the key's index shape; applies one whose tensors have
-    the shape (B,) of the images.
+    """An operation with `draw` and `apply`.
 
-    Parameters of discrete kind (coins, orders) are of an integer or bool dtype, the others
-    floating, and differentiable where the operation is.
+    `draw` returns a NamedTuple of tensors, each of the key's index shape. `apply` takes one whose
+    tensors have the shape (B,) of the images. Parameters of discrete kind (coins, orders) are of an
+    integer or bool dtype. The others are floating, and differentiable where the operation is.
     """
 
     def draw(self, key: Key, size: tuple[int, int]) -> Any:
-        """Parameters for images of `size` (height, width)."""
+        """Draw parameters for images of `size` (height, width)."""
         ...
 
     def apply(self, images: Float[Tensor, "B 3 H W"], parameters: Any) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1] made from images in [0, 1]; those that are not changed are the same to
-        the bit.
-        """
+        """Make images in [0, 1] from images in [0, 1]; unchanged ones stay bit for bit the same."""
         ...
 
 
 @runtime_checkable
 class Searchable(Protocol):
-    """What an operation has besides draw and apply, that its parameters can be searched: the set
-    that `draw` draws from, its support.
+    """The methods beside draw and apply by which an operation's parameters can be searched.
 
-    Parameters have any shapes that broadcast against each other and against the key's indices.
+    The support is the set of parameters that `draw` draws from. Parameters have any shapes that
+    broadcast against each other and against the key's indices.
     """
 
     def near(self, parameters: Any, key: Key, size: tuple[int, int], step: float | Tensor) -> Any:
-        """Others in the support, drawn near these: numbers move by `step` of their range, coins and
-        orders change with probability `step`.
+        """Draw other parameters in the support, near these.
 
-        The given ones may lie outside the support; the new ones never do.
+        Numbers move by `step` of their range; coins and orders change with probability `step`. The
+        given parameters may lie outside the support; the new ones never do.
         """
         ...
 
     def supports(self, parameters: Any, size: tuple[int, int]) -> Bool[Tensor, "..."]:
-        """Which of these parameters `draw` can give, to the rounding of its float32 numbers."""
+        """Return which parameters `draw` can give, to the rounding of its float32 numbers."""
         ...
 
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Any:
-        """Parameters that leave images as they are, to rounding; outside the support where it has
-        none, for x is in A(x) nevertheless.
+        """Return parameters that leave images as they are, up to rounding.
+
+        They lie outside the support where it has none, for x is in A(x) nevertheless.
         """
         ...
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest value of each field in which pixels are differentiable, and which
-        takes all values between, whatever the others.
+        """Return the lowest and highest value of each field in which pixels are differentiable.
+
+        Such a field takes all values between, whatever the others are.
         """
         ...
 
 
 def near_coin(on: Tensor, key: Key, p: float, step: float | Tensor) -> Tensor:
-    """Coins turned with probability `step`; one that always falls the same way lies that way."""
+    """Turn coins with probability `step`; set a coin of probability 0 or 1 to its only value."""
     turned = on ^ (key.uniform() < step)
     return turned if 0 < p < 1 else torch.full_like(turned, p == 1)
 
@@ -85,33 +85,34 @@ def near_coin(on: Tensor, key: Key, p: float, step: float | Tensor) -> Tensor:
 def near_number(
     number: Tensor, key: Key, interval: tuple[float, float], step: float | Tensor
 ) -> Tensor:
-    """Numbers moved by a normal deviate, `step` of the interval wide, and held inside: the nearest
-    pair often lies at an end.
+    """Move numbers by a normal deviate, `step` of the interval wide, and clamp them to it.
+
+    Numbers are clamped because the nearest pair often lies at an end.
     """
     low, high = interval
     return (number + key.normal() * ((high - low) * step)).clamp(low, high)
 
 
 def can_fall(on: Tensor, p: float) -> Tensor:
-    """Whether coins of this probability can fall so."""
+    """Return whether coins of this probability can fall so."""
     return torch.where(on, p > 0, p < 1)
 
 
 def within(number: Tensor, interval: tuple[float, float]) -> Tensor:
-    """Whether numbers lie in the interval, to the rounding of `Key.uniform`."""
+    """Return whether numbers lie in the interval, to the rounding of `Key.uniform`."""
     low, high = interval
     slack = SLACK * max(1.0, abs(low), abs(high))
     return (number >= low - slack) & (number <= high + slack)
 
 
 def check_probability(p: float) -> None:
-    """Refuse what is no probability."""
+    """Refuse a number that is no probability."""
     if not 0 <= p <= 1:
         raise SettingsError(f"p is the probability of an operation, in [0, 1], not {p}.")
 
 
 def check_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
-    """Refuse what is no increasing pair of numbers above `low` and up to `high`."""
+    """Refuse a pair that does not increase, or does not lie above `low` and up to `high`."""
     if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
         raise SettingsError(
             f"{name} is a pair (lowest, highest) above {low:g} and at most {high:g}, not {pair}."
@@ -121,8 +122,9 @@ def check_range(name: str, pair: tuple[float, float], low: float, high: float) -
 def per_image(
     factor: Float[Tensor, " B"], images: Float[Tensor, "B 3 H W"]
 ) -> Float[Tensor, "B 1 1 1"]:
-    """A factor for each image, beside the pixels; small copies from the host are queued, not waited
-    for.
+    """Return a factor for each image, shaped to broadcast against the pixels.
+
+    Small copies from the host are queued, not waited for.
     """
     return factor.to(images, non_blocking=True)[:, None, None, None]
 
@@ -133,7 +135,7 @@ def where_on(
     images: Float[Tensor, "B 3 H W"],
     *factors: Tensor,
 ) -> Float[Tensor, "B 3 H W"]:
-    """`function(images, *factors)` for the images whose coin said yes, and only computed for those.
+    """Apply `function(images, *factors)` to the images whose coin is true, computed only for those.
 
     Coins on the CPU cost a device no wait.
     """

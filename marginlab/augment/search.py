@@ -1,28 +1,33 @@
-"""A sharpened augmented distance: from the nearest sampled views of two images, a search for nearer
-ones.
+"""A sharpened augmented distance: a search for nearer views, from the nearest sampled ones.
 
-    d_A(x, y) = min over all views x' of x, y' of y of || x' - y' ||        Huang et al., ICLR 2023, eq. 1
+    d_A(x, y) = min over all views x' of x, y' of y of || x' - y' ||
+                                                            Huang et al., ICLR 2023, eq. 1
 
-Over V sampled views the minimum is an upper estimate that still falls with V; so is this one, but
-it starts where that one ends. A view is named by its parameters, so the minimum is over parameters
-a of x and b of y, inside the support of what is drawn. A round does two things:
+Over V sampled views the minimum is an upper estimate that still falls with V. The sharpened
+distance is an upper estimate as well, but it starts where the sampled one ends. A view is named by
+its parameters, so the minimum is over parameters a of x and b of y, inside the support of the
+draws. A round does two things:
 
-    proposals   P new a and P new b, most near the best ones, some drawn afresh; of all (P + 1)^2 pairs of views the nearest is kept
-    descent     r = x'(a) - y'(b) is nearly linear in the factors z = (a, b) that vary continuously: with its Jacobian J by differences,
-                z - (J'J + l I)^-1 J'r for two dampings l (Levenberg, 1944; Marquardt, 1963), held
-                in its ranges, kept where nearer
+    proposals   P new a and P new b, most near the best ones, some drawn afresh; of all (P + 1)^2
+                pairs of views the nearest is kept
+    descent     r = x'(a) - y'(b) is nearly linear in the factors z = (a, b) that vary
+                continuously. With its Jacobian J by differences, z becomes
+                    z - (J'J + l I)^-1 J'r
+                for two dampings l (Levenberg, 1944; Marquardt, 1963), clamped to its ranges, kept
+                where nearer
 
 Descent has at most ten unknowns for thousands of pixels, so it needs fewer steps than a gradient
-would, by more than they cost: in a trial of each alone (CIFAR-10, ad, 120 pairs), four of its steps
-bring the distance to 0.65 of the sampled one in 2.1 ms a pair, ten gradient steps with line search
-to 0.68 in 5.2 ms. The whole search, the mean of distance / that of V = 32 sampled views, and ms a
-pair on one core of a CPU (240 pairs of the first 60 training images of class 3, seed 1000003 of the
-views and 0 of the search):
+would, and saves more than its steps cost. In a trial of each alone (CIFAR-10, ad, 120 pairs), four
+of its steps bring the distance to 0.65 of the sampled one in 2.1 ms a pair, ten gradient steps with
+line search to 0.68 in 5.2 ms. The table is of the whole search: the mean of distance / that of V =
+32 sampled views, and ms a pair on one core of a CPU (240 pairs of the first 60 training images of
+class 3, seed 1000003 of the views and 0 of the search). The default is 8 x 8, and the last column
+has V = 256 sampled views instead of a search:
 
-    rounds x proposals     2 x 8        4 x 8        8 x 8 (default)   8 x 16        32 x 16       V = 256 instead
-    ad                  0.59, 3.6    0.51, 6.6       0.46, 13        0.42, 24      0.33, 70         0.68
-    ac                  0.82, 1.0    0.74, 1.7       0.65, 3.3       0.57, 7.7     0.45, 34         0.70
-    bc                  0.997, 0.9                   0.996, 3.8                    0.996, 34        0.996
+    rounds x proposals     2 x 8        4 x 8       8 x 8       8 x 16       32 x 16      V = 256
+    ad                  0.59, 3.6    0.51, 6.6    0.46, 13     0.42, 24     0.33, 70        0.68
+    ac                  0.82, 1.0    0.74, 1.7    0.65, 3.3    0.57, 7.7    0.45, 34        0.70
+    bc                  0.997, 0.9                0.996, 3.8                0.996, 34       0.996
 """
 
 from collections.abc import Callable, Mapping
@@ -48,9 +53,7 @@ Parameters = Mapping[str, tuple[Tensor, ...]]
 
 
 class Sharpened(NamedTuple):
-    """The nearest views found of M pairs of images, and the parameters they are made from; all on
-    the CPU.
-    """
+    """The nearest views found of M pairs of images, by their parameters; all on the CPU."""
 
     distance: Float64[Tensor, " M"]  # of apply(x, .x) and apply(y, .y), by differences in float64
     start: Float64[Tensor, " M"]  # of the views the search started from; never smaller
@@ -70,39 +73,43 @@ def sharpen(
     seed: int = 0,
     index: Int[Tensor, " M"] | None = None,
 ) -> Sharpened:
-    """Search the views of M pairs of images for nearer ones than given: an upper estimate of d_A,
-    at most the given distance.
+    """Search the views of M pairs of images for nearer ones than given: an upper estimate of d_A.
 
-    Found parameters are the given ones or lie in the support of the draws: whole-pixel boxes of
-    sides that are drawn, factors in their ranges, coins that can fall so. An operation of one's own
-    that is no `operation.Searchable` is searched by its draws alone. Draws are named by seed,
-    round, side, pair and proposal: a pair gives the same alone as among others, on a CPU bit for
-    bit. More rounds or proposals find nearer views; distances still fall slowly at many times the
-    default, so the word is sharpened, not converged.
+    The distance is at most the given one. The parameters found are the given ones or lie in the
+    support of the draws: whole-pixel boxes of sides that are drawn, factors in their ranges, coins
+    that can fall so. An operation of the user's that is no `operation.Searchable` is searched by
+    its draws alone. Draws are named by seed, round, side, pair and proposal: a pair gives the same
+    alone as among others, on a CPU bit for bit. More rounds or proposals find nearer views.
+    Distances still fall slowly at many times the default, so the word is sharpened, not converged.
 
     Args:
-        augmentation: the set of views.
-        x, y: the first and second image of each pair, (M, 3, H, W), uint8 or floating in [0, 1], on
+        augmentation: The set of views.
+        x, y: The first and second image of each pair, (M, 3, H, W), uint8 or floating in [0, 1], on
             any device.
-        start_x, start_y: the parameters to start from, as `Augmentation.drawn` gives them.
-        rounds, proposals: how long to search; a round makes 2 * proposals views of a pair, and 4
-            more and two for each continuous factor.
-        seed: the seed of the search; that of the views may be the same.
-        index: numbers of the pairs, by default 0..M-1: what the draws are for.
+        start_x, start_y: The parameters to start from, as `Augmentation.drawn` returns them.
+        rounds, proposals: The length of the search. A round makes 2 * proposals views of a pair,
+            and 4 more and two for each continuous factor.
+        seed: The seed of the search; that of the views may be the same.
+        index: Numbers of the pairs, by default 0..M-1; the draws depend on them.
 
     Raises:
-        ValueError, TypeError: images, parameters or numbers of pairs that do not fit each other,
+        ValueError, TypeError: Images, parameters or numbers of pairs that do not fit each other,
             images out of range, no proposals.
 
-    >>> images, augmentation = torch.rand(2, 3, 16, 16), Augmentation("ad")
-    >>> start = augmentation.drawn(torch.arange(2), torch.tensor([0, 5]), size=(16, 16))  # image 0 itself, draw 5 of image 1
-    >>> one, other = ({name: type(drawn)(*(f[m : m + 1] for f in drawn)) for name, drawn in start.items()} for m in (0, 1))
-    >>> found = sharpen(augmentation, images[:1], images[1:], one, other, rounds=2)
-    >>> bool(found.distance < found.start)
-    True
-    >>> views = augmentation.apply(images[:1], found.x), augmentation.apply(images[1:], found.y)
-    >>> bool((torch.dist(views[0].double(), views[1].double()) - found.distance).abs() < 1e-9)
-    True
+    Example:
+        >>> images, augmentation = torch.rand(2, 3, 16, 16), Augmentation("ad")
+        >>> view = torch.tensor([0, 5])  # image 0 itself, draw 5 of image 1
+        >>> start = augmentation.drawn(torch.arange(2), view, size=(16, 16))
+        >>> one, other = (
+        ...     {name: type(drawn)(*(f[m : m + 1] for f in drawn)) for name, drawn in start.items()}
+        ...     for m in (0, 1)
+        ... )
+        >>> found = sharpen(augmentation, images[:1], images[1:], one, other, rounds=2)
+        >>> bool(found.distance < found.start)
+        True
+        >>> x, y = augmentation.apply(images[:1], found.x), augmentation.apply(images[1:], found.y)
+        >>> bool((torch.dist(x.double(), y.double()) - found.distance).abs() < 1e-9)
+        True
     """
     M = len(x)
     if x.shape != y.shape:
@@ -160,8 +167,9 @@ def sharpen(
 
 
 class _Pairs:
-    """Pairs of images with the nearest views found so far: their parameters (M, 1), the views (M,
-    1, 3, H, W), their squared distance.
+    """Pairs of images with the nearest views found so far.
+
+    A pair has parameters (M, 1), views (M, 1, 3, H, W), and their squared distance.
     """
 
     def __init__(
@@ -180,8 +188,9 @@ class _Pairs:
     def take(
         self, parameters: list[dict[str, Any]], views: list[Tensor], chosen: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Keep view `chosen` (M,) of each side, of parameters (M, P) and views (M, P, 3, H, W),
-        where that is nearer; returns where.
+        """Keep view `chosen` (M,) of each side where the two are nearer; return where they are.
+
+        The views are (M, P, 3, H, W), of parameters (M, P).
         """
         rows = torch.arange(len(self.square))
         there = [(rows.to(v.device), u.to(v.device)) for u, v in zip(chosen, views, strict=True)]
@@ -202,8 +211,9 @@ class _Pairs:
 def _propose(
     pairs: _Pairs, key: Key, index: Tensor, size: tuple[int, int], proposals: int, scale: float
 ) -> None:
-    """New parameters of both sides, and the nearest of all pairs of views, the present ones among
-    them.
+    """Propose new parameters of both sides, and keep the nearest of all pairs of views.
+
+    The present views are among the pairs.
     """
     number = torch.arange(proposals)
     step = scale * WIDEST * (NARROWEST / WIDEST) ** (number % CYCLE / (CYCLE - 2))
@@ -235,8 +245,9 @@ def _propose(
 
 
 def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
-    """One damped Gauss-Newton step in all continuous parameters of both sides at once, at two
-    dampings.
+    """Take one damped Gauss-Newton step in the continuous parameters of both sides.
+
+    The step is computed at two dampings.
     """
     where = [
         (type(operation).__name__, field, low, high)
@@ -253,8 +264,9 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
     )
 
     def views(side: int, z: Tensor) -> tuple[dict[str, Any], Tensor]:
-        """Parameters with the continuous ones in z (M, P, F), in units of their ranges, and their
-        views.
+        """Return parameters and their views, with the continuous ones in z (M, P, F).
+
+        z is in units of the parameters' ranges.
         """
         parameters = _each(lambda f: f.expand(-1, z.shape[1]), pairs.parameters[side])
         for k, (name, field, _, _) in enumerate(where):
@@ -303,8 +315,9 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
 def _supported(
     augmentation: Augmentation, parameters: dict[str, Any], size: tuple[int, int]
 ) -> Tensor:
-    """Whether draws can give these parameters (M, 1); those of an operation that does not say come
-    from draws.
+    """Return whether draws can give these parameters (M, 1).
+
+    An operation that is not `Searchable` takes its parameters from draws.
     """
     operations = [
         operation for operation in augmentation.composed if isinstance(operation, Searchable)
@@ -315,8 +328,9 @@ def _supported(
 
 
 def _solve(A: Float64[Tensor, "M L n n"], b: Float64[Tensor, "M L n"]) -> Float64[Tensor, "M L n"]:
-    """Solutions of positive definite systems by elimination, which needs no pivots for those;
-    elementwise, so that each is rounded as alone.
+    """Solve positive definite systems by elimination, which needs no pivots for them.
+
+    The arithmetic is elementwise, so that each system is rounded as it is alone.
     """
     A, b = A.clone(), b.clone()
     for k in range(b.shape[-1]):
@@ -328,8 +342,9 @@ def _solve(A: Float64[Tensor, "M L n n"], b: Float64[Tensor, "M L n"]) -> Float6
 
 
 def _total(pixels: Float[Tensor, "M P 3 H W"]) -> Float[Tensor, "M P"]:
-    """Sums over the numbers of each view, row by row: a sum over all of one large image alone may
-    be split among threads.
+    """Sum the numbers of each view, row by row.
+
+    A sum over all of one large image at once may be split among threads.
     """
     return pixels.sum(-1).sum(-1).sum(-1)
 
@@ -343,7 +358,7 @@ def _at(rows: Tensor, chosen: Tensor, parameters: dict[str, Any]) -> dict[str, A
 
 
 def _where(condition: Tensor, first: Any, second: Any) -> Any:
-    """The same NamedTuple, each field of the first where the condition holds."""
+    """Return the same NamedTuple, with each field of the first where the condition holds."""
     return type(second)(*(torch.where(condition, a, b) for a, b in zip(first, second, strict=True)))
 
 

@@ -1,7 +1,7 @@
-"""Image sets: `load(spec, split)` gives an `ImageSet`; `Shapes` renders the embedded one.
+"""Image sets: `load(spec, split)` returns an `ImageSet`; `Shapes` renders the embedded set.
 
-This file imports torch, numpy and scipy only; torchvision, PIL, kornia and scikit-learn are loaded
-by the source that needs them.
+This file imports torch, numpy and scipy only. The source that needs torchvision, PIL, kornia or
+scikit-learn imports it.
 """
 
 from marginlab.data.images import ImageSet as ImageSet

@@ -1,5 +1,6 @@
-"""`python -m marginlab.data SPEC [--root ROOT] [--size SIZE]` says what a spec holds; a published
-set that is absent is downloaded first.
+"""Describe a data spec: `python -m marginlab.data SPEC [--root ROOT] [--size SIZE]`.
+
+A published set that is absent is downloaded first.
 """
 
 import argparse
@@ -19,7 +20,7 @@ _SPEC = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, download if asked to, and describe both splits."""
+    """Read the command line, download an absent published set, and describe every split."""
     parser = argparse.ArgumentParser(prog="python -m marginlab.data", description=__doc__)
     parser.add_argument("spec", help=_SPEC)
     parser.add_argument(
@@ -39,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def describe(images: ImageSet, split: str) -> str:
-    """A line about a split: its name, sizes and classes."""
+    """Describe a split in one line: its name, number and size of images, and classes."""
     height, width = images.images.shape[-2:]
     first = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
-    return f"{images.name} {split}: {len(images):,} images of {height} x {width}, {len(images.classes)} classes: {first}"
+    return (
+        f"{images.name} {split}: {len(images):,} images of {height} x {width}, "
+        f"{len(images.classes)} classes: {first}"
+    )
 
 
 def _download(name: str, root: Path) -> None:

@@ -1,14 +1,17 @@
-"""Image sets from npz files: everything is checked from headers and labels before the first pixel
-is read, and nothing is unpickled.
+"""Image sets from npz files, checked from headers and labels before the first pixel is read.
 
-    PATH.npz: images, labels [, classes]     or     train_images, train_labels, test_images, test_labels [, classes]
-              or parts with classes of their own: PART_images, PART_labels, PART_classes
+    PATH.npz holds one of
+        images, labels [, classes]
+        train_images, train_labels, test_images, test_labels [, classes]
+        PART_images, PART_labels, PART_classes      a part with classes of its own
+
     images: N x H x W x 3, N x 3 x H x W, or N x H x W in grey; uint8, or floats in [0, 1], which
         become round(255 x)
 
-Every array is read as a stream of blocks, and images are cut to their size as they come, so memory
-holds the result and one block, whatever the file's size. A file's claims of its sizes are held
-against its length first, and every array's checksum is verified as it is read.
+Nothing is unpickled. Every array is read as a stream of blocks, and images are cut to their size
+as they are read. Memory holds the result and one block, whatever the file's size. The sizes that
+a file claims are first compared with its length, and every array's checksum is verified as the
+array is read.
 """
 
 import contextlib
@@ -34,13 +37,13 @@ _NAME = 64  # bytes of a string in Python beside its characters
 
 
 def read_npz(path: Path, split: str, name: str, *, size: int, budget: int) -> ImageSet:
-    """The split of an npz file; where the file has none, one fifth of each class is its test."""
+    """Read a split of an npz file; without splits in it, one fifth of each class is the test."""
     with _opened(path, name) as archive:
         return _read(archive, split, name, size, budget)
 
 
 def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> ImageSet:
-    """All images of a part of an npz file that numbers and names its own classes."""
+    """Read all images of a part of an npz file that numbers and names its own classes."""
     with _opened(path, name) as archive:
         keys = _keys(archive)
         for key in (f"{part}_images", f"{part}_labels", f"{part}_classes"):
@@ -65,7 +68,7 @@ def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> Im
 
 
 def has_part(path: Path, part: str) -> bool:
-    """Whether an npz file holds the images of such a part; what is no npz file does not."""
+    """Return whether an npz file holds the images of this part; False for other files."""
     with contextlib.suppress(DamagedError, OSError), Entries(path) as archive:
         return f"{part}_images.npy" in archive.names
     return False
@@ -120,7 +123,7 @@ def _read(archive: Entries, split: str, name: str, size: int, budget: int) -> Im
 
 
 def _pixels(archive: Entries, key: str, name: str) -> tuple["_Header", str]:
-    """The header of stored images and the order of their axes, refused where they are none."""
+    """Return the header of stored images and the order of their axes; refuse other arrays."""
     header = _header(archive, key)
     if header.dtype != np.uint8 and header.dtype.kind != "f":
         raise TypeError(
@@ -130,7 +133,7 @@ def _pixels(archive: Entries, key: str, name: str) -> tuple["_Header", str]:
 
 
 def _one_each(archive: Entries, part: str, name: str) -> None:
-    """Refuse a part whose headers say other numbers of images and of labels."""
+    """Refuse a part whose headers give different numbers of images and labels."""
     prefix = f"{part}_" if part else ""
     shape = _pixels(archive, f"{prefix}images", name)[0].shape
     labels = _header(archive, f"{prefix}labels")
@@ -152,7 +155,7 @@ def _filled(
     size: int,
     budget: int,
 ) -> ImageSet:
-    """The chosen images of an array, read block by block."""
+    """Read the chosen images of an array, block by block."""
     header, layout = _pixels(archive, key, name)
     labels = labels[chosen]
     whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
@@ -178,7 +181,7 @@ def _filled(
 
 
 class _Header(NamedTuple):
-    """Shape, order and type of a stored array, as its header says."""
+    """Shape, order and dtype of a stored array, as its header says."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -195,7 +198,7 @@ def _header(archive: Entries, key: str) -> _Header:
 
 
 def _begun(archive: Entries, key: str) -> tuple[_Header, Entry]:
-    """The header of an array, and the stream of its values."""
+    """Return the header of an array and the stream of its values."""
     entry = archive.open(f"{key}.npy")
     magic = entry.read(min(8, entry.size))
     if magic[:6] != b"\x93NUMPY" or len(magic) < 8:
@@ -220,7 +223,10 @@ def _begun(archive: Entries, key: str) -> tuple[_Header, Entry]:
 
 
 def _parsed(key: str, version: tuple[int, int], text: bytes) -> _Header:
-    """Read a header by numpy, whose tokenizer and parser have ten kinds of errors between them."""
+    """Parse a header with numpy, and turn every error into a `DamagedError`.
+
+    numpy's tokenizer and parser raise ten kinds of errors between them.
+    """
     one = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
     try:
@@ -323,7 +329,7 @@ def _names(archive: Entries, key: str, name: str, budget: int) -> tuple[str, ...
 
 
 def _text(one: NDArray[Any], number: int, key: str, name: str) -> str:
-    """Read one name, kept by numpy as bytes or as numbers of characters."""
+    """Read one name, which numpy stores as bytes or as code points."""
     try:
         text = str(one.item().decode() if one.dtype.kind == "S" else one.item())
         text.encode()  # halves of a surrogate pair have no bytes
@@ -336,7 +342,7 @@ def _text(one: NDArray[Any], number: int, key: str, name: str) -> str:
 
 
 def _blocks(archive: Entries, key: str, step: int) -> Iterator[NDArray[Any]]:
-    """The rows of an array, so many at a time; of one in Fortran's order all are read first."""
+    """Yield the rows of an array, `step` at a time; Fortran order is read whole first."""
     (shape, fortran, dtype), entry = _begun(archive, key)
     if fortran and len(shape) > 1:
         data = entry.read(math.prod(shape) * dtype.itemsize)
@@ -350,7 +356,7 @@ def _blocks(archive: Entries, key: str, step: int) -> Iterator[NDArray[Any]]:
 
 
 def _bytes(block: NDArray[Any], layout: str, name: str, start: int) -> Tensor:
-    """A block of any layout and dtype as (N, 3, H, W) uint8."""
+    """Convert a block of any layout and dtype to (N, 3, H, W) uint8."""
     if block.dtype != np.uint8:
         with np.errstate(invalid="ignore"):
             wrong = ~((block >= 0) & (block <= 1))  # true for nan as well

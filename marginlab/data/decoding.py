@@ -1,14 +1,16 @@
-"""One image file: of a few formats, never larger than memory allows, upright, and over white.
+"""Decoder of one image file: few formats, bounded memory, upright, and over white.
 
     pixel over white = round((a c + (255 - a) 255) / 255)      of a colour c of opacity a
 
-JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF are opened, told by their contents and not by their names.
-None of them starts another program, as PostScript does. Of several pictures in a file the first is
-taken. A photograph is turned as its EXIF orientation says; where EXIF is broken it stays as it is.
+JPEG, PNG, PPM, BMP, TIFF, WEBP and GIF are opened. The format is found from a file's contents and
+not from its name. None of these formats starts another program, as PostScript does. The first of
+several pictures in a file is taken. A photograph is turned as its EXIF orientation says; if the
+EXIF is broken, it stays as it is.
 
-    fingerprint = 64 bits of (version of this reader, length, bytes) of a file; of a PNG or a JPEG
-                  the first and last 4 KiB: other pixels change the checksum at the end of a PNG,
-                  and rarely leave the length of a JPEG. Formats without a checksum are read whole
+    fingerprint = 64 bits of a hash of (version of this reader, length of the file, bytes)
+
+The bytes of a PNG or a JPEG are its first and last 4 KiB. Other pixels change the checksum at the
+end of a PNG, and nearly always the length of a JPEG. Formats without a checksum are read whole.
 """
 
 import contextlib
@@ -38,7 +40,7 @@ _EXIF = 2**16  # bytes of EXIF in a JPEG at most; of a PNG no more are read
 
 
 class Look(NamedTuple):
-    """Size of the upright image, from its header, and what tells the file from others."""
+    """Height and width of the upright image, from its header, and the fingerprint of its file."""
 
     height: int
     width: int
@@ -48,8 +50,9 @@ class Look(NamedTuple):
 def look(file: Path, name: str, size: int, budget: int) -> Look:
     """Read a file's header, so that a bad file is known before the work starts.
 
-    Raises ValueError, with the file's name, for one that cannot be read, is of more than 8 bits a
-    channel, or takes more memory than there is for it (`afford_one`).
+    Raises:
+        ValueError: With the file's name: a file that cannot be read, has more than 8 bits a
+            channel, or takes more memory than there is for it (`afford_one`).
     """
     with _opened(file, name) as (image, stream):
         _usable(image, file, name, size, budget)
@@ -63,8 +66,9 @@ def look(file: Path, name: str, size: int, budget: int) -> Look:
 def decoded(file: Path, name: str, size: int, budget: int) -> UInt8[Tensor, "3 H W"]:
     """Decode an image file: upright, its transparent parts over white.
 
-    Raises ValueError, with the file's name, for a file that is no whole image, one of more than 8
-    bits a channel, and one that takes more memory than there is for it (`afford_one`).
+    Raises:
+        ValueError: With the file's name: a file that is no whole image, has more than 8 bits a
+            channel, or takes more memory than there is for it (`afford_one`).
     """
     with _opened(file, name) as (image, stream):
         _usable(image, file, name, size, budget)
@@ -78,7 +82,7 @@ def decoded(file: Path, name: str, size: int, budget: int) -> UInt8[Tensor, "3 H
 
 
 def _turns() -> dict[int, Any]:
-    """Undo each of EXIF's orientations but the first, which is upright."""
+    """Map each of EXIF's orientations to the transposition that undoes it; 1 is upright already."""
     from PIL.Image import Transpose
 
     return {
@@ -94,7 +98,7 @@ def _turns() -> dict[int, Any]:
 
 @contextlib.contextmanager
 def _opened(file: Path, name: str) -> Iterator[tuple[Any, BinaryIO]]:
-    """Open a file as an image whose pixels are not read yet, and as the stream that they come from."""
+    """Open a file as an image whose pixels are not read yet, and as their stream of bytes."""
     from PIL import Image
 
     with contextlib.ExitStack() as stack:
@@ -106,7 +110,7 @@ def _opened(file: Path, name: str) -> Iterator[tuple[Any, BinaryIO]]:
 
 @contextlib.contextmanager
 def _named(file: Path, name: str) -> Iterator[None]:
-    """Turn whatever a decoder says into one error with the file's name, and hide its warnings.
+    """Turn any error of a decoder into one ValueError with the file's name, and hide its warnings.
 
     Pillow meets broken files with OSError, SyntaxError, KeyError, struct.error, MemoryError, ...
     """
@@ -136,7 +140,7 @@ def _usable(image: Any, file: Path, name: str, size: int, budget: int) -> None:
 
 
 def _turn(image: Any, stream: BinaryIO) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none, or none that makes sense."""
+    """Return EXIF's orientation, 1 to 8; 1 where there is none, or none that makes sense."""
     from PIL import Image
 
     if image.format == "TIFF":  # Pillow turns it as it is decoded, and its size is the upright one
@@ -157,8 +161,9 @@ def _turn(image: Any, stream: BinaryIO) -> int:
 
 
 def _exif_of_png(stream: BinaryIO) -> bytes:
-    """EXIF of a PNG wherever it stands, which may be behind the pixels; the stream is left where it
-    was.
+    """Read the EXIF of a PNG wherever it stands, which may be behind the pixels.
+
+    The stream's position is restored.
     """
     before = stream.tell()
     try:

@@ -4,13 +4,15 @@
     PATH/train/CLASS/**, PATH/test/CLASS/**    classes of both together
     PATH/unseen/CLASS/**                       beside either: classes that are in neither
 
-Images of a class lie anywhere below its folder. Hidden files and folders are left out; what else
-is left out though it looks like an image is told in a warning. Class names are text in UTF-8,
-composed (NFC): folders that print alike are one class, whichever system wrote them, and two such in
-one place are refused.
+Images of a class lie anywhere below its folder. Hidden files and folders are left out. A warning
+counts other files that look like images but are not read. Class names are text in UTF-8, in
+composed form (NFC). Folders that print alike are therefore one class, whichever system wrote them,
+and two such folders in one place are refused.
 
-    bytes needed = 3 x height x width x number of images, from the files' headers; above the budget
-                   they are refused before one is decoded, or decoded when they are asked for
+    bytes needed = 3 x height x width x number of images, from the files' headers
+
+A set above the budget is refused before one image is decoded, or each image is decoded when it is
+asked for.
 """
 
 import os
@@ -31,7 +33,7 @@ from marginlab.data.pixels import afford, resized
 from marginlab.data.streaming import Streamed
 from marginlab.data.untrusted import shown
 
-_PARTS = ("train", "test")  # those have their classes in common
+_PARTS = ("train", "test")  # these splits share their classes
 _NO_CLASSES = {*_PARTS, "unseen", "val", "valid", "validation", "dev", "eval"}
 _PHOTOGRAPHS = {".heic", ".heif", ".jxl", ".dng"}  # kinds of cameras that Pillow does not know
 
@@ -39,9 +41,9 @@ _PHOTOGRAPHS = {".heic", ".heif", ".jxl", ".dng"}  # kinds of cameras that Pillo
 def read_folder(
     path: Path, split: str, name: str, *, size: int, budget: int, workers: int | None = None
 ) -> ImageSet:
-    """The split of a folder; where the folder has none, one fifth of each class is its test.
+    """Read a split of a folder; if the folder has no splits, one fifth of each class is the test.
 
-    Every file's header is read, also of a streamed one.
+    Every file's header is read, also of a streamed set.
     """
     if not path.is_dir():
         raise FileNotFoundError(
@@ -94,7 +96,7 @@ def read_folder(
 
 
 def has_unseen(path: Path) -> bool:
-    """Whether a folder has classes that are neither in train nor in test."""
+    """Return whether a folder has classes that are in neither train nor test."""
     return bool(_subfolders(path / "unseen"))
 
 
@@ -108,20 +110,19 @@ def image_files(
     budget: int,
     workers: int | None,
 ) -> ImageSet:
-    """Make an image set of files, held or streamed; every header is read, also of streamed ones.
+    """Make an image set of files, held or streamed; every header is read, also of a streamed set.
 
     Args:
         files: The N files.
-        labels: (N,) in [0, C).
+        labels: (N,) integers in [0, C).
         classes: The C class names.
         name: The spec.
-        size: Pixels that images are brought to; 0 keeps their own, which are then alike.
+        size: Pixels to which images are resized; with 0 all images must have one size, and keep it.
         budget: Bytes that the images may take in memory.
-        workers: Processes that decode a set of more bytes; None refuses such a set.
+        workers: Processes that decode a set above the budget; None refuses such a set.
 
     Raises:
         ValueError: A file that is no image, sizes that differ, or more bytes than the budget.
-
     """
     if size and workers is None:  # known before a file is opened
         afford(len(files), size, size, budget, name)
@@ -134,9 +135,10 @@ def image_files(
 
 
 class ImageFiles:
-    """Image files as a source: each is decoded, brought to its size and cut when it is asked for.
+    """Image files as a source: each is decoded, resized and cut when it is asked for.
 
-    Raises ValueError for one that cannot be.
+    Raises:
+        ValueError: A file that cannot be decoded, or whose size has changed.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class ImageFiles:
 
 
 def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:
-    """The class folders by their names, of each split that shares its classes with this one."""
+    """Map each split that shares its classes with this one to its class folders by name."""
     if split == "unseen":
         return {split: _classes(path / split, [], name)}
     splits = {side: path / side for side in _PARTS if _subfolders(path / side)}
@@ -203,7 +205,7 @@ def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:
 
 
 def _classes(parent: Path, without: list[Path], name: str) -> dict[str, Path]:
-    """The class folders of a place by their names, which are text and differ in print."""
+    """Return the class folders of a place by their names, which are text and differ in print."""
     found: dict[str, Path] = {}
     folders, files = _children(parent)
     for folder in folders:
@@ -233,7 +235,7 @@ def _classes(parent: Path, without: list[Path], name: str) -> dict[str, Path]:
 
 
 def _children(path: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder, sorted, without the hidden ones."""
+    """List the folders and the files in a folder, sorted, without the hidden ones."""
     folders: list[Path] = []
     files: list[Path] = []
     with os.scandir(path) as children:
@@ -260,7 +262,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _images(folder: Path, name: str) -> tuple[list[Path], Counter[str]]:
-    """The images anywhere below a folder, sorted, and the endings of those that are not read."""
+    """List the images anywhere below a folder, sorted, and count the endings that are not read."""
     from PIL import Image
 
     Image.init()
@@ -290,8 +292,9 @@ def _listed(endings: Counter[str]) -> str:
 
 
 class _Looked(NamedTuple):
-    """What a first look at the files says: the common height and width, or that asked for, and what
-    tells the files apart.
+    """Result of a first look at the files: their height and width, and their fingerprints.
+
+    Height and width are common to all files, or those that were asked for.
     """
 
     height: int
@@ -300,7 +303,7 @@ class _Looked(NamedTuple):
 
 
 def _looked(files: Sequence[Path], name: str, size: int, budget: int) -> _Looked:
-    """Every header is read, so that a bad file is known before the work starts."""
+    """Read every header, so that a bad file is known before the work starts."""
     common: tuple[int, int] | None = None
     prints = torch.empty(len(files), dtype=torch.int64)
     for place, file in enumerate(files):

@@ -1,11 +1,13 @@
-"""An image set: images as bytes with their labels, on the training device or read when they are
-asked for; and who is chosen from it.
+"""An image set: images as bytes with their labels, and the choice of subsets and splits.
 
-    place(i) = number of images of i's class whose draw is below i's,     draw(i) = bits(seed, "subset", i)
+    place(i) = number of images of i's class with a draw below i's
+    draw(i)  = bits(seed, "subset", i)
 
-An image's place in its own class decides everything: the first n in the order of (place, class) are
-a class-balanced subset, subsets of growing n contain each other, and the images with place below
-one fifth of their class are the test split of a source that has none.
+Images are held on the training device, or read when they are asked for.
+
+The place of an image in its own class decides every choice. The first n images in the order of
+(place, class) are a class-balanced subset, and a larger n gives a superset. For a source without
+a split, the images with a place below one fifth of their class are the test split.
 """
 
 import hashlib
@@ -25,19 +27,24 @@ from marginlab.rng import Key
 class ImageSet:
     """Labelled images: bytes in [0, 255], which stand for values in [0, 1].
 
-    `images` (N, 3, H, W) uint8, `labels` (N,) int64 in [0, C), `classes` the C class names, `name`
-    the spec it was loaded from. Images of more bytes than their budget are `Streamed`, if `load`
-    was asked for it; `fingerprints` (N,) int64 then tell them apart, without reading their pixels.
-
-    >>> images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
-    >>> some = ImageSet(images, torch.tensor([0, 0, 0, 0, 1, 1]), ("cat", "dog"), "pets")
-    >>> len(some), some.subset(4).labels.tolist()
-    (6, [0, 0, 1, 1])
+    Args:
+        images: (N, 3, H, W) uint8. `Streamed` where the images take more bytes than their budget
+            and `load` was asked to stream them.
+        labels: (N,) int64 in [0, C).
+        classes: The C class names.
+        name: The spec that the set was loaded from.
+        fingerprints: (N,) int64 that tell streamed images apart without reading their pixels.
 
     Raises:
-        TypeError: images that are not uint8, or labels that are not int64.
-        ValueError: a wrong shape, lengths that differ, labels outside [0, C), no images, images of
-            one class only, or streamed ones without fingerprints.
+        TypeError: Images that are not uint8, or labels that are not int64.
+        ValueError: A wrong shape, lengths that differ, labels outside [0, C), no images, images of
+            one class only, or streamed images without fingerprints.
+
+    Example:
+        >>> images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+        >>> some = ImageSet(images, torch.tensor([0, 0, 0, 0, 1, 1]), ("cat", "dog"), "pets")
+        >>> len(some), some.subset(4).labels.tolist()
+        (6, [0, 0, 1, 1])
     """
 
     images: UInt8[Tensor, "N 3 H W"] | Streamed
@@ -81,12 +88,19 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, n: int, seed: int = 0) -> "ImageSet":
-        """The n images that a seed chooses, as equally many of each class as there are, in their
-        old order; all of them for n = 0 or n >= N.
+        """Choose n images by a seed, as equally many of each class as there are.
 
         A smaller subset of the same seed is contained in a larger one.
 
-        Raises ValueError for a negative n, and for n = 1, which would leave one class.
+        Args:
+            n: The number of images; all of them for n = 0 or n >= N.
+            seed: The seed of the choice.
+
+        Returns:
+            The chosen images in their old order.
+
+        Raises:
+            ValueError: A negative n, or n = 1, which would leave one class.
         """
         if n < 0 or n == 1:
             raise ValueError(
@@ -98,14 +112,24 @@ class ImageSet:
         return self.at(self._turns(seed)[:n])
 
     def blocks(self, n: int, count: int, seed: int = 0) -> tuple["ImageSet", ...]:
-        """`count` disjoint sets of n images of each class, in their old order; the first is
-        `subset(n * C, seed)`, more blocks change none before.
+        """Choose `count` disjoint sets of n images of each class, each in their old order.
 
-        Raises ValueError for a class of fewer than n * count images, and for n or count below 1.
+        The first block is `subset(n * C, seed)`. A larger `count` does not change the blocks
+        before.
 
-        >>> images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
-        >>> [block.labels.tolist() for block in ImageSet(images, torch.arange(8) % 2, ("cat", "dog"), "pets").blocks(2, 2)]
-        [[1, 1, 0, 0], [0, 0, 1, 1]]
+        Args:
+            n: The number of images of each class in a block.
+            count: The number of blocks.
+            seed: The seed of the choice.
+
+        Raises:
+            ValueError: A class of fewer than n * count images, or n or count below 1.
+
+        Example:
+            >>> images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+            >>> pets = ImageSet(images, torch.arange(8) % 2, ("cat", "dog"), "pets")
+            >>> [block.labels.tolist() for block in pets.blocks(2, 2)]
+            [[1, 1, 0, 0], [0, 0, 1, 1]]
         """
         fewest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if n < 1 or count < 1 or n * count > fewest:
@@ -121,18 +145,25 @@ class ImageSet:
         )
 
     def _turns(self, seed: int) -> Int64[Tensor, " N"]:
-        """The order in which images are chosen: one of each class in turn."""
+        """Return the order in which images are chosen: one of each class in turn."""
         labels, key = self.labels.cpu(), Key(seed).named("subset")
         # which classes have one more where n is no multiple of C
         turn = key.named("class").permutation(len(self.classes))
         return torch.argsort(places(labels, key) * len(self.classes) + turn[labels])
 
     def at(self, index: Int64[Tensor, " M"]) -> "ImageSet":
-        """The images at these indices, in their old order.
+        """Select the images at these indices, in their old order.
 
-        Of a streamed set those are read now that fit its budget, otherwise streamed as well.
+        Args:
+            index: (M,) integers in [0, N).
 
-        Raises what reading the images raises, and ValueError for indices that leave one class.
+        Returns:
+            The images with their labels. Of a streamed set, images that fit its budget are read
+            now; otherwise the result is streamed as well.
+
+        Raises:
+            ValueError: Indices that leave one class only. Reading the images may raise errors of
+                its own.
         """
         return self.rows(index.sort().values)
 
@@ -143,12 +174,12 @@ class ImageSet:
             index: (M,) integers in [0, N).
 
         Returns:
-            The images with their labels, of the same classes. Of a streamed set those are read
-            now that fit its budget, otherwise streamed as well.
+            The images with their labels, and the same classes. Of a streamed set, images that fit
+            its budget are read now; otherwise the result is streamed as well.
 
         Raises:
             IndexError: A number outside [0, N).
-            TypeError: No integers of shape (M,), such as a mask, for which there is `where`.
+            TypeError: An index that is not (M,) integers. For a mask, use `where`.
             ValueError: No image is left, or images of one class only.
 
         Example:
@@ -156,7 +187,6 @@ class ImageSet:
             >>> pets = ImageSet(images, torch.tensor([0, 0, 1, 1]), ("cat", "dog"), "pets")
             >>> pets.rows(torch.tensor([3, 0, 3])).labels.tolist()
             [1, 0, 1]
-
         """
         index = torch.as_tensor(index)
         if index.ndim != 1 or index.dtype == torch.bool or index.is_floating_point():
@@ -245,16 +275,15 @@ class ImageSet:
         return replace(self, labels=labels.to(self.labels.device, torch.int64), classes=names)
 
     def absent(self) -> tuple[str, ...]:
-        """Name the classes of which there is no image."""
+        """Name the classes that have no image."""
         counts = torch.bincount(self.labels, minlength=len(self.classes))
         return tuple(self.classes[k] for k in (counts == 0).nonzero()[:, 0].tolist())
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the images, labels and class names: equal for equal sets,
-        wherever they were read from.
+        """Return 16 hexadecimal digits that are equal for equal images, labels and class names.
 
-        Of images with fingerprints these are taken in place of pixels, so a set has one digest,
-        held or streamed.
+        The digest does not depend on where a set was read from. Where a set has fingerprints, they
+        are hashed in place of the pixels, so the digest is the same for a held and a streamed set.
         """
         found = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         contents = self.fingerprints if self.fingerprints is not None else self.images
@@ -264,20 +293,20 @@ class ImageSet:
         return found.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set on a device; streamed images are read into the machine's memory, wherever
-        their labels are.
+        """Return the same set on a device.
+
+        Only the labels of a streamed set move: its images are read into the machine's memory.
         """
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
         return replace(self, images=images, labels=self.labels.to(device))
 
 
 def warn_of_absent(images: ImageSet, split: str) -> None:
-    """Warn of classes without an image in this split: nothing can be measured of them.
+    """Warn of classes without an image in this split: no class metric can cover them.
 
     Args:
         images: The images of the split, of N images and C classes.
         split: Its name, for the message.
-
     """
     if not (absent := images.absent()):
         return
@@ -311,7 +340,7 @@ def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:
 
 
 def places(labels: Int[Tensor, "N"], key: Key) -> Int64[Tensor, "N"]:
-    """The place of each image in a random order of its own class, from 0."""
+    """Return the place of each image in a random order of its own class, from 0."""
     order = key.at(torch.arange(len(labels))).bits().argsort(stable=True)
     order = order[labels[order].argsort(stable=True)]
     counts = torch.bincount(labels)
@@ -322,11 +351,10 @@ def places(labels: Int[Tensor, "N"], key: Key) -> Int64[Tensor, "N"]:
 
 
 def in_split(labels: Int[Tensor, "N"], split: str) -> Bool[Tensor, "N"]:
-    """Which images of a source without a split belong to `train` or `test`: one fifth of each class
-    is for the test.
+    """Mark the images of `train` or `test` for a source without a split; one fifth is the test.
 
-    The fifth is rounded, but no class of two or more images is wholly on one side; a class of one
-    image is for training.
+    The fifth of each class is rounded, but a class of two or more images always has some on each
+    side. A class of one image is for training.
     """
     counts = torch.bincount(labels)
     fifth = torch.minimum(((counts + 2) // 5).clamp(min=1), counts - 1)

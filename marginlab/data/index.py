@@ -1,12 +1,12 @@
 """Image sets from an index: a file that names images and their classes, wherever the images lie.
 
-    PATH.csv      a header with `path` and `label`, and `split` if there is one
-    PATH.npz      arrays `paths` and `labels`, and `splits` if there are some
+    PATH.csv      a header with `path` and `label`, and optionally `split`
+    PATH.npz      arrays `paths` and `labels`, and optionally `splits`
     other names   text, one image a line: its path, blanks or a tab, its label
 
-A path is relative to the folder of the index, or absolute. Labels are names; integers are taken as
-names that are sorted as numbers, so no label is without an image. A split is train, test or unseen;
-where none is named, one fifth of each class is for the test. Classes of `unseen` are its own.
+A path is relative to the folder of the index, or absolute. Labels are names. Integers are taken as
+names that are sorted as numbers, so no label is without an image. A split is train, test or unseen.
+If none is named, one fifth of each class is the test. The classes of `unseen` are its own.
 """
 
 import csv
@@ -25,7 +25,7 @@ _REMEDY = "One line for each image: its path relative to the index, and its labe
 
 
 class Entry(NamedTuple):
-    """An image of an index: its path as written, its label, its split or nothing, and its place."""
+    """An image of an index: its path as written, its label, its split or "", and its place."""
 
     path: str
     label: str
@@ -82,7 +82,7 @@ def read_index(
 
 
 def index_has(path: Path, split: str) -> bool:
-    """Say whether an index that can be read names images of this split."""
+    """Return whether an index names images of this split; False if it cannot be read."""
     try:
         return any(entry.split == split for entry in index_entries(path, str(path)))
     except (OSError, ValueError):
@@ -90,13 +90,12 @@ def index_has(path: Path, split: str) -> bool:
 
 
 def index_entries(path: Path, name: str) -> list[Entry]:
-    """Read what an index says, without looking at the images.
+    """Read the entries of an index, without looking at the images.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No text in UTF-8, a column or array that is not there, a line without a label,
-            a word that is no split, splits of some images only, or an image that is named twice.
-
+        ValueError: A file that is not text in UTF-8, a missing column or array, a line without a
+            label, a word that is no split, splits of some images only, or an image named twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{name}: there is no index {path}. {_REMEDY}")

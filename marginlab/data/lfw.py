@@ -1,12 +1,12 @@
 """Labelled Faces in the Wild: people to learn from, other people, and the pairs of its protocol.
 
-    train, test   the people of the list for development's training (View 1), one fifth of each
-                  one's images for the test
-    unseen        the people of the list for development's test, of whom none is in train or test
+    train, test      the people of the list for development's training (View 1); one fifth of each
+                     person's images is the test
+    unseen           the people of the list for development's test; none is in train or test
     `lfw_protocol`   all images, and the 6,000 pairs of View 2 in ten folds whose people differ
 
-View 2's pairs are of all people, so an encoder that was trained on `lfw` is not to be judged by
-them: train on another set, or on View 1's people and verify `unseen`.
+View 2's pairs are of all people, so they must not judge an encoder that was trained on `lfw`. Train
+on another set, or train on View 1's people and verify `unseen`.
 
 Source: Huang, Ramesh, Berg and Learned-Miller, University of Massachusetts report 07-49, 2007.
 ROOT/lfw.npz holds images (N, H, W, 3), labels (N,), classes (C,), pairs (M, 3) of first image,
@@ -31,7 +31,7 @@ _LISTS = ("pairs", "fold", "dev_train", "dev_test")
 
 
 class LFW(NamedTuple):
-    """All images, the pairs of View 2 fold by fold, how many folds, and View 1's images."""
+    """All images, the pairs of View 2 fold by fold, the number of folds, and View 1's images."""
 
     images: ImageSet
     pairs: Pairs
@@ -41,11 +41,11 @@ class LFW(NamedTuple):
 
 
 def lfw_protocol(root: str | Path | None = None, *, size: int = 0, budget: int = BUDGET) -> LFW:
-    """Read all faces with the pairs and people lists that published numbers are taken on.
+    """Read all faces with the lists of pairs and people on which published numbers are measured.
 
     Args:
         root: The folder of lfw.npz; by default the environment's MARGINLAB_DATA, else `data`.
-        size: Pixels that images are brought to; 0 keeps their own.
+        size: Pixels to which images are resized; 0 keeps their own.
         budget: Bytes that the images may take in memory.
 
     Returns:
@@ -56,7 +56,6 @@ def lfw_protocol(root: str | Path | None = None, *, size: int = 0, budget: int =
     Raises:
         FileNotFoundError: No lfw.npz under the root.
         ValueError: Lists that do not fit the images, or folds of different sizes.
-
     """
     file = root_folder(root).absolute() / "lfw.npz"
     if not file.is_file():
@@ -89,7 +88,7 @@ def _mask(index: Tensor, n: int) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _read(file: Path, size: int, budget: int, state: tuple[int, int]) -> LFW:
-    """Reading and cutting takes seconds, and a study loads its images for every cell."""
+    """Read lfw.npz, cached: it takes seconds, and a study loads its images for every cell."""
     images, lists = read_all(file, "lfw", _LISTS, size=size, budget=budget)
     for key in ("pairs", "dev_train", "dev_test"):
         numbers = lists[key][:, :2] if lists[key].ndim == 2 else lists[key]

@@ -1,4 +1,4 @@
-"""One verb for every source of images: `load(spec, split)`.
+"""One function for every source of images: `load(spec, split)`.
 
 source = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright
          | lfw | npz:PATH | folder:PATH | index:PATH
@@ -43,48 +43,57 @@ def load(
     budget: int = BUDGET,
     workers: int | None = None,
 ) -> ImageSet:
-    """The images of a split, as bytes in memory, or in files of a folder that are decoded as they
-    are asked for.
+    """Load the images of a split, as bytes in memory or as files that are decoded when asked for.
+
+    A warning names the classes that have no image in the split: class metrics leave them out.
+
+    A spec is one of these sources:
+
+    - `shapes`, and its easy variant `shapes-5`: rendered.
+    - `digits`: from scikit-learn.
+    - `cifar10`, `cifar100`, `stl10`: from ROOT/NAME.npz, else from torchvision's folder under ROOT;
+      never downloaded.
+    - `omniglot`, whose quarter turns are classes (3,856 to train on), and `omniglot-upright` (964):
+      found as the sets above.
+    - `lfw`: from ROOT/lfw.npz, the people of its development lists. `lfw_protocol` has its pairs.
+    - `npz:PATH`: keys `images` and `labels`, or both with `train_` and with `test_` before them;
+      optionally `classes`.
+    - `folder:PATH`: PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS.
+    - `index:PATH`: a csv, npz or text file of paths and labels (`marginlab.data.index`).
+
+    Behind any of them, `?min_per_class=A` drops the classes of fewer than A images to train on, and
+    `?max_per_class=B` takes at most B images of each class and split. `&` joins the two.
 
     Args:
-        spec: `shapes` and its easy variant `shapes-5` (rendered), `digits` (scikit-learn's),
-            `cifar10`, `cifar100`, `stl10` (ROOT/NAME.npz, else torchvision's folder under ROOT;
-            never downloaded), `npz:PATH` (keys `images`, `labels`, or with `train_` and `test_`
-            before them; optional `classes`), `folder:PATH` (PATH/CLASS/*.png, or PATH/train/CLASS
-            and PATH/test/CLASS), `omniglot` (its quarter turns are classes: 3,856 to train on),
-            `omniglot-upright` (964) and `lfw` (ROOT/lfw.npz; the people of its development lists;
-            `lfw_protocol` has its pairs), as the published sets; `index:PATH` (a csv, npz or text
-            file of paths and labels: `marginlab.data.index`). Behind any of them `?min_per_class=A`
-            drops the classes of fewer than A images to train on, and `?max_per_class=B` (both:
-            joined by `&`) takes at most B of each class and split.
-        split: `train` or `test`; `unseen`, whose classes are in neither, for verification: of the
-            omniglots, of a folder with PATH/unseen/CLASS, and of an npz file with `unseen_images`,
-            `unseen_labels` and `unseen_classes`. A source without a split gives one fifth of each
-            class to the test, the same fifth every time.
-        root: the folder of the published sets; by default the environment's MARGINLAB_DATA, else
+        spec: The source, with or without a choice of classes behind it.
+        split: `train`, `test` or `unseen`. The classes of `unseen` are in neither of the others,
+            for verification. The omniglots and `lfw` have it, a folder with PATH/unseen/CLASS, an
+            index that names it, and an npz file with `unseen_images`, `unseen_labels` and
+            `unseen_classes`. A source without a split gives one fifth of each class to the test,
+            the same fifth every time.
+        root: The folder of the published sets; by default the environment's MARGINLAB_DATA, else
             `data`.
-        size: resize the shorter side to this many pixels (antialiased) and cut out the centre; 0
-            keeps the images' own size. `shapes` are rendered at it instead.
-        budget: bytes that the images of the split may take in memory.
-        workers: what becomes of a folder or an index whose images take more. None: it is refused.
-            A number: the set is streamed (`ImageSet.images` is no tensor then, but is read by
-            index), and so many processes decode ahead of a training; 0 leaves it to the one that
-            asks.
-
-    >>> digits = load("digits", "test", size=16)
-    >>> digits.images.shape, len(digits.classes)
-    (torch.Size([359, 3, 16, 16]), 10)
-
-    Warns of classes of which the split has no image: what is measured of classes leaves them out.
+        size: Pixels to which the shorter side is resized (antialiased) before the centre is cut
+            out; 0 keeps the images' own size. `shapes` are rendered at this size instead.
+        budget: Bytes that the images of the split may take in memory.
+        workers: The treatment of a folder or an index whose images take more than the budget. None
+            refuses it. A number streams it with so many processes that decode ahead of a training;
+            with 0 the process that asks decodes. `ImageSet.images` is then no tensor, but is read
+            by index.
 
     Raises:
-        SettingsError: an unknown spec or split, or a size, budget or number of workers that makes
+        SettingsError: An unknown spec or split, or a size, budget or number of workers that makes
             no sense.
-        FileNotFoundError: no such file or folder, or a published set that is not under the root;
+        FileNotFoundError: No such file or folder, or a published set that is not under the root;
             the message says what to do.
-        TypeError, ValueError: images or labels that cannot be used, one class only, or more bytes
-            than the budget. Of a streamed folder's files only the headers are read, so one that is
-            cut short is found when it is asked for; the error names it.
+        TypeError, ValueError: Images or labels that cannot be used, one class only, or more bytes
+            than the budget. Only the headers of a streamed folder's files are read, so a truncated
+            file is found when it is asked for; the error names it.
+
+    Example:
+        >>> digits = load("digits", "test", size=16)
+        >>> digits.images.shape, len(digits.classes)
+        (torch.Size([359, 3, 16, 16]), 10)
     """
     if split not in SPLITS:
         raise SettingsError(f"There is no split {split!r}: {nearest(split, SPLITS)}")
@@ -155,7 +164,7 @@ def _load(
 
 
 def splits(spec: str) -> tuple[str, ...]:
-    """The splits that a spec has."""
+    """Return the splits that a spec has."""
     _check_path(spec)
     source, _ = selection_of(spec)
     kind, _, rest = source.partition(":")
@@ -185,5 +194,5 @@ def _check_path(spec: str) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _rendered(shapes: Shapes, split: str, count: int) -> ImageSet:
-    """Rendering takes a second, and a study loads its images for every cell."""
+    """Render a split of `Shapes`, cached: it takes a second, and each cell of a study loads it."""
     return shapes.load(split, count)

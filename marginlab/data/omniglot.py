@@ -1,15 +1,18 @@
-"""Omniglot as an open-set recognition set: characters of some alphabets to learn, characters of
-others to be verified.
+"""Omniglot as an open-set recognition set: learn some alphabets, verify characters of others.
 
-    class of character c turned by k quarters (anticlockwise) = 4 c + k          964 characters -> 3,856 classes; 659 -> 2,636; together 6,492
+    class of character c turned by k quarters (anticlockwise) = 4 c + k
+
+    characters      964 -> 3,856 classes;   659 -> 2,636;   together 6,492
 
     train    background alphabets, the drawings 1 to 16 of each character
-    test     the same classes, the drawings 17 to 20: a closed set, and drawers that training has not seen (a number is one drawer of an alphabet)
-    unseen   evaluation alphabets, all 20 drawings: no class of it is in train or test
+    test     the same classes, the drawings 17 to 20: a closed set, and drawers that training has
+             not seen (a number is one drawer of an alphabet)
+    unseen   evaluation alphabets, all 20 drawings: none of its classes is in train or test
 
-Source: Lake, Salakhutdinov and Tenenbaum, Science 350, 2015; the quarter turns as classes: Santoro
-et al., ICML 2016. A character that a turn maps onto itself or onto another is several classes all
-the same; `omniglot-upright` has no turns, so that its impostor pairs are different characters.
+Source: Lake, Salakhutdinov and Tenenbaum, Science 350, 2015. Quarter turns as classes: Santoro
+et al., ICML 2016. If a turn maps a character onto itself or onto another one, the turned characters
+are still several classes. `omniglot-upright` has no turns, so its impostor pairs are different
+characters.
 """
 
 import functools
@@ -31,8 +34,9 @@ _SIDE = 105
 
 
 def read_omniglot(name: str, split: str, root: Path, *, size: int, budget: int) -> ImageSet:
-    """A split of one of OMNIGLOT from ROOT/omniglot.npz (parts background and evaluation), else
-    from torchvision's folder under ROOT.
+    """Read a split of an Omniglot set from ROOT/omniglot.npz, else from torchvision's folder.
+
+    The npz file has the parts `background` and `evaluation`. torchvision's folder lies under ROOT.
     """
     part = "evaluation" if split == "unseen" else "background"
     file = root / "omniglot.npz"
@@ -61,9 +65,9 @@ def read_omniglot(name: str, split: str, root: Path, *, size: int, budget: int) 
 
 @functools.lru_cache(maxsize=2)
 def _upright(root: Path, part: str, size: int, budget: int, state: tuple[int, int]) -> ImageSet:
-    """All drawings of a part, by character.
+    """Read all drawings of a part, sorted by character.
 
-    Cutting them to a size takes seconds, and a study loads its images for every cell.
+    The result is cached: resizing takes seconds, and a study loads its images for every cell.
     """
     if state[1]:
         found = read_part(root / "omniglot.npz", part, "omniglot", size=size, budget=budget)
@@ -77,9 +81,7 @@ def _upright(root: Path, part: str, size: int, budget: int, state: tuple[int, in
 
 
 def _folder(path: Path, size: int, budget: int) -> ImageSet:
-    """Torchvision's folder of a part: ALPHABET/CHARACTER/NUMBER_DRAWER.png, white paper and black
-    ink.
-    """
+    """Read torchvision's folder of a part: ALPHABET/CHARACTER/NUMBER_DRAWER.png, black on white."""
     characters = sorted(
         child
         for alphabet in path.iterdir()
@@ -103,6 +105,6 @@ def _folder(path: Path, size: int, budget: int) -> ImageSet:
 
 
 def _number(labels: Tensor) -> Tensor:
-    """The number of each drawing in its class, from 0; labels are sorted."""
+    """Number the drawings of each class from 0; labels are sorted."""
     counts = torch.bincount(labels)
     return torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]

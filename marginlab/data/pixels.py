@@ -1,6 +1,6 @@
-"""Pixels of any source made into bytes of one size: shorter side to S (bilinear, antialiased), then
-the centre S x S.
+"""Resize images to S x S bytes, and refuse images that take too much memory.
 
+size           = the shorter side resized to S (bilinear, antialiased), then the centre S x S
 bytes of a set = N x 3 x H x W,     refused above a budget before anything is read
 bytes of one   = 16 max(H W, S^2 longer / shorter) while it is decoded and resized,
                  refused above the budget, or above 256 MiB where that is more
@@ -38,7 +38,7 @@ def afford_one(height: int, width: int, size: int, budget: int, what: str) -> No
 
 
 def afford_beside(needed: int, budget: int, what: str, remedy: str) -> None:
-    """Refuse what needs more bytes beside the images than their budget, or 256 MiB if more."""
+    """Refuse a need above the larger of the budget and 256 MiB, for bytes beside the images."""
     if needed > (most := max(budget, _BESIDE)):
         raise ValueError(
             f"{what} would take {needed:,} bytes of memory, above the {most:,} there are for it. "
@@ -47,9 +47,7 @@ def afford_beside(needed: int, budget: int, what: str, remedy: str) -> None:
 
 
 def resized(images: UInt8[Tensor, "N 3 H W"], size: int) -> UInt8[Tensor, "N 3 h w"]:
-    """The images with the shorter side resized to `size` and the centre cut out; `size` 0 keeps
-    them as they are.
-    """
+    """Resize the shorter side of images to `size` and cut out the centre; 0 changes nothing."""
     if size in (0, images.shape[-1]) and size in (0, images.shape[-2]):
         return images
     from torchvision.transforms.v2 import functional  # takes seconds to import

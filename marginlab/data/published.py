@@ -1,7 +1,8 @@
-"""Published sets: scikit-learn's digits, and torchvision's CIFAR-10, CIFAR-100, STL-10 and
-Omniglot, never downloaded without being asked.
+"""Published sets: scikit-learn's digits, and CIFAR-10, CIFAR-100, STL-10 and Omniglot.
 
-a set NAME is looked for as ROOT/NAME.npz, then as torchvision's own folder under ROOT
+    a set NAME is looked for as ROOT/NAME.npz, then as torchvision's own folder under ROOT
+
+None is downloaded without being asked for. All but the digits come from torchvision.
 """
 
 import os
@@ -26,7 +27,7 @@ TORCHVISION = {
 
 
 def read_digits(split: str, *, size: int, budget: int) -> ImageSet:
-    """scikit-learn's 1,797 grey digits of 8 x 8, one fifth of each class for the test."""
+    """Read scikit-learn's 1,797 grey digits of 8 x 8; one fifth of each class is the test."""
     from sklearn.datasets import load_digits
 
     source = load_digits()  # part of scikit-learn: nothing is downloaded
@@ -44,9 +45,7 @@ def read_digits(split: str, *, size: int, budget: int) -> ImageSet:
 
 
 def read_published(name: str, split: str, root: Path, *, size: int, budget: int) -> ImageSet:
-    """CIFAR-10, CIFAR-100 or STL-10 from ROOT: its npz file if there is one, else torchvision's
-    folder.
-    """
+    """Read CIFAR-10, CIFAR-100 or STL-10 from ROOT/NAME.npz, else from torchvision's folder."""
     file = root / f"{name}.npz"
     if file.exists():
         return read_npz(file, split, name, size=size, budget=budget)
@@ -65,7 +64,7 @@ def read_published(name: str, split: str, root: Path, *, size: int, budget: int)
 
 
 def absent(name: str, root: Path, error: Exception) -> FileNotFoundError:
-    """What to say of a published set that is neither there as npz nor as torchvision's folder."""
+    """Make the error for a published set that is neither an npz file nor torchvision's folder."""
     return FileNotFoundError(
         f"{name} is not in the folder {root} ({error}). Put {name}.npz there, or set "
         f"MARGINLAB_DATA to the folder that has it, "
@@ -74,7 +73,7 @@ def absent(name: str, root: Path, error: Exception) -> FileNotFoundError:
 
 
 def torchvision_set(name: str, split: str, root: Path, *, download: bool = False) -> Any:
-    """The data set of torchvision for one of our names."""
+    """Open torchvision's data set for one of our names."""
     from torchvision import datasets
 
     kind = getattr(datasets, TORCHVISION[name])
@@ -93,6 +92,6 @@ def torchvision_set(name: str, split: str, root: Path, *, download: bool = False
 
 
 def root_folder(root: str | Path | None) -> Path:
-    """The folder of the published sets."""
+    """Return the folder of the published sets: `root`, else MARGINLAB_DATA, else `data`."""
     given = root if root is not None else os.environ.get("MARGINLAB_DATA") or "data"
     return Path(given).expanduser()

@@ -1,12 +1,12 @@
-"""A choice of classes and images by how many a class has, written behind a spec.
+"""A choice of classes and images by the number of images a class has, written behind a spec.
 
     SPEC?min_per_class=A&max_per_class=B
 
-    kept classes = those with at least A images to train on, numbered anew in their old order
-    kept images  = of each class and split at most B, the same whenever it is loaded, and contained
-                   in those of a larger B
+    kept classes = those with at least A images to train on, renumbered in their old order
+    kept images  = at most B of each class and split
 
-Train and test keep the same classes. Those of `unseen`, which are its own, are counted in it.
+The kept images are the same whenever they are loaded, and a larger B keeps a superset of them.
+Train and test keep the same classes. The classes of `unseen` are its own and are counted in it.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from marginlab.settings import SettingsError, nearest
 
 
 class Selection(NamedTuple):
-    """At least so many images of a class, and at most; 0 sets no limit."""
+    """The least and the largest number of images of a class; 0 sets no limit."""
 
     min_per_class: int = 0
     max_per_class: int = 0
@@ -57,15 +57,14 @@ class Selection(NamedTuple):
 
 
 def selection_of(spec: str) -> tuple[str, Selection]:
-    """Part a spec into the source and the choice behind it.
+    """Split a spec into the source and the choice behind it.
 
     Raises:
-        SettingsError: An option that there is not, or a number that makes no sense.
+        SettingsError: An unknown option, or a number that makes no sense.
 
     Example:
         >>> selection_of("folder:faces?min_per_class=20")
         ('folder:faces', Selection(min_per_class=20, max_per_class=0))
-
     """
     source, mark, options = spec.rpartition("?")
     _, colon, path = spec.partition(":")

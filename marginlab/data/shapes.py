@@ -1,12 +1,12 @@
-"""The embedded image set: a seeded renderer of coloured silhouettes in which every nuisance is
-known, and what undoes it.
+"""The embedded image set: a seeded renderer of coloured silhouettes with known nuisances.
 
     image = clamp(turn(coverage * ink + (1 - coverage) * ground, hue) + sigma * grain, 0, 1)
     coverage(p) = clamp(1/2 - distance(R(-rotation)(p - centre) / radius) in pixels, 0, 1)
-    ground(p) = A + (B - A) * (1 + cos(2 pi f . p + phase)) / 2            A, B two random colours, f a random wave
+    ground(p) = A + (B - A) * (1 + cos(2 pi f . p + phase)) / 2
+                A, B two random colours, f a random wave
 
-Every draw is a function of (seed, split, nuisance, index): an image can be rendered alone, and no
-nuisance knows the label.
+It is known which augmentation undoes each nuisance. Every draw is a function of (seed, split,
+nuisance, index): an image can be rendered alone, and no nuisance depends on the label.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _CHUNK = 256  # images rendered at once: their temporaries stay in cache
 
 
 class Parameters(NamedTuple):
-    """What was drawn for N images: everything that `Shapes.render` needs beside the labels."""
+    """The draws for N images: everything that `Shapes.render` needs beside the labels."""
 
     position: Float[Tensor, "N 2"]  # of the centre, right and down, in half image sides
     radius: Float[Tensor, "N"]  # of the disc of the silhouette's area, in half image sides
@@ -43,34 +43,41 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class Shapes:
-    """A renderer of coloured silhouettes on coloured waves; class k is `silhouettes[k]`, and image
-    i is of class i modulo C.
+    """A renderer of coloured silhouettes on coloured waves; image i is of class i modulo C.
 
-    | nuisance     | drawn uniformly from                                         | off at     | undone by                                   |
-    |--------------|--------------------------------------------------------------|------------|---------------------------------------------|
-    | `position`   | centre in +-position half sides, right and down              | 0          | resized crop (a)                            |
-    | `scale`      | radius in [low, high] half sides, uniform in the logarithm   | low = high | resized crop (a)                            |
-    | `rotation`   | +-rotation degrees                                           | 0          | its sign by flip (e), its size by none      |
-    | `hue`        | +-hue/2 turns of the colour circle, for the image as a whole | 0          | colour jitter's hue (d); grey (c)           |
-    | `background` | two colours, mixed with grey by 1 - background, along a wave | 0          | grey (c), jitter (d) and crop (a), in part  |
-    | `noise`      | Gaussian, of a standard deviation in [0, noise]              | 0          | blur (b)                                    |
+    Class k is `silhouettes[k]`. Each nuisance is drawn uniformly from its range:
 
-    The default ranges are such that the paper's augmentations undo most of what tells two images of
-    a class apart; with hue=1 and background=1 a contrastive learner of a few hundred steps tells
-    images apart by their colours, and learns those.
+    | nuisance     | range                              | off at     | undone by                |
+    |--------------|------------------------------------|------------|--------------------------|
+    | `position`   | centre in +-position half sides    | 0          | resized crop (a)         |
+    | `scale`      | radius in [low, high] half sides   | low = high | resized crop (a)         |
+    | `rotation`   | +-rotation degrees                 | 0          | flip (e), its sign only  |
+    | `hue`        | +-hue/2 turns of the colour circle | 0          | jitter (d), grey (c)     |
+    | `background` | mixed with grey by 1 - background  | 0          | (c), (d) and (a), partly |
+    | `noise`      | standard deviation in [0, noise]   | 0          | blur (b)                 |
 
-    `size` is the side in pixels: the same images are drawn at any size, but for the noise, which is
-    one draw a pixel.
+    The centre moves right and down. The radius is uniform in its logarithm. A flip undoes the sign
+    of a rotation, and nothing undoes its size. The hue turns the image as a whole; `jitter` is the
+    hue of the colour jitter. The two background colours alternate along a wave. The noise is
+    Gaussian.
 
-    >>> shapes = Shapes(size=16, noise=0.0)
-    >>> parameters = shapes.draw("train", torch.tensor([7]))
-    >>> shapes.render(torch.tensor([3]), parameters).shape
-    torch.Size([1, 3, 16, 16])
-    >>> shapes.load("train", 20).classes[3]
-    'triangle'
+    With the default ranges, the paper's augmentations undo most of the differences between two
+    images of a class. With hue=1 and background=1, a contrastive learner of a few hundred steps
+    tells images apart by their colours, and learns the colours.
+
+    `size` is the side in pixels. The same images are drawn at any size, except for the noise, which
+    is one draw a pixel.
 
     Raises:
-        SettingsError: an unknown silhouette or split, or a range that makes no sense.
+        SettingsError: An unknown silhouette or split, or a range that makes no sense.
+
+    Example:
+        >>> shapes = Shapes(size=16, noise=0.0)
+        >>> parameters = shapes.draw("train", torch.tensor([7]))
+        >>> shapes.render(torch.tensor([3]), parameters).shape
+        torch.Size([1, 3, 16, 16])
+        >>> shapes.load("train", 20).classes[3]
+        'triangle'
     """
 
     silhouettes: tuple[str, ...] = SILHOUETTES
@@ -116,8 +123,9 @@ class Shapes:
                 )
 
     def draw(self, split: str, index: int | Int[Tensor, "N"]) -> Parameters:
-        """The parameters of the images at these indices of a split; they do not depend on which
-        others are drawn.
+        """Draw the parameters of the images at these indices of a split.
+
+        They do not depend on which other images are drawn.
         """
         if split not in ("train", "test"):
             raise SettingsError(f"There is no split {split!r}: {nearest(split, ('train', 'test'))}")
@@ -149,10 +157,15 @@ class Shapes:
         )
 
     def render(self, labels: Int[Tensor, "N"], parameters: Parameters) -> Float[Tensor, "N 3 H W"]:
-        """Images of these classes with these parameters, values in [0, 1].
+        """Render images of these classes with these parameters, values in [0, 1].
 
-        Raises ValueError if a label is none of the silhouettes' numbers, or if labels and
-        parameters are not equally many.
+        Args:
+            labels: (N,) numbers of silhouettes.
+            parameters: The parameters of the N images.
+
+        Raises:
+            ValueError: A label that is no silhouette's number, or numbers of labels and parameters
+                that differ.
         """
         if len(labels) != len(parameters.hue):
             raise ValueError(
@@ -205,7 +218,7 @@ class Shapes:
         )
 
     def load(self, split: str, n: int) -> ImageSet:
-        """The first n images of a split as bytes; image i is of class i modulo C."""
+        """Render the first n images of a split as bytes; image i is of class i modulo C."""
         if n < 2:
             raise ValueError(
                 f"Shapes.load(split, n) renders at least n = 2 images, not {n}: two "
@@ -228,8 +241,9 @@ EASY = Shapes(
 
 
 def _rgb(colours: Tensor) -> Tensor:
-    """RGB of (..., 3) hue in turns, saturation, value: channel n is v - v s clamp(min(k, 4 - k), 0,
-    1), k = (n + 6 h) mod 6, n = 5, 3, 1.
+    """Convert (..., 3) hue in turns, saturation and value to RGB.
+
+    Channel n is v - v s clamp(min(k, 4 - k), 0, 1), with k = (n + 6 h) mod 6 and n = 5, 3, 1.
     """
     hue, saturation, value = (channel[..., None] for channel in colours.unbind(-1))
     k = (torch.tensor([5.0, 3.0, 1.0], device=colours.device) + 6 * hue) % 6
@@ -237,8 +251,9 @@ def _rgb(colours: Tensor) -> Tensor:
 
 
 def _grain(names: Int64[Tensor, "N"], shape: torch.Size) -> Tensor:
-    """Standard normal numbers, one for each pixel of each image, by Box and Muller from 16 bits
-    each: eight of them a word of Philox.
+    """Draw standard normal numbers by Box and Muller, one for each pixel of each image.
+
+    Each number takes 16 bits, and each word of Philox gives eight numbers.
     """
     pixels = shape.numel()
     blocks = torch.arange(-(-pixels // 8), device=names.device)

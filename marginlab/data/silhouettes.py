@@ -1,13 +1,14 @@
 """Ten silhouettes as signed distances, all of one area.
 
-    distance(p) < 0 inside, > 0 outside;     coverage of a pixel = clamp(1/2 - distance in pixels, 0, 1)
+    distance(p) < 0 inside, > 0 outside
+    coverage of a pixel = clamp(1/2 - distance in pixels, 0, 1)
     polygon: the least distance to an edge, negative where a ray to the right crosses an odd number
         of edges
     union, cut: min(d1, d2), max(d1, -d2)
 
-Each is scaled to the area of the unit disc, pi, so that the mean colour of an image says nothing of
-its class, and is symmetric under x -> -x, so that a mirrored image is the image of the mirrored
-rotation and position. x points to the right, y up.
+Each silhouette is scaled to the area of the unit disc, pi, so that the mean colour of an image says
+nothing of its class. Each is symmetric under x -> -x, so that a mirrored image is the image of the
+mirrored rotation and position. x points to the right, y up.
 """
 
 import math
@@ -23,9 +24,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def _polygon(*right: tuple[float, float]) -> Distance:
-    """A polygon from the vertices of its right half, from the top to the bottom: the left half
-    mirrors them.
-    """
+    """Make a polygon from its right half's vertices, top to bottom; the left half mirrors them."""
     vertices = [*right, *((-x, y) for x, y in reversed(right) if x)]
     edges = list(pairwise([*vertices, vertices[0]]))
 
@@ -58,7 +57,7 @@ def _cut(whole: Distance, part: Distance) -> Distance:
 
 
 def _turn(radius: float, degrees: float) -> tuple[float, float]:
-    """The point at an angle from the top, clockwise."""
+    """Return the point at an angle from the top, clockwise."""
     return radius * math.sin(math.radians(degrees)), radius * math.cos(math.radians(degrees))
 
 
@@ -87,7 +86,7 @@ SILHOUETTES = tuple(_OUTLINES)
 
 @cache
 def _unit(name: str) -> float:
-    """The factor that gives a silhouette the area pi, by counting points of a fine grid."""
+    """Return the factor that gives a silhouette the area pi, by counting points of a fine grid."""
     step = 1 / 256
     axis = torch.arange(-2.5 + step / 2, 2.5, step)
     inside = _OUTLINES[name](axis.expand(len(axis), -1), axis[:, None].expand(-1, len(axis))) < 0
@@ -95,11 +94,13 @@ def _unit(name: str) -> float:
 
 
 def distance(name: str, x: Float[Tensor, "*P"], y: Float[Tensor, "*P"]) -> Float[Tensor, "*P"]:
-    """The signed distance of points from a silhouette's outline, in radii of the disc of its area;
-    y points up.
+    """Return the signed distance of points from a silhouette's outline; y points up.
 
-    >>> distance("disc", torch.tensor([0.0, 3.0]), torch.zeros(2)).round(decimals=2)
-    tensor([-1.,  2.])
+    The unit is the radius of the disc of the silhouette's area.
+
+    Example:
+        >>> distance("disc", torch.tensor([0.0, 3.0]), torch.zeros(2)).round(decimals=2)
+        tensor([-1.,  2.])
     """
     unit = _unit(name)
     return _OUTLINES[name](x / unit, y / unit) * unit

@@ -1,14 +1,15 @@
-"""Images that are read when they are asked for, and batches of them made ready ahead of time by
-other processes.
+"""Images that are read when asked for, and batches that other processes prepare ahead of time.
 
-    source[rows]       rows (M,) -> images (M, 3, H, W): the one thing that is asked of an array that is held and of files that are decoded
+    source[rows]       rows (M,) -> images (M, 3, H, W): the whole interface of a source, which may
+                       be an array in memory or files that are decoded
     streamed[index]    = source[rows[index]], where N x 3 x H x W bytes are more than a budget
 
-    memory <= (2 w + 1) batches, and in each of the w workers one more and one whole decoded file; w = 0: one batch
+    memory <= (2 w + 1) batches, and in each of the w workers one more batch and one whole
+              decoded file; w = 0: one batch
 
-What is decoded depends on its row alone, so the batches are those of a held set, bit for bit,
-whatever w is. A worker begins as a copy of a server process that has no threads: one copied from a
-process with threads, which collectives and OpenMP begin, may hang (torch's notes on
+The decoded image depends on its row alone, so the batches are those of a held set, bit for bit,
+whatever w is. A worker begins as a copy of a server process that has no threads. A copy of a
+process with threads may hang, and collectives and OpenMP begin threads (torch's notes on
 DistributedDataParallel with NCCL and InfiniBand).
 """
 
@@ -34,7 +35,7 @@ _MOST = 8  # workers of a rank, unless more are asked for
 
 @runtime_checkable
 class Source(Protocol):
-    """Images that are given for their rows; a tensor (N, 3, H, W) is one.
+    """A source of images by row; a tensor (N, 3, H, W) is one.
 
     Workers get a copy by pickle, which shares its tensors' memory.
     """
@@ -44,25 +45,32 @@ class Source(Protocol):
         """(N, 3, H, W)."""
 
     def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
-        """The images at these rows.
+        """Return the images at these rows.
 
-        A ValueError or an OSError says which one cannot be read, and what to do.
+        A ValueError or an OSError says which image cannot be read, and what to do.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Rows of a source, used where a tensor of images is: by index, or by `split`; only what is
-    asked for is read.
+    """Rows of a source, used in place of a tensor of images: by index, or by `split`.
 
-    `rows` (N,) of the source, `budget` bytes that may be held, `workers` processes that read ahead
-    (0: this one reads, when it is asked).
+    Only images that are asked for are read.
 
-    >>> images = Streamed(torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8), torch.arange(0, 12, 2), 1000, 0)
-    >>> images.shape, images[torch.tensor([5, 0])][:, 0, 0, 0].tolist()
-    (torch.Size([6, 3, 8, 8]), [10, 0])
-    >>> [len(part) for part in images.split(4)], type(images.at(torch.arange(6))).__name__, type(images.at(torch.arange(5))).__name__
-    ([4, 2], 'Streamed', 'Tensor')
+    Args:
+        source: The source of the images.
+        rows: (N,) rows of the source.
+        budget: Bytes that may be held.
+        workers: Processes that read ahead; with 0 this process reads, when it is asked.
+
+    Example:
+        >>> source = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+        >>> images = Streamed(source, torch.arange(0, 12, 2), 1000, 0)
+        >>> images.shape, images[torch.tensor([5, 0])][:, 0, 0, 0].tolist()
+        (torch.Size([6, 3, 8, 8]), [10, 0])
+        >>> all_of_them, five = images.at(torch.arange(6)), images.at(torch.arange(5))
+        >>> [len(part) for part in images.split(4)], type(all_of_them).__name__, type(five).__name__
+        ([4, 2], 'Streamed', 'Tensor')
     """
 
     source: Source
@@ -77,7 +85,7 @@ class Streamed:
 
     @property
     def device(self) -> torch.device:
-        """Where images are when they have been read: in the machine's memory."""
+        """The device of images that have been read: the machine's memory."""
         return torch.device("cpu")
 
     def __len__(self) -> int:
@@ -89,18 +97,16 @@ class Streamed:
         return self.source[self.rows[index]]
 
     def split(self, n: int) -> Iterator[UInt8[Tensor, "M 3 H W"]]:
-        """All images in their order, n at a time."""
+        """Yield all images in their order, n at a time."""
         return (images for _, images in batches(self, torch.arange(len(self)).split(n)))
 
     def at(self, index: Int64[Tensor, " M"]) -> "UInt8[Tensor, 'M 3 H W'] | Streamed":
-        """The images at an index: read now where they fit the budget, otherwise when they are asked
-        for.
-        """
+        """Select images by index: read now if they fit the budget, otherwise when asked for."""
         some = replace(self, rows=self.rows[index])
         return some.held() if some.shape.numel() <= self.budget else some
 
     def held(self) -> UInt8[Tensor, "N 3 H W"]:
-        """All of them, read into memory."""
+        """Read all images into memory."""
         images, filled = torch.empty(self.shape, dtype=torch.uint8), 0
         for part in replace(self, workers=self.workers if len(self) >= _MANY else 0).split(_BLOCK):
             images[filled : filled + len(part)] = part
@@ -111,16 +117,21 @@ class Streamed:
 def batches(
     images: Tensor | Streamed, parts: Iterable[Int64[Tensor, " _"]]
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """(index, images at it) for each index, in their order; of a streamed set workers read up to
-    two parts each ahead of the caller.
+    """Yield (index, images at it) for each index, in their order.
 
-    Close it (`contextlib.closing`) to end the workers before the last part. They do not outlive
-    this process, however it ends; a signal to its group, as Ctrl-C and torchrun send it, is the
-    caller's to answer and not theirs.
+    Workers of a streamed set read up to two parts each ahead of the caller. Close the generator
+    (`contextlib.closing`) to end the workers before the last part. They do not outlive this
+    process, however it ends. A signal to its process group, as Ctrl-C and torchrun send it, reaches
+    the caller and not the workers.
+
+    Args:
+        images: A tensor of images, or a streamed set.
+        parts: The indices, one (M,) tensor for each batch.
 
     Raises:
-        ValueError, OSError: what a source says of an image, where its batch is due.
-        ChildProcessError: a worker ended, as one that took too much memory does.
+        ValueError, OSError: The error of a source that cannot read an image, raised where its batch
+            is due.
+        ChildProcessError: A worker ended, as one that took too much memory does.
     """
     if isinstance(images, Tensor) or not images.workers:
         for part in parts:
@@ -164,8 +175,9 @@ def batches(
 
 
 def default_workers() -> int:
-    """Workers of a rank: its share of the cores that this machine gives to it and its neighbours,
-    at most 8.
+    """Return the number of workers of a rank: its share of this machine's cores, at most 8.
+
+    The cores are those that this process may use, divided by the number of ranks on the machine.
     """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -174,8 +186,9 @@ def default_workers() -> int:
 
 
 class _Asked(Dataset[Any]):
-    """A source as the loader's processes ask it; what it says of an image that cannot be read comes
-    back as it is, without a worker's traceback.
+    """A source as the loader's processes read it.
+
+    An error of an image that cannot be read comes back as it is, without a worker's traceback.
     """
 
     def __init__(self, source: Source):
@@ -189,7 +202,7 @@ class _Asked(Dataset[Any]):
 
 
 def _context(source: Source) -> Any:
-    """Processes copied from a server that has imported, once, what reading takes."""
+    """Return a context of processes; their server has imported the modules that reading needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [type(source).__module__, "torchvision.transforms.v2", "PIL.Image"]
@@ -198,11 +211,11 @@ def _context(source: Source) -> Any:
 
 
 def _apart(worker: int) -> None:
-    """A process group of its own, since on Ctrl-C or SIGTERM to the run's group the run finishes
-    its step first and then ends its workers.
+    """Move a worker into a process group of its own, and end it with the run.
 
-    Torch's workers look whether the process they were copied from is gone; but that is the server,
-    which waits for them. So they watch the run.
+    On Ctrl-C or SIGTERM to the run's group, the run finishes its step first and then ends its
+    workers. Torch's workers check whether the process they were copied from is gone. Here that
+    process is the server, which waits for the workers, so they watch the run instead.
     """
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # forgets one that came to the group before

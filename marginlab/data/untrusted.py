@@ -1,11 +1,11 @@
-"""Files that nobody vouches for: regular ones only, and entries of a zip file whose checksum is
-verified.
+"""Readers of untrusted files: regular files only, and zip entries with a verified checksum.
 
-    bytes that an entry may claim <= 1032 x its bytes in the file + 64      (no deflated block packs more)
+    bytes that an entry may claim <= 1032 x its bytes in the file + 64
 
-An entry is read from its beginning to its end and never by a seek: from Python 3.12 on, zipfile
-drops the checksum of a stored entry after one. This file and `files` import the standard library
-only, so that the tests can run them under every Python that they find.
+No deflated block packs more. An entry is read from its beginning to its end and never by a seek:
+from Python 3.12 on, zipfile drops the checksum of a stored entry after a seek. This file and
+`files` import the standard library only, so that the tests can run them under every Python that
+they find.
 """
 
 import os
@@ -30,11 +30,11 @@ class Readable(Protocol):
 
 
 class DamagedError(ValueError):
-    """A zip file or an entry of one that is not whole; the message says in which way."""
+    """A zip file, or one of its entries, that is not whole; the message says in which way."""
 
 
 def shown(path: Path) -> str:
-    """Write a path as text, its bytes that are no UTF-8 as escapes, for any log."""
+    """Write a path as text for any log, with escapes for bytes that are not UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -42,8 +42,8 @@ class Entries:
     """The entries of a zip file by name, for reading; use it in a `with` statement.
 
     Raises:
-        OSError: as `open_regular`.
-        DamagedError: the file is no zip file, or no whole one.
+        OSError: As `open_regular`.
+        DamagedError: The file is no zip file, or not a whole one.
     """
 
     def __init__(self, path: Path):
@@ -72,8 +72,9 @@ class Entries:
     def open(self, name: str) -> "Entry":
         """Open an entry, to be read once from its beginning to its end.
 
-        Raises DamagedError for one that is absent, encrypted, packed otherwise than by deflate, or
-        that claims more bytes than the file can hold.
+        Raises:
+            DamagedError: An entry that is absent, encrypted, packed otherwise than by deflate, or
+                that claims more bytes than the file can hold.
         """
         with _damage(name):
             info = self._archive.getinfo(name)
@@ -91,7 +92,7 @@ class Entries:
             return Entry(name, info.file_size, self._archive.open(info))
 
     def at(self, offset: int) -> str | None:
-        """Name the entry whose data begin at a byte of the file; None where no entry's do."""
+        """Name the entry with data that begin at this byte of the file; None if there is none."""
         with _damage("the list of its entries"):
             for info in self._archive.infolist():
                 self._stream.seek(info.header_offset)
@@ -103,7 +104,7 @@ class Entries:
 
 
 class Entry:
-    """One entry as a stream: `size` bytes, of which `read` gives the next."""
+    """One entry as a stream of `size` bytes; `read` returns the next ones."""
 
     def __init__(self, name: str, size: int, stream: Readable):
         self.name = name
@@ -114,7 +115,8 @@ class Entry:
     def read(self, n: int) -> bytes:
         """Read the next n bytes; with the last ones the checksum is verified.
 
-        Raises DamagedError if the entry ends before, or if its checksum is another.
+        Raises:
+            DamagedError: The entry ends early, or its checksum is wrong.
         """
         with _damage(self.name):
             data = self._stream.read(n) if n else b""
@@ -126,14 +128,14 @@ class Entry:
         return data
 
     def verify(self, block: int = 2**24) -> None:
-        """Read what is left, for its checksum."""
+        """Read the rest, to verify the checksum."""
         while self._left:
             self.read(min(block, self._left))
 
 
 @contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """Turn all errors of reading bytes into one.
+    """Turn all errors of reading bytes into a `DamagedError`.
 
     zipfile, zlib, struct and the codecs have ten ways between them to say that a file is broken,
     and the ways differ from one Python to the next.

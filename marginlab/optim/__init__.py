@@ -1,5 +1,7 @@
-"""Optimizers and schedules: values in call notation, and the row-sparse optimizers, which are made
-with their parameters as torch's are.
+"""Optimizers and schedules.
+
+`SGD`, `AdamW`, `LARS` and the schedules are values in call notation. The row-sparse optimizers are
+made with their parameters, as torch's are.
 """
 
 from marginlab.optim.adamw import AdamW as AdamW

@@ -1,7 +1,7 @@
-"""AdamW, as a value that makes torch's optimizer, or its row-sparse twin, when it is given
-parameters: the usual choice for transformers.
+"""AdamW as a value that makes torch's optimizer, or its row-sparse twin; usual for transformers.
 
-Loshchilov and Hutter 2019: the decay of weights is decoupled from the gradient.
+Loshchilov and Hutter 2019: the decay of weights is decoupled from the gradient. The value is called
+with parameters.
 """
 
 import math
@@ -18,14 +18,19 @@ from marginlab.optim.lazy_adamw import LazyAdamW
 class AdamW:
     """Settings of torch.optim.AdamW.
 
-    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is (it is
-        not scaled by it).
-    weight_decay: of all parameters alike, also of biases and norms.
+    Args:
+        lr: Learning rate at the schedule's factor 1, for the recipe's own batch size. It is not
+            scaled by the batch size.
+        betas: As torch.optim.AdamW.
+        eps: As torch.optim.AdamW.
+        weight_decay: The decay of all parameters alike, also of biases and norms.
 
-    Raises ValueError for a value outside its range.
+    Raises:
+        ValueError: A value outside its range.
 
-    >>> AdamW(lr=0.01)(torch.nn.Linear(2, 2).parameters()).param_groups[0]["betas"]
-    (0.9, 0.999)
+    Example:
+        >>> AdamW(lr=0.01)(torch.nn.Linear(2, 2).parameters()).param_groups[0]["betas"]
+        (0.9, 0.999)
     """
 
     lr: float = 1e-3
@@ -57,13 +62,18 @@ class AdamW:
         )
 
     def lazy(self, parameters: Iterable[nn.Parameter], *, first_row: int = 0) -> LazyAdamW:
-        """Make the row-sparse optimizer with these values, for class centers whose gradient has few
-        rows; rows without gradient stay as they are.
+        """Make the row-sparse optimizer with these values, for class centers with sparse gradients.
 
-        first_row: number of the first row in the whole matrix of which the parameters are a shard.
+        Rows without gradient stay as they are.
 
-        >>> AdamW(lr=0.01).lazy([torch.nn.Parameter(torch.zeros(3, 2))]).param_groups[0]["weight_decay"]
-        0.05
+        Args:
+            parameters: The parameters, or one shard of a matrix.
+            first_row: Number of the shard's first row in the whole matrix.
+
+        Example:
+            >>> optimizer = AdamW(lr=0.01).lazy([torch.nn.Parameter(torch.zeros(3, 2))])
+            >>> optimizer.param_groups[0]["weight_decay"]
+            0.05
         """
         shard = {"params": list(parameters), "first_row": first_row}
         return LazyAdamW([shard], self.lr, self.betas, self.eps, weight_decay=self.weight_decay)

@@ -1,22 +1,29 @@
-"""LARS: every layer's step is a part of the length of its weights, so that large batches do not
-need a learning rate for each.
+"""LARS: every layer's step is a fraction of the length of its weights, for large batches.
 
     r = trust |w| / (|g| + wd |w|),      v <- mu v + r (g + wd w),      w <- w - lr v
 
-A parameter with at most one dimension (biases, scales of norms, temperatures) has r = 1 and wd = 0;
-a weight or gradient of length 0 has r = 1. The rate multiplies v and is not in it, so that a
-schedule acts at once, as in torch.optim.SGD; You et al. have it inside v, which is the same at a
+So large batches do not need a learning rate for each layer.
+
+A parameter with at most one dimension (biases, scales of norms, temperatures) has r = 1 and wd = 0.
+A weight or gradient of length 0 has r = 1. The rate multiplies v and is not in it, so that a
+schedule acts at once, as in torch.optim.SGD. You et al. have it inside v, which is the same at a
 constant rate.
 
-ratio="published" has the length of the sum in place of the sum of lengths, r = trust |w| / |g + wd
-w|, as the code that Barlow Twins and VICReg were trained with. The sum is the longer one: that step
-is larger by a factor of (|g| + wd |w|) / |g + wd w| >= 1, which is 1 where gradient and weight
-point the same way, sqrt 2 where they are orthogonal and of wd |w| = |g|, and without bound where
-they cancel. With wd = 1e-6 and gradients of a thousandth of the weight's length it is at most 1.001
-/ 0.999, below 1.0021.
+ratio="published" has the length of the sum in place of the sum of lengths,
 
-Sources: You, Gitman and Ginsburg 2017, algorithm 1; what is left out: Chen et al. 2020 (SimCLR),
-    Zbontar et al. 2021 (Barlow Twins).
+    r = trust |w| / |g + wd w|,
+
+as the code that Barlow Twins and VICReg were trained with. The sum of lengths is the longer one, so
+the published step is larger by a factor of
+
+    (|g| + wd |w|) / |g + wd w| >= 1.
+
+The factor is 1 where gradient and weight point the same way, sqrt 2 where they are orthogonal and
+wd |w| = |g|, and without bound where they cancel. With wd = 1e-6 and gradients of a thousandth of
+the weight's length it is at most 1.001 / 0.999, below 1.0021.
+
+Sources: You, Gitman and Ginsburg 2017, algorithm 1. Parameters that are left out: Chen et al. 2020
+(SimCLR), Zbontar et al. 2021 (Barlow Twins).
 """
 
 import math
@@ -34,26 +41,30 @@ Ratio = Literal["you", "published"]
 
 @dataclass(frozen=True)
 class LARS:
-    """Settings of LARS, as a value that makes the optimizer when it is given parameters; the
-    defaults are SimCLR's at batch 512.
+    """Settings of LARS, as a value that is called with parameters; the defaults are for batch 512.
 
-    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is;
-        published are 0.3 (SimCLR) and 0.2 (Barlow Twins, VICReg) times batch / 256. Biases and
-        norms step by it without adaptation.
-    momentum, weight_decay: mu and wd.
-    trust: the part of a layer's length that it may move by at rate 1.
-    ratio: "you", |g| + wd |w| below the bar; or "published", |g + wd w|, as Barlow Twins' and
-        VICReg's code.
+    The defaults are SimCLR's.
 
-    Raises ValueError for a value outside its range.
+    Args:
+        lr: Learning rate at the schedule's factor 1, for the recipe's own batch size. Published
+            rates are 0.3 (SimCLR) and 0.2 (Barlow Twins, VICReg) times batch / 256. Biases and
+            norms step by it without adaptation.
+        momentum, weight_decay: The mu and wd of the update.
+        trust: The fraction of its length that a layer may move by at rate 1.
+        ratio: The denominator of r: "you" for |g| + wd |w|, or "published" for |g + wd w|, as
+            Barlow Twins' and VICReg's code.
 
-    >>> w = torch.nn.Parameter(torch.ones(2, 2))
-    >>> optimizer = LARS(lr=1.0, weight_decay=0.0, trust=0.1)([w])
-    >>> w.grad = torch.full((2, 2), 7.0)
-    >>> optimizer.step()                                                         # by a tenth of its length, however long its gradient
-    >>> w.detach()
-    tensor([[0.9000, 0.9000],
-            [0.9000, 0.9000]])
+    Raises:
+        ValueError: A value outside its range.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(2, 2))
+        >>> optimizer = LARS(lr=1.0, weight_decay=0.0, trust=0.1)([w])
+        >>> w.grad = torch.full((2, 2), 7.0)
+        >>> optimizer.step()  # by a tenth of its length, however long its gradient
+        >>> w.detach()
+        tensor([[0.9000, 0.9000],
+                [0.9000, 0.9000]])
     """
 
     lr: float = 0.6

@@ -1,20 +1,21 @@
-"""AdamW on the rows that have a gradient, each with its own count of steps t: for the centers of
-sampled classes.
+"""AdamW on the rows that have a gradient, for the centers of sampled classes.
 
-    w <- (1 - lr wd) w,    m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,    w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    w <- (1 - lr wd) w,    m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
+    w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Loshchilov and Hutter 2019, as torch.optim.AdamW. Under "lazy" t counts the updates of the row: a
-row first met late takes a first step of lr. With the count of the whole parameter the corrections
-would have run out, and that step would be (1 - b1) / sqrt(1 - b2) = 3.2 lr.
+Loshchilov and Hutter 2019, as torch.optim.AdamW. Each row has its own count of steps t. Under
+"lazy" t counts the updates of the row: a row first met late takes a first step of lr. With the
+count of the whole parameter the corrections would have run out, and that step would be (1 - b1) /
+sqrt(1 - b2) = 3.2 lr.
 
-Under "decayed" t counts all steps, and k skipped ones after step t are made up for together:
+Under "decayed" t counts all steps. The k steps skipped after step t are made up for together:
 
     m <- b1^k m,   v <- b2^k v,   w <- d^k w - lr S m / (sqrt(v) + eps),      d = 1 - lr wd,
     S = sum_{j=1..k} d^(k-j) (b1 / sqrt(b2))^j sqrt(1 - b2^(t+j)) / (1 - b1^(t+j))
 
-which is the sum of the k steps, with m and v as they were, but for eps: in step j it weighs eps
-b2^(j/2) / sqrt(1 - b2^(t+j)). So it is exact for eps = 0, and elsewhere off by some eps / sqrt(v)
-of the way. S is one number a row.
+This is the sum of the k steps, with m and v as they were, except for eps: in step j eps has the
+weight b2^(j/2) / sqrt(1 - b2^(t+j)). So it is exact for eps = 0, and otherwise off by some eps /
+sqrt(v) of the way. S is one number a row.
 """
 
 import math
@@ -34,30 +35,34 @@ class LazyAdamW(RowSparse):
     """AdamW that visits only the rows of a sparse gradient.
 
     Args:
-        params: parameters (C, ...), or groups of them, as torch's optimizers take; in bfloat16 they
-            are computed in float32 and rounded at random. Moments are float32 then: in bfloat16 a
-            second moment that changes by a thousandth at a step would wander by some percent.
-        lr: learning rate; schedules set it in `param_groups`.
-        betas, eps, weight_decay: as torch.optim.AdamW; the decay is decoupled from the gradient.
-        semantics: what happens to the rows without gradient. "lazy": nothing. "dense": what
-            torch.optim.AdamW would do, at once. "decayed": the same, made up for when the row
-            returns, at the learning rate it then finds; see `catch_up`. It wants beta1**2 < beta2.
-        seed: of the rounding.
+        params: Parameters (C, ...), or groups of them, as torch's optimizers take. Parameters in
+            bfloat16 are computed in float32 and rounded at random. Their moments are float32: in
+            bfloat16 a second moment that changes by a thousandth at a step would wander by some
+            percent.
+        lr: Learning rate; schedules set it in `param_groups`.
+        betas, eps, weight_decay: As torch.optim.AdamW; the decay is decoupled from the gradient.
+        semantics: The treatment of rows without gradient. "lazy": nothing. "dense": the step that
+            torch.optim.AdamW would take, at once. "decayed": the same step, made up for when the
+            row returns, at the learning rate of that time; see `catch_up`. "decayed" needs beta1**2
+            < beta2.
+        seed: The seed of the rounding.
 
     Raises:
-        ValueError: a value outside its range, unknown semantics (the message names the nearest),
+        ValueError: A value outside its range, unknown semantics (the message names the nearest),
             float16 parameters.
 
-    >>> w = torch.nn.Parameter(torch.ones(3, 2))
-    >>> optimizer = LazyAdamW([w], lr=0.1, weight_decay=0.0)
-    >>> w.grad = torch.sparse_coo_tensor(torch.tensor([[2]]), torch.tensor([[5.0, -7.0]]), (3, 2), check_invariants=True)
-    >>> optimizer.step()
-    >>> w.detach()
-    tensor([[1.0000, 1.0000],
-            [1.0000, 1.0000],
-            [0.9000, 1.1000]])
-    >>> optimizer.state[w]["step"]
-    tensor([0, 0, 1], dtype=torch.int32)
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(3, 2))
+        >>> optimizer = LazyAdamW([w], lr=0.1, weight_decay=0.0)
+        >>> row, values = torch.tensor([[2]]), torch.tensor([[5.0, -7.0]])
+        >>> w.grad = torch.sparse_coo_tensor(row, values, (3, 2), check_invariants=True)
+        >>> optimizer.step()
+        >>> w.detach()
+        tensor([[1.0000, 1.0000],
+                [1.0000, 1.0000],
+                [0.9000, 1.1000]])
+        >>> optimizer.state[w]["step"]
+        tensor([0, 0, 1], dtype=torch.int32)
     """
 
     _rows_count = True
@@ -142,7 +147,7 @@ class LazyAdamW(RowSparse):
 def _drift(
     b1: float, b2: float, decay: float, since: Int[Tensor, " n"], skipped: Int[Tensor, " n"]
 ) -> Float64[Tensor, " n"]:
-    """S of the file's head for each row, without the terms that a float64 does not see."""
+    """Return S of the file's head for each row, without the terms below float64's precision."""
     t, k = since[:, None].double(), skipped[:, None].double()
     total = torch.zeros(len(since), dtype=torch.float64, device=since.device)
     if not b1:

@@ -1,12 +1,12 @@
-"""Stochastic gradient descent with momentum on the rows that have a gradient: for the centers of
-sampled classes.
+"""SGD with momentum on the rows that have a gradient, for the centers of sampled classes.
 
     G = g + wd w,      v <- mu v + G,      w <- w - lr v          (nesterov: w <- w - lr (G + mu v))
 
-as torch.optim.SGD without dampening (Sutskever et al. 2013). A step without gradient is linear in
-(w, v), so that k of them are a power of a matrix:
+This is torch.optim.SGD without dampening (Sutskever et al. 2013). A step without gradient is linear
+in (w, v), so k of them are a power of a matrix:
 
-    (w, v) <- M^k (w, v),     M = [[1 - lr wd, -lr mu], [wd, mu]]     (nesterov: [[1 - lr wd (1 + mu), -lr mu^2], [wd, mu]]).
+    (w, v) <- M^k (w, v),     M = [[1 - lr wd, -lr mu], [wd, mu]]
+                              (nesterov: [[1 - lr wd (1 + mu), -lr mu^2], [wd, mu]])
 
 Without decay M^k is v <- mu^k v and w <- w - lr mu (1 - mu^k) / (1 - mu) v: a row that was away for
 long has gone all the way of its momentum.
@@ -26,29 +26,31 @@ class LazySGD(RowSparse):
     """SGD with momentum that visits only the rows of a sparse gradient.
 
     Args:
-        params: parameters (C, ...), or groups of them, as torch's optimizers take; in bfloat16 they
-            are computed in float32 and rounded at random.
-        lr: learning rate; schedules set it in `param_groups`.
-        momentum, weight_decay, nesterov: as torch.optim.SGD; momentum is in [0, 1).
-        semantics: what happens to the rows without gradient. "lazy": nothing. "dense": what
-            torch.optim.SGD would do, at once. "decayed": the same, made up for when the row
-            returns, at the learning rate it then finds; see `catch_up`.
-        momentum_dtype: how momentum is kept: float32 or bfloat16 (rounded at random); None for the
-            parameter's own.
-        seed: of the rounding.
+        params: Parameters (C, ...), or groups of them, as torch's optimizers take. Parameters in
+            bfloat16 are computed in float32 and rounded at random.
+        lr: Learning rate; schedules set it in `param_groups`.
+        momentum, weight_decay, nesterov: As torch.optim.SGD; momentum is in [0, 1).
+        semantics: The treatment of rows without gradient. "lazy": nothing. "dense": the step that
+            torch.optim.SGD would take, at once. "decayed": the same step, made up for when the row
+            returns, at the learning rate of that time; see `catch_up`.
+        momentum_dtype: The dtype of the momentum: float32 or bfloat16 (rounded at random); None for
+            the parameter's own.
+        seed: The seed of the rounding.
 
     Raises:
-        ValueError: a value outside its range, unknown semantics (the message names the nearest),
+        ValueError: A value outside its range, unknown semantics (the message names the nearest),
             nesterov without momentum, float16 parameters.
 
-    >>> w = torch.nn.Parameter(torch.ones(3, 2))
-    >>> optimizer = LazySGD([w], lr=0.1, weight_decay=0.5)
-    >>> w.grad = torch.sparse_coo_tensor(torch.tensor([[2, 2]]), torch.ones(2, 2), (3, 2), check_invariants=True)  # twice row 2
-    >>> optimizer.step()
-    >>> w.detach()
-    tensor([[1.0000, 1.0000],
-            [1.0000, 1.0000],
-            [0.7500, 0.7500]])
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(3, 2))
+        >>> optimizer = LazySGD([w], lr=0.1, weight_decay=0.5)
+        >>> rows, values = torch.tensor([[2, 2]]), torch.ones(2, 2)  # twice row 2
+        >>> w.grad = torch.sparse_coo_tensor(rows, values, (3, 2), check_invariants=True)
+        >>> optimizer.step()
+        >>> w.detach()
+        tensor([[1.0000, 1.0000],
+                [1.0000, 1.0000],
+                [0.7500, 0.7500]])
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class LazySGD(RowSparse):
 def _zero_gradient_step(
     lr: float, mu: float, decay: float, nesterov: bool
 ) -> Float64[Tensor, "2 2"]:
-    """M of the file's head: what a step without gradient does to (w, v)."""
+    """Return M of the file's head: the effect of a step without gradient on (w, v)."""
     ahead = 1 + mu if nesterov else 1.0
     return torch.tensor(
         [[1 - lr * decay * ahead, -lr * mu * (mu if nesterov else 1.0)], [decay, mu]],
@@ -142,7 +144,7 @@ def _zero_gradient_step(
 def _powers(
     matrix: Float64[Tensor, "2 2"], exponents: Int[Tensor, " n"]
 ) -> Float64[Tensor, "n 2 2"]:
-    """The powers of a matrix, by squaring."""
+    """Return the powers of a matrix, by squaring."""
     out = torch.eye(2, dtype=matrix.dtype, device=matrix.device).expand(len(exponents), 2, 2)
     for bit in range(int(exponents.max()).bit_length()):
         out = torch.where((exponents >> bit & 1).bool()[:, None, None], out @ matrix, out)

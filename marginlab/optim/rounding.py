@@ -1,7 +1,7 @@
-"""Stochastic rounding to bfloat16: up or down at random, so that the mean over draws is the number
-itself.
+"""Stochastic rounding to bfloat16: up or down at random, with the number itself as the mean.
 
-    round(x) = up with probability (x - down) / (up - down), else down,        down <= x < up neighbours in bfloat16
+    round(x) = up with probability (x - down) / (up - down), else down
+               down <= x < up neighbours in bfloat16
 
 Gupta et al. 2015, "Deep learning with limited numerical precision". A bfloat16 is the upper half of
 a float32. So, with u uniform in 0..2^16 - 1, adding u to the word of x and dropping the lower half
@@ -9,14 +9,14 @@ rounds away from zero with probability (lower half) / 2^16. This is exact: 16 bi
 float32 has below a bfloat16, and the mean has no bias, whatever the exponent. (Fewer bits, b, would
 lose up to 2^-b of a spacing.)
 
-Sixteen bits an element, by tabulation: u[i, j] = upper half of odd * (R[i] xor C[j]), where R and C
-are Philox words of (row, step) and of (column, step). Along a row, and along a column, all u are
-independent, and any three of the matrix are, so that the variance of any linear function of the
+The sixteen bits of an element are tabulated: u[i, j] = upper half of odd * (R[i] xor C[j]), where R
+and C are Philox words of (row, step) and of (column, step). All u along a row are independent, all
+u along a column are, and any three of the matrix are. So the variance of any linear function of the
 rounding errors is that of independent draws (Patrascu and Thorup 2012, "The power of simple
-tabulation hashing"). The product is for the rest: without it the leading bits of the matrix have
-rank one, and the spectral norm of its errors is ten times what it should be. It costs n + D Philox
-counters and a few passes, where a draw for each element costs a hundred integer passes over n x D /
-8.
+tabulation hashing"). The product by `odd` is for other properties: without it the leading bits of
+the matrix have rank one, and the spectral norm of its errors is ten times what it should be.
+Tabulation costs n + D Philox counters and a few passes, where a draw for each element costs a
+hundred integer passes over n x D / 8.
 """
 
 from typing import NamedTuple
@@ -32,17 +32,13 @@ _ODD = 0x9E3779B1 - (1 << 32)
 
 
 class Tables(NamedTuple):
-    """Random words of the rows and of the columns of a matrix, for the bits of two matrices of that
-    shape.
-    """
+    """Random words of a matrix's rows and columns, for the bits of two matrices of that shape."""
 
     rows: Int32[Tensor, "2 n 1"]
     columns: Int32[Tensor, "2 1 D"]
 
     def bits(self, which: int) -> Int32[Tensor, "n D"]:
-        """Numbers uniform in [0, 2**16) for every element of the first matrix (0) or the second
-        (1).
-        """
+        """Return numbers uniform in [0, 2**16) for each element of matrix 0 or 1."""
         return (
             (self.rows[which] ^ self.columns[which])
             .mul_(_ODD)
@@ -52,12 +48,18 @@ class Tables(NamedTuple):
 
 
 def tables(key: Key, rows: Int[Tensor, " n"], columns: int) -> Tables:
-    """Draw the words of these rows, by their indices in [0, 2**32), and of 0..columns-1; the key
-    has room for two more indices.
+    """Draw the words of these rows and of columns 0..columns-1.
 
-    >>> every, one = tables(Key(0), torch.arange(9), 4).bits(0), tables(Key(0), torch.tensor([5]), 4).bits(0)
-    >>> bool((every[5] == one).all())
-    True
+    Args:
+        key: A key with room for two more indices.
+        rows: (n,) indices of the rows, in [0, 2**32).
+        columns: The number of columns.
+
+    Example:
+        >>> every = tables(Key(0), torch.arange(9), 4).bits(0)
+        >>> one = tables(Key(0), torch.tensor([5]), 4).bits(0)
+        >>> bool((every[5] == one).all())
+        True
     """
     index = torch.cat([rows.long(), torch.arange(columns, device=rows.device)])
     kind = torch.ones_like(index)
@@ -69,15 +71,16 @@ def tables(key: Key, rows: Int[Tensor, " n"], columns: int) -> Tables:
 def stochastic_round(
     x: Float32[Tensor, "n D"], bits: Int32[Tensor, "n D"]
 ) -> BFloat16[Tensor, "n D"]:
-    """Round to bfloat16, away from zero where the dropped half of x plus `bits`, uniform in [0,
-    2**16), carries over.
+    """Round to bfloat16 at random, by bits uniform in [0, 2**16).
 
-    A number that bfloat16 holds is kept exactly, infinities and NaN among them; beyond the largest
-    finite one, 3.39e38, up is infinity.
+    A number is rounded away from zero where the dropped half of x plus `bits` carries over. A
+    number that bfloat16 holds is kept exactly, also infinities and NaN. Beyond the largest finite
+    one, 3.39e38, up is infinity.
 
-    >>> x = torch.full((1, 4), 1.0 + 2.0**-9)  # a quarter of the way from 1 to the next, 1.0078125
-    >>> stochastic_round(x, torch.tensor([[0, 1 << 14, 49151, 49152]], dtype=torch.int32))
-    tensor([[1.0000, 1.0000, 1.0000, 1.0078]], dtype=torch.bfloat16)
+    Example:
+        >>> x = torch.full((1, 4), 1.0 + 2.0**-9)  # a quarter of the way from 1 to 1.0078125
+        >>> stochastic_round(x, torch.tensor([[0, 1 << 14, 49151, 49152]], dtype=torch.int32))
+        tensor([[1.0000, 1.0000, 1.0000, 1.0078]], dtype=torch.bfloat16)
     """
     word = (x.contiguous().view(torch.int32) + bits).bitwise_and_(-(1 << 16))
     # a NaN may carry over into a number

@@ -1,19 +1,23 @@
-"""What the row-sparse optimizers share: whose rows a step reads and writes, the state and its
-loading, and rounding on the way back.
+"""The common part of the row-sparse optimizers: reading and writing rows, state and rounding.
 
-    rows <- indices of the sparse gradient;   w, state <- index_select, float32;   step;   index_copy_, rounded at random where bfloat16
+    rows <- indices of the sparse gradient
+    w, state <- index_select, float32;   step;   index_copy_, rounded at random where bfloat16
 
-The three semantics of a row without gradient, and where they come from (An et al. 2022 train a
-class center only when it is sampled):
+There are three semantics of a row without gradient (An et al. 2022 train a class center only when
+it is sampled):
 
-    "lazy"      nothing happens to it: no momentum step, no decay, its state is frozen       the first PyTorch Partial FC, PLSC
-    "dense"     a step with a zero gradient, at once: all rows move at every step            the present PyTorch Partial FC
-    "decayed"   the same steps, made up for in closed form when the row returns              costs as "lazy"
+    "lazy"      nothing happens to it: no momentum step, no decay, its state is frozen
+                    the first PyTorch Partial FC, PLSC
+    "dense"     a step with a zero gradient, at once: all rows move at every step
+                    the present PyTorch Partial FC
+    "decayed"   the same steps, made up for in closed form when the row returns
+                    costs as "lazy"
 
 With "decayed" the skipped steps are taken at the learning rate of the step at which the row
 returns. So it equals "dense", up to rounding, for given gradients at a constant rate, once
-`catch_up` was called; it differs as the rate changes while a row is away, and in that the forward
-pass sees weights that lag behind unless `catch_up` is called before it with the rows it will read.
+`catch_up` was called. It differs in two ways: when the rate changes while a row is away, and in the
+forward pass, which sees weights that lag behind unless `catch_up` is called before it with the rows
+it will read.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,16 +43,18 @@ Rows = slice | Tensor  # neighbouring rows as a slice, others as their indices
 
 
 class RowSparse(torch.optim.Optimizer):
-    """Base of LazySGD and LazyAdamW, which say what moments a parameter has, and do a step, or the
-    skipped ones, on some rows of it.
+    """Base of LazySGD and LazyAdamW.
 
-    A parameter (C, ...) takes a dense gradient, by which all rows are touched, or a sparse_coo one
-    with one sparse dimension, which need not be
-    coalesced: repeated rows add up. Under "lazy" and "decayed" time and memory of a step are
-        proportional to the touched rows. State of a
-    parameter: its moments; `steps`, how many it has taken; and where rows age on their own `step`
-    (C,), int32, of each row. Groups may set `first_row`: the number of their parameters' first row
-    in the whole matrix of which they are a shard, for the rounding draws.
+    A subclass says which moments a parameter has, and does a step, or the skipped ones, on some of
+    its rows.
+
+    A parameter (C, ...) takes a dense gradient, which touches all rows, or a sparse_coo one with
+    one sparse dimension. A sparse gradient need not be coalesced: repeated rows add up. Under
+    "lazy" and "decayed", time and memory of a step are proportional to the touched rows. The state
+    of a parameter is its moments, the number `steps` that it has taken, and, where rows age on
+    their own, `step` (C,), int32, of each row. Groups may set `first_row`: the number of their
+    parameters' first row in the whole matrix of which they are a shard. The rounding draws depend
+    on it.
     """
 
     _rows_count = False  # whether a row counts its own updates under "lazy"
@@ -57,11 +63,11 @@ class RowSparse(torch.optim.Optimizer):
         super().__init__(params, {"first_row": 0, **defaults})
 
     def _moments(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """Names of the moments of a parameter of this dtype, and how they are kept."""
+        """Return the names of the moments of a parameter of this dtype, and their dtypes."""
         raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Refuse values that cannot be."""
+        """Refuse values out of range."""
         raise NotImplementedError
 
     def _update(
@@ -72,8 +78,9 @@ class RowSparse(torch.optim.Optimizer):
         gradient: Tensor,
         step: Tensor,
     ) -> None:
-        """One step of rows w (n, D) and their moments, in place; `step` (n or 1, 1), float64, is
-        the number of this update from 1.
+        """Step rows w (n, D) and their moments, in place.
+
+        `step` (n or 1, 1), float64, is the number of this update from 1.
         """
         raise NotImplementedError
 
@@ -85,11 +92,11 @@ class RowSparse(torch.optim.Optimizer):
         since: Tensor,
         skipped: Tensor,
     ) -> None:
-        """So many steps (n,) without gradient after step `since` (n,), in place."""
+        """Take `skipped` (n,) steps without gradient after step `since` (n,), in place."""
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own, as torch's; values are checked here."""
+        """Add parameters with settings of their own, as torch's optimizers do; check the values."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -127,12 +134,17 @@ class RowSparse(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient; `closure`, where given, is called first, with
-        gradients on, and its loss returned.
+        """Move every parameter that has a gradient.
+
+        Args:
+            closure: A function that is called first, with gradients on.
+
+        Returns:
+            The closure's loss, or None without a closure.
 
         Raises:
-            ValueError: a gradient that is sparse in other than its first dimension, or in another
-                layout than sparse_coo; no parameter has moved then.
+            ValueError: A gradient that is sparse in other than its first dimension, or in another
+                layout than sparse_coo. No parameter has moved then.
         """
         loss = None
         if closure is not None:
@@ -172,12 +184,15 @@ class RowSparse(torch.optim.Optimizer):
 
     @torch.no_grad()
     def catch_up(self, parameter: Tensor, rows: Int[Tensor, " n"] | None = None) -> None:
-        """Under "decayed", take the steps that these rows (each named once; None: all) have
-        skipped, at the present learning rate.
+        """Under "decayed", take the steps that these rows have skipped, at the present rate.
 
         Call it with the rows that the next forward pass reads, to have them up to date, and with
-        all before the weights are used elsewhere. A parameter of other semantics, or without a step
-        so far, has nothing to make up for.
+        all rows before the weights are used elsewhere. A parameter of other semantics, or without a
+        step so far, has nothing to make up for.
+
+        Args:
+            parameter: The parameter.
+            rows: (n,) rows, each named once; None for all.
         """
         for number, (group, p) in enumerate(self._numbered()):
             if p is parameter and group["semantics"] == "decayed" and self.state.get(p):
@@ -196,8 +211,9 @@ class RowSparse(torch.optim.Optimizer):
         return ((group, p) for group in self.param_groups for p in group["params"])
 
     def _begun(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The state of a parameter, made with its first step; zeros in the dtype they are kept in,
-        and no temporaries.
+        """Return the state of a parameter, made with its first step.
+
+        The state is zeros in the dtype it is kept in, made without temporaries.
         """
         state: dict[str, Any] = self.state[p]
         if "steps" not in state:
@@ -221,9 +237,7 @@ class RowSparse(torch.optim.Optimizer):
         now: int,
         key: Key,
     ) -> None:
-        """Read these rows, make up for what they skipped, take a step by the gradient (None: no
-        step), and write them.
-        """
+        """Read rows, make up for skipped steps, step by the gradient (None: no step), and write."""
         tables = [
             _matrix(t)
             for t in (p.detach(), *(state[name] for name in self._moments(group, p.dtype)))
@@ -258,12 +272,12 @@ class RowSparse(torch.optim.Optimizer):
             _write(table, rows, new)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave; the state keeps the dtypes it was saved in, where torch
-        would cast it to the parameter's.
+        """Load the result of `state_dict`; the state keeps the dtypes it was saved in.
+
+        torch would cast the state to the parameter's dtype.
 
         Raises:
-            ValueError: as torch's, for other groups; and state of another optimizer or of another
-                shape.
+            ValueError: Other groups, as torch's; or state of another optimizer or of another shape.
         """
         saved = state_dict["state"]
         numbers = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
@@ -289,7 +303,7 @@ class RowSparse(torch.optim.Optimizer):
 
 
 def _matrix(t: Tensor) -> Tensor:
-    """A view (C, D) of a parameter or of its state; a number is one row."""
+    """Return a view (C, D) of a parameter or of its state; a number is one row."""
     rows = t.shape[0] if t.ndim else 1
     return t.view(rows, t.numel() // max(1, rows))
 
@@ -313,8 +327,9 @@ def _block(matrix: Tensor) -> int:
 def _blocks(
     gradient: Tensor, matrix: Tensor, whole: bool, wide: torch.dtype
 ) -> Iterator[tuple[Rows, Tensor]]:
-    """Rows of a matrix to visit with their gradients (n, D), a block at a time: those of the
-    gradient, or all of them.
+    """Yield the rows to visit with their gradients (n, D), a block at a time.
+
+    The rows are those of the gradient, or with `whole` all rows of the matrix.
     """
     C, D = matrix.shape
     size = max(1, _block(matrix) // max(1, D))
@@ -329,7 +344,7 @@ def _blocks(
         return
     index, values = gradient._indices()[0], gradient._values()
     # autograd forgets that a gradient was coalesced; looking at the rows is far cheaper than
-    # sorting the values once more repeated rows add up in float32
+    # sorting the values once more. Repeated rows add up in float32
     if not gradient.is_coalesced() and not bool((index[1:] > index[:-1]).all()):
         gradient = torch.sparse_coo_tensor(
             index[None], values.to(wide), gradient.shape, check_invariants=False

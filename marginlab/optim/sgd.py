@@ -1,5 +1,6 @@
-"""Stochastic gradient descent with momentum, as a value that makes torch's optimizer, or its
-row-sparse twin, when it is given parameters.
+"""SGD with momentum, as a value that makes torch's optimizer, or its row-sparse twin.
+
+The value is called with parameters.
 """
 
 import math
@@ -14,14 +15,19 @@ from marginlab.optim.lazy_sgd import LazySGD
 
 @dataclass(frozen=True)
 class SGD:
-    """Settings of torch.optim.SGD; the defaults are those of Huang et al. 2023 for SimCLR at batch
-    512.
+    """Settings of torch.optim.SGD; the defaults are Huang et al. 2023's for SimCLR at batch 512.
 
-    lr: learning rate at the schedule's factor 1, for the batch size of the recipe as it is (it is
-        not scaled by it).
+    Args:
+        lr: Learning rate at the schedule's factor 1, for the recipe's own batch size. It is not
+            scaled by the batch size.
+        momentum, weight_decay, nesterov: As torch.optim.SGD; momentum is in [0, 1).
 
-    >>> SGD(lr=0.1)(torch.nn.Linear(2, 2).parameters()).param_groups[0]["lr"]
-    0.1
+    Raises:
+        ValueError: A value outside its range.
+
+    Example:
+        >>> SGD(lr=0.1)(torch.nn.Linear(2, 2).parameters()).param_groups[0]["lr"]
+        0.1
     """
 
     lr: float = 0.06
@@ -50,13 +56,18 @@ class SGD:
         )
 
     def lazy(self, parameters: Iterable[nn.Parameter], *, first_row: int = 0) -> LazySGD:
-        """Make the row-sparse optimizer with these values, for class centers whose gradient has few
-        rows; rows without gradient stay as they are.
+        """Make the row-sparse optimizer with these values, for class centers with sparse gradients.
 
-        first_row: number of the first row in the whole matrix of which the parameters are a shard.
+        Rows without gradient stay as they are.
 
-        >>> SGD(lr=0.1).lazy([torch.nn.Parameter(torch.zeros(3, 2))]).param_groups[0]["momentum"]
-        0.9
+        Args:
+            parameters: The parameters, or one shard of a matrix.
+            first_row: Number of the shard's first row in the whole matrix.
+
+        Example:
+            >>> optimizer = SGD(lr=0.1).lazy([torch.nn.Parameter(torch.zeros(3, 2))])
+            >>> optimizer.param_groups[0]["momentum"]
+            0.9
         """
         shard = {"params": list(parameters), "first_row": first_row}
         return LazySGD(

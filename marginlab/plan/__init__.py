@@ -1,6 +1,4 @@
-"""What a Partial FC head of so many classes takes, before anything is trained: memory, exchange,
-operations, from a stated model.
-"""
+"""Cost of a Partial FC head before training, by a stated model: memory, exchange, operations."""
 
 from marginlab.plan.machine import calibrate as calibrate
 from marginlab.plan.memory import fits as fits

@@ -1,9 +1,10 @@
-"""`python -m marginlab.plan --classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80
---sample-rate 0.1 [--calibrate]`: what a head takes.
+"""Print the cost of a head: `python -m marginlab.plan --classes 29e6 --dim 512 [--calibrate]`.
 
-Memory of a rank by part, bytes exchanged and operations of a step, the largest number of classes
-that fits, and the published figures. With --calibrate the rates of this machine are measured first;
-under torchrun the exchange is that of its ranks.
+Further flags are --batch 128 --ranks 8 --memory 80 --sample-rate 0.1.
+
+The plan is the memory of a rank by part, bytes exchanged and operations of a step, the largest
+number of classes that fits, and the published figures. With --calibrate the rates of this machine
+are measured first; under torchrun the exchange is that of its ranks.
 """
 
 import argparse
@@ -22,7 +23,7 @@ PROG = "python -m marginlab.plan"
 
 
 def main(arguments: list[str]) -> int:
-    """Print the plan that the arguments ask for; the exit status."""
+    """Print the plan that the arguments ask for, and return the exit status."""
     front = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     front.add_argument(
         "--calibrate", action="store_true", help="measure this machine's rates first"

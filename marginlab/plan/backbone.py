@@ -1,11 +1,13 @@
-"""What a backbone takes beside the head: parameters, gradients, moments, and what its forward pass
-keeps for the backward pass.
+"""The memory and operations of a backbone beside the head.
 
-    resident = 4 P (1 parameter + 1 gradient + moments + 1 bucket of gradients, with several ranks)        P numbers, float32
-    activations = bytes of the distinct storages that autograd saves, without the parameters themselves
+    resident    = 4 P (1 parameter + 1 gradient + moments + 1 bucket of gradients)
+                  P numbers, float32; the bucket only with several ranks
+    activations = bytes of the distinct storages that autograd saves, without the parameters
+                  themselves
 
-A model of timm is run once on fake tensors (sizes and types, no memory): the operations, and what
-they save, are those of a real run.
+The activations are kept by the forward pass for the backward pass. A model of timm is run once on
+fake tensors (sizes and types, no memory): its operations, and the tensors they save, are those of a
+real run.
 """
 
 import functools
@@ -17,15 +19,17 @@ from marginlab.plan.setup import MOMENTS, Setup
 
 
 def backbone(setup: Setup) -> tuple[int, int]:
-    """Bytes that are always there, and bytes of activations.
+    """Return the bytes that are always there, and the bytes of activations.
 
-    Raises ValueError for text that is neither a number of GiB nor a model of timm, or an image size
-    that the model does not take.
+    Raises:
+        ValueError: Text that is neither a number of GiB nor a model of timm, or an image size that
+            the model does not take.
 
-    >>> backbone(Setup(backbone="1.5"))
-    (1610612736, 0)
-    >>> backbone(Setup())
-    (0, 0)
+    Example:
+        >>> backbone(Setup(backbone="1.5"))
+        (1610612736, 0)
+        >>> backbone(Setup())
+        (0, 0)
     """
     if not setup.backbone:
         return 0, 0
@@ -42,8 +46,9 @@ def backbone(setup: Setup) -> tuple[int, int]:
 
 
 def backbone_flop(setup: Setup) -> int:
-    """Floating-point operations of the forward and the backward pass of a rank's batch: three times
-    the forward; 0 for one given in GiB.
+    """Return the floating-point operations of the forward and backward pass of a rank's batch.
+
+    They are three times the forward pass, and 0 for a backbone given in GiB.
     """
     try:
         float(setup.backbone or "0")
@@ -58,8 +63,10 @@ def backbone_flop(setup: Setup) -> int:
 def traced(
     name: str, dim: int, batch: int, image_size: int, precision: str
 ) -> tuple[int, int, int]:
-    """Give parameters, bytes of activations, and flop of a forward pass in training of a timm model
-    with D outputs.
+    """Trace a timm model with D outputs, for a forward pass in training.
+
+    Returns:
+        The number of parameters, the bytes of activations, and the flop of the forward pass.
     """
     # an extra (`lab`): a plan without a named backbone does without
     from timm import create_model, is_model

@@ -12,11 +12,12 @@ from marginlab.plan.work import seconds, work
 
 
 def plan_text(setup: Setup) -> str:
-    r"""The whole plan.
+    r"""Write the whole plan as text.
 
-    >>> print(plan_text(Setup(classes=29e6)).split("\n")[1])
-    Each rank: 3,625,000 classes, of which 364,638 at most in a step; logits in tiles, of 1,024
-    rows.
+    Example:
+        >>> print(plan_text(Setup(classes=29e6)).split("\n")[1])
+        Each rank: 3,625,000 classes, of which 364,638 at most in a step; logits in tiles, of 1,024
+        rows.
     """
     return "\n\n".join((_head(setup), _memory(setup), _traffic(setup), _work(setup), beside(setup)))
 
@@ -46,7 +47,10 @@ def _memory(s: Setup) -> str:
     ]
     total = ["together", *(_gib(sum(moment.values())) for moment in moments.values())]
     most = largest(s, lambda classes: replace(s, classes=classes))
-    verdict = f"It {'fits' if fits(s) else 'does not fit'}: a peak of {_gib(peak(s))} and {s.reserve:g} in reserve, of {s.memory:g} GiB."
+    verdict = (
+        f"It {'fits' if fits(s) else 'does not fit'}: a peak of {_gib(peak(s))} and {s.reserve:g} "
+        f"in reserve, of {s.memory:g} GiB."
+    )
     best = (
         f"The largest number of classes that fits is {most:,}."
         if most
@@ -104,10 +108,10 @@ def _work(s: Setup) -> str:
 
 
 def beside(setup: Setup) -> str:
-    """The published figures, and beside each what this model says of the head alone at that size.
+    """Tabulate the published figures, and beside each this model's figure for the head alone.
 
-    Where a row does not say its batch, or holds all classes on each GPU, there is no figure of
-    ours.
+    The model's figure is for the same size. Where a row does not say its batch, or holds all
+    classes on each GPU, there is no figure of ours.
     """
     rows = []
     for row in published():
@@ -149,12 +153,13 @@ def _ours(setup: Setup, row: Published) -> Setup | None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side: the text ones to the left, those that hold numbers to the right.
+    """Set columns side by side: text to the left, numbers to the right.
 
-    >>> print(table(["part", "GiB"], [["centers", "6.91"], ["buffer", "0.5"]]))
-    part      GiB
-    centers  6.91
-    buffer    0.5
+    Example:
+        >>> print(table(["part", "GiB"], [["centers", "6.91"], ["buffer", "0.5"]]))
+        part      GiB
+        centers  6.91
+        buffer    0.5
     """
     numbers = [
         all(row[column][:1].isdigit() or not row[column] for row in rows)

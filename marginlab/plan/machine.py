@@ -2,14 +2,16 @@
 
 Each is the best of several repetitions.
 
-    matrix rate     flop/s of (G, D) x (D, 8192) products, with factors of the type of the head's weights
+    matrix rate     flop/s of (G, D) x (D, 8192) products, with factors of the type of the head's
+                    weights
     memory rate     bytes/s, read and written, of copying 128 MiB
-    exchange rate   bytes/s that a rank sends in an all-reduce of 16 MiB, as a ring counts them: 2 (N - 1) / N of the payload
+    exchange rate   bytes/s that a rank sends in an all-reduce of 16 MiB, as a ring counts them:
+                    2 (N - 1) / N of the payload
 
-Seconds are those of the clock, so the machine should be idle otherwise. Under torchrun the exchange
-is that of its own ranks, over NCCL on GPUs and gloo on CPUs, which is what training has. Otherwise
-two gloo processes are started on this machine for it: they share its cores and its memory, so this
-is no figure for a network.
+Seconds are wall-clock seconds, so the machine should be idle otherwise. Under torchrun the exchange
+is that of its own ranks, over NCCL on GPUs and gloo on CPUs, as in training. Otherwise two gloo
+processes are started on this machine for it. They share its cores and its memory, so this is no
+figure for a network.
 """
 
 import os
@@ -33,10 +35,12 @@ PATIENCE = timedelta(seconds=60)
 
 
 def calibrate(setup: Setup) -> Setup:
-    """The setup with the rates of this machine; every rank of a process group calls it, and all get
-    rank 0's.
+    """Return the setup with the rates of this machine.
 
-    Raises RuntimeError where the setup is for CUDA and there is none.
+    Every rank of a process group calls it, and all get rank 0's rates.
+
+    Raises:
+        RuntimeError: The setup is for CUDA and there is none.
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
@@ -53,7 +57,7 @@ def calibrate(setup: Setup) -> Setup:
 
 
 def matrix_rate(setup: Setup, device: torch.device, repetitions: int = 5) -> float:
-    """Flop/s of products as the head's: its rows and dimension, and its weights' type."""
+    """Measure the flop/s of products like the head's: its rows, dimension and weights' type."""
     kind = torch.bfloat16 if setup.weights == "bf16" else torch.float32
     a, b = (
         torch.randn(setup.rows, setup.dim, device=device, dtype=kind),
@@ -70,15 +74,16 @@ def matrix_rate(setup: Setup, device: torch.device, repetitions: int = 5) -> flo
 
 
 def memory_rate(device: torch.device, numbers: int = 2**25, repetitions: int = 5) -> float:
-    """Bytes/s read and written by a copy."""
+    """Measure the bytes/s read and written by a copy."""
     a = torch.ones(numbers, device=device)
     b = torch.empty_like(a)
     return 2 * 4 * numbers / _best(lambda: b.copy_(a), device, repetitions)
 
 
 def exchange_rate(device: torch.device, repetitions: int = 5) -> float:
-    """Bytes/s that a rank sends: between the ranks of the present process group, or of two
-    processes started for it.
+    """Measure the bytes/s that a rank sends to another.
+
+    The ranks are those of the present process group, or two processes started for it.
     """
     if dist.is_initialized() and ranks.size() > 1:
         return _exchange(device, repetitions)
@@ -109,7 +114,7 @@ def _exchange(device: torch.device, repetitions: int) -> float:
 
 
 def _best(function: Callable[[], Any], device: torch.device, repetitions: int) -> float:
-    """Seconds of the fastest call, after one that is not timed."""
+    """Return the seconds of the fastest call, after one that is not timed."""
     times = []
     for _ in range(repetitions + 1):
         begin = time.perf_counter()
@@ -121,19 +126,23 @@ def _best(function: Callable[[], Any], device: torch.device, repetitions: int) -
 
 
 def described(setup: Setup) -> str:
-    """The rates in a line.
+    """Describe the rates in a line.
 
-    >>> described(Setup(matrix_rate=2e13, memory_rate=1.5e12, exchange_rate=1e10))
-    'matrix products 20,000.0 Gflop/s, memory 1,500.0 GB/s, exchange 10.0 GB/s'
+    Example:
+        >>> described(Setup(matrix_rate=2e13, memory_rate=1.5e12, exchange_rate=1e10))
+        'matrix products 20,000.0 Gflop/s, memory 1,500.0 GB/s, exchange 10.0 GB/s'
     """
     matrix, memory, exchange = (
         rate / 1e9 for rate in (setup.matrix_rate, setup.memory_rate, setup.exchange_rate)
     )
-    return f"matrix products {matrix:,.1f} Gflop/s, memory {memory:,.1f} GB/s, exchange {exchange:,.1f} GB/s"
+    return (
+        f"matrix products {matrix:,.1f} Gflop/s, memory {memory:,.1f} GB/s, exchange "
+        f"{exchange:,.1f} GB/s"
+    )
 
 
 def place(setup: Setup) -> str:
-    """Where rates were measured: the device, or the threads of this process, and torch's version."""
+    """Name the device where rates were measured, or the CPU's threads, and torch's version."""
     name = (
         torch.cuda.get_device_name()
         if setup.device == "cuda"

@@ -1,27 +1,33 @@
-"""Bytes of memory of the rank that holds most, by part, in the three moments of a step that can be
-its peak.
+"""Memory of the rank that holds most, in bytes by part, in three moments of a step.
 
-With W = K D bytes-of-a-weight a class, f = 4 bytes (float32), and the letters of `setup`:
+One of the three moments is the peak. W = K D bytes-of-a-weight a class, f = 4 bytes (float32), and
+the letters of `setup`:
 
     always      centers                 C_k W
-                optimizer state         C_k K D bytes of each moment (LazyAdamW: float32), and 4 C_k where rows count their steps
+                optimizer state         C_k K D bytes of each moment (LazyAdamW: float32), and
+                                        4 C_k where rows count their steps
                 backbone                as given; its activations until the backward pass is over
-    sampling    drawing                 80 n (ten int64 vectors of the permutation's places); below 100,000 classes 8 C + 40 n     0 < r < 1
-    loss        embeddings              B D as they come; 4 G D f: directions, scaled and weighted ones, their gradient
-                logits buffer           G n_k K bytes of a product, in one buffer; those of a row chunk; 0 in tiles
+    sampling    drawing                 80 n (ten int64 vectors of the permutation's places); below
+                (0 < r < 1)             100,000 classes 8 C + 40 n
+    loss        embeddings              B D as they come; 4 G D f: directions, scaled and weighted
+                                        ones, their gradient
+                logits buffer           G n_k K bytes of a product, in one buffer; those of a row
+                                        chunk; 0 in tiles
                 work in a tile          at most 8 MiB on a CPU, 256 MiB on CUDA, and the budget
-                gradient of centers     n_k W; with row chunks n_k K D f; with torch's optimizers a dense C_k W besides
+                gradient of centers     n_k W; with row chunks n_k K D f; with torch's optimizers a
+                                        dense C_k W besides
                 sampled classes         their numbers, 8 n + 8 n_k, and 1 / |w|, f n_k K
     update      gradient of centers     n_k W (lazy) or C_k W
-                work of the optimizer   lazy: blocks of 2^18 numbers (2^25 on CUDA) of weight, gradient and moments in float32, and 24 bytes a row;
-                                        torch's SGD: C_k W, the gradient with its decay; AdamW: C_k
-                                        W on CUDA, twice that on a CPU
+                work of the optimizer   lazy: blocks of 2^18 numbers (2^25 on CUDA) of weight,
+                                        gradient and moments in float32, and 24 bytes a row;
+                                        torch's SGD: C_k W, the gradient with its decay;
+                                        AdamW: C_k W on CUDA, twice that on a CPU
 
 The peak is the largest of the three sums. The backbone's gradients count as always there (they are
 there at the end of its backward pass), so for a large backbone the plan is that much too high.
-Allocators round and fragment: that is in `reserve`.
+Allocators round and fragment; `reserve` is for that.
 
-Tests hold the peak against every allocation of a step on a CPU. The figures for CUDA differ in the
+Tests compare the peak with every allocation of a step on a CPU. The figures for CUDA differ in the
 constants named above, and follow from the same code.
 """
 
@@ -39,12 +45,13 @@ GIB = 2**30
 
 
 def memory(setup: Setup) -> dict[str, dict[str, int]]:
-    """Bytes by moment ("sampling", "loss", "update") and part.
+    """Return bytes by moment ("sampling", "loss", "update") and part.
 
-    >>> parts = memory(Setup(classes=29e6, batch=128, ranks=8, sample_rate=0.1))
-    >>> {part: round(b / 2**20) for part, b in parts["loss"].items() if b >= 2**20}
-    {'centers': 7080, 'optimizer state': 7080, 'embeddings': 8, 'work in a tile': 256, 'gradient of
-    centers': 712, 'sampled classes': 26}
+    Example:
+        >>> parts = memory(Setup(classes=29e6, batch=128, ranks=8, sample_rate=0.1))
+        >>> {part: round(b / 2**20) for part, b in parts["loss"].items() if b >= 2**20}
+        {'centers': 7080, 'optimizer state': 7080, 'embeddings': 8, 'work in a tile': 256, 'gradient
+        of centers': 712, 'sampled classes': 26}
     """
     s = setup
     a_class = s.subcenters * s.dim * s.weight
@@ -89,28 +96,32 @@ def memory(setup: Setup) -> dict[str, dict[str, int]]:
 
 
 def peak(setup: Setup) -> int:
-    """Bytes of the largest of the moments, without the reserve."""
+    """Return the bytes of the largest of the moments, without the reserve."""
     return max(sum(parts.values()) for parts in memory(setup).values())
 
 
 def fits(setup: Setup) -> bool:
-    """Whether the peak and the reserve are within the memory."""
+    """Return whether the peak and the reserve are within the memory."""
     return peak(setup) + setup.reserve * GIB <= setup.memory * GIB
 
 
 def largest(setup: Setup, at: Callable[[int], Setup]) -> int:
-    """Give the largest number of classes that fits, 0 if none does; `at` gives the setup with
-    another number of classes.
+    """Return the largest number of classes that fits, 0 if none does.
 
-    Memory grows with the classes but where the kernel changes to holding less, so that it is
-    searched from the last way of holding to the first. In row chunks, on one rank, the buffer also
-    falls a little where a chunk more is made: there the answer can be some classes short.
+    Memory grows with the classes, except where the kernel changes to a regime that holds less. So
+    the regimes are searched from the last to the first. In row chunks, on one rank, the buffer also
+    falls a little where one more chunk is made: there the answer can be some classes short.
 
-    >>> from dataclasses import replace
-    >>> setup = Setup(memory=1.0, reserve=0.5, dim=64)
-    >>> C = largest(setup, lambda classes: replace(setup, classes=classes))
-    >>> fits(replace(setup, classes=C)), fits(replace(setup, classes=C + 1))
-    (True, False)
+    Args:
+        setup: The setup.
+        at: A function that returns the setup with another number of classes.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> setup = Setup(memory=1.0, reserve=0.5, dim=64)
+        >>> C = largest(setup, lambda classes: replace(setup, classes=classes))
+        >>> fits(replace(setup, classes=C)), fits(replace(setup, classes=C + 1))
+        (True, False)
     """
     high = MOST
     for order in reversed(range(len(REGIMES))):
@@ -123,8 +134,9 @@ def largest(setup: Setup, at: Callable[[int], Setup]) -> int:
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The last number from low + 1 to high at which something holds that holds up to there; low if
-    at none.
+    """Return the last number from low + 1 to high at which a condition holds; low if at none.
+
+    The condition holds at all numbers up to the last one.
     """
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,9 +1,8 @@
-"""The published figures of Partial FC's speed and memory, to stand beside a plan: read from
-`published.csv`, which comes with the package.
+"""The published figures of Partial FC's speed and memory, to stand beside a plan.
 
-They are others' measurements, of others' code: insightface in July 2021, whose sampled rows alone
-had a gradient and an optimizer step. The memory is that of the whole process, backbone (ResNet-50)
-and driver included.
+They are read from `published.csv`, which comes with the package. They are others' measurements, of
+others' code: insightface in July 2021, whose sampled rows alone had a gradient and an optimizer
+step. The memory is that of the whole process, backbone (ResNet-50) and driver included.
 
 Sources: beside each row of the file.
 """
@@ -14,8 +13,10 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One figure: `batch` (rows of a GPU) is 0 where it is not said; memory is in MB of one GPU,
-    throughput of all GPUs together.
+    """One published figure.
+
+    `batch` (rows of a GPU) is 0 where it is not said. Memory is in MB of one GPU, throughput of all
+    GPUs together.
     """
 
     table: str
@@ -30,11 +31,12 @@ class Published(NamedTuple):
 
 
 def published() -> list[Published]:
-    """All figures, in the order of the file.
+    """Read all figures, in the order of the file.
 
-    >>> last = [row for row in published() if row.table == "8 x V100 32 GB"][-1]
-    >>> last.ids, last.head, last.samples_per_second, last.memory_mb
-    (29000000, 'Partial FC', 1855, 32324)
+    Example:
+        >>> last = [row for row in published() if row.table == "8 x V100 32 GB"][-1]
+        >>> last.ids, last.head, last.samples_per_second, last.memory_mb
+        (29000000, 'Partial FC', 1855, 32324)
     """
     with files("marginlab.plan").joinpath("published.csv").open(encoding="utf-8") as file:
         return [

@@ -1,19 +1,21 @@
-"""What is planned for: the sizes of a Partial FC head and its batch, and what follows from them for
-the rank that holds most.
+"""The sizes of a Partial FC head and its batch, and the sizes of the rank that holds most.
 
-    G = N B rows together,    C_k = ceil(C / N) classes on a rank,    n = max(floor(r C), min(G, C)) sampled classes of all ranks
+    G = N B rows together,    C_k = ceil(C / N) classes on a rank
+    n = max(floor(r C), min(G, C)) sampled classes of all ranks
 
-The sample is one draw without replacement from all classes, and a rank has what lies within its
-bounds: of n drawn from C a hypergeometric number, with mean m = n C_k / C and variance m (1 - C_k /
-C) (C - n) / (C - 1). Planned is the mean and four standard deviations, which a rank exceeds once in
-30,000 steps or so. How many labels of a batch are distinct is not known beforehand: planned is G.
+The sample is one draw without replacement from all classes, and a rank has the sampled classes
+within its bounds. Of n drawn from C their number is hypergeometric, with mean m = n C_k / C and
+variance m (1 - C_k / C) (C - n) / (C - 1). The plan is for the mean and four standard deviations,
+which a rank exceeds once in 30,000 steps or so. The number of distinct labels of a batch is not
+known beforehand: the plan is for G.
 
-Whether the products of all rows with the sampled classes are held, or row chunks of them, or none,
-is the kernel's own rule (`marginlab.kernels.margin_softmax`).
+The kernel's own rule (`marginlab.kernels.margin_softmax`) decides whether the products of all rows
+with the sampled classes are held, or row chunks of them, or none.
 
->>> setup = Setup(classes=29e6, batch=128, ranks=8, sample_rate=0.1)
->>> setup.rows, setup.held_classes, setup.sampled, setup.regime
-(1024, 3625000, 364638, 'tiles')
+Example:
+    >>> setup = Setup(classes=29e6, batch=128, ranks=8, sample_rate=0.1)
+    >>> setup.rows, setup.held_classes, setup.sampled, setup.regime
+    (1024, 3625000, 364638, 'tiles')
 """
 
 import functools
@@ -34,9 +36,7 @@ MOST = 2**32  # classes that a sample is drawn from
 
 @dataclass(frozen=True)
 class Setup:
-    """A Partial FC head, its batch and its machine; every size is of one rank, the one that holds
-    most.
-    """
+    """A Partial FC head, its batch and its machine; every size is of the rank that holds most."""
 
     classes: float = 1e6
     """C, a whole number, such as 29e6"""
@@ -53,15 +53,15 @@ class Setup:
     subcenters: int = 1
     """K"""
     weights: str = "float32"
-    """how centers are kept: float32 or bf16"""
+    """dtype of the centers: float32 or bf16"""
     embeddings: str = "float32"
-    """what the backbone gives: float32 or bf16"""
+    """dtype of the backbone's output: float32 or bf16"""
     optimizer: str = "LazySGD"
     """LazySGD or LazyAdamW (row-sparse gradient), SGD or AdamW (torch's: dense gradient), with
     momentum and weight decay
     """
     semantics: str = "lazy"
-    """of the lazy optimizers: lazy, dense or decayed"""
+    """semantics of the lazy optimizers: lazy, dense or decayed"""
     margin: str = "ArcFace(0.5)"
     """a class of marginlab.margins; one that looks at the whole batch exchanges more"""
     label_smoothing: float = 0.0
@@ -77,7 +77,7 @@ class Setup:
     image_size: int = 112
     """pixels, height and width, for a backbone of timm"""
     precision: str = "bf16"
-    """of the activations of a backbone of timm: bf16 (autocast) or float32"""
+    """dtype of the activations of a backbone of timm: bf16 (autocast) or float32"""
     reserve: float = 1.0
     """GiB that are neither: the driver's context, the exchange library's buffers, fragments"""
     matrix_rate: float = 0.0
@@ -88,7 +88,7 @@ class Setup:
     """bytes/s that a rank sends to another; 0: not known"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be: ValueError, with the remedy."""
+        """Refuse impossible values: ValueError, with the remedy."""
         if not (1 <= self.classes <= MOST and self.classes == math.floor(self.classes)):
             raise ValueError(
                 f"classes is a whole number from 1 to 2**32, such as 29e6, not {self.classes!r}."
@@ -144,7 +144,7 @@ class Setup:
 
     @property
     def sampled(self) -> int:
-        """The rank's part of them."""
+        """The rank's part of the sampled classes."""
         share = self.held_classes / self.C
         mean = self.drawn * share
         variance = mean * (1 - share) * (self.C - self.drawn) / max(self.C - 1, 1)
@@ -154,19 +154,17 @@ class Setup:
 
     @property
     def whole(self) -> bool:
-        """Whether every class is taken in every step: nothing is drawn then, and the gradient is
-        dense.
-        """
+        """True if every step takes every class: nothing is drawn, and the gradient is dense."""
         return self.sample_rate == 1
 
     @property
     def lazy(self) -> bool:
-        """Whether the optimizer takes row-sparse gradients."""
+        """True if the optimizer takes row-sparse gradients."""
         return self.optimizer.startswith("Lazy")
 
     @property
     def batchwise(self) -> bool:
-        """Whether the margin looks at the whole batch."""
+        """True if the margin looks at the whole batch."""
         return _batchwise(self.margin)
 
     @property
@@ -197,7 +195,7 @@ class Setup:
 
     @property
     def regime(self) -> str:
-        """How the kernel holds logits: "one buffer", "row chunks" or "tiles"."""
+        """The way in which the kernel holds logits: "one buffer", "row chunks" or "tiles"."""
         if self.rows <= self.chunk:
             return "one buffer"
         return "row chunks" if self.chunk >= ROWS and self.ranks == 1 else "tiles"
@@ -221,7 +219,7 @@ class Setup:
 
     @property
     def tile(self) -> int:
-        """Bytes at work in one tile of columns: as many as the kernel's own rule makes it wide."""
+        """Bytes at work in one tile of columns, with the width of the kernel's own rule."""
         # numbers of a tile for each row and column
         entries = self.subcenters + 2 if self.subcenters == 1 else 4 * self.subcenters + 4
         column = self.part * WIDE * entries + self.subcenters * self.dim * WIDE * 2

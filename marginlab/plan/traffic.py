@@ -1,19 +1,23 @@
-"""Bytes that a rank gives into each exchange of a step, and what of them goes over the wire.
+"""Bytes that a rank gives into each exchange of a step, and the part that goes over the wire.
 
     what                            collective      payload of a rank
-    rows of each rank, and faults   all-reduce      16 N                          (N, 2) int64
-    embeddings                      all-gather      B D bytes of an embedding     padded to the largest batch
+    rows of each rank, and faults   all-reduce      16 N        (N, 2) int64
+    embeddings                      all-gather      B D bytes of an embedding
+                                                                padded to the largest batch
     labels                          all-gather      8 B
-    target cosines                  all-reduce      4 G                           only margins that look at the whole batch
-    (max, sum[, target])            all-gather      4 G x 3; x 2 for those margins; 2 more with label smoothing
-    gradient of the embeddings      reduce-scatter  G D bytes of an embedding     padded to N times the largest batch
+    target cosines                  all-reduce      4 G         only margins that look at the
+                                                                whole batch
+    (max, sum[, target])            all-gather      4 G x 3     x 2 for those margins; 2 more with
+                                                                label smoothing
+    gradient of the embeddings      reduce-scatter  G D bytes of an embedding
+                                                                padded to N times the largest batch
 
-The payload is what the program gives to the collective, and does not depend on how a library does
-it. A ring sends of a payload p from each rank (N - 1) p in an all-gather, (N - 1) / N p in a
-reduce-scatter and twice that in an all-reduce, which is the least there is for the largest of them.
-gloo is not so thrifty: by the bytes that the loopback interface counts, its reduce-scatter sends as
-much as its all-reduce (torch 2.14). The gradients of the backbone, which DDP or FSDP exchanges, are
-not counted here. One rank exchanges nothing.
+The payload is the program's input to the collective, and does not depend on the library. Of a
+payload p, a ring sends from each rank (N - 1) p in an all-gather, (N - 1) / N p in a reduce-scatter
+and twice that in an all-reduce, which is the least there is for the largest of them. gloo is not so
+thrifty: by the bytes that the loopback interface counts, its reduce-scatter sends as much as its
+all-reduce (torch 2.14). The gradients of the backbone, which DDP or FSDP exchanges, are not counted
+here. One rank exchanges nothing.
 
 A test counts the payloads of a real step and finds these numbers.
 """
@@ -24,14 +28,14 @@ from marginlab.plan.setup import BYTES, WIDE, Setup
 
 
 class Exchange(NamedTuple):
-    """One collective of a step: what is exchanged, how, and the bytes that a rank gives into it."""
+    """One collective of a step: its tensors, its kind, and the bytes that a rank gives into it."""
 
     what: str
     collective: str
     payload: int
 
     def wire(self, ranks: int) -> int:
-        """Bytes that a rank sends in a ring."""
+        """Return the bytes that a rank sends in a ring."""
         if self.collective == "all-gather":
             return (ranks - 1) * self.payload
         times = 2 if self.collective == "all-reduce" else 1
@@ -39,10 +43,11 @@ class Exchange(NamedTuple):
 
 
 def traffic(setup: Setup) -> list[Exchange]:
-    """The collectives of a training step in their order.
+    """List the collectives of a training step in their order.
 
-    >>> [exchange.payload for exchange in traffic(Setup(batch=128, ranks=8, dim=512))]
-    [128, 262144, 1024, 12288, 2097152]
+    Example:
+        >>> [exchange.payload for exchange in traffic(Setup(batch=128, ranks=8, dim=512))]
+        [128, 262144, 1024, 12288, 2097152]
     """
     if setup.ranks == 1:
         return []

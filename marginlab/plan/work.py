@@ -1,17 +1,22 @@
 """Operations of a step of the head, and the seconds that they take at known rates.
 
-    flop = 2 G n_k K D x products,      products = 3 (logits held), 4 (tiles: computed once more in the backward pass)
-    seconds = flop / matrix rate + bytes to and from memory / memory rate + bytes on the wire / exchange rate
+    flop = 2 G n_k K D x products
+    products = 3 (logits held), 4 (tiles: computed once more in the backward pass)
+    seconds = flop / matrix rate + bytes to and from memory / memory rate
+              + bytes on the wire / exchange rate
 
 The bytes to and from memory are counted in passes:
 
-    logits      G n_k K f      6 passes: product written, read; in the backward pass read, gradient written, read by two products; 7 in tiles
-    centers     n_k W          13: gathered, measured, multiplied; gathered, scaled, multiplied; gradient written, made tangent
-    update      lazy           n_k W (5 + 2 a moment): gradient read; weight read and written, so its block in float32; moments read and written
+    logits      G n_k K f      6 passes: product written, read; in the backward pass read, gradient
+                               written, read by two products; 7 in tiles
+    centers     n_k W          13: gathered, measured, multiplied; gathered, scaled, multiplied;
+                               gradient written, made tangent
+    update      lazy           n_k W (5 + 2 a moment): gradient read; weight read and written, so
+                               its block in float32; moments read and written
                 dense          C_k W (4 + 3 a moment), also lazy optimizers with semantics="dense"
 
-Nothing is taken to overlap, launches cost nothing, and tiles that stay in a cache do not show: read
-it as an estimate within a factor of two.
+The model takes nothing to overlap, launches to cost nothing, and tiles that stay in a cache not to
+show: read it as an estimate within a factor of two.
 """
 
 from typing import NamedTuple
@@ -24,8 +29,10 @@ CENTER_PASSES = 13
 
 
 class Work(NamedTuple):
-    """What a rank does in a step: flop of the head's products, bytes to and from memory, bytes
-    sent, and flop of a named backbone.
+    """The work of a rank in a step.
+
+    It is the flop of the head's products, bytes to and from memory, bytes sent, and the flop of a
+    named backbone.
     """
 
     products: int
@@ -36,7 +43,7 @@ class Work(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of a step of the head; None where the rate is not known (or, of the total, one of them)."""
+    """Seconds of a step of the head; None where a rate is unknown (of the total, any rate)."""
 
     matrix: float | None
     memory: float | None
@@ -47,8 +54,10 @@ class Seconds(NamedTuple):
 def work(setup: Setup) -> Work:
     """Count the operations of a step.
 
-    >>> work(Setup(classes=1e6, batch=1024, ranks=1, sample_rate=0.1)).flop == 3 * 2 * 1024 * 100_000 * 512
-    True
+    Example:
+        >>> setup = Setup(classes=1e6, batch=1024, ranks=1, sample_rate=0.1)
+        >>> work(setup).flop == 3 * 2 * 1024 * 100_000 * 512
+        True
     """
     s = setup
     products = 4 if s.regime == "tiles" else 3
@@ -67,10 +76,11 @@ def work(setup: Setup) -> Work:
 
 
 def seconds(setup: Setup) -> Seconds:
-    """How long a step of the head takes at the setup's rates, where they are not 0.
+    """Return the seconds of a step of the head at the setup's rates, where they are not 0.
 
-    >>> seconds(Setup(ranks=1, matrix_rate=1e13, memory_rate=1e12, exchange_rate=1.0)).exchange
-    0.0
+    Example:
+        >>> seconds(Setup(ranks=1, matrix_rate=1e13, memory_rate=1e12, exchange_rate=1.0)).exchange
+        0.0
     """
     done = work(setup)
     rates = (

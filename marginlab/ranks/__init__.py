@@ -1,4 +1,4 @@
-"""Collectives with gradient, and words between ranks; without a process group none does anything."""
+"""Collectives with gradient, and messages between ranks; no-ops without a process group."""
 
 from marginlab.ranks.averaging import data_parallel as data_parallel
 from marginlab.ranks.averaging import ordered_mean as ordered_mean

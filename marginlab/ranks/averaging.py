@@ -1,12 +1,11 @@
-"""Means over ranks that do not depend on where a gradient lies in a bucket of
-DistributedDataParallel.
+"""Means over ranks that do not depend on the layout of DistributedDataParallel's buckets.
 
     g = (g_0 + g_1 + ... + g_{N-1}) / N        for each number, added in the order of the ranks
 
 DistributedDataParallel sums gradients by the bucket, and lays its buckets out anew after the first
 step of each start. gloo's all-reduce adds the numbers of three or more ranks in an order that
-depends on their place in the bucket, so the first step after a restart would round otherwise than
-the same step of a run that was not disturbed. Two numbers have one sum in either order.
+depends on their place in the bucket. So the first step after a restart would round otherwise than
+the same step of an undisturbed run. Two numbers have one sum in either order.
 """
 
 from typing import Any
@@ -23,15 +22,15 @@ from marginlab.ranks.group import size
 def data_parallel(
     module: nn.Module, device: torch.device, group: dist.ProcessGroup | None = None, **settings: Any
 ) -> DistributedDataParallel:
-    """DistributedDataParallel of a module; on CPU, a restart does not change how its means round.
+    """Wrap a module in DistributedDataParallel; on CPU, a restart does not change the rounding.
 
-    On CUDA the means are NCCL's, whose order of addition is its own.
+    On CUDA the means are NCCL's, with its own order of addition.
 
     Args:
-        module: what to wrap; its parameters are on `device`.
-        device: of this rank.
-        group: process group; None is the default one.
-        settings: for DistributedDataParallel, such as `bucket_cap_mb`.
+        module: The module to wrap; its parameters are on `device`.
+        device: The device of this rank.
+        group: The process group; None is the default one.
+        settings: Arguments for DistributedDataParallel, such as `bucket_cap_mb`.
     """
     cuda = device.type == "cuda"
     wrapped = DistributedDataParallel(
@@ -43,14 +42,14 @@ def data_parallel(
 
 
 def ordered_mean(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Mean over the ranks of a vector, each number added in the order of the ranks; without
-    gradient.
+    """Average a vector over the ranks, adding in the order of the ranks; without gradient.
 
-    Every rank adds up one part of the vector and sends the result to all, so that as much is sent
-    as in an all-reduce by a ring.
+    Every rank adds up one part of the vector and sends the result to all ranks, so that as much is
+    sent as in an all-reduce by a ring.
 
-    >>> ordered_mean(torch.tensor([1.0, 2.0]))
-    tensor([1., 2.])
+    Example:
+        >>> ordered_mean(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
     """
     ranks = size(group)
     if ranks == 1:
@@ -71,7 +70,7 @@ def _averaged(
     # torch's stubs lack it, and DDP wants it
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """A communication hook for DistributedDataParallel: the bucket's mean, at once."""
+    """Average a bucket at once, as a communication hook for DistributedDataParallel."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(ordered_mean(bucket.buffer(), group))
     return done

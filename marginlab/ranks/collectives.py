@@ -1,11 +1,12 @@
 """Collectives with gradient; without a process group every one of them does nothing.
 
 `group=None` means the default group when torch.distributed has been initialised, and one rank
-otherwise, so the same call serves a notebook and a cluster. The two that carry gradient follow one
-contract (the first law of the house): a loss that all ranks compute is L = sum over ranks of l_r,
-and after `backward` on every rank the gradient of L with respect to what a rank holds is exact. So
-are derivatives of gradients (`create_graph=True`): those of the sum over the ranks of what each
-makes of its own. Every backward pass is itself made of these collectives, so all ranks take it.
+otherwise, so the same call serves a notebook and a cluster. The collectives that carry gradient
+follow one contract (the first law of the house): a loss that all ranks compute is L = sum over
+ranks of l_r, and after `backward` on every rank the gradient of L with respect to each rank's
+tensors is exact. Derivatives of gradients (`create_graph=True`) are exact as well. They are
+derivatives of the sum over the ranks of each rank's function of its own gradients. Every backward
+pass is itself made of these collectives, so all ranks take it.
 """
 
 from typing import Any, Literal
@@ -21,16 +22,17 @@ Gradients = Literal["mean", "sum"]
 
 
 def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "sum") -> Tensor:
-    """Sum of x over the ranks, the same on each.
+    """Sum x over the ranks (all-reduce); the result is the same on each.
 
-    The gradient is that of the one shared sum: what follows it is computed alike on every rank, so
-    the upstream gradient is passed on as it is (an all-reduce of it would count it once a rank).
-    With grads="mean" it is multiplied by the number of ranks, for DDP and FSDP, which average; so
-    it is in every derivative, hence only where the sum is the loss itself: else see
+    The gradient is that of one shared sum. All ranks compute alike from it, so the upstream
+    gradient is passed on as it is. (An all-reduce of it would count it once a rank.) With
+    grads="mean" it is multiplied by the number of ranks, for DDP and FSDP, which average. The
+    factor enters every derivative, so use it only where the sum is the loss itself; elsewhere use
     `with_gradients`.
 
-    >>> total(torch.tensor([1.0, 2.0]))
-    tensor([1., 2.])
+    Example:
+        >>> total(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
     """
     return (
         x
@@ -53,7 +55,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Shared(torch.autograd.Function):
-    """A factor times x, which every rank has computed alike; each then uses it in its own way."""
+    """A factor times x: computed alike on every rank, and used by each in its own way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None, factor: float) -> Tensor:
@@ -68,13 +70,14 @@ class _Shared(torch.autograd.Function):
 def with_gradients(
     loss: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "mean"
 ) -> Tensor:
-    """A loss that all ranks have computed alike; its gradients times their number with "mean".
+    """Return a loss that all ranks computed alike; "mean" multiplies its gradients by the ranks.
 
-    The factor stands at the end and not at a sum within the loss, where a second derivative would
-    meet it twice.
+    The factor is the number of ranks. It stands at the end and not at a sum within the loss, where
+    a second derivative would meet it twice.
 
-    >>> with_gradients(torch.tensor(1.0))
-    tensor(1.)
+    Example:
+        >>> with_gradients(torch.tensor(1.0))
+        tensor(1.)
     """
     if size(group) == 1 or grads == "sum":
         return loss
@@ -94,11 +97,13 @@ class _WithGradients(torch.autograd.Function):
 
 
 def statistic(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum of x over the ranks, which each then uses in its own way (a mean that every rank takes
-    from its rows): the gradients are added, too.
+    """Sum x over the ranks, for use by each in its own way; the gradients are added, too.
 
-    >>> statistic(torch.tensor([1.0, 2.0]))
-    tensor([1., 2.])
+    An example is a mean that every rank subtracts from its rows.
+
+    Example:
+        >>> statistic(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
     """
     return x if size(group) == 1 else _Statistic.apply(x, group)
 
@@ -119,7 +124,7 @@ class _Statistic(torch.autograd.Function):
 def counts(
     n: int, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu"
 ) -> list[int]:
-    """The number of rows that each rank holds, in the order of the ranks."""
+    """Return the number of rows that each rank holds, in the order of the ranks."""
     if size(group) == 1:
         return [n]
     held = torch.zeros(size(group), dtype=torch.int64, device=device)
@@ -135,16 +140,21 @@ def gather(
     held: list[int] | None = None,
     factor: float = 1.0,
 ) -> Tensor:
-    """The rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...).
+    """Gather the rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...).
 
-    Ranks may hold different numbers of rows, also none.
+    Ranks may hold different numbers of rows, also none. The backward pass sums over the ranks their
+    gradients with respect to this rank's rows, in one reduce-scatter. A loss that uses gathered
+    rows is therefore exact.
 
-    The backward pass sums over the ranks the gradients that each has for this rank's rows, in one
-    reduce-scatter, so a loss that uses gathered rows is exact; `factor` multiplies that sum, and
-    allows no second derivative. `held` are the ranks' `counts` where they are known already.
+    Args:
+        x: (B_r, ...) rows of this rank.
+        group: The process group; None is the default one, or one rank.
+        held: The ranks' `counts`, where they are known already.
+        factor: A factor on the summed gradient; other than 1 it allows no second derivative.
 
-    >>> gather(torch.ones(2, 3)).shape
-    torch.Size([2, 3])
+    Example:
+        >>> gather(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
     """
     return x if size(group) == 1 else _Gather.apply(x, group, held, factor)
 
@@ -170,7 +180,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """A factor times this rank's rows of the sum over the ranks: what `gather` is transposed."""
+    """A factor times this rank's rows of the sum over the ranks: the transpose of `gather`."""
 
     @staticmethod
     def forward(
@@ -194,8 +204,9 @@ class _Scatter(torch.autograd.Function):
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
-    """So many rows, zeros at the end: gloo exchanges only parts of one size, so every rank sends
-    the size of the largest.
+    """Pad x to `rows` rows, with zeros at the end.
+
+    gloo exchanges only parts of one size, so every rank sends the size of the largest.
     """
     if len(x) == rows:
         return x.contiguous()
@@ -205,11 +216,13 @@ def _padded(x: Tensor, rows: int) -> Tensor:
 
 
 def own(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
-    """This rank's rows of a tensor (B, ...) that every rank has computed alike; the backward pass
-    brings together what each makes of its own.
+    """Return this rank's rows of a tensor (B, ...) that every rank has computed alike.
 
-    >>> own(torch.ones(2), [2])
-    tensor([1., 1.])
+    The backward pass gathers the gradients of all ranks' rows.
+
+    Example:
+        >>> own(torch.ones(2), [2])
+        tensor([1., 1.])
     """
     return x if size(group) == 1 else _Own.apply(x, held, group)
 
@@ -227,7 +240,7 @@ class _Own(torch.autograd.Function):
 
 
 class _Joined(torch.autograd.Function):
-    """The rows of all ranks, with which all then compute alike: what `own` is transposed."""
+    """The rows of all ranks, from which all then compute alike: the transpose of `own`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None) -> Tensor:
@@ -240,13 +253,14 @@ class _Joined(torch.autograd.Function):
 
 
 def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The tensors of all ranks, of one shape everywhere, stacked in the order of the ranks: (...)
-    -> (N, ...). Without gradient.
+    """Stack the tensors of all ranks in their order: (...) -> (N, ...). Without gradient.
 
-    What every rank then computes of it is the same on each, to the last bit.
+    The tensors have one shape on all ranks. A function of the stack is the same on every rank, to
+    the last bit.
 
-    >>> all_equal(torch.ones(3)).shape
-    torch.Size([1, 3])
+    Example:
+        >>> all_equal(torch.ones(3)).shape
+        torch.Size([1, 3])
     """
     if size(group) == 1:
         return x[None]
@@ -256,8 +270,9 @@ def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """This rank's part of a matrix of so many rows, cut as torch.chunk cuts, as a DTensor: what
-    checkpoints can save on N ranks and load on M.
+    """Wrap this rank's part of a matrix of `rows` rows as a DTensor, cut as torch.chunk cuts.
+
+    Checkpoints can save a DTensor on N ranks and load it on M.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
@@ -270,8 +285,9 @@ def shard(x: Tensor, rows: int, group: dist.ProcessGroup | None = None) -> Tenso
 
 
 def shard_like(x: Any, like: Tensor) -> Any:
-    """A tensor with a row for each row of this rank's part of a DTensor, cut as that is; anything
-    else as it is.
+    """Cut a tensor as a DTensor, if it has a row for each row of this rank's part; else return it.
+
+    `like` is the DTensor. Anything but such a tensor is returned as it is.
     """
     part = local(like)
     if part is like or not isinstance(x, Tensor) or x.shape[:1] != part.shape[:1]:
@@ -280,19 +296,20 @@ def shard_like(x: Any, like: Tensor) -> Any:
 
     shape = torch.Size((like.shape[0], *x.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
+    assert isinstance(like, DTensor)
     return DTensor.from_local(
         x, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride
-    )  # type: ignore[attr-defined]
+    )
 
 
 def local(x: Tensor) -> Tensor:
-    """The part of a DTensor that this rank holds; any other tensor as it is."""
+    """Return the part of a DTensor that this rank holds; any other tensor as it is."""
     to_local = getattr(x, "to_local", None)  # without importing DTensor where there is none
     return x if to_local is None else to_local()
 
 
 def whole(state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose DTensors are brought together, on every rank."""
+    """Return a state dict with its DTensors gathered, on every rank."""
     return {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in state.items()
@@ -303,8 +320,8 @@ def whole(state: dict[str, Any]) -> dict[str, Any]:
 def share_buffers(module: torch.nn.Module) -> None:
     """Give all ranks the buffers of rank 0, such as the running statistics of batch normalisation.
 
-    In training each rank has those of its own images until its next forward pass, before which
-    DistributedDataParallel sends round those of rank 0, too. All ranks call it.
+    In training each rank has the buffers of its own images until its next forward pass, before
+    which DistributedDataParallel broadcasts those of rank 0, too. All ranks call it.
     """
     if size() > 1:
         for buffer in module.buffers():
@@ -314,6 +331,6 @@ def share_buffers(module: torch.nn.Module) -> None:
 
 
 def share(n: int, group: dist.ProcessGroup | None = None) -> slice:
-    """This rank's part of n rows: consecutive, sizes differing by at most one."""
+    """Return this rank's part of n rows: consecutive, sizes differing by at most one."""
     ranks, here = size(group), rank(group)
     return slice(n * here // ranks, n * (here + 1) // ranks)

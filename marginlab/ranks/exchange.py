@@ -1,8 +1,9 @@
-"""Words between ranks: what one of them says to all, and whether all are about to do the same.
+"""Messages between ranks: values from one to all, and checks that all are about to do the same.
 
 A collective that ranks enter with different shapes hangs, ends the process or gives a number that
-means nothing. So whatever gathers first exchanges two integers of each rank: its number of rows,
-and a word, which is negative if it refuses its batch and otherwise a hash of what must be alike.
+means nothing. So every function that gathers first exchanges two integers of each rank: its number
+of rows, and a word. The word is negative if the rank refuses its batch, and otherwise a hash of the
+values that must be alike.
 """
 
 import hashlib
@@ -28,27 +29,28 @@ def agreed(
     refused: str = "its batch",
     **alike: Any,
 ) -> list[int]:
-    """The number of rows of each rank, once no rank has found an error and all call alike.
+    """Return the rows of each rank, once no rank has found an error and all call alike.
 
-    One all-reduce of two integers a rank, at every call. Where it tells of a difference, every rank
+    It is one all-reduce of two integers a rank, at every call. If it shows a difference, every rank
     raises, so that none waits for a collective that another never enters.
 
     Args:
-        n: rows of this rank.
-        error: why this rank refuses its batch; None if it does not.
-        group: process group; None is the default one, or one rank.
-        device: where the exchange takes place; cuda for NCCL.
-        what: the name of what is called, for messages.
-        refused: what a rank with an error refuses, for messages.
-        alike: by name, whatever must be the same on every rank; compared by its `repr`.
+        n: Rows of this rank.
+        error: The reason for which this rank refuses its batch; None if it does not.
+        group: Process group; None is the default one, or one rank.
+        device: The device of the exchange; cuda for NCCL.
+        what: The name of the function called, for messages.
+        refused: The thing that a rank with an error refuses, for messages.
+        alike: By name, the values that must be the same on every rank; compared by their `repr`.
 
     Raises:
-        ValueError: elsewhere than where the error was found, with its words and the number of the
-            rank; or what is not alike, with the ranks and the values. Where it was found, the
-            error.
+        ValueError: On the ranks that found no error: another rank's error, with its words and the
+            number of the rank. On all ranks: values that are not alike, with the ranks and the
+            values. The rank that found an error raises that error.
 
-    >>> agreed(3, None, width=8)
-    [3]
+    Example:
+        >>> agreed(3, None, width=8)
+        [3]
     """
     if size(group) == 1:
         if error is not None:
@@ -74,16 +76,17 @@ def agreed(
 
 
 def _word(said: dict[str, Any]) -> int:
-    """56 bits of a hash, the same in every process."""
+    """Return 56 bits of a hash, the same in every process."""
     text = repr(sorted(said.items()))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 def of_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """A value of every rank, any that can be pickled, in the order of the ranks, on each of them.
+    """Return the values of all ranks, in their order, on each; a value is any that can be pickled.
 
-    >>> of_all("here")
-    ['here']
+    Example:
+        >>> of_all("here")
+        ['here']
     """
     if size(group) == 1:
         return [value]
@@ -93,10 +96,11 @@ def of_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 
 
 def differences(said: list[dict[str, str]], what: str = "") -> str:
-    """A sentence on what ranks have said differently: each name, with every value and its ranks.
+    """Describe in a sentence how the ranks' values differ: each name, every value and its ranks.
 
-    >>> differences([{"classes": "20"}, {"classes": "30"}, {"classes": "20"}], "PartialFC")
-    'The ranks do not call PartialFC alike: classes is 20 on ranks 0, 2 and 30 on rank 1.'
+    Example:
+        >>> differences([{"classes": "20"}, {"classes": "30"}, {"classes": "20"}], "PartialFC")
+        'The ranks do not call PartialFC alike: classes is 20 on ranks 0, 2 and 30 on rank 1.'
     """
     parts = []
     names = dict.fromkeys(name for one in said for name in one)
@@ -124,9 +128,10 @@ def alike(
     group: dist.ProcessGroup | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Raise ValueError on every rank if one says something else than the others; a collective.
+    """Raise ValueError on every rank if the values of one differ from the others'; a collective.
 
-    >>> alike("fit", {"images": 2000})
+    Example:
+        >>> alike("fit", {"images": 2000})
     """
     agreed(0, None, group, device, what=what, **said)
 
@@ -139,15 +144,25 @@ def accepted(
     what: str = "",
     **alike: Any,
 ) -> tuple[T, list[int]]:
-    """Check this rank's batch, of which x has a row each; if one rank refuses its own, all raise.
+    """Validate this rank's batch; if any rank rejects, all raise.
 
-    Gives what `check` returns, and the number of rows of each rank. All raise as well if they do
-    not call alike: with another dtype or width of x, or another of the values `alike`; see
-    `agreed`. Whatever a check raises is exchanged, also where memory ran out: the others would
-    wait.
+    All ranks raise as well if they do not call alike: with another dtype or width of x, or another
+    of the values `alike`; see `agreed`. Any exception of a check is exchanged, even where memory
+    ran out, since the others would wait.
 
-    >>> accepted(lambda: "good", torch.ones(3, 2))
-    ('good', [3])
+    Args:
+        check: A function that raises for a bad batch.
+        x: The batch, or a tensor with a row for each of its rows.
+        group: Process group; None is the default one, or one rank.
+        what: The name of the function called, for messages.
+        alike: By name, the values that must be the same on every rank.
+
+    Returns:
+        The result of `check`, and the number of rows of each rank.
+
+    Example:
+        >>> accepted(lambda: "good", torch.ones(3, 2))
+        ('good', [3])
     """
     error: Exception | None = None
     try:
@@ -165,7 +180,7 @@ def accepted(
 
 
 def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int = 0) -> Any:
-    """One rank's value (any picklable object) on every rank; by default rank 0's."""
+    """Return one rank's value (any picklable object) on every rank; by default rank 0's."""
     if size(group) == 1:
         return value
     box = [value]
@@ -176,8 +191,9 @@ def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int
 
 
 def first(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
-    """Call a function on rank 0 and give its result to all; an error there is raised on every rank,
-    so none waits for ever.
+    """Call a function on rank 0 and return its result on all ranks.
+
+    An error of the function is raised on every rank, so none waits for ever.
     """
     if size(group) == 1:
         return function()

@@ -1,4 +1,4 @@
-"""The process group: who takes part in it, how it begins and how it ends."""
+"""The process group: its ranks, how it begins and how it ends."""
 
 import os
 from datetime import timedelta
@@ -14,23 +14,22 @@ _heart: list[Heartbeat] = []  # of the group that `join` made
 
 
 def join(backend: str, patience: timedelta = PATIENCE) -> Store:
-    """Make the default process group of the processes that torchrun started; gives a store in which
-    they can leave word without a collective.
+    """Make the default process group of the processes that torchrun started; return a store.
 
-    Both are of this start alone. torchrun's agent keeps one store for all starts of its processes,
-    and a rank that it starts again must not find there what the ranks before it said: by
-    `init_process_group` alone one does, and calls at an address where nobody is left (torch 2.14,
-    gloo).
+    Ranks can leave messages in the store without a collective. Group and store are of this start
+    alone. torchrun's agent keeps one store for all starts of its processes, and a restarted rank
+    must not find there the messages of the ranks before it. With `init_process_group` alone it
+    does, and it calls at an address where nobody is left (torch 2.14, gloo). A rank that gives no
+    sign of life for some minutes ends the job, see `marginlab.ranks.heartbeat`.
 
     Args:
-        backend: such as "gloo", "nccl" or "cpu:gloo,cuda:nccl".
-        patience: how long a rank waits for the others, here and in each collective of gloo or NCCL.
+        backend: The backend, such as "gloo", "nccl" or "cpu:gloo,cuda:nccl".
+        patience: The time that a rank waits for the others, here and in each collective of gloo or
+            NCCL.
 
-    A rank that gives no sign of life for some minutes ends the job, see
-    `marginlab.ranks.heartbeat`.
-
-    Raises ValueError where torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are
-    missing, or MARGINLAB_SILENCE is no number of seconds.
+    Raises:
+        ValueError: One of torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) is
+            missing, or MARGINLAB_SILENCE is no number of seconds.
     """
     seconds = silence()
     store, here, world = next(rendezvous("env://", timeout=patience))
@@ -46,7 +45,7 @@ def join(backend: str, patience: timedelta = PATIENCE) -> Store:
 
 
 def leave() -> None:
-    """Take the default process group down, if there is one; the others do not wait for this rank."""
+    """Destroy the default process group, if there is one; the others do not wait for this rank."""
     while _heart:
         _heart.pop().stop()
     if active():
@@ -54,15 +53,15 @@ def leave() -> None:
 
 
 def size(group: dist.ProcessGroup | None = None) -> int:
-    """Number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size(group) if active() else 1
 
 
 def rank(group: dist.ProcessGroup | None = None) -> int:
-    """Number of this rank, from 0; 0 without a process group."""
+    """Return the number of this rank, from 0; 0 without a process group."""
     return dist.get_rank(group) if active() else 0
 
 
 def active() -> bool:
-    """Whether there is a process group."""
+    """Return whether there is a process group."""
     return dist.is_available() and dist.is_initialized()

@@ -1,14 +1,14 @@
-"""A sign of life of every rank, so that one that stands still does not hold the others for long.
+"""A sign of life of every rank, so that a stopped rank does not hold up the others for long.
 
-    rank r, every S / 10 seconds:    store["beat r"] += 1,    read the beat of the next rank that works
+    every S / 10 seconds, rank r:    store["beat r"] += 1,    read the beat of the next active rank
 
 A rank that waits in a collective cannot see that another was stopped (SIGSTOP, a suspended machine,
-a lost network): gloo waits out its patience of half an hour and then speaks of a socket. Here a
-thread beats beside the work, also while that measures or writes for long, and after S seconds
-without a beat of its neighbour it ends the process with a sentence. In a ring every rank has one
-that looks at it, and among those that stand still one at least has a neighbour that works. Seconds
-are counted by a rank's own rounds, so if all were stopped together, none is taken for silent when
-they go on.
+a lost network). gloo waits out its patience of half an hour and then reports a socket. Here a
+thread beats beside the work, even while the work measures or writes for long. After S seconds
+without a beat of its neighbour, the thread ends the process with a sentence. In a ring every rank
+is watched by one neighbour, and at least one of the stopped ranks has a neighbour that works.
+Seconds are counted by a rank's own rounds, so if all ranks were stopped together, none is taken for
+silent when they go on.
 """
 
 import os
@@ -25,11 +25,10 @@ ROUNDS = 10  # in which a beat is missed before its rank counts as silent
 
 
 def silence() -> float:
-    """Seconds without a sign of life after which a rank is given up: MARGINLAB_SILENCE, 0 for
-    never.
+    """Return the seconds of silence after which a rank is given up: MARGINLAB_SILENCE, 0 for never.
 
     Raises:
-        ValueError: the variable is no such number.
+        ValueError: The variable is no such number.
     """
     given = os.environ.get(VARIABLE, str(SILENCE))
     try:
@@ -52,15 +51,14 @@ def end(sentence: str) -> None:
 
 
 class Heartbeat:
-    """Beats, and listens to the next rank, until `stop`.
+    """A thread that beats, and listens to the next rank, until `stop`.
 
     Args:
-        store: a store of the ranks; a connection of its own is made to it.
-        rank: this rank.
-        size: how many there are.
-        seconds: of silence that are borne.
-        ended: is told the sentence when a rank is silent.
-
+        store: A store of the ranks; the heartbeat makes a connection of its own to it.
+        rank: The number of this rank.
+        size: The number of ranks.
+        seconds: The seconds of silence that are tolerated.
+        ended: A function that is called with the sentence when a rank is silent.
     """
 
     def __init__(
@@ -119,7 +117,7 @@ class Heartbeat:
             self._stopped.set()
 
     def _guard(self) -> None:
-        """End this rank if the store itself is silent, which rank 0 keeps where no torchrun does."""
+        """End this rank if the store itself is silent; without torchrun, rank 0 keeps the store."""
         seen, missed = -1, 0
         while not self._stopped.wait(self._seconds / ROUNDS):
             missed = missed + 1 if self._rounds == seen else 0

@@ -1,6 +1,6 @@
-"""Studies: a grid of cells, the folder its run lives in, and the report that shows it.
+"""Studies: a grid of cells, the folder of its run, and the report that shows it.
 
-`python -m marginlab.study --help` is the way in.
+Start with `python -m marginlab.study --help`.
 """
 
 from marginlab.study.cell import Cell as Cell

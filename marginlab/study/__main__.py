@@ -1,5 +1,6 @@
-"""The command line of studies: `python -m marginlab.study NAME`, `list`, `report RUN`, `keep RUN
-FILE.csv`, `--resume RUN`.
+"""The command line of studies: `python -m marginlab.study NAME`.
+
+Other forms are `list`, `report RUN`, `keep RUN FILE.csv` and `--resume RUN`.
 """
 
 import argparse
@@ -21,9 +22,9 @@ PROG = "python -m marginlab.study"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The engine's own options, which may stand anywhere behind NAME.
+    """Return the parser of the engine's own options, which may stand anywhere behind NAME.
 
-    What it does not know are the study's settings.
+    Options that it does not know are the study's settings.
     """
     front = argparse.ArgumentParser(
         prog=PROG,
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
         f"       {PROG} report RUN [--study FILE] [--code MODULE]\n"
         f"       {PROG} keep RUN FILE.csv [--study FILE] [--code MODULE]\n"
         f"       {PROG} list\n       {PROG} NAME --help",
-        description="Compute a study's grid of cells and make its report. Interrupted at any point, "
+        description="Compute a study's grid of cells and make its report. Interrupted at any "
+        "point, "
         "the same command goes on.\n"
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
         "NAME is a study that comes with marginlab (`list` shows them), or a path: of a "
@@ -84,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the command line says; the exit status."""
+    """Run the command line, and return the exit status."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     given, flags = parser().parse_known_args(list(arguments[1:] if name else arguments))
     try:

@@ -1,4 +1,4 @@
-"""One cell of a grid: its columns, its folder, what it records, what it shares with other cells."""
+"""One cell of a grid: its columns, its folder, its records, its results shared with other cells."""
 
 import csv
 import hashlib
@@ -21,14 +21,14 @@ MEASURED = ("epoch", "name", "value", "low", "high", "n")
 
 
 class Cell(Mapping[str, Value]):
-    """What `run(cell)` is given: a mapping of the cell's columns (`cell["seed"]`).
+    """The argument of `run(cell)`: a mapping of the cell's columns (`cell["seed"]`).
 
     Attributes:
-        settings: the study's settings.
-        id: a readable name, unique in the grid, made of the columns.
-        folder: this cell's own, for what the report wants to see; kept when the cell is
+        settings: The study's settings.
+        id: A readable name, unique in the grid, made of the columns.
+        folder: This cell's own folder, for files that the report shows. It is kept when the cell is
             interrupted, so that `run` can go on in it.
-        home: the folder of the study's file, for data beside it.
+        home: The folder of the study's file, for data beside it.
     """
 
     def __init__(
@@ -77,15 +77,21 @@ class Cell(Mapping[str, Value]):
         n: int = 0,
         epoch: int = -1,
     ) -> None:
-        """Add a row to results.csv: a measured value, the ends of what is known about it, of how
-        many things it was taken.
+        """Add a row to results.csv: a measured value, its interval, and the size of its sample.
 
-        An epoch of -1 is for what is measured once, at the end. Under torchrun rank 0's values are
-        written.
+        Under torchrun rank 0's values are written.
+
+        Args:
+            name: The name of the value.
+            value: The measured value.
+            low: The lower end of the interval in which the value is known to lie.
+            high: The upper end of the interval.
+            n: The number of things that the value was measured on.
+            epoch: The epoch; -1 for a value that is measured once, at the end.
 
         Raises:
-            ValueError: the name is empty, or the cell has recorded it at this epoch already.
-            TypeError: a value that is no number.
+            ValueError: The name is empty, or the cell has recorded it at this epoch already.
+            TypeError: A value that is no number.
         """
         if not name or not isinstance(name, str):
             raise ValueError(
@@ -105,25 +111,28 @@ class Cell(Mapping[str, Value]):
         self._rows.append({"epoch": int(epoch), "name": name, **numbers_, "n": int(n)})
 
     def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments, folder=...)`, computed by the first cell that asks; the others find
-        it, or wait for it.
+        """Return `function(*arguments, folder=...)`, computed by the first cell that asks.
 
-        It is kept in the run folder under a hash of `name` and `arguments` (text, numbers, bools,
-        None, tuples, lists, dicts, frozen dataclasses). The result is what JSON can hold; what is
-        larger goes into `folder`, which an interrupted computation finds again.
+        The other cells find the result, or wait for it. It is kept in the run folder under a hash
+        of `name` and `arguments` (text, numbers, bools, None, tuples, lists, dicts, frozen
+        dataclasses). The result is a value that JSON can hold. Larger things go into `folder`,
+        which an interrupted computation finds again.
         """
         return once(self._run_folder, self._team, self.say, name, function, *arguments)
 
     def say(self, text: str, done: float = math.nan) -> None:
-        """Show a few words beside the cell ("epoch 3/20"), and, where it is known, the fraction of
-        the cell that is done.
+        """Show a few words beside the cell ("epoch 3/20").
+
+        Args:
+            text: The words.
+            done: The fraction of the cell that is done, where it is known.
         """
         if self._progress is not None:
             self._progress(text, done)
 
     @property
     def finished(self) -> bool:
-        """Whether its rows are written: a table with its columns, to the end of its last line."""
+        """Return whether its rows are written: a table with its columns, whole to its last line."""
         try:
             found = self.rows_file.stat()
         except OSError:
@@ -141,7 +150,7 @@ class Cell(Mapping[str, Value]):
 
     @property
     def rows_file(self) -> Path:
-        """What the cell measured; there once it has ended."""
+        """The file of the cell's measurements; it exists once the cell has ended."""
         return self.folder / "rows.csv"
 
     @property
@@ -150,11 +159,11 @@ class Cell(Mapping[str, Value]):
         return self.folder / "failed.txt"
 
     def recorded(self) -> list[dict[str, Value]]:
-        """What this process recorded, each row with the cell's columns."""
+        """Return the rows that this process recorded, each with the cell's columns."""
         return [{**self._columns, **row} for row in self._rows]
 
     def rows(self) -> list[dict[str, Value]]:
-        """The rows of a finished cell; none before."""
+        """Return the rows of a finished cell; none before."""
         if not self.finished:
             return []
         # the columns come from the grid, which knows the text "1" from the number
@@ -175,13 +184,15 @@ def _number(value: Any, name: str) -> int | float:
 
 
 def identify(columns: Mapping[str, Value]) -> str:
-    """A readable file name from the columns: texts as they are, numbers behind their column's name;
-    a hash where that would lose something.
+    """Make a readable file name from the columns; append a hash where the name would be ambiguous.
 
-    >>> identify({"grid": "ladder", "letters": "abcd", "seed": 0})
-    'ladder_abcd_seed0'
-    >>> identify({"method": "SimCLR(0.5)"})
-    'SimCLR_0.5_-8f2e55'
+    Texts stand as they are, and numbers behind their column's name.
+
+    Example:
+        >>> identify({"grid": "ladder", "letters": "abcd", "seed": 0})
+        'ladder_abcd_seed0'
+        >>> identify({"method": "SimCLR(0.5)"})
+        'SimCLR_0.5_-8f2e55'
     """
     parts = [
         value if isinstance(value, str) else f"{key}{value!r}" for key, value in columns.items()

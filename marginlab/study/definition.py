@@ -1,16 +1,19 @@
-"""A study: a plain module that says what its settings are, which cells its grid has, how one is
-computed, and what the report shows.
+"""A study: a plain module that defines its settings, its grid, one cell, and the report.
 
-    Settings          frozen dataclass, read by marginlab.settings: defaults < presets/NAME.toml beside the file < flags
-    cells(settings)   the grid, in order: a list of dicts with the same keys, the cell's columns in results.csv
+    Settings          frozen dataclass, read by marginlab.settings: defaults < presets/NAME.toml
+                      beside the file < flags
+    cells(settings)   the grid, in order: a list of dicts with the same keys, the cell's columns in
+                      results.csv
     run(cell)         computes one cell (marginlab.study.Cell)
-    check(settings)   optional: refuses, before anything is written, what only data can tell; may return a digest of the data
+    check(settings)   optional: refuses, before anything is written, settings that do not fit the
+                      data; may return a digest of the data
     report(run)       optional: adds sections to the report (marginlab.study.Run)
     headline          optional: names of recorded values for the closing table
-    kept              optional: names of recorded values that the command `keep` writes; the headline by default
+    kept              optional: names of recorded values that the command `keep` writes; the
+                      headline by default
 
-A bare NAME is a study that comes with marginlab; a path, to a file or to a folder that holds
-study.py, is the user's own.
+A bare NAME is a study that comes with marginlab. A path, to a file or to a folder that holds
+study.py, is the user's own study.
 """
 
 import ast
@@ -31,8 +34,9 @@ from marginlab.study.cell import MEASURED, Value, identify
 
 
 def shelf() -> Path:
-    """The folder of the studies that come with marginlab: `studies/` beside the package in a
-    checkout, `marginlab/_studies/` in a wheel.
+    """Return the folder of the studies that come with marginlab.
+
+    It is `studies/` beside the package in a checkout, and `marginlab/_studies/` in a wheel.
     """
     package = Path(marginlab.__file__).parent
     carried = package / "_studies"
@@ -40,15 +44,15 @@ def shelf() -> Path:
 
 
 def shipped() -> dict[str, Path]:
-    """The studies that come with marginlab: name -> file, without importing any."""
+    """Return the studies that come with marginlab, name -> file, without importing any."""
     return {file.parent.name: file for file in sorted(shelf().glob("*/study.py"))}
 
 
 def locate(name: str) -> Path:
-    """The file of a study, from a bare NAME or a path.
+    """Return the file of a study, from a bare NAME or a path.
 
     Raises:
-        SettingsError: there is none; the message names the nearest.
+        SettingsError: There is none; the message names the nearest.
     """
     path = Path(name)
     if os.sep not in name and path.suffix != ".py" and name not in (".", ".."):
@@ -71,18 +75,19 @@ def locate(name: str) -> Path:
 
 
 def name_of(file: Path) -> str:
-    """The name of a study: of its folder, or of its file if that is not called study.py."""
+    """Return the name of a study: its folder's, or its file's if that is not called study.py."""
     return file.parent.name if file.name == "study.py" else file.stem
 
 
 def presets_of(file: Path) -> dict[str, Path]:
-    """The presets beside a study's file: name -> TOML file."""
+    """Return the presets beside a study's file: name -> TOML file."""
     return {path.stem: path for path in sorted((file.parent / "presets").glob("*.toml"))}
 
 
 def summary(file: Path) -> str:
-    """The first line of a study's docstring, read without importing it; what is wrong with it, if
-    it cannot be read.
+    """Return the first line of a study's docstring, read without importing it.
+
+    If it cannot be read, the text says why.
     """
     try:
         document = ast.get_docstring(ast.parse(file.read_bytes(), str(file)))
@@ -97,7 +102,7 @@ def summary(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """A study's module and where it lies; `load` makes it."""
+    """A study's module and its place; `load` makes it."""
 
     name: str
     file: Path
@@ -110,7 +115,7 @@ class Study:
 
     @property
     def title(self) -> str:
-        """What the study asks: the first line of its docstring."""
+        """The question of the study: the first line of its docstring."""
         return summary(self.file)
 
     @property
@@ -124,7 +129,7 @@ class Study:
         return tuple(getattr(self.module, "kept", self.headline))
 
     def preset(self, name: str | None) -> Path | None:
-        """The TOML file of a preset; without a name that of `default`, if there is one.
+        """Return the TOML file of a preset; without a name that of `default`, if there is one.
 
         A name that ends in .toml is the path of a file.
         """
@@ -140,7 +145,7 @@ class Study:
     def settings(
         self, preset: str | None = None, flags: Sequence[str] = (), *, toml: Path | None = None
     ) -> Any:
-        """Its settings: defaults < preset (or a TOML file) < flags."""
+        """Read its settings: defaults < preset (or a TOML file) < flags."""
         return read(
             self.module.Settings,
             toml or self.preset(preset),
@@ -149,10 +154,13 @@ class Study:
         )
 
     def grid(self, settings: Any) -> list[dict[str, Value]]:
-        """Its cells, checked: some, with the same columns, of text and numbers, no two alike.
+        """Return its cells, checked.
+
+        There is at least one cell, all have the same columns, of text and numbers, and no two are
+        alike.
 
         Raises:
-            SettingsError: these settings give no grid, or one that breaks these rules.
+            SettingsError: These settings give no grid, or one that breaks these rules.
         """
         try:
             cells = [dict(cell) for cell in self.module.cells(settings)]
@@ -190,14 +198,13 @@ class Study:
         return cells
 
     def check(self, settings: Any) -> str:
-        """Ask the module's own `check(settings)`, if it has one, what only data can tell; once,
-        before anything is computed or written.
+        """Call the module's own `check(settings)`, if any, before anything is computed or written.
 
-        What it returns, if it returns a text, stands for what the run is made of beside its
-        settings: a digest of the data.
+        It refuses settings that do not fit the data. A text that it returns, a digest of the data,
+        identifies the run beside its settings.
 
         Raises:
-            SettingsError: what it refuses, in its words.
+            SettingsError: The error of the module's check, in its words.
         """
         try:
             return str(getattr(self.module, "check", lambda _: None)(settings) or "")
@@ -207,21 +214,22 @@ class Study:
             raise SettingsError(str(error)) from error
 
     def digest(self, settings: Any) -> str:
-        """8 hexadecimal digits that name a run: of the study's name and its settings, however they
-        were given.
+        """Return 8 hexadecimal digits that name a run.
+
+        They are a hash of the study's name and its settings, however these were given.
         """
         return hashlib.sha256(f"{self.name}\n{to_toml(settings)}".encode()).hexdigest()[:8]
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file, or to two of the same bytes."""
+    """Return whether two paths lead to one file, or to two files of the same bytes."""
     return one.resolve() == other.resolve() or (
         one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
     )
 
 
 def loaded(file: Path) -> bool:
-    """Whether this process has imported that study already, because its user named it."""
+    """Return whether this process has imported that study already, because its user named it."""
     return own.imported(file.resolve())
 
 
@@ -231,7 +239,7 @@ def load(name: str | Path) -> Study:
     Call it only for one of `shipped`, or for a file that the user named: the file is executed.
 
     Raises:
-        SettingsError: there is no such study, it cannot be imported, or it lacks one of `Settings`,
+        SettingsError: There is no such study, it cannot be imported, or it lacks one of `Settings`,
             `cells`, `run`.
     """
     file = name if isinstance(name, Path) else locate(name)

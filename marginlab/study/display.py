@@ -1,5 +1,6 @@
-"""What a person sees while a grid is computed: a line of progress on a terminal, plain lines
-elsewhere, a table at the end.
+"""The display of a running grid: a progress line or plain lines, and a table at the end.
+
+The progress line is shown on a terminal, plain lines elsewhere.
 """
 
 import math
@@ -19,10 +20,11 @@ _QUIET = 30.0  # seconds between two lines about the same cell where there is no
 
 
 def clock(seconds: float) -> str:
-    """A duration as people write it.
+    """Write a duration for people.
 
-    >>> clock(4.2), clock(75), clock(7260)
-    ('4.2 s', '1 min 15 s', '2 h 01 min')
+    Example:
+        >>> clock(4.2), clock(75), clock(7260)
+        ('4.2 s', '1 min 15 s', '2 h 01 min')
     """
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -37,7 +39,7 @@ def clock(seconds: float) -> str:
 
 
 def console() -> "rich.console.Console":
-    """Standard output, as rich knows it; without a terminal as wide as a table needs."""
+    """Return standard output as rich's console; without a terminal as wide as a table needs."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
@@ -45,7 +47,8 @@ def console() -> "rich.console.Console":
 
 
 class Display:
-    """Progress over a grid of `total` cells, of which other processes may compute some;
+    """Progress over a grid of `total` cells, of which other processes may compute some.
+
     `shown=False` keeps it silent (other ranks).
     """
 
@@ -83,14 +86,14 @@ class Display:
             self._bar = None
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
         if self._bar is not None:
             self._bar.console.print(printable(text))
         elif self.shown:
             say(text)
 
     def start(self, cell: str, finished: int, others: int) -> None:
-        """A cell begins; so many are finished, and other processes compute so many."""
+        """Show that a cell begins, how many are finished, and how many other processes compute."""
         self._cell, self._begun, self._said, self._part = (
             cell,
             time.monotonic(),
@@ -103,7 +106,7 @@ class Display:
             self.line(f"[{finished + 1}/{self.total}] {cell}")
 
     def wait(self, finished: int, others: int) -> None:
-        """Other processes compute what is left."""
+        """Show that other processes compute the remaining cells."""
         if (finished, others) != (self.finished, self.others) or self._cell:
             self._cell, self.finished, self.others = "", finished, others
             self._update("")
@@ -114,7 +117,7 @@ class Display:
                 )
 
     def say(self, text: str, done: float) -> None:
-        """A few words about the cell that is computed."""
+        """Show a few words about the cell that is computed."""
         self._part = done
         self._update(text)
         if self._bar is None and time.monotonic() - self._said >= _QUIET:
@@ -122,7 +125,7 @@ class Display:
             self.line(f"    {self._cell}: {text}{self._left(', ')}")
 
     def stop(self, seconds: float, *, good: bool) -> None:
-        """The cell has ended."""
+        """Show that the cell has ended."""
         if good:
             self.seconds.append(seconds)
             self.finished += 1
@@ -156,7 +159,7 @@ class Display:
 
 
 def closing(run: Run, headline: Sequence[str]) -> None:
-    """Print the values that the study calls its headline, cell by cell: those of the last epoch.
+    """Print the study's headline values, cell by cell: those of the last epoch.
 
     Columns that do not vary stand below.
     """
@@ -188,5 +191,5 @@ def closing(run: Run, headline: Sequence[str]) -> None:
 
 
 def _short(row: dict[str, Any] | None) -> str:
-    """A value to three digits; its interval is in results.csv."""
+    """Show a value to three digits; its interval is in results.csv."""
     return "–" if row is None else f"{row['value']:.3g}"

@@ -1,9 +1,8 @@
-"""The engine: claims cells, computes them, waits for others', puts the results together, makes the
-report.
+"""The engine: claim cells, compute them, wait for others', join the results, make the report.
 
-Any number of processes work on one grid, each by this same loop: take the first cell that is
-neither finished nor claimed, compute it, write its rows; when all that are left are claimed by
-others, wait until those end or their process does. Under torchrun all ranks work on one cell.
+Any number of processes work on one grid, each by this same loop. Take the first cell that is
+neither finished nor claimed, compute it, write its rows. When all remaining cells are claimed by
+others, wait until these end or their process does. Under torchrun all ranks work on one cell.
 """
 
 import os
@@ -39,19 +38,23 @@ _POLL = 0.3  # seconds between two looks at cells that other processes compute
 def execute(
     study: Study, settings: Any, folder: Path | str, *, arguments: Sequence[str] = ()
 ) -> int:
-    """Compute a study's grid in a run folder, or what is missing of it there, and make the report.
+    """Compute the missing cells of a study's grid in a run folder, and make the report.
 
-    `arguments` are those of the command line, for the command that the run folder and the report
-    name.
+    Args:
+        study: The study.
+        settings: Its settings.
+        folder: The run folder, new or of an earlier run.
+        arguments: The arguments of the command line, for the command that the run folder and the
+            report name.
 
     Returns:
         The exit status: 0; 1 if a cell or the report failed; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        SettingsError: the settings give no grid, or the folder is not of this study with these
+        SettingsError: The settings give no grid, or the folder is not of this study with these
             settings. Nothing is written then.
-        OSError: the folder cannot be made or written (a full disk, one that may only be read), or
-            was removed; in a sentence.
+        OSError: The folder cannot be made or written (a full disk, a read-only one), or was
+            removed; in a sentence.
     """
     study.grid(settings)
     team, folder = join(), Path(folder).resolve()
@@ -95,7 +98,7 @@ def _farewell(grid: "_Grid", folder: Path, command: str) -> None:
 
 
 class _Grid:
-    """The cells of a run, and which of them this process (this team) may compute."""
+    """The cells of a run, and the ones that this process (this team) may compute."""
 
     def __init__(self, study: Study, settings: Any, folder: Path, team: Team) -> None:
         self.study, self.folder, self.team = study, folder, team
@@ -124,9 +127,7 @@ class _Grid:
             self.release()
 
     def _next(self) -> tuple[Literal["take", "wait", "end"], int, int, int]:
-        """Claim the first cell that is free; how many are finished, and how many are being computed
-        elsewhere.
-        """
+        """Claim the first free cell, and count the cells finished and computed elsewhere."""
         taken, others = -1, 0
         finished = 0
         if not (self.folder / "config.toml").exists():
@@ -148,7 +149,7 @@ class _Grid:
         return "take" if taken >= 0 else "wait" if others else "end", taken, finished, others
 
     def release(self) -> None:
-        """Let go of the cell that is claimed, if one is."""
+        """Release the claimed cell, if there is one."""
         if self._claim is not None:
             self._claim.release()
             self._claim = None
@@ -201,10 +202,10 @@ class _Grid:
 def conclude(
     study: Study, settings: Any, folder: Path, command: str, *, stamp: int | None = None
 ) -> int:
-    """Put results.csv, times.csv and report.html together; 0 if nothing is missing.
+    """Write results.csv, times.csv and report.html; return 0 if nothing is missing.
 
-    With the `stamp` of the report that was there at the beginning, a newer one that shows the same
-    cells is left as it is: when several processes end together, one of them makes it.
+    With the `stamp` of the report that was there at the beginning, a newer report that shows the
+    same cells is left as it is. When several processes end together, one of them makes it.
     """
     team = join()
     claim = Claim(folder / ".report.lock")
@@ -271,7 +272,7 @@ def _results(run: Run, missing: Sequence[Cell]) -> None:
 
 
 def _state(run: Run) -> str:
-    """Which cells are there, in what version: what a report shows."""
+    """Return the versions of the cells that are there, to identify the content of a report."""
     return " ".join(f"{_stamp(cell.rows_file):x}" for cell in run.cells)
 
 
@@ -281,7 +282,7 @@ def _shows(folder: Path, state: str) -> bool:
 
 
 def _stamp(file: Path) -> int:
-    """A number that changes when a file is replaced; 0 if there is none."""
+    """Return a number that changes when a file is replaced; 0 if there is none."""
     try:
         return file.stat().st_mtime_ns
     except FileNotFoundError:
@@ -289,7 +290,7 @@ def _stamp(file: Path) -> int:
 
 
 def command_line(arguments: Sequence[str], team: Team) -> str:
-    """The command that starts this run again, for a shell in the same folder."""
+    """Return the command that starts this run again, for a shell in the same folder."""
     here = Path(sys.executable).absolute()
     python = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
     python = next(
@@ -311,9 +312,9 @@ def command_line(arguments: Sequence[str], team: Team) -> str:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does; the handler of before is put back.
+    """Let SIGTERM end the run as Ctrl-C does, and restore the old handler afterwards.
 
-    Outside the main thread Python lets nobody set one.
+    Outside the main thread Python lets nobody set a handler.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """Files of a run folder that survive a kill: whole or absent, and claimed by one process at a time.
 
 A file is written beside its place and renamed into it, so a reader sees the old one or the new one.
-A claim is an flock: the kernel lets go of it when its process dies, however it dies, so nobody ever
-waits for a dead one.
+A claim is an flock: the kernel releases it when its process dies, however it dies, so nobody ever
+waits for a dead process.
 """
 
 import csv
@@ -46,7 +46,7 @@ class Claim:
         self.descriptor = -1
 
     def take(self) -> bool:
-        """True if the claim is now ours; False, at once, if another process has it."""
+        """Return True if the claim is now ours; False, at once, if another process has it."""
         place = self.path.parent
         refuse_links(place.parent, (place.name,))  # of a cell, which others wrote
         refuse_links(place.parent.parent, (place.parent.name,))
@@ -62,7 +62,7 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Let others have it; nothing happens if it is not ours."""
+        """Release the claim; nothing happens if it is not ours."""
         if self.descriptor in _held:
             _held.remove(self.descriptor)
             os.close(self.descriptor)
@@ -70,14 +70,15 @@ class Claim:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Put a file in its place, whole, on disk before it is seen; its folder is made."""
+    """Put a whole file in its place, on disk before it is seen, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     put(path, content)
 
 
 def unwritable(error: BaseException, folder: Path) -> OSError | None:
-    """An error as one sentence on a run folder that cannot be written, if this is what is behind
-    it.
+    """Return a sentence, as an error, if the cause is a run folder that cannot be written.
+
+    Otherwise return None.
     """
     if not (folder / "config.toml").exists():
         return RunFolderError(
@@ -107,7 +108,7 @@ def unwritable(error: BaseException, folder: Path) -> OSError | None:
 
 
 class RunFolderError(OSError):
-    """A run folder cannot be used, in a sentence."""
+    """A run folder that cannot be used; the message is a sentence."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -116,7 +117,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value that `write_json` wrote; ValueError, OSError where there is no such file."""
+    """Read the value that `write_json` wrote.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: The file is not JSON.
+    """
     try:
         return json.loads(content_of(path))
     except RecursionError as error:
@@ -136,21 +142,23 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, o
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, as text."""
+    """Read the rows of a CSV file, as text."""
     return list(csv.DictReader(io.StringIO(content_of(path).decode(), newline="")))
 
 
 def number(text: str) -> int | float:
-    """The number that a table holds as text: an int if it was written as one.
+    """Read a number of a table: an int if it was written as one, else a float.
 
-    >>> number("3"), number("3.0"), number("nan")
-    (3, 3.0, nan)
+    Example:
+        >>> number("3"), number("3.0"), number("nan")
+        (3, 3.0, nan)
     """
     return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
 
 
 def safe(text: str) -> str:
-    """The text as part of a file name: what no file system or shell minds is kept, the rest becomes
-    '_'.
+    """Return the text as part of a file name, with '_' for any but A-Z, a-z, 0-9, '.', '+' and '-'.
+
+    No file system or shell minds these characters.
     """
     return re.sub(r"[^A-Za-z0-9.+-]", "_", text)

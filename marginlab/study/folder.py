@@ -1,9 +1,13 @@
-"""A run folder: which study and settings made it, what its cells measured.
+"""A run folder: the study and settings that made it, and the measurements of its cells.
 
-config.toml   the settings, as marginlab.settings reads them     results.csv   all rows, in grid order, long form
-about.json    study, command, versions, machine                  times.csv     seconds of each cell, on which device with how many threads, when
-cells/ID/     rows.csv, what the cell kept                       log.txt       what happened, when
-once/NAME-H/  results that cells share                           report.html
+config.toml   the settings, as marginlab.settings reads them
+about.json    study, command, versions, machine
+cells/ID/     rows.csv, files that the cell kept
+once/NAME-H/  results that cells share
+results.csv   all rows, in grid order, long form
+times.csv     seconds of each cell, its device with the number of threads, its start
+log.txt       events with their times
+report.html
 """
 
 import contextlib
@@ -39,11 +43,11 @@ _SHOWN = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "pl
 
 
 def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str = "") -> None:
-    """Make a run folder, or find that the one there is of this study with these settings.
+    """Make a run folder, or check that an existing one is of this study with these settings.
 
     Raises:
-        SettingsError: it is something else, or of another study, or made with other settings (the
-            first that differs is named) or other data (`ground` is their digest).
+        SettingsError: The folder is no run folder, or of another study, or made with other settings
+            (the first that differs is named) or other data (`ground` is their digest).
     """
     folder = folder.resolve()
     if folder.exists() and (
@@ -110,15 +114,15 @@ def check(study: Study, settings: Any, folder: Path) -> None:
 
 
 def reopen(folder: Path, study: Study | str | Path | None = None) -> tuple[Study, Any]:
-    """The study and the settings of a run folder; call it, and use them, inside `as_data`.
+    """Return the study and the settings of a run folder; call it, and use them, inside `as_data`.
 
-    A run folder is data: the file that its about.json names is imported only if it comes with
+    A run folder is data. The file that its about.json names is imported only if it comes with
     marginlab, or if this process was told by name to import it; any other has to be given as
     `study`. Its settings may name code too, and become methods and operations wherever the study
     makes them (in `cells`, `check`, `report`, `run`): `as_data` holds for all of these.
 
     Raises:
-        SettingsError: it is no run folder, or its study is found no more, or would have to be
+        SettingsError: The folder is no run folder, or its study is not found, or would have to be
             trusted.
     """
     config = folder / "config.toml"
@@ -134,7 +138,7 @@ def reopen(folder: Path, study: Study | str | Path | None = None) -> tuple[Study
 
 
 def _trusted(folder: Path) -> Study:
-    """The study that a run folder names, if that one may be imported without being asked for."""
+    """Return the study that a run folder names, if it may be imported without being asked for."""
     written = source(folder)
     name, file = written["name"], Path(written["file"])
     known = shipped()
@@ -151,7 +155,11 @@ def _trusted(folder: Path) -> Study:
 
 
 def source(folder: Path) -> dict[str, str]:
-    """The name and the file of the study that a run folder says it is of (SettingsError if none)."""
+    """Return the name and file of the study that a run folder names.
+
+    Raises:
+        SettingsError: It names none.
+    """
     try:
         written = read_json(folder / "about.json")["study"]
         if isinstance(written["name"], str) and isinstance(written["file"], str):
@@ -162,11 +170,11 @@ def source(folder: Path) -> dict[str, str]:
 
 
 def origin(folder: Path) -> dict[str, Any]:
-    """Read about.json, with all that is shown of it.
+    """Read about.json, and check everything that is shown of it.
 
     Raises:
-        SettingsError: it is no run folder's, or does not say by which command and versions it was
-            made.
+        SettingsError: It is not of a run folder, or does not say by which command and versions it
+            was made.
     """
     source(folder)
     found: dict[str, Any] = read_json(folder / "about.json")
@@ -189,7 +197,7 @@ def origin(folder: Path) -> dict[str, Any]:
 
 
 def about(study: Study, command: str) -> dict[str, Any]:
-    """Where numbers come from: what is written into about.json."""
+    """Return the content of about.json: the source of the run's numbers."""
     versions = {"marginlab": marginlab.__version__, "python": platform.python_version()}
     for name in _SHOWN:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -206,7 +214,7 @@ def about(study: Study, command: str) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, to a second, with its zone."""
+    """Return the time, to a second, with its zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -217,7 +225,7 @@ def log(folder: Path, text: str) -> None:
 
 
 def finish(cell: Cell, seconds: float, started: str) -> None:
-    """Write what a cell measured; from the moment its rows are there, it is finished."""
+    """Write a cell's measurements; from the moment its rows are there, the cell is finished."""
     columns = list(cell)
     entry = {
         **cell,
@@ -232,7 +240,7 @@ def finish(cell: Cell, seconds: float, started: str) -> None:
 
 
 def times(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Seconds, machine and start of each finished cell, with its columns."""
+    """Return seconds, machine and start of each finished cell, with its columns."""
     table = []
     for cell in cells:
         if cell.finished and (cell.folder / "time.csv").exists():
@@ -243,7 +251,7 @@ def times(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def assemble(folder: Path, cells: Sequence[Cell]) -> None:
-    """Put results.csv and times.csv together from the finished cells, in grid order."""
+    """Write results.csv and times.csv from the finished cells, in grid order."""
     columns = list(cells[0])
     write_table(
         folder / "results.csv",

@@ -1,8 +1,9 @@
-"""`keep`: the main numbers of a run as one small file to be committed, with the command, device and
-versions they were measured with.
+"""`keep`: write the main numbers of a run to one small file to be committed, with their source.
 
-    # command, measured, device, versions, seconds, settings       the source of the numbers, line by line
-    cell columns, epoch, name, value, low, high, n                 the rows of results.csv that the study keeps (its headline), at every epoch
+    # command, measured, device, versions, seconds, settings
+          the source of the numbers, line by line
+    cell columns, epoch, name, value, low, high, n
+          the rows of results.csv that the study keeps (its headline), at every epoch
 
 `numpy.genfromtxt`, `csv` after its first lines, and `pandas.read_csv(file, comment="#")` read it.
 """
@@ -21,10 +22,10 @@ from marginlab.terminal import printable
 
 
 def keep(run: Run, file: Path) -> int:
-    """Write the file; the number of rows it holds.
+    """Write the file, and return the number of its rows.
 
     Raises:
-        SettingsError: a cell is not finished, the study names nothing to keep, or the file is not
+        SettingsError: A cell is not finished, the study names nothing to keep, or the file is not
             named .csv.
     """
     missing = sum(not cell.finished for cell in run.cells)

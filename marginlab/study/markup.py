@@ -1,8 +1,8 @@
-"""Plain text with a little markup, as HTML: paragraphs, `## headings`, lists, `**bold**`,
-`*italic*`, code in backticks, [links](address).
+"""Plain text with a little markup, as HTML.
 
-What comes from outside (the name of a class or a file, a setting) goes into it by `literal`, and is
-shown as it is.
+The markup is paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks,
+[links](address). Text from outside (the name of a class or a file, a setting) is inserted by
+`literal`, and is shown as it is.
 """
 
 import html
@@ -21,23 +21,27 @@ _ITEM = re.compile(r"\s*(?:[-*]|\d+[.)])\s+(.+)")
 
 
 class Markup(str):
-    """A text in a table whose markup counts; any other is shown as it is."""
+    """A text in a table whose markup is rendered; any other text is shown as it is."""
 
 
 def literal(value: object) -> str:
-    """A value as text in which nothing is markup, on one line.
+    """Return a value as text in which nothing is markup, on one line.
 
-    >>> inline(literal("[a](https://b.c) **d**"))
-    '[a](https://b.c) **d**'
+    Example:
+        >>> inline(literal("[a](https://b.c) **d**"))
+        '[a](https://b.c) **d**'
     """
     return re.sub(f"([{re.escape(_MARKS)}])", r"\\\1", " ".join(str(value).split()))
 
 
 def inline(text: str) -> str:
-    """One run of text; everything that is not markup is escaped, and nothing in code is markup.
+    """Render one run of text as HTML.
 
-    >>> inline("**d_A** < `a*b*c`")
-    '<strong>d_A</strong> &lt; <code>a*b*c</code>'
+    Everything that is not markup is escaped, and nothing in code is markup.
+
+    Example:
+        >>> inline("**d_A** < `a*b*c`")
+        '<strong>d_A</strong> &lt; <code>a*b*c</code>'
     """
     hidden = _ESCAPED.sub(lambda m: chr(0xE000 + ord(m[1])), text)
     parts = _CODE.split(hidden)  # text, code, text, code, ...
@@ -52,14 +56,15 @@ def inline(text: str) -> str:
 
 
 def block(text: str) -> str:
-    r"""Paragraphs, headings and lists, which empty lines separate.
+    r"""Render paragraphs, headings and lists, which empty lines separate.
 
     A heading in a report is `##`; the title is the page's own.
 
-    >>> print(block("## Errors\n\nTwo lines\nof one paragraph.\n- an item"))
-    <h2>Errors</h2>
-    <p>Two lines of one paragraph.</p>
-    <ul><li>an item</li></ul>
+    Example:
+        >>> print(block("## Errors\n\nTwo lines\nof one paragraph.\n- an item"))
+        <h2>Errors</h2>
+        <p>Two lines of one paragraph.</p>
+        <ul><li>an item</li></ul>
     """
     # a tag, and the texts in it: one, or the items of a list
     blocks: list[tuple[str, list[str]]] = []

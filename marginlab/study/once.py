@@ -1,10 +1,11 @@
-"""A result kept in the run folder under a hash of its arguments: the first to ask computes it, the
-others find it or wait.
+"""A result kept in the run folder under a hash of its arguments, and computed once.
 
-    once/NAME-HASH/once.json        HASH = SHA-256 of the canonical JSON of (name, arguments), shortened
+    once/NAME-HASH/once.json
+    HASH = SHA-256 of the canonical JSON of (name, arguments), shortened
 
-This is the only way in which cells depend on each other: train once, measure often. A folder of an
-interrupted computation is kept, so the function can go on in it.
+The first process to ask computes it; the others find it or wait. This is the only way in which
+cells depend on each other: train once, measure often. The folder of an interrupted computation is
+kept, so the function can go on in it.
 """
 
 import dataclasses
@@ -23,14 +24,15 @@ _asked: set[Path] = set()
 
 
 def canonical(value: Any) -> Any:
-    """A value as JSON knows it: what it is made of, and of which class, whatever object holds it.
-
-    >>> canonical((1, 2.5, {"b": None, "a": True}))
-    [1, 2.5, {'a': True, 'b': None}]
+    """Return a value in JSON's types: its contents and the class of each dataclass.
 
     Raises:
-        TypeError: it is, or holds, something else than text, numbers, bools, None, tuples, lists,
-            dicts with text keys, frozen dataclasses.
+        TypeError: The value is, or holds, something else than text, numbers, bools, None, tuples,
+            lists, dicts with text keys, frozen dataclasses.
+
+    Example:
+        >>> canonical((1, 2.5, {"b": None, "a": True}))
+        [1, 2.5, {'a': True, 'b': None}]
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -38,11 +40,8 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: canonical(value[key]) for key in sorted(value)}
-    if (
-        dataclasses.is_dataclass(value)
-        and not isinstance(value, type)
-        and type(value).__dataclass_params__.frozen
-    ):  # type: ignore[attr-defined]
+    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and frozen:
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, "fields": fields}
     raise TypeError(
@@ -61,7 +60,7 @@ def once(
     function: Callable[..., Any],
     *arguments: Any,
 ) -> Any:
-    """`function(*arguments, folder=...)`, computed once in a run folder; see `Cell.once`."""
+    """Return `function(*arguments, folder=...)`, computed once in a run folder; see `Cell.once`."""
     asked = canonical(arguments)
     digest = hashlib.sha256(json.dumps([name, asked], sort_keys=True).encode()).hexdigest()[:12]
     folder = run_folder / "once" / f"{safe(name)}-{digest}"
@@ -112,7 +111,7 @@ def once(
 
 
 def _whole(kept: Path) -> bool:
-    """Whether a result is there, and not the empty file that a crash or a full disk may leave."""
+    """Return whether a result is there, and not an empty file left by a crash or a full disk."""
     try:
         return "result" in read_json(kept)
     except (OSError, ValueError, TypeError):

@@ -1,9 +1,8 @@
-"""Modules of studies, under names of their own: marginlab.study.own.NAME_HASH, where HASH is of the
-file's path.
+"""Modules of studies, under names of their own: marginlab.study.own.NAME_HASH.
 
-Two studies never meet, `from . import helper` finds helper.py beside a study, and a worker process
-that is not forked (spawn, forkserver) can unpickle what a study defines: it inherits the
-environment variable in which the names are looked up.
+HASH is of the file's path. Two studies never meet, and `from . import helper` finds helper.py
+beside a study. A worker process that is not forked (spawn, forkserver) can unpickle objects that a
+study defines: it inherits the environment variable in which the names are looked up.
 """
 
 import hashlib
@@ -27,17 +26,20 @@ def _files() -> list[str]:
 
 def _name(file: Path) -> str:
     shown = file.parent.name if file.name == "study.py" else file.stem
-    return f"{__name__}.{re.sub(r'[^A-Za-z0-9]', '_', shown)}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    return (
+        f"{__name__}.{re.sub(r'[^A-Za-z0-9]', '_', shown)}_"
+        f"{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    )
 
 
 class _Finder:
-    """Python asks it for modules that nobody else has found."""
+    """Python's finder for modules that nobody else has found."""
 
     @staticmethod
     def find_spec(
         fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The file of a study's module, as a package whose other modules lie beside it."""
+        """Return the file of a study's module, as a package whose other modules lie beside it."""
         for file in _files():
             if fullname == _name(Path(file)):
                 return importlib.util.spec_from_file_location(
@@ -50,11 +52,11 @@ sys.meta_path.append(_Finder)
 
 
 def module(file: Path) -> ModuleType:
-    """Import a study's file; once in a process."""
+    """Import a study's file, once in a process."""
     os.environ[_KNOWN] = os.pathsep.join(dict.fromkeys([*_files(), str(file)]))
     return importlib.import_module(_name(file))
 
 
 def imported(file: Path) -> bool:
-    """Whether this process has imported a study's file; one of this name may have changed since."""
+    """Return whether this process has imported a study's file; the file may have changed since."""
     return _name(file) in sys.modules

@@ -1,6 +1,4 @@
-"""The page around a report's sections: one file that needs no network, with where its numbers come
-from.
-"""
+"""The page around a report's sections: one file that needs no network, with its numbers' source."""
 
 import dataclasses
 import html
@@ -28,9 +26,7 @@ COLORS = (
 
 
 def template() -> Any:
-    """The look of figures: on white, thin axes, the page's letters, colours that tell ten things
-    apart.
-    """
+    """Return the style of figures: white, thin axes, the page's letters, ten distinct colours."""
     import plotly.graph_objects as go
 
     axis = {
@@ -64,9 +60,13 @@ def template() -> Any:
 
 
 def render(run: Run, command: str, state: str, trouble: str = "") -> str:
-    """The whole page.
+    """Render the whole page.
 
-    `state` says which cells it shows; `trouble` is the traceback of a report that failed.
+    Args:
+        run: The run.
+        command: The command that starts the run again.
+        state: The versions of the cells that the page shows.
+        trouble: The traceback of a report that failed.
     """
     report, about = run.report, origin(run.folder)
     missing = [cell for cell in run.cells if not cell.finished]
@@ -86,7 +86,8 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
         "Folder": f"<code>{html.escape(str(run.folder))}</code>",
     }
     settings = "".join(
-        f"<tr><td><code>{html.escape(field.name)}</code></td><td><code>{html.escape(repr(getattr(run.settings, field.name)))}</code></td></tr>"
+        f"<tr><td><code>{html.escape(field.name)}</code></td>"
+        f"<td><code>{html.escape(repr(getattr(run.settings, field.name)))}</code></td></tr>"
         for field in dataclasses.fields(run.settings)
     )
     source = (
@@ -110,8 +111,9 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
             f'<header><p class="kind">marginlab study · '
             f"{html.escape(run.study.name)}</p><h1>{inline(report.title)}</h1>",
             f'<p class="lead">{inline(report.lead)}</p>' if report.lead else "",
-            f"<dl "
-            f'class="facts">{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>',
+            '<dl class="facts">',
+            "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items()),
+            "</dl>",
             f"<details><summary>Settings</summary><div "
             f'class="scroll"><table><tbody>{settings}</tbody></table></div></details></header>',
             _notice(run, missing, trouble),
@@ -157,4 +159,7 @@ def _plotly() -> str:
             "showEditInChartStudio": False,
         }
     )
-    return f"<script>{plotly.offline.get_plotlyjs()}</script><script>Plotly.setPlotConfig({config});</script>"
+    return (
+        f"<script>{plotly.offline.get_plotlyjs()}</script>"
+        f"<script>Plotly.setPlotConfig({config});</script>"
+    )

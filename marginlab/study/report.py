@@ -1,4 +1,4 @@
-"""What a study's `report(run)` adds to the page: text, plotly figures, tables, pictures.
+"""The sections that a study's `report(run)` adds: text, plotly figures, tables, pictures.
 
 Everything is escaped, nothing is fetched.
 """
@@ -29,11 +29,12 @@ class Report:
 
     `title` and `lead` stand above them, and may be set at any time.
 
-    >>> report = Report(title="What is *measured*")
-    >>> report.text("## Errors\n\nThe error is **small**.")
-    >>> report.table([{"letters": "ab", "error": 0.1234567}], "Errors on clean images.")
-    >>> len(report.sections)
-    2
+    Example:
+        >>> report = Report(title="What is *measured*")
+        >>> report.text("## Errors\n\nThe error is **small**.")
+        >>> report.table([{"letters": "ab", "error": 0.1234567}], "Errors on clean images.")
+        >>> len(report.sections)
+        2
     """
 
     def __init__(self, title: str, lead: str = "") -> None:
@@ -42,14 +43,17 @@ class Report:
         self.figures = self.tables = 0
 
     def text(self, markup: str) -> None:
-        """Paragraphs, `## headings`, lists, `**bold**`, `*italic*`, code in backticks,
+        """Add paragraphs with markup.
+
+        The markup is `## headings`, lists, `**bold**`, `*italic*`, code in backticks,
         [links](address).
         """
         self.sections.append(f'<div class="text">{block(markup)}</div>')
 
     def figure(self, figure: Any, caption: str = "") -> None:
-        """A plotly figure, which opens without a network; of its texts' tags those that only style
-        count.
+        """Add a plotly figure, which opens without a network.
+
+        Of the tags in its texts, only those that style are rendered.
         """
         import plotly.io
 
@@ -68,10 +72,10 @@ class Report:
         )
 
     def table(self, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
-        """Rows as dicts; the columns are their keys, in the order in which they appear.
+        """Add a table of rows as dicts; its columns are their keys, in order of appearance.
 
-        Numbers are shortened to four digits, with a tooltip; texts are shown as they are, but for a
-        `Markup`.
+        Numbers are shortened to four digits, with a tooltip. Texts are shown as they are, except
+        for a `Markup`.
         """
         self.tables += 1
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -83,18 +87,23 @@ class Report:
             f"<tr>{''.join(_data(row.get(column), column in numeric) for column in columns)}</tr>"
             for row in rows
         )
-        table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        table = (
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
         self.sections.append(
             f'<figure class="table">{_caption(f"Table {self.tables}", caption)}{table}</figure>'
         )
 
     def images(self, pictures: Sequence[tuple[Any, str]], title: str = "") -> None:
-        """Pictures with their captions, such as names of classes, in which nothing is markup.
+        """Add pictures with their captions, such as names of classes, in which nothing is markup.
 
-        The pictures are uint8 arrays of shape (H, W, 3).
+        Args:
+            pictures: (picture, caption) pairs; a picture is a uint8 array of shape (H, W, 3).
+            title: The heading above them.
 
         Raises:
-            ValueError: a picture of another shape or type.
+            ValueError: A picture of another shape or type.
         """
         shown = "".join(
             f'<figure><img {_size(picture.shape[1])} src="{_uri(picture)}" '
@@ -109,7 +118,7 @@ class Report:
 
 
 def _without_links(value: Any) -> Any:
-    """Remove links and pictures from the texts of a figure: plotly reads them out of class names."""
+    """Remove links and pictures from a figure's texts: plotly reads them out of class names."""
     if isinstance(value, str):
         return _TAG.sub("&lt;", value)
     if isinstance(value, Mapping):
@@ -123,10 +132,11 @@ def _without_links(value: Any) -> Any:
 
 
 def show(value: Any) -> str:
-    """A value in a table, for people.
+    """Write a value in a table for people.
 
-    >>> show(0.1234567), show(float("nan")), show(12), show(None)
-    ('0.1235', '–', '12', '–')
+    Example:
+        >>> show(0.1234567), show(float("nan")), show(12), show(None)
+        ('0.1235', '–', '12', '–')
     """
     if value is None or (
         isinstance(value, numbers.Real)
@@ -183,7 +193,7 @@ def _picture(array: Any) -> "numpy.ndarray":
 
 
 def png(picture: "numpy.ndarray") -> bytes:
-    """A picture (H, W, 3) as a PNG file."""
+    """Encode a picture (H, W, 3) as a PNG file."""
     from PIL import Image
 
     file = io.BytesIO()

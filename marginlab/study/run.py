@@ -1,4 +1,4 @@
-"""A whole run, finished or not: what `report(run)` is given, and what a notebook opens."""
+"""A whole run, finished or not: the argument of `report(run)`, and the object a notebook opens."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,13 +17,14 @@ class Rows(list[dict[str, Any]]):
     """Rows of a table, as dicts."""
 
     def select(self, **columns: Any) -> "Rows":
-        """The rows with these values in these columns.
-
-        >>> Rows([{"seed": 0, "name": "error"}, {"seed": 1, "name": "error"}]).select(seed=1)
-        [{'seed': 1, 'name': 'error'}]
+        """Return the rows with these values in these columns.
 
         Raises:
-            KeyError: a column that the rows do not have.
+            KeyError: A column that the rows do not have.
+
+        Example:
+            >>> Rows([{"seed": 0, "name": "error"}, {"seed": 1, "name": "error"}]).select(seed=1)
+            [{'seed': 1, 'name': 'error'}]
         """
         return Rows(
             row for row in self if all(row[column] == value for column, value in columns.items())
@@ -34,12 +35,12 @@ class Run:
     """A run folder, read.
 
     Attributes:
-        folder, settings, home: the run folder, its settings, the folder of the study's file.
-        cells: all cells of the grid, in order (`cell["seed"]`, `cell.folder`, `cell.finished`).
-        results: the rows of results.csv as dicts: the cell's columns, epoch, name, value, low,
+        folder, settings, home: The run folder, its settings, the folder of the study's file.
+        cells: All cells of the grid, in order (`cell["seed"]`, `cell.folder`, `cell.finished`).
+        results: The rows of results.csv as dicts: the cell's columns, epoch, name, value, low,
             high, n; `results.select(name="error", seed=0)`.
-        times: the rows of times.csv.
-        report: what the study's `report` writes into.
+        times: The rows of times.csv.
+        report: The report that the study's `report` writes into.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Run:
         self._team, self._say = team or Team(), say or (lambda _: None)
 
     def select(self, **columns: Any) -> Rows:
-        """The rows of `results` with these values in these columns."""
+        """Return the rows of `results` with these values in these columns."""
         return self.results.select(**columns)
 
     def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A result kept in the run folder, as `Cell.once`: for what only the report needs."""
+        """Return a result kept in the run folder, as `Cell.once`, for the report alone."""
         return once(self.folder, self._team, self._say, name, function, *arguments)
 
 
@@ -86,17 +87,18 @@ def open_run(
     `open_run("runs/concentration-1f2e3d4c").results.select(name="error")`
 
     Args:
-        folder: a run folder.
-        study: of a study of your own its file, as on the command line. A run folder is data and may
+        folder: A run folder.
+        study: The file of a study of your own, as on the command line. A run folder is data and may
             come from anybody: the file that it names is executed only if it comes with marginlab,
             or if this process has loaded it already.
-        code: modules with methods, backbones or operations of one's own that the folder's settings
-            may name; they are imported. Those that this process has named before need not be.
+        code: Modules with methods, backbones or operations of your own that the folder's settings
+            may name; they are imported. Modules that this process has named before need not be
+            given.
 
     Raises:
-        SettingsError: it is no run folder, or its study is neither one that comes with marginlab
-            nor one that was given, or the folder is of another study than that, or its settings
-            name code that is not in `code`. Nothing of that was imported.
+        SettingsError: The folder is no run folder, or its study neither comes with marginlab nor
+            was given, or the folder is of another study than the given one, or its settings name
+            code that is not in `code`. Nothing of that was imported.
     """
     if study is not None and not isinstance(study, Study):
         study = load(study)  # outside: its code is the user's word

@@ -1,7 +1,7 @@
-"""The ranks that compute a cell together: one without torchrun; under it, all that it started.
+"""The ranks that compute a cell together: one without torchrun, under it all that it started.
 
-Rank 0 decides and writes, the others follow. torch is loaded only when there is more than one, so
-the engine alone starts in no time.
+Rank 0 decides and writes, the others follow. torch is loaded only when there is more than one rank,
+so the engine alone starts in no time.
 """
 
 import functools
@@ -18,14 +18,14 @@ PATIENCE = timedelta(seconds=60)
 
 
 class Team:
-    """Ranks in step: `broadcast` what rank 0 knows, `agree` on whether all went well."""
+    """Ranks in step: `broadcast` a value of rank 0, `agree` on whether all went well."""
 
     def __init__(self, size: int = 1, rank: int = 0, store: Any = None) -> None:
         self.size, self.rank, self.leads = size, rank, rank == 0
         self._store, self._turn = store, 0
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value, on every rank."""
         if self.size == 1:
             return value
         from marginlab import ranks
@@ -41,12 +41,11 @@ class Team:
         return ranks.first(function)
 
     def agree(self, good: bool) -> bool:
-        """True if all ranks say so.
+        """Return True if all ranks say so.
 
-        They speak through the store of torchrun, not by a collective: a rank may hang in one.
-
-        A rank that failed alone, while others wait for it in a collective, cannot be joined again:
-        it ends itself, and torchrun ends them.
+        They speak through the store of torchrun, not by a collective: a rank may hang in one. A
+        rank that failed alone, while others wait for it in a collective, cannot be joined again: it
+        ends itself, and torchrun ends the others.
         """
         if self.size == 1:
             return good
@@ -68,8 +67,9 @@ class Team:
 
 @functools.cache
 def join() -> Team:
-    """The team this process belongs to, from the environment that torchrun sets; makes the default
-    process group (gloo, with nccl on GPUs).
+    """Join the team of this process, from the environment that torchrun sets.
+
+    The default process group is made (gloo, with nccl on GPUs).
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Team()
@@ -88,7 +88,7 @@ def join() -> Team:
 
 
 def leave() -> None:
-    """Take the process group down, if `join` made one."""
+    """Destroy the process group, if `join` made one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from marginlab import ranks
 

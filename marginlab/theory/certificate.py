@@ -25,6 +25,9 @@ class Form:
     A term that a form does not have is NaN.
 
     Attributes:
+        key: Name for code: "P", "T", "T_lengths" (Theorem 1 under each condition), "per_class",
+            "fixed_centers", "companion", "new_images"; with "_pixels" at the end if the main parts
+            are those of pixel distances.
         bound: The bound.
         of: The images that it is about.
         delta: delta at the best point.
@@ -44,6 +47,7 @@ class Form:
             (`lemma_3_1`).
     """
 
+    key: str
     bound: Bound
     of: str = SAMPLED
     delta: float = math.nan
@@ -56,8 +60,8 @@ class Form:
     union: float = math.nan
 
     @property
-    def name(self) -> str:
-        """The theorem and its condition."""
+    def title(self) -> str:
+        """Name for people: the theorem and its condition."""
         return self.bound.name
 
     @property
@@ -86,7 +90,7 @@ class Certificate:
         holds: (deltas, epsilons), how many conditions of Theorem 1 hold at a point: 0 none, 1 (T'),
             2 (T) too, 3 (P) too.
         bounds: (deltas, epsilons), (1 - sigma) + R_eps.
-        v_curve: The certified values by form with only the first views: {views: {name: value}}.
+        v_curve: The certified values by form with only the first views: {views: {key: value}}.
         by_class: The form with fixed centers class by class, with limits for new images in any
             class shares; `by_class.table()`.
         left_out: Labels of the classes whose images were all put aside as new ones. The certificate
@@ -117,15 +121,13 @@ class Certificate:
         """Error of guessing among equally frequent classes, 1 - 1/C."""
         return 1 - 1 / self.classes
 
-    def __getitem__(self, name: str) -> Form:
-        """Return the only form whose name holds this text; raise KeyError otherwise."""
-        found = [form for form in self.forms if name in form.name]
-        if len(found) != 1:
-            raise KeyError(
-                f"{name!r} is part of {len(found)} names of forms: "
-                f"{', '.join(form.name for form in self.forms)}."
-            )
-        return found[0]
+    def __getitem__(self, key: str) -> Form:
+        """Return the form with this key; raise KeyError if there is none."""
+        for form in self.forms:
+            if form.key == key:
+                return form
+        keys = ", ".join(form.key for form in self.forms)
+        raise KeyError(f"There is no form {key!r} in this certificate; its forms are {keys}.")
 
     def best(self, of: str = SAMPLED) -> Form:
         """Return the form that certifies the least error, of these images or of `new images`.
@@ -145,7 +147,8 @@ class Certificate:
         """Return a row for each form."""
         return [
             {
-                "form": form.name,
+                "key": form.key,
+                "form": form.title,
                 "of": form.of,
                 "bound": form.bound.right,
                 "certifies": form.bound.certifies,
@@ -171,7 +174,7 @@ class Certificate:
             f"{self.images} images of {self.classes} classes in {self.views} views; "
             f"nearest-center error {self.error:.4f}, chance {self.chance:.4f}"
         )
-        width = max(len(form.name) for form in self.forms)
+        width = max(len(form.title) for form in self.forms)
         columns = ("delta", "eps", "1-sigma", "R_eps", "union", "rho", "margin")
         yield f"  {'':<{width}}     bound" + "".join(f"{column:>9}" for column in columns)
         for form in self.forms:
@@ -185,7 +188,7 @@ class Certificate:
                 form.rho,
                 form.margin,
             )
-            yield f"  {form.name:<{width}} {said}" + "".join(
+            yield f"  {form.title:<{width}} {said}" + "".join(
                 f"{'' if math.isnan(term) else f'{term:.3g}':>9}" for term in terms
             )
         if self.left_out:
@@ -199,7 +202,7 @@ class Certificate:
             yield "What certifies nothing, and why:"
         for form in self.forms:
             if form.bound.reason:
-                yield f"  {form.name}: {form.bound.reason}"
+                yield f"  {form.title}: {form.bound.reason}"
         yield (
             "Of these images and views each bound is exact; for views that were not drawn "
             "it is optimistic. The first view of an image "

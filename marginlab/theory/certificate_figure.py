@@ -25,13 +25,18 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
 LINES = (BLUE, SKY, PINK, YELLOW, ORANGE, GREEN)
 MARKS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 HOLDS = ("(T')", "(T), (T')", "(P), (T), (T')")
-SHORT = {
-    "Theorem 1 under ": "",
-    "Corollary, ": "",
-    ", distances and lengths": "",
-    ", distances": "",
-    ", no assumptions": " (of views)",
-}
+LABELS = {
+    "P": "(P)",
+    "T": "(T)",
+    "T_lengths": "(T')",
+    "per_class": "per class",
+    "fixed_centers": "fixed centers",
+    "companion": "companion (of views)",
+    "new_images": "fixed centers, new images",
+    "P_pixels": "(P), pixels",
+    "T_pixels": "(T), pixels",
+    "T_lengths_pixels": "(T'), pixels",
+}  # of forms, on the axis
 
 
 def draw(certificate: Certificate) -> Any:
@@ -67,24 +72,9 @@ def draw(certificate: Certificate) -> Any:
     return figure.update_yaxes(showline=True, linecolor=GREY, gridcolor="#e8eaee", zeroline=False)
 
 
-def short(name: str) -> str:
-    """Return the name of a form as the axis shows it.
-
-    Example:
-        >>> short("Theorem 1 under (T'), distances and lengths"), short("Corollary, fixed centers")
-        ("(T')", 'fixed centers')
-        >>> short("Fixed centers, new images, confidence 0.95")
-        'fixed centers, new images'
-    """
-    for long, brief in SHORT.items():
-        name = name.replace(long, brief)
-    name = name.partition(", confidence")[0]
-    return name if name.startswith("(") else name[0].lower() + name[1:]
-
-
 def _forms(figure: Any, certificate: Certificate) -> None:
     forms = certificate.forms
-    names = [short(form.name) for form in forms]
+    names = [LABELS[form.key] for form in forms]
     colors = [
         "#dfe3e8" if not form.bound.certifies else BLUE if form.of == SAMPLED else GREEN
         for form in forms
@@ -130,7 +120,7 @@ def _forms(figure: Any, certificate: Certificate) -> None:
             f"its own limit, confidence {certificate.confidence:g}",
         )
         figure.add_scatter(
-            y=[short(forms[-1].name)], x=limit, mode="markers", marker=mark, name=name, row=1, col=1
+            y=[names[-1]], x=limit, mode="markers", marker=mark, name=name, row=1, col=1
         )
     figure.add_vline(x=certificate.chance, line_dash="dot", line_color=GREY, row=1, col=1)
     figure.add_scatter(
@@ -220,12 +210,12 @@ def _views(figure: Any, certificate: Certificate) -> None:
     Bounds of fewer views are optimistic for more.
     """
     levels = list(certificate.v_curve)
-    names = [
-        form.name
+    keys = [
+        form.key
         for form in certificate.forms
-        if any(at.get(form.name, 1.0) < 1 for at in certificate.v_curve.values())
+        if any(at.get(form.key, 1.0) < 1 for at in certificate.v_curve.values())
     ]
-    for name, color, symbol in zip(names, LINES, MARKS, strict=False):
+    for key, color, symbol in zip(keys, LINES, MARKS, strict=False):
         line = {
             "mode": "lines+markers",
             "line": {"color": color},
@@ -233,13 +223,13 @@ def _views(figure: Any, certificate: Certificate) -> None:
         }
         figure.add_scatter(
             x=levels,
-            y=[certificate.v_curve[V][name] for V in levels],
+            y=[certificate.v_curve[V][key] for V in levels],
             **line,
-            name=short(name),
+            name=LABELS[key],
             row=1,
             col=3,
         )
-    if not names:
+    if not keys:
         said = "nothing is certified with any number" if levels else "not computed (v_curve=False)"
         figure.add_annotation(
             x=0.5, y=0.5, xref="x3 domain", yref="y3 domain", text=said, showarrow=False

@@ -113,10 +113,10 @@ def certify(
         >>> images = torch.eye(3)[labels][:, None] + 0.03 * torch.randn(60, 1, 3, generator=g)
         >>> features = images + 0.01 * torch.randn(60, 4, 3, generator=g)
         >>> certificate = certify(features, labels)
-        >>> certificate.error, certificate["(T), distances"].bound.certifies
+        >>> certificate.error, certificate["T"].bound.certifies
         (0.0, True)
         >>> other = certify(features, labels, new=0.5, v_curve=False).best("new images")
-        >>> print(f"{other.name}: error at most {rounded_up(other.value, 3)}")
+        >>> print(f"{other.title}: error at most {rounded_up(other.value, 3)}")
         Fixed centers, new images, confidence 0.95: error at most 0.096
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
@@ -153,7 +153,7 @@ def certify(
                     Population(f[:, :V], y, weights), deltas, epsilons, nodes, budget
                 )[0]
             )
-            curve[V] = {form.name: form.value for form in few}
+            curve[V] = {form.key: form.value for form in few}
     if pixels is not None:
         forms += _pixel_form(population, pixels, grid.epsilons, nodes, budget)
     counts, new_error = of_sampled(population, reach)[1], (math.nan, math.nan)
@@ -219,7 +219,12 @@ def _of_population(
         within=population.within,
         view_error=population.view_error,
     )
-    return [*grid.forms, class_by_class(population, parts, e), fixed, Form(spread)], grid
+    return [
+        *grid.forms,
+        class_by_class(population, parts, e),
+        fixed,
+        Form("companion", spread),
+    ], grid
 
 
 def _pixel_form(
@@ -241,7 +246,14 @@ def _pixel_form(
         for t, inside in enumerate(parts.members[:, images]):
             seen[t, k] = apart[inside][:, inside].max() + ROUNDING
     forms = over_grid(population, replace(parts, stretch=seen), deltas, epsilons).forms
-    return [replace(form, bound=replace(form.bound, name=f"{form.name}, pixels")) for form in forms]
+    return [
+        replace(
+            form,
+            key=f"{form.key}_pixels",
+            bound=replace(form.bound, name=f"{form.title}, pixels"),
+        )
+        for form in forms
+    ]
 
 
 def _levels(V: int) -> list[int]:

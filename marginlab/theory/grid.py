@@ -28,7 +28,7 @@ from marginlab.theory.per_class import per_class
 from marginlab.theory.population import Population
 from marginlab.theory.theorem_1 import center_radius, rho_2, theorem_1
 
-CONDITIONS = ("printed", "distance", "with_lengths")  # (P), (T), (T')
+CONDITIONS = {"printed": "P", "distance": "T", "with_lengths": "T_lengths"}  # keys of forms
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +175,7 @@ def over_grid(
         )
         forms.append(
             Form(
+                CONDITIONS[name],
                 getattr(theorem, name),
                 delta=float(parts.size[i].max()),
                 epsilon=epsilon,
@@ -220,11 +221,12 @@ def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor,
     )
     room = nearest_centers(population) - 2 * result.radius
     if not bool(result.holds.any()):
-        return Form(result.bound, margin=float(room.max()))
+        return Form("per_class", result.bound, margin=float(room.max()))
     sigma = torch.stack([population.share(parts.members[i[k]])[k] for k in range(C)]).clamp(0, 1)
     unaligned = population.share(population.diameters > epsilon[population.labels]).clamp(0, 1)
     counted = p * result.holds
     return Form(
+        "per_class",
         result.bound,
         outside=float(counted @ (1 - sigma)),
         R_epsilon=float(counted @ unaligned),

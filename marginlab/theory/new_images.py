@@ -192,7 +192,7 @@ def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
         min(population.probability(held & which), 1.0) for which in (found.outside, found.unaligned)
     )
     form = Form(
-        result.bound, outside=outside, R_epsilon=unaligned,
+        "fixed_centers", result.bound, outside=outside, R_epsilon=unaligned,
         margin=float(room[result.holds].min() if bool(result.holds.any()) else room.max()),
     )  # fmt: skip
     return form, found
@@ -222,7 +222,7 @@ def of_new(reach: Reach, found: Counted, confidence: float) -> tuple[Form, tuple
         "outside": float(found.outside.double().mean()),
         "R_epsilon": float(found.unaligned.double().mean()),
     }
-    return Form(bound, NEW, **shares), (wrong, direct)
+    return Form("new_images", bound, NEW, **shares), (wrong, direct)
 
 
 def by_class(

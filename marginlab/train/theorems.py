@@ -42,13 +42,13 @@ PAIRS = 2e7
 
 
 FORMS = {
-    "(P), printed": "P",
-    "(T), distances": "T",
-    "(T'), distances and lengths": "T'",
-    "per class": "per class",
-    "Corollary, fixed": "fixed centers",
-    "new images": "new",
-}
+    "P": "P",
+    "T": "T",
+    "T_lengths": "T'",
+    "per_class": "per class",
+    "fixed_centers": "fixed centers",
+    "new_images": "new",
+}  # the key of a form, and its name in a row
 CONDITIONS = tuple(FORMS.items())[:3]  # of Theorem 1
 
 
@@ -71,13 +71,13 @@ def certified(
     rows = [
         Row(
             epoch,
-            f"certified[{key}]/{space}",
-            certificate[name].value,
-            n=certificate.new_images if key == "new" else certificate.images,
+            f"certified[{name}]/{space}",
+            certificate[key].value,
+            n=certificate.new_images if key == "new_images" else certificate.images,
         )
-        for name, key in FORMS.items()
+        for key, name in FORMS.items()
     ]
-    form, printed = certificate["(T')"], certificate["(P)"]
+    form, printed = certificate["T_lengths"], certificate["P"]
     terms = {
         "1 - sigma": form.outside,
         "R_epsilon": form.R_epsilon,
@@ -92,8 +92,8 @@ def certified(
     ]
     tested = certify(*new, v_curve=False)
     rows += [
-        Row(epoch, f"certified[{key}, test]/{space}", tested[name].value, n=tested.images)
-        for name, key in CONDITIONS
+        Row(epoch, f"certified[{name}, test]/{space}", tested[key].value, n=tested.images)
+        for key, name in CONDITIONS
     ]
     error, limit = certificate.new_error
     return [*rows, Row(epoch, f"new_error/{space}", error, high=limit, n=certificate.new_images)]

@@ -1,5 +1,7 @@
-"""What do the theorems certify of encoders trained by contrastive, supervised-contrastive and
-margin losses, and which of their terms is to blame?
+"""Do the theorems certify encoders trained by contrastive, supervised and margin losses?
+
+The study asks what the theorems certify of such encoders, and which of their terms is to blame
+where they certify nothing. The supervised losses are supervised-contrastive ones.
 """
 
 import csv
@@ -77,8 +79,9 @@ GEOMETRY = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the preset `default`: five silhouettes, six methods, some minutes on two
-    cores.
+    """Settings, by default the preset `default`: five silhouettes, six methods.
+
+    It takes some minutes on two cores.
     """
 
     data: str = "shapes-5"
@@ -216,8 +219,9 @@ def _train(
 
 
 def report(run: Run) -> None:
-    """What is certified at the end, when each condition starts to hold, which term is to blame, and
-    the theorems on the losses themselves.
+    """Report the certificates at the end, the start of each condition, and the limiting terms.
+
+    The theorems on the losses themselves follow.
     """
     chosen: Settings = run.settings
     names = _names(chosen.methods)
@@ -294,7 +298,10 @@ def report(run: Run) -> None:
         _panels(run, names, three, captions),
         "Theorem 3: what InfoNCE's L_2 says of the centers. 1 holds of every encoder.",
     )
-    caption = "Theorem 4: L_2 against tau', the two parts that cannot both vanish; and its bound in units of r^2 (dashed: 1 holds of every encoder)."
+    caption = (
+        "Theorem 4: L_2 against tau', the two parts that cannot both vanish; and its bound in "
+        "units of r^2 (dashed: 1 holds of every encoder)."
+    )
     run.report.figure(_tension(run, names), caption)
     with (run.home / "published.csv").open(encoding="utf-8") as file:
         run.report.text("## Published")
@@ -317,8 +324,9 @@ def _ends(run: Run, method: str) -> dict[str, float]:
 
 
 def _names(methods: tuple[str, ...]) -> dict[str, str]:
-    """The class of a method, or the margin that it trains with; the whole method where that is
-    another's name too.
+    """Name methods by their class or their training margin.
+
+    Where two methods would share a name, the whole method is the name.
     """
     short = {}
     for method in methods:
@@ -340,7 +348,7 @@ def _said(value: float | None) -> str:
 
 
 def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: float) -> str:
-    """What follows from the table."""
+    """Put the conclusions from the table in words."""
     lines = []
     for method, end in ends.items():
         value, error = (

@@ -58,7 +58,10 @@ def write(run: Run) -> None:
         {name: value for name, value in entry.items() if name != "method" or not same}
         for entry in table
     ]
-    caption = "kNN accuracy in per cent, ours and published (Huang et al., ICLR 2023, Tables 1 and 2); a dash where this run has no such cell."
+    caption = (
+        "kNN accuracy in per cent, ours and published (Huang et al., ICLR 2023, Tables 1 and 2); "
+        "a dash where this run has no such cell."
+    )
     run.report.table(
         shown_, f"{caption} The paper prints no numbers for its Figure 3, the ten pairs."
     )

@@ -25,7 +25,7 @@ AXIS = "1 - sigma"
 
 
 def label(letters: str, strength: float) -> str:
-    """How an augmentation is called in figures and tables."""
+    """Name an augmentation for figures and tables."""
     return letters if strength == 0.5 else f"{letters}, s={strength:g}"
 
 
@@ -38,8 +38,9 @@ def colors(labels: Any) -> dict[str, str]:
 def over_delta(
     panels: Mapping[str, Mapping[str, Mapping[str, Any]]], at: float | None, title: str
 ) -> go.Figure:
-    """1 - sigma over delta, a panel for each grid, a line for each augmentation, whose band holds
-    the two sides and all blocks of images.
+    """Plot 1 - sigma over delta: a panel for each grid, a line for each augmentation.
+
+    The band of a line holds the two sides and all blocks of images.
     """
     figure = make_subplots(
         1, len(panels), subplot_titles=list(panels), shared_yaxes=True, horizontal_spacing=0.04
@@ -91,8 +92,9 @@ def over_delta(
 
 
 def beside_control(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """A small panel for each augmentation: the class in every block of images, and its control in
-    every block.
+    """Plot the class and its control in every block of images.
+
+    There is a small panel for each augmentation.
     """
     across = min(5, len(kept))
     figure = make_subplots(
@@ -122,8 +124,9 @@ def beside_control(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
 
 
 def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """1 - sigma against the number of views, and beyond them after the search; left all deep
-    images, right the fewer that are sharpened.
+    """Plot 1 - sigma against the number of views, and beyond them after the search.
+
+    All deep images are on the left, the fewer that are sharpened on the right.
     """
     sharp = all("sharpened" in found["deep"] for found in kept.values())
     first = next(iter(kept.values()))["deep"]
@@ -178,8 +181,9 @@ def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
 
 
 def over_images(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """1 - sigma against the number of images of a class; a mark for the mean over disjoint parts, a
-    bar for their standard deviation.
+    """Plot 1 - sigma against the number of images of a class.
+
+    A mark is the mean over disjoint parts, a bar their standard deviation.
     """
     figure, color = go.Figure(), colors(kept)
     for name, found in kept.items():
@@ -282,11 +286,11 @@ def against_error(
     controls: Mapping[str, float],
     untrained: Mapping[str, float],
 ) -> go.Figure:
-    """Error against 1 - sigma: a panel for each error; points[error][grid][augmentation] holds 1 -
-    sigma by block and the errors by seed.
+    """Plot error against 1 - sigma: a panel for each error.
 
-    Bars are ranges over blocks and seeds; crosses stand at the null control's 1 - sigma; the line
-    is the untrained network's error.
+    points[error][grid][augmentation] holds 1 - sigma by block and the errors by seed. Bars are
+    ranges over blocks and seeds; crosses stand at the null control's 1 - sigma; the line is the
+    untrained network's error.
     """
     figure = make_subplots(1, len(points), subplot_titles=list(points), horizontal_spacing=0.06)
     for column, (title, grids) in enumerate(points.items(), 1):

@@ -1,10 +1,10 @@
-"""What the numbers say of the paper's statements: each holds, does not hold, or cannot be said,
-with the numbers that decide.
+"""Verdicts on the paper's statements: each holds, does not hold, or cannot be said.
 
-Augmentations are compared by paired differences, over disjoint blocks of images for 1 - sigma, over
-training seeds for errors: one is below another if the 95 % Student interval of the difference lies
-below zero. An order of 1 - sigma is claimed only where it also holds at every V >= 32 of the curve
-in V and after sharpening; otherwise it is an order at that V.
+Each verdict comes with the numbers that decide. Augmentations are compared by paired differences,
+over disjoint blocks of images for 1 - sigma, over training seeds for errors: one is below another
+if the 95 % Student interval of the difference lies below zero. An order of 1 - sigma is claimed
+only where it also holds at every V >= 32 of the curve in V and after sharpening; otherwise it is an
+order at that V.
 """
 
 import itertools
@@ -23,7 +23,7 @@ LEAST_VIEWS = 32  # from which number of views an order must hold
 
 
 class Finding(NamedTuple):
-    """A statement, whose it is, the verdict, and why."""
+    """A statement, its author, the verdict, and the reason."""
 
     statement: str
     source: str
@@ -32,16 +32,14 @@ class Finding(NamedTuple):
 
 
 def below(one: Sequence[float], other: Sequence[float]) -> bool | None:
-    """Whether `one` is below `other` (True), above it (False), or neither for certain (None), from
-    paired values.
-    """
+    """Compare paired values: True if `one` is below `other`, False if above, None if uncertain."""
     difference = [a - b for a, b in zip(one, other, strict=True)]
     low, high = interval(difference)
     return True if high < 0 else False if low > 0 else None
 
 
 def smallest(values: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
-    """The verdict on `name` having the smallest of all values, and the words for it."""
+    """Judge whether `name` has the smallest of all values, and give the words for it."""
     others = {other: below(values[name], values[other]) for other in values if other != name}
     means = sorted((float(np.mean(v)), k) for k, v in values.items())
     ranked = f"smallest are {', '.join(f'{k} {mean:.3f}' for mean, k in means[:3])}"
@@ -52,7 +50,7 @@ def smallest(values: Mapping[str, Sequence[float]], name: str) -> tuple[str, str
 
 
 def increasing(values: Mapping[str, Sequence[float]], order: Sequence[str]) -> tuple[str, str]:
-    """The verdict on values that rise along `order`, and the words for it."""
+    """Judge whether values rise along `order`, and give the words for it."""
     found = [below(values[a], values[b]) for a, b in itertools.pairwise(order)]
     shown = ", ".join(f"{name} {float(np.mean(values[name])):.3f}" for name in order)
     if all(found):
@@ -61,8 +59,9 @@ def increasing(values: Mapping[str, Sequence[float]], order: Sequence[str]) -> t
 
 
 class Orders(NamedTuple):
-    """Which orders of two augmentations by 1 - sigma hold at every V >= 32 and after sharpening,
-    and which only at the V of the blocks.
+    """Orders of pairs of augmentations by 1 - sigma: at every V >= 32 and sharpened, or at one V.
+
+    An order holds at every V >= 32 and after sharpening, or only at the V of the blocks.
     """
 
     stable: list[str]
@@ -70,12 +69,12 @@ class Orders(NamedTuple):
     undecided: list[str]
 
     def claims(self, one: str, other: str) -> bool:
-        """Whether `one` < `other` may be said without naming V."""
+        """Return whether `one` < `other` may be said without naming V."""
         return f"{one} < {other}" in self.stable
 
 
 def orders(pixels: Mapping[str, Mapping[str, Any]]) -> Orders:
-    """The orders of all pairs of augmentations, from what `concentrate` measured of each."""
+    """Return the orders of all pairs of augmentations, from the results of `concentrate`."""
     stable, local, undecided = [], [], []
     for one, other in itertools.permutations(pixels, 2):
         found = below(by_block(pixels[one]), by_block(pixels[other]))
@@ -115,11 +114,11 @@ def findings(
     errors: Mapping[str, Mapping[str, Sequence[float]]],
     curves_at: Sequence[float],
 ) -> list[Finding]:
-    """All statements that these measurements speak of.
+    """Return all statements that these measurements speak of.
 
-    `pixels` holds what `concentrate` measured by label, `features` what `encoded` measured for each
-    seed, `errors` by title and label the errors of the seeds; `curves_at` are shares of delta_max
-    at which the correlation is looked at again.
+    `pixels` holds the results of `concentrate` by label, `features` those of `encoded` for each
+    seed, `errors` by title and label the errors of the seeds. `curves_at` are the shares of
+    delta_max at which the correlation is computed again.
     """
     said: list[Finding] = []
     sigma = {label: by_block(found) for label, found in pixels.items()}
@@ -261,14 +260,17 @@ def _at(found: Mapping[str, Any], share: float) -> float:
 def _of_the_estimate(
     pixels: Mapping[str, Mapping[str, Any]], features: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[Finding]:
-    """What the estimates say of themselves."""
+    """Return the statements on the estimates themselves."""
     gaps = {
         label: found["rows"]["1-sigma (control minus class)"] for label, found in pixels.items()
     }
     seen = [label for label, (_, low, _, _) in gaps.items() if low > 0]
     mean = float(np.mean([gap[0] for gap in gaps.values()]))
     verdict = HOLDS if len(seen) == len(gaps) else OPEN if seen else FAILS
-    why = f"for {len(seen)} of {len(gaps)} augmentations; the control lies {mean:+.3f} from the class on average"
+    why = (
+        f"for {len(seen)} of {len(gaps)} augmentations; the control lies {mean:+.3f} from the "
+        f"class on average"
+    )
     said = [
         Finding(
             "in pixels, 1 - sigma is smaller within a class than in groups drawn across classes",
@@ -317,7 +319,10 @@ def _of_the_estimate(
         )
     order = orders(pixels)
     total = len(order.stable) + len(order.local) + len(order.undecided)
-    why = f"{len(order.stable)} of {total} pairs; {len(order.local)} are orders at V = {_V(pixels)} only, {len(order.undecided)} undecided"
+    why = (
+        f"{len(order.stable)} of {total} pairs; {len(order.local)} are orders at V = {_V(pixels)} "
+        f"only, {len(order.undecided)} undecided"
+    )
     verdict = HOLDS if len(order.stable) == total else OPEN
     said.append(
         Finding(
@@ -335,7 +340,10 @@ def _of_the_estimate(
         positive = [label for label, values in learnt.items() if min(values) > 0]
         mean = float(np.mean([np.mean(values) for values in learnt.values()]))
         verdict = HOLDS if len(positive) == len(learnt) else OPEN if positive else FAILS
-        why = f"with every seed for {len(positive)} of {len(learnt)} augmentations; on average the control lies {mean:+.3f} from the class"
+        why = (
+            f"with every seed for {len(positive)} of {len(learnt)} augmentations; on average the "
+            f"control lies {mean:+.3f} from the class"
+        )
         said.append(
             Finding(
                 "in the features of the trained encoders, it is smaller within a class than across",

@@ -1,10 +1,9 @@
-"""What the study measures of an augmentation: its concentration in pixels, and in the features of
-an encoder trained with it.
+"""Measurements of an augmentation: its concentration in pixels and in an encoder's features.
 
-The estimand is named by (n, V): n images of each class, V views of each, the image itself first.
-Images, blocks of images, the views' draws and the deltas are the same for every augmentation, so
-that differences between augmentations are paired. Every number comes with its null control: the
-same for groups of equal size drawn across classes.
+The encoder is trained with the augmentation. The estimand is named by (n, V): n images of each
+class, V views of each, the image itself first. Images, blocks of images, the views' draws and the
+deltas are the same for every augmentation, so that differences between augmentations are paired.
+Every number comes with its null control: the same for groups of equal size drawn across classes.
 """
 
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Measured:
-    """What decides the numbers of an augmentation: settings of the study."""
+    """The settings of the study that decide the numbers of an augmentation."""
 
     data: str
     image_size: int
@@ -55,7 +54,7 @@ class Measured:
 
 
 class Number(NamedTuple):
-    """A value, the ends of what is known about it, and on how many images of a class it rests."""
+    """A value, its interval, and the number of images of a class on which it rests."""
 
     value: float
     low: float = NAN
@@ -64,8 +63,9 @@ class Number(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Images of all classes, equally many of each, and the number of the first: what their views
-    are drawn for.
+    """Images of all classes, equally many of each, and the number of the first.
+
+    The numbers of the images name the draws of their views.
     """
 
     images: ImageSet
@@ -83,8 +83,10 @@ class Block(NamedTuple):
 
 
 def blocks(measured: Measured) -> list[Block]:
-    """The blocks of training images; fewer images of a class, then fewer blocks, where the smallest
-    class does not have as many as asked for.
+    """Return the blocks of training images.
+
+    Where the smallest class does not have as many images as asked for, there are fewer images of a
+    class, then fewer blocks.
     """
     images = data.load(measured.data, "train", size=measured.image_size)
     smallest = int(torch.bincount(images.labels).min())
@@ -94,10 +96,10 @@ def blocks(measured: Measured) -> list[Block]:
 
 
 def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
-    """Concentration of an augmentation in pixels: curves, their control, convergence in V, the
-    anchor form; pictures go into the folder.
+    """Measure an augmentation's concentration in pixels.
 
-    Under torchrun each rank measures all of it, alike.
+    The result is curves, their control, convergence in V, and the anchor form; pictures go into the
+    folder. Under torchrun each rank measures all of it, alike.
     """
     augmentation = settings.call(measured.augmentation, augment)
     parts = blocks(measured)
@@ -153,8 +155,9 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
 
 
 def encoded(measured: Measured, training: str, *, folder: Path) -> dict[str, Any]:
-    """The same in the space of an encoder's L2-normalised backbone features; `training` is the
-    folder, under once/, of its training.
+    """Measure the concentration in the space of an encoder's L2-normalised backbone features.
+
+    `training` is the folder, under once/, of its training.
     """
     method = marginlab.train.load(folder.parent / training / "run")
     augmentation = settings.call(measured.augmentation, augment)
@@ -190,8 +193,9 @@ def encoded(measured: Measured, training: str, *, folder: Path) -> dict[str, Any
 
 
 class Both(NamedTuple):
-    """Concentration within the classes, and in groups drawn across them; where asked for, what lies
-    between the classes.
+    """Concentration within the classes, and in groups drawn across them.
+
+    Where asked for, it includes the part between the classes.
     """
 
     within: ConcentrationResult
@@ -216,8 +220,9 @@ def _measure(
 
 
 class _Clean(NamedTuple):
-    """Of clean images: delta_max, the 90 % quantile of their distances within a class, and their
-    root mean square deviation from their mean.
+    """Statistics of clean images: delta_max and their root mean square deviation from their mean.
+
+    delta_max is the 90 % quantile of their distances within a class.
     """
 
     delta_max: float
@@ -237,8 +242,9 @@ class _Clean(NamedTuple):
 
 
 def _over_blocks(found: list[Both], delta: float, clean: _Clean, n: int) -> dict[str, Number]:
-    """The scalars of each block, and their means over blocks; a mean's low and high are its 95 %
-    Student interval over blocks.
+    """Return the scalars of each block, and their means over blocks.
+
+    A mean's low and high are its 95 % Student interval over blocks.
     """
     rows: dict[str, Number] = {}
 
@@ -296,8 +302,9 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def _curves(found: list[Any], deltas: Any) -> dict[str, Any]:
-    """1 - sigma over delta, mean over classes: both sides of the first block, and the upper side of
-    every block.
+    """Return 1 - sigma over delta, mean over classes.
+
+    Both sides are of the first block, and the upper side of every block.
     """
     curves = [result.curve(deltas, reduce="mean") for result in found]
     return {
@@ -308,8 +315,9 @@ def _curves(found: list[Any], deltas: Any) -> dict[str, Any]:
 
 
 def _by_n(found: list[ConcentrationResult], delta: float) -> dict[str, list[float]]:
-    """1 - sigma of disjoint parts with fewer images of a class: it optimises over cliques, so it
-    changes with n.
+    """Return 1 - sigma of disjoint parts with fewer images of a class.
+
+    It optimises over cliques, so it changes with n.
     """
     n = int(found[0].n.min())
     sizes = sorted({size for size in (n // 8, n // 4, n // 2, n) if size >= 2})
@@ -326,8 +334,9 @@ def _by_n(found: list[ConcentrationResult], delta: float) -> dict[str, list[floa
 def _deep(
     measured: Measured, augmentation: Augmentation, block: Block, delta: float
 ) -> dict[str, Any]:
-    """The curve in V on the first images of the block, and beyond it by a search over the
-    augmentation's parameters.
+    """Return the curve in V on the first images of the block, continued by a search.
+
+    The search is over the augmentation's parameters.
     """
     C = len(block.images.classes)
     n = min(measured.deep_per_class, len(block.images) // C)
@@ -358,8 +367,9 @@ def _sides(found: ConcentrationResult, delta: float, level: int | None = None) -
 def _sharpened(
     found: ConcentrationResult, block: Block, augmentation: Augmentation
 ) -> tuple[ConcentrationResult, float]:
-    """The result with every d_A of the most views lowered by a search that starts from the best
-    sampled pair; the mean ratio of distances.
+    """Sharpen the result: lower every d_A of the most views by a search from the best sampled pair.
+
+    The mean ratio of distances is returned, too.
     """
     pixels, at = block.images.images, len(found.levels) - 1
     n = int(found.n[0])
@@ -387,8 +397,10 @@ def _sharpened(
 def _anchored(
     measured: Measured, augmentation: Augmentation, parts: list[Block], deltas: Any
 ) -> dict[str, Any]:
-    """The anchor form: points chosen for delta on the first block, members counted among the images
-    of the others; nothing with one block.
+    """Return the anchor form; nothing with one block.
+
+    Points are chosen for delta on the first block, and members are counted among the images of the
+    other blocks.
     """
     if len(parts) < 2:
         return {}
@@ -413,8 +425,9 @@ def _anchored(
 
 
 def _across(labels: Tensor) -> Tensor:
-    """Groups drawn across classes, as many and as large: the images of each class are dealt to them
-    in turn.
+    """Draw groups across classes, as many and as large as these.
+
+    The images of each class are dealt to the groups in turn.
     """
     place = torch.stack(
         [(labels == label).long().cumsum(0) - 1 for label in range(int(labels.max()) + 1)]
@@ -429,8 +442,9 @@ def _upper(matrix: Tensor) -> Any:
 def _pictures(
     block: Block, augmentation: Augmentation, found: ConcentrationResult, n_views: int, folder: Path
 ) -> None:
-    """Views of three images, and the pairs of images that come closest: image, its nearest view,
-    the other's nearest view, the other.
+    """Draw views of three images, and the pairs of images that come closest.
+
+    A pair is shown as image, its nearest view, the other's nearest view, the other.
     """
 
     def bytes_of(images: Tensor) -> Any:

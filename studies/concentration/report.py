@@ -1,6 +1,7 @@
-"""The report of the concentration study, in the order of its story: what augmentations do, how
-concentrated their views are, what encoders learn, how well the one predicts the other, what the
-paper published, and what follows.
+"""The report of the concentration study, in the order of its story.
+
+It tells what augmentations do, how concentrated their views are, what encoders learn, how well the
+one predicts the other, what the paper published, and what follows.
 """
 
 import math
@@ -23,7 +24,10 @@ ERRORS = {
     "nearest center": "nearest_center_error/backbone",
     "linear": "linear_error/backbone",
 }
-MEANT = "kNN with k=200, T=0.1; nearest class center, Err(G_f) of the paper, centers over views, errors on clean images; linear probe"
+MEANT = (
+    "kNN with k=200, T=0.1; nearest class center, Err(G_f) of the paper, centers over views, "
+    "errors on clean images; linear probe"
+)
 CONTROL = "Dotted: the null control, the same for groups of equal size drawn across classes."
 # of delta_max, beside the setting's, at which the correlation is looked at again
 SHARES = (0.3, 0.7)
@@ -47,8 +51,8 @@ Encoded = Mapping[tuple[str, str, float, str, int], dict[str, Any]]
 def write(run: Run, pixels: Kept, features: Encoded) -> None:
     """Write the report.
 
-    `pixels` holds what `concentrate` measured by (grid, letters, strength), `features` what
-    `encoded` did, by method and seed too.
+    `pixels` holds the results of `concentrate` by (grid, letters, strength), `features` those of
+    `encoded`, by method and seed too.
     """
     chosen, report = run.settings, run.report
     n, blocks = (

@@ -1,5 +1,6 @@
-"""Does the concentration of augmented data tell how well contrastive learning will do with an
-augmentation?
+"""Does the concentration of augmented data tell how well contrastive learning will do?
+
+The question is asked of an augmentation: its concentration, and learning with it.
 """
 
 import functools
@@ -63,8 +64,9 @@ GRIDS = ("ladder", "strength", "pairs")
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the preset `default`: the embedded shapes, a small backbone, some minutes on
-    two cores.
+    """Settings, by default the preset `default`: embedded shapes, a small backbone.
+
+    It takes some minutes on two cores.
     """
 
     data: str = "shapes"
@@ -183,7 +185,7 @@ def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
 
 
 def check(chosen: Settings) -> str:
-    """Refuse before any work what only the data and the network can tell; the digest of the data."""
+    """Refuse settings that do not fit the data or the network; return the digest of the data."""
     for cell in cells(chosen):
         if cell["seed"] == chosen.seeds[0]:
             _recipe(cell, chosen).make_method()
@@ -269,8 +271,9 @@ def _measured(cell: Any, chosen: Settings) -> Measured:
 
 
 def run(cell: Cell) -> None:
-    """Train with the augmentation, measure its concentration in pixels and in the features of what
-    was trained, record all of it.
+    """Train with the augmentation, measure its concentration, and record both.
+
+    The concentration is measured in pixels and in the features of the trained network.
     """
     chosen: Settings = cell.settings
     trained = cell.once(
@@ -289,8 +292,9 @@ def run(cell: Cell) -> None:
 def train(
     recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
 ) -> dict[str, Any]:
-    """Rows of one training run, and the folder under once/ in which its encoder is kept
-    (`marginlab.train.load`).
+    """Return the rows of one training run, and the folder under once/ that keeps its encoder.
+
+    `marginlab.train.load` reads the folder.
     """
     return {
         "folder": folder.name,

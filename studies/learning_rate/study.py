@@ -1,5 +1,6 @@
-"""Which learning rate suits a method with an augmentation? Chosen once, on abcde, and then frozen
-for the study of concentration.
+"""Which learning rate suits a method with an augmentation?
+
+The rate is chosen once, on abcde, and then frozen for the study of concentration.
 """
 
 import functools
@@ -21,8 +22,9 @@ headline = ("knn_error/backbone", "linear_error/backbone", "loss")
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are those of the preset `cifar10-cpu` of the study concentration, but for its
-    augmentations.
+    """Settings, by default those of the preset `cifar10-cpu` of the study concentration.
+
+    Its augmentations are not taken over.
     """
 
     data: str = "cifar10"
@@ -63,7 +65,7 @@ def cells(chosen: Settings) -> list[dict[str, str | int]]:
 
 
 def check(chosen: Settings) -> str:
-    """Refuse before any work what only the data and the network can tell; the digest of the data."""
+    """Refuse settings that do not fit the data or the network; return the digest of the data."""
     recipe = _recipe(cells(chosen)[0], chosen)
     recipe.make_method()
     return " ".join(images.digest() for images in check_data(recipe))

@@ -1,5 +1,7 @@
-"""Does a margin classifier that sees a sample of the classes at each step verify identities it was
-not trained on as well as one that sees all?
+"""Does a margin classifier that samples classes verify new identities as well as a full one?
+
+The first sees a sample of the classes at each step, the second sees all. Neither was trained on the
+identities that it verifies.
 """
 
 import csv
@@ -121,9 +123,12 @@ def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
 
 
 def check(chosen: Settings) -> str:
-    """Refuse before any work what only the data and the processes can tell; the digest of the data."""
+    """Refuse settings that do not fit the data or the ranks; return the digest of the data."""
     if ranks.size() != chosen.ranks:
-        command = f"torchrun --nproc-per-node {chosen.ranks} -m marginlab.study partial_fc --ranks {chosen.ranks}"
+        command = (
+            f"torchrun --nproc-per-node {chosen.ranks} -m marginlab.study partial_fc --ranks "
+            f"{chosen.ranks}"
+        )
         raise settings.SettingsError(
             f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} "
             f"processes. Start `{command}`."
@@ -230,8 +235,9 @@ def _pixels(
 
 
 def report(run: Run) -> None:
-    """Verification by rate beside that of pixels, the target angle over training, and the published
-    tables.
+    """Report verification by rate, beside that of pixels.
+
+    The target angle over training and the published tables follow.
     """
     chosen: Settings = run.settings
     names = ("verification_accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
@@ -257,7 +263,10 @@ def report(run: Run) -> None:
         {"rate": "untrained network"} | {name: mean(f"{name}/projector", epoch=0) for name in names}
     )
     table.append({"rate": "pixels"} | {name: mean(f"{name}/pixels") for name in names})
-    words = f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.far_pairs:,} pairs; means over {len(chosen.seeds)} seed(s)."
+    words = (
+        f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.far_pairs:,} "
+        f"pairs; means over {len(chosen.seeds)} seed(s)."
+    )
     run.report.table(table, words)
     figure = go.Figure()
     for rate in chosen.rates:

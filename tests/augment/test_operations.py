@@ -130,7 +130,7 @@ def theirs(transform, size, number, seed=11):
 
 
 def same_law(ours, others, bins=None):
-    """p-value: Kolmogorov-Smirnov for continuous values, chi-square over classes for discrete ones."""
+    """p-value: Kolmogorov-Smirnov for continuous values, chi-square for discrete ones."""
     if bins is None:
         return stats.ks_2samp(ours, others).pvalue
     table = torch.stack(

@@ -155,7 +155,10 @@ def test_an_absent_published_set_says_what_to_do_and_is_not_downloaded(tmp_path,
         "urllib.request.urlopen", lambda *arguments, **more: pytest.fail("the network was used")
     )
     monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
-    remedies = f"Put {name}.npz there, or set MARGINLAB_DATA .*`python -m marginlab.data {name} --root {tmp_path}`"
+    remedies = (
+        f"Put {name}.npz there, or set MARGINLAB_DATA .*`python -m marginlab.data {name} --root "
+        f"{tmp_path}`"
+    )
     with pytest.raises(
         FileNotFoundError, match=f"{name} is not in the folder {tmp_path} .*{remedies}"
     ):

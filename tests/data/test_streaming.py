@@ -24,7 +24,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 9, 7, 3), dtype=np.uint8
 
 
 class Numbers:
-    """A source whose image at a row is that number, and which keeps in mind what it was asked for."""
+    """A source whose image at a row is that number; it records the rows it was asked for."""
 
     def __init__(self, n):
         self.shape, self.asked = torch.Size((n, 3, 2, 2)), []

@@ -208,7 +208,7 @@ def test_the_filter_on_views_of_few_directions_with_copies_and_flat_ones(seed, r
         assert u * 5 + v == min(k for k in firsts if max(divmod(k, 5)) < level)
 
 
-def test_blocks_with_many_candidates_end_the_filter_noise_does_not_begin_it_and_smooth_views_keep_it():
+def test_the_filter_ends_at_many_candidates_does_not_begin_on_noise_and_stays_on_smooth_views():
     generator = torch.Generator().manual_seed(3)
     noise = torch.rand(24, 12, 64, generator=generator)
     smooth = (

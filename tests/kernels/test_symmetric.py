@@ -12,7 +12,7 @@ from marginlab.kernels import symmetric_logsumexp
 
 @st.composite
 def problems(draw):
-    """Rows, and columns left out in both directions: each row's own, and those of a drawn pairing."""
+    """Rows, and columns left out in both directions: each row's own, and a drawn pairing's."""
     rows, features = draw(st.integers(1, 9)), draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     x = torch.randn(rows, features, dtype=torch.float64, generator=generator)

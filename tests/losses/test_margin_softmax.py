@@ -392,7 +392,7 @@ def test_compiled_is_the_same():
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any operation gives, in numbers, but for those of one allowed shape."""
+    """Size in numbers of the largest tensor of any operation, except those of one shape."""
 
     def __init__(self, allowed):
         super().__init__()

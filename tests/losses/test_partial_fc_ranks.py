@@ -1,4 +1,4 @@
-"""Partial FC across ranks is Partial FC on one: value, every gradient, state of the margin, errors."""
+"""Partial FC across ranks equals Partial FC on one: value, gradients, margin's state, errors."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Numbers of docs/published_code.md on contrastive losses: what published code computes, and ours."""
+"""Numbers of docs/published_code.md on contrastive losses: published code's, and ours."""
 
 import math
 

@@ -67,7 +67,7 @@ def test_alignment_is_unbiased_for_views_drawn_without_replacement(z):
 
 @given(features)
 def test_alignment_of_all_views_with_replacement_is_twice_r2_less_the_squared_means(z):
-    """Theory.md section 1: L_align = 2 (r^2 - E ||nu||^2), with independent (possibly equal) views."""
+    """Theory.md section 1: L_align = 2 (r^2 - E ||nu||^2), for independent (or equal) views."""
     V = z.shape[1]
     z = torch.nn.functional.normalize(z, dim=-1)
     with_replacement = alignment(z)[0].mean() * (V - 1) / V

@@ -374,8 +374,14 @@ def test_measures_and_evaluation_load_the_core_only():
     """Beside what the core's own packages load (torchmetrics takes torchvision in where it finds
     it).
     """
-    core = "import sys, torch, numpy, scipy.stats, torchmetrics, jaxtyping; before = set(sys.modules)\n"
-    code = "import marginlab.measures, marginlab.evaluation, marginlab.kernels; print(*(set(sys.modules) - before))"
+    core = (
+        "import sys, torch, numpy, scipy.stats, torchmetrics, jaxtyping; before = "
+        "set(sys.modules)\n"
+    )
+    code = (
+        "import marginlab.measures, marginlab.evaluation, marginlab.kernels; "
+        "print(*(set(sys.modules) - before))"
+    )
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", core + code],
         capture_output=True,

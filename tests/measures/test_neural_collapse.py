@@ -254,7 +254,7 @@ def test_the_nearest_center_is_scikit_learns_at_any_budget(drawn):
     )
 
 
-def test_a_prediction_of_an_image_is_one_of_all_its_views_and_a_class_without_center_is_never_nearest():
+def test_a_prediction_is_of_all_views_and_a_class_without_center_is_never_nearest():
     z = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(8))
     centers = torch.randn(5, 4, generator=torch.Generator().manual_seed(9))
     said = torch.arange(7) % 5

@@ -1,4 +1,4 @@
-"""Measures of directions see no length: rows longer than 1e19, subnormal ones, and float64's ends."""
+"""Measures of directions see no length: rows beyond 1e19, subnormal ones, float64's ends."""
 
 import pytest
 import torch

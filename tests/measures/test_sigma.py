@@ -182,7 +182,7 @@ def test_where_all_views_can_be_listed_d_A_and_sigma_are_the_truth():  # noqa: N
             ] == pytest.approx([sigma, sigma])
 
 
-def test_turning_the_hue_brings_a_class_together_where_colour_is_all_that_tells_it_apart_and_not_the_classes():
+def test_turning_the_hue_brings_a_class_together_but_not_the_classes():
     shapes = Shapes(
         ("disc", "triangle", "cross"),
         size=16,

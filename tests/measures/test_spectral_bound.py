@@ -217,7 +217,7 @@ KNOWN = {  # name: function, shape, and the constant where it is attained
 
 @pytest.mark.parametrize("shape", sorted({shape for _, shape, _ in KNOWN.values()}), ids=str)
 def test_the_constant_of_each_operation(shape):
-    """All operations on inputs of one shape are results of one network, for tracing takes its time."""
+    """One network with all operations on inputs of one shape, since tracing takes long."""
     known = {
         name: (function, constant)
         for name, (function, own, constant) in KNOWN.items()

@@ -204,7 +204,7 @@ def test_the_fit_is_scipys(seed, n):
 
 @given(st.integers(0, 2**20), st.floats(0.5, 2.0), st.sampled_from([0.0, 10.0]))
 def test_alpha_of_an_exact_power_law_spectrum(seed, alpha, offset):
-    """Features whose covariance is exactly one with eigenvalues j^-alpha, wherever their mean lies."""
+    """Features with a covariance of eigenvalues exactly j^-alpha, wherever their mean lies."""
     D, n = 32, 80
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(n, D, generator=generator).double()

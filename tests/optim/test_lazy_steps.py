@@ -1,4 +1,4 @@
-"""LazySGD and LazyAdamW against torch's optimizers and against loops over single rows, in float64."""
+"""LazySGD and LazyAdamW against torch's optimizers and loops over single rows, in float64."""
 
 import hypothesis.strategies as st
 import pytest

@@ -113,7 +113,7 @@ def test_a_step_exchanges_the_planned_bytes(pool, margin, ranks, smoothing, embe
 
 
 def test_a_ring_sends_what_is_said():
-    """4 ranks: an all-gather of p bytes sends 3 p, an all-reduce 2 x 3/4 p, a reduce-scatter 3/4 p."""
+    """4 ranks: all-gather of p bytes sends 3 p, all-reduce 2 x 3/4 p, reduce-scatter 3/4 p."""
     sent = {
         exchange.what: (exchange.payload, exchange.wire(4))
         for exchange in traffic(Setup(batch=8, ranks=4, dim=16))
@@ -327,7 +327,10 @@ def test_the_published_table_is_whole():
 
 def test_the_command_prints_the_plan(capsys):
     """The command of the issue; its class count is written as a float, and is whole."""
-    arguments = "--classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80 --sample-rate 0.1 --subcenters 1 --weights float32".split()
+    arguments = (
+        "--classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80 --sample-rate 0.1 "
+        "--subcenters 1 --weights float32"
+    ).split()
     assert main(arguments) == 0
     text = capsys.readouterr().out
     most = largest(Setup(classes=29e6), lambda classes: Setup(classes=classes))

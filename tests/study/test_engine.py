@@ -45,7 +45,8 @@ def run(cell):
     if (cell.home / "stop").exists():
         raise __import__("marginlab.train.watch").train.watch.Stopped("its step is kept")
     time.sleep(cell.settings.pause)
-    cell.record("third", cell["i"] / 3 + cell.once("shared", shared, 10, str(cell.home))["base"], low=0.0, n=cell["i"])
+    base = cell.once("shared", shared, 10, str(cell.home))["base"]
+    cell.record("third", cell["i"] / 3 + base, low=0.0, n=cell["i"])
     cell.record("loss", float("nan"), epoch=1)
     note(cell.home, f"end {cell['i']}")
 '''

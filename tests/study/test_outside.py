@@ -63,7 +63,10 @@ def run(*arguments: str, path: Path, folder: Path) -> subprocess.CompletedProces
 def test_a_study_of_ones_own_runs_from_an_installed_wheel(tmp_path):
     assert len(example().splitlines()) <= 100
     (tmp_path / "means.py").write_text(example())
-    build = f"import os, hatchling.build; os.chdir({str(ROOT)!r}); hatchling.build.build_wheel({str(tmp_path)!r})"
+    build = (
+        f"import os, hatchling.build; os.chdir({str(ROOT)!r}); "
+        f"hatchling.build.build_wheel({str(tmp_path)!r})"
+    )
     built = run("-c", build, path=tmp_path, folder=tmp_path)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("marginlab-*.whl")
@@ -106,6 +109,9 @@ def test_spawned_workers_find_the_study(tmp_path):
 
 def test_the_engine_starts_without_torch():
     heavy = ("torch", "plotly", "tyro", "rich", "numpy")
-    look = f"import sys, marginlab.study.__main__; print([name for name in {heavy} if name in sys.modules])"
+    look = (
+        f"import sys, marginlab.study.__main__; print([name for name in {heavy} if name in "
+        f"sys.modules])"
+    )
     loaded = run("-c", look, path=ROOT, folder=ROOT)
     assert loaded.stdout.strip() == "[]", loaded.stderr

@@ -94,7 +94,10 @@ def characters(tmp_path, monkeypatch):
 
 
 def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
-    small = "--image-size 16 --epochs 3 --batch 24 --rates 1.0 0.5 --precision float32 --optimizer SGD(lr=0.05) --scale 16.0 --dim 16 --monitored 24"
+    small = (
+        "--image-size 16 --epochs 3 --batch 24 --rates 1.0 0.5 --precision float32 --optimizer "
+        "SGD(lr=0.05) --scale 16.0 --dim 16 --monitored 24"
+    )
     more = "--bank 24 --pairs 200 --folds 2 --far-pairs 600 --fars 0.1".split()
     backbone = "Backbone('resnet18', stem='strided', width=0.125, norm='group')"
     assert main(["partial_fc", *small.split(), *more, "--backbone", backbone]) == 0

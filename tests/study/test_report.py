@@ -32,7 +32,8 @@ def report(run):
     run.report.lead = "A **lead**."
     run.report.text("## Heading <b>\\n\\nText with [a link](https://example.org/a?b=1).")
     for kind in ("one", "two"):
-        run.report.figure(go.Figure(go.Scatter(y=[1, float("nan"), 3], name="</script><script>alert(1)</script>")), f"Figure of {kind} <b>.")
+        line = go.Scatter(y=[1, float("nan"), 3], name="</script><script>alert(1)</script>")
+        run.report.figure(go.Figure(line), f"Figure of {kind} <b>.")
     run.report.table(run.results, "All")
     run.report.images([(np.full((4, 6, 3), 7, dtype=np.uint8), "a <b>")], "Views & more")
 '''

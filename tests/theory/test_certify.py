@@ -48,19 +48,15 @@ def test_what_is_certified_is_true_of_the_population(sample):
         assert not form.union > form.bound.right + ROUND
         if form.bound.certifies and not math.isnan(form.union):
             assert form.union >= population.error - ROUND, form  # Lemma 3.1's sharpest form
-        if "Theorem 1" in form.name and abs(form.margin) > 1e-9:
+        if form.key in ("P", "T", "T_lengths") and abs(form.margin) > 1e-9:
             assert (form.margin > 0) == (not form.bound.premise), form
-        left = population.view_error if form.name.startswith("Companion") else population.error
+        left = population.view_error if form.key == "companion" else population.error
         assert form.value >= left - ROUND, form
         assert form.bound.left == pytest.approx(left)
     # the sharper forms never certify less
-    by_name = {form.name: form.value for form in certificate.forms}
-    printed, distance, lengths = (
-        by_name[f"Theorem 1 under {end}"]
-        for end in ("(P), printed", "(T), distances", "(T'), distances and lengths")
-    )
+    printed, distance, lengths = (certificate[key].value for key in ("P", "T", "T_lengths"))
     assert lengths <= min(printed, distance) + 1e-6
-    assert by_name["Corollary, per class"] <= lengths + 1e-6
+    assert certificate["per_class"].value <= lengths + 1e-6
 
 
 def test_the_best_point_of_the_grid_is_that_of_a_search_by_hand():
@@ -91,14 +87,14 @@ def test_the_best_point_of_the_grid_is_that_of_a_search_by_hand():
                 else int(theorem.with_lengths.certifies)
             )
             found[i, j] = theorem
-    for name, which in (("(P)", "printed"), ("(T),", "distance"), ("(T')", "with_lengths")):
+    for key, which in (("P", "printed"), ("T", "distance"), ("T_lengths", "with_lengths")):
         bounds = [
             getattr(theorem, which).right
             for theorem in found.values()
             if getattr(theorem, which).certifies
         ]
-        assert certificate[name].value == pytest.approx(min(bounds, default=1.0))
-    assert certificate["(T')"].value < 0.2
+        assert certificate[key].value == pytest.approx(min(bounds, default=1.0))
+    assert certificate["T_lengths"].value < 0.2
 
 
 def test_far_clusters_are_certified_and_mixed_ones_are_not_with_a_reason():
@@ -114,7 +110,7 @@ def test_far_clusters_are_certified_and_mixed_ones_are_not_with_a_reason():
     assert all(
         form.value == 1.0 and form.bound.reason
         for form in mixed.forms
-        if "per class" not in form.name and "fixed" not in form.name
+        if form.key not in ("per_class", "fixed_centers")
     )
     assert mixed.best().value >= mixed.error > 0.3
 
@@ -123,11 +119,9 @@ def test_more_views_never_certify_more_by_the_same_centers():
     features, labels = clusters(each=8, views=8, jitter=0.05)
     certificate = certify(features, labels)
     assert list(certificate.v_curve) == [2, 4, 8]
-    assert certificate.v_curve[8] == {form.name: form.value for form in certificate.forms}
+    assert certificate.v_curve[8] == {form.key: form.value for form in certificate.forms}
     R = [
-        certify(features[:, :V], labels, epsilons=[0.3], deltas=[0.2], v_curve=False)[
-            "(P)"
-        ].R_epsilon
+        certify(features[:, :V], labels, epsilons=[0.3], deltas=[0.2], v_curve=False)["P"].R_epsilon
         for V in (2, 4, 8)
     ]
     assert R[0] <= R[1] <= R[2]
@@ -159,7 +153,7 @@ def test_of_new_images_as_many_as_are_not_good_are_counted_and_the_direct_limit_
     fitted, new = clusters(0), clusters(1, spread=0.12, jitter=0.05)
     certificate = certify(*fitted, new=new, v_curve=False)
     form = certificate.best("new images")
-    assert form.name == "Fixed centers, new images, confidence 0.95"
+    assert form.title == "Fixed centers, new images, confidence 0.95"
     # Two epsilons can be equally near the middle: directions are those of the certificate, to the
     # bit
     population = Population(unit_vectors(fitted[0].double()), fitted[1])
@@ -249,7 +243,7 @@ def test_limits_of_classes_are_those_of_scipy_and_a_class_without_new_images_is_
         1 - _good_share(certificate, f[kept], y[kept])
     )
     assert float(certificate.by_class.p @ certificate.by_class.bad) == pytest.approx(
-        certificate["Corollary, fixed"].bound.right
+        certificate["fixed_centers"].bound.right
     )
     with pytest.raises(ValueError, match="one for each of the classes"):
         certificate.by_class.limit(torch.tensor([0.5, 0.5]))
@@ -353,7 +347,7 @@ def test_priors_weigh_the_classes():
     )
     assert even.error == pytest.approx(6 / 60)
     assert uneven.error == pytest.approx(0.7 * 6 / 15)
-    assert uneven["Corollary, fixed"].bound.right == pytest.approx(
+    assert uneven["fixed_centers"].bound.right == pytest.approx(
         float(p.double() @ uneven.by_class.bad)
     )
 
@@ -363,11 +357,12 @@ def test_pixels_give_a_form_of_their_own_and_the_first_view_must_be_the_image():
     views = Augmentation("e").views(images.images, n_views=4, seed=0, identity=True)
     features = torch.eye(5)[images.labels][:, None] + 0.02 * views.flatten(2)[..., :5]
     certificate = certify(features, images.labels, views, images.images, v_curve=False)
-    assert {form.name for form in certificate.forms if "pixels" in form.name} == {
-        f"Theorem 1 under {end}, pixels"
-        for end in ("(P), printed", "(T), distances", "(T'), distances and lengths")
+    assert {form.key for form in certificate.forms if form.title.endswith("pixels")} == {
+        "P_pixels",
+        "T_pixels",
+        "T_lengths_pixels",
     }
-    pixel = certificate["(T), distances, pixels"]
+    pixel = certificate["T_pixels"]
     assert pixel.bound.certifies
     assert pixel.delta != certificate.deltas[0]
     without = Augmentation("ae").views(images.images, n_views=4, seed=0)
@@ -390,10 +385,10 @@ def test_it_prints_tabulates_and_draws_itself():
     assert {form.bound.certifies for form in certificate.forms} == {True, False}
     text = str(certificate)
     for form in certificate.forms:
-        assert form.name in text
+        assert form.title in text
     assert "does not beat a test set" in text
     table = certificate.table()
-    assert [row["form"] for row in table] == [form.name for form in certificate.forms]
+    assert [row["form"] for row in table] == [form.title for form in certificate.forms]
     assert all(row["certifies"] == (not row["reason"]) for row in table)
     figure = certificate.figure()
     assert isinstance(figure, go.Figure)
@@ -412,9 +407,7 @@ def test_it_prints_tabulates_and_draws_itself():
         for trace in figure.data
         if trace.type == "scatter" and trace.mode == "lines+markers"
     }
-    assert curves["fixed centers"] == [
-        at["Corollary, fixed centers"] for at in certificate.v_curve.values()
-    ]
+    assert curves["fixed centers"] == [at["fixed_centers"] for at in certificate.v_curve.values()]
     vacuous = certify(
         torch.randn(60, 4, 6, generator=torch.Generator().manual_seed(0)),
         clusters()[1],
@@ -425,7 +418,10 @@ def test_it_prints_tabulates_and_draws_itself():
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
         certificate.error = 0.0
-    with pytest.raises(KeyError, match="is part of 3 names"):
+    with pytest.raises(
+        KeyError,
+        match="There is no form 'Theorem 1' in this certificate; its forms are P, T, T_lengths",
+    ):
         certificate["Theorem 1"]
     with pytest.raises(ValueError, match="There is no form of 'old images' here"):
         certificate.best("old images")

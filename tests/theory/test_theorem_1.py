@@ -492,7 +492,7 @@ def test_centers_that_almost_meet_leave_the_companion_safe():
 
 
 def test_a_small_share_of_good_points_does_not_pass_by_rounding():
-    """(T') at q near 0: D^2 is (1 - m^2) / q, of which a difference over q lost what SLACK allows."""
+    """(T') at q near 0: D^2 is (1 - m^2) / q; as a difference over q it lost what SLACK allows."""
     q = torch.logspace(-6, -2, 50, dtype=torch.float64)
     for m in (0.0, 0.3, 1.0 - 1e-9):
         for t in (0.0, 1e-3, 0.5):

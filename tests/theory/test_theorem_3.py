@@ -76,7 +76,7 @@ def test_the_exact_form_holds_with_any_number_of_negatives(sample, temperature, 
 @MANY
 @given(samples(r=1.0), st.floats(0, 2), st.floats(-1, 1))
 def test_what_images_that_are_not_aligned_take_is_at_most_tau(sample, epsilon, v):
-    """E phi(f_1 . f_2, v) >= phi(1 - eps, v) - tau, the step in which the printed form needs tau."""
+    """E phi(f_1 . f_2, v) >= phi(1 - eps, v) - tau: the step where the printed form needs tau."""
     population = sample.population
     u = torch.einsum("nvd,nud->nvu", population.f, population.f)
     mean = float(population.w @ torch.logaddexp(u, torch.full_like(u, v)).flatten(1).mean(1))

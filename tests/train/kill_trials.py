@@ -1,19 +1,18 @@
-"""Kill -9 of a rank of a training on one to three processes, at random moments and while it writes
-a checkpoint; start it again; compare with an undisturbed run.
+"""Kill a rank of a training with -9, start it again, and compare with an undisturbed run.
 
-    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--ranks 1 2 3] [--seed 0] [--start
-    torchrun elastic]
-        [--record tests/train/measured/kill_trials.json]
+    python tests/train/kill_trials.py [--trials 20] [--kills 2] [--ranks 1 2 3] [--seed 0]
+        [--start torchrun elastic] [--record tests/train/measured/kill_trials.json]
 
-A trial kills one of the ranks so many times and then lets the run end. Every other kill is aimed at
-a checkpoint drawn at random of those that are
-left: it comes as soon as its folder, or one of the files in it, appears, and up to 3 ms later. The
-others come at a moment drawn uniformly over one of the epochs that are left. What starts the ranks
-takes turns:
+The training has one to three processes. Kills come at random moments, and while a checkpoint is
+written. A trial kills one of the ranks so many times and then lets the run end. Every other kill is
+aimed at a checkpoint drawn at random of those that are left: it comes as soon as its folder, or one
+of the files in it, appears, and up to 3 ms later. The others come at a moment drawn uniformly over
+one of the epochs that are left. Three ways to start the ranks take turns:
 
     torchrun   the command is given again after each kill
     elastic    the command is given once; torchrun's own agent starts the ranks again
-    forked     ranks forked from this process, which has loaded all modules, and stopped as torchrun stops them: the same `fit` in a part of the time
+    forked     ranks forked from this process, which has loaded all modules, and stopped as
+               torchrun stops them: the same `fit` in a part of the time
 
 The backbone is the default one, with batch normalisation, whose running statistics each rank has of
 its own images. Numbers of ranks take turns, too, and each has its own undisturbed run.
@@ -101,11 +100,14 @@ class Kill(NamedTuple):
     half_written: list[str]
 
     def __str__(self) -> str:
-        return f"{self.aim or 'anywhere'}, {self.after:.2f} s, kept {self.kept}, half written {', '.join(self.half_written) or 'none'}"
+        return (
+            f"{self.aim or 'anywhere'}, {self.after:.2f} s, kept {self.kept}, half written "
+            f"{', '.join(self.half_written) or 'none'}"
+        )
 
 
 class Start:
-    """A start of the ranks: the process that watches over them (a child of this one), and theirs."""
+    """A start of the ranks: their processes, and a child of this one that watches over them."""
 
     def __init__(self, folder: Path, way: str, ranks: int, restarts: int) -> None:
         self.said = folder.with_suffix(".log")
@@ -333,7 +335,7 @@ def numbers(folder: Path) -> dict[str, object]:
 
 
 def alike(folder: Path, other: Path) -> bool:
-    """Whether two finished runs hold the same numbers, to the last bit, and the same measurements."""
+    """Return whether two finished runs hold the same numbers, bit for bit, and measurements."""
     one, two = numbers(folder), numbers(other)
     if (
         one.keys() != two.keys()

@@ -186,16 +186,17 @@ def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
         clean = encode_images(callback.model.eval(), images.images, torch.device("cpu"))["backbone"]
         seen.append((torch.cat((clean[:, None], views), dim=1), images.labels))
     certificate = certify(*seen[0], new=seen[1], v_curve=False)
-    assert rows["certified[T']/backbone"].value == certificate["(T')"].value
-    assert rows["certified[fixed centers]/backbone"].value == certificate["Corollary, fixed"].value
+    assert rows["certified[T']/backbone"].value == certificate["T_lengths"].value
+    assert rows["certified[fixed centers]/backbone"].value == certificate["fixed_centers"].value
     assert (
         rows["certified[new]/backbone"].value
-        == certificate["new images"].value
+        == certificate["new_images"].value
         >= rows["new_error/backbone"].high
     )
     assert rows["new_error/backbone"].value == certificate.new_error[0]
     assert (
-        rows["certified[T', test]/backbone"].value == certify(*seen[1], v_curve=False)["(T')"].value
+        rows["certified[T', test]/backbone"].value
+        == certify(*seen[1], v_curve=False)["T_lengths"].value
     )
     population = Population(*seen[1])
     assert rows["tau/backbone"].value > 0

@@ -129,7 +129,8 @@ import sys, torch
 torch.set_num_threads(1)
 from marginlab import settings
 from marginlab.train import Monitor, Recipe, fit
-fit(settings.read(Recipe, sys.argv[1]), sys.argv[2], Monitor(every=1, images=40, views=3, bank=60), say=lambda line: None)
+watch = Monitor(every=1, images=40, views=3, bank=60)
+fit(settings.read(Recipe, sys.argv[1]), sys.argv[2], watch, say=lambda line: None)
 """
 
 
@@ -326,7 +327,10 @@ def test_a_compiled_run_is_close_to_an_eager_one(whole, tmp_path):
     # take a minute more.
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(replace(SMALL, compile=True, epochs=1)))
-    child = f"import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')\n{CHILD}"
+    child = (
+        f"import functools, torch; torch.compile = functools.partial(torch.compile, "
+        f"backend='aot_eager')\n{CHILD}"
+    )
     subprocess.run(
         [sys.executable, "-c", child, str(recipe), str(tmp_path / "run")], check=True, timeout=120
     )

@@ -78,7 +78,8 @@ def dying(at_epoch):
             "scale=16.0, dim=16)"
         },
         {
-            "method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, sample_rate=0.5)",
+            "method": "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=32, "
+            "sample_rate=0.5)",
             "accumulate": 2,
         },
     ],

@@ -119,8 +119,10 @@ def test_of_two_probes_at_once_the_first_record_stays(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"precision": "float16", "seconds": {"float32": 1, "bfloat16": 1}, "device": "x"}',
-     '{"precision": "float32", "seconds": {"float32": NaN, "bfloat16": 1}, "device": "x"}', "[" * 100_000],
+    ["", "[]", "{}",
+     '{"precision": "float16", "seconds": {"float32": 1, "bfloat16": 1}, "device": "x"}',
+     '{"precision": "float32", "seconds": {"float32": NaN, "bfloat16": 1}, "device": "x"}',
+     "[" * 100_000],
 )  # fmt: skip
 def test_a_record_that_is_none_is_refused_with_the_remedy(tmp_path, text):
     (tmp_path / "precision.json").write_text(text)

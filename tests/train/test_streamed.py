@@ -171,7 +171,8 @@ def left(number, patience=15.0):
 READING = """
 import signal, torch
 from marginlab.data.streaming import Streamed, batches
-reading = batches(Streamed(torch.zeros(64, 3, 2, 2, dtype=torch.uint8), torch.arange(64), 1, 2), torch.arange(64).split(4))
+images = torch.zeros(64, 3, 2, 2, dtype=torch.uint8)
+reading = batches(Streamed(images, torch.arange(64), 1, 2), torch.arange(64).split(4))
 next(reading)
 print("read", flush=True)
 signal.pause()

@@ -71,7 +71,10 @@ def test_the_layer_the_images_and_the_step_are_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Recipe, "make_method", broken)
     monkeypatch.setattr(Monitor, "__call__", lambda self, *arguments, **keywords: [])
-    words = r"Step 0 of 12, rank 0: .* in the output of layer head.linear \(Linear\); the batch is images \d+, "
+    words = (
+        r"Step 0 of 12, rank 0: .* in the output of layer head.linear \(Linear\); "
+        r"the batch is images \d+, "
+    )
     with pytest.raises(FloatingPointError, match=words):
         fit(RECIPE, tmp_path / "run", WATCH, say=quiet)
     assert checkpoint.latest(tmp_path / "run") is None
@@ -118,7 +121,7 @@ def test_sigterm_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(tmp_path, monkeypatch):
-    """torch collects it with the errors of ranks, or says an error of its own that follows from it."""
+    """torch collects it with the errors of ranks, or raises an error that follows from it."""
 
     def interrupted(*arguments, **keywords):
         try:
