@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from marginlab import ranks
-from marginlab.losses.classifier import Classifier, excluded, row_weights, wide_of
+from marginlab.losses.classifier import Classifier
+from marginlab.losses.faults import excluded
 from marginlab.losses.sampling import columns, sample
+from marginlab.losses.weighted_loss import row_weights, wide_of
 from marginlab.losses.window import Draw, Window
 from marginlab.margins import Margin
 from marginlab.recomputation import Calls, recomputing
