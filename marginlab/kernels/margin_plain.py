@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from marginlab import ranks
+from marginlab.kernels.directions import power, shortest
 from marginlab.kernels.margin_problem import Call, unlowered
-from marginlab.kernels.tiles import power, shortest
 from marginlab.statistics import in_range
 
 

@@ -21,16 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.tiles import (
-    Columns,
-    Rows,
-    Slopes,
-    Sums,
-    Terms,
-    measured,
-    multiply,
-    pointwise,
-)
+from marginlab.kernels.directions import measured
+from marginlab.kernels.pointwise import pointwise
+from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, Terms, multiply
 from marginlab.margins import Margin, Targets
 
 
