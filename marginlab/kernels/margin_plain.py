@@ -14,7 +14,8 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.directions import power, shortest
-from marginlab.kernels.margin_problem import Call, unlowered
+from marginlab.kernels.margin_call import Call
+from marginlab.kernels.margin_problem import unlowered
 from marginlab.statistics import in_range
 
 

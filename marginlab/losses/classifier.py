@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels.directions import unit
-from marginlab.kernels.margin_problem import Over
+from marginlab.kernels.margin_call import Over
 from marginlab.losses.centers import draw_
 from marginlab.losses.classifier_settings import check_classes, check_settings
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_problem import Over, Shares
+from marginlab.kernels.margin_call import Over, Shares
 from marginlab.kernels.margin_softmax import margin_cross_entropy
 from marginlab.margins import Margin
 
