@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_problem import Call, unlowered
-from marginlab.kernels.tiles import power, shortest
+from marginlab.kernels.directions import power, shortest
+from marginlab.kernels.margin_call import Call
+from marginlab.kernels.margin_problem import unlowered
 from marginlab.statistics import in_range
 
 

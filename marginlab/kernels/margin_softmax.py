@@ -32,8 +32,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from marginlab.kernels.margin_call import Call, Over, Shares
 from marginlab.kernels.margin_plain import plain
-from marginlab.kernels.margin_problem import Call, Over, Problem, Shares, unlowered
+from marginlab.kernels.margin_problem import Problem, unlowered
 from marginlab.kernels.tiles import Terms
 from marginlab.margins import Margin
 from marginlab.recomputation import transformed

@@ -14,18 +14,15 @@ logit are made on the tile, in this order: the largest of K sub-centers (Deng et
 2020).
 """
 
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from marginlab.statistics import in_range
+from marginlab.kernels.directions import inverse, power, shortest
 
-SHORTEST = 1e-35  # a shorter vector has no direction: its cosine with everything is 0 and it gets
-SHORTEST_DOUBLE = 1e-300  # no gradient, which is as large as the vector is short
 TILE = 8 * 2**20  # bytes of a tile on a CPU, where the later passes then find it in cache
 TILE_CUDA = 256 * 2**20  # and on a GPU, where a tile has to outweigh its launches
 ALIGNED = 16  # columns: then every row of a tile begins where a GPU loads 16 bytes at once
@@ -181,38 +178,6 @@ def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None
     )
 
 
-def shortest(x: Tensor) -> float:
-    """Return the length below which vectors of a dtype have no direction."""
-    return SHORTEST_DOUBLE if x.dtype == torch.float64 else SHORTEST
-
-
-def power(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the power of two by which a vector's (..., D) largest entry lies in [0.5, 1)."""
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1).to(dtype)
-    most = 1000 if dtype == torch.float64 else 126  # and so has the power's reciprocal its digits
-    return torch.exp2(-largest.frexp().exponent.to(dtype).clamp(-most, most))
-
-
-def inverse(norm: Tensor, short: Tensor | float) -> Tensor:
-    """Return 1 / norm, and 0 where the norm is short and gives no direction."""
-    return norm.reciprocal().masked_fill_(norm < short, 0.0)
-
-
-def measured(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of vectors (..., D) and their inverses, (..., 1), float64: 0 without a direction."""
-    if x.dtype != torch.float64:  # float64 holds their squares
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-        return norm, inverse(norm, SHORTEST)
-    x, factor = in_range(x, torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True))
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm / factor, inverse(norm, SHORTEST_DOUBLE * factor) * factor
-
-
-def unit(x: Tensor) -> Tensor:
-    """Return vectors (..., D) at unit length, float64; 0 for a vector without direction."""
-    return x.double() * measured(x)[1]
-
-
 class Tile(NamedTuple):
     """Logits of a tile, and the factors of a gradient that goes back through them."""
 
@@ -340,54 +305,3 @@ def backward_tile(
     return grad.scatter_add_(
         1, place.masked_fill(~inside, 0)[:, None], slopes.own.masked_fill(~inside, 0.0)[:, None]
     )
-
-
-Pointwise = tuple[Callable[..., Sums], Callable[..., Tensor]]
-
-
-def pointwise(columns: Columns, rows: Rows) -> Pointwise:
-    """Return the forward and the backward function of a tile.
-
-    They are compiled ones (made once and kept), Triton's in the plain case on CUDA, or torch's
-    operations otherwise.
-    """
-    if columns.terms.compiled:
-        return _compiled()
-    if (
-        columns.weight.device.type == "cuda"
-        and plain(columns, rows)
-        and importlib.util.find_spec("triton") is not None
-    ):
-        # here, because it loads Triton, and because it is made of what stands above
-        from marginlab.kernels import triton_tile
-
-        if triton_tile.runs(columns.weight.device):
-            return triton_tile.forward_tile, triton_tile.backward_tile
-    return forward_tile, backward_tile
-
-
-def plain(columns: Columns, rows: Rows) -> bool:
-    """Return whether a tile's logits are its float32 cosines with only the own class left out.
-
-    The cosines may be lifted.
-    """
-    terms = columns.terms
-    changed = (
-        columns.K > 1
-        or terms.interclass is not None
-        or terms.smoothing > 0
-        or rows.hardness is not None
-        or rows.exclude is not None
-    )
-    return columns.wide == torch.float32 and not changed
-
-
-_KEPT: list[Pointwise] = []
-
-
-def _compiled() -> Pointwise:
-    if not _KEPT:
-        _KEPT.append(
-            (torch.compile(forward_tile, dynamic=True), torch.compile(backward_tile, dynamic=True))
-        )
-    return _KEPT[0]

@@ -14,7 +14,7 @@ maximum, difference, exponential, sum) and 6 times backward. Here the forward pa
 writes 2 numbers for 2048 of its own. The backward pass reads it once and writes the gradient in the
 dtype that the next product takes. The gradient has a place of its own, because the products may be
 held for a second backward pass. Blocks are merged in one order, without atomics, so that equal
-calls give equal bits. All this is for the plain case (`marginlab.kernels.tiles.plain`).
+calls give equal bits. All this is for the plain case (`marginlab.kernels.pointwise.plain`).
 
 Source: Milakov and Gimelshein 2018, algorithm 3 and section 3.1 (partial maxima and sums merge
 associatively). This file loads Triton, so nothing imports it before it is needed.

@@ -10,8 +10,8 @@ from marginlab.losses.bank import EmbeddingBank as EmbeddingBank
 from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelation
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax
+from marginlab.losses.outside_ddp import outside_ddp as outside_ddp
 from marginlab.losses.partial_fc import PartialFC as PartialFC
-from marginlab.losses.partial_fc import outside_ddp as outside_ddp
 from marginlab.losses.spectral_contrastive import SpectralContrastive as SpectralContrastive
 from marginlab.losses.sup_con import References as References
 from marginlab.losses.sup_con import SupCon as SupCon

@@ -1,32 +1,26 @@
-"""A classifier that owns class centers (C, K, D): its settings, its checks, and its loss.
+"""A classifier that owns class centers (C, K, D), and its loss over all or some of the classes.
 
-The loss is over all or some of the classes.
-
-The loss of a batch is the weighted mean of its rows' losses, sum_i w_i loss_i / sum_i w_i, with w_i
-the weight of row i's class (1 without class weights) and 0 where the label says to ignore the row;
-over all rows of all ranks.
+`marginlab.losses.weighted_loss` defines the loss of a batch.
 """
 
 import hashlib
-import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
-from marginlab.kernels.margin_problem import Over, Shares
-from marginlab.kernels.margin_softmax import margin_cross_entropy
-from marginlab.kernels.tiles import unit
+from marginlab.kernels.directions import unit
+from marginlab.kernels.margin_call import Over
 from marginlab.losses.centers import draw_
+from marginlab.losses.classifier_settings import check_classes, check_settings
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
 from marginlab.losses.pair import check_word
+from marginlab.losses.weighted_loss import Reduction, weighted_loss, wide_of
 from marginlab.margins import ArcFace, Margin
 from marginlab.recomputation import recomputing, transformed
-
-Reduction = Literal["mean", "sum", "none"]
 
 
 class Classifier(nn.Module):
@@ -273,178 +267,3 @@ def _said(weights: Tensor) -> str:
     more = "" if len(here) <= 4 else ", ..."
     digest = hashlib.blake2b(here.numpy().tobytes(), digest_size=8).hexdigest()
     return f"[{first}{more}] with digest {digest}"
-
-
-def check_settings(
-    margin: Margin,
-    scale: float,
-    label_smoothing: float,
-    interclass_filter: float | None,
-    reduction: str,
-    budget: int | None,
-    operands: torch.dtype | None,
-) -> None:
-    """Check the settings of a loss.
-
-    Raises:
-        ValueError: A setting is invalid.
-        TypeError: The margin is not a `Margin`.
-    """
-    if not isinstance(margin, Margin):
-        raise TypeError(
-            f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}."
-        )
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"A scale is positive and finite, such as 64.0, not {scale}.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing lies in [0, 1), not at {label_smoothing}.")
-    if interclass_filter is not None and not -1 <= interclass_filter <= 1:
-        raise ValueError(
-            f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {interclass_filter}."
-        )
-    check_word("reduction", reduction, ("mean", "sum", "none"))
-    if budget is not None and budget <= 0:
-        raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
-    if operands not in (None, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"operands are torch.float32, bfloat16 or float16, or None for the dtype of "
-            f"the centers, not {operands}."
-        )
-
-
-def check_classes(num_classes: int, ignore_index: int | None, class_weights: Tensor | None) -> None:
-    """Check ignore_index and the class weights.
-
-    Raises:
-        ValueError: ignore_index is a class, or the weights do not fit the number of classes.
-    """
-    if ignore_index is not None and 0 <= ignore_index < num_classes:
-        raise ValueError(
-            f"ignore_index is the number of no class, such as -100: {ignore_index} is one "
-            f"of 0..{num_classes - 1}."
-        )
-    if class_weights is None:
-        return
-    check_tensor("Class weights", class_weights, f"({num_classes},) floating point numbers")
-    if class_weights.shape != (num_classes,):
-        raise ValueError(
-            f"Class weights are ({num_classes},), one for each class, not "
-            f"{tuple(class_weights.shape)}."
-        )
-    if not class_weights.is_meta and not bool(
-        ((class_weights >= 0) & class_weights.isfinite()).all()
-    ):
-        raise ValueError(
-            "Class weights are finite and not negative, and one is not. A class with "
-            "weight 0 is not learned from."
-        )
-
-
-def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"] | None:
-    """Check the class numbers that each row leaves out, and return them in int64."""
-    if exclude is None:
-        return None
-    check_tensor("Excluded classes", exclude, f"({rows}, E) integers")
-    if (
-        exclude.ndim != 2
-        or len(exclude) != rows
-        or exclude.is_floating_point()
-        or exclude.is_complex()
-        or exclude.dtype == torch.bool
-    ):
-        raise ValueError(
-            f"Excluded classes are ({rows}, E) integers, one row for each embedding, not "
-            f"{tuple(exclude.shape)} of {exclude.dtype}."
-        )
-    return exclude.long()
-
-
-def row_weights(
-    labels: Tensor, valid: Tensor | None, class_weights: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Return the weight of each row: that of its class, or 0 where the row is ignored."""
-    weights = (
-        torch.ones(len(labels), dtype=dtype, device=labels.device)
-        if valid is None
-        else valid.to(dtype)
-    )
-    return (
-        weights
-        if class_weights is None
-        else weights * class_weights.to(weights)[labels.clamp(0, len(class_weights) - 1)]
-    )
-
-
-def wide_of(embeddings: Tensor, centers: Tensor) -> torch.dtype:
-    """Return the dtype of the sums: float32, or float64 where an operand is."""
-    return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
-
-
-def weighted_loss(
-    embeddings: Float[Tensor, "B D"],
-    centers: Float[Tensor, "C K D"],
-    labels: Int[Tensor, " B"],
-    column: Int[Tensor, " B"],
-    valid: Bool[Tensor, " B"] | None,
-    margin: Margin,
-    *,
-    scale: float,
-    classes: Int[Tensor, " n"] | None,
-    lift: Float[Tensor, " n"] | None,
-    exclude: Int[Tensor, "B E"] | None,
-    class_weights: Float[Tensor, " C"] | None,
-    label_smoothing: float,
-    interclass_filter: float | None,
-    interclass_masks: bool,
-    reduction: Reduction,
-    operands: torch.dtype | None,
-    budget: int | None,
-    compiled: bool,
-    dense_grad: bool,
-    over: Over,
-    grads: ranks.Gradients,
-    whole: Tensor | None = None,
-    first: int = 0,
-) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """Return the reduced loss and the target cosines, given each row's own column.
-
-    Nothing is checked. `first` is the first class of `centers`.
-    """
-    wide = wide_of(embeddings, centers)
-    weights = row_weights(labels, valid, class_weights, wide)
-    shares = None
-    factor = weights
-    # every column has its weight: the kernel takes them in
-    if class_weights is not None and label_smoothing > 0:
-        columns = class_weights.to(weights)[first : first + len(centers)]
-        shares = Shares(weights, columns if classes is None else columns[classes])
-        factor = row_weights(labels, valid, None, wide)
-    share = None if reduction == "none" else factor
-    if reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
-        if whole is None:
-            whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
-        share = factor / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
-    loss, cosine = margin_cross_entropy(
-        embeddings,
-        centers,
-        column,
-        margin,
-        scale=scale,
-        classes=classes,
-        lift=lift,
-        exclude=exclude,
-        valid=valid,
-        share=share,
-        shares=shares,
-        smoothing=label_smoothing,
-        interclass=interclass_filter,
-        masks=interclass_masks,
-        operands=operands,
-        budget=budget,
-        compiled=compiled,
-        dense_grad=dense_grad,
-        over=over,
-    )
-    if share is None:
-        return loss * factor, cosine
-    return loss if over.classes else ranks.total(loss, over.group, grads), cosine

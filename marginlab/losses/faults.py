@@ -15,6 +15,7 @@ on the device "meta".
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from marginlab.recomputation import transformed
@@ -91,6 +92,25 @@ def check_tensor(name: str, value: Any, wanted: str) -> None:
         f"torch.as_tensor(...), on the "
         "device of the embeddings."
     )
+
+
+def excluded(exclude: Int[Tensor, "B E"] | None, rows: int) -> Int[Tensor, "B E"] | None:
+    """Check the class numbers that each row leaves out, and return them in int64."""
+    if exclude is None:
+        return None
+    check_tensor("Excluded classes", exclude, f"({rows}, E) integers")
+    if (
+        exclude.ndim != 2
+        or len(exclude) != rows
+        or exclude.is_floating_point()
+        or exclude.is_complex()
+        or exclude.dtype == torch.bool
+    ):
+        raise ValueError(
+            f"Excluded classes are ({rows}, E) integers, one row for each embedding, not "
+            f"{tuple(exclude.shape)} of {exclude.dtype}."
+        )
+    return exclude.long()
 
 
 class Faults:

@@ -34,7 +34,6 @@ alignment and divergence: Huang et al. 2023, section 4.1.
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -45,13 +44,10 @@ from torch import Tensor, nn
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
 from marginlab.kernels.function import unlowered
-from marginlab.losses.faults import check_labels
-from marginlab.losses.pair import Empty, check_word, directions, nothing, number, wide, widened
+from marginlab.losses.info_nce_checks import Negatives, Reduction, alone, check, checked
+from marginlab.losses.pair import Empty, check_word, directions, nothing, number
 from marginlab.losses.several_positives import several_positives
 from marginlab.settings import describe
-
-Negatives = Literal["both_views", "other_view", "extra_only"]
-Reduction = Literal["mean", "sum", "none"]
 
 
 def info_nce(
@@ -132,7 +128,7 @@ def info_nce(
         "empty": empty,
     }
     (z1, z2, extra), held = ranks.accepted(
-        lambda: _checked(z1, z2, extra_negatives, labels, negatives, tau_plus),
+        lambda: checked(z1, z2, extra_negatives, labels, negatives, tau_plus),
         z1,
         group,
         what="InfoNCE",
@@ -144,7 +140,7 @@ def info_nce(
         n, first = sum(held), sum(held[: ranks.rank(group)])
         more = x1[:0] if extra is None else ranks.gather(directions(extra), group)
         every = None if labels is None else ranks.gather(labels.long(), group, held=held)
-        if n == 0 or _alone(n, more, negatives, every, empty):
+        if n == 0 or alone(n, more, negatives, every, empty):
             same = "" if every is None or n < 2 else ", all of one label,"
             return nothing(
                 empty,
@@ -215,62 +211,6 @@ def info_nce(
         return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
 
 
-def _alone(n: int, more: Tensor, negatives: str, labels: Tensor | None, empty: str) -> bool:
-    """Return whether no anchor has a negative.
-
-    Labels, which a device holds, are read only if `empty` is "raise".
-    """
-    if len(more):
-        return False
-    if n == 1 or negatives == "extra_only":
-        return True
-    return labels is not None and empty == "raise" and bool((labels == labels[0]).all())
-
-
-def _checked(
-    z1: Tensor,
-    z2: Tensor,
-    extra_negatives: Tensor | None,
-    labels: Tensor | None,
-    negatives: str,
-    tau_plus: float,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return this rank's batch in the precision of the sums; raise if it is invalid."""
-    z1, z2 = wide(z1, z2)
-    if labels is not None:
-        check_labels(labels, z1.device)
-        if labels.shape != z1.shape[:1]:
-            raise ValueError(
-                f"Labels are ({len(z1)},), one class for each row of a view, not "
-                f"{tuple(labels.shape)}."
-            )
-        if tau_plus:
-            raise ValueError(
-                f"With labels no negative is of the anchor's class, so tau_plus is 0, not "
-                f"{tau_plus}: "
-                "give labels or tau_plus."
-            )
-        if negatives == "extra_only":
-            raise ValueError(
-                "With negatives='extra_only' labels say nothing of the extra negatives. "
-                "For a bank with "
-                "labels there is sup_con(embeddings, labels, references=bank.references())."
-            )
-    if extra_negatives is None:
-        if negatives == "extra_only":
-            raise ValueError(
-                "With negatives='extra_only' the extra negatives are the only ones. Give "
-                "extra_negatives=bank.rows(), as of an EmbeddingBank; also none (0, D)."
-            )
-        return z1, z2, None
-    if extra_negatives.ndim != 2 or extra_negatives.shape[1] != z1.shape[1]:
-        raise ValueError(
-            f"Extra negatives are a matrix (M, {z1.shape[1]}), as wide as the views, not "
-            f"{tuple(extra_negatives.shape)}."
-        )
-    return z1, z2, widened(extra_negatives, z1.dtype)
-
-
 def _debiased(
     far: Tensor, near: Tensor, negatives: int, scale: float | Tensor, tau_plus: float
 ) -> Tensor:
@@ -281,32 +221,6 @@ def _debiased(
     corrected = far + torch.where(left, share, -1.0).expm1().neg().log() - math.log1p(-tau_plus)
     floor = math.log(negatives) - scale
     return torch.where(left, corrected, -torch.inf).maximum(floor * torch.ones_like(far))
-
-
-def check(
-    temperature: float | None,
-    negatives: str,
-    symmetric: bool,
-    tau_plus: float,
-    reduction: str,
-    grads: str,
-) -> None:
-    """Check the settings of InfoNCE; raise ValueError for an invalid one."""
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
-    if not 0 <= tau_plus < 1:
-        raise ValueError(
-            f"tau_plus is the share of an anchor's own class among its negatives, in [0, "
-            f"1), such as 0.1 for ten classes, not {tau_plus}."
-        )
-    check_word("negatives", negatives, ("both_views", "other_view", "extra_only"))
-    check_word("reduction", reduction, ("mean", "sum", "none"))
-    check_word("grads", grads, ("mean", "sum"))
-    if negatives == "both_views" and not symmetric:
-        raise ValueError(
-            "With negatives='both_views' both views are anchors. For z1 alone as anchors "
-            "say negatives='other_view', symmetric=False."
-        )
 
 
 class InfoNCE(nn.Module):

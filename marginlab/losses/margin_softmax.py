@@ -17,16 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_problem import Over
-from marginlab.losses.classifier import (
-    Classifier,
-    Reduction,
-    check_classes,
-    check_settings,
-    excluded,
-    weighted_loss,
-)
-from marginlab.losses.faults import Faults, check_shapes, check_tensor
+from marginlab.kernels.margin_call import Over
+from marginlab.losses.classifier import Classifier
+from marginlab.losses.classifier_settings import check_classes, check_settings
+from marginlab.losses.faults import Faults, check_shapes, check_tensor, excluded
+from marginlab.losses.weighted_loss import Reduction, weighted_loss
 from marginlab.margins import Margin
 
 

@@ -8,15 +8,13 @@ The sample holds the batch's own classes and a fresh uniform sample of the other
 P are the distinct labels of the global batch. The rest of S is uniform without replacement. Of the
 C centers, only those of S are read and get a gradient (row-sparse).
 
-With `log_q` the logits of the negatives in S are raised by log((C - |P|) / (|S| - |P|)). Their sum
-is then an unbiased estimate of the sum over all classes outside P. Without it, as published, the
-sum is smaller by about that factor, which acts like a smaller margin.
+With `log_q` the logits of the negatives in S are raised, so that their sum is an unbiased estimate
+of the sum over all classes outside P (`marginlab.losses.draw`).
 
-Rank k of N holds the centers of classes k ceil(C/N) to (k+1) ceil(C/N) - 1, and sees the rows of
-all ranks. torch.chunk cuts in the same way, so DTensor's Shard(0) is the same. S is drawn from
-(seed, step, labels), alike on every rank, so the loss does not depend on N. A step exchanges the
-embeddings and labels, one packed (max, sum, target cosine) for each row, and the embeddings'
-gradient. The gradient of the centers stays on its rank.
+Each of N ranks holds the centers of its own classes (`marginlab.losses.shards`), and sees the rows
+of all ranks. S is drawn from (seed, step, labels), alike on every rank, so the loss does not depend
+on N. A step exchanges the embeddings and labels, one packed (max, sum, target cosine) for each row,
+and the embeddings' gradient. The gradient of the centers stays on its rank.
 
 Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 2010.05222).
 """
@@ -24,62 +22,22 @@ Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 201
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from marginlab import ranks
-from marginlab.losses.classifier import Classifier, excluded, row_weights, wide_of
-from marginlab.losses.sampling import columns, sample
-from marginlab.losses.window import Draw, Window
+from marginlab.losses.agreed_batch import Batch, agreed
+from marginlab.losses.classifier import Classifier
+from marginlab.losses.draw import Draw, draw_classes, kept_labels
+from marginlab.losses.sampling import columns
+from marginlab.losses.shards import own_centers, own_part
+from marginlab.losses.weighted_loss import row_weights, wide_of
+from marginlab.losses.window import Part, Window, check_divisible
 from marginlab.margins import Margin
 from marginlab.recomputation import Calls, recomputing
-
-
-class _Batch(NamedTuple):
-    """The rows of all ranks, checked."""
-
-    embeddings: Tensor
-    labels: Tensor
-    valid: Tensor | None
-    exclude: Tensor | None
-    held: list[int]
-
-
-class _Part(NamedTuple):
-    """One pass's part of a step: the number and labels of its sample, and a window's settings.
-
-    Attributes:
-        step: Number of the step; None draws no sample.
-        margin, whole: Margin and total weight, as a window fixes them.
-    """
-
-    step: int | None
-    labels: Tensor
-    valid: Tensor | None
-    margin: Margin | None = None
-    whole: Tensor | None = None
-
-
-def outside_ddp(module: nn.Module) -> None:
-    """Keep the centers of every PartialFC inside a module out of DistributedDataParallel.
-
-    Call it before wrapping the module.
-
-    Each rank has other centers, whose gradients are whole already; DDP would average them.
-
-    Example:
-        >>> outside_ddp(nn.Sequential(nn.Linear(4, 4), PartialFC(10, 4)))
-    """
-    names = [
-        f"{name}.centers".removeprefix(".")
-        for name, part in module.named_modules()
-        if isinstance(part, PartialFC)
-    ]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 class PartialFC(Classifier):
@@ -146,12 +104,10 @@ class PartialFC(Classifier):
         self.size = math.floor(sample_rate * num_classes + 1e-6)
         self.step = 0
         self._window: Window | None = None
-        self._calls = Calls[_Part]()
+        self._calls = Calls[Part]()
 
     def _part(self) -> slice:
-        per = -(-self.num_classes // ranks.size(self.group))
-        start = min(ranks.rank(self.group) * per, self.num_classes)
-        return slice(start, min(start + per, self.num_classes))
+        return own_part(self.num_classes, self.group)
 
     def forward(
         self,
@@ -174,25 +130,18 @@ class PartialFC(Classifier):
         )
         return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
 
-    def _part_of_step(self, batch: _Batch) -> _Part:
+    def _part_of_step(self, batch: Batch) -> Part:
         """Take a new step; a pass that is run again takes that of the first pass."""
         rows = (batch.labels, batch.embeddings)
         samples = self.training and self.sample_rate < 1
         if recomputing() and (samples or self._window is not None or self._calls.noted(rows)):
             return self._calls.recall(rows)
         if self._window is not None:
-            margin = self._window.take(batch.labels, batch.valid, batch.held)
-            part = _Part(
-                self._window.step,
-                self._window.labels,
-                self._window.valid,
-                margin,
-                self._window.whole,
-            )
+            part = self._window.part(batch.labels, batch.valid, batch.held)
         elif samples:
-            part = _Part(self._next_step(), batch.labels, batch.valid)
+            part = Part(self._next_step(), batch.labels, batch.valid)
         else:
-            part = _Part(None, batch.labels, batch.valid)
+            part = Part(None, batch.labels, batch.valid)
             if not self._calls:  # no sampled pass that this one, run again, could be taken for
                 return part
         self._calls.note(
@@ -236,18 +185,7 @@ class PartialFC(Classifier):
         """
         if self._window is not None:
             raise ValueError("A window is open already: close it before the next begins.")
-        if self.reduction == "none":
-            raise ValueError(
-                "A window adds up one loss, so it needs reduction='mean' or 'sum', not 'none'."
-            )
-        if self.margin.undivided:
-            raise ValueError(self.margin.undivided)
-        if self.margin.averages and statistics != "previous":
-            raise ValueError(
-                f"{self.margin!r} moves its averages by a batch before it uses them, and "
-                f"the parts of a window come one by one. "
-                "With statistics='previous' they use the averages of earlier steps."
-            )
+        check_divisible(self.margin, self.reduction, statistics)
         labels, _, held = self._agreed(self.centers.new_zeros(len(labels), self.dim), labels, None)
         labels = ranks.gather(labels, self.group, held=held)
         valid = self._valid(labels)
@@ -263,31 +201,23 @@ class PartialFC(Classifier):
     def _agreed(
         self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[int]]:
-        """Validate this rank's batch; if any rank rejects, all raise.
-
-        Returns:
-            This rank's labels and excluded classes, and the number of rows of each rank.
-        """
-        error: Exception | None = None
-        try:
-            labels, _ = self._checked(embeddings, labels)
-            exclude = excluded(exclude, len(labels))
-        except Exception as raised:  # of a full memory, too: the others would wait
-            error = raised
-        width = 0 if error is not None or exclude is None else exclude.shape[1]
-        alike = self._settings() if ranks.size(self.group) > 1 else {}
-        alike |= {"dtype": getattr(embeddings, "dtype", None), "columns of excluded classes": width}
-        device = self.centers.device
-        rows = 0 if error is not None else len(embeddings)
-        held = ranks.agreed(rows, error, self.group, device, what="PartialFC", **alike)
-        return labels, exclude if width else None, held
+        """Validate this rank's batch; if any rank rejects, all raise."""
+        return agreed(
+            self._checked,
+            self._settings,
+            embeddings,
+            labels,
+            exclude,
+            group=self.group,
+            device=self.centers.device,
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Settings that all ranks must share for their sum to be one loss."""
         names = ("sample_rate", "log_q", "seed", "step", "training")
         return super()._settings() | {name: getattr(self, name) for name in names}
 
-    def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> _Batch:
+    def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> Batch:
         """Gather the rows of all ranks."""
         labels, exclude, held = self._agreed(embeddings, labels, exclude)
         group = self.group
@@ -297,12 +227,12 @@ class PartialFC(Classifier):
             ranks.gather(labels, group, held=held),
         )
         exclude = None if exclude is None else ranks.gather(exclude, group, held=held)
-        return _Batch(rows, labels, self._valid(labels), exclude, held)
+        return Batch(rows, labels, self._valid(labels), exclude, held)
 
     def _valid(self, labels: Tensor) -> Tensor | None:
         return None if self.ignore_index is None else labels != self.ignore_index
 
-    def _whole_loss(self, batch: _Batch, part: _Part) -> Tensor:
+    def _whole_loss(self, batch: Batch, part: Part) -> Tensor:
         """Return the loss over all classes."""
         exclude = None if batch.exclude is None else batch.exclude - self.part.start
         column = batch.labels - self.part.start
@@ -318,7 +248,7 @@ class PartialFC(Classifier):
             **self._setting(batch, part),
         )
 
-    def _sampled_loss(self, batch: _Batch, part: _Part, draw: Draw) -> Tensor:
+    def _sampled_loss(self, batch: Batch, part: Part, draw: Draw) -> Tensor:
         """Return the loss over the sampled classes."""
         classes, lift = draw
         if len(batch.held) > 1:
@@ -329,7 +259,7 @@ class PartialFC(Classifier):
         return self._loss(
             batch.embeddings,
             batch.labels,
-            columns(classes, self._kept(batch.labels, batch.valid)),
+            columns(classes, kept_labels(batch.labels, batch.valid, self.num_classes)),
             batch.valid,
             classes=classes - self.part.start,
             lift=None if lift is None else lift.to(wide_of(batch.embeddings, self.centers)),
@@ -338,7 +268,7 @@ class PartialFC(Classifier):
             **self._setting(batch, part),
         )
 
-    def _setting(self, batch: _Batch, part: _Part) -> dict[str, Any]:
+    def _setting(self, batch: Batch, part: Part) -> dict[str, Any]:
         """Settings that a batch of several ranks, or a part of a window, changes."""
         spread: dict[str, Any] = {"spread": len(batch.held) > 1}
         return (
@@ -347,29 +277,17 @@ class PartialFC(Classifier):
             else {**spread, "margin": part.margin, "whole": part.whole}
         )
 
-    def _kept(self, labels: Tensor, valid: Tensor | None) -> Tensor:
-        """Return the labels, with -1 for ignored rows.
-
-        With validate="deferred" a wrong label gets this far, so labels are clamped.
-        """
-        kept = labels.clamp(-1, self.num_classes - 1)
-        return kept if valid is None else kept.masked_fill(~valid, -1)
-
-    def _draw(self, part: _Part) -> Draw:
+    def _draw(self, part: Part) -> Draw:
         """Draw the sample of a step, alike on every rank."""
         assert part.step is not None
-        kept = self._kept(part.labels, part.valid)
-        classes, positives = sample(
-            kept, self.num_classes, self.size, seed=self.seed, step=part.step
+        return draw_classes(
+            kept_labels(part.labels, part.valid, self.num_classes),
+            self.num_classes,
+            self.size,
+            seed=self.seed,
+            step=part.step,
+            log_q=self.log_q,
         )
-        drawn, others = len(classes) - positives, self.num_classes - positives
-        if not self.log_q or drawn <= 0:
-            return Draw(classes, None)
-        lift = torch.full(
-            (len(classes),), math.log(others / drawn), dtype=torch.float64, device=classes.device
-        )
-        lift[columns(classes, kept[kept >= 0])] = 0.0
-        return Draw(classes, lift)
 
     @torch.no_grad()
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
@@ -399,18 +317,10 @@ class PartialFC(Classifier):
     ) -> None:
         key = f"{prefix}centers"
         if key in state_dict:
-            found = state_dict[key]
-            if found.shape[:1] == (self.num_classes,):
-                part = ranks.local(found)
-                # of all classes, from one process or a file; or a shard of them
-                found = found[self.part] if part is found else part
-            else:  # a shard of more or fewer classes may have as many rows as this rank's
-                errors.append(
-                    f"{key} is of {len(found) if found.ndim else 0} classes, not "
-                    f"{self.num_classes}. marginlab.train.resized gives the centers of "
-                    "another number of classes, the old ones kept."
-                )
-                found = self.centers.detach()
+            found, error = own_centers(state_dict[key], key, self.num_classes, self.part)
+            if error:
+                errors.append(error)
+            found = self.centers.detach() if found is None else found
             state_dict = {**state_dict, key: found}
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing, unexpected, errors

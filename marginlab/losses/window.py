@@ -11,7 +11,7 @@ statistics that the margin takes from the whole batch.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from marginlab.margins import Margin, Targets
@@ -20,11 +20,35 @@ from marginlab.recomputation import recomputing
 _Seen = tuple[Tensor, Tensor, Tensor]  # cosines, norms, which count
 
 
-class Draw(NamedTuple):
-    """The sampled classes of a step, ascending, and the amounts that raise their logits."""
+def check_divisible(margin: Margin, reduction: str, statistics: str | None) -> None:
+    """Check that a batch under this margin may come in parts (ValueError)."""
+    if reduction == "none":
+        raise ValueError(
+            "A window adds up one loss, so it needs reduction='mean' or 'sum', not 'none'."
+        )
+    if margin.undivided:
+        raise ValueError(margin.undivided)
+    if margin.averages and statistics != "previous":
+        raise ValueError(
+            f"{margin!r} moves its averages by a batch before it uses them, and "
+            f"the parts of a window come one by one. "
+            "With statistics='previous' they use the averages of earlier steps."
+        )
 
-    classes: Int[Tensor, " n"]
-    lift: Float[Tensor, " n"] | None
+
+class Part(NamedTuple):
+    """One pass's part of a step: the number and labels of its sample, and a window's settings.
+
+    Attributes:
+        step: Number of the step; None draws no sample.
+        margin, whole: Margin and total weight, as a window fixes them.
+    """
+
+    step: int | None
+    labels: Tensor
+    valid: Tensor | None
+    margin: Margin | None = None
+    whole: Tensor | None = None
 
 
 class Window:
@@ -46,6 +70,11 @@ class Window:
         self._numbers = counted.cumsum(0) - 1
         self.margin = margin
         self._seen: list[_Seen] = []
+
+    def part(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Part:
+        """Return the part of the step that the next rows of every rank are; raises as `take`."""
+        margin = self.take(labels, valid, held)
+        return Part(self.step, self.labels, self.valid, margin, self.whole)
 
     def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Margin:
         """Return the margin for the next rows of every rank.

@@ -16,8 +16,9 @@ without a gradient.
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from marginlab.margins.checks import check_angle, check_momentum
 from marginlab.margins.combined import combined
-from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_momentum, move
+from marginlab.margins.margin import Gradient, Margin, Targets, move
 from marginlab.settings import describe
 
 SHORTEST, LONGEST = 1e-3, 100.0

@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite, clamped
+from marginlab.margins.checks import check_angle, check_finite
+from marginlab.margins.margin import Gradient, Margin, Targets, clamped
 from marginlab.settings import describe
 
 SMALLEST_SINE = {torch.float32: 1e-3, torch.float64: 1e-6}

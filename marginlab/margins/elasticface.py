@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from marginlab.margins.checks import check_angle, check_finite
 from marginlab.margins.combined import combined
-from marginlab.margins.margin import Gradient, Margin, Targets, check_angle, check_finite
+from marginlab.margins.margin import Gradient, Margin, Targets
 from marginlab.rng import Key
 from marginlab.settings import describe, nearest
 

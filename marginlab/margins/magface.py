@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from marginlab.margins.checks import check_angle
 from marginlab.margins.combined import combined
-from marginlab.margins.margin import Gradient, Margin, Targets, check_angle
+from marginlab.margins.margin import Gradient, Margin, Targets
 from marginlab.settings import describe
 
 

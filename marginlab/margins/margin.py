@@ -17,7 +17,6 @@ batch is rounded away.
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -26,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from marginlab.margins.given_slope import WithSlope
 from marginlab.recomputation import Calls, recomputing, transformed
 from marginlab.settings import nearest
 
@@ -173,12 +173,12 @@ class Margin(nn.Module, ABC):
                 "of torch.func moves no tensor from outside of it. Call eval() on the "
                 "margin before."
             ) from error
-        value = _WithSlope.apply(cosine.to(bounded.dtype), made.value.detach(), made.slope)
+        value = WithSlope.apply(cosine.to(bounded.dtype), made.value.detach(), made.slope)
         if made.norm_slope is not None:
-            value = _WithSlope.apply(norm, value, made.norm_slope)
+            value = WithSlope.apply(norm, value, made.norm_slope)
         penalty = made.penalty
         if penalty is not None and made.penalty_slope is not None:
-            penalty = _WithSlope.apply(norm, penalty.detach(), made.penalty_slope)
+            penalty = WithSlope.apply(norm, penalty.detach(), made.penalty_slope)
         return made._replace(value=value, penalty=penalty)
 
     def _check(self, cosine: Tensor, norm: Tensor) -> None:
@@ -312,31 +312,6 @@ class Margin(nn.Module, ABC):
         )
 
 
-class _WithSlope(torch.autograd.Function):
-    """A value with a given slope as its derivative by x; autograd may differentiate the slope."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-        ctx.save_for_forward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return grad * slope, grad, None
-
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor, value: Tensor, _: Any) -> Tensor:
-        slope: Tensor = ctx.saved_tensors[0]
-        return value + x * slope
-
-
 def clamped(cosine: Tensor) -> Tensor:
     """Return cosines in float32 or float64, clamped to [-1, 1]; a NaN stays one.
 
@@ -363,27 +338,3 @@ def move(state: Tensor, new: Tensor, momentum: float) -> None:
     new = new.detach()
     old = state.to(new)
     state.copy_(torch.where(new.isfinite(), old.lerp(new, momentum), old))
-
-
-def check_angle(name: str, value: float) -> None:
-    """Check that a value is an angular margin in [0, pi) (ValueError)."""
-    if not 0 <= value < math.pi:
-        raise ValueError(
-            f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees "
-            f"are turned by math.radians."
-        )
-
-
-def check_finite(name: str, value: float) -> None:
-    """Check that a value is a finite number (ValueError)."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is a finite number, such as 0.35, not {value}.")
-
-
-def check_momentum(value: float) -> None:
-    """Check that a value is the momentum of a moving average, in (0, 1] (ValueError)."""
-    if not 0 < value <= 1:
-        raise ValueError(
-            f"The momentum of a moving average is the share of the new batch, in (0, 1], "
-            f"such as 0.01, not {value}."
-        )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from marginlab.kernels import tiles
+from marginlab.kernels import pointwise, tiles
 from marginlab.kernels.tiles import Columns, Rows, Terms
 
 ROOT = Path(__file__).parents[2]
@@ -74,8 +74,8 @@ def problem(device="cpu", K=1, kind=torch.float32, exclude=None, hardness=None, 
 
 
 def test_only_the_plain_case_is_triton_s():
-    assert tiles.plain(*problem())
-    assert tiles.plain(*problem(kind=torch.bfloat16))
+    assert pointwise.plain(*problem())
+    assert pointwise.plain(*problem(kind=torch.bfloat16))
     others = (
         {"K": 2},
         {"kind": torch.float64},
@@ -85,23 +85,23 @@ def test_only_the_plain_case_is_triton_s():
         {"hardness": torch.zeros(())},
     )
     for other in others:
-        assert not tiles.plain(*problem(**other)), other
+        assert not pointwise.plain(*problem(**other)), other
 
 
 @pytest.mark.parametrize("runs", [True, False])
 def test_triton_is_chosen_on_cuda_where_it_runs(runs, monkeypatch):
     triton_tile = pytest.importorskip("marginlab.kernels.triton_tile", exc_type=ImportError)
     monkeypatch.setattr(triton_tile, "runs", lambda device: runs)
-    monkeypatch.setattr(tiles, "_compiled", lambda: (max, min))
+    monkeypatch.setattr(pointwise, "_compiled", lambda: (max, min))
     eager, fused = (
         (tiles.forward_tile, tiles.backward_tile),
         (triton_tile.forward_tile, triton_tile.backward_tile),
     )
-    assert tiles.pointwise(*problem()) == eager
+    assert pointwise.pointwise(*problem()) == eager
     with FakeTensorMode():  # tensors that say they are on a GPU
-        assert tiles.pointwise(*problem("cuda")) == (fused if runs else eager)
-        assert tiles.pointwise(*problem("cuda", K=2)) == eager
-        assert tiles.pointwise(*problem("cuda", compiled=True)) == (max, min)
+        assert pointwise.pointwise(*problem("cuda")) == (fused if runs else eager)
+        assert pointwise.pointwise(*problem("cuda", K=2)) == eager
+        assert pointwise.pointwise(*problem("cuda", compiled=True)) == (max, min)
 
 
 def test_where_triton_does_not_run_is_said_once(recwarn):

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from marginlab.kernels import margin_problem, margin_softmax, tiles, triton_tile
+from marginlab.kernels import margin_problem, margin_softmax, pointwise, tiles, triton_tile
 from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, Terms
 from marginlab.margins import ArcFace
 
@@ -203,4 +203,7 @@ def test_the_whole_loss_and_its_gradients(budget, lifted, monkeypatch):
 @pytest.mark.skipif(DEVICE == "cpu", reason="the choice falls on torch's operations on a CPU")
 def test_cuda_chooses_them():
     _, columns, rows, _ = problem(2, 5)
-    assert tiles.pointwise(columns, rows) == (triton_tile.forward_tile, triton_tile.backward_tile)
+    assert pointwise.pointwise(columns, rows) == (
+        triton_tile.forward_tile,
+        triton_tile.backward_tile,
+    )

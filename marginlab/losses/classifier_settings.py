@@ -1,0 +1,75 @@
+"""Checks of the settings of a classifier, of its ignored label and of its class weights."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from marginlab.losses.faults import check_tensor
+from marginlab.losses.pair import check_word
+from marginlab.margins import Margin
+
+
+def check_settings(
+    margin: Margin,
+    scale: float,
+    label_smoothing: float,
+    interclass_filter: float | None,
+    reduction: str,
+    budget: int | None,
+    operands: torch.dtype | None,
+) -> None:
+    """Check the settings of a loss.
+
+    Raises:
+        ValueError: A setting is invalid.
+        TypeError: The margin is not a `Margin`.
+    """
+    if not isinstance(margin, Margin):
+        raise TypeError(
+            f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}."
+        )
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"A scale is positive and finite, such as 64.0, not {scale}.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing lies in [0, 1), not at {label_smoothing}.")
+    if interclass_filter is not None and not -1 <= interclass_filter <= 1:
+        raise ValueError(
+            f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {interclass_filter}."
+        )
+    check_word("reduction", reduction, ("mean", "sum", "none"))
+    if budget is not None and budget <= 0:
+        raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
+    if operands not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"operands are torch.float32, bfloat16 or float16, or None for the dtype of "
+            f"the centers, not {operands}."
+        )
+
+
+def check_classes(num_classes: int, ignore_index: int | None, class_weights: Tensor | None) -> None:
+    """Check ignore_index and the class weights.
+
+    Raises:
+        ValueError: ignore_index is a class, or the weights do not fit the number of classes.
+    """
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        raise ValueError(
+            f"ignore_index is the number of no class, such as -100: {ignore_index} is one "
+            f"of 0..{num_classes - 1}."
+        )
+    if class_weights is None:
+        return
+    check_tensor("Class weights", class_weights, f"({num_classes},) floating point numbers")
+    if class_weights.shape != (num_classes,):
+        raise ValueError(
+            f"Class weights are ({num_classes},), one for each class, not "
+            f"{tuple(class_weights.shape)}."
+        )
+    if not class_weights.is_meta and not bool(
+        ((class_weights >= 0) & class_weights.isfinite()).all()
+    ):
+        raise ValueError(
+            "Class weights are finite and not negative, and one is not. A class with "
+            "weight 0 is not learned from."
+        )

@@ -1,0 +1,31 @@
+"""The classes of each rank, and its centers in a saved state.
+
+Rank k of N has the classes k ceil(C/N) to (k+1) ceil(C/N) - 1. torch.chunk cuts in the same way, so
+DTensor's Shard(0) is the same.
+"""
+
+import torch.distributed as dist
+from torch import Tensor
+
+from marginlab import ranks
+
+
+def own_part(num_classes: int, group: dist.ProcessGroup | None) -> slice:
+    """Return the classes whose centers this rank has."""
+    per = -(-num_classes // ranks.size(group))
+    start = min(ranks.rank(group) * per, num_classes)
+    return slice(start, min(start + per, num_classes))
+
+
+def own_centers(found: Tensor, key: str, num_classes: int, own: slice) -> tuple[Tensor | None, str]:
+    """Return this rank's centers of a saved state, or None and the error."""
+    if found.shape[:1] == (num_classes,):
+        part = ranks.local(found)
+        # of all classes, from one process or a file; or a shard of them
+        return (found[own] if part is found else part), ""
+    # a shard of more or fewer classes may have as many rows as this rank's
+    return None, (
+        f"{key} is of {len(found) if found.ndim else 0} classes, not "
+        f"{num_classes}. marginlab.train.resized gives the centers of "
+        "another number of classes, the old ones kept."
+    )
