@@ -1,30 +1,18 @@
 """Files of class centers: insightface's shards, one safetensors file, and other numbers of classes.
 
-insightface's `arcface_torch` writes one file per rank, with the rows of consecutive classes. Of N
-ranks
-
-    rank k holds    C // N + [k < C mod N]    classes
-
-The shards of marginlab's own checkpoints follow DTensor, ceil(C / N) each. The two may not be
-mixed, and are not mixed here. Nothing in insightface's files says C or N. A folder whose sizes
-break the rule, or that lacks a rank, is refused. A folder that lost rows in every shard evenly can
-be recognised only by the number of classes, which is therefore asked for where it is known.
-
-    checkpoint_gpu_{k}.pt            since 2022: a dictionary, the centers at
-                                     ["state_dict_softmax_fc"]["weight"]
-    rank_{k}_softmax_weight.pt       2021: the tensor itself; for a while the name began with
-                                     rank:{k}
+insightface's shards follow its own rule (`insightface`). The shards of marginlab's own checkpoints
+follow DTensor, ceil(C / N) each. The two may not be mixed, and are not mixed here. Nothing in
+insightface's files says C or N. A folder whose sizes break the rule, or that lacks a rank, is
+refused. A folder that lost rows in every shard evenly can be recognised only by the number of
+classes, which is therefore asked for where it is known.
 
 On several ranks a head holds a shard, in marginlab's cut. There are two ways to the centers of all
 ranks: `load(run).classifier.centers`, from any checkpoint on any number of processes, and
 `head.state_dict()["centers"].full_tensor()`, which all ranks call.
 """
 
-import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,14 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from marginlab.data.untrusted import DamagedError, Entries
-from marginlab.files import open_regular
 from marginlab.losses.centers import draw_
-
-PATTERNS = (
-    re.compile(r"checkpoint_gpu_(\d+)\.pt"),
-    re.compile(r"rank[_:](\d+)_softmax_weight\.pt"),
-)
+from marginlab.train.insightface import by_rank, rank_of, read_shard, sizes
 
 
 def import_insightface(
@@ -71,8 +53,8 @@ def import_insightface(
         ...     torch.equal(import_insightface(folder, num_classes=7), centers)
         True
     """
-    files = _by_rank(source)
-    shards = [_shard(file) for file in files]
+    files = by_rank(source)
+    shards = [read_shard(file) for file in files]
     first = shards[0]
     for file, shard in zip(files, shards, strict=True):
         if (
@@ -136,7 +118,7 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
     _whole(centers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    there = [path for path in folder.iterdir() if _rank(path) is not None]
+    there = [path for path in folder.iterdir() if rank_of(path) is not None]
     if there:
         raise FileExistsError(
             f"{folder} already holds shards, such as {there[0].name}. Give an empty folder."
@@ -246,125 +228,9 @@ def resized(
     return out
 
 
-def sizes(num_classes: int, ranks: int) -> list[int]:
-    """Return the number of classes that each rank of insightface holds.
-
-    Example:
-        >>> sizes(7, 3)
-        [3, 2, 2]
-    """
-    return [num_classes // ranks + (rank < num_classes % ranks) for rank in range(ranks)]
-
-
 def _whole(centers: Tensor) -> None:
     if hasattr(centers, "full_tensor"):
         raise ValueError(
             f"Of these {len(centers)} centers this rank holds a part. Give "
             f"centers.full_tensor(), which all ranks call, on one of them."
         )
-
-
-def _rank(path: Path) -> tuple[int, int] | None:
-    """Return the format and the rank that a file's name says, or None."""
-    for kind, pattern in enumerate(PATTERNS):
-        if found := pattern.fullmatch(path.name):
-            return kind, int(found[1])
-    return None
-
-
-def _by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
-    """Return the files of ranks 0 to N - 1."""
-    given = isinstance(source, Path | str)
-    if given and not Path(source).is_dir():  # type: ignore[arg-type]
-        raise FileNotFoundError(
-            f"{source} is no folder. Give the folder of the shards, or a list of files."
-        )
-    paths = list(Path(source).iterdir()) if given else [Path(path) for path in source]  # type: ignore[arg-type, union-attr]
-    named = [(key, path) for path in paths if (key := _rank(path)) is not None]
-    if not given and len(named) < len(paths):
-        odd = next(path for path in paths if _rank(path) is None)
-        raise ValueError(
-            f"The name of {odd} says no rank. A shard is called checkpoint_gpu_0.pt or "
-            f"rank_0_softmax_weight.pt, counted from 0."
-        )
-    if not named:
-        raise FileNotFoundError(
-            f"{source if given else 'The list'} holds no shard, such as "
-            f"checkpoint_gpu_0.pt or rank_0_softmax_weight.pt."
-        )
-    named.sort()
-    if len({kind for (kind, _), _ in named}) > 1:
-        raise ValueError(
-            f"{named[0][1]} and {named[-1][1]} are of two formats, and may be of two runs. "
-            f"Give the files of one."
-        )
-    ranks = [rank for (_, rank), _ in named]
-    if ranks != list(range(len(ranks))):
-        missing = sorted(set(range(ranks[-1] + 1)) - set(ranks))
-        if missing:
-            raise FileNotFoundError(
-                f"Of the shards up to {named[-1][1]} there is none of rank "
-                f"{', '.join(map(str, missing))}."
-            )
-        raise ValueError(f"A rank is given twice: {', '.join(str(path) for _, path in named)}.")
-    return [path for _, path in named]
-
-
-def _shard(path: Path) -> Tensor:
-    """Read the centers of one file, after checking its bytes.
-
-    If the file is a zip (torch 1.6 and later), the checksums of the centers and of everything that
-    says how to read them are verified. torch.load does not do this. Older files have no checksums.
-    """
-    try:
-        with open_regular(path) as stream:
-            zipped = stream.read(4) == b"PK\3\4"
-        if zipped:
-            _verify(path)
-        head = _head(path, map_location="cpu", mmap=zipped)
-        # a matrix whose rows overlap would be many times larger than its file
-        repeated = head is not None and head.nbytes > head.untyped_storage().nbytes()
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch meets broken files with a dozen kinds of errors
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
-        why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
-        raise ValueError(
-            f"{path} could not be read as tensors and plain containers: "
-            f"{f'it holds a {foreign[1]}' if foreign else why}. "
-            "If you trust it, load it yourself and save its centers alone."
-        ) from error
-    if head is None or repeated:
-        raise ValueError(
-            f"{path} holds no centers: a checkpoint has them at "
-            "['state_dict_softmax_fc']['weight'], a file of 2021 is the tensor."
-        )
-    return head
-
-
-def _head(path: Path, **options: Any) -> Tensor | None:
-    """Load a file, and find the centers in what it holds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings of types that torch no longer writes
-        held: Any = torch.load(path, weights_only=True, **options)
-    if path.name.startswith("checkpoint"):
-        head = held.get("state_dict_softmax_fc") if isinstance(held, dict) else None
-        held = head.get("weight") if isinstance(head, dict) else None
-    return held if isinstance(held, Tensor) and held.layout == torch.strided else None
-
-
-def _verify(path: Path) -> None:
-    """Verify the checksums of the centers in a zip, and of records that say how to read them."""
-    with Entries(path) as entries:
-        for name in entries.names:
-            if "/data/" not in name:
-                entries.open(name).verify()
-        if (claimed := _head(path, map_location="meta")) is None:
-            return
-        storage = claimed.untyped_storage()
-        record = entries.at(storage._checkpoint_offset or 0) or "the record of the centers"
-        entry = entries.open(record)
-        if entry.size != storage.nbytes():
-            told = f"{record} has {entry.size:,} bytes, not {storage.nbytes():,}"
-            raise DamagedError(told)
-        entry.verify()

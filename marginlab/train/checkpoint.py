@@ -12,13 +12,12 @@ Rank 0 writes the parameters and buffers that all ranks have, with its own value
 not finite is not written, since training could not continue from it.
 
 Before anything is loaded, the folder is checked against itself (`contents`: step, ranks, checksums
-of its files), against the recipe of the run, and against the method (names and shapes of its
-tensors, which include the classes, sub-centers and dimensions of class centers). So nothing is
-loaded by half.
+of its files), against the recipe of the run, and against the method (`belonging`: names and shapes
+of its tensors, which include the classes, sub-centers and dimensions of class centers). So nothing
+is loaded by half.
 """
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import warnings
@@ -27,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
@@ -38,6 +36,7 @@ from marginlab import ranks, settings
 from marginlab.losses.classifier import Classifier
 from marginlab.methods import Method
 from marginlab.train import contents
+from marginlab.train.belonging import of_method, of_recipe, sketch
 from marginlab.train.contents import put as put_text
 from marginlab.train.finite import check_finite
 from marginlab.train.optimizer_state import named, put, saved_as
@@ -218,8 +217,8 @@ def restore(
         progress, places = contents.whole(checkpoint, part=ranks.rank(), parts=ranks.size())
         said = {"step": progress["step"], "checksums": contents.mark(checkpoint)}
         if recipe is not None:
-            _of_recipe(checkpoint, recipe)
-        _of_method(checkpoint, places.state_dict_metadata, method)
+            of_recipe(checkpoint, recipe)
+        of_method(checkpoint, places.state_dict_metadata, method)
     except Exception as raised:  # of any kind: the other ranks would wait
         error = raised
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
@@ -242,47 +241,6 @@ def _found(path: Path) -> Path:
             f"one of its checkpoints/step-*."
         )
     return checkpoint
-
-
-def _of_recipe(checkpoint: Path, recipe: Recipe) -> None:
-    """Refuse a checkpoint of another recipe, even where all shapes are the same."""
-    with settings.as_data():
-        theirs = settings.read(Recipe, checkpoint / "recipe.toml")
-    for field in dataclasses.fields(Recipe):
-        before, now = getattr(theirs, field.name), getattr(recipe, field.name)
-        if before != now:
-            raise ValueError(
-                f"{checkpoint / 'recipe.toml'} has {field.name} = {before!r}, and this run "
-                f"{now!r}: "
-                "it is the checkpoint of another run. Choose another folder, or put the run's own "
-                "checkpoint back."
-            )
-
-
-def _of_method(checkpoint: Path, there: dict[str, Any], method: nn.Module) -> None:
-    """Refuse a checkpoint whose tensors are not those of this method."""
-    for name, value in method.state_dict().items():
-        held = there.get(f"method.{name}")
-        shape = tuple(held.size) if isinstance(held, TensorStorageMetadata) else None
-        if isinstance(value, Tensor) and shape != tuple(value.shape):
-            what = "does not hold it" if held is None else f"holds {shape}"
-            raise ValueError(
-                f"{checkpoint} is of another method, or of data with other classes: here "
-                f"{name} is {tuple(value.shape)}, and it {what}. "
-                "Choose another folder, or the recipe and data that it was trained with."
-            )
-
-
-def _sketch(recipe: Recipe, classes: int) -> Method | None:
-    """Make the method without memory for its tensors; None if its code does not allow that.
-
-    A method or backbone of the user's own code may be such a case.
-    """
-    try:
-        with torch.device("meta"):
-            return recipe.make_method(classes)
-    except (RuntimeError, NotImplementedError):
-        return None
 
 
 def _cause(error: BaseException) -> str:
@@ -368,10 +326,10 @@ def load(
     number = len(classes) or progress.get("num_classes", 2)  # older ones hold a number or nothing
     with settings.as_data(code=code):
         recipe = settings.read(Recipe, checkpoint / "recipe.toml")
-        if there := _sketch(recipe, number):  # checked before any memory is allocated
-            _of_method(checkpoint, places.state_dict_metadata, there)
+        if there := sketch(recipe, number):  # checked before any memory is allocated
+            of_method(checkpoint, places.state_dict_metadata, there)
         method = recipe.make_method(number)
-    _of_method(checkpoint, places.state_dict_metadata, method)
+    of_method(checkpoint, places.state_dict_metadata, method)
     state = {"method": method.state_dict()}
     _load(state, checkpoint, alone=True)
     method.load_state_dict(state["method"])

@@ -26,23 +26,18 @@ Sources: Huang et al. 2023, sections 2 to 5; for the last two `marginlab.evaluat
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from marginlab import augment, encoding, measures, settings
+from marginlab import augment, measures, settings
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data import load as load_images
 from marginlab.data.pixels import BUDGET
-from marginlab.data.streaming import Streamed
-from marginlab.encoding import encode, evaluating
+from marginlab.encoding import evaluating
 from marginlab.evaluation import (
     knn_accuracy,
     linear_probe_accuracy,
@@ -53,29 +48,15 @@ from marginlab.evaluation import (
 from marginlab.measures.measure import Measure
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
+from marginlab.train.features import (
+    Encoder,
+    device_of,
+    encode_images,
+    encode_views,
+    with_images,
+)
 from marginlab.train.rows import Row, geometry, measured, rate
 from marginlab.train.theorems import certified, theorems
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """Interface of a network to be measured: features of images, and the projector's embeddings.
-
-    The loss sees the embeddings. Where it sees the features themselves, `project` is None.
-    """
-
-    @property
-    def project(self) -> Any:
-        """Function from features (B, D) to what the loss sees, or None."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return features (B, D) of images (B, 3, H, W) in [0, 1]."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Iterate over the modules, as a torch module does."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters, as a torch module does."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +293,7 @@ class Monitor:
                 rows += measured(made, features, labels, space, epoch)
             if self.bounds:
                 fitted, fresh = (
-                    _with_images(clean[split][space], *seen[split][space])
+                    with_images(clean[split][space], *seen[split][space])
                     for split in ("train", "test")
                 )
                 # a ReLU can leave a feature without direction
@@ -363,68 +344,3 @@ class Monitor:
             labels=place.to(images.labels.device),
             classes=tuple(images.classes[k] for k in chosen.tolist()),
         )
-
-
-def _with_images(
-    clean: Float[Tensor, "N D"], views: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]
-) -> tuple[Tensor, Tensor]:
-    """Put the features of the image itself before those of its views; return them and the labels.
-
-    The theory counts the image among its views.
-    """
-    return torch.cat((clean[:, None], views), dim=1), labels
-
-
-@torch.no_grad()
-def encode_images(
-    method: Encoder,
-    images: UInt8[Tensor, "N 3 H W"] | Streamed,
-    device: torch.device,
-    batch: int = 512,
-) -> dict[str, Float[Tensor, "N D"]]:
-    """Return L2-normalised features of clean images, by space (backbone, projector), in float32."""
-    return _spaces(method, encode(method.encode, images, batch=batch, device=device), batch)
-
-
-@torch.no_grad()
-def encode_views(
-    method: Encoder,
-    augmentation: Augmentation,
-    images: ImageSet,
-    n_views: int,
-    *,
-    seed: int,
-    device: torch.device,
-    split: str,
-    batch: int = 512,
-) -> dict[str, Float[Tensor, "N V D"]]:
-    """Return L2-normalised features (N, V, D) of views of images, by space.
-
-    The views are drawn apart from those of training. The clean image is not among them.
-    """
-    # the offset gives the splits different draws, since both number their images alike
-    offset = 0 if split == "train" else 1 << 31
-
-    def draw(held: Tensor, *, index: Tensor, n_views: int) -> Tensor:
-        place = index + offset
-        return augmentation.views(held, index=place, n_views=n_views, seed=seed, first_view=1 << 31)
-
-    features = encoding.encode_views(
-        method.encode, images.images, draw, n_views, batch=batch, device=device
-    )
-    return _spaces(method, features, batch)
-
-
-def _spaces(method: Encoder, features: Float[Tensor, "N *V D"], batch: int) -> dict[str, Tensor]:
-    """Normalise features, and what the projector makes of `batch` of them at a time."""
-    spaces = {"backbone": F.normalize(features, dim=-1)}
-    if method.project is not None:
-        rows = features.flatten(0, -2).split(batch)
-        embeddings = torch.cat([F.normalize(method.project(part), dim=-1) for part in rows])
-        spaces["projector"] = embeddings.unflatten(0, features.shape[:-1])
-    return spaces
-
-
-def device_of(method: Encoder) -> torch.device:
-    """Return the device of the first parameter, or the CPU if there is none."""
-    return next((p.device for p in method.parameters()), torch.device("cpu"))

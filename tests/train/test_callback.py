@@ -13,7 +13,7 @@ from marginlab.measures.functional import alignment
 from marginlab.settings import SettingsError
 from marginlab.theory import Population, certify
 from marginlab.train import Callback, Monitor, Recipe, fit
-from marginlab.train.monitor import encode_images, encode_views
+from marginlab.train.features import encode_images, encode_views
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from marginlab.evaluation import knn_accuracy, verify
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit
-from marginlab.train.monitor import encode_images
+from marginlab.train.features import encode_images
 
 RECIPE = Recipe(
     data="omniglot-upright",
