@@ -214,6 +214,7 @@ def ranks(
     name = f"on {n} rank(s) of {rows} rows"
     for rank, answer in enumerate(answers):
         agree("loss of the whole batch", value, f"rank {rank}, {name}", answer[0])
+        agree("rank 0", answers[0][0], f"rank {rank}, to the last bit", answer[0], tolerance=0.0)
     factor = n if gradients == "mean" else 1
     for i, slope in enumerate(slopes):
         joined = torch.cat([answer[1][i] for answer in answers])
@@ -236,7 +237,10 @@ def shards(rows: int, n: int, seed: int) -> list[int]:
 def takes(make: Callable[..., Any], name: str) -> bool:
     """Whether a function or class takes an argument of this name."""
     parameters = inspect.signature(make).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    kinds = {parameter.kind for parameter in parameters.values()}
+    # nn.Module itself has (*args, **kwargs), and refuses both
+    anything = inspect.Parameter.VAR_KEYWORD in kinds
+    return name in parameters or (anything and inspect.Parameter.VAR_POSITIONAL not in kinds)
 
 
 def parameter_gradients(loss: Loss) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Pool:
         """
         if not 1 <= n <= self.size:
             raise ValueError(f"This pool has {self.size} ranks, not {n}: make Pool({n}).")
-        answers: list[Any] = []
+        answers: list[Any] = [None] * n
         failure = ""
         for rank, pipe in enumerate(self.pipes[:n]):
             try:
@@ -131,19 +132,23 @@ class Pool:
             except OSError as error:
                 failure = f"rank {rank} of {n} is dead: {error!r}"
                 break
-        for rank, pipe in enumerate(self.pipes[:n]):
-            if failure:
-                break
-            try:
-                if not pipe.poll(2 * self.patience):
-                    raise TimeoutError(f"no answer within {2 * self.patience:.0f} s")
-                good, answer = pipe.recv()
-            except (OSError, EOFError) as error:
-                good, answer = False, f"it is dead or hangs: {error!r}"
-            if not good:
-                failure = f"rank {rank} of {n} failed:\n{answer}"
-            answers.append(answer)
-        if failure:  # the others may wait in a collective: begin anew
+        waited = {pipe: rank for rank, pipe in enumerate(self.pipes[:n])}
+        end = time.monotonic() + 2 * self.patience
+        while waited and not failure:
+            ready = wait(list(waited), max(end - time.monotonic(), 0))
+            if not ready:
+                hanging = ", ".join(map(str, waited.values()))
+                seconds = f"{2 * self.patience:.0f} s"
+                failure = f"rank {hanging} of {n} hangs: no answer within {seconds}"
+            for pipe in [pipe for pipe in waited if pipe in ready]:
+                rank = waited.pop(pipe)
+                try:
+                    good, answers[rank] = pipe.recv()
+                except (OSError, EOFError) as error:
+                    good, answers[rank] = False, f"it is dead: {error!r}"
+                if not good:  # the first to fail: the others may wait for it in a collective
+                    failure = failure or f"rank {rank} of {n} failed:\n{answers[rank]}"
+        if failure:
             for process in self.ranks:
                 process.kill()
             self._stop()
