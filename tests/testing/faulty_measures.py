@@ -129,7 +129,7 @@ class MeanOfRanks(Spread):
 
 
 class NoRows(Uniformity):
-    """Refuses a rank without images."""
+    """Refuses an update without images."""
 
     def update(self, features, labels=None):
         if not len(features):

@@ -34,10 +34,9 @@ def test_a_planted_fault_is_caught_and_named(law, measure):
 
 
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("measure", [faulty.MeanOfRanks, faulty.NoRows])
-def test_a_fault_on_ranks_is_caught(pool, measure):
-    with pytest.raises(LawBroken, match=f'{measure.__name__} breaks the law "ranks"'):
-        few(measure, laws=("ranks",), ranks=(3,), pool=pool, max_examples=20)
+def test_a_fault_on_ranks_is_caught(pool):
+    with pytest.raises(LawBroken, match='MeanOfRanks breaks the law "ranks"'):
+        few(faulty.MeanOfRanks, laws=("ranks",), ranks=(2,), pool=pool)
 
 
 def test_every_law_has_a_planted_fault():
