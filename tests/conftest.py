@@ -16,7 +16,8 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from pool import Pool  # noqa: E402
+
+from marginlab.testing.pool import Pool  # noqa: E402
 
 # two xdist workers share two cores; OMP_NUM_THREADS=2 asks for sums in another order
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

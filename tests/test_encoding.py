@@ -5,7 +5,6 @@ import functools
 import hypothesis.strategies as st
 import pytest
 import torch
-from heap import peak_of
 from hypothesis import given, settings
 from torch import nn
 
@@ -14,6 +13,7 @@ from marginlab.data.streaming import Streamed
 from marginlab.encoding import encode, encode_views, evaluating
 from marginlab.methods import SimCLR
 from marginlab.models import Backbone
+from marginlab.testing.memory import peak_of
 
 
 def pictures(n, side=8, seed=0):

@@ -20,7 +20,7 @@ FLOORS = [
     {"methods"},
     {"train"},
     {"inversion", "purify", "plan"},
-    {"study"},
+    {"study", "testing"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(

@@ -2,11 +2,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from heap import peak_of
 from hypothesis import given
 from sklearn.neighbors import KNeighborsClassifier
 
 from marginlab.evaluation import knn_accuracy, knn_predict, knn_rank
+from marginlab.testing.memory import peak_of
 
 
 def clusters(seed, n, classes=4, D=6, spread=1.0):

@@ -1,11 +1,11 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from heap import peak_of
 from hypothesis import given
 from sklearn.neighbors import NearestCentroid
 
 from marginlab.evaluation import nearest_center_error
+from marginlab.testing.memory import peak_of
 
 
 @given(st.integers(0, 2**20), st.integers(1, 4), st.booleans(), st.floats(0.1, 3))

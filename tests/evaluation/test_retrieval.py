@@ -5,13 +5,13 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from heap import peak_of
 from hypothesis import given
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
 from marginlab.evaluation import retrieval
+from marginlab.testing.memory import peak_of
 
 NAMES = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
 SEEDS = st.integers(0, 2**20)

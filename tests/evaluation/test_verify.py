@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from heap import peak_of
 
 from marginlab.evaluation import pairs, tar_at_far, verification_accuracy, verify
+from marginlab.testing.memory import peak_of
 
 LABELS = torch.arange(400) // 10
 

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 
 import marginlab.losses
 from marginlab.settings import call
+from marginlab.testing.loss_laws import permutation, ranks, symmetry
+from marginlab.testing.strategies import seeds
 
 # one law, run for each loss
 several = settings(suppress_health_check=[HealthCheck.differing_executors])
@@ -31,6 +33,11 @@ def value_and_gradients(function, *inputs, **arguments):
     value = function(*inputs, **arguments)
     value.sum().backward()
     return value.detach(), [x.grad for x in inputs]
+
+
+def given_group(function, arguments, grads, group=None):
+    """The function as a loss of a group of ranks."""
+    return functools.partial(function, **arguments, group=group, grads=grads)
 
 
 def on_a_rank(group, rank, function, parts, grads):
@@ -96,12 +103,11 @@ class LossLaws:
     @given(data=st.data())
     def test_symmetric_in_the_views_and_indifferent_to_the_order_of_the_batch(self, data):
         arguments = data.draw(self.arguments)
-        z1, z2, generator = draw_views(data, data.draw(st.integers(self.fewest, 8)))
-        value = self.function(z1, z2, **arguments).sum()
-        order = torch.randperm(len(z1), generator=generator)
-        torch.testing.assert_close(self.function(z1[order], z2[order], **arguments).sum(), value)
+        z1, z2, _ = draw_views(data, data.draw(st.integers(self.fewest, 8)))
+        make = functools.partial(functools.partial, type(self).function, **arguments)
+        permutation(make, (z1, z2), data.draw(seeds))
         if arguments.get("symmetric", True):
-            torch.testing.assert_close(self.function(z2, z1, **arguments).sum(), value)
+            symmetry(make, (z1, z2), 0)
 
     @few
     @given(data=st.data())
@@ -127,23 +133,11 @@ class LossLaws:
     @given(data=st.data())
     def test_n_ranks_are_one_rank(self, pool, n, data):
         arguments = data.draw(self.arguments.filter(lambda a: a.get("reduction") != "none"))
-        rows = data.draw(
-            st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(
-                lambda r: sum(r) >= self.fewest
-            )
-        )
-        z1, z2, _ = draw_views(data, sum(rows))
-        function = functools.partial(type(self).function, **arguments)
-        value, slopes = value_and_gradients(function, z1, z2)
-        parts = list(zip(z1.split(rows), z2.split(rows), strict=True))
-        for grads, factor in (("sum", 1), ("mean", n)):
-            answers = pool.run(n, on_a_rank, function, parts, grads)
-            for answer, _ in answers:
-                torch.testing.assert_close(answer, value, rtol=1e-10, atol=1e-10)
-                assert torch.equal(answer, answers[0][0])
-            for view in (0, 1):
-                joined = torch.cat([slope[view] for _, slope in answers])
-                torch.testing.assert_close(joined, factor * slopes[view], rtol=1e-10, atol=1e-10)
+        z1, z2, _ = draw_views(data, data.draw(st.integers(self.fewest, 4 * n)))
+        for gradients in ("sum", "mean"):
+            make = functools.partial(given_group, type(self).function, arguments, gradients)
+            seed = data.draw(seeds)
+            ranks(make, (z1, z2), seed, n=n, pool=pool, gradients=gradients)
 
     @pytest.mark.xdist_group("ranks")
     def test_without_a_named_group_it_is_the_default_one(self, pool):

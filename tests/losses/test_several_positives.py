@@ -7,13 +7,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from heap import peak_of
 from hypothesis import given
 from loss_laws import draw_views, few, several, value_and_gradients
 
 from marginlab.kernels import softplus_sum
 from marginlab.losses import InfoNCE
 from marginlab.losses.functional import info_nce
+from marginlab.testing.memory import peak_of
 
 
 def naive(z1, z2, extra, labels, temperature, negatives, symmetric, decoupled, reduction):

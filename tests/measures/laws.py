@@ -2,12 +2,12 @@
 the result is compared.
 """
 
-import pickle
-
-import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+
+from marginlab.testing import measure_laws
+from marginlab.testing.strategies import seeds
 
 # one law, many measures
 LAW = settings(
@@ -53,19 +53,6 @@ def assert_same(one, two, skip=(), atol=1e-10):
             assert value == two[name], name
 
 
-def _on_a_rank(group, rank, make, parts, skip_empty):
-    measure = make(process_group=group)
-    for rows in parts[rank]:
-        if not (skip_empty and not len(rows[0])):
-            measure.update(*rows)
-    if not measure.update_called:
-        measure._update_count = 1  # torchmetrics warns of a rank without updates
-    result = measure.compute()
-    own = [len(rows[0]) for rows in parts[rank]]
-    measure.update(*parts[rank][0])  # after computing, a rank goes on with what is its own
-    return result, own
-
-
 class MeasureLaws:
     """Subclasses give `make(**kwargs)` (a module-level function), `data(n, generator)` -> arguments
     of update with n rows, and two tuples: `ordered`, the fields that name images by their order,
@@ -88,45 +75,28 @@ class MeasureLaws:
     def sample(self, seed):
         return self.data(self.rows, torch.Generator().manual_seed(seed))
 
-    @LAW
-    @given(st.integers(0, 2**20), st.lists(st.integers(0, 12), max_size=4).map(sorted))
-    def test_splitting_a_batch_changes_nothing(self, seed, cuts):
-        arguments = self.sample(seed)
-        measure = type(self).make()
-        for start, end in zip([0, *cuts], [*cuts, self.rows], strict=True):
-            measure.update(*(a[start:end] for a in arguments))
-        assert_same(measure.compute(), self.whole(arguments))
-
-    @LAW
-    @given(st.integers(0, 2**20))
-    def test_the_order_of_images_changes_nothing(self, seed):
-        arguments = self.sample(seed)
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed + 1))
-        assert_same(
-            self.whole([a[order] for a in arguments]),
-            self.whole(arguments),
-            (*self.ordered, *self.noise),
+    def holds(self, law, seed, **more):
+        law(
+            type(self).make, self.sample(seed), seed, ordered=self.ordered, noise=self.noise, **more
         )
 
     @LAW
-    @given(st.integers(0, 2**20), st.integers(0, 12))
-    def test_merged_states_are_those_of_all_images(self, seed, cut):
-        arguments = self.sample(seed)
-        one, two = type(self).make(), type(self).make()
-        one.update(*(a[:cut] for a in arguments))
-        two.update(*(a[cut:] for a in arguments))
-        one.merge_state(two)
-        assert_same(one.compute(), self.whole(arguments), (*self.ordered, *self.noise))
+    @given(seeds)
+    def test_splitting_a_batch_changes_nothing(self, seed):
+        self.holds(measure_laws.split, seed)
+
+    @LAW
+    @given(seeds)
+    def test_the_order_of_images_changes_nothing(self, seed):
+        self.holds(measure_laws.permutation, seed)
+
+    @LAW
+    @given(seeds)
+    def test_merged_states_are_those_of_all_images(self, seed):
+        self.holds(measure_laws.merge, seed)
 
     def test_it_pickles_and_goes_on(self):
-        arguments = self.sample(3)
-        measure = type(self).make()
-        measure.update(*(a[:7] for a in arguments))
-        copy = pickle.loads(pickle.dumps(measure))
-        copy.update(*(a[7:] for a in arguments))
-        assert_same(copy.compute(), self.whole(arguments))
-        # with its result cached
-        assert_same(pickle.loads(pickle.dumps(copy)).compute(), self.whole(arguments))
+        self.holds(measure_laws.pickled, 3)
 
     def test_reset_forgets_everything(self):
         measure = type(self).make()
@@ -139,39 +109,14 @@ class MeasureLaws:
         assert_same(measure.compute(), self.whole(self.sample(5)))
 
     def test_forward_gives_the_batch_and_keeps_the_stream(self):
-        arguments = self.sample(6)
-        measure = type(self).make()
-        assert_same(measure(*arguments), self.whole(arguments))
-        assert_same(measure.compute(), self.whole(arguments), (*self.ordered, *self.noise))
+        self.holds(measure_laws.forward, 6)
 
     def test_inputs_and_results_are_left_alone(self):
-        arguments = self.sample(7)
-        before = [a.clone() for a in arguments]
-        measure = type(self).make()
-        measure.update(*arguments)
-        first = measure.compute()
-        for a, b in zip(arguments, before, strict=True):
-            assert torch.equal(a, b)
-            a.zero_()  # a reused buffer
-        measure._computed = None
-        assert_same(measure.compute(), first)
+        self.holds(measure_laws.inputs_kept, 7)
 
     @pytest.mark.xdist_group("ranks")
     @pytest.mark.parametrize("n", [1, 2, 3, 4])
-    @pytest.mark.parametrize("skip_empty", [False, True])
     @settings(LAW, max_examples=2)
-    @given(data=st.data())
-    def test_any_number_of_ranks_is_one_rank(self, pool, n, skip_empty, data):
-        arguments = self.sample(data.draw(st.integers(0, 2**20)))
-        cuts = sorted(
-            data.draw(st.lists(st.integers(0, self.rows), min_size=2 * n - 1, max_size=2 * n - 1))
-        )
-        bounds = list(zip([0, *cuts], [*cuts, self.rows], strict=True))
-        # consecutive, uneven, some empty
-        shards = [
-            [tuple(a[s:e] for a in arguments) for s, e in bounds[2 * r : 2 * r + 2]]
-            for r in range(n)
-        ]
-        expected = self.whole(arguments)
-        for result, _ in pool.run(n, _on_a_rank, type(self).make, shards, skip_empty):
-            assert_same(result, expected, self.noise)
+    @given(seed=seeds)
+    def test_any_number_of_ranks_is_one_rank(self, pool, n, seed):
+        self.holds(measure_laws.ranks, seed, n=n, pool=pool)

@@ -6,11 +6,11 @@ import contextlib
 
 import torch
 import torch.distributed as dist
-from heap import peak_of
 
 from marginlab import margins, settings
 from marginlab.losses import PartialFC
 from marginlab.optim import LazyAdamW, LazySGD
+from marginlab.testing.memory import peak_of
 
 
 def head_and_optimizer(setup, group=None):
