@@ -63,6 +63,7 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 add_module_names = False
 
 myst_enable_extensions = ["dollarmath"]

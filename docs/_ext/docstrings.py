@@ -25,18 +25,17 @@ def inline(text: str) -> str:
     >>> inline("`x` of *args, |x| and w_")
     '``x`` of \\\\*args, \\\\|x\\\\| and w\\\\_'
     """
-    parts = []
-    for part in CODE.split(text):
-        if part.startswith("`") and part.endswith("`") and len(part) > 2:
-            words = part.strip("`").strip()
-            # reStructuredText wants an end of the word behind a literal
-            parts.append(f"``{words}``")
+    parts = CODE.split(text)
+    for n, part in enumerate(parts):
+        if n % 2:
+            # reStructuredText wants a literal to stand as a word of its own
+            before = "\\ " if re.search(r"\w$", parts[n - 1]) else ""
+            behind = "\\ " if re.match(r"\w", parts[n + 1]) else ""
+            parts[n] = f"{before}``{part.strip('`').strip()}``{behind}"
         else:
-            part = part.replace("\\", "\\\\")
-            part = re.sub(r"([*|`])", r"\\\1", part)
-            parts.append(re.sub(r"(?<=\w)_(?!\w)", r"\\_", part))
-    joined = "".join(parts)
-    return re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", re.sub(r"(?<=\w)(``[^`]+``)", r"\\ \1", joined))
+            part = re.sub(r"([\\*|`])", r"\\\1", part)
+            parts[n] = re.sub(r"(?<=\w)_(?!\w)", r"\\_", part)
+    return "".join(parts)
 
 
 def rst(lines: Iterable[str]) -> list[str]:

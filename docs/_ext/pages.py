@@ -100,7 +100,7 @@ def reference() -> dict[str, str]:
     """Paths below `docs/` and texts of the reference."""
     made = {f"reference/{name.replace('.', '-')}.rst": room(name) for name in ROOMS}
     lines = ["# Reference", "", "One page for each room, and in it one for each public name."]
-    lines += ["The letters of all shapes are explained on [one page](../design.md#the-letters).", ""]
+    lines += ["The letters of all shapes are explained on [one page](../design.md#letters-of-shapes).", ""]
     lines += ["```{toctree}", ":maxdepth: 1", ""]
     lines += [f"{name.replace('.', '-')}" for name in ROOMS] + ["```", ""]
     made["reference/index.md"] = "\n".join(lines)
