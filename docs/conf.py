@@ -190,13 +190,19 @@ def formula(self: Any, node: nodes.math, display: bool) -> None:
     raise nodes.SkipNode
 
 
-def signature(app: Any, what: str, name: str, obj: Any, options: Any, text: Any, result: Any) -> Any:
+def signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, text: Any, result: Any
+) -> Any:
     """Shorten the shapes: Float[Tensor, 'B D'] in place of jaxtyping.Float[torch.Tensor, 'B D']."""
 
     def short(part: str | None) -> str | None:
         if part is None:
             return None
-        return re.sub(r"\b(?:jaxtyping|torch|typing|collections\.abc|~?marginlab(?:\.\w+)*)\.(?=[A-Z])", "", part)
+        return re.sub(
+            r"\b(?:jaxtyping|torch|typing|collections\.abc|~?marginlab(?:\.\w+)*)\.(?=[A-Z])",
+            "",
+            part,
+        )
 
     return short(text), short(result)
 

@@ -20,10 +20,10 @@ CODE = re.compile(r"(``.+?``|`[^`]+`)", re.S)
 
 
 def inline(text: str) -> str:
-    """Escape what reStructuredText would read as markup; single backticks become double ones.
+    r"""Escape what reStructuredText would read as markup; single backticks become double ones.
 
     >>> inline("`x` of *args, |x| and w_")
-    '``x`` of \\\\*args, \\\\|x\\\\| and w\\\\_'
+    '``x`` of \\*args, \\|x\\| and w\\_'
     """
     parts = CODE.split(text)
     for n, part in enumerate(parts):

@@ -54,8 +54,8 @@ def page(room: str, name: str) -> str:
     A function whose name is that of a class in other letters has a page of another name, since some
     file systems read both as one.
 
-    >>> page("theory", "haochen"), page("theory", "HaoChen")
-    ('reference/theory/marginlab.theory.haochen-function', 'reference/theory/marginlab.theory.HaoChen')
+    >>> page("theory", "haochen")
+    'reference/theory/marginlab.theory.haochen-function'
     """
     file = f"reference/{room.replace('.', '-')}/marginlab.{room}.{name}"
     twins = [other for other in public(room) if other.lower() == name.lower()]

@@ -84,7 +84,10 @@ def of_file(fullname: str) -> str:
     home = getattr(importlib.import_module(module), name).__module__
     if home == module:
         return ""
-    return "\n".join([f"The file {home.rpartition('.')[2]}.py".replace("_", "\\_"), "-" * 60, ""] + module_text(home))
+    return "\n".join(
+        [f"The file {home.rpartition('.')[2]}.py".replace("_", "\\_"), "-" * 60, ""]
+        + module_text(home)
+    )
 
 
 def room(name: str) -> str:
@@ -100,7 +103,10 @@ def reference() -> dict[str, str]:
     """Paths below `docs/` and texts of the reference."""
     made = {f"reference/{name.replace('.', '-')}.rst": room(name) for name in ROOMS}
     lines = ["# Reference", "", "One page for each room, and in it one for each public name."]
-    lines += ["The letters of all shapes are explained on [one page](../design.md#letters-of-shapes).", ""]
+    lines += [
+        "The letters of all shapes are explained on [one page](../design.md#letters-of-shapes).",
+        "",
+    ]
     lines += ["```{toctree}", ":maxdepth: 1", ""]
     lines += [f"{name.replace('.', '-')}" for name in ROOMS] + ["```", ""]
     made["reference/index.md"] = "\n".join(lines)
@@ -125,7 +131,9 @@ def copies(notebooks: bool) -> dict[str, str]:
             "",
             "Each notebook runs from its first cell to its last in some minutes on two cores.",
             "They lie in the folder `notebooks/`: install the extra `notebooks`, then say",
-            "`jupyter lab notebooks`." if notebooks else "`jupyter lab notebooks`. This build has not run them.",
+            "`jupyter lab notebooks`."
+            if notebooks
+            else "`jupyter lab notebooks`. This build has not run them.",
             "",
             "```{toctree}",
             ":maxdepth: 1",
