@@ -4,7 +4,6 @@ the notebooks.
 It loads nothing from a network: formulas are MathML, figures use a copy of plotly's script.
 """
 
-import inspect
 import os
 import re
 import sys
@@ -190,21 +189,12 @@ def formula(self: Any, node: nodes.math, display: bool) -> None:
     raise nodes.SkipNode
 
 
-def signature(
-    app: Any, what: str, name: str, obj: Any, options: Any, text: Any, result: Any
-) -> Any:
+MODULES = re.compile(r"\b(?:jaxtyping|torch|typing|collections\.abc)\.(?=[A-Z])")
+
+
+def signature(*event: Any) -> tuple[str | None, ...]:
     """Shorten the shapes: Float[Tensor, 'B D'] in place of jaxtyping.Float[torch.Tensor, 'B D']."""
-
-    def short(part: str | None) -> str | None:
-        if part is None:
-            return None
-        return re.sub(
-            r"\b(?:jaxtyping|torch|typing|collections\.abc|~?marginlab(?:\.\w+)*)\.(?=[A-Z])",
-            "",
-            part,
-        )
-
-    return short(text), short(result)
+    return tuple(part and MODULES.sub("", part) for part in event[-2:])
 
 
 def setup(app: Any) -> None:

@@ -84,10 +84,8 @@ def of_file(fullname: str) -> str:
     home = getattr(importlib.import_module(module), name).__module__
     if home == module:
         return ""
-    return "\n".join(
-        [f"The file {home.rpartition('.')[2]}.py".replace("_", "\\_"), "-" * 60, ""]
-        + module_text(home)
-    )
+    title = f"The file {home.rpartition('.')[2]}.py".replace("_", "\\_")
+    return "\n".join([title, "-" * len(title), "", *module_text(home)])
 
 
 def room(name: str) -> str:
@@ -104,7 +102,7 @@ def reference() -> dict[str, str]:
     made = {f"reference/{name.replace('.', '-')}.rst": room(name) for name in ROOMS}
     lines = ["# Reference", "", "One page for each room, and in it one for each public name."]
     lines += [
-        "The letters of all shapes are explained on [one page](../design.md#letters-of-shapes).",
+        "The letters of all shapes are on [one page](../design.md#letters-of-shapes).",
         "",
     ]
     lines += ["```{toctree}", ":maxdepth: 1", ""]
