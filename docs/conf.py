@@ -147,7 +147,10 @@ def sources(app: Any, name: str, source: list[str]) -> None:
 
 
 def per_page(app: Any, name: str, template: str, context: Any, doctree: Any) -> None:
-    """Load plotly's script where there are figures."""
+    """Load plotly's script where there are figures; unfold the sidebar around the page only."""
+    whole = context.get("toctree")
+    if whole is not None:
+        context["toctree"] = lambda **settings: whole(**settings | {"collapse": True})
     if name.startswith("notebooks/") and name != "notebooks/index":
         app.add_js_file("plotly.min.js")
 
@@ -209,5 +212,5 @@ def setup(app: Any) -> None:
     app.connect("source-read", sources)
     app.connect("missing-reference", missing)
     app.connect("doctree-resolved", link_names)
-    app.connect("html-page-context", per_page)
+    app.connect("html-page-context", per_page, priority=100)  # before furo asks for the sidebar
     app.connect("build-finished", offline)
