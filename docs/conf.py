@@ -62,7 +62,8 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+# "Attributes" of a class are its fields, which have entries of their own further down
+napoleon_custom_sections = [("Fields", "params_style")]
 add_module_names = False
 
 myst_enable_extensions = ["dollarmath"]
@@ -79,11 +80,30 @@ for room in names.ROOMS:
         BY_NAME.setdefault(each, []).append(room)
 
 
+COLON = "\x01"  # stands for a colon in which napoleon would see the end of a type
+
+
 def docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turn a docstring into reStructuredText before napoleon reads it."""
+    """Turn a docstring into reStructuredText before napoleon reads it.
+
+    Types are in annotations, so that no text before a colon is one: not of a property, and not of
+    what a function returns.
+    """
     if lines and lines[0].startswith("Alias for field number"):
         lines[:] = []
-    lines[:] = rst(lines)
+    returns = False
+    made = rst(lines)
+    for n, line in enumerate(made):
+        if line and not line.startswith(" "):
+            returns = line == "Returns:"
+        if what in ("property", "attribute", "data") or (returns and line.startswith(" ")):
+            made[n] = line.replace(":", COLON) if ">>>" not in line and line != "::" else line
+    lines[:] = made
+
+
+def colons(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Put the colons back behind napoleon."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def room_of(text: str, here: str) -> tuple[str, str] | None:
@@ -208,6 +228,7 @@ def setup(app: Any) -> None:
         (lambda self, node: formula(self, node, True), None),
     )
     app.connect("autodoc-process-docstring", docstring, priority=400)
+    app.connect("autodoc-process-docstring", colons, priority=600)
     app.connect("autodoc-process-signature", signature)
     app.connect("source-read", sources)
     app.connect("missing-reference", missing)

@@ -68,7 +68,7 @@ def rst(lines: Iterable[str]) -> list[str]:
         elif SECTION.match(row):
             blank()
             section = True
-            out.append(row)
+            out.append("Fields:" if row.startswith("Attributes:") else row)
         elif row.lstrip().startswith(">>>"):
             flush()
             if out and out[-1].strip() and not SECTION.match(out[-1]):
