@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: concentration test lint bench clean
+.PHONY: concentration test lint bench docs clean
 .DELETE_ON_ERROR:
 
 concentration: .venv/lab
@@ -23,6 +23,10 @@ lint: .venv/test
 
 bench: .venv/bench
 	for file in $$(ls benchmarks/[a-z]*.py | grep -v cuda.py); do echo $$file; $(BIN)/python $$file || exit 1; done
+
+# NOTEBOOKS=off shows the notebooks without running them
+docs: .venv/docs
+	NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m sphinx -W --keep-going $(ARGS) docs build/docs
 
 clean:
 	rm -rf .venv build dist
