@@ -6,10 +6,10 @@
 from marginlab.measures.alignment import Alignment as Alignment
 from marginlab.measures.alignment import AlignmentResult as AlignmentResult
 from marginlab.measures.anchor import AnchorConcentration as AnchorConcentration
-from marginlab.measures.anchor import AnchorCurve as AnchorCurve
-from marginlab.measures.anchor import AnchorResult as AnchorResult
-from marginlab.measures.anchor import Anchors as Anchors
 from marginlab.measures.anchor_choice import choose_anchors as choose_anchors
+from marginlab.measures.anchor_points import Anchors as Anchors
+from marginlab.measures.anchor_result import AnchorCurve as AnchorCurve
+from marginlab.measures.anchor_result import AnchorResult as AnchorResult
 from marginlab.measures.angles import AngleResult as AngleResult
 from marginlab.measures.angles import AngleStatistics as AngleStatistics
 from marginlab.measures.angles import IntraAngle as IntraAngle
@@ -21,6 +21,7 @@ from marginlab.measures.augmentation_graph import SmallestConductance as Smalles
 from marginlab.measures.class_variance import ClassVariance as ClassVariance
 from marginlab.measures.class_variance import ClassVarianceResult as ClassVarianceResult
 from marginlab.measures.cliques import Clique as Clique
+from marginlab.measures.closest import Pair as Pair
 from marginlab.measures.concentration import Concentration as Concentration
 from marginlab.measures.controls import Between as Between
 from marginlab.measures.divergence import ClassDivergence as ClassDivergence
@@ -37,8 +38,7 @@ from marginlab.measures.nearest_center import NearestCenterMismatch as NearestCe
 from marginlab.measures.neural_collapse import NeuralCollapse as NeuralCollapse
 from marginlab.measures.neural_collapse import NeuralCollapseResult as NeuralCollapseResult
 from marginlab.measures.sigma import ConcentrationResult as ConcentrationResult
-from marginlab.measures.sigma import Curve as Curve
-from marginlab.measures.sigma import Pair as Pair
+from marginlab.measures.sigma_curve import Curve as Curve
 from marginlab.measures.spectral_bound import LipschitzBound as LipschitzBound
 from marginlab.measures.spectral_bound import lipschitz_upper as lipschitz_upper
 from marginlab.measures.spectrum_decay import SpectrumDecay as SpectrumDecay

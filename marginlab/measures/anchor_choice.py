@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.anchor import Anchors, check_views, nearest
+from marginlab.measures.anchor_points import Anchors, check_views, nearest
 from marginlab.rng import Key
 
 

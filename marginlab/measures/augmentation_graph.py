@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+
+from marginlab.measures.partitions import best_partition, bisected, set_conductance
 
 EXHAUSTIVE = 12  # most views for an exhaustive search: 3^12 / 2 pairs of a set and its part
 
@@ -224,7 +225,7 @@ class AugmentationGraph:
                 f"A conductance is of a set of some of the {len(self.mass)} views, not "
                 f"{members.tolist()}."
             )
-        return float(self.adjacency[members][:, ~members].sum() / self.mass[members].sum())
+        return set_conductance(self.adjacency, self.mass, members)
 
     def conductances(self, parts: Int[Tensor, " X"]) -> Float[Tensor, " m"]:
         """Return the conductance of each part of a partition, in increasing order of their names.
@@ -296,14 +297,14 @@ class AugmentationGraph:
         if not 1 <= m <= X:
             raise ValueError(f"{X} views are partitioned into 1 to {X} parts, not {m}.")
         if X <= EXHAUSTIVE:
-            value, found = _search(self.adjacency.cpu().numpy(), m)
+            value, found = best_partition(self.adjacency.cpu().numpy(), m)
             return SmallestConductance(
                 value,
                 value,
                 torch.from_numpy(found).to(self.mass.device),
                 f"rho_{m} by search over all partitions.",
             )
-        parts = self._bisected(m)
+        parts = bisected(self.adjacency, self.mass, self.normalized, m)
         return SmallestConductance(
             float(self.eigenvalues[m - 1]) / 2,
             float(self.conductances(parts).max()),
@@ -313,84 +314,3 @@ class AugmentationGraph:
             f"search (at most {EXHAUSTIVE})"
             + ("; that is at most sqrt(2 lambda_2)." if m == 2 else "."),
         )
-
-    def _bisected(self, m: int) -> Tensor:
-        """Return a partition into m parts, made by cutting one part in two again and again.
-
-        Each cut is the one that leaves the largest conductance smallest.
-        """
-        parts = torch.zeros(len(self.mass), dtype=torch.int64, device=self.mass.device)
-        for new in range(1, m):
-            best, cut = torch.inf, parts
-            for part in range(new):
-                inside = (parts == part).nonzero()[:, 0]
-                rest = max(
-                    [self.conductance(parts == other) for other in range(new) if other != part],
-                    default=0.0,
-                )
-                for moved in self._sweep(inside):
-                    tried = parts.index_fill(0, moved, new)
-                    worst = max(
-                        rest, self.conductance(tried == part), self.conductance(tried == new)
-                    )
-                    if worst < best:
-                        best, cut = worst, tried
-            parts = cut
-        return parts
-
-    def _sweep(self, inside: Tensor) -> list[Tensor]:
-        """Return the first 1, 2, ... of some views, in the order of an eigenvector.
-
-        It is the eigenvector with the largest eigenvalue of their part of A_bar, beside the
-        constant function.
-        """
-        if len(inside) < 2:
-            return []
-        # the constant function is an eigenvector of the whole graph, and would mix with others of
-        # equal eigenvalue
-        first = torch.nn.functional.normalize(self.mass[inside].sqrt(), dim=0)
-        beside = (
-            torch.eye(len(inside), dtype=first.dtype, device=first.device) - first[:, None] * first
-        )
-        vector = (
-            torch.linalg.eigh(
-                beside @ self.normalized[inside][:, inside] @ beside + beside
-            ).eigenvectors[:, -1]
-            / first
-        )
-        order = inside[vector.argsort()]
-        return [order[:k] for k in range(1, len(order))]
-
-
-def _search(w: np.ndarray, m: int) -> tuple[float, np.ndarray]:
-    """Return the least largest phi over partitions of {0..X-1} into m parts, and a partition.
-
-    The partition attains it. The search is dynamic programming over sets: best_m(S) = min over
-    parts T of S that hold its lowest element of max(phi(T), best_{m-1}(S without T)).
-    """
-    X = len(w)
-    bits = (np.arange(2**X)[:, None] >> np.arange(X)) & 1
-    cut, mass = ((bits @ w) * (1 - bits)).sum(1), bits @ w.sum(1)
-    phi = np.full(2**X, np.inf)
-    phi[1:] = cut[1:] / mass[1:]
-    best, chosen = phi, []
-    for _ in range(m - 1):
-        fewer, best, part = best, np.full(2**X, np.inf), np.zeros(2**X, dtype=int)
-        for s in range(1, 2**X):
-            rest = s & (s - 1)  # without its lowest element
-            free = np.flatnonzero(bits[rest])
-            own = (
-                (bits[: 2 ** len(free), : len(free)] @ (1 << free)) | (s ^ rest)
-                if len(free)
-                else np.array([s])
-            )
-            values = np.maximum(phi[own], fewer[s ^ own])
-            at = values.argmin()
-            best[s], part[s] = values[at], own[at]
-        chosen.append(part)
-    parts, left = np.zeros(X, dtype=np.int64), 2**X - 1
-    for name, part in enumerate(reversed(chosen)):
-        parts[bits[part[left]] == 1] = name
-        left ^= int(part[left])
-    parts[bits[left] == 1] = m - 1
-    return float(best[-1]), parts

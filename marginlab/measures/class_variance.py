@@ -27,9 +27,9 @@ from marginlab.measures.divergence import (
     ClassDivergence,
     DivergenceResult,
     GroupSums,
-    jackknife_variance,
     squared_lengths,
 )
+from marginlab.measures.jackknife import jackknife_variance
 
 # a squared distance of centers in float64 is rounding below this share of the mean squared norms
 # of the two classes

@@ -20,46 +20,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.kernels import BUDGET, minimum
-from marginlab.kernels.minimum import Minimum
+from marginlab.measures.augmented_distance import augmented_distances, spread_of
 from marginlab.measures.controls import between_classes, null_groups
 from marginlab.measures.measure import Measure, check_labels, constant, rows
-from marginlab.measures.sigma import ConcentrationResult, Deltas
+from marginlab.measures.sigma import ConcentrationResult
+from marginlab.measures.sigma_curve import Deltas
 from marginlab.statistics import unit_vectors
 
 # fewest distances between classes that a median is over, even if the budget is used up
 _FEWEST = 2**16
 _MATRIX = 8 + 4  # bytes of one d_A (float64) and of its two realising views (int16)
-
-
-def augmented_distances(
-    views: Float[Tensor, "N V *P"], levels: Sequence[int] | None = None, *, budget: int = BUDGET
-) -> Minimum:
-    """Return d_A over the sampled views for all pairs of images.
-
-    `distance` is (L, N, N) and the realising `views` are (L, N, N, 2); see kernels.minimum. It is
-    an UPPER estimate of the theory's d_A, which takes the minimum over all views. It falls with the
-    number of views.
-
-    Args:
-        views: Pixels or features.
-        levels: Increasing numbers of views; by default all views.
-        budget: Bytes of a block.
-
-    Raises:
-        ValueError: Views have fewer than three dimensions.
-
-    Example:
-        >>> views = torch.tensor([[[[0.0]], [[0.5]]], [[[0.75]], [[1.0]]]])
-        >>> augmented_distances(views).distance[0, 0, 1]
-        tensor(0.2500, dtype=torch.float64)
-    """
-    if views.ndim < 3:
-        raise ValueError(
-            f"views have the shape (N, V, ...), not {tuple(views.shape)}: images, their "
-            f"views, and the numbers of a view."
-        )
-    return minimum(views.flatten(2), levels=levels, budget=budget)
 
 
 class Concentration(Measure):
@@ -291,7 +261,7 @@ class Concentration(Measure):
             if subsampled
             else ""
         )
-        spread = _spread(views)
+        spread = spread_of(views)
 
         def measured(groups: Sequence[Tensor], names: Tensor, meaning: str) -> ConcentrationResult:
             V, n = (
@@ -364,21 +334,3 @@ def _place(labels: Tensor) -> Tensor:
         by_label, by_label
     )
     return place
-
-
-def _spread(views: Tensor) -> float:
-    """Return the root mean square distance of all views from their mean.
-
-    It is computed in float64, one image at a time.
-    """
-    flat = views.flatten(2)
-    total, squares = (
-        flat.new_zeros(flat.shape[2], dtype=torch.float64),
-        flat.new_zeros((), dtype=torch.float64),
-    )
-    for image in flat:
-        total += image.double().sum(0)
-    mean = total / (len(flat) * flat.shape[1])
-    for image in flat:
-        squares += (image.double() - mean).square().sum()
-    return float((squares / (len(flat) * flat.shape[1])).sqrt())

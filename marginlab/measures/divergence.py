@@ -11,8 +11,7 @@ which is unbiased. A squared length is the U-statistic over different images,
     ||mu_k||^2 ~ ( ||sum_i h_i||^2 - sum_i ||h_i||^2 ) / (n (n-1)),
 
 because the squared length of a sampled mean is too large by the variance of a mean. Only sums are
-kept, so it streams. Errors come from a delete-a-group jackknife with groups of unequal size
-(Busing, Meijer and van der Leeden, Statistics and Computing 9, 1999).
+kept, so it streams. Errors come from a delete-a-group jackknife (jackknife.py).
 """
 
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.measures.extremes import Extreme, largest, least
+from marginlab.measures.jackknife import jackknife_variance
 from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
 
 
@@ -330,27 +330,3 @@ def _products(parts: GroupSums, whole: GroupSums, centers: Tensor) -> Tensor:
     for g in counted.any(0).nonzero().flatten().tolist():
         total += (deviations[:, g] @ centers.T).square_()
     return total
-
-
-def jackknife_variance(left_out: list[Tensor], estimate: Tensor, n: Tensor, m: Tensor) -> Tensor:
-    """Return the jackknife variance of an estimate; NaN for fewer than 2 groups.
-
-    Args:
-        left_out: The estimates with each group left out.
-        estimate: The estimate from all images.
-        n: Number of images, (C,).
-        m: Number of images of each group, (C, G).
-    """
-    groups = (m > 0).sum(1).double()
-    sizes = list(m.T)
-    filled = [size > 0 for size in sizes]
-    mean = groups * estimate - sum(
-        torch.where(here, (1 - size / n) * value, 0.0)
-        for value, size, here in zip(left_out, sizes, filled, strict=True)
-    )
-    total = torch.zeros_like(estimate)
-    for value, size, here in zip(left_out, sizes, filled, strict=True):
-        share = n / size
-        pseudo = share * estimate - (share - 1) * value
-        total = total + torch.where(here, (pseudo - mean).square() / (share - 1), 0.0)
-    return torch.where(groups > 1, total / groups, torch.nan)

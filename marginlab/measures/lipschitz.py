@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.anchor import check_views
+from marginlab.measures.anchor_points import check_views
 from marginlab.measures.measure import Measure, check_features, constant, prepared, rows
 from marginlab.rng import Key
 

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.measures.divergence import jackknife_variance
+from marginlab.measures.jackknife import jackknife_variance
 from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
 from marginlab.measures.spectrum import EPS, moments
 

@@ -1,56 +1,23 @@
 """Bounds on sigma from d_A matrices: curves over delta, single numbers, and the closest pairs.
 
-    greedy clique / n  <=  sigma_k  <=  min(colours, n - matching) / n
-    area        = 1/delta_max integral over [0, delta_max] of 1 - sigma(delta)
-    delta_at(s) = the smallest delta with 1 - sigma(delta) <= s
+    sigma(delta) = min or mean over classes k of (largest clique of d_A <= delta) / n
 
-The bounds are of the graph d_A <= delta of the n images of a class k. A clique for a smaller delta
-or fewer views is also one for a larger delta or more views. So each bound takes the best of those
-that imply it, and curves are monotone in delta and in the number of views. Whatever the search,
-both sides bound the largest clique of the sampled graph, and not the sigma of the population.
+The graph d_A <= delta is that of the n images of a class k. Its clique is bounded from both sides
+in clique_bounds.py, single numbers are taken from the bounds in step_numbers.py.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.kernels import BUDGET
-from marginlab.measures.cliques import largest_clique
+from marginlab.measures import step_numbers
+from marginlab.measures.clique_bounds import bounds as bounds
+from marginlab.measures.clique_bounds import monotone_bounds, searched_bounds
+from marginlab.measures.closest import Pair, closest_pairs
 from marginlab.measures.controls import Between
-from marginlab.measures.graphs import colouring, greedy_clique, matching
-
-Reduce = Literal["min", "mean"]
-Deltas = Float[Tensor, " T"] | Float[np.ndarray, " T"] | Sequence[float]
-
-
-class Curve(NamedTuple):
-    """Bounds `lower` and `upper` of 1 - sigma at each delta, for the sampled graph.
-
-    `views` of each image were used.
-    """
-
-    deltas: Float[Tensor, " T"]
-    lower: Float[Tensor, " T"]
-    upper: Float[Tensor, " T"]
-    views: int
-
-
-class Pair(NamedTuple):
-    """Two images of a class, the views u and v that realise their d_A, and d_A.
-
-    The images are indices in order of arrival; i stands before j in `images`.
-    """
-
-    label: int
-    i: int
-    j: int
-    u: int
-    v: int
-    distance: float
+from marginlab.measures.sigma_curve import Curve, Deltas, Reduce, over_classes
 
 
 class ConcentrationResult(NamedTuple):
@@ -116,16 +83,8 @@ class ConcentrationResult(NamedTuple):
             bound[at, :, 0] for bound in self._bounds(torch.tensor([delta], dtype=torch.float64))
         )
         if nodes:
-            for k, distance in enumerate(self.d_A):
-                if lower[k] < upper[k]:
-                    found, n = (
-                        largest_clique(_arranged(distance[at]) <= delta, nodes=nodes),
-                        distance.shape[-1],
-                    )
-                    lower[k], upper[k] = (
-                        max(float(lower[k]), found.lower / n),
-                        min(float(upper[k]), found.upper / n),
-                    )
+            matrices = [d_A[at] for d_A in self.d_A]
+            lower, upper = searched_bounds(matrices, delta, lower, upper, nodes)
         return lower, upper
 
     def curve(
@@ -207,25 +166,7 @@ class ConcentrationResult(NamedTuple):
                 f"delta_max={delta_max}, points={points}."
             )
         top, at = delta_max * self._unit(normalized), self._level(level)
-        values = self._values(at)
-        end = min(top, float(values[-1]))  # from the largest d_A on 1 - sigma is 0
-        steps = values[(values > 0) & (values < end)]
-        if len(steps) >= points:
-            steps = torch.linspace(
-                float(steps[0]), end, points, dtype=values.dtype, device=values.device
-            )[:-1]
-        edges = torch.cat([steps.new_zeros(1), steps, steps.new_full((1,), end)])
-        low, high = (
-            1 - self._reduced(bound[0].mT, reduce) for bound in self._bounds(edges, at)[::-1]
-        )
-        left, right = (
-            torch.searchsorted(values, edges[:-1], right=True),
-            torch.searchsorted(values, edges[1:]),
-        )
-        # no value of d_A lies strictly between, so there is no step
-        least = torch.where(left == right, low[:-1], low[1:])
-        width = edges.diff() / top
-        return float(least @ width), float(high[:-1] @ width)
+        return step_numbers.area(self._sides(at, reduce), self._values(at), top, points)
 
     def delta_at(
         self,
@@ -265,22 +206,10 @@ class ConcentrationResult(NamedTuple):
                 f"has a clique of one image."
             )
         at, unit = self._level(level), self._unit(normalized)
-        values, enough = self._values(at), 1 - one_minus_sigma - 1e-9  # fractions of n are rounded
-
-        def first(side: int) -> float:
-            return float(
-                values[
-                    _first(
-                        lambda places: (
-                            self._reduced(self._bounds(values[places], at)[side][0].mT, reduce)
-                            >= enough
-                        ),
-                        len(values),
-                    )
-                ]
-            )
-
-        return first(1) / unit, first(0) / unit
+        lower, upper = step_numbers.delta_at(
+            self._sides(at, reduce), self._values(at), one_minus_sigma
+        )
+        return lower / unit, upper / unit
 
     def split(self, n: int) -> tuple["ConcentrationResult", ...]:
         """Return disjoint blocks of n images of each class, each as a result of its own.
@@ -341,21 +270,15 @@ class ConcentrationResult(NamedTuple):
         Raises:
             ValueError: No class has this label.
         """
-        at, found = self._level(level), []
+        at = self._level(level)
+        found: list[Pair] = []
         if label is not None and label not in self.classes.tolist():
             raise ValueError(f"No class has the label {label}: there are {self.classes.tolist()}.")
         for name, d_A, views, images in zip(
             self.classes.tolist(), self.d_A, self.views, self.images, strict=True
         ):
             if label is None or name == label:
-                i, j = torch.triu_indices(len(images), len(images), 1, device=images.device)
-                nearest, order = d_A[at, i, j].sort(stable=True)
-                i, j = i[order[:k]], j[order[:k]]
-                columns = images[i], images[j], *views[at, i, j].unbind(1), nearest[:k]
-                found += [
-                    Pair(name, *entries)
-                    for entries in zip(*(column.tolist() for column in columns), strict=True)
-                ]
+                found += closest_pairs(k, name, d_A[at], views[at], images)
         return sorted(found, key=lambda pair: pair.distance)[:k]
 
     def _level(self, level: int | None) -> int:
@@ -385,13 +308,7 @@ class ConcentrationResult(NamedTuple):
         return values
 
     def _reduced(self, bound: Tensor, reduce: Reduce) -> Tensor:
-        """Reduce (..., C) -> (...) to the least over classes, or to their mean."""
-        if reduce not in ("min", "mean"):
-            raise ValueError(
-                f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by "
-                f"p_k), not {reduce!r}."
-            )
-        return bound.amin(-1) if reduce == "min" else bound @ (self.seen.double() / self.seen.sum())
+        return over_classes(bound, self.seen, reduce)
 
     def _bounds(self, deltas: Tensor, at: int | None = None) -> tuple[Tensor, Tensor]:
         """Return bounds of sigma_k from below and above, (L, C, T) each.
@@ -400,76 +317,17 @@ class ConcentrationResult(NamedTuple):
         """
         if not len(deltas) or not bool((deltas >= 0).all()):
             raise ValueError(f"delta is a distance, at least 0, not {deltas.tolist()}.")
-        device = self.d_A[0].device
-        ascending, order = deltas.to(device).sort()
-        low, high = [], []
-        for distance in self.d_A:
-            clique, colours = bounds(distance if at is None else distance[at : at + 1], ascending)
-            # a lower bound also holds for more views and larger deltas, an upper bound for fewer
-            # views and smaller deltas
-            low.append(clique.cummax(0).values.cummax(1).values)
-            high.append(colours.flip(0, 1).cummin(0).values.cummin(1).values.flip(0, 1))
-        back = order.argsort()
-        lower, upper = torch.stack(low, 1)[..., back], torch.stack(high, 1)[..., back]
-        return lower, upper
+        return monotone_bounds(
+            self.d_A if at is None else [d_A[at : at + 1] for d_A in self.d_A], deltas
+        )
 
+    def _sides(self, at: int, reduce: Reduce) -> step_numbers.Sigma:
+        """Return the bounds of sigma at a level, from this level alone, as a function of delta."""
 
-def bounds(
-    distance: Float[Tensor, "L n n"], deltas: Float[Tensor, " T"], *, budget: int = BUDGET
-) -> tuple[Float[Tensor, "L T"], Float[Tensor, "L T"]]:
-    """Return bounds of the largest clique of the graphs d_A <= delta, as fractions of n.
+        def sides(deltas: Tensor) -> tuple[Tensor, Tensor]:
+            lower, upper = (
+                self._reduced(bound[0].mT, reduce) for bound in self._bounds(deltas, at)
+            )
+            return lower, upper
 
-    They are (L, T) each. The lower bound is greedy. The upper bound is the better of colouring and
-    matching. Equal candidates are told apart by the distances of a vertex to all others, so the
-    answer does not depend on the order of images.
-
-    Args:
-        distance: d_A matrices.
-        deltas: The deltas.
-        budget: Bytes of a block of graphs.
-
-    Example:
-        >>> d_A = torch.tensor([[[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]])
-        >>> bounds(d_A, torch.tensor([1.5]))
-        (tensor([[0.6667]], dtype=torch.float64), tensor([[0.6667]], dtype=torch.float64))
-    """
-    L, n, _ = distance.shape
-    step = max(budget // (4 * n * n), 1)
-    cliques, covers = [], []
-    for matrix in distance:
-        matrix = _arranged(matrix)
-        for part in deltas.split(step):
-            graph = matrix <= part[:, None, None]
-            cliques.append(greedy_clique(graph).sum(1))
-            covers.append(torch.minimum(colouring(graph).amax(1) + 1, n - matching(graph)))
-    lower, upper = (
-        torch.cat(parts).view(L, len(deltas)).double() / n for parts in (cliques, covers)
-    )
-    return lower, upper
-
-
-def _arranged(matrix: Tensor) -> Tensor:
-    """Return a d_A matrix with its images in an order that does not depend on their arrival.
-
-    Images far from all others come first.
-    """
-    # sorted before the sum, so that it rounds alike in every order
-    order = matrix.sort(1).values.sum(1).argsort(descending=True, stable=True)
-    return matrix[order][:, order]
-
-
-def _first(holds: Callable[[Tensor], Tensor], n: int) -> int:
-    """Return the first place in 0..n-1 at which a monotone condition holds.
-
-    The condition holds at all places after it and at n - 1. It is asked at 16 places at once.
-    """
-    first, last = 0, n - 1
-    while first < last:
-        places = torch.linspace(first, last - 1, 16, dtype=torch.float64).round().long().unique()
-        found = holds(places).tolist()
-        known = found.index(True) if True in found else len(found)
-        if known < len(found):
-            last = int(places[known])
-        if known > 0:
-            first = int(places[known - 1]) + 1
-    return first
+        return sides

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from marginlab.measures.divergence import jackknife_variance
+from marginlab.measures.jackknife import jackknife_variance
 from marginlab.measures.measure import Measure, check_features, constant, prepared
 
 EPS = 2.0**-52  # float64's

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from marginlab.kernels import BUDGET
 from marginlab.kernels.minimum import minimum
-from marginlab.measures.anchor import Anchors, anchor_distances
+from marginlab.measures.anchor_points import Anchors, anchor_distances
 from marginlab.measures.cliques import largest_clique
 
 
