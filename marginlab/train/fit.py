@@ -16,7 +16,6 @@ for bit like one that was not.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,22 +25,23 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from marginlab import machine, ranks
-from marginlab.data import ImageSet
 from marginlab.data.pixels import BUDGET
-from marginlab.data.streaming import batches
 from marginlab.losses import outside_ddp
 from marginlab.methods import Method
 from marginlab.rng import Key
-from marginlab.train import keeping, precision, watch
+from marginlab.train import keeping, watch
 from marginlab.train.angles import Angles
+from marginlab.train.batches import Batches
 from marginlab.train.board import board_of
 from marginlab.train.claim import claimed, record_machines, still_there
 from marginlab.train.clipping import clip
-from marginlab.train.images import passes, together, viewable
 from marginlab.train.monitor import Monitor
+from marginlab.train.preparation import Prepared, dtype_of, own_device, prepared
 from marginlab.train.progress import Progress
 from marginlab.train.recipe import Recipe
-from marginlab.train.rows import Row, write
+from marginlab.train.record import Record
+from marginlab.train.rows import Row
+from marginlab.train.sums import Sums
 
 # steps between checkpoints inside a long epoch; one is written at the end of every epoch anyway
 SAVE_EVERY = 1000
@@ -130,39 +130,14 @@ def fit(
         torch.Size([2, 128])
     """
     folder, monitor = Path(folder), monitor or Monitor()
-    device = torch.device(device) if device is not None else _own_device()
+    device = torch.device(device) if device is not None else own_device()
     reading = {"root": root, "budget": budget, "workers": workers}
-    train, test, unseen = together(recipe, monitor, device, reading)
-    digests = " ".join(s.digest() for s in (train, test, unseen) if s is not None) + "\n"
-    method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.start and keeping.newest(folder, device) is None:
-        keeping.start(method, recipe.start)
-    passes(method, train, recipe, device)
-    viewable(recipe, monitor, train)
     # refuses what it cannot do before the folder is claimed
-    optimizers = method.optimizers(recipe.make_optimizer())
+    ready = prepared(recipe, monitor, folder, device, reading)
     with contextlib.ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, digests, folder)))
-        n = recipe.batch // (recipe.accumulate * ranks.size()) * method.n_views
-        shape = torch.Size((n, *train.images.shape[1:]))
-        took, told = precision.chosen(
-            recipe.precision, method.backbone, shape, precision_in or folder
-        )
-        if told and say is not None:
-            say(told)
-        loop = _Loop(
-            recipe,
-            folder,
-            monitor,
-            method,
-            optimizers,
-            train.to(device),
-            test.to(device),
-            unseen,
-            device,
-            say,
-        )
-        loop.dtype = precision.PRECISIONS[took]
+        ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, ready.digests(), folder)))
+        dtype = dtype_of(recipe, ready, precision_in or folder, say)
+        loop = _Loop(recipe, folder, monitor, ready, dtype, say)
         stack.enter_context(
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         )
@@ -173,12 +148,6 @@ def fit(
             raise
 
 
-def _own_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", ranks.rank() % torch.cuda.device_count())
-
-
 class _Loop:
     """State of one run: what a checkpoint holds, and what is made anew from the recipe."""
 
@@ -187,71 +156,36 @@ class _Loop:
         recipe: Recipe,
         folder: Path,
         monitor: Monitor,
-        method: Method,
-        optimizers: list[torch.optim.Optimizer],
-        train: ImageSet,
-        test: ImageSet,
-        unseen: ImageSet | None,
-        device: torch.device,
+        ready: Prepared,
+        dtype: torch.dtype | None,
         say: Callable[[str], None] | None,
     ):
-        (
-            self.recipe,
-            self.folder,
-            self.monitor,
-            self.method,
-            self.train,
-            self.test,
-            self.unseen,
-            self.device,
-        ) = (
-            recipe,
-            folder,
-            monitor,
-            method,
-            train,
-            test,
-            unseen,
-            device,
-        )
-        self.dtype: torch.dtype | None = None  # of autocast; None for none
-        self.augmentation = recipe.make_augmentation()
+        self.recipe, self.folder, self.monitor, self.say = recipe, folder, monitor, say
+        self.method, self.optimizers, self.device = ready.method, ready.optimizers, ready.device
+        self.train, test = ready.train.to(self.device), ready.test.to(self.device)
+        self.dtype = dtype  # of autocast; None for none
+        augmentation = recipe.make_augmentation()
         self.schedule = recipe.make_schedule()
-        self.optimizers = optimizers
         self.rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
         ]
-        self.per_epoch = len(train) // recipe.batch
-        self.steps = recipe.epochs * self.per_epoch
-        # sums over the steps of this epoch: the loss, and what comes with it
-        self.step, self.rows, self.sums = 0, list[Row](), dict[str, float]()
-        # this rank's part of these sums since ranks last added theirs
-        self.totals = dict[str, Tensor]()
+        self.batches = Batches(recipe, self.train, augmentation, self.method.n_views, self.device)
+        self.step, self.steps = 0, self.batches.steps
+        self.per_epoch = self.batches.per_epoch
+        self.sums = Sums(self.device)
+        self.record = Record(monitor, self.method, augmentation, self.train, test, ready.unseen)
         self.signal, self.stopping = watch.Signal(), False
-        self.keeper = keeping.Keeper(recipe, folder, method, optimizers, train.classes, device)
-        self.say = say
+        self.keeper = keeping.Keeper(
+            recipe, folder, self.method, self.optimizers, self.train.classes, self.device
+        )
         self.angles = Angles(recipe.epochs, self.schedule, self.per_epoch)
-        # caches this epoch and the next, which may be read ahead
-        self.order = functools.lru_cache(maxsize=2)(self._order)
-
-    def _order(self, epoch: int) -> Tensor:
-        return Key(self.recipe.seed).named("order").at(epoch).permutation(len(self.train))
 
     def run(self) -> Fitted:
         progress = self.keeper.resume()
         if progress is not None:
-            self.step, self.sums = (
-                progress["step"],
-                progress["sums"] if "sums" in progress else {"loss": progress["losses"]},
-            )
-            self.rows = [Row(*row) for row in progress["rows"]]
-            for name, values in progress.get("totals", {}).items():
-                own = (
-                    values[ranks.rank()]
-                    if len(values) == ranks.size()
-                    else sum(values) / len(values)
-                )
-                self.totals[name] = torch.tensor(own, device=self.device, dtype=torch.float64)
+            self.step = progress["step"]
+            self.record.rows = [Row(*row) for row in progress["rows"]]
+            self.sums.resume(progress)
         elif self.recipe.start:
             # the other run may go on before this one's first checkpoint, so its present weights
             # are saved as this run's
@@ -277,25 +211,18 @@ class _Loop:
                 Progress(self.steps, self.step, self.per_epoch, self.recipe.batch, self.say)
             )
             if self.step == 0 and self.monitor.due(0, self.recipe.epochs):
-                self.measure(0, board)
-            parts = stack.enter_context(
-                contextlib.closing(batches(self.train.images, self.own_rows()))
-            )
+                self.record.measure(0, board, last=self.recipe.epochs == 0)
+            parts = stack.enter_context(self.batches.begun(self.step))
             stack.enter_context(self.signal.watched())
             while self.step < self.steps:
                 epoch = self.step // self.per_epoch
-                for name, value in self.one_step(forward, parts, epoch).items():
-                    self.totals[name] = self.totals[name] + value if name in self.totals else value
+                self.sums.add(self.one_step(forward, parts, epoch))
                 self.step += 1
                 self.keeper.proven()
                 progress_bar.advance()
                 ended = self.step % self.per_epoch == 0
                 if ended or self.step % SAVE_EVERY == 0:
-                    for name, value in self.totals.items():
-                        self.sums[name] = self.sums.get(name, 0.0) + float(
-                            ranks.total(value) / ranks.size()
-                        )
-                    self.totals = {}
+                    self.sums.gather()
                     self.end(epoch + 1, board, ended=ended)
                 if self.stopping:
                     raise watch.Stopped(
@@ -304,40 +231,13 @@ class _Loop:
                     )
             rate = progress_bar.rate()
         self.keeper.proven()
-        self.write_rows()
+        self.record.write(self.folder)
         # the signal may have come since the last step
         if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):
             raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
         self.method.eval()
         self.method.classes = tuple(self.train.classes)
-        return Fitted(self.method, self.rows, self.folder, rate)
-
-    def own_rows(self) -> Iterator[Tensor]:
-        """Yield this rank's rows of each micro-batch, from this step to the end of the run."""
-        for step in range(self.step, self.steps):
-            yield from self.rows_of(step)
-
-    def rows_of(self, step: int) -> list[Tensor]:
-        """Return this rank's rows of each micro-batch of a step."""
-        epoch, place = divmod(step, self.per_epoch)
-        batch, order = self.recipe.batch, self.order(epoch)
-        parts = order[place * batch : (place + 1) * batch].split(batch // self.recipe.accumulate)
-        return [part[ranks.share(len(part))] for part in parts]
-
-    def read(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return the rows of the next micro-batch and their images.
-
-        If a rank cannot read its images from files, all ranks raise.
-        """
-        if isinstance(self.train.images, Tensor):
-            return next(parts)
-        error, found = None, (torch.empty(0, dtype=torch.long),) * 2
-        try:
-            found = next(parts)
-        except Exception as raised:
-            error = raised
-        ranks.agreed(len(found[0]), error, device=self.device, refused="its images")
-        return found[0], found[1].to(self.device)
+        return Fitted(self.method, self.record.rows, self.folder, rate)
 
     def window(self) -> contextlib.AbstractContextManager[bool]:
         """Open the part of a step that its micro-batches share.
@@ -348,7 +248,7 @@ class _Loop:
         if self.recipe.accumulate == 1:
             return contextlib.nullcontext(False)
         return self.method.window(
-            self.train.labels[torch.cat(self.rows_of(self.step)).to(self.device)]
+            self.train.labels[torch.cat(self.batches.rows_of(self.step)).to(self.device)]
         )
 
     def one_step(
@@ -369,9 +269,9 @@ class _Loop:
         said, losses = dict[str, Tensor](), list[tuple[Tensor, Tensor]]()
         with self.window() as adds_up:
             for number in range(recipe.accumulate):
-                own, images = self.read(parts)
+                own, images = self.batches.read(parts)
                 labels = self.train.labels[own.to(self.device)]
-                views = self.views(images, own, epoch)
+                views = self.batches.views(images, own, epoch)
                 wait = number < recipe.accumulate - 1 and isinstance(
                     forward, DistributedDataParallel
                 )
@@ -394,13 +294,6 @@ class _Loop:
         self.method.after_step()
         return said
 
-    def views(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """Return the views of these images in an epoch, the same whenever they are drawn."""
-        n = self.method.n_views
-        return self.augmentation.views(
-            images, index=rows, n_views=n, seed=self.recipe.seed, first_view=n * epoch
-        )
-
     def agree(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> None:
         """Stop every rank if a number on any rank is not finite, or if any rank was told to end.
 
@@ -415,30 +308,15 @@ class _Loop:
             total, [p.grad for p in self.method.parameters() if p.grad is not None], self.signal
         )
         if any(faulty):
-            own = self.diagnosis(losses, epoch) if faulty[ranks.rank()] else (0, "")
-            found = [
-                (*ranks.broadcast(own, source=number), number)
-                for number, bad in enumerate(faulty)
-                if bad
-            ]
-            # the rank that finds it earliest in the pass has the cause
-            _, cause, number = min(found, key=lambda each: (each[0], each[2]))
+            number, cause = watch.cause(
+                faulty, self.method, losses, lambda rows: self.batches.views_again(rows, epoch)
+            )
             raise FloatingPointError(
                 f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller "
                 f"learning rate may help, or recipe.clip; "
                 f"{keeping.remaining(self.folder)}"
             )
         self.stopping = stop
-
-    def diagnosis(self, losses: list[tuple[Tensor, Tensor]], epoch: int) -> tuple[int, str]:
-        """Return `watch.diagnosis` of the first micro-batch whose loss is not finite.
-
-        If only gradients are not finite, which are those of all micro-batches, the last one is
-        taken.
-        """
-        rows, loss = next((part for part in losses if not bool(part[1].isfinite())), losses[-1])
-        views = self.views(self.train.images[rows].to(self.device), rows, epoch)
-        return watch.diagnosis(self.method, views, rows, loss)
 
     def end(self, epoch: int, board: Any, *, ended: bool) -> None:
         """Close an epoch, or a long stretch of one: check the loss, record, measure, save.
@@ -448,50 +326,18 @@ class _Loop:
         ranks.share_buffers(self.method)
         if ended:
             self.keeper.check(self.step)
-            self.angles.see(epoch, self.sums.get("target_angle", 0.0) / self.per_epoch)
-            for name, value in self.sums.items():
-                self.note(
+            self.angles.see(epoch, self.sums.of_all.get("target_angle", 0.0) / self.per_epoch)
+            for name, value in self.sums.of_all.items():
+                self.record.note(
                     Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch),
                     board,
                 )
-            self.sums = {}
+            self.sums.of_all = {}
             if self.monitor.due(epoch, self.recipe.epochs):
-                self.measure(epoch, board)
+                self.record.measure(epoch, board, last=epoch == self.recipe.epochs)
         self.save(checked=ended)
 
     def save(self, *, checked: bool = False) -> Path:
         """Save all that the run needs to resume from this step."""
-        # one value per rank: adding them here would round
-        totals = {name: ranks.all_equal(value).tolist() for name, value in self.totals.items()}
-        progress = {"sums": self.sums, "totals": totals, "rows": [list(row) for row in self.rows]}
+        progress = {**self.sums.progress(), "rows": [list(row) for row in self.record.rows]}
         return self.keeper.save(self.step, progress, checked=checked)
-
-    def measure(self, epoch: int, board: Any) -> None:
-        """Measure on rank 0; the other ranks wait for its rows."""
-
-        def rows() -> list[Row]:
-            measured = self.monitor(
-                self.method,
-                self.augmentation,
-                self.train,
-                self.test,
-                epoch,
-                last=epoch == self.recipe.epochs,
-            )
-            return (
-                measured
-                if self.unseen is None
-                else measured + self.monitor.verify(self.method, self.unseen, epoch)
-            )
-
-        for row in ranks.first(rows):
-            self.note(row, board)
-
-    def note(self, row: Row, board: Any) -> None:
-        self.rows.append(row)
-        if board is not None:
-            board.add_scalar(row.name.replace("[", "_").replace("]", ""), row.value, row.epoch)
-
-    def write_rows(self) -> None:
-        """Write all measured rows as a table beside the checkpoints."""
-        ranks.first(lambda: write(self.rows, self.folder / "monitor.csv"))

@@ -8,7 +8,7 @@ layer that failed can be found by passing the batch through the network once mor
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -67,6 +67,38 @@ def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bo
         torch.stack((~finite, torch.tensor(stop.came, device=loss.device))).to(torch.uint8)
     )
     return said[:, 0].bool().tolist(), bool(said[:, 1].any())
+
+
+def cause(
+    faulty: list[bool],
+    method: Method,
+    losses: list[tuple[Tensor, Tensor]],
+    views_of: Callable[[Tensor], Tensor],
+) -> tuple[int, str]:
+    """Find the rank that has the cause of numbers that are not finite; all ranks call it.
+
+    A faulty rank takes the `diagnosis` of its first micro-batch whose loss is not finite. If only
+    gradients are not finite, which are those of all micro-batches, the last one is taken.
+
+    Args:
+        faulty: Which ranks have such numbers, as `agreed` returns it.
+        method: The method that is trained.
+        losses: For each micro-batch of this rank, its rows and its part of the loss.
+        views_of: Draws the views of rows once more.
+
+    Returns:
+        The rank, and the sentence of its `diagnosis`.
+    """
+    own = (0, "")
+    if faulty[ranks.rank()]:
+        rows, loss = next((part for part in losses if not bool(part[1].isfinite())), losses[-1])
+        own = diagnosis(method, views_of(rows), rows, loss)
+    found = [
+        (*ranks.broadcast(own, source=number), number) for number, bad in enumerate(faulty) if bad
+    ]
+    # the rank that finds it earliest in the pass has the cause
+    _, sentence, number = min(found, key=lambda each: (each[0], each[2]))
+    return number, sentence
 
 
 def diagnosis(method: Method, views: Tensor, rows: Tensor, loss: Tensor) -> tuple[int, str]:
