@@ -37,8 +37,9 @@ import torch
 from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
 
-from marginlab.augment.augmentation import Augmentation, in_threads, map_fields
+from marginlab.augment.augmentation import Augmentation
 from marginlab.augment.operation import Searchable
+from marginlab.augment.pieces import in_threads, map_fields
 from marginlab.rng import Key
 
 # bytes of views proposed at once: larger batches save no more overhead; 2**20 takes twice as long
