@@ -72,6 +72,7 @@ nb_execution_mode = "force" if RUN else "off"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings that name folders of the machine that builds
 
 PUBLIC = names.of_object()
 BY_NAME: dict[str, list[str]] = {}
@@ -167,17 +168,21 @@ def sources(app: Any, name: str, source: list[str]) -> None:
 
 
 def per_page(app: Any, name: str, template: str, context: Any, doctree: Any) -> None:
-    """Load plotly's script where there are figures; unfold the sidebar around the page only."""
+    """Unfold the sidebar around the page only."""
     whole = context.get("toctree")
     if whole is not None:
         context["toctree"] = lambda **settings: whole(**settings | {"collapse": True})
-    if name.startswith("notebooks/") and name != "notebooks/index":
-        app.add_js_file("plotly.min.js")
+
+
+PLOTLY = '<script src="../_static/plotly.min.js"></script>'
 
 
 def offline(app: Any, error: Exception | None) -> None:
-    """Take plotly's links to a network out of the notebooks' pages; refuse any other script or
-    style that a page would load from one.
+    """Load plotly's script from the site in the pages of the notebooks; refuse any script, style or
+    picture that a page would load from a network.
+
+    The figures stand in the body and draw themselves as it is read, so the script is in the head;
+    the theme puts the scripts that sphinx knows of at the end of the body.
     """
     if error or app.builder.format != "html":
         return
@@ -190,6 +195,8 @@ def offline(app: Any, error: Exception | None) -> None:
         text = path.read_text(encoding="utf-8")
         if path.parent.name == "notebooks":
             made = remote.sub("", text)
+            if "Plotly.newPlot" in made and PLOTLY not in made:
+                made = made.replace("</head>", f"{PLOTLY}\n</head>", 1)
             if made != text:
                 path.write_text(made, encoding="utf-8")
             text = made
