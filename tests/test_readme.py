@@ -2,6 +2,7 @@
 where they ask for one.
 """
 
+import doctest
 import os
 import re
 import shlex
@@ -104,6 +105,16 @@ def test_make_knows_its_targets():
     for target in (*targets, "bench", "lint"):
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_its_ten_lines_print_what_they_say():
+    (block,) = re.findall(r"```pycon\n(.*?)```", README, re.S)
+    examples = doctest.DocTestParser().get_examples(block)
+    found = doctest.DocTestRunner(verbose=False).run(
+        doctest.DocTest(examples, {}, "README", "README.md", 0, block)
+    )
+    assert (found.failed, found.attempted) == (0, len(examples))
+    assert len(examples) >= 10
 
 
 def test_its_python_runs(home, monkeypatch):
