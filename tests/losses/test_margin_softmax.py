@@ -62,8 +62,8 @@ def test_it_is_its_formula_in_value_and_gradient(text, data):
             w,
         )
     close(got[0], expected[0])
-    # the slope of an angular margin holds sin(theta + m) / sin(theta): what a cosine's rounding does
-    # to it grows by 1 / sin^2, in the oracle as well
+    # the slope of an angular margin holds sin(theta + m) / sin(theta): what rounding of a cosine
+    # does to it grows by 1 / sin^2, in the oracle as well
     directions = F.normalize(x)[:, None], F.normalize(w.flatten(0, 1))[None]
     squares = [(directions[0] - sign * directions[1]).square().sum(-1).min() for sign in (-1, 1)]
     rounding = 1e-15 * arguments["scale"] / float(min(squares))
