@@ -25,6 +25,7 @@ ROOMS = (
     "study",
     "plan",
     "ranks",
+    "testing",
     "rng",
     "settings",
 )

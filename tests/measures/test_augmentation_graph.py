@@ -9,6 +9,7 @@ from hypothesis import given
 
 from marginlab.measures import AugmentationGraph
 from marginlab.measures import augmentation_graph as module
+from marginlab.measures.partitions import bisected
 
 
 @st.composite
@@ -116,7 +117,7 @@ def test_the_two_sides_enclose_what_the_search_finds(drawn, m):
     graph, _ = drawn
     m = min(m, len(graph.mass))
     exact = graph.smallest_conductance(m).upper
-    parts = graph._bisected(m)
+    parts = bisected(graph.adjacency, graph.mass, graph.normalized, m)
     upper = float(graph.conductances(parts).max())
     assert parts.unique().tolist() == list(range(m))
     assert float(graph.eigenvalues[m - 1]) / 2 <= exact + 1e-12
