@@ -102,7 +102,7 @@ def _raise(group, rank):
 
 @pytest.mark.xdist_group("ranks")
 def test_the_pool_reports_a_failing_rank_and_lives_on(pool):
-    with pytest.raises(AssertionError, match="no, says rank [01]"):
+    with pytest.raises(AssertionError, match=r"no, says rank [01]"):
         pool.run(2, _raise)
     assert pool.run(2, _fail) == [(0, 5)] * 2
 
