@@ -148,8 +148,8 @@ def main() -> None:
     options = parser.parse_args()
     here = environment()
     print(
-        f"{here['device']}, {options.device}, {here['cores']} cores, torch "
-        f"{here['torch']}, torchvision {torchvision.__version__}"
+        f"{here['device']}, {options.device}, {here['cores']} cores, torch {here['torch']}, "
+        f"torchvision {torchvision.__version__}"
     )
     rows: list[dict[str, object]] = []
 

@@ -159,8 +159,8 @@ def fits(name: str, rows: int) -> bool:
         free = rows <= 512 and free_bytes() > needed + 2e9
         if rows <= 512 and not free:
             print(
-                f"{name}: {needed / 1e9:.0f} GB are not free for 2 x {rows} rows, and it "
-                f"is left out."
+                f"{name}: {needed / 1e9:.0f} GB are not free for 2 x {rows} rows, and it is left "
+                "out."
             )
         return free
     return rows <= 8192 or name in ("info_nce", "bare products")

@@ -129,10 +129,10 @@ def with_and_without_filter(images: int, rounds: int, out: Path | str) -> None:
             row["with_of_without"] = round(statistics.median(c / b for _, b, c in times), 3)
             rows.append(row)
             print(
-                f"{name:24} {len(levels)} level{'s' if len(levels) > 1 else ' '}  without "
-                f"the filter {row['without_of_full_product']:5.2f}, "
-                f"with it {row['with_of_full_product']:5.2f} of the full product; with of "
-                f"without {row['with_of_without']:.2f}",
+                f"{name:24} {len(levels)} level{'s' if len(levels) > 1 else ' '}  without the "
+                f"filter {row['without_of_full_product']:5.2f}, with it "
+                f"{row['with_of_full_product']:5.2f} of the full product; with of without "
+                f"{row['with_of_without']:.2f}",
                 flush=True,
             )
     save("distance_filter", rows, out)
@@ -190,8 +190,8 @@ def beside_peers(N: int, V: int, rounds: int, out: Path | str) -> None:
     ]
     for row in rows:
         print(
-            f"{row['task']:40} {row['seconds']:8.3f} s   {row['of_full_product']:6.2f} of "
-            f"the full product"
+            f"{row['task']:40} {row['seconds']:8.3f} s   {row['of_full_product']:6.2f} of the full "
+            "product"
         )
     save("distance", rows, out)
 

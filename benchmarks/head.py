@@ -253,8 +253,8 @@ def errors(B: int, C: int, D: int) -> list[dict[str, Any]]:
             row |= {"embeddings_gradient_error": slopes[0], "centers_gradient_error": slopes[1]}
             rows.append(row)
             print(
-                f"{name:28} {kind:8} loss {row['loss']:9.5f}, error {value:.1e}, of "
-                f"gradients {slopes[0]:.1e} {slopes[1]:.1e}",
+                f"{name:28} {kind:8} loss {row['loss']:9.5f}, error {value:.1e}, of gradients "
+                f"{slopes[0]:.1e} {slopes[1]:.1e}",
                 flush=True,
             )
     return rows
@@ -326,8 +326,8 @@ def main() -> None:
             "" if loss is None else f"{loss:9.5f}",
         )
         print(
-            f"{name:50} {clock:8.4f} s, processor {busy:8.4f} s, {ratio:6.2f} of the bare "
-            f"products {memory:>6} MB  {value}",
+            f"{name:50} {clock:8.4f} s, processor {busy:8.4f} s, {ratio:6.2f} of the bare products "
+            f"{memory:>6} MB  {value}",
             flush=True,
         )
     rows += errors(B, C, D)

@@ -100,9 +100,9 @@ def main() -> None:
     for recipe in [settings.read(Recipe, chosen.recipe)] if chosen.recipe else recipes:
         for row in measure(recipe, chosen.repeats):
             print(
-                f"{recipe.method:60.60} {row['monitor']:30} {row['seconds']:5.1f} s of an "
-                f"epoch's {row['epoch_seconds']:5.1f}; "
-                f"{100 * row['share']:4.1f} % of {row['epochs']} epochs; every {row['every']}",
+                f"{recipe.method:60.60} {row['monitor']:30} {row['seconds']:5.1f} s of an epoch's "
+                f"{row['epoch_seconds']:5.1f}; {100 * row['share']:4.1f} % of {row['epochs']} "
+                f"epochs; every {row['every']}",
                 flush=True,
             )
             rows.append({"method": recipe.method, **row})

@@ -135,10 +135,10 @@ def measure(
         rows.append(row)
         print(
             f"{C:12,} classes: step {row['step'] * 1e3:8.2f} ms (sampling "
-            f"{row['sampling'] * 1e3:.2f}, forward with it {row['forward'] * 1e3:.2f}, "
-            f"backward {row['backward'] * 1e3:.2f}, optimizer "
-            f"{row['optimizer'] * 1e3:.2f}), {row['step_of_first']:.2f} of the first; "
-            f"first step {first:.2f} s; held {row['held_mb']:,} MB, beyond it {row['extra_mb']} MB",
+            f"{row['sampling'] * 1e3:.2f}, forward with it {row['forward'] * 1e3:.2f}, backward "
+            f"{row['backward'] * 1e3:.2f}, optimizer {row['optimizer'] * 1e3:.2f}), "
+            f"{row['step_of_first']:.2f} of the first; first step {first:.2f} s; held "
+            f"{row['held_mb']:,} MB, beyond it {row['extra_mb']} MB",
             flush=True,
         )
     return rows

@@ -144,8 +144,8 @@ def link_names(app: Any, doctree: nodes.document, here: str) -> None:
 def missing(app: Any, env: Any, node: Any, content: Any) -> Any:
     """Resolve a type of an annotation: a public name to its page, any other to its text.
 
-    Annotations name objects of torch, jaxtyping and files of the lab that have no page. A reference
-    that is written by hand in a page (`py:obj` in Markdown) is left to fail.
+    Annotations name objects of torch, jaxtyping and files of the lab that have no page. A Python
+    reference that is written by hand in a page, and leads nowhere, becomes its text as well.
     """
     if node.get("refdomain") != "py":
         return None

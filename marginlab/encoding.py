@@ -170,9 +170,8 @@ def check_range(images: Tensor) -> None:
     low, high = (float(bound) for bound in images.detach().aminmax())
     if not (low >= -0.5 and high <= 1.5):
         raise ValueError(
-            f"Images {tuple(images.shape)} are in [0, 1], not in [{low:g}, {high:g}]. Give "
-            f"bytes as "
-            "uint8 or divide them by 255; normalisation is the encoder's."
+            f"Images {tuple(images.shape)} are in [0, 1], not in [{low:g}, {high:g}]. Give bytes "
+            "as uint8 or divide them by 255; normalisation is the encoder's."
         )
 
 

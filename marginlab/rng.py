@@ -105,8 +105,8 @@ class Key:
                     or index.dtype == torch.bool
                 ):
                     raise TypeError(
-                        f"An index of a draw is an integer tensor, not {index.dtype}. "
-                        f"Convert it with .long()."
+                        f"An index of a draw is an integer tensor, not {index.dtype}. Convert it "
+                        "with .long()."
                     )
                 # on a device the check would wait for it, and in a graph break it
                 readable = index.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -118,13 +118,13 @@ class Key:
                 low = high = index
             if low < 0 or high > _MASK:
                 raise ValueError(
-                    f"An index of a draw lies in [0, 2**32), not at "
-                    f"{low if low < 0 else high}. Fold larger numbers into names."
+                    f"An index of a draw lies in [0, 2**32), not at {low if low < 0 else high}. "
+                    "Fold larger numbers into names."
                 )
         if len(self.indices) + len(indices) > 4:
             raise ValueError(
-                f"A draw has at most 4 indices, not {len(self.indices) + len(indices)}. "
-                f"Put the fixed ones into its names."
+                f"A draw has at most 4 indices, not {len(self.indices) + len(indices)}. Put the "
+                "fixed ones into its names."
             )
         return replace(self, indices=(*self.indices, *indices))
 

@@ -164,8 +164,8 @@ def call(
     offered = {key: value for key, value in (offered or {}).items() if key in parameters}
     if given := sorted(offered.keys() & keywords.keys()):
         raise SettingsError(
-            f"{text!r} sets {given[0]!r}, which is not a setting: it is "
-            f"{offered[given[0]]!r} here. Leave it out."
+            f"{text!r} sets {given[0]!r}, which is not a setting: it is {offered[given[0]]!r} "
+            "here. Leave it out."
         )
     try:
         return made(*args, *positional, **keywords, **offered)
@@ -198,7 +198,7 @@ def _imported(text: str, module: str, name: str, kind: type | None) -> type:
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     remedy = (
         f"{text!r} is not a choice in call notation. Write a name with literal arguments, such as "
-        f"'Name(size=2, kind=\"wide\")'."
+        "'Name(size=2, kind=\"wide\")'."
     )
     try:
         node = ast.parse(text.strip(), mode="eval").body

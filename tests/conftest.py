@@ -1,5 +1,7 @@
-"""What all tests share: annotations checked at run time, one thread a process, hypothesis without
-deadlines, the pool of ranks, real images.
+"""Settings and fixtures of all tests.
+
+Annotations are checked at run time, a process has one thread, hypothesis no deadlines. Fixtures are
+the pool of ranks and the real images.
 """
 
 import os
@@ -38,9 +40,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lab"))
 
 
 def pytest_runtest_setup() -> None:
-    """What a test draws without a generator of its own is the same in every run, whatever ran
-    before it on this worker.
-    """
+    """Seed the global generators, so that a test draws the same whatever ran before it."""
     torch.manual_seed(0)
     np.random.seed(0)  # of libraries that draw from the global state
 

@@ -175,4 +175,5 @@ def plotly_script() -> None:
     source = Path(plotly.__file__).parent / "package_data/plotly.min.js"
     target = DOCS / "_static/plotly.min.js"
     if not target.exists() or target.stat().st_size != source.stat().st_size:
+        target.parent.mkdir(exist_ok=True)  # git keeps no empty folder
         shutil.copyfile(source, target)

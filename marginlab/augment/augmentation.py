@@ -90,8 +90,8 @@ class Augmentation:
         names = [type(operation).__name__ for operation in self.composed]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise SettingsError(
-                f"{repeated[0]} is named twice: an augmentation does an operation once, "
-                f"for its draws are named by the operation."
+                f"{repeated[0]} is named twice: an augmentation does an operation once, for its "
+                "draws are named by the operation."
             )
 
     def __repr__(self) -> str:
@@ -114,8 +114,8 @@ class Augmentation:
             for letter in self.operations:
                 if letter not in table:
                     raise SettingsError(
-                        f"{letter!r} is no operation's letter: "
-                        f"{settings.nearest(letter, table)} Write such as 'ad'."
+                        f"{letter!r} is no operation's letter: {settings.nearest(letter, table)} "
+                        "Write such as 'ad'."
                     )
             named = [table[letter] for letter in self.operations]
         else:
@@ -203,10 +203,9 @@ class Augmentation:
             name = type(operation).__name__
             if not isinstance(operation, Searchable):
                 raise ValueError(
-                    f"{name} does not say which parameters leave an image as it is, so "
-                    f"that view 0 could be the image itself. "
-                    f"Pass identity=False, or give it the methods of "
-                    f"marginlab.augment.operation.Searchable."
+                    f"{name} does not say which parameters leave an image as it is, so that view 0 "
+                    "could be the image itself. Pass identity=False, or give it the methods of "
+                    "marginlab.augment.operation.Searchable."
                 )
             same = operation.unchanged((len(index), 1), size)
             out[name] = type(out[name])(
@@ -286,8 +285,8 @@ class Augmentation:
         index = torch.arange(len(images)) if index is None else index
         if index.shape != (len(images),):
             raise ValueError(
-                f"index holds one number for each of {len(images)} images, but has the "
-                f"shape {tuple(index.shape)}."
+                f"index holds one number for each of {len(images)} images, but has the shape "
+                f"{tuple(index.shape)}."
             )
         first = int(identity)
         drawn = torch.arange(first_view + first, first_view + n_views)
@@ -356,7 +355,7 @@ def _operation(item: object) -> Operation:
     if isinstance(item, type) or not isinstance(item, Operation):
         raise SettingsError(
             f"{item!r} is no operation: an object with draw(key, size) and apply(images, "
-            f"parameters)."
+            "parameters)."
         )
     return item
 
@@ -364,8 +363,8 @@ def _operation(item: object) -> Operation:
 def _check(images: Any) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
-            f"images have the shape (N, 3, H, W), not {tuple(images.shape)}. Repeat the "
-            f"channel of grey images three times."
+            f"images have the shape (N, 3, H, W), not {tuple(images.shape)}. Repeat the channel of "
+            "grey images three times."
         )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images are uint8 in 0..255 or floating in [0, 1], not {images.dtype}.")
@@ -374,6 +373,6 @@ def _check(images: Any) -> None:
         low, high = (float(bound) for bound in images.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by "
-                f"255, or give uint8; normalise in the backbone."
+                f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by 255, or "
+                "give uint8; normalise in the backbone."
             )

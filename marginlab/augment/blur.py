@@ -71,9 +71,9 @@ class GaussianBlur:
         """
         if min(size) <= self.radius:
             raise ValueError(
-                f"A blur of sigma up to {self.sigma[1]:g} reaches {self.radius} pixels and "
-                f"needs images larger than that, not {size[0]} x {size[1]}. "
-                f"Take a smaller sigma, or leave the blur out."
+                f"A blur of sigma up to {self.sigma[1]:g} reaches {self.radius} pixels and needs "
+                f"images larger than that, not {size[0]} x {size[1]}. Take a smaller sigma, or "
+                "leave the blur out."
             )
         key = key.named("GaussianBlur")
         return Blur(key.named("on").bernoulli(self.p), key.named("sigma").uniform(*self.sigma))

@@ -115,14 +115,14 @@ def sharpen(
     M = len(x)
     if x.shape != y.shape:
         raise ValueError(
-            f"x and y hold the two images of each pair and have one shape, not "
-            f"{tuple(x.shape)} and {tuple(y.shape)}."
+            f"x and y hold the two images of each pair and have one shape, not {tuple(x.shape)} "
+            f"and {tuple(y.shape)}."
         )
     for name, start in (("start_x", start_x), ("start_y", start_y)):
         if shapes := {tuple(field.shape) for drawn in start.values() for field in drawn} - {(M, 1)}:
             raise ValueError(
-                f"{name} holds parameters of one view of each of {M} images, ({M}, 1), not "
-                f"of shape {min(shapes)}."
+                f"{name} holds parameters of one view of each of {M} images, ({M}, 1), not of "
+                f"shape {min(shapes)}."
             )
     if rounds < 0 or proposals < 1:
         raise ValueError(

@@ -14,8 +14,8 @@ from marginlab.terminal import printable, say
 
 _SPEC = (
     "shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, lfw, "
-    "npz:PATH, folder:PATH or index:PATH; behind it ?min_per_class=A and ?max_per_class=B "
-    "choose classes"
+    "npz:PATH, folder:PATH or index:PATH; behind it ?min_per_class=A and ?max_per_class=B choose "
+    "classes"
 )
 
 
@@ -57,8 +57,8 @@ def _download(name: str, root: Path) -> None:
             torchvision_set(name, split, root, download=True)
     except (OSError, RuntimeError) as error:
         raise OSError(
-            f"{name} could not be downloaded into {root}: {error}. Run the command again, "
-            f"or put {name}.npz there."
+            f"{name} could not be downloaded into {root}: {error}. Run the command again, or put "
+            f"{name}.npz there."
         ) from error
 
 

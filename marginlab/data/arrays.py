@@ -101,8 +101,8 @@ def _read(archive: Entries, split: str, name: str, size: int, budget: int) -> Im
     for key in (f"{prefix}images", f"{prefix}labels"):
         if key not in keys:
             raise ValueError(
-                f"{name} has no {key!r}; its keys are: {', '.join(keys) or 'none'}. "
-                "Save `images` and `labels`, or both with `train_` and with `test_` before them."
+                f"{name} has no {key!r}; its keys are: {', '.join(keys) or 'none'}. Save `images` "
+                "and `labels`, or both with `train_` and with `test_` before them."
             )
     _one_each(archive, split if own else "", name)
     # classes are numbered over both splits
@@ -140,8 +140,8 @@ def _one_each(archive: Entries, part: str, name: str) -> None:
     _is_of_labels(labels, f"{prefix}labels", name)
     if labels.shape != shape[:1]:
         raise ValueError(
-            f"{name}: {shape[0]} images of shape {shape} and {labels.shape[0]} labels. "
-            "One label for each of at least two images."
+            f"{name}: {shape[0]} images of shape {shape} and {labels.shape[0]} labels. One label "
+            "for each of at least two images."
         )
 
 
@@ -252,8 +252,8 @@ def _layout(shape: tuple[int, ...], name: str) -> str:
     if len(shape) == 3:
         return "NHW"
     raise ValueError(
-        f"{name}: images of shape {shape}. Save them as N x H x W x 3, N x 3 x H x W, or N "
-        f"x H x W in grey."
+        f"{name}: images of shape {shape}. Save them as N x H x W x 3, N x 3 x H x W, or N x H x W "
+        "in grey."
     )
 
 
@@ -261,13 +261,13 @@ def _is_of_labels(header: _Header, key: str, name: str) -> None:
     shape, _, dtype = header
     if dtype.kind not in "iu":
         raise TypeError(
-            f"{name}: {key} are of dtype {dtype}. Labels are integers from 0: "
-            f"numpy.unique(labels, return_inverse=True)[1] makes them."
+            f"{name}: {key} are of dtype {dtype}. Labels are integers from 0: numpy.unique(labels, "
+            "return_inverse=True)[1] makes them."
         )
     if len(shape) != 1:
         raise ValueError(
-            f"{name}: {key} are of shape {shape}. Labels are one integer for each image, "
-            f"of shape (N,)."
+            f"{name}: {key} are of shape {shape}. Labels are one integer for each image, of shape "
+            "(N,)."
         )
 
 
@@ -303,8 +303,8 @@ def _classes(
     highest, n = max(int(found.max()) for found in labels), sum(len(found) for found in labels)
     if highest >= max(n, 2):
         raise ValueError(
-            f"{name}: the label {highest} is out of range for {n} images. Number the "
-            f"classes from 0, or save their names as `classes`."
+            f"{name}: the label {highest} is out of range for {n} images. Number the classes from "
+            "0, or save their names as `classes`."
         )
     return tuple(str(number) for number in range(highest + 1))
 
@@ -335,8 +335,8 @@ def _text(one: NDArray[Any], number: int, key: str, name: str) -> str:
         text.encode()  # halves of a surrogate pair have no bytes
     except (UnicodeError, ValueError, SystemError) as error:  # the last of numbers beyond unicode
         raise ValueError(
-            f"{name}: class {number} in {key}, {one.tobytes()[:40]!r}, is no text in UTF-8. "
-            f"Decode the names: numpy.char.decode({key}, 'latin-1'), or what they were written in."
+            f"{name}: class {number} in {key}, {one.tobytes()[:40]!r}, is no text in UTF-8. Decode "
+            f"the names: numpy.char.decode({key}, 'latin-1'), or what they were written in."
         ) from error
     return text
 
@@ -363,8 +363,8 @@ def _bytes(block: NDArray[Any], layout: str, name: str, start: int) -> Tensor:
         if wrong.any():
             place = np.unravel_index(int(wrong.argmax()), wrong.shape)
             raise ValueError(
-                f"{name}: image {start + int(place[0])} holds the value {block[place]}. "
-                f"Floats are finite and in [0, 1]; divide by 255?"
+                f"{name}: image {start + int(place[0])} holds the value {block[place]}. Floats are "
+                "finite and in [0, 1]; divide by 255?"
             )
         block = np.rint(block.astype(np.float32) * 255).astype(np.uint8)
     if layout == "NHW":

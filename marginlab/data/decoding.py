@@ -131,9 +131,8 @@ def _named(file: Path, name: str) -> Iterator[None]:
 def _usable(image: Any, file: Path, name: str, size: int, budget: int) -> None:
     if image.mode.startswith(("I", "F")):
         raise ValueError(
-            f"{name}: {shown(file)} holds values of more than 8 bits (mode {image.mode}), "
-            f"which would be "
-            "clipped. Save it with 8 bits a channel."
+            f"{name}: {shown(file)} holds values of more than 8 bits (mode {image.mode}), which "
+            "would be clipped. Save it with 8 bits a channel."
         )
     width, height = image.size
     afford_one(height, width, size, budget, f"{name}: {shown(file)}")

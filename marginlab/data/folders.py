@@ -47,8 +47,8 @@ def read_folder(
     """
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{name}: there is no folder {path}. Give one with a subfolder of images for "
-            f"each class."
+            f"{name}: there is no folder {path}. Give one with a subfolder of images for each "
+            "class."
         )
     parents = _parents(path, split, name)
     classes = sorted({of for folders in parents.values() for of in folders})
@@ -61,16 +61,16 @@ def read_folder(
         if not own:
             held = f", but {_listed(others)}, which are not read" if others else ""
             raise ValueError(
-                f"{name}: the class folder {folder} holds no images{held}. "
-                f"Put some into it ({_endings()}), or remove it."
+                f"{name}: the class folder {folder} holds no images{held}. Put some into it "
+                f"({_endings()}), or remove it."
             )
         files += own
         left_out += others
         numbers += [number[of]] * len(own)
     if not files:
         raise ValueError(
-            f"{name}: {path} holds no class folders. Make one for each class, with its "
-            f"images in it ({_endings()})."
+            f"{name}: {path} holds no class folders. Make one for each class, with its images in "
+            f"it ({_endings()})."
         )
     if left_out:
         remedy = f"Save them as one of those that are read: {_endings()}"
@@ -86,8 +86,8 @@ def read_folder(
         )
         if not files:
             raise ValueError(
-                f"{name}: no class has two images, so none is left for the {split} split. "
-                f"Add images, or folders train and test."
+                f"{name}: no class has two images, so none is left for the {split} split. Add "
+                "images, or folders train and test."
             )
         check_labels(labels, len(classes), f"{name} ({split})")
     return image_files(
@@ -191,8 +191,8 @@ def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:
     if split not in splits:
         there = next(iter(splits.values()))
         raise FileNotFoundError(
-            f"{name} has class folders in {there} but none in {path / split}. "
-            f"Add them, or put all classes into {path}."
+            f"{name} has class folders in {there} but none in {path / split}. Add them, or put all "
+            f"classes into {path}."
         )
     read = (*_PARTS, "unseen")
     beside = [folder.name for folder in _subfolders(path) if folder.name not in read]
@@ -215,8 +215,7 @@ def _classes(parent: Path, without: list[Path], name: str) -> dict[str, Path]:
             folder.name.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{name}: the name of the class folder {os.fsencode(folder.name)!r} in "
-                f"{parent} is "
+                f"{name}: the name of the class folder {os.fsencode(folder.name)!r} in {parent} is "
                 "no text in UTF-8, so no report could show it. Rename the folder."
             ) from error
         of = unicodedata.normalize("NFC", folder.name)
@@ -312,8 +311,7 @@ def _looked(files: Sequence[Path], name: str, size: int, budget: int) -> _Looked
         if not size and common != (height, width):
             raise ValueError(
                 f"{name}: images of mixed sizes, {shown(files[0])} of {common[0]} x {common[1]} "
-                f"and {shown(file)} of {height} x {width}. "
-                "Give size=... to bring them to one."
+                f"and {shown(file)} of {height} x {width}. Give size=... to bring them to one."
             )
     assert common is not None
     return _Looked(*((size, size) if size else common), prints)

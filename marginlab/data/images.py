@@ -59,13 +59,13 @@ class ImageSet:
             raise TypeError(f"{self.name}: images are uint8, not {self.images.dtype}. {remedy}")
         if len(self.images.shape) != 4 or self.images.shape[1] != 3:
             raise ValueError(
-                f"{self.name}: images are (N, 3, H, W), not {tuple(self.images.shape)}. "
-                f"Permute the axes, or repeat a grey channel."
+                f"{self.name}: images are (N, 3, H, W), not {tuple(self.images.shape)}. Permute "
+                "the axes, or repeat a grey channel."
             )
         if self.labels.dtype != torch.int64:
             raise TypeError(
-                f"{self.name}: labels are int64, not {self.labels.dtype}. Convert integers "
-                f"with .long()."
+                f"{self.name}: labels are int64, not {self.labels.dtype}. Convert integers with "
+                ".long()."
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
@@ -75,8 +75,8 @@ class ImageSet:
         prints = 0 if self.fingerprints is None else len(self.fingerprints)
         if prints != len(self.labels) and (prints or isinstance(self.images, Streamed)):
             raise ValueError(
-                f"{self.name}: {len(self.images)} images have {prints} fingerprints. Give "
-                f"one for each; held images need none."
+                f"{self.name}: {len(self.images)} images have {prints} fingerprints. Give one for "
+                "each; held images need none."
             )
         if 0 in self.images.shape:
             raise ValueError(
@@ -104,8 +104,8 @@ class ImageSet:
         """
         if n < 0 or n == 1:
             raise ValueError(
-                f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at "
-                f"least 2, or for 0, which means all."
+                f"{self.name}: a subset of {n} images cannot hold two classes. Ask for at least 2, "
+                "or for 0, which means all."
             )
         if n == 0 or n >= len(self):
             return self
@@ -134,8 +134,8 @@ class ImageSet:
         fewest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if n < 1 or count < 1 or n * count > fewest:
             raise ValueError(
-                f"{self.name}: {count} blocks of {n} images of each class are asked for, "
-                f"but the smallest class has {fewest}. Ask for fewer."
+                f"{self.name}: {count} blocks of {n} images of each class are asked for, but the "
+                f"smallest class has {fewest}. Ask for fewer."
             )
         return tuple(
             self.at(part)
@@ -198,8 +198,8 @@ class ImageSet:
         wrong = index[(index < 0) | (index >= len(self))]
         if len(wrong):
             raise IndexError(
-                f"{self.name}: there is no image {int(wrong[0])}. "
-                f"The {len(self)} images are numbered from 0 to {len(self) - 1}."
+                f"{self.name}: there is no image {int(wrong[0])}. The {len(self)} images are "
+                f"numbered from 0 to {len(self) - 1}."
             )
         there = index.to(self.images.device)
         images = self.images[there] if isinstance(self.images, Tensor) else self.images.at(there)
@@ -317,8 +317,8 @@ def warn_of_absent(images: ImageSet, split: str) -> None:
     remedy += f"`{images.name.partition('?')[0]}?min_per_class=1` numbers the others from 0."
     verb = "has" if len(absent) == 1 else "have"
     warnings.warn(
-        f"{images.name}: {lacking} of {classes} classes {verb} no {split} image: {names}. "
-        f"What is measured of classes leaves them out. {remedy}",
+        f"{images.name}: {lacking} of {classes} classes {verb} no {split} image: {names}. What is "
+        f"measured of classes leaves them out. {remedy}",
         stacklevel=3,
     )
 
@@ -329,13 +329,13 @@ def check_labels(labels: Int[Tensor, "N"], classes: int, name: str) -> None:
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise ValueError(
-            f"{name}: the label {wrong} is out of range: {classes} classes are numbered "
-            f"from 0 to {classes - 1}. Renumber the labels."
+            f"{name}: the label {wrong} is out of range: {classes} classes are numbered from 0 to "
+            f"{classes - 1}. Renumber the labels."
         )
     if low == high:
         raise ValueError(
-            f"{name}: all {len(labels)} images are of class {low}, and a set has at least "
-            f"two classes. Add another."
+            f"{name}: all {len(labels)} images are of class {low}, and a set has at least two "
+            "classes. Add another."
         )
 
 

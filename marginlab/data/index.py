@@ -159,8 +159,8 @@ def _from_csv(path: Path, name: str) -> list[Entry]:
             if column not in columns:
                 there = ", ".join(columns) or "none"
                 raise ValueError(
-                    f"{name}: {path} has no column {column!r}; its columns are: {there}. "
-                    "The first line is path,label or path,label,split."
+                    f"{name}: {path} has no column {column!r}; its columns are: {there}. The first "
+                    "line is path,label or path,label,split."
                 )
         rows.fieldnames = columns
         entries = []

@@ -52,8 +52,8 @@ def read_omniglot(name: str, split: str, root: Path, *, size: int, budget: int) 
     afford(4 * len(whole), height, width, budget, name)
     if height != width:
         raise ValueError(
-            f"{name}: images of {height} x {width} have no quarter turns. Give a size, or "
-            f"take omniglot-upright."
+            f"{name}: images of {height} x {width} have no quarter turns. Give a size, or take "
+            "omniglot-upright."
         )
     assert isinstance(whole.images, Tensor), "a file of drawings is held"
     images = torch.stack([whole.images.rot90(k, (2, 3)) for k in range(4)], 1).flatten(0, 1)

@@ -20,10 +20,9 @@ def afford(n: int, height: int, width: int, budget: int, name: str) -> None:
     """Refuse n images that would take more bytes than the budget."""
     if (needed := n * 3 * height * width) > budget:
         raise ValueError(
-            f"{name}: {n:,} images of {height} x {width} take {needed:,} bytes in memory, "
-            f"above the budget of {budget:,}. "
-            "Make them smaller with size=... (image_size of a recipe), use fewer images, "
-            "or raise budget=... (--budget-gib of a command)."
+            f"{name}: {n:,} images of {height} x {width} take {needed:,} bytes in memory, above "
+            f"the budget of {budget:,}. Make them smaller with size=... (image_size of a recipe), "
+            "use fewer images, or raise budget=... (--budget-gib of a command)."
         )
 
 

@@ -43,8 +43,8 @@ class Selection(NamedTuple):
         if int(kept.sum()) < 2:
             raise SettingsError(
                 f"{images.name}: min_per_class={self.min_per_class} leaves {int(kept.sum())} "
-                f"classes; the second largest has {int(counted.sort().values[-2])} images. "
-                "Ask for fewer."
+                f"classes; the second largest has {int(counted.sort().values[-2])} images. Ask for "
+                "fewer."
             )
         labels = images.labels.cpu()
         mask = kept[labels]

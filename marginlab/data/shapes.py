@@ -102,8 +102,8 @@ class Shapes:
             )
         if self.size < 8:
             raise SettingsError(
-                f"size is at least 8 pixels, not {self.size}: smaller silhouettes cannot "
-                f"be told apart."
+                f"size is at least 8 pixels, not {self.size}: smaller silhouettes cannot be told "
+                "apart."
             )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 2:
             raise SettingsError(
@@ -118,8 +118,8 @@ class Shapes:
         }.items():
             if not 0 <= getattr(self, field) <= largest:
                 raise SettingsError(
-                    f"{field} lies in [0, {largest:g}], not at {getattr(self, field)}; 0 "
-                    f"switches it off."
+                    f"{field} lies in [0, {largest:g}], not at {getattr(self, field)}; 0 switches "
+                    "it off."
                 )
 
     def draw(self, split: str, index: int | Int[Tensor, "N"]) -> Parameters:
@@ -169,8 +169,8 @@ class Shapes:
         """
         if len(labels) != len(parameters.hue):
             raise ValueError(
-                f"{len(labels)} labels do not fit the parameters of {len(parameters.hue)} "
-                f"images: one label for each."
+                f"{len(labels)} labels do not fit the parameters of {len(parameters.hue)} images: "
+                "one label for each."
             )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.silhouettes):
             raise ValueError(
@@ -221,8 +221,8 @@ class Shapes:
         """Render the first n images of a split as bytes; image i is of class i modulo C."""
         if n < 2:
             raise ValueError(
-                f"Shapes.load(split, n) renders at least n = 2 images, not {n}: two "
-                f"classes are needed."
+                f"Shapes.load(split, n) renders at least n = 2 images, not {n}: two classes are "
+                "needed."
             )
         index = torch.arange(n)
         labels = index % len(self.silhouettes)

@@ -161,10 +161,9 @@ def batches(
                 found = next(reading)
             except RuntimeError as error:
                 raise ChildProcessError(
-                    f"A process that reads images ended: {error}. If memory was short, "
-                    f"take fewer workers or smaller batches; if a script of "
-                    "yours started this, its work belongs under `if __name__ == "
-                    "'__main__':`, since workers import it."
+                    f"A process that reads images ended: {error}. If memory was short, take fewer "
+                    "workers or smaller batches; if a script of yours started this, its work "
+                    "belongs under `if __name__ == '__main__':`, since workers import it."
                 ) from error
             if isinstance(found, Exception):
                 raise found

@@ -86,8 +86,8 @@ class Entries:
             packed = min(info.compress_size, self._length)
             if info.file_size > ratio * packed + 64:
                 raise DamagedError(
-                    f"{name} claims {info.file_size:,} bytes, more than {packed:,} in the "
-                    f"file can hold"
+                    f"{name} claims {info.file_size:,} bytes, more than {packed:,} in the file can "
+                    "hold"
                 )
             return Entry(name, info.file_size, self._archive.open(info))
 

@@ -222,8 +222,8 @@ def _values(
     """
     if not replicates:
         raise ValueError(
-            f"There is no replicate of {name}: give at least one mapping from pairs of "
-            f"letters to numbers."
+            f"There is no replicate of {name}: give at least one mapping from pairs of letters to "
+            "numbers."
         )
     found = []
     for given in replicates:
@@ -247,21 +247,21 @@ def _values(
         if not 3 <= len(letters) <= _MOST_LETTERS:
             count = f"{len(letters)} letters ({letters!r})"
             raise ValueError(
-                f"All relabellings are tried of 3 to {_MOST_LETTERS} letters, not of "
-                f"{count}: with fewer there is nothing to permute."
+                f"All relabellings are tried of 3 to {_MOST_LETTERS} letters, not of {count}: with "
+                "fewer there is nothing to permute."
             )
         pairs = ["".join(pair) for pair in itertools.combinations(letters, 2)]
         if set(pairs) != set(values):
             missing, foreign = sorted(set(pairs) - set(values)), sorted(set(values) - set(pairs))
             raise ValueError(
-                f"{name} needs a value for each pair of {letters!r} and no other: "
-                f"{missing} are missing, {foreign} do not belong."
+                f"{name} needs a value for each pair of {letters!r} and no other: {missing} are "
+                f"missing, {foreign} do not belong."
             )
         infinite = [pair for pair in pairs if not math.isfinite(values[pair])]
         if infinite:
             raise ValueError(
-                f"{name} holds values at {infinite} that are not finite: a pair that was "
-                f"not measured is left out with its letter."
+                f"{name} holds values at {infinite} that are not finite: a pair that was not "
+                "measured is left out with its letter."
             )
         found.append([values[pair] for pair in pairs])
     return letters or "", np.array(found)

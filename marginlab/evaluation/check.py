@@ -78,8 +78,7 @@ def check_features(
     if not bool(finite.all()):
         row, count = int(finite.int().argmin()), int((~finite).sum())
         raise ValueError(
-            f"The {name} {tuple(found.shape)} hold values that are not finite (NaN or "
-            f"infinity) in "
+            f"The {name} {tuple(found.shape)} hold values that are not finite (NaN or infinity) in "
             f"{count} rows, first in row {row}. Look for what made them, or leave these rows out."
         )
     return found

@@ -52,8 +52,8 @@ def pairs(labels: Integer[Array, " N"], n: int, *, seed: int = 0, folds: int = 1
     """
     if folds < 1 or n < 2 * folds or n % (2 * folds):
         raise ValueError(
-            f"Pairs are half genuine in each of at least 1 fold: n is a positive multiple "
-            f"of {2 * folds}, not {n}."
+            "Pairs are half genuine in each of at least 1 fold: n is a positive multiple of "
+            f"{2 * folds}, not {n}."
         )
     labels = as_tensor("labels", labels)
     if labels.ndim != 1 or labels.is_floating_point():
@@ -99,13 +99,13 @@ def _drawn(
     count, kind = int(total[-1]) if len(total) else 0, "genuine" if genuine else "impostor"
     if count < n:
         raise ValueError(
-            f"Fold {fold} holds {count} {kind} pairs, fewer than the {n} asked for. Ask "
-            f"for fewer pairs or folds, or add images."
+            f"Fold {fold} holds {count} {kind} pairs, fewer than the {n} asked for. Ask for fewer "
+            "pairs or folds, or add images."
         )
     if count > 1 << 32:
         raise ValueError(
-            f"Fold {fold} holds {count} {kind} pairs, and numbers are drawn up to 2**32. "
-            f"Take more folds, or fewer images."
+            f"Fold {fold} holds {count} {kind} pairs, and numbers are drawn up to 2**32. Take more "
+            "folds, or fewer images."
         )
     number = key.shuffle(torch.arange(n), count)
     low = torch.searchsorted(total, number, right=True)

@@ -108,8 +108,7 @@ def accuracy_of(
     """Return `verification_accuracy` from the distances of pairs, on the CPU."""
     if not 2 <= folds <= len(distances):
         raise ValueError(
-            f"{len(distances)} pairs fall into 2 to {len(distances)} folds, not into "
-            f"{folds}. Give "
+            f"{len(distances)} pairs fall into 2 to {len(distances)} folds, not into {folds}. Give "
             "more pairs, or fewer folds."
         )
     if thresholds not in ("exact", "grid"):

@@ -60,13 +60,13 @@ def log_cauchy_sum(
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
         raise ValueError(
-            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} "
-            f"{x.dtype} and {tuple(y.shape)} {y.dtype}."
+            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
+            f"and {tuple(y.shape)} {y.dtype}."
         )
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
         raise ValueError(
-            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} "
-            f"rows of x, not {tuple(exclude.shape)}."
+            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of "
+            f"x, not {tuple(exclude.shape)}."
         )
     # The median of each feature: a mean would follow one far row and take the others' digits with
     # it

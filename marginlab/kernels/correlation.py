@@ -69,8 +69,8 @@ def off_diagonal_squares(
     """
     if x.ndim != 2 or x.shape != y.shape or any(v.shape != x.shape[1:] for v in (*means, *scales)):
         raise ValueError(
-            f"Both sides are matrices (B, D) of one shape, with D means and scales each, "
-            f"not {tuple(x.shape)} and {tuple(y.shape)}."
+            "Both sides are matrices (B, D) of one shape, with D means and scales each, not "
+            f"{tuple(x.shape)} and {tuple(y.shape)}."
         )
     over = _Over(rows, half, group, budget)
     out: Tensor = _Squares.apply(*_apart(x, y, *means, *scales), over)

@@ -107,8 +107,8 @@ class Views:
         radius = squares.amax(1).sqrt()
         if not bool(radius.isfinite().all()):
             raise ValueError(
-                "Views hold a value that is not finite (NaN or infinity), or too large to "
-                "square. Look for what made it."
+                "Views hold a value that is not finite (NaN or infinity), or too large to square. "
+                "Look for what made it."
             )
         return Rows(flat, squares, radius, torch.zeros_like(radius))
 

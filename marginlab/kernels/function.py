@@ -112,9 +112,8 @@ class _Refusing(_Value):
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(
-            "A blockwise sum has no forward mode (torch.func.jvp, jacfwd, hessian): take a "
-            "Hessian by "
-            "torch.func.jacrev(torch.func.grad(loss)), a directional derivative from "
+            "A blockwise sum has no forward mode (torch.func.jvp, jacfwd, hessian): take a Hessian "
+            "by torch.func.jacrev(torch.func.grad(loss)), a directional derivative from "
             "torch.func.grad."
         )
 
@@ -180,8 +179,8 @@ class _Curvature(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            "A blockwise sum has first and second derivatives, no third: call backward or "
-            "grad of its second one without create_graph=True."
+            "A blockwise sum has first and second derivatives, no third: call backward or grad of "
+            "its second one without create_graph=True."
         )
 
     @staticmethod

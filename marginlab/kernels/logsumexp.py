@@ -64,13 +64,13 @@ def logsumexp(
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"Rows and columns are matrices (B, D) and (M, D) of the same D, not "
-            f"{tuple(x.shape)} and {tuple(y.shape)}."
+            f"Rows and columns are matrices (B, D) and (M, D) of the same D, not {tuple(x.shape)} "
+            f"and {tuple(y.shape)}."
         )
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
         raise ValueError(
-            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} "
-            f"rows of x, not {tuple(exclude.shape)}."
+            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of "
+            f"x, not {tuple(exclude.shape)}."
         )
     wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = x.to(wide), y.to(wide)

@@ -1,4 +1,4 @@
-"""What one call of the margin softmax is given besides embeddings and centers."""
+"""Arguments of one call of the margin softmax besides embeddings and centers."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -55,18 +55,15 @@ def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 def _check(size: int, call: Call) -> None:
     if ranks.size(call.over.group) > 1 and (call.over.classes or call.margin.batchwise):
         raise RuntimeError(
-            "Over several ranks a margin softmax has no second derivative and takes part "
-            "in no transform of "
-            "torch.func where classes or the margin's statistics are spread over them. Use "
-            "one rank."
+            "Over several ranks a margin softmax has no second derivative and takes part in no "
+            "transform of torch.func where classes or the margin's statistics are spread over "
+            "them. Use one rank."
         )
     if size > call.terms.budget:
         raise RuntimeError(
-            "A second derivative, a transform of torch.func, or an exported graph holds "
-            "all products "
-            f"of rows and centers: {size:,} bytes, above the budget of "
-            f"{call.terms.budget:,}. Give "
-            f"fewer rows, or budget={size}."
+            "A second derivative, a transform of torch.func, or an exported graph holds all "
+            f"products of rows and centers: {size:,} bytes, above the budget of "
+            f"{call.terms.budget:,}. Give fewer rows, or budget={size}."
         )
 
 

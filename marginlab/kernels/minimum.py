@@ -24,7 +24,7 @@ The bound: an inner product of P terms in arithmetic of unit roundoff w errs by 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -191,7 +191,8 @@ def _roundoff(x: Tensor) -> float:
     """Unit roundoff of the matrix product of this dtype; users may have allowed it fewer bits."""
     if x.dtype == torch.float64:
         return 2.0**-53
-    backend = torch.backends.cuda.matmul if x.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backends: Any = torch.backends  # typeshed knows no mkldnn.matmul
+    backend = backends.cuda.matmul if x.is_cuda else backends.mkldnn.matmul
     return {"tf32": 2.0**-11, "bf16": 2.0**-8}.get(str(backend.fp32_precision), 2.0**-24)
 
 

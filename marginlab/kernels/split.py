@@ -69,8 +69,8 @@ def split_logsumexp(
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
         raise ValueError(
-            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} "
-            f"{x.dtype} and {tuple(y.shape)} {y.dtype}."
+            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
+            f"and {tuple(y.shape)} {y.dtype}."
         )
     if not len(first) == len(stop) == len(own) == len(x):
         raise ValueError(

@@ -64,8 +64,8 @@ def symmetric_logsumexp(
     """
     if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
         raise ValueError(
-            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} "
-            f"rows of x, not {tuple(exclude.shape)}."
+            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of "
+            f"x, not {tuple(exclude.shape)}."
         )
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)

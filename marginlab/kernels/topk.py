@@ -55,13 +55,13 @@ def top_k(
     (B, _), M = x.shape, len(y)
     if exclude_self and B > M:
         raise ValueError(
-            f"With exclude_self, x is the first rows of y, but x has {B} rows and y has "
-            f"{M}. Give both the same rows."
+            f"With exclude_self, x is the first rows of y, but x has {B} rows and y has {M}. Give "
+            "both the same rows."
         )
     if not 1 <= k <= M - exclude_self:
         raise ValueError(
-            f"k = {k} neighbours cannot be found among {M - exclude_self}: choose k from 1 "
-            f"to {M - exclude_self}."
+            f"k = {k} neighbours cannot be found among {M - exclude_self}: choose k from 1 to "
+            f"{M - exclude_self}."
         )
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, y = x.to(wide), y.to(wide)

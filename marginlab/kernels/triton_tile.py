@@ -253,10 +253,9 @@ def runs(device: torch.device) -> bool:
             )
     except Exception as fault:  # whatever it is, torch's operations do the same
         warnings.warn(
-            f"Triton's kernels do not run on {device} ({type(fault).__name__}: {fault}): "
-            f"the margin softmax passes over its logits with torch's own "
-            "operations, which is slower. Triton needs a C compiler on the path and a GPU "
-            "of compute capability 8.0 or later.",
+            f"Triton's kernels do not run on {device} ({type(fault).__name__}: {fault}): the "
+            "margin softmax passes over its logits with torch's own operations, which is slower. "
+            "Triton needs a C compiler on the path and a GPU of compute capability 8.0 or later.",
             stacklevel=2,
         )
         return False

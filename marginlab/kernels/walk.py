@@ -43,8 +43,8 @@ def walk(
         raise ValueError(f"A block needs a positive byte budget, not {budget}.")
     if upper and (rows != columns or unit[0] != unit[1]):
         raise ValueError(
-            f"Only a square walk has an upper half, not one of {rows} x {columns} in units "
-            f"of {unit[0]} x {unit[1]}."
+            f"Only a square walk has an upper half, not one of {rows} x {columns} in units of "
+            f"{unit[0]} x {unit[1]}."
         )
     held = budget // entry  # entries of a block
     side = int(held**0.5)

@@ -84,8 +84,8 @@ def align_uniform(
         if n < 2:
             return nothing(
                 empty,
-                f"Uniformity is of pairs of images: a global batch of {n} has none. Give "
-                f"at least two rows.",
+                f"Uniformity is of pairs of images: a global batch of {n} has none. Give at least "
+                "two rows.",
                 z1,
                 z2,
             )
@@ -138,8 +138,8 @@ def check(
             raise ValueError(f"{name} is not negative, such as 1.0, not {weight}.")
     if not alpha >= 1:
         raise ValueError(
-            f"The power alpha of a distance is at least 1 (below, its slope at 0 is "
-            f"infinite), such as 2.0, not {alpha}."
+            "The power alpha of a distance is at least 1 (below, its slope at 0 is infinite), "
+            f"such as 2.0, not {alpha}."
         )
     if not t > 0:
         raise ValueError(f"The steepness t of the potential is positive, such as 2.0, not {t}.")

@@ -164,9 +164,8 @@ class EmbeddingBank(nn.Module):
         if (labels is None) != (self.labels is None):
             what = "labels=True" if labels is not None else "labels=False"
             raise ValueError(
-                f"{self!r} is pushed {'no ' if labels is None else ''}labels. Make it with "
-                f"{what}, or "
-                f"push {'(embeddings, labels)' if labels is None else 'embeddings alone'}."
+                f"{self!r} is pushed {'no ' if labels is None else ''}labels. Make it with {what}, "
+                f"or push {'(embeddings, labels)' if labels is None else 'embeddings alone'}."
             )
         if labels is not None:
             check_labels(labels, embeddings.device)
@@ -181,9 +180,8 @@ class EmbeddingBank(nn.Module):
     def _refuse(self, what: str) -> None:
         if recomputing() or transformed():
             raise RuntimeError(
-                f"The bank is {what} {OUTSIDE}: there the bank of the first pass may be "
-                f"gone. Read it "
-                "before, and give the rows to the function as an argument."
+                f"The bank is {what} {OUTSIDE}: there the bank of the first pass may be gone. Read "
+                "it before, and give the rows to the function as an argument."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EmbeddingBank":

@@ -53,8 +53,8 @@ def draw_(
     end = first + len(weight)
     if not 0 <= first <= end <= 1 << 32:
         raise ValueError(
-            f"The classes of a shard lie in [0, 2**32), not from {first} to {end}. Give "
-            f"the number of its first class."
+            f"The classes of a shard lie in [0, 2**32), not from {first} to {end}. Give the number "
+            "of its first class."
         )
     if not std >= 0:
         raise ValueError(f"A standard deviation is not negative, such as 0.01, not {std}.")

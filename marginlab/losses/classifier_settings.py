@@ -42,8 +42,8 @@ def check_settings(
         raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
     if operands not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
-            f"operands are torch.float32, bfloat16 or float16, or None for the dtype of "
-            f"the centers, not {operands}."
+            "operands are torch.float32, bfloat16 or float16, or None for the dtype of the "
+            f"centers, not {operands}."
         )
 
 
@@ -55,8 +55,8 @@ def check_classes(num_classes: int, ignore_index: int | None, class_weights: Ten
     """
     if ignore_index is not None and 0 <= ignore_index < num_classes:
         raise ValueError(
-            f"ignore_index is the number of no class, such as -100: {ignore_index} is one "
-            f"of 0..{num_classes - 1}."
+            f"ignore_index is the number of no class, such as -100: {ignore_index} is one of "
+            f"0..{num_classes - 1}."
         )
     if class_weights is None:
         return
@@ -70,6 +70,6 @@ def check_classes(num_classes: int, ignore_index: int | None, class_weights: Ten
         ((class_weights >= 0) & class_weights.isfinite()).all()
     ):
         raise ValueError(
-            "Class weights are finite and not negative, and one is not. A class with "
-            "weight 0 is not learned from."
+            "Class weights are finite and not negative, and one is not. A class with weight 0 is "
+            "not learned from."
         )

@@ -91,8 +91,8 @@ def cross_correlation(
         if n < 2:
             return nothing(
                 empty,
-                f"Features are standardised over the global batch: one of {n} has no "
-                f"deviation. Give at least two rows.",
+                f"Features are standardised over the global batch: one of {n} has no deviation. "
+                "Give at least two rows.",
                 z1,
                 z2,
             )
@@ -142,7 +142,7 @@ def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
     """Check the settings of the loss; raise ValueError for an invalid one."""
     if not off_diagonal_weight >= 0:
         raise ValueError(
-            f"The weight of the off-diagonal terms is not negative, such as 0.005, not "
+            "The weight of the off-diagonal terms is not negative, such as 0.005, not "
             f"{off_diagonal_weight}."
         )
     if correction not in (0, 1):

@@ -34,17 +34,17 @@ def check_shapes(embeddings: Tensor, labels: Tensor | None, centers: Tensor) -> 
     if not embeddings.is_floating_point():
         raise TypeError(
             f"Embeddings are floating point, not {embeddings.dtype}. A classifier takes "
-            f"(embeddings, labels), in this order."
+            "(embeddings, labels), in this order."
         )
     if embeddings.ndim != 2 or embeddings.shape[1] != centers.shape[-1]:
         raise ValueError(
-            f"Embeddings are a matrix (B, {centers.shape[-1]}), as wide as the class "
-            f"centers, not {tuple(embeddings.shape)}."
+            f"Embeddings are a matrix (B, {centers.shape[-1]}), as wide as the class centers, not "
+            f"{tuple(embeddings.shape)}."
         )
     if embeddings.device != centers.device:
         raise ValueError(
-            f"Embeddings are on {embeddings.device}, the class centers on "
-            f"{centers.device}. Move one of them: head.to(...)."
+            f"Embeddings are on {embeddings.device}, the class centers on {centers.device}. Move "
+            "one of them: head.to(...)."
         )
     if labels is None:
         return
@@ -72,8 +72,8 @@ def check_labels(labels: Tensor, device: torch.device) -> None:
         )
     if labels.device != device:
         raise ValueError(
-            f"Labels are on {labels.device}, the embeddings on {device}. "
-            "Move one of them: labels.to(...)."
+            f"Labels are on {labels.device}, the embeddings on {device}. Move one of them: "
+            "labels.to(...)."
         )
 
 
@@ -88,8 +88,7 @@ def check_tensor(name: str, value: Any, wanted: str) -> None:
         f" of length {len(value)}" if shape is None and isinstance(value, list | tuple) else size
     )
     raise TypeError(
-        f"{name} are a tensor {wanted}, not {kind}{length}. Make one: "
-        f"torch.as_tensor(...), on the "
+        f"{name} are a tensor {wanted}, not {kind}{length}. Make one: torch.as_tensor(...), on the "
         "device of the embeddings."
     )
 

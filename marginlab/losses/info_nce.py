@@ -144,10 +144,9 @@ def info_nce(
             same = "" if every is None or n < 2 else ", all of one label,"
             return nothing(
                 empty,
-                f"InfoNCE finds a view among others: a global batch of {n}{same} has no "
-                f"negatives. "
+                f"InfoNCE finds a view among others: a global batch of {n}{same} has no negatives. "
                 f"Give at least two rows{' of different labels' if same else ''} or "
-                f"extra_negatives.",
+                "extra_negatives.",
                 z1,
                 z2,
                 extra,

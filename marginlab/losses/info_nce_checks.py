@@ -24,16 +24,16 @@ def check(
         raise ValueError(f"A temperature is positive, such as 0.5, not {temperature}.")
     if not 0 <= tau_plus < 1:
         raise ValueError(
-            f"tau_plus is the share of an anchor's own class among its negatives, in [0, "
-            f"1), such as 0.1 for ten classes, not {tau_plus}."
+            "tau_plus is the share of an anchor's own class among its negatives, in [0, 1), such "
+            f"as 0.1 for ten classes, not {tau_plus}."
         )
     check_word("negatives", negatives, ("both_views", "other_view", "extra_only"))
     check_word("reduction", reduction, ("mean", "sum", "none"))
     check_word("grads", grads, ("mean", "sum"))
     if negatives == "both_views" and not symmetric:
         raise ValueError(
-            "With negatives='both_views' both views are anchors. For z1 alone as anchors "
-            "say negatives='other_view', symmetric=False."
+            "With negatives='both_views' both views are anchors. For z1 alone as anchors say "
+            "negatives='other_view', symmetric=False."
         )
 
 
@@ -56,15 +56,13 @@ def checked(
             )
         if tau_plus:
             raise ValueError(
-                f"With labels no negative is of the anchor's class, so tau_plus is 0, not "
-                f"{tau_plus}: "
-                "give labels or tau_plus."
+                "With labels no negative is of the anchor's class, so tau_plus is 0, not "
+                f"{tau_plus}: give labels or tau_plus."
             )
         if negatives == "extra_only":
             raise ValueError(
-                "With negatives='extra_only' labels say nothing of the extra negatives. "
-                "For a bank with "
-                "labels there is sup_con(embeddings, labels, references=bank.references())."
+                "With negatives='extra_only' labels say nothing of the extra negatives. For a bank "
+                "with labels there is sup_con(embeddings, labels, references=bank.references())."
             )
     if extra_negatives is None:
         if negatives == "extra_only":

@@ -31,9 +31,9 @@ def wide(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """
     if z1.ndim != 2 or z1.shape != z2.shape or z1.shape[1] == 0:
         raise ValueError(
-            f"Two views are two matrices (B, D) of one shape, row i of both from one "
-            f"image, not {tuple(z1.shape)} and {tuple(z2.shape)}. "
-            "Views (B, 2, D) are taken apart by views.unbind(1)."
+            "Two views are two matrices (B, D) of one shape, row i of both from one image, not "
+            f"{tuple(z1.shape)} and {tuple(z2.shape)}. Views (B, 2, D) are taken apart by "
+            "views.unbind(1)."
         )
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
     return widened(z1, dtype), widened(z2, dtype)

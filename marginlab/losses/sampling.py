@@ -67,13 +67,13 @@ def sample(
     """
     if not 0 <= size <= num_classes:
         raise ValueError(
-            f"A sample holds from 0 to all {num_classes} classes, not {size}. Take a part "
-            f"of num_classes."
+            f"A sample holds from 0 to all {num_classes} classes, not {size}. Take a part of "
+            "num_classes."
         )
     if not 0 <= step < 1 << 32:
         raise ValueError(
-            f"A sample is drawn for a step in [0, 2**32), not {step}. Count the steps of "
-            f"the run from 0."
+            f"A sample is drawn for a step in [0, 2**32), not {step}. Count the steps of the run "
+            "from 0."
         )
     positives = labels[labels >= 0].long().unique()
     if len(positives) and int(positives[-1]) >= num_classes:

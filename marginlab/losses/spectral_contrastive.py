@@ -73,8 +73,8 @@ def spectral_contrastive(
         if n < 2:
             return nothing(
                 empty,
-                f"The spectral loss compares an image with others: a global batch of {n} "
-                f"has none. Give at least two rows.",
+                f"The spectral loss compares an image with others: a global batch of {n} has none. "
+                "Give at least two rows.",
                 z1,
                 z2,
             )

@@ -199,15 +199,15 @@ def _checked(embeddings: Tensor, labels: Tensor, references: References | None) 
     for z, of in ((embeddings, labels), *([references] if references is not None else [])):
         if z.ndim != 2 or z.shape[1] == 0 or of.shape != z.shape[:1]:
             raise ValueError(
-                f"Embeddings are a matrix (B, D) with one label for each row, not "
-                f"{tuple(z.shape)} and {tuple(of.shape)}."
+                f"Embeddings are a matrix (B, D) with one label for each row, not {tuple(z.shape)} "
+                f"and {tuple(of.shape)}."
             )
         check_labels(of, z.device)
         widened(z[:0], torch.float32)
     if references is not None and references.embeddings.shape[1] != embeddings.shape[1]:
         raise ValueError(
-            f"References are a matrix (M, {embeddings.shape[1]}), as wide as the "
-            f"embeddings, not {tuple(references.embeddings.shape)}."
+            f"References are a matrix (M, {embeddings.shape[1]}), as wide as the embeddings, not "
+            f"{tuple(references.embeddings.shape)}."
         )
     return widened(embeddings, torch.promote_types(embeddings.dtype, torch.float32))
 

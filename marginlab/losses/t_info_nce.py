@@ -67,8 +67,8 @@ def t_info_nce(
         if n < 2:
             return nothing(
                 empty,
-                f"t-InfoNCE finds a view among others: a global batch of {n} has no "
-                f"negatives. Give at least two rows.",
+                f"t-InfoNCE finds a view among others: a global batch of {n} has no negatives. "
+                "Give at least two rows.",
                 z1,
                 z2,
             )

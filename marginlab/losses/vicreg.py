@@ -82,8 +82,8 @@ def vicreg(
         if n < 2:
             return nothing(
                 empty,
-                f"VICReg takes variances over the global batch: one of {n} has none. Give "
-                f"at least two rows.",
+                f"VICReg takes variances over the global batch: one of {n} has none. Give at least "
+                "two rows.",
                 z1,
                 z2,
             )

@@ -30,9 +30,9 @@ def check_divisible(margin: Margin, reduction: str, statistics: str | None) -> N
         raise ValueError(margin.undivided)
     if margin.averages and statistics != "previous":
         raise ValueError(
-            f"{margin!r} moves its averages by a batch before it uses them, and "
-            f"the parts of a window come one by one. "
-            "With statistics='previous' they use the averages of earlier steps."
+            f"{margin!r} moves its averages by a batch before it uses them, and the parts of a "
+            "window come one by one. With statistics='previous' they use the averages of earlier "
+            "steps."
         )
 
 
@@ -87,8 +87,8 @@ class Window:
             used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)
         ):
             raise ValueError(
-                f"The window was opened for {self.held} rows of each rank, not for {held} "
-                f"more after {self.used}. Announce all."
+                f"The window was opened for {self.held} rows of each rank, not for {held} more "
+                f"after {self.used}. Announce all."
             )
         rows = torch.cat(
             [
@@ -98,8 +98,8 @@ class Window:
         )
         if not torch.equal(self.labels[rows], labels):
             raise ValueError(
-                "The labels of this part are not the next ones of the window. Give the "
-                "parts in the order of its labels."
+                "The labels of this part are not the next ones of the window. Give the parts in "
+                "the order of its labels."
             )
         self.used = [used + more for used, more in zip(self.used, held, strict=True)]
         if not self.margin.batchwise:

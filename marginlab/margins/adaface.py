@@ -68,8 +68,8 @@ class AdaFace(Margin):
         check_momentum(momentum)
         if not 0 <= h < float("inf"):
             raise ValueError(
-                f"h scales the standardised norm: it is finite and not negative, such as "
-                f"0.333, not {h}."
+                "h scales the standardised norm: it is finite and not negative, such as 0.333, "
+                f"not {h}."
             )
         self.m, self.h, self.momentum = m, h, momentum
 

@@ -7,8 +7,8 @@ def check_angle(name: str, value: float) -> None:
     """Check that a value is an angular margin in [0, pi) (ValueError)."""
     if not 0 <= value < math.pi:
         raise ValueError(
-            f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees "
-            f"are turned by math.radians."
+            f"The angular margin {name} is in radians, in [0, pi), not {value}. Degrees are turned "
+            "by math.radians."
         )
 
 
@@ -22,6 +22,6 @@ def check_momentum(value: float) -> None:
     """Check that a value is the momentum of a moving average, in (0, 1] (ValueError)."""
     if not 0 < value <= 1:
         raise ValueError(
-            f"The momentum of a moving average is the share of the new batch, in (0, 1], "
-            f"such as 0.01, not {value}."
+            "The momentum of a moving average is the share of the new batch, in (0, 1], such as "
+            f"0.01, not {value}."
         )

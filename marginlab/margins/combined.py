@@ -114,8 +114,8 @@ class CombinedMargin(Margin):
         super().__init__(gradient=gradient)
         if not 0 < m1 < math.inf:
             raise ValueError(
-                f"m1 multiplies the angle: a positive number, such as 1.35, not {m1}. "
-                f"Without it, m1 is 1."
+                f"m1 multiplies the angle: a positive number, such as 1.35, not {m1}. Without it, "
+                "m1 is 1."
             )
         check_angle("m2", m2)
         check_finite("m3", m3)

@@ -76,8 +76,8 @@ class ElasticFace(Margin):
             raise ValueError(f"kind is not {kind!r}: {nearest(kind, get_args(Kind))}")
         if not 0 <= std < math.inf:
             raise ValueError(
-                f"The standard deviation std of the margins is finite and not negative, "
-                f"such as 0.0125, not {std}."
+                "The standard deviation std of the margins is finite and not negative, such as "
+                f"0.0125, not {std}."
             )
         if kind == "arc":
             check_angle("m", m)
@@ -91,8 +91,8 @@ class ElasticFace(Margin):
         self.m, self.std, self.kind, self.plus, self.seed = m, std, kind, plus, seed
         if plus:
             self.undivided = (
-                "ElasticFace(plus=True) pairs margins with all rows of a batch at once, "
-                "which has no parts. Take plus=False."
+                "ElasticFace(plus=True) pairs margins with all rows of a batch at once, which has "
+                "no parts. Take plus=False."
             )
 
     def compute(

@@ -68,15 +68,15 @@ class MagFace(Margin):
         super().__init__(gradient=gradient)
         if not 0 < l_a < u_a < float("inf"):
             raise ValueError(
-                f"The norm is clipped to [l_a, u_a] with 0 < l_a < u_a, such as [10, 110], "
-                f"not [{l_a}, {u_a}]."
+                "The norm is clipped to [l_a, u_a] with 0 < l_a < u_a, such as [10, 110], not "
+                f"[{l_a}, {u_a}]."
             )
         check_angle("l_m", l_m)
         check_angle("u_m", u_m)
         if not l_m <= u_m:
             raise ValueError(
-                f"The margin grows with the norm, from l_m to u_m, such as 0.45 to 0.8: "
-                f"not from {l_m} to {u_m}."
+                "The margin grows with the norm, from l_m to u_m, such as 0.45 to 0.8: not from "
+                f"{l_m} to {u_m}."
             )
         if not 0 <= weight < float("inf"):
             raise ValueError(

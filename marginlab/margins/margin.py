@@ -170,8 +170,8 @@ class Margin(nn.Module, ABC):
                 raise
             raise RuntimeError(
                 f"{self!r} moves {', '.join(self._buffers)} in training mode, and this transform "
-                "of torch.func moves no tensor from outside of it. Call eval() on the "
-                "margin before."
+                "of torch.func moves no tensor from outside of it. Call eval() on the margin "
+                "before."
             ) from error
         value = WithSlope.apply(cosine.to(bounded.dtype), made.value.detach(), made.slope)
         if made.norm_slope is not None:
@@ -184,9 +184,9 @@ class Margin(nn.Module, ABC):
     def _check(self, cosine: Tensor, norm: Tensor) -> None:
         if cosine.ndim != 1 or cosine.shape != norm.shape:
             raise ValueError(
-                f"A margin takes target cosines (B,) and as many feature norms (B,), not "
-                f"{tuple(cosine.shape)} and {tuple(norm.shape)}. "
-                "Take the column of each row's own class; norms are embeddings.norm(dim=1)."
+                "A margin takes target cosines (B,) and as many feature norms (B,), not "
+                f"{tuple(cosine.shape)} and {tuple(norm.shape)}. Take the column of each row's own "
+                "class; norms are embeddings.norm(dim=1)."
             )
 
     def _with_slope(self, made: Targets) -> Targets:
@@ -306,9 +306,9 @@ class Margin(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse to be called like a loss (TypeError)."""
         raise TypeError(
-            f"{type(self).__name__} is a margin, no loss: write MarginSoftmax(num_classes, "
-            f"dim, margin={self!r}) and call that with "
-            "(embeddings, labels). The margin's own numbers are targets(cosine, norm)."
+            f"{type(self).__name__} is a margin, no loss: write MarginSoftmax(num_classes, dim, "
+            f"margin={self!r}) and call that with (embeddings, labels). The margin's own numbers "
+            "are targets(cosine, norm)."
         )
 
 

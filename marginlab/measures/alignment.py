@@ -159,8 +159,8 @@ class Alignment(Measure):
         super().__init__(**kwargs)
         if not 0 < confidence < 1 or interval not in ("clopper-pearson", "hoeffding"):
             raise ValueError(
-                f"An interval is 'clopper-pearson' or 'hoeffding' with a confidence "
-                f"between 0 and 1, not {interval!r} with {confidence}."
+                "An interval is 'clopper-pearson' or 'hoeffding' with a confidence between 0 and "
+                f"1, not {interval!r} with {confidence}."
             )
         self.normalize, self.confidence, self.interval = normalize, confidence, interval
         grid = (
@@ -189,8 +189,8 @@ class Alignment(Measure):
             check_labels(labels, len(features))
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: R_eps of both together has no meaning."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "R_eps of both together has no meaning."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         self.square.append(square)
@@ -208,8 +208,8 @@ class Alignment(Measure):
         n = len(squares)
         if n == 0:
             raise ValueError(
-                "Alignment has seen no image yet: call update(features) with features of "
-                "shape (N, V, D) first."
+                "Alignment has seen no image yet: call update(features) with features of shape (N, "
+                "V, D) first."
             )
         exceed = n - torch.searchsorted(diameters.sort().values, self.epsilons, right=True)
         alpha = 1 - self.confidence
@@ -235,10 +235,9 @@ class Alignment(Measure):
             n=n,
             V=int(self.views),
             meaning=(
-                f"L_align is unbiased (mean over u != v of {int(self.views)} views of {n} "
-                f"images). R_eps is taken over sampled views: "
-                f"a lower estimate of the theory's supremum over all views, growing with "
-                f"V; its {self.confidence:.0%} interval "
+                f"L_align is unbiased (mean over u != v of {int(self.views)} views of {n} images). "
+                "R_eps is taken over sampled views: a lower estimate of the theory's supremum "
+                f"over all views, growing with V; its {self.confidence:.0%} interval "
                 f"({self.interval}) is for V = {int(self.views)}."
             ),
         )

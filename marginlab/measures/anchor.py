@@ -93,8 +93,8 @@ class AnchorConcentration(Measure):
         distance = anchor_distances(views, labels, Anchors(self.classes, self.points, self.delta))
         if int(self.n_views) not in (0, views.shape[1]):
             raise ValueError(
-                f"Images have {views.shape[1]} views, those before had "
-                f"{int(self.n_views)}: sigma of both together has no meaning."
+                f"Images have {views.shape[1]} views, those before had {int(self.n_views)}: sigma "
+                "of both together has no meaning."
             )
         if len(views):
             self.n_views = torch.full_like(self.n_views, views.shape[1])
@@ -107,15 +107,15 @@ class AnchorConcentration(Measure):
         distances, labels = rows(self.distance, empty), rows(self.label, empty.long())
         if not len(distances):
             raise ValueError(
-                "AnchorConcentration has seen no image yet: call update(views, labels) "
-                "with views of shape (N, V, ...) first."
+                "AnchorConcentration has seen no image yet: call update(views, labels) with views "
+                "of shape (N, V, ...) first."
             )
         n = (labels == self.classes[:, None]).sum(1)
         if not bool(n.all()):
             raise ValueError(
-                f"Classes {self.classes[n == 0].tolist()} have an anchor and no held-out "
-                f"image, so nothing is known of the least sigma over "
-                "classes: give images of them, or anchors without them."
+                f"Classes {self.classes[n == 0].tolist()} have an anchor and no held-out image, so "
+                "nothing is known of the least sigma over classes: give images of them, or "
+                "anchors without them."
             )
         members = count_members(distances, labels, self.classes, distances.new_tensor([self.delta]))
         sigma_k, lower, upper = binomial(members, n, self.confidence)
@@ -146,14 +146,13 @@ class AnchorConcentration(Measure):
             V=V,
             confidence=self.confidence,
             meaning=(
-                f"sigma of the anchor form at delta = {self.delta:g}: an image is a member "
-                f"if one of its {V} sampled views lies within delta / 2 of "
-                f"the point of its class; a LOWER estimate of the same over all views, "
-                f"growing with V. The {certain} intervals are exact binomial "
-                f"ones for {V} views, drawn independently of the choice of points and "
-                f"delta, on {int(n.min())} to {int(n.max())} other images a "
-                f"class. Least sigma: Bonferroni over {len(n)} classes in its upper end, "
-                f"none needed in its lower; mean: pooled over classes, with "
-                "the class shares of these images."
+                f"sigma of the anchor form at delta = {self.delta:g}: an image is a member if one "
+                f"of its {V} sampled views lies within delta / 2 of the point of its class; a "
+                f"LOWER estimate of the same over all views, growing with V. The {certain} "
+                f"intervals are exact binomial ones for {V} views, drawn independently of the "
+                f"choice of points and delta, on {int(n.min())} to {int(n.max())} other images a "
+                f"class. Least sigma: Bonferroni over {len(n)} classes in its upper end, none "
+                "needed in its lower; mean: pooled over classes, with the class shares of these "
+                "images."
             ),
         )

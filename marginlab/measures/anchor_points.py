@@ -109,8 +109,8 @@ def check_anchors(anchors: Anchors) -> None:
         or not bool(points.isfinite().all())
     ):
         raise ValueError(
-            f"Anchors of {len(classes)} classes are as many finite points, not "
-            f"{points.dtype} {tuple(points.shape)} or not finite."
+            f"Anchors of {len(classes)} classes are as many finite points, not {points.dtype} "
+            f"{tuple(points.shape)} or not finite."
         )
     if not 0 <= delta < float("inf"):
         raise ValueError(f"delta is a distance, at least 0, not {delta}.")
@@ -120,8 +120,8 @@ def check_views(views: Tensor, labels: Tensor) -> None:
     """Raise a ValueError for views or labels of a wrong shape, or numbers out of their range."""
     if views.ndim < 3 or 0 in views.shape[1:] or not views.is_floating_point():
         raise ValueError(
-            f"views are floating-point numbers of shape (N, V, ...), at least one view, "
-            f"not {views.dtype} {tuple(views.shape)}."
+            "views are floating-point numbers of shape (N, V, ...), at least one view, not "
+            f"{views.dtype} {tuple(views.shape)}."
         )
     check_labels(labels, len(views))
     if views.numel():
@@ -134,6 +134,6 @@ def check_views(views: Tensor, labels: Tensor) -> None:
                 else "are finite: look for what made them"
             )
             raise ValueError(
-                f"views of shape {tuple(views.shape)} range from {low:g} to {high:g} (nan: "
-                f"not finite), but {allowed}."
+                f"views of shape {tuple(views.shape)} range from {low:g} to {high:g} (nan: not "
+                f"finite), but {allowed}."
             )

@@ -97,8 +97,8 @@ class AnchorResult(NamedTuple):
         """
         if reduce not in ("min", "mean"):
             raise ValueError(
-                f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by "
-                f"p_k), not {reduce!r}."
+                "Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by p_k), "
+                f"not {reduce!r}."
             )
         if label is not None and label not in self.classes.tolist():
             raise ValueError(f"No class has the label {label}: there are {self.classes.tolist()}.")

@@ -136,8 +136,8 @@ class AngleStatistics(Measure):
         super().__init__(**kwargs)
         if num_classes < 1 or dim < 1:
             raise ValueError(
-                f"AngleStatistics needs at least 1 class and 1 dimension, not "
-                f"{num_classes} and {dim}."
+                f"AngleStatistics needs at least 1 class and 1 dimension, not {num_classes} and "
+                f"{dim}."
             )
         if weights is not None:
             if (
@@ -146,9 +146,9 @@ class AngleStatistics(Measure):
                 or not bool(weights.isfinite().all())
             ):
                 raise ValueError(
-                    f"Weights of {num_classes} classes in {dim} dimensions are finite, of "
-                    f"shape ({num_classes}, {dim}) or ({num_classes}, K, {dim}), "
-                    f"not {tuple(weights.shape)}. A class-major (C K, D) matrix is viewed as such."
+                    f"Weights of {num_classes} classes in {dim} dimensions are finite, of shape "
+                    f"({num_classes}, {dim}) or ({num_classes}, K, {dim}), not "
+                    f"{tuple(weights.shape)}. A class-major (C K, D) matrix is viewed as such."
                 )
             weights = prepared(weights, True).view(num_classes, -1, dim)
         self.num_classes, self.dim = num_classes, dim
@@ -166,8 +166,8 @@ class AngleStatistics(Measure):
         _check(features, labels, self.num_classes, self.dim)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         self.sums = self.sums.index_add(0, labels.long(), prepared(features, True).mean(1))
@@ -207,11 +207,10 @@ class AngleStatistics(Measure):
             n=self.n.clone(),
             K=K,
             meaning=(
-                f"Angles in degrees over {int(known.sum())} of {self.num_classes} classes "
-                f"that have a center, {int(self.views)} views of each image, "
-                f"{K} weight(s) of a class. W-Inter is exact. With few images of a class "
-                f"its center is noisy: W-EC leans upwards. Standard errors "
-                "are over classes, as if their angles were independent."
+                f"Angles in degrees over {int(known.sum())} of {self.num_classes} classes that "
+                f"have a center, {int(self.views)} views of each image, {K} weight(s) of a class. "
+                "W-Inter is exact. With few images of a class its center is noisy: W-EC leans "
+                "upwards. Standard errors are over classes, as if their angles were independent."
             ),
         )
 
@@ -273,8 +272,8 @@ class IntraAngle(Measure):
         n = int(self.n.sum())
         if n == 0:
             raise ValueError(
-                "IntraAngle has seen no image of a class with a center yet: call "
-                "update(features, labels) first."
+                "IntraAngle has seen no image of a class with a center yet: call update(features, "
+                "labels) first."
             )
         mean = self.sums.sum() / n
         variance = (self.squares.sum() / n - mean.square()).clamp(min=0) * (
@@ -285,10 +284,10 @@ class IntraAngle(Measure):
             (variance / n).sqrt(),
             self.sums / self.n,
             self.n.clone(),
-            f"Mean angle in degrees of {n} images' embeddings to the given center of their "
-            f"class. If the centers are of the same images it leans "
-            "downwards, by the order of one over the images of a class. The standard error "
-            "is over images, with the centers taken as given.",
+            f"Mean angle in degrees of {n} images' embeddings to the given center of their class. "
+            "If the centers are of the same images it leans downwards, by the order of one over "
+            "the images of a class. The standard error is over images, with the centers taken as "
+            "given.",
         )
 
 
@@ -296,8 +295,8 @@ def _check(features: Tensor, labels: Tensor, num_classes: int, dim: int) -> None
     check_features(features, fewest_views=1)
     if features.shape[2] != dim:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} have dimension "
-            f"{features.shape[2]}, but those announced have {dim}."
+            f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but "
+            f"those announced have {dim}."
         )
     check_labels(labels, len(features), num_classes)
 

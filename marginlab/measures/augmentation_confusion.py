@@ -98,8 +98,8 @@ def augmentation_confusion(
     N, V, D = features.shape
     if N < 2:
         raise ValueError(
-            f"A view is confused with a view of another image, but there are {N} image(s). "
-            f"Give at least 2."
+            f"A view is confused with a view of another image, but there are {N} image(s). Give at "
+            "least 2."
         )
     z = prepared(features, True)
     own = []
@@ -165,8 +165,8 @@ class AugmentationConfusion(Measure):
         _check_reductions(within, across)
         if max_images < 2:
             raise ValueError(
-                f"A view is confused with a view of another image: the bank holds at least "
-                f"2, not max_images={max_images}."
+                "A view is confused with a view of another image: the bank holds at least 2, not "
+                f"max_images={max_images}."
             )
         self.within, self.across, self.max_images, self.seed = within, across, max_images, seed
         for name in ("features", "priority"):
@@ -186,8 +186,8 @@ class AugmentationConfusion(Measure):
         check_features(features, fewest_views=2)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: ACR changes with V, give equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: ACR "
+                "changes with V, give equally many."
             )
         if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
             raise ValueError(
@@ -217,8 +217,8 @@ class AugmentationConfusion(Measure):
         seen, V = int(self.seen), int(self.views)
         if seen == 0:
             raise ValueError(
-                "AugmentationConfusion has seen no image yet: call update(features) with "
-                "features of shape (N, V, D) first."
+                "AugmentationConfusion has seen no image yet: call update(features) with features "
+                "of shape (N, V, D) first."
             )
         confused = augmentation_confusion(self._sample()[0], within=self.within, across=self.across)
         n = len(confused)
@@ -234,12 +234,12 @@ class AugmentationConfusion(Measure):
             within=self.within,
             across=self.across,
             meaning=(
-                f"Share of the {V} views of {n} images (of {seen} seen) whose nearest "
-                f"image is another, by the {self.within} over own views and the "
-                f"{self.across} over those of others; ties count as confused, so it leans "
-                f"upwards by them. It is of this bank and grows with the "
-                "number of images. The standard error is over images, with the bank of the others "
-                "taken as given: too small for another bank, so that it makes no interval."
+                f"Share of the {V} views of {n} images (of {seen} seen) whose nearest image is "
+                f"another, by the {self.within} over own views and the {self.across} over those of "
+                "others; ties count as confused, so it leans upwards by them. It is of this bank "
+                "and grows with the number of images. The standard error is over images, with the "
+                "bank of the others taken as given: too small for another bank, so that it makes "
+                "no interval."
             ),
         )
 
@@ -267,14 +267,14 @@ def relative_confusion(initial: ConfusionResult, final: ConfusionResult) -> Rela
     made = [(r.n, r.V, r.within, r.across) for r in (initial, final)]
     if made[0] != made[1]:
         raise ValueError(
-            f"ACRs of {made[0]} and of {made[1]} (images, views, reductions) have no "
-            f"ratio, for ACR changes with each: make them alike."
+            f"ACRs of {made[0]} and of {made[1]} (images, views, reductions) have no ratio, for "
+            "ACR changes with each: make them alike."
         )
     left = 1 - initial.ACR
     if float(left) == 0:
         raise ValueError(
-            "The initial encoder confuses every view (ACR = 1): nothing can be held "
-            "against it. Give more views or fewer images."
+            "The initial encoder confuses every view (ACR = 1): nothing can be held against it. "
+            "Give more views or fewer images."
         )
     ratio = (1 - final.ACR) / left
     error = (
@@ -283,10 +283,9 @@ def relative_confusion(initial: ConfusionResult, final: ConfusionResult) -> Rela
     return RelativeConfusion(
         ratio,
         error,
-        f"(1 - ACR) of the final encoder over that of the initial one, {initial.n} images "
-        f"with {initial.V} views. A ratio of estimates leans upwards "
-        "by the order of the initial one's relative variance; the standard error takes the "
-        "two as independent.",
+        f"(1 - ACR) of the final encoder over that of the initial one, {initial.n} images with "
+        f"{initial.V} views. A ratio of estimates leans upwards by the order of the initial one's "
+        "relative variance; the standard error takes the two as independent.",
     )
 
 
@@ -304,8 +303,8 @@ def _check_reductions(within: str, across: str) -> None:
     for name, how in (("within", within), ("across", across)):
         if how not in ("min", "mean", "max"):
             raise ValueError(
-                f"Distances to the views of an image are reduced by 'min', 'mean' or "
-                f"'max', not by {name}={how!r}."
+                "Distances to the views of an image are reduced by 'min', 'mean' or 'max', not by "
+                f"{name}={how!r}."
             )
 
 

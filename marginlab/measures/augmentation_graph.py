@@ -85,18 +85,18 @@ class AugmentationGraph:
             w.shape != (len(a),) or not bool((w >= 0).all()) or not abs(float(w.sum()) - 1) <= 1e-6
         ):
             raise ValueError(
-                f"{len(a)} images have as many probabilities, not negative, that sum to 1, "
-                f"not {w.tolist()}."
+                f"{len(a)} images have as many probabilities, not negative, that sum to 1, not "
+                f"{w.tolist()}."
             )
         if not bool((a >= 0).all()) or not float((a.sum(1) - 1).abs().max()) <= 1e-6:
             raise ValueError(
-                f"Each row of draws {tuple(a.shape)} is a distribution over the views, not "
-                f"one that sums to {a.sum(1).tolist()}."
+                f"Each row of draws {tuple(a.shape)} is a distribution over the views, not one "
+                f"that sums to {a.sum(1).tolist()}."
             )
         if not bool((self.mass > 0).all()):
             raise ValueError(
-                f"Views {(self.mass <= 0).nonzero()[:, 0].tolist()} are drawn of no image: "
-                f"leave these columns out."
+                f"Views {(self.mass <= 0).nonzero()[:, 0].tolist()} are drawn of no image: leave "
+                "these columns out."
             )
 
     @classmethod
@@ -120,7 +120,7 @@ class AugmentationGraph:
         """
         if views.ndim < 2 or 0 in views.shape:
             raise ValueError(
-                f"views have the shape (N, V, ...), with at least one of each, not "
+                "views have the shape (N, V, ...), with at least one of each, not "
                 f"{tuple(views.shape)}."
             )
         N, V = views.shape[:2]
@@ -133,10 +133,9 @@ class AugmentationGraph:
         )
         if N > 1 and int((draws > 0).sum(0).max()) == 1:
             raise ValueError(
-                f"No two of the {N} images share a view, so their graph falls into {N} "
-                f"components and says nothing: draws of a continuous "
-                "augmentation never coincide. Give a finite population whose images have "
-                "views in common."
+                f"No two of the {N} images share a view, so their graph falls into {N} components "
+                "and says nothing: draws of a continuous augmentation never coincide. Give a "
+                "finite population whose images have views in common."
             )
         return cls(draws)
 
@@ -309,8 +308,7 @@ class AugmentationGraph:
             float(self.eigenvalues[m - 1]) / 2,
             float(self.conductances(parts).max()),
             parts,
-            f"rho_{m} lies between lambda_{m} / 2 and the conductance of a partition found "
-            f"by sweeps over eigenvectors: {X} views are too many for a "
-            f"search (at most {EXHAUSTIVE})"
+            f"rho_{m} lies between lambda_{m} / 2 and the conductance of a partition found by "
+            f"sweeps over eigenvectors: {X} views are too many for a search (at most {EXHAUSTIVE})"
             + ("; that is at most sqrt(2 lambda_2)." if m == 2 else "."),
         )

@@ -40,8 +40,8 @@ def augmented_distances(
     """
     if views.ndim < 3:
         raise ValueError(
-            f"views have the shape (N, V, ...), not {tuple(views.shape)}: images, their "
-            f"views, and the numbers of a view."
+            f"views have the shape (N, V, ...), not {tuple(views.shape)}: images, their views, and "
+            "the numbers of a view."
         )
     return minimum(views.flatten(2), levels=levels, budget=budget)
 

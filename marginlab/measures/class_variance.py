@@ -174,14 +174,12 @@ class ClassVariance(ClassDivergence):
             n=whole.n,
             V=int(self.views),
             meaning=(
-                f"V_k and squared distances of centers are unbiased ({int(self.views)} "
-                f"views of each image). CDNV, a ratio of such estimates, leans "
-                "upwards by the order of the squared relative error of the distance, and "
-                "its error "
-                f"makes no interval. Of {len(pairs) // 2} pairs of classes {infinite} have "
-                f"centers "
-                f"that are not told apart (CDNV infinite). Standard errors: jackknife over "
-                f"{self.groups} groups of images of a class."
+                f"V_k and squared distances of centers are unbiased ({int(self.views)} views of "
+                "each image). CDNV, a ratio of such estimates, leans upwards by the order of the "
+                "squared relative error of the distance, and its error makes no interval. Of "
+                f"{len(pairs) // 2} pairs of classes {infinite} have centers that are not told "
+                f"apart (CDNV infinite). Standard errors: jackknife over {self.groups} groups of "
+                "images of a class."
             ),
         )
 

@@ -70,8 +70,8 @@ def largest_clique(
     n = len(adjacent)
     if n == 0 or nodes < 0 or (seconds is not None and seconds < 0):
         raise ValueError(
-            f"A search needs a graph with vertices and limits of at least 0, not {n} "
-            f"vertices, nodes={nodes}, seconds={seconds}."
+            f"A search needs a graph with vertices and limits of at least 0, not {n} vertices, "
+            f"nodes={nodes}, seconds={seconds}."
         )
     start = greedy_clique(adjacent)
     upper = min(int(colouring(adjacent).max()) + 1, n - int(matching(adjacent)))

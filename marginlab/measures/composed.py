@@ -87,8 +87,8 @@ def each(operator: Callable[..., Any], *sides: Any) -> Any:
     if not names:
         having = " and ".join(", ".join(side) or "none" for side in named)
         raise ValueError(
-            f"The results have no number in common: they have {having}. "
-            "Name one of each, as in measure['L_align']."
+            f"The results have no number in common: they have {having}. Name one of each, as in "
+            "measure['L_align']."
         )
     return {
         name: operator(*(side[name] if isinstance(side, dict) else side for side in wide))

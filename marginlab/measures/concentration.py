@@ -99,7 +99,7 @@ class Concentration(Measure):
             )
         if budget <= 0 or (max_images is not None and max_images < 2):
             raise ValueError(
-                f"Concentration needs a positive budget and at least 2 images a class, not "
+                "Concentration needs a positive budget and at least 2 images a class, not "
                 f"budget={budget}, max_images={max_images}."
             )
         self.levels = None if levels is None else tuple(levels)
@@ -145,8 +145,8 @@ class Concentration(Measure):
         pixels = views.ndim == 5 and views.shape[2] == 3
         if not (pixels or views.ndim == 3) or not views.is_floating_point():
             raise ValueError(
-                f"views are floating-point numbers of shape (N, V, 3, H, W), or features "
-                f"(N, V, D), not {views.dtype} {tuple(views.shape)}."
+                "views are floating-point numbers of shape (N, V, 3, H, W), or features (N, V, "
+                f"D), not {views.dtype} {tuple(views.shape)}."
             )
         if 0 in views.shape[2:]:
             raise ValueError(
@@ -154,21 +154,21 @@ class Concentration(Measure):
             )
         if pixels and self.normalize:
             raise ValueError(
-                f"normalize=True is for features (N, V, D), but these are pixels of shape "
+                "normalize=True is for features (N, V, D), but these are pixels of shape "
                 f"{tuple(views.shape)}: leave it off."
             )
         check_labels(labels, len(views))
         V = views.shape[1]
         if V < 2 and self.levels != (1,):
             raise ValueError(
-                f"views of shape {tuple(views.shape)} hold {V} view of an image, but d_A "
-                f"is a minimum over views: give at least 2. "
-                "Plain distances between images are asked for by levels=(1,)."
+                f"views of shape {tuple(views.shape)} hold {V} view of an image, but d_A is a "
+                "minimum over views: give at least 2. Plain distances between images are asked "
+                "for by levels=(1,)."
             )
         if self.levels is not None and self.levels[-1] > V:
             raise ValueError(
-                f"levels = {self.levels} ask for {self.levels[-1]} views of an image, but "
-                f"these have {V}."
+                f"levels = {self.levels} ask for {self.levels[-1]} views of an image, but these "
+                f"have {V}."
             )
         if bool(self.shape.any()) and self.shape.tolist() != _shape(views):
             names, before = (
@@ -176,20 +176,20 @@ class Concentration(Measure):
                 tuple(number for number in self.shape.tolist() if number),
             )
             raise ValueError(
-                f"These views are of shape {names} = {tuple(views.shape[1:])}, those "
-                f"before of {before}."
+                f"These views are of shape {names} = {tuple(views.shape[1:])}, those before of "
+                f"{before}."
             )
         if not pixels and not bool(views.isfinite().all()):
             raise ValueError(
-                f"features of shape {tuple(views.shape)} hold values that are not finite "
-                f"(NaN or infinity). Look for what made them."
+                f"features of shape {tuple(views.shape)} hold values that are not finite (NaN or "
+                "infinity). Look for what made them."
             )
         if pixels and views.numel():
             low, high = (float(bound) for bound in views.aminmax())
             if not 0 <= low <= high <= 1:  # NaN compares false
                 raise ValueError(
-                    f"views lie in [0, 1], but these range from {low:g} to {high:g} (nan: "
-                    f"not finite). Give pixels before mean and deviation."
+                    f"views lie in [0, 1], but these range from {low:g} to {high:g} (nan: not "
+                    "finite). Give pixels before mean and deviation."
                 )
 
     def _bytes(self, size: int) -> tuple[float, float]:
@@ -224,8 +224,8 @@ class Concentration(Measure):
         labels = rows(self.label, self.shape.new_zeros(0))
         if not len(labels):
             raise ValueError(
-                "Concentration has seen no image yet: call update(views, labels) first; "
-                "views are (N, V, 3, H, W), features (N, V, D)."
+                "Concentration has seen no image yet: call update(views, labels) first; views are "
+                "(N, V, 3, H, W), features (N, V, D)."
             )
         kept, views = (
             rows(self.kept, torch.zeros_like(labels, dtype=torch.bool)),
@@ -235,21 +235,21 @@ class Concentration(Measure):
         if int(seen.min()) < 2:
             alone = classes[seen < 2].tolist()
             raise ValueError(
-                f"Classes {alone} have one image each, and concentration is about pairs: "
-                f"give at least 2, or leave these classes out."
+                f"Classes {alone} have one image each, and concentration is about pairs: give at "
+                "least 2, or leave these classes out."
             )
         if self.controls and len(classes) < 2:
             raise ValueError(
-                f"Controls are about several classes, but there is class {int(classes[0])} "
-                f"alone: give more, or ask for controls=False."
+                f"Controls are about several classes, but there is class {int(classes[0])} alone: "
+                "give more, or ask for controls=False."
             )
         most = self._most(labels, views.element_size())
         if most < 2:
             raise ValueError(
                 f"A budget of {self.budget} bytes leaves {most} image(s) for each of "
                 f"{len(classes)} classes with {int(self.shape[0])} views of shape "
-                f"{tuple(number for number in self.shape[1:].tolist() if number)}: raise "
-                f"the budget or give fewer views."
+                f"{tuple(number for number in self.shape[1:].tolist() if number)}: raise the "
+                "budget or give fewer views."
             )
         held = kept & (_place(labels) < most)
         images, views = held.nonzero()[:, 0], views[held[kept]]
@@ -287,12 +287,12 @@ class Concentration(Measure):
                 spread=spread,
                 subsampled=subsampled,
                 meaning=(
-                    f"{meaning}d_A is a minimum over {V} sampled views of an image: an "
-                    f"UPPER estimate of the minimum over all views, falling with V. "
-                    f"The estimand is named by (n, V) = ({size}, {V}): sigma is bounded "
-                    f"from both sides for the graph of these n images a class; the "
-                    "bounds hold for its largest clique, which changes with n and V, and "
-                    "not for the sigma of the population." + left_out
+                    f"{meaning}d_A is a minimum over {V} sampled views of an image: an UPPER "
+                    "estimate of the minimum over all views, falling with V. The estimand is "
+                    f"named by (n, V) = ({size}, {V}): sigma is bounded from both sides for the "
+                    "graph of these n images a class; the bounds hold for its largest clique, "
+                    "which changes with n and V, and not for the sigma of the population."
+                    + left_out
                 ),
             )
 

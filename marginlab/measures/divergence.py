@@ -169,7 +169,7 @@ class ClassDivergence(Measure):
         super().__init__(**kwargs)
         if num_classes < 1 or dim < 1 or groups < 2:
             raise ValueError(
-                f"ClassDivergence needs at least 1 class, 1 dimension and 2 groups, not "
+                "ClassDivergence needs at least 1 class, 1 dimension and 2 groups, not "
                 f"{num_classes} classes, {dim} dimensions, {groups} groups."
             )
         self.num_classes, self.dim, self.normalize, self.groups = (
@@ -204,14 +204,14 @@ class ClassDivergence(Measure):
         check_features(features, fewest_views=1)
         if features.shape[2] != self.dim:
             raise ValueError(
-                f"features of shape {tuple(features.shape)} have dimension "
-                f"{features.shape[2]}, but dim={self.dim} was announced."
+                f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, "
+                f"but dim={self.dim} was announced."
             )
         check_labels(labels, len(features), self.num_classes)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         z, labels = prepared(features, self.normalize), labels.long()
@@ -239,8 +239,8 @@ class ClassDivergence(Measure):
         whole = GroupSums(*(part.sum(1) for part in parts))
         if int(whole.n.sum()) == 0:
             raise ValueError(
-                "ClassDivergence has seen no image of any class: call update(features, "
-                "labels) first."
+                "ClassDivergence has seen no image of any class: call update(features, labels) "
+                "first."
             )
         centers = whole.h / whole.n[:, None]
         lengths, r2_k = squared_lengths(whole), whole.norms / whole.n
@@ -263,13 +263,11 @@ class ClassDivergence(Measure):
             V=int(self.views),
             groups=self.groups,
             meaning=(
-                f"Inner products, squared lengths and V_k are unbiased (U-statistics over "
-                f"different images; {int(self.views)} views each). "
-                f"{int((whole.n > 0).sum())} of {self.num_classes} classes have images. "
-                "Delta_mu takes the least of estimated lengths and leans upwards: "
-                "`shortest_center` has "
-                "an interval that allows for it. Standard errors: jackknife over "
-                f"{self.groups} groups of images of a class."
+                "Inner products, squared lengths and V_k are unbiased (U-statistics over "
+                f"different images; {int(self.views)} views each). {int((whole.n > 0).sum())} of "
+                f"{self.num_classes} classes have images. Delta_mu takes the least of estimated "
+                "lengths and leans upwards: `shortest_center` has an interval that allows for it. "
+                f"Standard errors: jackknife over {self.groups} groups of images of a class."
             ),
         )
 

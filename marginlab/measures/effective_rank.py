@@ -105,8 +105,8 @@ class EffectiveRank(SecondMoments):
         super().__init__(dim, normalize, groups, **kwargs)
         if not 0 <= epsilon < 1:
             raise ValueError(
-                f"epsilon is added to probabilities: it is small and not negative (the "
-                f"paper has 1e-7), not {epsilon}."
+                "epsilon is added to probabilities: it is small and not negative (the paper has "
+                f"1e-7), not {epsilon}."
             )
         self.epsilon = epsilon
 
@@ -134,10 +134,9 @@ class EffectiveRank(SecondMoments):
             return effective_rank(left[: rows - int(self.n[g]) * int(self.views)], self.epsilon)
 
         lean = (
-            " It leans downwards, for a sample's spectrum is less even than that of what "
-            "it is drawn "
-            f"from{', and these are few' * (rows < 10 * self.dim)}: its standard error makes no "
-            "interval of the population's."
+            " It leans downwards, for a sample's spectrum is less even than that of what it is "
+            f"drawn from{', and these are few' * (rows < 10 * self.dim)}: its standard error makes "
+            "no interval of the population's."
         )
         return EffectiveRankResult(
             RankMe=value,
@@ -146,11 +145,10 @@ class EffectiveRank(SecondMoments):
             n=n,
             V=int(self.views),
             meaning=(
-                f"Effective rank of {rows} rows ({n} images, {int(self.views)} views each) "
-                f"in {self.dim} dimensions, at most {min(rows, self.dim)}."
-                f"{lean} Only RankMes of equally many rows are to be compared. Standard "
-                f"error: jackknife over {self.groups} "
-                "groups of images, too large by up to sqrt 2 near the maximum."
+                f"Effective rank of {rows} rows ({n} images, {int(self.views)} views each) in "
+                f"{self.dim} dimensions, at most {min(rows, self.dim)}.{lean} Only RankMes of "
+                "equally many rows are to be compared. Standard error: jackknife over "
+                f"{self.groups} groups of images, too large by up to sqrt 2 near the maximum."
             ),
         )
 

@@ -33,10 +33,9 @@ def constant_of(node: Node, args: Any, kwargs: Any) -> float:
     constant = None if rule is None else rule(node, args, kwargs)
     if constant is None:
         raise ValueError(
-            f"The Lipschitz constant of {node.target} in layer {layer_of(node)!r} is not "
-            f"known, at least not with these arguments: "
-            f"{', '.join(map(str, node.args))}. Bound the network up to there, or measure "
-            f"from below with jacobian_norms."
+            f"The Lipschitz constant of {node.target} in layer {layer_of(node)!r} is not known, at "
+            f"least not with these arguments: {', '.join(map(str, node.args))}. Bound the network "
+            "up to there, or measure from below with jacobian_norms."
         )
     return constant
 

@@ -108,8 +108,8 @@ class LiDAR(SecondMoments):
         super().__init__(dim, normalize, groups, fewest_views=2, **kwargs)
         if not 0 < delta < float("inf"):
             raise ValueError(
-                f"delta keeps S_w invertible: it is positive and finite (the paper has "
-                f"1e-4), not {delta}."
+                "delta keeps S_w invertible: it is positive and finite (the paper has 1e-4), not "
+                f"{delta}."
             )
         self.delta = delta
         self.add_state(
@@ -162,13 +162,12 @@ class LiDAR(SecondMoments):
             n=n,
             V=V,
             meaning=(
-                f"Effective rank of S_b in units of S_w + {self.delta:g} I, {n} images "
-                f"with {V} views each in {self.dim} dimensions, at most "
-                f"{max(min(n - 1, self.dim), 1)}. Means over {V} views add about 1/{V} to "
-                f"every eigenvalue, so it leans upwards; with few images for "
-                f"the dimensions, downwards: no interval of the "
-                f"population's. Standard error: jackknife over {self.groups} groups of "
-                f"images, up to sqrt 2 too large near the maximum."
+                f"Effective rank of S_b in units of S_w + {self.delta:g} I, {n} images with {V} "
+                f"views each in {self.dim} dimensions, at most {max(min(n - 1, self.dim), 1)}. "
+                f"Means over {V} views add about 1/{V} to every eigenvalue, so it leans upwards; "
+                "with few images for the dimensions, downwards: no interval of the population's. "
+                f"Standard error: jackknife over {self.groups} groups of images, up to sqrt 2 too "
+                "large near the maximum."
             ),
         )
 

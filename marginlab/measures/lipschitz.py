@@ -86,8 +86,8 @@ def lipschitz_ratios(
     check_features(features, fewest_views=2)
     if views.shape[:2] != features.shape[:2]:
         raise ValueError(
-            f"views of shape {tuple(views.shape)} and features of shape "
-            f"{tuple(features.shape)} are not of the same images and views."
+            f"views of shape {tuple(views.shape)} and features of shape {tuple(features.shape)} "
+            "are not of the same images and views."
         )
     check_views(views, torch.zeros(len(views), dtype=torch.int64))
     if not 0 <= closest < float("inf"):
@@ -158,8 +158,8 @@ class LipschitzRatio(Measure):
         )
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         self.ratio.append(ratios)
@@ -184,11 +184,10 @@ class LipschitzRatio(Measure):
             n=n,
             V=V,
             meaning=(
-                f"L is the largest of {n * V * (V - 1) // 2 - left_out} quotients between "
-                f"views of one image ({n} images, {V} views; {left_out} "
-                f"pairs at most {self.closest:g} apart left out), features "
-                f"{'of length 1' if self.normalize else 'as they are'}: a LOWER "
-                "estimate of the Lipschitz constant, growing with N and V. The standard "
+                f"L is the largest of {n * V * (V - 1) // 2 - left_out} quotients between views of "
+                f"one image ({n} images, {V} views; {left_out} pairs at most {self.closest:g} "
+                f"apart left out), features {'of length 1' if self.normalize else 'as they are'}: "
+                "a LOWER estimate of the Lipschitz constant, growing with N and V. The standard "
                 "error is that of the mean."
             ),
         )
@@ -228,8 +227,8 @@ def jacobian_norms(
     """
     if isinstance(encoder, nn.Module) and encoder.training:
         raise ValueError(
-            "A network in training mode is no function of one image: batch normalisation "
-            "sees the others. Call .eval() first."
+            "A network in training mode is no function of one image: batch normalisation sees the "
+            "others. Call .eval() first."
         )
     if steps < 1:
         raise ValueError(f"Power iteration takes at least one step, not {steps}.")
@@ -248,8 +247,8 @@ def jacobian_norms(
         y = encoder(x)
         if not y.requires_grad:
             raise ValueError(
-                "The features have no derivative by the images. Give an encoder that does "
-                "not switch it off (torch.no_grad, detach)."
+                "The features have no derivative by the images. Give an encoder that does not "
+                "switch it off (torch.no_grad, detach)."
             )
         u = torch.zeros_like(y, requires_grad=True)
         # J^T u is linear in u, and its derivative with respect to u gives J

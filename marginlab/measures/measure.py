@@ -110,8 +110,8 @@ class Measure(Metric):  # type: ignore[misc]  # torchmetrics is not followed by 
             dst_type = torch.zeros(0).type(dst_type).dtype
         if not dst_type.is_floating_point:
             raise ValueError(
-                "Results of measures are floating-point numbers: give a dtype of such, "
-                f"not {dst_type}."
+                "Results of measures are floating-point numbers: give a dtype of such, not "
+                f"{dst_type}."
             )
         self._result_dtype = self._dtype = dst_type
         self._computed = None
@@ -214,8 +214,8 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
     shape, dtype = filled[0]
     if any(other[1:] != shape[1:] or kind != dtype for other, kind in filled):
         raise ValueError(
-            f"Ranks hold rows of different make, {filled}: give every rank the same number "
-            f"of views, the same sizes and one dtype."
+            f"Ranks hold rows of different make, {filled}: give every rank the same number of "
+            "views, the same sizes and one dtype."
         )
     if not shape:
         rows, x = [1] * len(made), x[None]
@@ -251,8 +251,8 @@ def constant(values: Tensor) -> Tensor:
     seen = {tuple(row) for row in values.flatten(1).tolist() if any(row)}
     if len(seen) > 1:
         raise ValueError(
-            f"States of different make cannot be joined: "
-            f"{' and '.join(map(str, sorted(seen)))} (numbers of views, sizes)."
+            f"States of different make cannot be joined: {' and '.join(map(str, sorted(seen)))} "
+            "(numbers of views, sizes)."
         )
     return values.amax(0)
 
@@ -266,24 +266,23 @@ def check_features(features: Tensor, fewest_views: int) -> None:
     if features.ndim != 3 or not features.is_floating_point():
         one = " One view of each image is features[:, None]." if features.ndim == 2 else ""
         raise ValueError(
-            "features are floating-point numbers of shape (N, V, D), not "
-            f"{features.dtype} {tuple(features.shape)}.{one}"
+            f"features are floating-point numbers of shape (N, V, D), not {features.dtype} "
+            f"{tuple(features.shape)}.{one}"
         )
     if features.shape[2] == 0:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} have no dimension: look for what "
-            f"emptied them."
+            f"features of shape {tuple(features.shape)} have no dimension: look for what emptied "
+            "them."
         )
     if features.shape[1] < fewest_views:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) "
-            f"of an image, but at least {fewest_views} are needed. "
-            "Encode more views."
+            f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) of an "
+            f"image, but at least {fewest_views} are needed. Encode more views."
         )
     if not bool(features.isfinite().all()):
         raise ValueError(
-            f"features of shape {tuple(features.shape)} hold values that are not finite "
-            f"(NaN or infinity). Look for what made them."
+            f"features of shape {tuple(features.shape)} hold values that are not finite (NaN or "
+            "infinity). Look for what made them."
         )
 
 
@@ -318,9 +317,8 @@ def prepared(features: Tensor, normalize: bool) -> Tensor:
         return unit_vectors(wide)
     if bool((wide.abs() > LARGEST).any()):
         raise ValueError(
-            f"features of shape {tuple(features.shape)} hold values above {LARGEST:g} in "
-            f"size, whose "
-            "fourth powers are no float64 numbers. Scale them down, or give them length 1 "
+            f"features of shape {tuple(features.shape)} hold values above {LARGEST:g} in size, "
+            "whose fourth powers are no float64 numbers. Scale them down, or give them length 1 "
             "(normalize)."
         )
     return wide

@@ -64,14 +64,13 @@ def nearest_center_mismatch(
     N, V, D = features.shape
     if centers.shape[1] != D:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} have dimension {D}, but the "
-            f"centers have {centers.shape[1]}."
+            f"features of shape {tuple(features.shape)} have dimension {D}, but the centers have "
+            f"{centers.shape[1]}."
         )
     if predictions.shape not in ((N,), (N, V)) or predictions.is_floating_point():
         raise ValueError(
-            f"predictions are class numbers of shape ({N},), one an image, or ({N}, {V}), "
-            f"one a view, not {predictions.dtype} "
-            f"{tuple(predictions.shape)}."
+            f"predictions are class numbers of shape ({N},), one an image, or ({N}, {V}), one a "
+            f"view, not {predictions.dtype} {tuple(predictions.shape)}."
         )
     to = centers.double()
     known = ~to.isnan().any(1)
@@ -141,8 +140,8 @@ class NearestCenterMismatch(Measure):
         )
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         self.sums, self.squares, self.n = (
@@ -156,8 +155,8 @@ class NearestCenterMismatch(Measure):
         n = int(self.n)
         if n == 0:
             raise ValueError(
-                "NearestCenterMismatch has seen no image yet: call update(features, "
-                "predictions) first."
+                "NearestCenterMismatch has seen no image yet: call update(features, predictions) "
+                "first."
             )
         mean = self.sums / n
         variance = (self.squares / n - mean.square()).clamp(min=0) / (n - 1 if n > 1 else torch.nan)
@@ -166,10 +165,10 @@ class NearestCenterMismatch(Measure):
             variance.sqrt(),
             n,
             int(self.views),
-            f"Share of the {int(self.views)} views of {n} images whose nearest center is "
-            f"not the predicted class: unbiased for the given centers "
-            "and predictions; if these were made of the same images it leans downwards. "
-            "The standard error is over images, with centers as given.",
+            f"Share of the {int(self.views)} views of {n} images whose nearest center is not the "
+            "predicted class: unbiased for the given centers and predictions; if these were made "
+            "of the same images it leans downwards. The standard error is over images, with "
+            "centers as given.",
         )
 
 
@@ -177,6 +176,6 @@ def _check_centers(centers: Tensor) -> None:
     known = centers[~centers.isnan().any(1)] if centers.ndim == 2 else centers[:0]
     if not len(known) or not bool(known.isfinite().all()):
         raise ValueError(
-            f"Centers have the shape (C, D), at least one of them without NaN, and no "
-            f"infinity, not {tuple(centers.shape)}."
+            "Centers have the shape (C, D), at least one of them without NaN, and no infinity, "
+            f"not {tuple(centers.shape)}."
         )

@@ -144,7 +144,7 @@ class NeuralCollapse(Measure):
         super().__init__(**kwargs)
         if num_classes < 1 or dim < 1 or groups < 2:
             raise ValueError(
-                f"NeuralCollapse needs at least 1 class, 1 dimension and 2 groups, not "
+                "NeuralCollapse needs at least 1 class, 1 dimension and 2 groups, not "
                 f"{num_classes} classes, {dim} dimensions, {groups} groups."
             )
         if weights is not None and (
@@ -153,8 +153,8 @@ class NeuralCollapse(Measure):
             or not bool(weights.any())
         ):
             raise ValueError(
-                f"weights are finite, not all 0, and of shape ({num_classes}, {dim}), a "
-                f"row for each class, not {tuple(weights.shape)}."
+                f"weights are finite, not all 0, and of shape ({num_classes}, {dim}), a row for "
+                f"each class, not {tuple(weights.shape)}."
             )
         self.num_classes, self.dim, self.normalize, self.groups = (
             num_classes,
@@ -187,14 +187,14 @@ class NeuralCollapse(Measure):
         check_features(features, fewest_views=1)
         if features.shape[2] != self.dim:
             raise ValueError(
-                f"features of shape {tuple(features.shape)} have dimension "
-                f"{features.shape[2]}, but dim={self.dim} was announced."
+                f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, "
+                f"but dim={self.dim} was announced."
             )
         check_labels(labels, len(features), self.num_classes)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         z, labels = prepared(features, self.normalize), labels.long()
@@ -215,8 +215,8 @@ class NeuralCollapse(Measure):
         total = int(n.sum())
         if total == 0:
             raise ValueError(
-                "NeuralCollapse has seen no image of any class: call update(features, "
-                "labels) first."
+                "NeuralCollapse has seen no image of any class: call update(features, labels) "
+                "first."
             )
         present = n > 0
         weights = None if self.weights is None else self.weights[present]
@@ -257,16 +257,13 @@ class NeuralCollapse(Measure):
             rank=rank,
             V=int(self.views),
             meaning=(
-                f"Neural collapse of {C} classes (of {self.num_classes}), {total} images "
-                f"with {int(self.views)} views each, in {self.dim} "
-                f"dimensions; centered means of rank {rank}{short}. Plug-in estimates as "
-                f"published: NC1 leans downwards, by the order of one over "
-                "the images of a class, and NC2, NC3 and their parts upwards near 0, for "
-                "noise is a deviation too: "
-                "no intervals of the population's follow from their errors. Standard "
-                "errors: jackknife over "
-                f"{self.groups} groups of images of each class, too large for classes with "
-                f"fewer images than groups."
+                f"Neural collapse of {C} classes (of {self.num_classes}), {total} images with "
+                f"{int(self.views)} views each, in {self.dim} dimensions; centered means of rank "
+                f"{rank}{short}. Plug-in estimates as published: NC1 leans downwards, by the order "
+                "of one over the images of a class, and NC2, NC3 and their parts upwards near 0, "
+                "for noise is a deviation too: no intervals of the population's follow from their "
+                f"errors. Standard errors: jackknife over {self.groups} groups of images of each "
+                "class, too large for classes with fewer images than groups."
             ),
         )
 

@@ -162,7 +162,7 @@ class ConcentrationResult(NamedTuple):
         """
         if delta_max <= 0 or points < 2:
             raise ValueError(
-                f"An area needs delta_max above 0 and at least 2 points, not "
+                "An area needs delta_max above 0 and at least 2 points, not "
                 f"delta_max={delta_max}, points={points}."
             )
         top, at = delta_max * self._unit(normalized), self._level(level)
@@ -202,8 +202,8 @@ class ConcentrationResult(NamedTuple):
         """
         if not 0 <= one_minus_sigma < 1:
             raise ValueError(
-                f"1 - sigma is a fraction in [0, 1), not {one_minus_sigma}: every class "
-                f"has a clique of one image."
+                f"1 - sigma is a fraction in [0, 1), not {one_minus_sigma}: every class has a "
+                "clique of one image."
             )
         at, unit = self._level(level), self._unit(normalized)
         lower, upper = step_numbers.delta_at(
@@ -228,8 +228,8 @@ class ConcentrationResult(NamedTuple):
         smallest = int(self.n.min())
         if not 2 <= n <= smallest:
             raise ValueError(
-                f"A block holds from 2 images of each class to the {smallest} of the "
-                f"smallest class, not n = {n}."
+                f"A block holds from 2 images of each class to the {smallest} of the smallest "
+                f"class, not n = {n}."
             )
         blocks = []
         controls = None if self.control is None else self.control.split(n)
@@ -284,8 +284,8 @@ class ConcentrationResult(NamedTuple):
     def _level(self, level: int | None) -> int:
         if level is not None and level not in self.levels:
             raise ValueError(
-                f"There is no level of {level} views: there are {self.levels}. Name it "
-                f"when the measure is made."
+                f"There is no level of {level} views: there are {self.levels}. Name it when the "
+                "measure is made."
             )
         return len(self.levels) - 1 if level is None else self.levels.index(level)
 
@@ -297,8 +297,8 @@ class ConcentrationResult(NamedTuple):
     def _unit(self, normalized: bool) -> float:
         if normalized and self.spread == 0:
             raise ValueError(
-                "All views are alike: their spread is 0, and no delta can be divided by "
-                "it. Ask for normalized=False."
+                "All views are alike: their spread is 0, and no delta can be divided by it. Ask "
+                "for normalized=False."
             )
         return self.spread if normalized else 1.0
 

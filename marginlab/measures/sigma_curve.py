@@ -41,7 +41,7 @@ def over_classes(
     """
     if reduce not in ("min", "mean"):
         raise ValueError(
-            f"Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by "
-            f"p_k), not {reduce!r}."
+            "Classes are reduced by 'min' (the theory's sigma) or 'mean' (weighted by p_k), not "
+            f"{reduce!r}."
         )
     return bound.amin(-1) if reduce == "min" else bound @ (seen.double() / seen.sum())

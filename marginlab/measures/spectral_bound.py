@@ -83,18 +83,17 @@ def lipschitz_upper(model: nn.Module, images: Float[Tensor, "N *P"]) -> Lipschit
     """
     if model.training:
         raise ValueError(
-            "A network in training mode is no function of one image: batch normalisation "
-            "sees the others. Call .eval() first."
+            "A network in training mode is no function of one image: batch normalisation sees the "
+            "others. Call .eval() first."
         )
     results, layers = _walk(model, images[:1])
     size = " x ".join(map(str, images.shape[1:]))
     return LipschitzBound(
         math.hypot(*results) * _ROUNDING,
         layers,
-        f"An upper bound on ||f(x) - f(y)|| / ||x - y|| over all x and y of size {size}, f "
-        f"the network's own output, not normalised. It multiplies "
-        "norms of layers as if their worst directions met, so it grows with depth, and is "
-        "no estimate.",
+        f"An upper bound on ||f(x) - f(y)|| / ||x - y|| over all x and y of size {size}, f the "
+        "network's own output, not normalised. It multiplies norms of layers as if their worst "
+        "directions met, so it grows with depth, and is no estimate.",
     )
 
 

@@ -63,8 +63,8 @@ class SecondMoments(Measure):
         super().__init__(**kwargs)
         if dim < 1 or groups < 2:
             raise ValueError(
-                f"{type(self).__name__} needs at least 1 dimension and 2 groups of images, "
-                f"not {dim} and {groups}."
+                f"{type(self).__name__} needs at least 1 dimension and 2 groups of images, not "
+                f"{dim} and {groups}."
             )
         self.dim, self.normalize, self.groups, self.fewest_views = (
             dim,
@@ -94,13 +94,13 @@ class SecondMoments(Measure):
         check_features(features, self.fewest_views)
         if features.shape[2] != self.dim:
             raise ValueError(
-                f"features of shape {tuple(features.shape)} have dimension "
-                f"{features.shape[2]}, but dim={self.dim} was announced."
+                f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, "
+                f"but dim={self.dim} was announced."
             )
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         self.views = torch.full_like(self.views, features.shape[1])
         group = (torch.arange(len(features), device=features.device) + self.n.sum()) % self.groups
@@ -121,8 +121,8 @@ class SecondMoments(Measure):
         n = int(self.n.sum())
         if n == 0:
             raise ValueError(
-                f"{type(self).__name__} has seen no image yet: call update(features) with "
-                f"features of shape (N, V, {self.dim}) first."
+                f"{type(self).__name__} has seen no image yet: call update(features) with features "
+                f"of shape (N, V, {self.dim}) first."
             )
         return n
 

@@ -167,8 +167,7 @@ class SpectrumDecay(SecondMoments):
             if dim < PUBLISHED[0] + 1:
                 raise ValueError(
                     f"The published fit begins at j = {PUBLISHED[0]}, but there are {dim} "
-                    f"dimensions: "
-                    "give a fit_range of your own."
+                    "dimensions: give a fit_range of your own."
                 )
             fit_range = (PUBLISHED[0], min(PUBLISHED[1], dim))
         if fit_range is not None and not 1 <= fit_range[0] < fit_range[1] <= dim:
@@ -214,14 +213,12 @@ class SpectrumDecay(SecondMoments):
             n=n,
             V=int(self.views),
             meaning=(
-                f"Exponent of a power law, by least squares ({self.weights} weights) "
-                f"of log eigenvalues on log j, j from {first} to {last} of {r} that are "
-                f"resolved in "
-                f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A "
-                f"sample's spectrum is steeper than that of what it is drawn "
-                f"from: with few images for the dimensions alpha leans upwards, and no interval "
-                f"of the population's follows from its error. Standard error: jackknife "
-                f"over {self.groups} groups of images."
+                f"Exponent of a power law, by least squares ({self.weights} weights) of log "
+                f"eigenvalues on log j, j from {first} to {last} of {r} that are resolved in "
+                f"{self.dim} dimensions, {n} images with {int(self.views)} views each. A sample's "
+                "spectrum is steeper than that of what it is drawn from: with few images for the "
+                "dimensions alpha leans upwards, and no interval of the population's follows from "
+                f"its error. Standard error: jackknife over {self.groups} groups of images."
             ),
         )
 

@@ -75,8 +75,8 @@ def uniformity(
     n, V, _ = features.shape
     if n < 2:
         raise ValueError(
-            f"Uniformity is of pairs of different images, but there are {n} image(s). Give "
-            f"at least 2."
+            f"Uniformity is of pairs of different images, but there are {n} image(s). Give at "
+            "least 2."
         )
     z = prepared(features, normalize).flatten(0, 1)
     z = z - z.mean(0)  # keeps distances, and less cancels below
@@ -146,7 +146,7 @@ class Uniformity(Measure):
         _check_t(t)
         if max_images < 2:
             raise ValueError(
-                f"Uniformity is of pairs of different images: at least 2 are kept, not "
+                "Uniformity is of pairs of different images: at least 2 are kept, not "
                 f"max_images={max_images}."
             )
         self.t, self.normalize, self.max_images, self.seed = t, normalize, max_images, seed
@@ -167,8 +167,8 @@ class Uniformity(Measure):
         check_features(features, fewest_views=1)
         if int(self.views) not in (0, features.shape[1]):
             raise ValueError(
-                f"features have {features.shape[1]} views, those before had "
-                f"{int(self.views)}: give all images equally many."
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
             )
         if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
             raise ValueError(
@@ -198,8 +198,8 @@ class Uniformity(Measure):
         seen, V = int(self.seen), int(self.views)
         if seen == 0:
             raise ValueError(
-                "Uniformity has seen no image yet: call update(features) with features of "
-                "shape (N, V, D) first."
+                "Uniformity has seen no image yet: call update(features) with features of shape "
+                "(N, V, D) first."
             )
         sample = self._sample()[0]
         value, error = uniformity(sample, self.t, normalize=self.normalize)
@@ -210,11 +210,10 @@ class Uniformity(Measure):
             n,
             seen,
             V,
-            f"log of the mean potential (t = {self.t:g}) of {n * (n - 1) // 2} pairs of "
-            f"{n} images (of {seen} seen), {V} views each. The mean is "
-            "unbiased; its logarithm leans downwards, by about half the squared standard "
-            "error. Standard error: jackknife over images, by up to "
-            "sqrt 2 too large for features near the uniform law.",
+            f"log of the mean potential (t = {self.t:g}) of {n * (n - 1) // 2} pairs of {n} images "
+            f"(of {seen} seen), {V} views each. The mean is unbiased; its logarithm leans "
+            "downwards, by about half the squared standard error. Standard error: jackknife over "
+            "images, by up to sqrt 2 too large for features near the uniform law.",
         )
 
 

@@ -152,8 +152,8 @@ class MarginClassifier(Method):
                 else "On several ranks each has its part of the class centers"
             )
             raise SettingsError(
-                f"{why}, for which {make!r} makes no optimizer. Take SGD(...) or "
-                f"AdamW(...), or one process and sample_rate=1.0."
+                f"{why}, for which {make!r} makes no optimizer. Take SGD(...) or AdamW(...), or "
+                "one process and sample_rate=1.0."
             )
         if self.sample_rate == 1:
             return [make(self.parameters())]

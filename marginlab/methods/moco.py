@@ -123,13 +123,13 @@ class MoCo(Method):
             raise ValueError(f"A temperature is positive, such as 0.1, not {temperature}.")
         if not 0 <= momentum < 1:
             raise ValueError(
-                f"The momentum encoder keeps a part of itself in [0, 1), such as 0.99, not "
+                "The momentum encoder keeps a part of itself in [0, 1), such as 0.99, not "
                 f"{momentum}."
             )
         if queue < 1 or splits < 1:
             raise ValueError(
-                f"A queue holds at least 1 key and a batch has at least 1 split, not "
-                f"{queue} and {splits}."
+                f"A queue holds at least 1 key and a batch has at least 1 split, not {queue} and "
+                f"{splits}."
             )
         self.temperature, self.momentum, self.symmetric, self.splits = (
             temperature,
@@ -157,9 +157,9 @@ class MoCo(Method):
         """Return InfoNCE of the queries against their keys and the queue, over all ranks' rows."""
         if self.training and len(views) < 2 * self.splits:
             raise ValueError(
-                f"MoCo normalises a batch in {self.splits} splits of at least two images "
-                f"each, and this rank's has {len(views)}. "
-                f"Give at least {2 * self.splits}, or MoCo(splits={max(len(views) // 2, 1)})."
+                f"MoCo normalises a batch in {self.splits} splits of at least two images each, and "
+                f"this rank's has {len(views)}. Give at least {2 * self.splits}, or "
+                f"MoCo(splits={max(len(views) // 2, 1)})."
             )
         order = (0, 1) if self.symmetric else (0,)
         asked = torch.stack(

@@ -59,8 +59,8 @@ class SpectralContrastive(Method):
         super().__init__(backbone, Projector((backbone.dim, hidden, hidden, dim), batch_norm=True))
         if not mu > 0:
             raise ValueError(
-                f"The embeddings' ball has the radius sqrt(mu), and mu is positive, such "
-                f"as 1.0, not {mu}."
+                "The embeddings' ball has the radius sqrt(mu), and mu is positive, such as 1.0, "
+                f"not {mu}."
             )
         self.criterion = losses.SpectralContrastive(negatives)
         self.mu, self.hidden, self.dim = mu, hidden, dim

@@ -128,7 +128,7 @@ class Backbone(nn.Module):
             ):
                 raise ValueError(
                     f"{name} has no single first convolution and pooling to replace; use "
-                    f"stem='imagenet'."
+                    "stem='imagenet'."
                 )
             old = net.conv1
             net.conv1 = nn.Conv2d(

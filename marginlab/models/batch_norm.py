@@ -56,8 +56,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         rows = sum(ranks.counts(len(input), self.group, input.device))
         if rows < 2:
             raise ValueError(
-                f"Batch normalisation takes the statistics of at least two rows, not of "
-                f"{rows} on {ranks.size(self.group)} ranks."
+                f"Batch normalisation takes the statistics of at least two rows, not of {rows} on "
+                f"{ranks.size(self.group)} ranks."
             )
         mean = ranks.statistic(input.sum(0), self.group) / rows
         centered = input - mean

@@ -38,8 +38,8 @@ class EmbeddingLayer(nn.Module):
         super().__init__()
         if dim < 1 or out < 1:
             raise ValueError(
-                f"An embedding layer goes from at least 1 feature to at least 1, not from "
-                f"{dim} to {out}."
+                f"An embedding layer goes from at least 1 feature to at least 1, not from {dim} to "
+                f"{out}."
             )
         self.linear, self.norm = nn.Linear(dim, out, bias=False), GlobalBatchNorm1d(out)
 

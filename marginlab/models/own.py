@@ -29,8 +29,8 @@ class OwnBackbone(Backbone):
         found = getattr(net, "dim", None) if dim is None else dim
         if type(found) is not int or found < 1:
             raise ValueError(
-                f"{type(net).__name__} says no number of features: give it an attribute dim = D, "
-                f"a positive integer, not {found!r}."
+                f"{type(net).__name__} says no number of features: give it an attribute dim = D, a "
+                f"positive integer, not {found!r}."
             )
         self.net, self.dim = net, found
 
@@ -39,8 +39,7 @@ class OwnBackbone(Backbone):
         features: Tensor = self.net(images)
         if features.shape != (len(images), self.dim):
             raise ValueError(
-                f"{type(self.net).__name__} gives {tuple(features.shape)} of {len(images)} "
-                f"images, "
+                f"{type(self.net).__name__} gives {tuple(features.shape)} of {len(images)} images, "
                 f"and its dim says {(len(images), self.dim)}. Pool and flatten, or change dim."
             )
         return features
@@ -55,9 +54,8 @@ class OwnBackbone(Backbone):
         name = type(self.net).__name__
         if own is None:
             raise ValueError(
-                f"{name} has no feature map: give it a method feature_map, from images (B, "
-                f"3, H, W) "
-                "to maps (B, C, h, w)."
+                f"{name} has no feature map: give it a method feature_map, from images (B, 3, H, "
+                "W) to maps (B, C, h, w)."
             )
         found: Tensor = own(images)
         if found.ndim != 4 or len(found) != len(images):

@@ -51,8 +51,8 @@ class AdamW:
             or not 0 <= self.weight_decay < math.inf
         ):
             raise ValueError(
-                f"{self} wants a finite lr > 0, two betas in [0, 1), such as (0.9, 0.999), "
-                f"eps > 0 and weight_decay >= 0."
+                f"{self} wants a finite lr > 0, two betas in [0, 1), such as (0.9, 0.999), eps > 0 "
+                "and weight_decay >= 0."
             )
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ Sources: You, Gitman and Ginsburg 2017, algorithm 1. Parameters that are left ou
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -85,8 +85,8 @@ class LARS:
             or not 0 < self.trust < math.inf
         ):
             raise ValueError(
-                f"{self} wants a finite lr > 0, momentum in [0, 1), weight_decay >= 0 and "
-                f"trust > 0."
+                f"{self} wants a finite lr > 0, momentum in [0, 1), weight_decay >= 0 and trust > "
+                "0."
             )
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -96,7 +96,7 @@ class LARS:
 
 class _LARS(torch.optim.Optimizer):
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -93,13 +93,13 @@ class LazyAdamW(RowSparse):
         b1, b2 = group["betas"]
         if not 0 <= b1 < 1 or not 0 <= b2 < 1 or not group["eps"] >= 0:
             raise ValueError(
-                f"betas are two numbers in [0, 1) and eps is one from 0, not "
+                "betas are two numbers in [0, 1) and eps is one from 0, not "
                 f"betas={group['betas']} and eps={group['eps']}."
             )
         if group["semantics"] == "decayed" and b1 and not b1**2 < b2:
             raise ValueError(
-                f"Without gradient, steps with betas={group['betas']} would not die out. "
-                f"Take beta1**2 < beta2, or other semantics."
+                f"Without gradient, steps with betas={group['betas']} would not die out. Take "
+                "beta1**2 < beta2, or other semantics."
             )
 
     def _moments(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.dtype]:

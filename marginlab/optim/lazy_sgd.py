@@ -78,13 +78,13 @@ class LazySGD(RowSparse):
             raise ValueError(f"momentum is in [0, 1), not {group['momentum']}.")
         if group["nesterov"] and not group["momentum"]:
             raise ValueError(
-                "Nesterov's step looks ahead along the momentum, and momentum=0. Give a "
-                "momentum, or nesterov=False."
+                "Nesterov's step looks ahead along the momentum, and momentum=0. Give a momentum, "
+                "or nesterov=False."
             )
         if group["momentum_dtype"] not in (None, torch.float32, torch.bfloat16):
             raise ValueError(
-                f"Momentum is kept in float32, in bfloat16 or, with None, in the "
-                f"parameter's dtype, not in {group['momentum_dtype']}."
+                "Momentum is kept in float32, in bfloat16 or, with None, in the parameter's "
+                f"dtype, not in {group['momentum_dtype']}."
             )
 
     def _moments(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.dtype]:

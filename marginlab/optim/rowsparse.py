@@ -103,8 +103,8 @@ class RowSparse(torch.optim.Optimizer):
             lr, decay, semantics = group["lr"], group["weight_decay"], group["semantics"]
             if not lr >= 0 or not decay >= 0:
                 raise ValueError(
-                    f"The learning rate and the weight decay are numbers from 0, not "
-                    f"lr={lr} and weight_decay={decay}."
+                    f"The learning rate and the weight decay are numbers from 0, not lr={lr} and "
+                    f"weight_decay={decay}."
                 )
             if semantics not in SEMANTICS:
                 raise ValueError(
@@ -114,13 +114,13 @@ class RowSparse(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.dtype not in DTYPES:
                     raise ValueError(
-                        f"A parameter {tuple(parameter.shape)} is {parameter.dtype}. Keep "
-                        f"it in float32, float64 or bfloat16."
+                        f"A parameter {tuple(parameter.shape)} is {parameter.dtype}. Keep it in "
+                        "float32, float64 or bfloat16."
                     )
                 if not parameter.is_contiguous():
                     raise ValueError(
-                        f"A parameter {tuple(parameter.shape)} with strides "
-                        f"{parameter.stride()} is not rows in memory. Make it contiguous."
+                        f"A parameter {tuple(parameter.shape)} with strides {parameter.stride()} "
+                        "is not rows in memory. Make it contiguous."
                     )
         except ValueError:
             self.param_groups.pop()
@@ -159,12 +159,11 @@ class RowSparse(torch.optim.Optimizer):
             if grad.layout not in (torch.strided, torch.sparse_coo) or (
                 grad.is_sparse and grad.sparse_dim() != 1
             ):
+                sparse = f" with {grad.sparse_dim()} sparse dimensions" if grad.is_sparse else ""
                 raise ValueError(
-                    f"The gradient of a parameter {tuple(p.shape)} is {grad.layout}"
-                    f"{f' with {grad.sparse_dim()} sparse dimensions' if grad.is_sparse else ''}. "
-                    f"Give a dense one, or sparse_coo with one "
-                    "sparse dimension, the rows: sparse_coo_tensor(rows[None], values (n, "
-                    "...), shape)."
+                    f"The gradient of a parameter {tuple(p.shape)} is {grad.layout}{sparse}. "
+                    "Give a dense one, or sparse_coo with one sparse dimension, the rows: "
+                    "sparse_coo_tensor(rows[None], values (n, ...), shape)."
                 )
         for number, group, p, grad in moving:
             state = self._begun(group, p)
@@ -289,9 +288,9 @@ class RowSparse(torch.optim.Optimizer):
                 if "steps" not in saved[number] or tuple(value.shape) != shape:
                     raise ValueError(
                         f"The state {name} {tuple(value.shape)} was not saved by "
-                        f"{type(self).__name__} for a parameter {tuple(p.shape)}: "
-                        f"that has a count of steps, and here the shape {shape}. Load the "
-                        f"state of the same optimizer and parameters."
+                        f"{type(self).__name__} for a parameter {tuple(p.shape)}: that has a count "
+                        f"of steps, and here the shape {shape}. Load the state of the same "
+                        "optimizer and parameters."
                     )
         super().load_state_dict({**state_dict, "state": {}})
         for number, p in zip(numbers, parameters, strict=True):

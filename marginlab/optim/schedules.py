@@ -71,8 +71,8 @@ class WarmupPolynomial:
         """Return the factor at `step`, from 0, of `steps`."""
         if not 0 <= step <= steps:
             raise ValueError(
-                f"Step {step} lies outside the {steps} steps of the schedule, beyond which "
-                f"its rate would rise again. Count the steps."
+                f"Step {step} lies outside the {steps} steps of the schedule, beyond which its "
+                "rate would rise again. Count the steps."
             )
         warm = self.warmup * steps
         rise = min(1.0, (step + 1) / warm) if warm else 1.0

@@ -74,8 +74,8 @@ def traced(
 
     if not is_model(name):
         raise ValueError(
-            f"A backbone is a number of GiB, such as 3.5, or a model of timm, not "
-            f"{name!r}; see timm.list_models()."
+            f"A backbone is a number of GiB, such as 3.5, or a model of timm, not {name!r}; see "
+            "timm.list_models()."
         )
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -100,8 +100,8 @@ def traced(
                 out = model(images)  # noqa: F841 - holds what is saved
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ValueError(
-                f"{name} does not take {batch} images of {image_size} x {image_size}: "
-                f"{error}. Set image_size."
+                f"{name} does not take {batch} images of {image_size} x {image_size}: {error}. Set "
+                "image_size."
             ) from error
         own = {
             tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from marginlab.plan.machine import described
 from marginlab.plan.memory import GIB, fits, largest, memory, peak
@@ -78,9 +79,8 @@ def _traffic(s: Setup) -> str:
 def _work(s: Setup) -> str:
     done, times = work(s), seconds(s)
     lines = [
-        f"Head, a step of a rank: {done.flop / 1e9:,.1f} Gflop in {done.products} "
-        f"products, {done.moved / 1e9:,.2f} GB to and from memory, "
-        f"{done.sent / 1e6:,.2f} MB sent."
+        f"Head, a step of a rank: {done.flop / 1e9:,.1f} Gflop in {done.products} products, "
+        f"{done.moved / 1e9:,.2f} GB to and from memory, {done.sent / 1e6:,.2f} MB sent."
     ]
     if done.backbone:
         lines.append(f"Backbone: {done.backbone / 1e9:,.1f} Gflop.")
@@ -96,12 +96,12 @@ def _work(s: Setup) -> str:
             if name != "total"
         )
         lines.append(
-            f"Seconds of a step of the head: {times.total:.4g} ({parts}), at "
-            f"{described(s)}; {s.rows / times.total:,.0f} rows/s."
+            f"Seconds of a step of the head: {times.total:.4g} ({parts}), at {described(s)}; "
+            f"{s.rows / times.total:,.0f} rows/s."
         )
         if done.backbone and s.matrix_rate:
             lines.append(
-                f"The backbone at the same rate of matrix products, at least: "
+                "The backbone at the same rate of matrix products, at least: "
                 f"{done.backbone / s.matrix_rate:.4g} s."
             )
     return "\n".join(lines)
@@ -141,7 +141,7 @@ def beside(setup: Setup) -> str:
 def _ours(setup: Setup, row: Published) -> Setup | None:
     if row.head == "data parallel" or not row.batch:
         return None
-    size = {
+    size: dict[str, Any] = {
         "classes": float(row.ids),
         "ranks": row.gpus,
         "batch": row.batch,
@@ -149,7 +149,7 @@ def _ours(setup: Setup, row: Published) -> Setup | None:
         "dim": 512,
         "subcenters": 1,
     }
-    return replace(setup, **size, backbone="", weights="float32", device="cuda")  # type: ignore[arg-type]
+    return replace(setup, **size, backbone="", weights="float32", device="cuda")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

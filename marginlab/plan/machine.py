@@ -44,8 +44,8 @@ def calibrate(setup: Setup) -> Setup:
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            "The plan is for CUDA, and this machine has none to measure. Calibrate where "
-            "you train, or plan with --device cpu."
+            "The plan is for CUDA, and this machine has none to measure. Calibrate where you "
+            "train, or plan with --device cpu."
         )
     device = torch.device(setup.device)
     measured: tuple[float, float, float] = ranks.broadcast(

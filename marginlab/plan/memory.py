@@ -125,7 +125,11 @@ def largest(setup: Setup, at: Callable[[int], Setup]) -> int:
     """
     high = MOST
     for order in reversed(range(len(REGIMES))):
-        low = _last(lambda C, order=order: REGIMES.index(at(C).regime) < order, 0, high) + 1  # type: ignore[misc]
+
+        def below(C: int, order: int = order) -> bool:
+            return REGIMES.index(at(C).regime) < order
+
+        low = _last(below, 0, high) + 1
         found = _last(lambda C: fits(at(C)), low - 1, high)
         if found >= low:
             return found

@@ -196,9 +196,8 @@ class _Scatter(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.factor != 1:
             raise RuntimeError(
-                "Over several ranks a loss that multiplies the gradients of its rows by "
-                "their number "
-                "(grads='mean') has no second derivative: take grads='sum'."
+                "Over several ranks a loss that multiplies the gradients of its rows by their "
+                "number (grads='mean') has no second derivative: take grads='sum'."
             )
         return gather(grad, ctx.group, held=ctx.rows), None, None, None
 

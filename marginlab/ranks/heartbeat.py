@@ -130,9 +130,8 @@ class Heartbeat:
 
     def _sentence(self, who: str) -> str:
         return (
-            f"{who} has given no sign of life for {self._seconds:g} seconds: it was "
-            f"stopped, or its "
-            f"machine or network was. Rank {self._rank} ends, and the job with it; the "
-            f"same command "
-            f"goes on from the last checkpoint. ({VARIABLE} sets the seconds; 0 waits for ever.)"
+            f"{who} has given no sign of life for {self._seconds:g} seconds: it was stopped, or "
+            f"its machine or network was. Rank {self._rank} ends, and the job with it; the same "
+            f"command goes on from the last checkpoint. ({VARIABLE} sets the seconds; 0 waits for "
+            "ever.)"
         )

@@ -104,9 +104,8 @@ def main(arguments: Sequence[str]) -> int:
             return _keep(flags, given.study, given.code)
         if given.study is not None:
             raise SettingsError(
-                f"--study {given.study} goes with report and keep. Elsewhere the study "
-                f"comes first, "
-                f"as in: {PROG} {given.study} --resume RUN."
+                f"--study {given.study} goes with report and keep. Elsewhere the study comes "
+                f"first, as in: {PROG} {given.study} --resume RUN."
             )
         if name is None and given.resume is None:
             raise SettingsError(
@@ -192,8 +191,8 @@ def _resume(
     folder = given.resume.resolve()
     if given.folder is not None and given.folder.resolve() != folder:
         raise SettingsError(
-            f"--resume {given.resume} and --folder {given.folder} name two run folders. "
-            f"Give one of them."
+            f"--resume {given.resume} and --folder {given.folder} name two run folders. Give one "
+            "of them."
         )
     with as_data(code=given.code):  # the run folder chose the settings, not the user
         study, settings = reopen(folder, study)

@@ -99,9 +99,8 @@ class Cell(Mapping[str, Value]):
             )
         if any(row["name"] == name and row["epoch"] == epoch for row in self._rows):
             raise ValueError(
-                f"{self.id} records {name!r} "
-                f"{f'at epoch {epoch} ' if epoch >= 0 else ''}twice. Put what differs into "
-                f"the name."
+                f"{self.id} records {name!r} {f'at epoch {epoch} ' if epoch >= 0 else ''}twice. "
+                "Put what differs into the name."
             )
         numbers_ = {
             "value": _number(value, name),

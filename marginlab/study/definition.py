@@ -17,7 +17,6 @@ study.py, is the user's own study.
 """
 
 import ast
-import dataclasses
 import hashlib
 import os
 import traceback
@@ -31,6 +30,7 @@ import marginlab
 from marginlab.settings import SettingsError, nearest, read, to_toml
 from marginlab.study import own
 from marginlab.study.cell import MEASURED, Value, identify
+from marginlab.study.once import is_frozen
 
 
 def shelf() -> Path:
@@ -68,8 +68,8 @@ def locate(name: str) -> Path:
     file = path / "study.py" if path.is_dir() else path
     if not file.is_file():
         raise SettingsError(
-            f"There is no study {name!r}: a path leads to a Python file, or to a folder "
-            f"that holds study.py."
+            f"There is no study {name!r}: a path leads to a Python file, or to a folder that holds "
+            "study.py."
         )
     return file.resolve()
 
@@ -174,20 +174,20 @@ class Study:
         for cell in cells:
             if list(cell) != list(cells[0]):
                 raise SettingsError(
-                    f"{self.name}: all cells have the same columns in the same order; "
-                    f"{list(cell)} differ from {list(cells[0])}."
+                    f"{self.name}: all cells have the same columns in the same order; {list(cell)} "
+                    f"differ from {list(cells[0])}."
                 )
             for column, value in cell.items():
                 if not isinstance(value, str | int | float) or isinstance(value, bool):
                     raise SettingsError(
-                        f"{self.name}: column {column!r} of a cell is a text or a number, "
-                        f"not {value!r} ({type(value).__name__})."
+                        f"{self.name}: column {column!r} of a cell is a text or a number, not "
+                        f"{value!r} ({type(value).__name__})."
                     )
                 if column in MEASURED or not column:
                     taken = ", ".join(MEASURED)
                     raise SettingsError(
-                        f"{self.name}: no column of a cell is called {column!r}; {taken} "
-                        f"are columns of what it records."
+                        f"{self.name}: no column of a cell is called {column!r}; {taken} are "
+                        "columns of what it records."
                     )
             if identify(cell) in seen:
                 raise SettingsError(
@@ -256,12 +256,11 @@ def load(name: str | Path) -> Study:
     missing = [part for part in ("Settings", "cells", "run") if not hasattr(study.module, part)]
     if missing:
         raise SettingsError(
-            f"{file} is no study: it has no {' and no '.join(missing)}. A study defines "
-            f"Settings, cells(settings) and run(cell)."
+            f"{file} is no study: it has no {' and no '.join(missing)}. A study defines Settings, "
+            "cells(settings) and run(cell)."
         )
     kind = study.module.Settings
-    # - typeshed does not know it
-    if not (dataclasses.is_dataclass(kind) and getattr(kind, "__dataclass_params__").frozen):  # noqa: B009
+    if not is_frozen(kind):
         raise SettingsError(
             f"{file}: Settings is a frozen dataclass: write @dataclass(frozen=True) above it."
         )

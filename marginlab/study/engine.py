@@ -264,8 +264,8 @@ def _results(run: Run, missing: Sequence[Cell]) -> None:
     if missing:
         named = ", ".join(cell.id for cell in missing)
         say(
-            f"Missing: {len(missing)} of {len(run.cells)} cells ({named}). The same "
-            f"command tries them again."
+            f"Missing: {len(missing)} of {len(run.cells)} cells ({named}). The same command tries "
+            "them again."
         )
     say(f"results  {run.folder / 'results.csv'}\nreport   {run.folder / 'report.html'}")
     log(run.folder, f"ends, {len(run.cells) - len(missing)} of {len(run.cells)} cells finished")

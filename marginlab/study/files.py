@@ -82,9 +82,8 @@ def unwritable(error: BaseException, folder: Path) -> OSError | None:
     """
     if not (folder / "config.toml").exists():
         return RunFolderError(
-            f"{folder} was removed while its cells were computed, and what was finished is "
-            f"lost with "
-            "it. The same command begins again."
+            f"{folder} was removed while its cells were computed, and what was finished is lost "
+            "with it. The same command begins again."
         )
     seen: set[int] = set()
     behind: BaseException | None = error
@@ -99,9 +98,8 @@ def unwritable(error: BaseException, folder: Path) -> OSError | None:
                 inside = Path(os.fsdecode(named)).absolute().is_relative_to(folder.absolute())
                 place = str(folder) if inside else os.fsdecode(named)
             return RunFolderError(
-                f"{place} cannot be written: {behind.strerror}. The cells that are "
-                f"finished are kept; "
-                "the same command goes on once it can be."
+                f"{place} cannot be written: {behind.strerror}. The cells that are finished are "
+                "kept; the same command goes on once it can be."
             )
         behind = behind.__cause__ or behind.__context__
     return None

@@ -75,8 +75,8 @@ def prepare(study: Study, settings: Any, folder: Path, command: str, ground: str
     written, here = origin(folder), about(study, command)
     if written.get("ground", ground) != ground:
         raise SettingsError(
-            f"{folder} was made with the same settings but other data. Give --folder "
-            f"another path, or bring the data back."
+            f"{folder} was made with the same settings but other data. Give --folder another path, "
+            "or bring the data back."
         )
     # a run that goes on after an update says so
     if here["versions"] not in (written["versions"], *written["later_versions"]):
@@ -94,8 +94,8 @@ def check(study: Study, settings: Any, folder: Path) -> None:
     if written["name"] != study.name or differs:
         of = f"{written['name']!r} ({other})" if differs else repr(written["name"])
         raise SettingsError(
-            f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). "
-            f"Give --folder another path."
+            f"{folder} is a run of the study {of}, not of {study.name!r} ({study.file}). Give "
+            "--folder another path."
         )
     try:
         with as_data(code=named_in(settings)):  # what these settings name, and nothing more
@@ -108,8 +108,8 @@ def check(study: Study, settings: Any, folder: Path) -> None:
         before, now = getattr(made, name), getattr(settings, name)
         if repr(before) != repr(now):
             raise SettingsError(
-                f"{folder} was made with other settings: {name} is {before!r} there and "
-                f"{now!r} now. Give --folder another path, or the same {name}."
+                f"{folder} was made with other settings: {name} is {before!r} there and {now!r} "
+                f"now. Give --folder another path, or the same {name}."
             )
 
 
@@ -149,8 +149,8 @@ def _trusted(folder: Path) -> Study:
     here = f"{file} does not come with marginlab" if file.is_file() else f"{file} is not there"
     raise SettingsError(
         f"{folder} says that it is a run of the study {name!r}, but {here}, and what a run folder "
-        "names is not executed. Name a file that you trust: --study FILE on the command line, "
-        "or open_run(folder, FILE)."
+        "names is not executed. Name a file that you trust: --study FILE on the command line, or "
+        "open_run(folder, FILE)."
     )
 
 
@@ -189,9 +189,8 @@ def origin(folder: Path) -> dict[str, Any]:
         texts.append(None)
     if not all(isinstance(text, str) for text in texts):
         raise SettingsError(
-            f"{folder} is no run folder: its about.json does not say as text by which "
-            f"command, when "
-            "and by which versions it was made (command, started, versions, later_versions)."
+            f"{folder} is no run folder: its about.json does not say as text by which command, "
+            "when and by which versions it was made (command, started, versions, later_versions)."
         )
     return found
 

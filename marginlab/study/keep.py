@@ -32,8 +32,8 @@ def keep(run: Run, file: Path) -> int:
     kept = run.study.kept
     if missing or not kept or file.suffix != ".csv":
         raise SettingsError(
-            f"{missing} of {len(run.cells)} cells of {run.folder} are missing: finish it "
-            f"with --resume first."
+            f"{missing} of {len(run.cells)} cells of {run.folder} are missing: finish it with "
+            "--resume first."
             if missing
             else f"The study {run.study.name} names no headline, so there is nothing to keep of it."
             if not kept

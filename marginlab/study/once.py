@@ -23,6 +23,12 @@ _POLL = 0.2  # seconds between two looks at a result that another process comput
 _asked: set[Path] = set()
 
 
+def is_frozen(kind: Any) -> bool:
+    """Return whether a class is a frozen dataclass."""
+    parameters = getattr(kind, "__dataclass_params__", None)  # typeshed does not know it
+    return bool(getattr(parameters, "frozen", False))
+
+
 def canonical(value: Any) -> Any:
     """Return a value in JSON's types: its contents and the class of each dataclass.
 
@@ -40,15 +46,13 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: canonical(value[key]) for key in sorted(value)}
-    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and frozen:
+    if not isinstance(value, type) and is_frozen(type(value)):
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, "fields": fields}
     raise TypeError(
-        f"An argument of once() is made of text, numbers, bools, None, tuples, lists, "
-        f"dicts with text keys and frozen dataclasses, "
-        f"not of {type(value).__name__}: {value!r:.80}. Pass what it was made from, or a "
-        f"path as text."
+        "An argument of once() is made of text, numbers, bools, None, tuples, lists, dicts with "
+        f"text keys and frozen dataclasses, not of {type(value).__name__}: {value!r:.80}. Pass "
+        "what it was made from, or a path as text."
     )
 
 
@@ -67,8 +71,8 @@ def once(
     kept = folder / "once.json"
     if folder in _asked:
         raise RuntimeError(
-            f"once({name!r}) asks for itself while it is being computed. Give the inner "
-            f"result another name."
+            f"once({name!r}) asks for itself while it is being computed. Give the inner result "
+            "another name."
         )
     claim = Claim(folder / ".lock")
 
@@ -126,14 +130,13 @@ def _check_json(value: Any, name: str, where: str = "result") -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(
-                    f"The {where} of once({name!r}) has the key {key!r}: keys of what is "
-                    f"kept as JSON are text. Use str(key)."
+                    f"The {where} of once({name!r}) has the key {key!r}: keys of what is kept as "
+                    "JSON are text. Use str(key)."
                 )
             _check_json(item, name, f"{where}[{key!r}]")
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise TypeError(
-            f"The {where} of once({name!r}) is of type {type(value).__name__}, which JSON "
-            f"cannot keep. Return numbers, text, lists "
-            f"and dicts (float(x), x.tolist()), save larger things in the folder that the "
-            f"function is given, and return their names."
+            f"The {where} of once({name!r}) is of type {type(value).__name__}, which JSON cannot "
+            "keep. Return numbers, text, lists and dicts (float(x), x.tolist()), save larger "
+            "things in the folder that the function is given, and return their names."
         )

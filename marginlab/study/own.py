@@ -26,10 +26,8 @@ def _files() -> list[str]:
 
 def _name(file: Path) -> str:
     shown = file.parent.name if file.name == "study.py" else file.stem
-    return (
-        f"{__name__}.{re.sub(r'[^A-Za-z0-9]', '_', shown)}_"
-        f"{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
-    )
+    digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
+    return f"{__name__}.{re.sub('[^A-Za-z0-9]', '_', shown)}_{digest}"
 
 
 class _Finder:

@@ -91,11 +91,10 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
         for field in dataclasses.fields(run.settings)
     )
     source = (
-        f"Every number of ours on this page was measured by "
-        f"<code>{html.escape(command)}</code>, with the settings above, on "
-        f"{'; '.join(html.escape(device) for device in devices)}, with "
-        f"{html.escape(versions)}, and stands in <code>results.csv</code> beside this "
-        f"file. Published figures, where there are any, are named as such, with their source."
+        f"Every number of ours on this page was measured by <code>{html.escape(command)}</code>, "
+        f"with the settings above, on {'; '.join(html.escape(device) for device in devices)}, with "
+        f"{html.escape(versions)}, and stands in <code>results.csv</code> beside this file. "
+        "Published figures, where there are any, are named as such, with their source."
     )
     style = resources.files("marginlab.study").joinpath("report.css").read_text(encoding="utf-8")
     return "\n".join(
@@ -135,13 +134,13 @@ def _notice(run: Run, missing: list[Any], trouble: str) -> str:
                 why = f"failed: <code>{html.escape((lines or [''])[-1])}</code>"
             items.append(f"<li><code>{html.escape(cell.id)}</code> {why}</li>")
         parts.append(
-            f"<p><b>{len(missing)} of {len(run.cells)} cells are missing.</b> What follows "
-            f"is made of the others.</p>"
+            f"<p><b>{len(missing)} of {len(run.cells)} cells are missing.</b> What follows is made "
+            "of the others.</p>"
         )
         parts.append(f"<ul>{''.join(items)}</ul>")
     if trouble:
         parts.append(
-            f"<p><b>The study's report failed</b> after what is shown "
+            "<p><b>The study's report failed</b> after what is shown "
             f"here.</p><pre>{html.escape(trouble)}</pre>"
         )
     return f'<aside class="notice">{"".join(parts)}</aside>' if parts else ""

@@ -186,8 +186,8 @@ def _picture(array: Any) -> "numpy.ndarray":
     ):
         raise ValueError(
             f"A picture is a uint8 array of shape (H, W, 3), not {picture.dtype} of shape "
-            f"{picture.shape}. "
-            "From an image in [0, 1]: (image.permute(1, 2, 0) * 255).round().byte().numpy()."
+            f"{picture.shape}. From an image in [0, 1]: (image.permute(1, 2, 0) * "
+            "255).round().byte().numpy()."
         )
     return picture
 

@@ -56,8 +56,8 @@ class Team:
             self._store.wait(keys, timedelta(days=7) if good else PATIENCE)
         except RuntimeError:
             print(
-                f"Rank {self.rank} failed alone; it ends, and the run with it. The same "
-                f"command tries again.",
+                f"Rank {self.rank} failed alone; it ends, and the run with it. The same command "
+                "tries again.",
                 file=sys.stderr,
                 flush=True,
             )

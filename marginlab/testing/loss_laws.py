@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from marginlab.testing.agreement import Disagreement, agree
-from marginlab.testing.memory import peak_of
+from marginlab.testing.memory import within
 from marginlab.testing.pool import Pool
 
 Loss = Callable[..., Tensor]
@@ -93,7 +93,7 @@ def orthogonal(dim: int, seed: int) -> Tensor:
 
 
 def class_names(make: Make, inputs: Inputs, seed: int) -> None:
-    """Which number a class has changes nothing."""
+    """Renumbering the classes changes nothing."""
     embeddings, labels = inputs
     count = int(labels.max()) + 1 if len(labels) else 0
     names = torch.randperm(count + 1, generator=torch.Generator().manual_seed(seed))
@@ -174,10 +174,7 @@ def memory(make: Make, inputs: Inputs, seed: int, *, budget: int = 2**25) -> Non
     """
     loss = fresh(make, dtype=torch.float32)
     held = [*inputs, *(loss.parameters() if isinstance(loss, nn.Module) else ())]
-    allowed = budget + 32 * sum(x.numel() * x.element_size() for x in held)
-    peak = peak_of(lambda: value_and_gradients(loss, inputs))
-    if peak > allowed:
-        raise Disagreement("bytes allocated at once", peak, "bytes allowed", allowed)
+    within(budget, held, lambda: value_and_gradients(loss, inputs))
 
 
 def ranks(
@@ -235,7 +232,7 @@ def shards(rows: int, n: int, seed: int) -> list[int]:
 
 
 def takes(make: Callable[..., Any], name: str) -> bool:
-    """Whether a function or class takes an argument of this name."""
+    """Return whether a function or class takes an argument of this name."""
     parameters = inspect.signature(make).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
     # nn.Module itself has (*args, **kwargs), and refuses both

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from marginlab.testing.agreement import Disagreement, agree, without
 from marginlab.testing.loss_laws import orthogonal, takes
-from marginlab.testing.memory import peak_of
+from marginlab.testing.memory import within
 from marginlab.testing.pool import Pool
 
 Make = Callable[..., Any]
@@ -167,10 +167,7 @@ def memory(
         budget: bytes that `update` and `compute` may allocate besides 32 times the bytes of their
             inputs.
     """
-    allowed = budget + 32 * sum(x.numel() * x.element_size() for x in inputs)
-    peak = peak_of(lambda: computed(make, inputs))
-    if peak > allowed:
-        raise Disagreement("bytes allocated at once", peak, "bytes allowed", allowed)
+    within(budget, inputs, lambda: computed(make, inputs))
 
 
 def ranks(

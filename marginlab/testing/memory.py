@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+
+from marginlab.testing.agreement import Disagreement
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -38,3 +41,15 @@ def peak_of(work: Callable[[], object]) -> int:
         now += change
         most = max(most, now)
     return most
+
+
+def within(budget: int, tensors: Iterable[Tensor], work: Callable[[], object]) -> None:
+    """Check that `work` allocates at most a budget besides 32 times the bytes of some tensors.
+
+    Raises:
+        Disagreement: It allocates more.
+    """
+    allowed = budget + 32 * sum(x.numel() * x.element_size() for x in tensors)
+    peak = peak_of(work)
+    if peak > allowed:
+        raise Disagreement("bytes allocated at once", peak, "bytes allowed", allowed)

@@ -16,8 +16,8 @@ try:
     from hypothesis.strategies import SearchStrategy
 except ImportError as error:
     raise ImportError(
-        "marginlab.testing draws its inputs with hypothesis, which is not installed. "
-        "Say: pip install 'marginlab[test]'"
+        "marginlab.testing draws its inputs with hypothesis, which is not installed. Say: pip "
+        "install 'marginlab[test]'"
     ) from error
 
 #: How many: exactly so many, or as a strategy says, or by default.

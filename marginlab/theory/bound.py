@@ -73,8 +73,8 @@ class Bound:
         if self.premise:
             return self.premise
         vacuous = (
-            f"The right side, {self.right:.4g}, is not below {self.trivial:.4g}, "
-            "which holds of every encoder."
+            f"The right side, {self.right:.4g}, is not below {self.trivial:.4g}, which holds of "
+            "every encoder."
         )
         return "" if self.right < self.trivial else vacuous
 

@@ -171,8 +171,8 @@ class Certificate:
 
     def _lines(self) -> Iterator[str]:
         yield (
-            f"{self.images} images of {self.classes} classes in {self.views} views; "
-            f"nearest-center error {self.error:.4f}, chance {self.chance:.4f}"
+            f"{self.images} images of {self.classes} classes in {self.views} views; nearest-center "
+            f"error {self.error:.4f}, chance {self.chance:.4f}"
         )
         width = max(len(form.title) for form in self.forms)
         columns = ("delta", "eps", "1-sigma", "R_eps", "union", "rho", "margin")
@@ -195,8 +195,8 @@ class Certificate:
             named = ", ".join(map(str, self.left_out))
             yield (
                 f"All images of class {named} are among those put aside: nothing is said of "
-                f"{'it' if len(self.left_out) == 1 else 'them'}, and the other classes "
-                f"share its part."
+                f"{'it' if len(self.left_out) == 1 else 'them'}, and the other classes share its "
+                "part."
             )
         if any(form.bound.reason for form in self.forms):
             yield "What certifies nothing, and why:"
@@ -204,8 +204,8 @@ class Certificate:
             if form.bound.reason:
                 yield f"  {form.title}: {form.bound.reason}"
         yield (
-            "Of these images and views each bound is exact; for views that were not drawn "
-            "it is optimistic. The first view of an image "
+            "Of these images and views each bound is exact; for views that were not drawn it is "
+            "optimistic. The first view of an image "
             + (
                 "is the image."
                 if self.compared
@@ -217,8 +217,8 @@ class Certificate:
             wrong, upper = self.new_error
             yield (
                 f"{self.new_images} new images: error {wrong:.4f}, at most {rounded_up(upper)} by "
-                f"their own count, each with confidence {self.confidence:g}. "
-                "A certificate explains; it does not beat a test set."
+                f"their own count, each with confidence {self.confidence:g}. A certificate "
+                "explains; it does not beat a test set."
             )
             yield (
                 "What is said of new images holds if the encoder was neither trained on them nor "

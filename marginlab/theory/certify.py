@@ -131,8 +131,8 @@ def certify(
         names, y = labels[~aside].unique(return_inverse=True)
         if len(names) < 2:
             raise ValueError(
-                f"Of the images that are not put aside all are of class {names.tolist()}: "
-                "put aside a smaller share, or give more images."
+                f"Of the images that are not put aside all are of class {names.tolist()}: put "
+                "aside a smaller share, or give more images."
             )
         here = torch.isin(every, names)
         left_out = tuple(every[~here].tolist())
@@ -303,9 +303,9 @@ def _checked(
     off = (pixels[:, 0] - clean).abs().flatten(1).amax(1) > 1e-3
     if bool(off.any()):
         raise ValueError(
-            f"The first view of {int(off.sum())} of {len(f)} images is not the image "
-            f"itself, which the theory has among the views (x in A(x)). "
-            "Take Augmentation.views(..., identity=True)."
+            f"The first view of {int(off.sum())} of {len(f)} images is not the image itself, which "
+            "the theory has among the views (x in A(x)). Take Augmentation.views(..., "
+            "identity=True)."
         )
     return f, y, pixels, names
 

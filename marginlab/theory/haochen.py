@@ -115,13 +115,13 @@ def haochen(
     premise = ""
     if graph.components > dim:
         premise = (
-            f"The graph of shared views falls into {graph.components} components, "
-            f"more than k = {dim}: lambda_(k+1) is 0. Share views."
+            f"The graph of shared views falls into {graph.components} components, more than k = "
+            f"{dim}: lambda_(k+1) is 0. Share views."
         )
     elif limit <= ZERO:
         premise = (
-            f"lambda_(k+1) is {limit:.3g}, which float64 cannot tell from 0: "
-            "the images share views too rarely."
+            f"lambda_(k+1) is {limit:.3g}, which float64 cannot tell from 0: the images share "
+            "views too rarely."
         )
     # an eigenvalue is known to this accuracy; the bound is rounded up
     below = limit - X * torch.finfo(torch.float64).eps

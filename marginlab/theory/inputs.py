@@ -24,8 +24,8 @@ def priors(p: Tensor) -> Tensor:
         or abs(float(wide.sum()) - 1) > SUM
     ):
         raise ValueError(
-            f"Class priors are at least two positive numbers that sum to 1, not "
-            f"{p.tolist()}. Drop empty classes."
+            f"Class priors are at least two positive numbers that sum to 1, not {p.tolist()}. Drop "
+            "empty classes."
         )
     return wide / wide.sum()
 
@@ -38,8 +38,8 @@ def gram_matrix(gram: Tensor, classes: int, r: float = math.inf) -> Tensor:
     wide = gram.detach().double()
     if wide.shape != (classes, classes) or not bool(wide.isfinite().all()):
         raise ValueError(
-            f"Inner products of {classes} class centers are finite and ({classes}, "
-            f"{classes}), not {tuple(gram.shape)} or not finite."
+            f"Inner products of {classes} class centers are finite and ({classes}, {classes}), not "
+            f"{tuple(gram.shape)} or not finite."
         )
     scale = float(wide.abs().max())
     if (
@@ -47,14 +47,14 @@ def gram_matrix(gram: Tensor, classes: int, r: float = math.inf) -> Tensor:
         or float(wide.diagonal().min()) < -1e-6 * scale
     ):
         raise ValueError(
-            f"Inner products of class centers are symmetric with squared lengths on the "
-            f"diagonal, not {wide.tolist()}."
+            "Inner products of class centers are symmetric with squared lengths on the diagonal, "
+            f"not {wide.tolist()}."
         )
     if float(wide.diagonal().max()) > r**2 * (1 + 1e-6):
         longest = math.sqrt(float(wide.diagonal().max()))
         raise ValueError(
-            f"Centers of features of length {r:g} are no longer than these, not "
-            f"{longest:.6g} long: is r right?"
+            f"Centers of features of length {r:g} are no longer than these, not {longest:.6g} "
+            "long: is r right?"
         )
     return wide
 

@@ -117,8 +117,8 @@ def observed_stretch(
     """
     if features.shape[:2] != views.shape[:2]:
         raise ValueError(
-            f"Features (N, V, D) are of the same views as the pixels {tuple(views.shape)}, "
-            f"not {tuple(features.shape)}."
+            f"Features (N, V, D) are of the same views as the pixels {tuple(views.shape)}, not "
+            f"{tuple(features.shape)}."
         )
     parts = _parts(labels, members)
     return max(

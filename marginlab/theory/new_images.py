@@ -300,7 +300,7 @@ def unit(features: Tensor, name: str) -> Tensor:
         or bool((f == 0).all(-1).any())
     ):
         raise ValueError(
-            f"{name} are finite, not zero, and of at least two views, (N, V, D), the image "
-            f"itself first: {tuple(f.shape)} are not."
+            f"{name} are finite, not zero, and of at least two views, (N, V, D), the image itself "
+            f"first: {tuple(f.shape)} are not."
         )
     return unit_vectors(f)

@@ -62,16 +62,16 @@ class Population:
             or not bool(f.isfinite().all())
         ):
             raise ValueError(
-                f"A population has finite features (N, V, D) and labels (N,), not "
-                f"{tuple(f.shape)} and {tuple(labels.shape)}."
+                f"A population has finite features (N, V, D) and labels (N,), not {tuple(f.shape)} "
+                f"and {tuple(labels.shape)}."
             )
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"Labels are integers, not {labels.dtype}.")
         names = labels.unique()
         if not torch.equal(names.long(), torch.arange(len(names), device=names.device)):
             raise ValueError(
-                f"Labels run over 0..C-1 without a gap, not {names.tolist()}: "
-                "take labels.unique(return_inverse=True)[1]."
+                f"Labels run over 0..C-1 without a gap, not {names.tolist()}: take "
+                "labels.unique(return_inverse=True)[1]."
             )
         if self.weights is None:
             return
@@ -83,8 +83,8 @@ class Population:
             or float(self.p.min()) <= 0
         ):
             raise ValueError(
-                f"Probabilities of {len(f)} images are not negative, sum to 1 and leave no "
-                f"class empty, not {w.tolist()}."
+                f"Probabilities of {len(f)} images are not negative, sum to 1 and leave no class "
+                f"empty, not {w.tolist()}."
             )
 
     @cached_property
@@ -132,8 +132,8 @@ class Population:
         norms = self.f.norm(dim=-1)
         if float(norms.max() - norms.min()) > 1e-9 * float(norms.max()):
             raise ValueError(
-                f"Features have lengths from {float(norms.min()):.6g} to "
-                f"{float(norms.max()):.6g}, not one radius: normalize them."
+                f"Features have lengths from {float(norms.min()):.6g} to {float(norms.max()):.6g}, "
+                "not one radius: normalize them."
             )
         return float(norms.mean())
 

@@ -73,18 +73,18 @@ def saunshi(
     """
     if positives != "class":
         raise ValueError(
-            f"Saunshi's bound needs positives drawn independently from one class, not "
-            f"{positives!r}: two views of an image share the image, "
-            "and the step that averages over the positive fails. Take Theorems 1 to 4."
+            "Saunshi's bound needs positives drawn independently from one class, not "
+            f"{positives!r}: two views of an image share the image, and the step that averages "
+            "over the positive fails. Take Theorems 1 to 4."
         )
     p = priors(p)
     not_negative(L_un=L_un)
     tau = float(p.square().sum())
     if not L_equal >= 1 - 1e-6 or tau * L_equal > L_un * (1 + 1e-6):
         raise ValueError(
-            f"The collision part is at least 1, and tau = {tau:.4g} times it is a part of "
-            f"L_un = {L_un:.4g}: it cannot be {L_equal:.4g}. "
-            "Take the logarithm of the logistic loss to base 2."
+            f"The collision part is at least 1, and tau = {tau:.4g} times it is a part of L_un = "
+            f"{L_un:.4g}: it cannot be {L_equal:.4g}. Take the logarithm of the logistic loss to "
+            "base 2."
         )
     return Saunshi(
         tau,

@@ -196,8 +196,8 @@ def _near(condition: str, name: str, gram: Tensor, radius: Tensor) -> str:
     row, column = divmod(int(gap.argmin()), len(gap))
     apart = math.sqrt(max(float(gap[row, column] + 4 * radius[row] ** 2), 0.0))
     return (
-        f"{condition} fails: centers {row} and {column} lie {apart:.4g} r apart, "
-        f"not more than 2 {name} = {2 * float(radius[row]):.4g} r."
+        f"{condition} fails: centers {row} and {column} lie {apart:.4g} r apart, not more than 2 "
+        f"{name} = {2 * float(radius[row]):.4g} r."
     )
 
 

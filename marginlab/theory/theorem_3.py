@@ -91,8 +91,8 @@ def theorem_3_printed(
         )
     if not 0 <= epsilon <= LARGEST_EPSILON:
         raise ValueError(
-            f"Theorem 3 drops terms that are positive for epsilon from 0 to "
-            f"{LARGEST_EPSILON:.4f}, not {epsilon}."
+            f"Theorem 3 drops terms that are positive for epsilon from 0 to {LARGEST_EPSILON:.4f}, "
+            f"not {epsilon}."
         )
     exponent = (L_2 + tau(R_epsilon, epsilon)) / (p[:, None] * p)
     # exp(exponent) overflows where a class is rare
@@ -159,7 +159,7 @@ def theorem_3(
     a = (1 - of_each_class("A", A, len(p)) / 2) / temperature
     if not bool((a >= -1e-9).all()):
         raise ValueError(
-            f"A_k is at most 2 for features of length 1 (1 - A_k / 2 = E ||nu||^2), not "
+            "A_k is at most 2 for features of length 1 (1 - A_k / 2 = E ||nu||^2), not "
             f"{A.tolist()}: normalize the features."
         )
     a = a.clamp(min=0)
@@ -187,9 +187,8 @@ def theorem_3(
     if alike + float(least.sum()) > L_2 + 1e-6 * max(1.0, abs(L_2)):
         raise ValueError(
             f"No encoder has L_2 = {L_2:.6g} with centers of these lengths: it is at least "
-            f"{alike + float(least.sum()):.6g}. "
-            "Take all of them from the same features of length 1, and of an estimate its "
-            "upper limit."
+            f"{alike + float(least.sum()):.6g}. Take all of them from the same features of length "
+            "1, and of an estimate its upper limit."
         )
     L_2 += DIGITS * max(1.0, abs(L_2))
     others = least.sum() - least - least.T  # all ordered pairs but (k, l) and (l, k)

@@ -162,10 +162,9 @@ def theorem_4(
     lengths = float((p * gram.diagonal() - 1).square().sum())
     if both - (dim - C) - lengths < -1e-6 * max(both, dim, lengths):
         raise ValueError(
-            f"No encoder has L_2 = {L_2:.4g} and tau' = {tau:.4g} in {dim} dimensions with "
-            f"these {C} centers: "
-            f"(sqrt L_2 + sqrt tau')^2 is at least {dim - C + lengths:.4g}. Take all of "
-            f"them from the same features, not from estimates of each."
+            f"No encoder has L_2 = {L_2:.4g} and tau' = {tau:.4g} in {dim} dimensions with these "
+            f"{C} centers: (sqrt L_2 + sqrt tau')^2 is at least {dim - C + lengths:.4g}. Take all "
+            "of them from the same features, not from estimates of each."
         )
     # the radicands are differences, which would else be 0 for centers that are 1e-6 off orthogonal
     printed = (

@@ -46,10 +46,9 @@ class Angles:
             if ranks.rank() == 0:
                 warnings.warn(
                     f"Target angles are {angle:.1f} degrees on average in epoch {epoch}, and were "
-                    f"above {STAYS:g} for {self.patience} epochs after the warm-up: "
-                    f"embeddings do not "
-                    "come near the centers of their classes. Take gradient='straight_through' or "
-                    "CosFace, a smaller margin, or a larger scale or learning rate.",
+                    f"above {STAYS:g} for {self.patience} epochs after the warm-up: embeddings do "
+                    "not come near the centers of their classes. Take gradient='straight_through' "
+                    "or CosFace, a smaller margin, or a larger scale or learning rate.",
                     CollapseWarning,
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to a recipe, by its settings, and to a method, by its tensors."""
+"""Checks that a checkpoint belongs to a recipe (its settings) and a method (its tensors)."""
 
 import dataclasses
 from pathlib import Path
@@ -22,9 +22,8 @@ def of_recipe(checkpoint: Path, recipe: Recipe) -> None:
         if before != now:
             raise ValueError(
                 f"{checkpoint / 'recipe.toml'} has {field.name} = {before!r}, and this run "
-                f"{now!r}: "
-                "it is the checkpoint of another run. Choose another folder, or put the run's own "
-                "checkpoint back."
+                f"{now!r}: it is the checkpoint of another run. Choose another folder, or put the "
+                "run's own checkpoint back."
             )
 
 
@@ -36,9 +35,9 @@ def of_method(checkpoint: Path, there: dict[str, Any], method: nn.Module) -> Non
         if isinstance(value, Tensor) and shape != tuple(value.shape):
             what = "does not hold it" if held is None else f"holds {shape}"
             raise ValueError(
-                f"{checkpoint} is of another method, or of data with other classes: here "
-                f"{name} is {tuple(value.shape)}, and it {what}. "
-                "Choose another folder, or the recipe and data that it was trained with."
+                f"{checkpoint} is of another method, or of data with other classes: here {name} is "
+                f"{tuple(value.shape)}, and it {what}. Choose another folder, or the recipe and "
+                "data that it was trained with."
             )
 
 

@@ -75,8 +75,8 @@ class Callback:
             raise ValueError(f"A training has 0 epochs or more, not {epochs}.")
         if csv is not None and not Path(csv).absolute().parent.is_dir():
             raise FileNotFoundError(
-                f"There is no folder {Path(csv).absolute().parent} to write "
-                f"{Path(csv).name} into. Make it first."
+                f"There is no folder {Path(csv).absolute().parent} to write {Path(csv).name} into. "
+                "Make it first."
             )
         self.model = model if isinstance(model, Method) else _Bare(model, project)
         self.train, self.test, self.augmentation, self.epochs = train, test, augmentation, epochs
@@ -112,7 +112,7 @@ class _Bare(nn.Module):
         features: Tensor = self.model(images)
         if features.ndim != 2:
             raise ValueError(
-                f"A model to be monitored gives features (B, D), not "
-                f"{tuple(features.shape)}. Pool and flatten them."
+                f"A model to be monitored gives features (B, D), not {tuple(features.shape)}. Pool "
+                "and flatten them."
             )
         return features

@@ -65,9 +65,8 @@ def import_insightface(
         ):
             raise ValueError(
                 f"{file} holds {tuple(shard.shape)} of {shard.dtype}, and {files[0]} "
-                f"{tuple(first.shape)} of {first.dtype}. The shards of a run are "
-                "floating-point matrices (classes, D) of one width and type: give the "
-                "files of one run."
+                f"{tuple(first.shape)} of {first.dtype}. The shards of a run are floating-point "
+                "matrices (classes, D) of one width and type: give the files of one run."
             )
     held = [len(shard) for shard in shards]
     C, N = sum(held), len(held)
@@ -78,14 +77,13 @@ def import_insightface(
     ]
     if wrong:
         raise ValueError(
-            f"{N} shards with {C} classes together hold C // N + [k < C mod N] classes "
-            f"each, but not these: {', '.join(wrong)}. A shard is missing "
-            "or is of another run."
+            f"{N} shards with {C} classes together hold C // N + [k < C mod N] classes each, but "
+            f"not these: {', '.join(wrong)}. A shard is missing or is of another run."
         )
     if num_classes is not None and num_classes != C:
         raise ValueError(
-            f"The {N} shards from {files[0]} on hold {C} classes, not {num_classes}: rows "
-            f"were lost, or they are of other data."
+            f"The {N} shards from {files[0]} on hold {C} classes, not {num_classes}: rows were "
+            "lost, or they are of other data."
         )
     return torch.cat(shards)
 
@@ -110,8 +108,8 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
     """
     if centers.ndim == 3 and centers.shape[1] != 1:
         raise ValueError(
-            f"insightface has one center for a class, here are {tuple(centers.shape)}. "
-            f"Choose one of them for each class first."
+            f"insightface has one center for a class, here are {tuple(centers.shape)}. Choose one "
+            "of them for each class first."
         )
     if ranks < 1:
         raise ValueError(f"Shards are written for 1 rank or more, not {ranks}.")
@@ -184,14 +182,14 @@ def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
         ) from error
     if centers is None:
         raise ValueError(
-            f"{path} holds no tensor `centers`, but {', '.join(names) or 'nothing'}. Write "
-            f"it with save_centers."
+            f"{path} holds no tensor `centers`, but {', '.join(names) or 'nothing'}. Write it with "
+            "save_centers."
         )
     due = tuple(told.get(name) for name in ("num_classes", "subcenters", "dim"))
     if tuple(str(size) for size in centers.shape) != due:
         raise ValueError(
-            f"{path} holds centers {tuple(centers.shape)}, but its metadata says (C, K, D) "
-            f"= {due}: it was changed, or not by save_centers."
+            f"{path} holds centers {tuple(centers.shape)}, but its metadata says (C, K, D) = "
+            f"{due}: it was changed, or not by save_centers."
         )
     return centers
 
@@ -231,6 +229,6 @@ def resized(
 def _whole(centers: Tensor) -> None:
     if hasattr(centers, "full_tensor"):
         raise ValueError(
-            f"Of these {len(centers)} centers this rank holds a part. Give "
-            f"centers.full_tensor(), which all ranks call, on one of them."
+            f"Of these {len(centers)} centers this rank holds a part. Give centers.full_tensor(), "
+            "which all ranks call, on one of them."
         )

@@ -124,9 +124,8 @@ def write(
     def make_room() -> None:
         if place.exists():
             raise FileExistsError(
-                f"{place} is there already, and stays as it is. Save each step once; for "
-                f"another run "
-                "choose another folder, or remove this one."
+                f"{place} is there already, and stays as it is. Save each step once; for another "
+                "run choose another folder, or remove this one."
             )
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -139,8 +138,8 @@ def write(
         except CheckpointException as error:  # a BaseException
             _interrupted(error)
             raise OSError(
-                f"The checkpoint {place} could not be written: {_cause(error)}. The one "
-                f"before stays."
+                f"The checkpoint {place} could not be written: {_cause(error)}. The one before "
+                "stays."
             ) from error
     own = {file.name: contents.digest(file) for file in partial.glob(f"__{ranks.rank()}_*.distcp")}
     sums = {name: said for part in ranks.of_all(own) for name, said in part.items()}
@@ -237,8 +236,8 @@ def _found(path: Path) -> Path:
     checkpoint = path if (path / "progress.json").exists() else latest(path)
     if checkpoint is None:
         raise FileNotFoundError(
-            f"{path} holds no whole checkpoint. Give the folder that `fit` was given, or "
-            f"one of its checkpoints/step-*."
+            f"{path} holds no whole checkpoint. Give the folder that `fit` was given, or one of "
+            "its checkpoints/step-*."
         )
     return checkpoint
 
@@ -335,4 +334,5 @@ def load(
     method.load_state_dict(state["method"])
     method.classes = classes
     # as in training: same bits
-    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return method.eval()

@@ -92,9 +92,8 @@ def still_there(folder: Path) -> None:
         )
     if not ours or not (folder / "recipe.toml").exists():
         raise FileNotFoundError(
-            f"{folder} was removed while the run trained in it, and what was kept there is "
-            f"lost. The "
-            "same command begins again."
+            f"{folder} was removed while the run trained in it, and what was kept there is lost. "
+            "The same command begins again."
         )
 
 
@@ -120,8 +119,8 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
         str(folder).encode()
     except UnicodeEncodeError:
         raise SettingsError(
-            f"The name {folder} is no text in UTF-8, which TensorBoard's events need. "
-            f"Choose another folder."
+            f"The name {folder} is no text in UTF-8, which TensorBoard's events need. Choose "
+            "another folder."
         ) from None
     own = folder / "recipe.toml"
     if _filled(own):
@@ -135,8 +134,8 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
         found = folder / "images.txt"
         if _filled(found) and found.read_text(encoding="utf-8") != images:
             raise SettingsError(
-                f"{folder} holds a run on other images: {recipe.data} has changed since, or "
-                "the version that reads it. Choose another folder."
+                f"{folder} holds a run on other images: {recipe.data} has changed since, or the "
+                "version that reads it. Choose another folder."
             )
     elif folder.exists() and any(file.name not in OURS for file in folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
@@ -184,8 +183,8 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
         before, now = getattr(theirs, field.name), getattr(ours, field.name)
         if before != now:
             raise SettingsError(
-                f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. "
-                f"Choose another folder."
+                f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. Choose "
+                "another folder."
             )
 
 

@@ -149,8 +149,8 @@ def progress(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not the progress of a training: it names no step. {REMEDY}")
     if type(found.get("format", 1)) is not int or not 1 <= found.get("format", 1) <= FORMAT:
         raise ValueError(
-            f"{file} is of format {found['format']!r}, and this version reads up to {FORMAT}. "
-            "Read it by the version that wrote it."
+            f"{file} is of format {found['format']!r}, and this version reads up to {FORMAT}. Read "
+            "it by the version that wrote it."
         )
     for name in ("ranks", "num_classes"):
         if name in found and (type(found[name]) is not int or found[name] < 1):

@@ -312,9 +312,8 @@ class _Loop:
                 faulty, self.method, losses, lambda rows: self.batches.views_again(rows, epoch)
             )
             raise FloatingPointError(
-                f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller "
-                f"learning rate may help, or recipe.clip; "
-                f"{keeping.remaining(self.folder)}"
+                f"Step {self.step} of {self.steps}, rank {number}: {cause}. A smaller learning "
+                f"rate may help, or recipe.clip; {keeping.remaining(self.folder)}"
             )
         self.stopping = stop
 

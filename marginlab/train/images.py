@@ -127,13 +127,13 @@ def check(
         )
     if recipe.batch % (recipe.accumulate * ranks.size()):
         raise SettingsError(
-            f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on "
-            f"{ranks.size()} ranks. Make it a multiple."
+            f"A batch of {recipe.batch} is not {recipe.accumulate} micro-batches on {ranks.size()} "
+            "ranks. Make it a multiple."
         )
     if train.classes != test.classes:
         raise SettingsError(
-            f"{recipe.data} has classes {train.classes} in train, but {test.classes} in "
-            f"test. Both want the same."
+            f"{recipe.data} has classes {train.classes} in train, but {test.classes} in test. Both "
+            "want the same."
         )
     return train, test
 
@@ -151,8 +151,8 @@ def passes(method: Method, train: ImageSet, recipe: Recipe, device: torch.device
     except (AssertionError, RuntimeError, ValueError) as error:
         why = str(error).split("\n")[0]
         raise SettingsError(
-            f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of "
-            f"the recipe or of Backbone(...)."
+            f"{recipe.backbone} does not take images of {shape}: {why} Set image_size, of the "
+            "recipe or of Backbone(...)."
         ) from error
     method.train()
     # batch normalisation needs more than one value for a variance

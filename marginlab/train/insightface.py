@@ -51,29 +51,32 @@ def rank_of(path: Path) -> tuple[int, int] | None:
 
 def by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
     """Return the files of ranks 0 to N - 1."""
-    given = isinstance(source, Path | str)
-    if given and not Path(source).is_dir():  # type: ignore[arg-type]
-        raise FileNotFoundError(
-            f"{source} is no folder. Give the folder of the shards, or a list of files."
-        )
-    paths = list(Path(source).iterdir()) if given else [Path(path) for path in source]  # type: ignore[arg-type, union-attr]
+    folder = isinstance(source, Path | str)
+    if isinstance(source, Path | str):
+        if not Path(source).is_dir():
+            raise FileNotFoundError(
+                f"{source} is no folder. Give the folder of the shards, or a list of files."
+            )
+        paths = list(Path(source).iterdir())
+    else:
+        paths = [Path(path) for path in source]
     named = [(key, path) for path in paths if (key := rank_of(path)) is not None]
-    if not given and len(named) < len(paths):
+    if not folder and len(named) < len(paths):
         odd = next(path for path in paths if rank_of(path) is None)
         raise ValueError(
             f"The name of {odd} says no rank. A shard is called checkpoint_gpu_0.pt or "
-            f"rank_0_softmax_weight.pt, counted from 0."
+            "rank_0_softmax_weight.pt, counted from 0."
         )
     if not named:
         raise FileNotFoundError(
-            f"{source if given else 'The list'} holds no shard, such as "
-            f"checkpoint_gpu_0.pt or rank_0_softmax_weight.pt."
+            f"{source if folder else 'The list'} holds no shard, such as checkpoint_gpu_0.pt or "
+            "rank_0_softmax_weight.pt."
         )
     named.sort()
     if len({kind for (kind, _), _ in named}) > 1:
         raise ValueError(
-            f"{named[0][1]} and {named[-1][1]} are of two formats, and may be of two runs. "
-            f"Give the files of one."
+            f"{named[0][1]} and {named[-1][1]} are of two formats, and may be of two runs. Give "
+            "the files of one."
         )
     ranks = [rank for (_, rank), _ in named]
     if ranks != list(range(len(ranks))):
@@ -108,8 +111,8 @@ def read_shard(path: Path) -> Tensor:
         why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
         raise ValueError(
             f"{path} could not be read as tensors and plain containers: "
-            f"{f'it holds a {foreign[1]}' if foreign else why}. "
-            "If you trust it, load it yourself and save its centers alone."
+            f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself "
+            "and save its centers alone."
         ) from error
     if head is None or repeated:
         raise ValueError(

@@ -101,8 +101,7 @@ def newest(folder: Path, device: torch.device, *, claimed: bool = False) -> Path
     def find() -> Path | None:
         if claimed and not _appears(folder / "recipe.toml"):
             raise SettingsError(
-                f"{folder} holds no recipe here, but the first rank has written it there. "
-                f"Give all "
+                f"{folder} holds no recipe here, but the first rank has written it there. Give all "
                 "ranks one folder that they share."
             )
         return checkpoint.latest(folder)
@@ -120,8 +119,8 @@ def remaining(folder: Path) -> str:
     if not before:
         return f"the last checkpoint, {last}, is whole."
     return (
-        f"the last checkpoint, {last}, holds finite numbers, but no step has gone on from it; "
-        f"the one before is kept, {before[-1]}."
+        f"the last checkpoint, {last}, holds finite numbers, but no step has gone on from it; the "
+        f"one before is kept, {before[-1]}."
     )
 
 
@@ -157,8 +156,8 @@ def start(method: Method, path: Path | str) -> None:
     if odd := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
         there, here = theirs.get(odd[0], "absent"), ours.get(odd[0], "absent")
         raise ValueError(
-            f"The weights of {path} do not fit: {odd[0]} is {there} there, {here} here. "
-            "Start from a run with the same backbone and method."
+            f"The weights of {path} do not fit: {odd[0]} is {there} there, {here} here. Start from "
+            "a run with the same backbone and method."
         )
     method.load_state_dict(old)
 

@@ -148,8 +148,8 @@ class Monitor:
         for name, unit in (("verified_pairs", 2 * self.folds), ("far_pairs", 2)):
             if getattr(self, name) < unit or getattr(self, name) % unit:
                 raise SettingsError(
-                    f"The monitor's {name} are half genuine, in equal folds: a multiple of "
-                    f"{unit}, not {getattr(self, name)}."
+                    f"The monitor's {name} are half genuine, in equal folds: a multiple of {unit}, "
+                    f"not {getattr(self, name)}."
                 )
         for text in self.measures:
             self._measure(text, classes=2, dim=2)
@@ -196,8 +196,8 @@ class Monitor:
         if shared := sorted(set(found.classes) & set(train.classes)):
             more = f" and {len(shared) - 1} other classes" if len(shared) > 1 else ""
             raise SettingsError(
-                f"{shared[0]}{more} of {self.verified} are trained on by {train.name}. "
-                f"Verify a set of other classes."
+                f"{shared[0]}{more} of {self.verified} are trained on by {train.name}. Verify a "
+                "set of other classes."
             )
         try:
             pairs(found.labels, self.verified_pairs, folds=self.folds, seed=self.seed)

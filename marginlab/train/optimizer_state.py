@@ -79,8 +79,8 @@ def saved_as(
         if place[0] in found and place[1] == "state":
             if place[2] not in whole:
                 raise ValueError(
-                    f"{checkpoint} holds optimizer state of {place[2]!r}, which this "
-                    f"method does not have. Is it another recipe's?"
+                    f"{checkpoint} holds optimizer state of {place[2]!r}, which this method does "
+                    "not have. Is it another recipe's?"
                 )
             found[place[0]]["state"].setdefault(place[2], {})[place[3]] = _empty(
                 places.state_dict_metadata[key], whole[place[2]]

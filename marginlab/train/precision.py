@@ -142,13 +142,11 @@ def _read(file: Path) -> tuple[str, str]:
             raise ValueError("it names no precision")
     except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         raise SettingsError(
-            f"{file} is no record of a probe ({type(error).__name__}: {error}). Remove it, "
-            f"and the "
+            f"{file} is no record of a probe ({type(error).__name__}: {error}). Remove it, and the "
             "next start probes again, or name the precision in the recipe: float32 or bfloat16."
         ) from error
     told = (
         f"trains in {precision}: a pass took {single:.3g} s in float32 and {half:.3g} s in "
-        f"bfloat16 "
-        f"on {device}"
+        f"bfloat16 on {device}"
     )
     return precision, told

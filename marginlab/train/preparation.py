@@ -1,4 +1,4 @@
-"""What a run needs before it claims its folder: images, method, optimizers; and its precision."""
+"""Preparation of a run before it claims its folder: images, method, optimizers, precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from marginlab.train.recipe import Recipe
 
 
 class Prepared(NamedTuple):
-    """What a run trains and is trained on, found fit for it.
+    """Method, optimizers and images of a run, checked against its recipe.
 
     Attributes:
         device: Where it trains.
@@ -56,7 +56,8 @@ def prepared(
         reading: root, budget and workers, as in `check`.
     """
     train, test, unseen = together(recipe, monitor, device, reading)
-    method = recipe.make_method(len(train.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = recipe.make_method(len(train.classes))
+    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.start and keeping.newest(folder, device) is None:
         keeping.start(method, recipe.start)
     passes(method, train, recipe, device)
@@ -74,13 +75,13 @@ def dtype_of(
         recipe: What is trained.
         ready: Its method and images.
         record: The folder of `precision.json`.
-        say: Is told what a probe found.
+        say: Is told what a probe found; None prints it.
     """
     n = recipe.batch // (recipe.accumulate * ranks.size()) * ready.method.n_views
     shape = torch.Size((n, *ready.train.images.shape[1:]))
     took, told = precision.chosen(recipe.precision, ready.method.backbone, shape, record)
-    if told and say is not None:
-        say(told)
+    if told and ranks.rank() == 0:
+        (say or print)(told)
     return precision.PRECISIONS[took]
 
 

@@ -87,8 +87,8 @@ class Recipe:
             raise SettingsError(
                 "data is the name of a set, since a recipe is a text that trains the same again; "
                 f"here it is a {type(self.data).__name__} of {len(self.data)} images. Write them "
-                "to a file and name it: numpy.savez('own.npz', images=..., labels=...), "
-                "images (N, H, W, 3) uint8, and data='npz:own.npz'."
+                "to a file and name it: numpy.savez('own.npz', images=..., labels=...), images "
+                "(N, H, W, 3) uint8, and data='npz:own.npz'."
             )
         settings.check(self)
         for name, least in (
@@ -110,12 +110,12 @@ class Recipe:
         if self.batch % self.accumulate:
             raise SettingsError(
                 f"A batch of {self.batch} does not fall into {self.accumulate} equal "
-                f"micro-batches. Change batch or accumulate."
+                "micro-batches. Change batch or accumulate."
             )
         if self.batch // self.accumulate < 2:
             raise SettingsError(
-                f"Micro-batches have at least 2 images, not {self.batch} / "
-                f"{self.accumulate} = 1. Make accumulate smaller."
+                f"Micro-batches have at least 2 images, not {self.batch} / {self.accumulate} = 1. "
+                "Make accumulate smaller."
             )
         if self.precision not in (AUTO, *PRECISIONS):
             near = settings.nearest(self.precision, (AUTO, *PRECISIONS))
@@ -138,8 +138,8 @@ class Recipe:
         kind = getattr(optim, self.optimizer.partition("(")[0].strip(), None)
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
             raise SettingsError(
-                f"{self.optimizer!r} is made by a method for its class centers. A recipe "
-                f"takes SGD(...) or AdamW(...), whose values they get."
+                f"{self.optimizer!r} is made by a method for its class centers. A recipe takes "
+                "SGD(...) or AdamW(...), whose values they get."
             )
         made = settings.call(self.optimizer, optim)
         if isinstance(made, optim.Schedule):

@@ -85,7 +85,7 @@ class Settings:
     """
 
     data: str = "shapes-5"
-    """What to train on: shapes-5, shapes, digits, cifar10, ..."""
+    """Training images: shapes-5, shapes, digits, cifar10, ..."""
     image_size: int = 0
     """Resize images to this side; 0 keeps their own."""
     images: int = 500
@@ -148,8 +148,8 @@ def check(chosen: Settings) -> str:
     for name in ("optimizers", "augmentations"):
         if len(getattr(chosen, name)) != len(chosen.methods):
             raise settings.SettingsError(
-                f"There are {len(chosen.methods)} methods, but "
-                f"{len(getattr(chosen, name))} {name}. Give one for each."
+                f"There are {len(chosen.methods)} methods, but {len(getattr(chosen, name))} "
+                f"{name}. Give one for each."
             )
     _monitor(chosen)
     digest = ""
@@ -227,10 +227,10 @@ def report(run: Run) -> None:
     names = _names(chosen.methods)
     run.report.title = f"What is certified: {literal(chosen.data)}"
     run.report.lead = (
-        f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for "
-        f"{chosen.views} views of {chosen.certified} beside the image, from "
-        f"{chosen.monitored} training images, of them and of as many test images. "
-        f"Embeddings are what the loss sees; backbone features follow a ReLU."
+        f"{chosen.epochs} epochs of {chosen.images or 'all'} images; certified for {chosen.views} "
+        f"views of {chosen.certified} beside the image, from {chosen.monitored} training images, "
+        "of them and of as many test images. Embeddings are what the loss sees; backbone features "
+        "follow a ReLU."
     )
     ends = {method: _ends(run, method) for method in chosen.methods}
     run.report.table(
@@ -244,24 +244,23 @@ def report(run: Run) -> None:
             for method, end in ends.items()
             for space in SPACES
         ],
-        f"Certified error after the last epoch, mean over {len(chosen.seeds)} seed(s). P, "
-        f"T, T': Theorem 1 as printed, by distances, with lengths; "
-        "a dash certifies nothing. Of the training images, or, `test`, of the test images "
-        "with their own centers: exact for these images and views. "
-        "`new` is of all images like the test images, by centers of training images, with "
-        "confidence 0.95.",
+        f"Certified error after the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': "
+        "Theorem 1 as printed, by distances, with lengths; a dash certifies nothing. Of the "
+        "training images, or, `test`, of the test images with their own centers: exact for these "
+        "images and views. `new` is of all images like the test images, by centers of training "
+        "images, with confidence 0.95.",
     )
     run.report.text(_words(ends, names, 1 - 1 / _classes(run)))
     run.report.text("## While they train")
     run.report.figure(
         _curves(run, names),
-        "Certified error of new images (dotted: their error), and of training images, "
-        "sharpened and as printed.",
+        "Certified error of new images (dotted: their error), and of training images, sharpened "
+        "and as printed.",
     )
     run.report.table(
         _beginnings(run, names),
-        "The first epoch at which a form certifies something of embeddings, and that from "
-        "which on it does.",
+        "The first epoch at which a form certifies something of embeddings, and that from which on "
+        "it does.",
     )
     run.report.text("## Which term is to blame")
     terms = ("certificate.1 - sigma", "certificate.R_epsilon", "certificate.D", "divergence_max")
@@ -288,8 +287,8 @@ def report(run: Run) -> None:
                 figure.update_yaxes(type="log", dtick=1, row=1, col=column)
         run.report.figure(
             figure,
-            "Of the views of test images. NC1 and CDNV are what the certificates of margin "
-            "losses feed on.",
+            "Of the views of test images. NC1 and CDNV are what the certificates of margin losses "
+            "feed on.",
         )
     run.report.text("## The theorems on the losses")
     three = ("theorem_3.mean_product", "theorem_3.all_terms", "theorem_3.printed")
@@ -307,8 +306,8 @@ def report(run: Run) -> None:
         run.report.text("## Published")
         run.report.table(
             list(csv.DictReader(file)),
-            "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are "
-            "not published.",
+            "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are not "
+            "published.",
         )
 
 
@@ -357,13 +356,13 @@ def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: flo
         )
         if value < min(0.5, chance):
             said = (
-                f"is certified: its error of new images is at most {rounded_up(value, 3)}, "
-                f"and {error:.3f} was seen"
+                f"is certified: its error of new images is at most {rounded_up(value, 3)}, and "
+                f"{error:.3f} was seen"
             )
         elif value < 1:
             said = (
-                f"is certified for {rounded_up(value, 3)} only, which guessing ({chance:.2f}) "
-                f"or a coin would nearly do; {error:.3f} was seen"
+                f"is certified for {rounded_up(value, 3)} only, which guessing ({chance:.2f}) or a "
+                f"coin would nearly do; {error:.3f} was seen"
             )
         else:
             said = f"is not certified, although its error of new images is {error:.3f}"

@@ -59,8 +59,8 @@ def write(run: Run) -> None:
         for entry in table
     ]
     caption = (
-        "kNN accuracy in per cent, ours and published (Huang et al., ICLR 2023, Tables 1 and 2); "
-        "a dash where this run has no such cell."
+        "kNN accuracy in per cent, ours and published (Huang et al., ICLR 2023, Tables 1 and 2); a "
+        "dash where this run has no such cell."
     )
     run.report.table(
         shown_, f"{caption} The paper prints no numbers for its Figure 3, the ten pairs."

@@ -269,7 +269,7 @@ def _of_the_estimate(
     verdict = HOLDS if len(seen) == len(gaps) else OPEN if seen else FAILS
     why = (
         f"for {len(seen)} of {len(gaps)} augmentations; the control lies {mean:+.3f} from the "
-        f"class on average"
+        "class on average"
     )
     said = [
         Finding(

@@ -63,16 +63,13 @@ def write(run: Run, pixels: Kept, features: Encoded) -> None:
         f"Concentration of augmented data and contrastive learning: {literal(chosen.data)}"
     )
     report.lead = (
-        "An augmentation is a (sigma, delta)-augmentation if in every class a part of at "
-        "least sigma of the images lies within an augmented distance "
-        "d_A of delta of each other (Huang et al., ICLR 2023, definition 1): the smaller 1 "
-        "- sigma, the sharper the concentration. The paper "
-        "gives no "
-        f"estimator of it. Here 1 - sigma is estimated for each augmentation on {blocks} "
-        f"disjoint block{'s' if blocks > 1 else ''} of n = {n} "
-        "images a "
-        f"class with V = {chosen.views} views of each, every number beside a null control, "
-        f"and backbones are trained with each: {LETTERS}."
+        "An augmentation is a (sigma, delta)-augmentation if in every class a part of at least "
+        "sigma of the images lies within an augmented distance d_A of delta of each other (Huang "
+        "et al., ICLR 2023, definition 1): the smaller 1 - sigma, the sharper the concentration. "
+        "The paper gives no estimator of it. Here 1 - sigma is estimated for each augmentation on "
+        f"{blocks} disjoint block{'s' if blocks > 1 else ''} of n = {n} images a class with V = "
+        f"{chosen.views} views of each, every number beside a null control, and backbones are "
+        f"trained with each: {LETTERS}."
     )
     _pictures(run, pixels)
     _concentration(run, pixels)
@@ -98,8 +95,8 @@ def _named(kept: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:
 
 def _pictures(run: Run, pixels: Kept) -> None:
     run.report.text(
-        "## What the augmentations do\n\nThe first picture of each row is the image "
-        "itself, the others are views of it."
+        "## What the augmentations do\n\nThe first picture of each row is the image itself, the "
+        "others are views of it."
     )
     shown = _named(
         {key: key for key in pixels if key[0] != "pairs"} or {key: key for key in pixels}
@@ -120,9 +117,9 @@ def _pictures(run: Run, pixels: Kept) -> None:
         ]
     )
     run.report.text(
-        "### Pairs of images that realise the smallest d_A within a class\n\nImage, its "
-        "nearest view, the other image's nearest view, that image. "
-        "Where both views are almost empty, what they share is background and not the class."
+        "### Pairs of images that realise the smallest d_A within a class\n\nImage, its nearest "
+        "view, the other image's nearest view, that image. Where both views are almost empty, what "
+        "they share is background and not the class."
     )
     for name, pictures in loaded.items():
         pairs = zip(pictures["pairs"], pixels[shown[name]]["pairs"], strict=True)
@@ -162,68 +159,56 @@ def _concentration(run: Run, pixels: Kept) -> None:
     }
     report.figure(
         figures.over_delta(panels, at, "delta (pixel l2)"),
-        f"1 - sigma against delta, mean over classes, n = {n}, V = {V}; a band holds both "
-        f"sides and all blocks of images. {CONTROL} Dashed: where "
-        "numbers "
-        f"are read, {chosen.delta:g} of delta_max, the 90 % quantile of the distances "
-        f"between clean images of a class.",
+        f"1 - sigma against delta, mean over classes, n = {n}, V = {V}; a band holds both sides "
+        f"and all blocks of images. {CONTROL} Dashed: where numbers are read, {chosen.delta:g} of "
+        "delta_max, the 90 % quantile of the distances between clean images of a class.",
     )
     report.figure(
         figures.beside_control(named),
-        "The same for each augmentation by itself, a line for each block of images. Where "
-        "the two bundles lie on each other, 1 - sigma says "
-        "nothing of "
-        "classes: images of different classes concentrate as much as those of one.",
+        "The same for each augmentation by itself, a line for each block of images. Where the two "
+        "bundles lie on each other, 1 - sigma says nothing of classes: images of different classes "
+        "concentrate as much as those of one.",
     )
     deep = some["deep"]
     sharp = deep.get("sharpened")
     searched = (
-        f" The stars: {sharp['n']} images a class, after a search over both views' "
-        f"parameters from the best sampled pair."
+        f" The stars: {sharp['n']} images a class, after a search over both views' parameters from "
+        "the best sampled pair."
         if sharp
         else ""
     )
     report.figure(
         figures.over_views(named),
-        f"1 - sigma at the dashed delta against the number of views, on {deep['n']} images "
-        f"a class. Views are added, never redrawn: where a line "
-        "still "
-        f"falls, the estimate has not converged.{searched} {CONTROL}",
+        f"1 - sigma at the dashed delta against the number of views, on {deep['n']} images a "
+        "class. Views are added, never redrawn: where a line still falls, the estimate has not "
+        f"converged.{searched} {CONTROL}",
     )
     report.figure(
         figures.over_images(named),
-        "1 - sigma at the dashed delta against n: it optimises over cliques, so its "
-        "estimand changes with n. Bars: standard deviation over "
-        "disjoint parts. "
-        f"{CONTROL}",
+        "1 - sigma at the dashed delta against n: it optimises over cliques, so its estimand "
+        f"changes with n. Bars: standard deviation over disjoint parts. {CONTROL}",
     )
     if all(found["anchored"] for found in named.values()):
         report.figure(
             figures.anchored(named, at),
-            f"The anchor form: the share of held-out images (n = {some['anchored']['n']} a "
-            f"class) none of whose {V} views lies within delta / 2 of "
-            "a point "
-            "that was chosen on the first block for the dashed delta; classes pooled, with "
-            "the exact 95 % binomial interval at each delta. A main "
-            "part of "
-            f"this form is one of the paper's, but not the largest. {CONTROL}",
+            f"The anchor form: the share of held-out images (n = {some['anchored']['n']} a class) "
+            f"none of whose {V} views lies within delta / 2 of a point that was chosen on the "
+            "first block for the dashed delta; classes pooled, with the exact 95 % binomial "
+            "interval at each delta. A main part of this form is one of the paper's, but not the "
+            f"largest. {CONTROL}",
         )
     report.table(
         [_sigmas(name, found) for name, found in named.items()],
-        "1 - sigma at the dashed delta, mean over blocks, its 95 % Student interval over "
-        "blocks, its null control; on fewer images of a class "
-        "with the "
-        "most views, and after the search for nearer views, which brings d_A to so many "
-        "times what it was.",
+        "1 - sigma at the dashed delta, mean over blocks, its 95 % Student interval over blocks, "
+        "its null control; on fewer images of a class with the most views, and after the search "
+        "for nearer views, which brings d_A to so many times what it was.",
     )
     report.table(
         [_scalars(name, found) for name, found in named.items()],
-        "Other single numbers, means over blocks. Area: mean of 1 - sigma over delta in "
-        "[0, delta_max]. Half: the delta at which 1 - sigma = 0.5. "
-        "Norm.: with delta in units of the root mean square deviation of the views from "
-        "their mean, the area up to that of delta_max on "
-        "clean images. "
-        "Between: for images of different classes, of the first block.",
+        "Other single numbers, means over blocks. Area: mean of 1 - sigma over delta in [0, "
+        "delta_max]. Half: the delta at which 1 - sigma = 0.5. Norm.: with delta in units of the "
+        "root mean square deviation of the views from their mean, the area up to that of delta_max "
+        "on clean images. Between: for images of different classes, of the first block.",
     )
     order = orders(named)
     shown = [
@@ -232,10 +217,9 @@ def _concentration(run: Run, pixels: Kept) -> None:
     ]
     report.table(
         shown,
-        f"Orders of augmentations, by paired differences over blocks. **<** and **>**: at "
-        f"V = {V}, at every V >= 32 of the curve in V, and after "
-        "sharpening. "
-        f"(<) and (>): an order at V = {V} only. A dash: undecided.",
+        f"Orders of augmentations, by paired differences over blocks. **<** and **>**: at V = {V}, "
+        "at every V >= 32 of the curve in V, and after sharpening. (<) and (>): an order at V = "
+        f"{V} only. A dash: undecided.",
     )
 
 
@@ -308,12 +292,10 @@ def _learnt(run: Run, features: Encoded) -> None:
             }
         report.figure(
             figures.over_epochs(lines),
-            f"{literal(method)}, {GRIDS[grid]}, mean over {_seeds(run)}: on L2-normalised "
-            f"backbone features of {chosen.monitored} test images, 8 views of "
-            "each "
-            "under the augmentation trained with; epoch 0 is the untrained network. "
-            "Alignment is E ||f(x_1) - f(x_2)||^2 over two views of an image; "
-            "mu_k is the center of class k.",
+            f"{literal(method)}, {GRIDS[grid]}, mean over {_seeds(run)}: on L2-normalised backbone "
+            f"features of {chosen.monitored} test images, 8 views of each under the augmentation "
+            "trained with; epoch 0 is the untrained network. Alignment is E ||f(x_1) - f(x_2)||^2 "
+            "over two views of an image; mu_k is the center of class k.",
         )
         mine = {key: found for key, found in features.items() if key[3] == method}
         panels = {
@@ -330,12 +312,9 @@ def _learnt(run: Run, features: Encoded) -> None:
         report.figure(
             figures.over_delta(panels, chosen.delta, "delta / delta_max of the encoder"),
             f"Concentration in feature space, {literal(method)}: the same images and views as in "
-            "pixels (block 0), as L2-normalised backbone features of "
-            "the encoder "
-            f"trained with that augmentation; the band holds all seeds. delta_max is each "
-            f"encoder's own. {CONTROL} The gap between the two is what "
-            "the "
-            "encoder knows of classes.",
+            "pixels (block 0), as L2-normalised backbone features of the encoder trained with "
+            "that augmentation; the band holds all seeds. delta_max is each encoder's own. "
+            f"{CONTROL} The gap between the two is what the encoder knows of classes.",
         )
 
 
@@ -400,11 +379,10 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
     controls = {name: found["rows"]["1-sigma (control)"][0] for name, found in named.items()}
     report.figure(
         figures.against_error(points, controls, untrained),
-        f"Test error ({MEANT}) after the last epoch against 1 - sigma at the dashed delta. "
-        f"Bars are ranges over "
-        f"{next(iter(named.values()))['blocks']} blocks "
-        f"of images and {_seeds(run)}; a cross stands where the null control's 1 - sigma "
-        f"is; dashed: the untrained network.",
+        f"Test error ({MEANT}) after the last epoch against 1 - sigma at the dashed delta. Bars "
+        f"are ranges over {next(iter(named.values()))['blocks']} blocks of images and "
+        f"{_seeds(run)}; a cross stands where the null control's 1 - sigma is; dashed: the "
+        "untrained network.",
     )
     table = [
         {
@@ -423,17 +401,16 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
     over = f"mean and range over {_seeds(run)}"
     report.table(
         table,
-        f"Errors on clean test images after the last epoch, {over}, all on L2-normalised "
-        f"backbone features.",
+        f"Errors on clean test images after the last epoch, {over}, all on L2-normalised backbone "
+        "features.",
     )
     pairs = [name for name in named if len(name) == 2 and errors["kNN"].get(name)]
     if len(pairs) == 10:
         _tests(run, method, {name: named[name] for name in pairs}, errors, features)
     else:
         report.text(
-            f"A test of the correlation wants all ten pairs of the five operations (they "
-            f"share letters); this run has {len(pairs)} of them, and "
-            "claims none."
+            "A test of the correlation wants all ten pairs of the five operations (they share "
+            f"letters); this run has {len(pairs)} of them, and claims none."
         )
 
 
@@ -504,20 +481,15 @@ def _tests(
     run.report.table(
         headline,
         f"Does error rise with 1 - sigma over the ten pairs? {literal(method)}. Pairs share "
-        "letters, so the test relabels the five operations, in all 120 "
-        "ways; the "
-        f"smallest p it can give is 1/120. Lowest, highest and standard deviation are over "
-        f"{blocks} blocks x {_seeds(run)}: conditional on these "
-        "ten pairs, "
-        "and no confidence interval for others.",
+        "letters, so the test relabels the five operations, in all 120 ways; the smallest p it "
+        f"can give is 1/120. Lowest, highest and standard deviation are over {blocks} blocks x "
+        f"{_seeds(run)}: conditional on these ten pairs, and no confidence interval for others.",
     )
     run.report.table(
         list(table.values()),
-        "Other numbers as predictors of error: Spearman's correlation and its one-sided p, "
-        "by the same test. They were not chosen beforehand: of "
-        "so many, "
-        "some p will be small by chance. The area in features is of the trained encoder, "
-        "not of the augmentation alone.",
+        "Other numbers as predictors of error: Spearman's correlation and its one-sided p, by the "
+        "same test. They were not chosen beforehand: of so many, some p will be small by chance. "
+        "The area in features is of the trained encoder, not of the augmentation alone.",
     )
 
 
@@ -535,8 +507,7 @@ def _findings(run: Run, pixels: Kept, features: Encoded) -> None:
         run.report.text(f"## What follows: {literal(method)}\n\n{in_words(said)}")
         run.report.table(
             [finding._asdict() for finding in said],
-            "Statements and verdicts, made from the numbers above. Of two augmentations "
-            "one is called smaller if the 95 % interval of the paired "
-            "difference "
-            "(over blocks of images, or over seeds) says so.",
+            "Statements and verdicts, made from the numbers above. Of two augmentations one is "
+            "called smaller if the 95 % interval of the paired difference (over blocks of images, "
+            "or over seeds) says so.",
         )

@@ -70,7 +70,7 @@ class Settings:
     """
 
     data: str = "shapes"
-    """What to look at: shapes, cifar10, npz:PATH, folder:PATH, ..."""
+    """Images: shapes, cifar10, npz:PATH, folder:PATH, ..."""
     image_size: int = 0
     """Resize images to this side; 0 keeps their own."""
     images: int = 2000
@@ -139,8 +139,8 @@ class Settings:
                 )
         if len(self.optimizers) not in (1, len(self.methods)):
             raise settings.SettingsError(
-                f"{len(self.optimizers)} optimizers for {len(self.methods)} methods: give "
-                f"one, or one for each."
+                f"{len(self.optimizers)} optimizers for {len(self.methods)} methods: give one, or "
+                "one for each."
             )
         if self.per_class < 2 or self.views < 2 or not 0 < self.delta <= 1:
             given = f"{self.per_class}, {self.views}, {self.delta}"
@@ -154,8 +154,8 @@ class Settings:
             )
         if self.sharpened == 1 or self.sharpened < 0:
             raise settings.SettingsError(
-                f"sharpened is 0, which leaves it out, or at least 2 images of a class, "
-                f"not {self.sharpened}."
+                "sharpened is 0, which leaves it out, or at least 2 images of a class, not "
+                f"{self.sharpened}."
             )
 
 
@@ -194,8 +194,8 @@ def check(chosen: Settings) -> str:
     if int(counts.min()) < 2:
         alone = [sets[0].classes[label] for label in (counts < 2).nonzero().flatten().tolist()]
         raise settings.SettingsError(
-            f"{chosen.data}: {', '.join(alone)} has fewer than 2 training images, so no "
-            f"distance within it. Add some."
+            f"{chosen.data}: {', '.join(alone)} has fewer than 2 training images, so no distance "
+            "within it. Add some."
         )
     _monitor(chosen)
     return " ".join(
@@ -209,8 +209,8 @@ def _stem(backbone: str) -> str:
     made = settings.call(backbone, models)
     if not isinstance(made, models.Backbone):
         raise settings.SettingsError(
-            f"{backbone!r} is no backbone. Write such as Backbone('resnet18', "
-            f"stem='strided', width=0.25)."
+            f"{backbone!r} is no backbone. Write such as Backbone('resnet18', stem='strided', "
+            "width=0.25)."
         )
     return made.stem
 

@@ -1,4 +1,4 @@
-"""Which learning rate suits a method with an augmentation?
+"""The learning rate that suits a method with an augmentation.
 
 The rate is chosen once, on abcde, and then frozen for the study of concentration.
 """

@@ -38,9 +38,9 @@ class Settings:
     """The defaults are the preset `default`: 964 upright characters, some minutes on two cores."""
 
     data: str = "omniglot-upright"
-    """What to train on: omniglot (3,856 classes), omniglot-upright (964), ..."""
+    """Training images: omniglot (3,856 classes), omniglot-upright (964), ..."""
     unseen: str = "omniglot-upright"
-    """Whose split `unseen` is verified."""
+    """Data set whose split `unseen` is verified."""
     image_size: int = 28
     images: int = 0
     """Training images, class-balanced; 0 takes all."""
@@ -130,8 +130,8 @@ def check(chosen: Settings) -> str:
             f"{chosen.ranks}"
         )
         raise settings.SettingsError(
-            f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} "
-            f"processes. Start `{command}`."
+            f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} processes. Start "
+            f"`{command}`."
         )
     train, test = check_data(_recipe(cells(chosen)[0], chosen))
     for cell in cells(chosen):
@@ -244,9 +244,9 @@ def report(run: Run) -> None:
     run.report.title = f"Sampled classes and verification: {literal(chosen.data)}"
     run.report.lead = (
         f"{literal(chosen.margin)} at s = {chosen.scale:g} on {literal(chosen.data)}, "
-        f"{chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). "
-        f"Each step sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of "
-        f"characters of {literal(chosen.unseen)}, of other alphabets."
+        f"{chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). Each step "
+        f"sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of characters of "
+        f"{literal(chosen.unseen)}, of other alphabets."
     )
 
     def mean(name: str, **of: Any) -> float:
@@ -279,8 +279,8 @@ def report(run: Run) -> None:
     figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")
     run.report.figure(
         figure,
-        "The angle between embeddings and the center of their class during training, as a "
-        "mean over each epoch.",
+        "The angle between embeddings and the center of their class during training, as a mean "
+        "over each epoch.",
     )
     intervals = [
         {
@@ -296,8 +296,8 @@ def report(run: Run) -> None:
     ]
     run.report.table(
         intervals,
-        "With 95 % intervals: of the accuracy from the spread over folds, of a TAR as if "
-        "pairs were independent.",
+        "With 95 % intervals: of the accuracy from the spread over folds, of a TAR as if pairs "
+        "were independent.",
     )
     with (run.home / "published.csv").open(encoding="utf-8") as file:
         published = [

@@ -56,9 +56,7 @@ def streamed(n=40, budget=1, workers=0, source=Numbers):
 
 
 def gone(process, patience=10.0):
-    """Whether a process ends within some seconds; what has ended and is not collected yet is gone
-    as well.
-    """
+    """Return whether a process ends within some seconds, collected by its parent or not."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -105,7 +105,7 @@ def test_no_entry_is_read_by_a_seek(tmp_path, monkeypatch):
 
 
 def others(folder):
-    """What is no file, by the word that a message has for it."""
+    """Places that are no files, by the word that a message has for them."""
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(folder / "socket"))

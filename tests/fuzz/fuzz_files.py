@@ -282,7 +282,7 @@ KINDS = {"npz": npz_case, "images": image_case, "folders": folder_case, "centers
 
 
 def is_text(said: str) -> bool:
-    """Whether a log in UTF-8 can hold it."""
+    """Return whether a log in UTF-8 can hold it."""
     try:
         return bool(said.encode())
     except UnicodeEncodeError:

@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What went wrong, in which case (its number makes it again)."""
+    """A fault, and the number of its case, which makes it again."""
 
     kind: str
     number: int
@@ -196,7 +196,7 @@ def value_of(case: Case, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def beyond(case: Case, views: list[Tensor]) -> bool:
-    """Whether entries are too large for a loss that grows with their fourth power."""
+    """Return whether entries are too large for a loss that grows with their fourth power."""
     if case.name not in ("vicreg", "spectral_contrastive"):
         return False
     first, second = (float(view.abs().double().max()) if view.numel() else 0.0 for view in views)
@@ -206,7 +206,7 @@ def beyond(case: Case, views: list[Tensor]) -> bool:
 
 
 def bad(number: int, case: Case) -> Finding | None:
-    """What is wrong with the outcome of a case, or None."""
+    """Return the fault in the outcome of a case, or None."""
     shapes = ", ".join(f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in case.tensors)
     told = f"{case.name}({shapes}, {case.settings})"
     meta = any(x.is_meta for x in case.tensors)

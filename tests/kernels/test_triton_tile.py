@@ -55,8 +55,8 @@ def test_a_cpu_never_loads_triton():
         "NoMargin\n"
     )
     code += (
-        "m.margin_cross_entropy(torch.eye(2), torch.eye(2)[:, None], torch.arange(2), "
-        "NoMargin(), scale=1.0); print('triton' in sys.modules)"
+        "m.margin_cross_entropy(torch.eye(2), torch.eye(2)[:, None], torch.arange(2), NoMargin(), "
+        "scale=1.0); print('triton' in sys.modules)"
     )
     run = in_a_process_of_its_own("-c", code)
     assert run.stdout.strip() == "False", run.stderr

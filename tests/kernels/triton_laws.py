@@ -1,5 +1,6 @@
-"""What Triton's passes over a tile must hold: the same as torch's own, run by test_triton_tile.py
-in a process of its own.
+"""Laws of Triton's passes over a tile: they equal torch's own.
+
+test_triton_tile.py runs this file in a process of its own.
 
 There TRITON_INTERPRET=1 has numpy carry the kernels out on the CPU; without it they are compiled
 and run on the GPU.

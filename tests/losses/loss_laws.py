@@ -1,5 +1,6 @@
-"""What every loss of two views must hold: its formula in float64, its two doors, its symmetries,
-bf16, and the same on any number of ranks.
+"""Laws of every loss of two views.
+
+Its formula in float64, its two doors, its symmetries, bf16, and the same on any number of ranks.
 """
 
 import functools
@@ -221,8 +222,8 @@ class LossLaws:
         parts = [(z, z), (z, z[:, :2]), (z[:0], z[:0])]
         first, second, third = pool.run(3, refusal, type(self).function, parts)
         assert second.startswith(
-            "Two views are two matrices (B, D) of one shape, row i of both from one image, "
-            "not (4, 3) and (4, 2)."
+            "Two views are two matrices (B, D) of one shape, row i of both from one image, not (4, "
+            "3) and (4, 2)."
         )
         assert first == third == f"Rank 1 of 3 refused its batch: {second}"
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 
 
 def say(group, rank, name, settings, inputs):
-    """What a rank hears that makes a loss by its own settings and gives it its own inputs."""
+    """Return the error that a rank hears whose loss has its own settings and inputs."""
     torch.manual_seed(0)
     loss = getattr(losses, name[rank])(**settings[rank], group=group)
     try:

@@ -198,8 +198,10 @@ def test_averages_stay_float32(turn):
 def test_second_derivatives(text):
     x, y = batch(3, 4)
     w = torch.randn(4, 1, 4, dtype=torch.float64)
-    # -- of these inputs
-    call = lambda x, w: margin_softmax(x, y, w, margin=make(text), scale=4.0, label_smoothing=0.1)  # noqa: E731
+
+    def call(x, w):
+        return margin_softmax(x, y, w, margin=make(text), scale=4.0, label_smoothing=0.1)
+
     assert torch.autograd.gradgradcheck(call, (x.requires_grad_(), w.requires_grad_()), atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import sys
 def test_importing_the_losses_loads_the_core_only():
     heavy = "torchvision timm kornia sklearn plotly tyro rich"
     code = (
-        f"import sys, marginlab.losses, marginlab.losses.functional; print(*[m for m in "
+        "import sys, marginlab.losses, marginlab.losses.functional; print(*[m for m in "
         f"'{heavy}'.split() if m in sys.modules])"
     )
     answer = subprocess.run(

@@ -197,7 +197,7 @@ def test_excluded_classes_have_the_same_columns_on_every_rank(pool):
 
 
 def reloaded(group, rank, saved, held):
-    """What a head of `held` classes says of the state dict of one of `saved` on the same ranks."""
+    """Return the error of a head of `held` classes that loads the state dict of `saved` classes."""
     old, new = (
         PartialFC(C, 4, subcenters=2, group=group, seed=seed) for C, seed in ((saved, 1), (held, 2))
     )

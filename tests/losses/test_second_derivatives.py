@@ -76,7 +76,7 @@ def twice_on_a_rank(group, rank, name, parts, grads):
 @pytest.mark.parametrize("name", OVER_RANKS)
 @pytest.mark.parametrize("grads", ["sum", "mean"])
 def test_on_ranks_they_are_those_of_one_rank(pool, name, grads):
-    """Those of the sum over the ranks of what each makes of its own gradient."""
+    """The sum over ranks of a function of each rank's gradient has the derivatives of one rank."""
     expected = twice(name, ALL, grads)
     parts = [slice(0, 3), slice(3, 3), slice(3, 7)]
     answers = pool.run(3, twice_on_a_rank, name, parts, grads)

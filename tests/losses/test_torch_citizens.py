@@ -1,4 +1,4 @@
-"""What torch promises of a function: second derivatives, torch.func, compile, export, meta."""
+"""Promises of torch for every function: second derivatives, torch.func, compile, export, meta."""
 
 import functools
 import subprocess

@@ -1,4 +1,4 @@
-"""What every margin must hold: the interface."""
+"""Laws of every margin: its interface."""
 
 import copy
 import pickle

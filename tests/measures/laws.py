@@ -1,5 +1,6 @@
-"""What every measure must satisfy, as a mixin: a test class names a measure, its data, and what of
-the result is compared.
+"""Laws of every measure, as a mixin.
+
+A test class names a measure, its data, and the fields of the result that are compared.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""What all measures owe to torchmetrics: collections, dtypes, arithmetic, logging and plots."""
+"""Measures among torchmetrics: collections, dtypes, arithmetic, logging and plots."""
 
 import copy
 import pickle
@@ -161,7 +161,7 @@ def test_arithmetic_and_logging_are_about_the_numbers_of_a_result(kind):
 
 @KINDS
 def test_plots_are_of_the_numbers(kind, monkeypatch):
-    """What matplotlib is given: a dict of numbers, or a list of such dicts over time."""
+    """Values that matplotlib is given: a dict of numbers, or a list of such dicts over time."""
     given = []
     monkeypatch.setattr(Measure, "_plot", lambda self, val, ax: given.append(val))
     measure = fed(SETTINGS[kind][0](), kind, BATCHES[:3])

@@ -1,5 +1,6 @@
-"""What follows from d_A: sigma by search, single numbers, blocks; and that it is the truth where
-all views can be listed.
+"""Sigma from d_A: by search, as single numbers, by blocks.
+
+Where all views can be listed, it is compared with the truth.
 """
 
 import itertools

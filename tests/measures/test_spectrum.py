@@ -281,7 +281,7 @@ def test_lidar_does_not_change_with_rotations_order_shifts_or_scale_with_delta(z
 
 
 def test_lidar_does_not_change_with_linear_maps_when_delta_is_small():
-    """What discriminant analysis is for, and RankMe lacks."""
+    """Discriminant analysis does not depend on a linear map of the features; RankMe does."""
     z = drawn(0, 200, 4, torch.ones(6).double())
     stretched = z * torch.tensor([1.0, 3.0, 10.0, 0.1, 0.5, 30.0]).double()
     assert float(lidar(stretched, delta=1e-12).LiDAR) == pytest.approx(

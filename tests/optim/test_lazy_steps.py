@@ -12,7 +12,7 @@ KINDS = ("sgd", "adamw")
 
 
 def pair(kind, options):
-    """What makes our optimizer of these options, and torch's."""
+    """Return the makers of our optimizer with these options, and of torch's."""
     if kind == "sgd":
         return (lambda p, lr, **more: LazySGD(p, lr, **options, **more)), (
             lambda p, lr: torch.optim.SGD(p, lr, **options)

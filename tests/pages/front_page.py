@@ -1,8 +1,8 @@
-"""What the README of the project says of the studies, and the page that all studies share."""
+"""Numbers of the project's README on the studies, and of the page that all studies share."""
 
 from bounds_page import COSFACE
 from bounds_page import Table as Bounds
-from concentration_page import Table, correlations, p
+from concentration_page import Table, correlations, minutes, p
 from page import Page, near, up
 from small_pages import process_shares
 
@@ -17,9 +17,15 @@ def front() -> Page:
         f"{p(max(chances))}"
     )
     new = [Bounds(name).end(COSFACE, "certified[new]") for name in ("shapes", "digits")]
-    page.says(f"at most {up(100 * new[0], 1)} % err by a certificate there and at most")
+    page.says(f"at most {up(100 * new[0], 1)} % err there by a certificate, and at most")
     page.says(f"{up(100 * new[1], 1)} % on scikit-learn's digits")
-    shares = process_shares()
+    page.says(f"and {minutes()} minutes on an older one")
+    return page
+
+
+def speed() -> Page:
+    """The row of the benchmarks' page that rests on a study."""
+    page, shares = Page("benchmarks/README.md"), process_shares()
     page.says(f"{near(shares[0], 2)} with all classes, {near(shares[1], 2)} with a tenth sampled")
     return page
 

@@ -8,7 +8,7 @@ import sys
 
 from bounds_page import bounds
 from concentration_page import concentration
-from front_page import front, shared
+from front_page import front, shared, speed
 from page import Page
 from small_pages import learning_rate, partial_fc
 
@@ -19,7 +19,7 @@ def faults() -> dict[str, list[str]]:
     """Say what is wrong on each page; of the README, of which only some sentences are of studies,
     numbers without a source are not looked for."""
     found = {page: make().faults() for page, make in PAGES.items()}
-    return found | {front.__name__: front().wrong}
+    return found | {front.__name__: front().wrong, speed.__name__: speed().wrong}
 
 
 def main() -> int:

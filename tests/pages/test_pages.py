@@ -1,7 +1,7 @@
 """Every number on a study's page follows from its committed tables, or is named with a reason."""
 
 import pytest
-from front_page import front
+from front_page import front, speed
 from page import ROOT, Page, down, near, up
 from recompute import PAGES
 
@@ -14,7 +14,8 @@ def test_every_number_of_a_page_has_a_source(name):
 
 
 def test_what_the_readme_says_of_the_studies_follows_from_them():
-    assert not front().wrong, "\n".join(front().wrong)
+    for page in (front(), speed()):
+        assert not page.wrong, "\n".join(page.wrong)
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
-"""What a real training step of a head allocates and exchanges: the peak of all allocations, and the
-payload of every collective.
-"""
+"""Measured step of a head: the peak of its allocations, and the payload of every collective."""
 
 import contextlib
 

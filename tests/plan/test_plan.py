@@ -328,8 +328,8 @@ def test_the_published_table_is_whole():
 def test_the_command_prints_the_plan(capsys):
     """The command of the issue; its class count is written as a float, and is whole."""
     arguments = (
-        "--classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80 --sample-rate 0.1 "
-        "--subcenters 1 --weights float32"
+        "--classes 29e6 --dim 512 --batch 128 --ranks 8 --memory 80 --sample-rate 0.1 --subcenters "
+        "1 --weights float32"
     ).split()
     assert main(arguments) == 0
     text = capsys.readouterr().out

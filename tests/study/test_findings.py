@@ -17,9 +17,7 @@ WORTH = {"a": 0.0, "d": 0.01, "c": 0.09, "e": 0.2, "b": 0.3}
 
 
 def made(sigma, scatter=0.001, deep=None, seed=0):
-    """What `concentrate` keeps of an augmentation with this 1 - sigma; `deep` at V = 32, 64 and
-    sharpened.
-    """
+    """Return the record of `concentrate` for this 1 - sigma; `deep` at V = 32, 64 and sharpened."""
     noise = np.random.default_rng(seed).normal(0, scatter, 4)
     deep = (sigma,) * 3 if deep is None else deep
     rows = {

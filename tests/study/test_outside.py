@@ -111,7 +111,7 @@ def test_the_engine_starts_without_torch():
     heavy = ("torch", "plotly", "tyro", "rich", "numpy")
     look = (
         f"import sys, marginlab.study.__main__; print([name for name in {heavy} if name in "
-        f"sys.modules])"
+        "sys.modules])"
     )
     loaded = run("-c", look, path=ROOT, folder=ROOT)
     assert loaded.stdout.strip() == "[]", loaded.stderr

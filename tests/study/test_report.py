@@ -40,7 +40,7 @@ def report(run):
 
 
 class Page(HTMLParser):
-    """What a page loads, its tags, and its texts outside scripts."""
+    """Addresses that a page loads, its tags, and its texts outside scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""What befalls a run folder: a disk that is full, a place that may only be read, files that a crash
-emptied, a removal.
-"""
+"""Faults of a run folder: a full disk, a read-only place, files emptied by a crash, a removal."""
 
 import errno
 import json
@@ -116,8 +114,10 @@ def test_a_cell_that_fills_the_disk_ends_the_run_by_a_sentence(study):
     (study.parent / "full1").touch()
     environment = os.environ | {"PYTHONPATH": str(Path(marginlab.__file__).parent.parent)}
     command = [sys.executable, "-m", "marginlab.study", str(study), "--folder", "run"]
-    # - for one call
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit
     )

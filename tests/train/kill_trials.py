@@ -80,7 +80,7 @@ def until(true: Callable[[], bool], otherwise: str, patience: float = PATIENCE) 
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs, and is not only kept until somebody asks how it ended."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -129,7 +129,7 @@ class Start:
         return []
 
     def ended(self) -> bool:
-        """Whether the leader has."""
+        """Return whether the leader has ended."""
         if self._status is None and (ended := os.waitpid(self.leader, os.WNOHANG))[0]:
             self._status = os.waitstatus_to_exitcode(ended[1])
         return self._status is not None
@@ -142,7 +142,7 @@ class Start:
 
 
 def _command(folder: Path, ranks: int, restarts: int, said: Path) -> int:
-    """What a user types."""
+    """Start a run by the command that a user types."""
     recipe = folder.with_name("recipe.toml")
     torchrun = [
         sys.executable,
@@ -199,7 +199,7 @@ def _forked(folder: Path, ranks: int, said: Path) -> int:
 
 
 def _train(folder: Path, rank: int, ranks: int, store: Path, said: Path) -> None:
-    """What a forked rank does; it does not return."""
+    """Train as a forked rank, and exit."""
     with said.open("a") as out:
         try:
             dist.init_process_group(

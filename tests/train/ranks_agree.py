@@ -48,9 +48,7 @@ LOOP = sys.modules["marginlab.train.fit"]  # the module: its package has a funct
 
 
 class Said(NamedTuple):
-    """What a run said: the loss of each step, the median seconds of one, and the payloads and the
-    gradients' bytes of the last.
-    """
+    """Record of a run: losses, median seconds of a step, payloads and bytes of gradients."""
 
     losses: list[float]
     seconds: float
@@ -128,7 +126,7 @@ def worker(recipe: Path, steps: int, dtype: str, folder: Path, result: Path) -> 
 
 
 def trained(recipe: Recipe, steps: int, dtype: str, processes: int, threads: int = 1) -> Said:
-    """What a run says that is started on so many processes, with so many threads each."""
+    """Return the record of a run on so many processes, with so many threads each."""
     with tempfile.TemporaryDirectory() as place:
         own, result = Path(place) / "recipe.toml", Path(place) / "said.json"
         own.write_text(settings.to_toml(recipe))
@@ -165,8 +163,9 @@ def apart(one: Said, two: Said) -> float:
 
 
 def exchanged(said: Said, recipe: Recipe, rate: float, classes: int, dim: int, margin: str) -> str:
-    """What a rank of two gives into the collectives of a step, in words; what the planner foresees
-    for the head is looked for among it.
+    """Describe what a rank of two gives into the collectives of a step.
+
+    The payloads that the planner foresees for the head must be among them.
     """
     rest = [tuple(pair) for pair in said.payloads]
     words = f"{sum(n for _, n in rest):,} bytes of a rank in {len(rest)} collectives of a step"
@@ -228,8 +227,8 @@ def main(arguments: list[str]) -> int:
                         trained(recipe, steps, dtype, 1), trained(recipe, steps, dtype, 2)
                     )
                     say(
-                        f"{preset}, seed {seed}, {dtype}: {steps} losses on 1 and 2 "
-                        f"processes differ by at most {worst:.1e}; allowed is {most:.0e}"
+                        f"{preset}, seed {seed}, {dtype}: {steps} losses on 1 and 2 processes "
+                        f"differ by at most {worst:.1e}; allowed is {most:.0e}"
                     )
                     failed |= not worst <= most
         for processes, threads in ((1, 1), (1, 2), (2, 1)) if options.timed else ():

@@ -195,7 +195,7 @@ def test_a_measure_that_refuses_the_data_does_not_keep_the_folder(tmp_path):
 
 
 def test_nothing_else_is_given_back(tmp_path):
-    """What a run has kept, what was there before, and what somebody put there."""
+    """Files that a run kept, that were there before, and that somebody put there stay."""
 
     def fail(folder, prepare=lambda folder: None):
         def work():

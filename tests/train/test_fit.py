@@ -255,8 +255,8 @@ def test_a_view_for_each_rank_is_too_few_for_batch_normalisation(pool, tmp_path)
     # the last maps are single pixels
     for said in pool.run(4, refused, replace(small, image_size=8), tmp_path / "run"):
         assert (
-            "A micro-batch is one view (batch = 4, accumulate = 1): Expected more than 1 "
-            "value per channel" in said
+            "A micro-batch is one view (batch = 4, accumulate = 1): Expected more than 1 value per "
+            "channel" in said
         )
     assert not (tmp_path / "run").exists()
 
@@ -328,7 +328,7 @@ def test_a_compiled_run_is_close_to_an_eager_one(whole, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(settings.to_toml(replace(SMALL, compile=True, epochs=1)))
     child = (
-        f"import functools, torch; torch.compile = functools.partial(torch.compile, "
+        "import functools, torch; torch.compile = functools.partial(torch.compile, "
         f"backend='aot_eager')\n{CHILD}"
     )
     subprocess.run(

@@ -161,7 +161,7 @@ def session(number):
 
 
 def left(number, patience=15.0):
-    """What is left of a session after some seconds, at most."""
+    """Return the processes of a session that are left after some seconds, at most."""
     until = time.monotonic() + patience
     while (found := session(number)) and time.monotonic() < until:
         time.sleep(0.05)

@@ -1,5 +1,6 @@
-"""What stops a training: numbers that are not finite, found by layer and agreed by the ranks, and
-SIGTERM, after which a run goes on bit for bit.
+"""Stops of a training: numbers that are not finite, and SIGTERM.
+
+The first are found by layer and told to all ranks; after the second a run goes on bit for bit.
 """
 
 import os
