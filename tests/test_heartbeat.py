@@ -32,7 +32,7 @@ for rank in range(3):
         ranks.join("gloo")
         (place / f"here{rank}").touch()
         while not ranks.broadcast((place / "enough").exists()):
-            ranks.total(torch.ones(1))
+            ranks.all_reduce(torch.ones(1))
             time.sleep(0.01)
         if rank == 0:
             time.sleep(3.0)  # works longer than it may be silent, and after the others have left

@@ -14,18 +14,18 @@ from marginlab import ranks
 def _weighted(group, rank, parts, weights, grads):
     """L = sum over ranks of sum(gathered * weights of the rank), and total(part sums) squared."""
     x = parts[rank].clone().requires_grad_()
-    gathered = ranks.gather(x, group)
+    gathered = ranks.all_gather(x, group)
     loss = (
-        ranks.total((gathered * weights[rank]).sum(), group, grads)
-        + ranks.total(x.sum(), group, grads) ** 2
+        ranks.all_reduce((gathered * weights[rank]).sum(), group, grads)
+        + ranks.all_reduce(x.sum(), group, grads) ** 2
     )
     loss.backward()
     return (
         gathered.detach(),
         loss.detach(),
         x.grad,
-        ranks.counts(len(x), group),
-        ranks.share(10, group),
+        ranks.rows_per_rank(len(x), group),
+        ranks.rank_slice(10, group),
     )
 
 
@@ -58,7 +58,7 @@ def _exchanged(group, rank, rows):
     gradient; upstream it is not contiguous.
     """
     x = torch.ones(rows[rank], 2, dtype=torch.float64, requires_grad=True)
-    gathered = ranks.gather(x, group, held=rows)
+    gathered = ranks.all_gather(x, group, held=rows)
     seen = []
     reduce, scatter = dist.all_reduce, dist.reduce_scatter
     dist.all_reduce = lambda *_, **__: seen.append("all-reduce")
@@ -86,9 +86,9 @@ def test_the_gradient_of_gathered_rows_is_one_reduce_scatter_of_parts_of_the_wid
 
 def _fail(group, rank):
     try:
-        ranks.first(lambda: 1 / 0, group)
+        ranks.broadcast_from_first(lambda: 1 / 0, group)
     except ZeroDivisionError:
-        return ranks.first(lambda: rank, group), ranks.broadcast(rank + 5, group)
+        return ranks.broadcast_from_first(lambda: rank, group), ranks.broadcast(rank + 5, group)
 
 
 @pytest.mark.xdist_group("ranks")
@@ -113,7 +113,7 @@ def _die(group, rank):
 
 @pytest.mark.xdist_group("ranks")
 def test_the_pool_outlives_a_dead_rank(pool):
-    with pytest.raises(AssertionError, match="rank 0 of 2 failed"):
+    with pytest.raises(AssertionError, match="rank [01] of 2 failed"):
         pool.run(2, _die)
     assert pool.run(4, _fail) == [(0, 5)] * 4
 
@@ -138,7 +138,7 @@ for start in range(2):
             time.sleep(start * (1 - rank))
             word = ranks.join("gloo", timedelta(seconds=30))
             said = word.check(["here"])
-            total = ranks.total(torch.tensor(1.0 + rank)).item()
+            total = ranks.all_reduce(torch.tensor(1.0 + rank)).item()
             word.set("here", "x")
             dist.destroy_process_group()
             os._exit(0 if total == 3.0 and not said else 1)
@@ -167,9 +167,15 @@ def test_ranks_that_are_started_again_hear_nothing_of_those_before():
 
 def test_without_a_group_nothing_is_done():
     x = torch.ones(3)
-    assert ranks.total(x) is x
-    assert ranks.gather(x) is x
-    assert (ranks.size(), ranks.rank(), ranks.counts(3), ranks.broadcast(2), ranks.share(7)) == (
+    assert ranks.all_reduce(x) is x
+    assert ranks.all_gather(x) is x
+    assert (
+        ranks.size(),
+        ranks.rank(),
+        ranks.rows_per_rank(3),
+        ranks.broadcast(2),
+        ranks.rank_slice(7),
+    ) == (
         1,
         0,
         [3],

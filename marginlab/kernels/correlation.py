@@ -50,7 +50,7 @@ def off_diagonal_squares(
         x, y: This rank's rows (B, D), float32 or float64; a rank may have none (0, D). Rows far
             from the origin lose digits: subtract a common origin first.
         means, scales: (m, n) and (u, v), the same numbers on every rank, such as results of
-            `ranks.total`.
+            `ranks.all_reduce`.
         rows: N, the number of rows of all ranks.
         half: The caller's promise that y, n and v are x, m and u, up to one factor of all scales.
             The matrix is then symmetric, and each unordered pair is computed once.

@@ -76,7 +76,7 @@ class Problem:
         self.found: Margin = margin  # with the state before this pass
         if margin.batchwise:
             if over.classes:
-                self.cosine = ranks.total(self.cosine, over.group)
+                self.cosine = ranks.all_reduce(self.cosine, over.group)
             self.targets = self._of_the_whole_batch()
         self.forward_tile, self.backward_tile = pointwise(columns, self.part(slice(None)))
         # along: d loss / d |x|
@@ -115,9 +115,11 @@ class Problem:
         before, everyone = 0, rows
         if not self.over.classes:
             before = sum(
-                ranks.counts(len(rows), self.over.group, rows.device)[: ranks.rank(self.over.group)]
+                ranks.rows_per_rank(len(rows), self.over.group, rows.device)[
+                    : ranks.rank(self.over.group)
+                ]
             )
-            everyone = ranks.gather(rows, self.over.group)
+            everyone = ranks.all_gather(rows, self.over.group)
         made, self.found = self.margin.found(everyone[:, 0], everyone[:, 1], everyone[:, 2].bool())
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
@@ -188,7 +190,7 @@ class Problem:
         sent = [sums.highest, sums.total, *more]
         if self.targets is None:
             sent.append(self.cosine)
-        everyone = ranks.all_equal(torch.stack(sent), self.over.group)  # (N, 2 to 6, B)
+        everyone = ranks.all_gather_stack(torch.stack(sent), self.over.group)  # (N, 2 to 6, B)
         if self.targets is None:
             self.cosine = everyone[:, -1].sum(0)  # only one rank has the class
         highest = everyone[:, 0].amax(0)

@@ -53,5 +53,5 @@ def agreed(
     alike = settings() if ranks.size(group) > 1 else {}
     alike |= {"dtype": getattr(embeddings, "dtype", None), "columns of excluded classes": width}
     rows = 0 if error is not None else len(embeddings)
-    held = ranks.agreed(rows, error, group, device, what="PartialFC", **alike)
+    held = ranks.raise_together(rows, error, group, device, what="PartialFC", **alike)
     return labels, exclude if width else None, held

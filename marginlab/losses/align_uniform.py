@@ -89,7 +89,7 @@ def align_uniform(
                 z1,
                 z2,
             )
-        y = ranks.gather(x, group)
+        y = ranks.all_gather(x, group)
         own = torch.arange(first, first + len(x), device=x.device)[:, None]
         if ranks.size(group) == 1:
             sums = [
@@ -104,9 +104,9 @@ def align_uniform(
         potential = torch.stack(sums, 1)  # (B, 2)
         # The largest of all ranks is a constant: the sum over the rows is taken relative to it, and
         # it is given back after the logarithm
-        largest = ranks.gather(potential.detach(), group).amax(0)
+        largest = ranks.all_gather(potential.detach(), group).amax(0)
         distance = _power_of_length(x[:, 0] - x[:, 1], alpha)
-        totals = ranks.total(
+        totals = ranks.all_reduce(
             torch.cat((distance.sum()[None], (potential - largest).exp().sum(0))), group
         )
         uniformity = (totals[1:].log() + largest).mean() - 2 * t - math.log(n * (n - 1))

@@ -94,7 +94,7 @@ class EmbeddingBank(nn.Module):
             RuntimeError: In a forward pass that is run again: the bank may have moved on since.
         """
         self._refuse("read")
-        return self.embeddings[ranks.share(self.filled, self.group)]
+        return self.embeddings[ranks.rank_slice(self.filled, self.group)]
 
     def references(self) -> References:
         """This rank's part with its labels, as references for `sup_con`.
@@ -108,7 +108,7 @@ class EmbeddingBank(nn.Module):
             raise ValueError(
                 f"{self!r} keeps no labels. Make it with labels=True and push (embeddings, labels)."
             )
-        return References(rows, self.labels[ranks.share(self.filled, self.group)])
+        return References(rows, self.labels[ranks.rank_slice(self.filled, self.group)])
 
     @torch.no_grad()
     def push(
@@ -133,7 +133,7 @@ class EmbeddingBank(nn.Module):
         if recomputing():
             self._calls.recall((embeddings,))
             return
-        (rows, named), held = ranks.accepted(
+        (rows, named), held = ranks.validate_together(
             lambda: self._checked(embeddings, labels),
             embeddings,
             self.group,
@@ -142,13 +142,13 @@ class EmbeddingBank(nn.Module):
             dim=self.dim,
         )
         self._calls.note((embeddings,), None)
-        rows = ranks.gather(rows, self.group, held=held)[-self.size :]
+        rows = ranks.all_gather(rows, self.group, held=held)[-self.size :]
         finite = rows.isfinite().all(1, keepdim=True)
         at = (self.place + torch.arange(len(rows), device=rows.device)) % self.size
         # Out of place: what was read of the bank before may be needed by a backward pass
         self.embeddings = self.embeddings.index_copy(0, at, torch.where(finite, rows, 0.0))
         if self.labels is not None and named is not None:
-            named = ranks.gather(named, self.group, held=held)[-self.size :]
+            named = ranks.all_gather(named, self.group, held=held)[-self.size :]
             self.labels = self.labels.index_copy(0, at, named)
         self.place = (self.place + len(rows)) % self.size
         self.filled = min(self.filled + len(rows), self.size)
@@ -198,7 +198,7 @@ class EmbeddingBank(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the number of rows filled."""
-        self.filled = int(ranks.local(state))
+        self.filled = int(ranks.to_local(state))
 
     def __repr__(self) -> str:
         return describe(

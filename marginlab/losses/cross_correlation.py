@@ -108,15 +108,15 @@ def cross_correlation(
         ends = (
             torch.maximum(given.amax(1), -given.amin(1)) if len(z1) else given.new_zeros(2, width)
         )
-        ends = ranks.all_equal(ends, group).amax(0)[:, None]
+        ends = ranks.all_gather_stack(ends, group).amax(0)[:, None]
         z, power = in_range(z, ends)
         ends = ends * power
         z = z * torch.where(ends > 0, ends, 1.0).log2().floor().neg().exp2()
-        origin = ranks.total(z.detach().sum(1), group) / n
+        origin = ranks.all_reduce(z.detach().sum(1), group) / n
         z = z - origin[:, None]
         whole = width * width * z.element_size() <= budget
         shared = product(z[0].T, z[1]) if whole else (z[0] * z[1]).sum(0)[None]
-        moments = ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1))), group) / n
+        moments = ranks.all_reduce(torch.cat((shared, z.sum(1), z.square().sum(1))), group) / n
         shared, shift, square = moments[:-4], moments[-4:-2], moments[-2:]
         variance = square - shift.square()
         alive = variance > (16 * torch.finfo(z.dtype).eps * origin).square()

@@ -95,7 +95,7 @@ def info_nce(
             1/classes; 0 is the ordinary loss.
         reduction: "mean" over the anchors of all ranks, "sum" over them, both the same number on
             every rank. "none": the losses of this rank's anchors, first those of z1, then those of
-            z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.total`.
+            z2: (2B,), or (B,) if not symmetric. Bring them together with `ranks.all_reduce`.
         group: Process group; None means the default group, or one rank.
         grads: "mean": gradients are those of the global loss times the number of ranks, for DDP and
             FSDP, which average. "sum": exactly those of the global loss. With reduction "none" they
@@ -127,7 +127,7 @@ def info_nce(
         "settings": (negatives, symmetric, decoupled, tau_plus, reduction, grads),
         "empty": empty,
     }
-    (z1, z2, extra), held = ranks.accepted(
+    (z1, z2, extra), held = ranks.validate_together(
         lambda: checked(z1, z2, extra_negatives, labels, negatives, tau_plus),
         z1,
         group,
@@ -138,8 +138,8 @@ def info_nce(
         x = directions(torch.cat((z1, z2)))  # once: small batches feel the number of calls
         x1, x2 = x.view(2, len(z1), x.shape[1]).unbind()
         n, first = sum(held), sum(held[: ranks.rank(group)])
-        more = x1[:0] if extra is None else ranks.gather(directions(extra), group)
-        every = None if labels is None else ranks.gather(labels.long(), group, held=held)
+        more = x1[:0] if extra is None else ranks.all_gather(directions(extra), group)
+        every = None if labels is None else ranks.all_gather(labels.long(), group, held=held)
         if n == 0 or alone(n, more, negatives, every, empty):
             same = "" if every is None or n < 2 else ", all of one label,"
             return nothing(
@@ -159,7 +159,7 @@ def info_nce(
         y1, y2 = x1[:0], x2[:0]
         if negatives != "extra_only":
             # one collective for both views
-            y1, y2 = ranks.gather(torch.stack((x1, x2), 1), group).unbind(1)
+            y1, y2 = ranks.all_gather(torch.stack((x1, x2), 1), group).unbind(1)
         # The anchors, the columns among which each is found, and the anchors' own columns
         sides = [(x1, y2), (x2, y1)][: 2 if symmetric else 1]
         if negatives == "both_views":
@@ -207,7 +207,9 @@ def info_nce(
         if reduction == "none":
             return losses
         anchors = 2 * n if symmetric else n
-        return ranks.total(losses.sum() / (anchors if reduction == "mean" else 1), group, grads)
+        return ranks.all_reduce(
+            losses.sum() / (anchors if reduction == "mean" else 1), group, grads
+        )
 
 
 def _debiased(

@@ -185,7 +185,9 @@ class MarginSoftmax(Classifier):
 
         if self._unmet and ranks.size(self.group) > 1:
             said, group = self._settings(), self.group
-            made, _ = ranks.accepted(check, embeddings, group, what="MarginSoftmax", **said)
+            made, _ = ranks.validate_together(
+                check, embeddings, group, what="MarginSoftmax", **said
+            )
             self._unmet = False
         else:
             made = check()

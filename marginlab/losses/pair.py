@@ -49,7 +49,7 @@ def wide_of_all(
     hang, or give wrong numbers.
     """
     other = {"second view": z2.dtype, **alike}
-    views, held = ranks.accepted(lambda: wide(z1, z2), z1, group, what=what, **other)
+    views, held = ranks.validate_together(lambda: wide(z1, z2), z1, group, what=what, **other)
     return *views, held
 
 

@@ -128,7 +128,7 @@ class PartialFC(Classifier):
         loss = (
             self._whole_loss(batch, part) if draw is None else self._sampled_loss(batch, part, draw)
         )
-        return ranks.own(loss, batch.held, self.group) if self.reduction == "none" else loss
+        return ranks.local_rows(loss, batch.held, self.group) if self.reduction == "none" else loss
 
     def _part_of_step(self, batch: Batch) -> Part:
         """Take a new step; a pass that is run again takes that of the first pass."""
@@ -187,7 +187,7 @@ class PartialFC(Classifier):
             raise ValueError("A window is open already: close it before the next begins.")
         check_divisible(self.margin, self.reduction, statistics)
         labels, _, held = self._agreed(self.centers.new_zeros(len(labels), self.dim), labels, None)
-        labels = ranks.gather(labels, self.group, held=held)
+        labels = ranks.all_gather(labels, self.group, held=held)
         valid = self._valid(labels)
         weights = row_weights(labels, valid, self.class_weights, torch.float64)
         step = self._next_step() if self.training and self.sample_rate < 1 else None
@@ -223,10 +223,10 @@ class PartialFC(Classifier):
         group = self.group
         factor = float(len(held)) if self.grads == "mean" and self.reduction != "none" else 1.0
         rows, labels = (
-            ranks.gather(embeddings, group, held=held, factor=factor),
-            ranks.gather(labels, group, held=held),
+            ranks.all_gather(embeddings, group, held=held, factor=factor),
+            ranks.all_gather(labels, group, held=held),
         )
-        exclude = None if exclude is None else ranks.gather(exclude, group, held=held)
+        exclude = None if exclude is None else ranks.all_gather(exclude, group, held=held)
         return Batch(rows, labels, self._valid(labels), exclude, held)
 
     def _valid(self, labels: Tensor) -> Tensor | None:
@@ -295,7 +295,7 @@ class PartialFC(Classifier):
 
         On several ranks, all give the same embeddings and get all classes.
         """
-        return ranks.gather(super().logits(embeddings).T.contiguous(), self.group).T
+        return ranks.all_gather(super().logits(embeddings).T.contiguous(), self.group).T
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -332,7 +332,7 @@ class PartialFC(Classifier):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the number of batches that were sampled for."""
-        self.step = int(ranks.local(state))
+        self.step = int(ranks.to_local(state))
 
     def extra_repr(self) -> str:
         """Describe the sizes, the scale and the rate."""

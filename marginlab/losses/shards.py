@@ -20,7 +20,7 @@ def own_part(num_classes: int, group: dist.ProcessGroup | None) -> slice:
 def own_centers(found: Tensor, key: str, num_classes: int, own: slice) -> tuple[Tensor | None, str]:
     """Return this rank's centers of a saved state, or None and the error."""
     if found.shape[:1] == (num_classes,):
-        part = ranks.local(found)
+        part = ranks.to_local(found)
         # of all classes, from one process or a file; or a shard of them
         return (found[own] if part is found else part), ""
     # a shard of more or fewer classes may have as many rows as this rank's

@@ -87,7 +87,7 @@ def spectral_contrastive(
             own = (2 * own + z.square().sum(2).square().sum(0)) / 4
         # One sum over the ranks, and all that follows is the same on every rank, as the gradient of
         # `total` asks
-        parts = ranks.total(
+        parts = ranks.all_reduce(
             torch.cat((product(z.mT, z).flatten(), positive.sum()[None], own.sum()[None])), group
         )
         one, two = parts[:-2].view(2, width, width)
@@ -104,7 +104,7 @@ def _balanced(z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[
     """
     views = torch.stack((z1, z2)).detach().flatten(1)
     ends = views.abs().amax(1) if len(z1) else views.new_zeros(2)
-    ends = ranks.all_equal(ends, group).amax(0)
+    ends = ranks.all_gather_stack(ends, group).amax(0)
     # Of a view of zeros nothing is known: it goes where the other one has entries near 1
     there = ends.isfinite() & (ends > 0)
     one, two = torch.where(there, ends, 1.0).log2().unbind()

@@ -106,7 +106,7 @@ def sup_con(
     check(number(temperature), variant, reduction, grads)
     fixed = None if isinstance(temperature, Tensor) else temperature  # a tensor is not waited for
     settings = (variant, reduction, grads, references is None, ignore_index, base_temperature)
-    x, held = ranks.accepted(
+    x, held = ranks.validate_together(
         lambda: _checked(embeddings, labels, references),
         embeddings,
         group,
@@ -118,13 +118,13 @@ def sup_con(
     with unlowered(x):
         x = directions(_present(x, labels, ignore_index))
         if references is None:
-            y, classes = ranks.gather(x, group), ranks.gather(labels.long(), group)
+            y, classes = ranks.all_gather(x, group), ranks.all_gather(labels.long(), group)
         else:
             other = widened(references.embeddings, x.dtype)
             other = directions(_present(other, references.labels, ignore_index))
-            y = ranks.gather(other, group)
-            classes = ranks.gather(references.labels.long(), group)
-        every = classes if references is None else ranks.gather(labels.long(), group)
+            y = ranks.all_gather(other, group)
+            classes = ranks.all_gather(references.labels.long(), group)
+        every = classes if references is None else ranks.all_gather(labels.long(), group)
         if ignore_index is not None:
             classes = classes.masked_fill(classes == ignore_index, LAST)
         order = classes.argsort(stable=True)
@@ -173,7 +173,7 @@ def sup_con(
         if reduction == "none":
             return x.new_zeros(len(x)).index_copy(0, rows, losses)
         part = losses.sum() / (anchors.clamp_min(1) if reduction == "mean" else 1)
-        return ranks.total(part, group, grads)
+        return ranks.all_reduce(part, group, grads)
 
 
 def _present(x: Tensor, labels: Tensor, ignore_index: int | None) -> Tensor:

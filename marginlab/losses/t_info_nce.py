@@ -73,14 +73,14 @@ def t_info_nce(
                 z2,
             )
         dtype, (z1, z2) = z1.dtype, (z1.double(), z2.double())
-        columns = torch.cat(ranks.gather(torch.stack((z1, z2), 1), group).unbind(1))
+        columns = torch.cat(ranks.all_gather(torch.stack((z1, z2), 1), group).unbind(1))
         own = torch.arange(first, first + len(z1), device=z1.device)
         # itself and its positive, for either view
         exclude = torch.stack((own, own + n), 1).repeat(2, 1)
         far = log_cauchy_sum(torch.cat((z1, z2)), columns, exclude=exclude, budget=budget)
         near = -(z1 - z2).square().sum(1).log1p().repeat(2)
         losses = F.softplus(far - near, threshold=40.0)
-        return ranks.total(losses.sum() / (2 * n), group, grads).to(dtype)
+        return ranks.all_reduce(losses.sum() / (2 * n), group, grads).to(dtype)
 
 
 class TInfoNCE(nn.Module):

@@ -90,13 +90,14 @@ def vicreg(
         z = torch.stack((z1, z2))
         # As in cross_correlation.py: a constant origin keeps the digits of features far from 0, and
         # each moment goes through one sum over the ranks
-        z = z - ranks.total(z.detach().sum(1), group)[:, None] / n
+        z = z - ranks.all_reduce(z.detach().sum(1), group)[:, None] / n
         alone = width == 1  # no pair of features: nothing to overflow either
         whole = not alone and 2 * width * width * z.element_size() <= budget
         shared = product(z.mT, z).flatten(0, 1) if whole else z[0][:0]
         difference = (z1 - z2).square().sum(0)[None]
         moments = (
-            ranks.total(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group) / n
+            ranks.all_reduce(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group)
+            / n
         )
         shift, square, difference = moments[-5:-3], moments[-3:-1], moments[-1]
         unbiased = n / (n - 1)

@@ -83,7 +83,7 @@ def weighted_loss(
     share = None if reduction == "none" else factor
     if reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
         if whole is None:
-            whole = weights.sum() if over.classes else ranks.total(weights.sum(), over.group)
+            whole = weights.sum() if over.classes else ranks.all_reduce(weights.sum(), over.group)
         share = factor / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
     loss, cosine = margin_cross_entropy(
         embeddings,
@@ -108,4 +108,4 @@ def weighted_loss(
     )
     if share is None:
         return loss * factor, cosine
-    return loss if over.classes else ranks.total(loss, over.group, grads), cosine
+    return loss if over.classes else ranks.all_reduce(loss, over.group, grads), cosine

@@ -174,13 +174,13 @@ class MoCo(Method):
         with torch.autocast(views.device.type, enabled=False):
             wide = torch.promote_types(self.queue.dtype, torch.float32)
             q, k = (directions(widened(z, wide).flatten(0, 1)) for z in (asked, made))
-            rows = sum(ranks.counts(len(q), device=q.device))
+            rows = sum(ranks.rows_per_rank(len(q), device=q.device))
             far = logsumexp(q, self.queue, scale=1 / self.temperature)
             # torch's threshold of 20 leaves an error of 2e-9
             losses = F.softplus(far - (q * k).sum(1) / self.temperature, threshold=40.0)
             if self.training and torch.is_grad_enabled():
                 self._keep(k)
-            return {"loss": ranks.total(losses.sum() / rows, grads="mean")}
+            return {"loss": ranks.all_reduce(losses.sum() / rows, grads="mean")}
 
     def _in_splits(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Return embeddings of images, encoded in parts that batch normalisation sees one by one.
@@ -208,7 +208,7 @@ class MoCo(Method):
             return
         if not recomputing():
             self._calls.note((keys,), None)
-        self.fresh.append(ranks.gather(keys).to(self.queue.dtype))
+        self.fresh.append(ranks.all_gather(keys).to(self.queue.dtype))
 
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
         """Make one optimizer of all that learns by gradient: backbone and head."""

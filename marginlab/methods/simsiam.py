@@ -68,11 +68,11 @@ class SimSiam(Method):
                 directions(widened(embeddings.detach(), wide)),
                 directions(widened(predictions, wide)),
             )
-            rows = sum(ranks.counts(len(z), device=z.device))
+            rows = sum(ranks.rows_per_rank(len(z), device=z.device))
             cosine = (p.unflatten(0, (-1, 2)) * z.unflatten(0, (-1, 2)).flip(1)).sum()
-            mean, square = ranks.total(torch.stack((z.sum(0), z.square().sum(0)))) / rows
+            mean, square = ranks.all_reduce(torch.stack((z.sum(0), z.square().sum(0)))) / rows
             spread = (square - mean.square()).clamp_min(0).sqrt().mean() * self.dim**0.5
-            return {"loss": ranks.total(-cosine / rows, grads="mean"), "spread": spread}
+            return {"loss": ranks.all_reduce(-cosine / rows, grads="mean"), "spread": spread}
 
     def __repr__(self) -> str:
         return describe("SimSiam", hidden=self.hidden, dim=self.dim, bottleneck=self.bottleneck)

@@ -53,15 +53,15 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
                 return F.batch_norm(input, *moved, training=True, eps=self.eps)
             out: Tensor = super().forward(input)
             return out
-        rows = sum(ranks.counts(len(input), self.group, input.device))
+        rows = sum(ranks.rows_per_rank(len(input), self.group, input.device))
         if rows < 2:
             raise ValueError(
                 f"Batch normalisation takes the statistics of at least two rows, not of {rows} on "
                 f"{ranks.size(self.group)} ranks."
             )
-        mean = ranks.statistic(input.sum(0), self.group) / rows
+        mean = ranks.all_reduce_statistic(input.sum(0), self.group) / rows
         centered = input - mean
-        variance = ranks.statistic(centered.square().sum(0), self.group) / rows
+        variance = ranks.all_reduce_statistic(centered.square().sum(0), self.group) / rows
         if recomputing():
             return centered * (variance + self.eps).rsqrt()
         with torch.no_grad():

@@ -15,13 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from marginlab.ranks.exchange import agreed
+from marginlab.ranks.exchange import raise_together
 from marginlab.ranks.group import rank, size
 
 Gradients = Literal["mean", "sum"]
 
 
-def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "sum") -> Tensor:
+def all_reduce(
+    x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = "sum"
+) -> Tensor:
     """Sum x over the ranks (all-reduce); the result is the same on each.
 
     The gradient is that of one shared sum. All ranks compute alike from it, so the upstream
@@ -31,7 +33,7 @@ def total(x: Tensor, group: dist.ProcessGroup | None = None, grads: Gradients = 
     `with_gradients`.
 
     Example:
-        >>> total(torch.tensor([1.0, 2.0]))
+        >>> all_reduce(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
     return (
@@ -64,7 +66,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return total(grad * ctx.factor, ctx.group), None, None
+        return all_reduce(grad * ctx.factor, ctx.group), None, None
 
 
 def with_gradients(
@@ -96,13 +98,13 @@ class _WithGradients(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-def statistic(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def all_reduce_statistic(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Sum x over the ranks, for use by each in its own way; the gradients are added, too.
 
     An example is a mean that every rank subtracts from its rows.
 
     Example:
-        >>> statistic(torch.tensor([1.0, 2.0]))
+        >>> all_reduce_statistic(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
     return x if size(group) == 1 else _Statistic.apply(x, group)
@@ -118,10 +120,10 @@ class _Statistic(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return statistic(grad, ctx.group), None
+        return all_reduce_statistic(grad, ctx.group), None
 
 
-def counts(
+def rows_per_rank(
     n: int, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu"
 ) -> list[int]:
     """Return the number of rows that each rank holds, in the order of the ranks."""
@@ -133,7 +135,7 @@ def counts(
     return held.tolist()
 
 
-def gather(
+def all_gather(
     x: Tensor,
     group: dist.ProcessGroup | None = None,
     *,
@@ -149,11 +151,11 @@ def gather(
     Args:
         x: (B_r, ...) rows of this rank.
         group: The process group; None is the default one, or one rank.
-        held: The ranks' `counts`, where they are known already.
+        held: The ranks' `rows_per_rank`, where they are known already.
         factor: A factor on the summed gradient; other than 1 it allows no second derivative.
 
     Example:
-        >>> gather(torch.ones(2, 3)).shape
+        >>> all_gather(torch.ones(2, 3)).shape
         torch.Size([2, 3])
     """
     return x if size(group) == 1 else _Gather.apply(x, group, held, factor)
@@ -167,7 +169,9 @@ class _Gather(torch.autograd.Function):
         ctx.group, ctx.factor = group, factor
         if held is None:
             width = tuple(x.shape[1:])
-            held = agreed(len(x), None, group, x.device, what="gather", dtype=x.dtype, width=width)
+            held = raise_together(
+                len(x), None, group, x.device, what="gather", dtype=x.dtype, width=width
+            )
         ctx.rows = held
         sent = _padded(x, max(ctx.rows))
         out = [torch.empty_like(sent) for _ in ctx.rows]
@@ -180,7 +184,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """A factor times this rank's rows of the sum over the ranks: the transpose of `gather`."""
+    """A factor times this rank's rows of the sum over the ranks: the transpose of `all_gather`."""
 
     @staticmethod
     def forward(
@@ -199,7 +203,7 @@ class _Scatter(torch.autograd.Function):
                 "Over several ranks a loss that multiplies the gradients of its rows by their "
                 "number (grads='mean') has no second derivative: take grads='sum'."
             )
-        return gather(grad, ctx.group, held=ctx.rows), None, None, None
+        return all_gather(grad, ctx.group, held=ctx.rows), None, None, None
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -214,13 +218,13 @@ def _padded(x: Tensor, rows: int) -> Tensor:
     return out
 
 
-def own(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
+def local_rows(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
     """Return this rank's rows of a tensor (B, ...) that every rank has computed alike.
 
     The backward pass gathers the gradients of all ranks' rows.
 
     Example:
-        >>> own(torch.ones(2), [2])
+        >>> local_rows(torch.ones(2), [2])
         tensor([1., 1.])
     """
     return x if size(group) == 1 else _Own.apply(x, held, group)
@@ -239,26 +243,26 @@ class _Own(torch.autograd.Function):
 
 
 class _Joined(torch.autograd.Function):
-    """The rows of all ranks, from which all then compute alike: the transpose of `own`."""
+    """The rows of all ranks, from which all then compute alike: the transpose of `local_rows`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None) -> Tensor:
         ctx.held, ctx.group = held, group
-        return gather(x, group, held=held)
+        return all_gather(x, group, held=held)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return own(grad, ctx.held, ctx.group), None, None
+        return local_rows(grad, ctx.held, ctx.group), None, None
 
 
-def all_equal(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def all_gather_stack(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Stack the tensors of all ranks in their order: (...) -> (N, ...). Without gradient.
 
     The tensors have one shape on all ranks. A function of the stack is the same on every rank, to
     the last bit.
 
     Example:
-        >>> all_equal(torch.ones(3)).shape
+        >>> all_gather_stack(torch.ones(3)).shape
         torch.Size([1, 3])
     """
     if size(group) == 1:
@@ -288,7 +292,7 @@ def shard_like(x: Any, like: Tensor) -> Any:
 
     `like` is the DTensor. Anything but such a tensor is returned as it is.
     """
-    part = local(like)
+    part = to_local(like)
     if part is like or not isinstance(x, Tensor) or x.shape[:1] != part.shape[:1]:
         return x
     from torch.distributed.tensor import DTensor
@@ -301,13 +305,13 @@ def shard_like(x: Any, like: Tensor) -> Any:
     )
 
 
-def local(x: Tensor) -> Tensor:
+def to_local(x: Tensor) -> Tensor:
     """Return the part of a DTensor that this rank holds; any other tensor as it is."""
     to_local = getattr(x, "to_local", None)  # without importing DTensor where there is none
     return x if to_local is None else to_local()
 
 
-def whole(state: dict[str, Any]) -> dict[str, Any]:
+def full_tensors(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict with its DTensors gathered, on every rank."""
     return {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
@@ -316,7 +320,7 @@ def whole(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def share_buffers(module: torch.nn.Module) -> None:
+def broadcast_buffers(module: torch.nn.Module) -> None:
     """Give all ranks the buffers of rank 0, such as the running statistics of batch normalisation.
 
     In training each rank has the buffers of its own images until its next forward pass, before
@@ -329,7 +333,7 @@ def share_buffers(module: torch.nn.Module) -> None:
             buffer.copy_(sent)
 
 
-def share(n: int, group: dist.ProcessGroup | None = None) -> slice:
+def rank_slice(n: int, group: dist.ProcessGroup | None = None) -> slice:
     """Return this rank's part of n rows: consecutive, sizes differing by at most one."""
     ranks, here = size(group), rank(group)
     return slice(n * here // ranks, n * (here + 1) // ranks)

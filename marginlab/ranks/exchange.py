@@ -19,7 +19,7 @@ from marginlab.ranks.group import rank, size
 T = TypeVar("T")
 
 
-def agreed(
+def raise_together(
     n: int,
     error: Exception | None,
     group: dist.ProcessGroup | None = None,
@@ -49,7 +49,7 @@ def agreed(
             values. The rank that found an error raises that error.
 
     Example:
-        >>> agreed(3, None, width=8)
+        >>> raise_together(3, None, width=8)
         [3]
     """
     if size(group) == 1:
@@ -64,14 +64,16 @@ def agreed(
     rows: list[int]
     rows, words = held.T.tolist()
     if min(words) < 0:
-        refusals = of_all(None if error is None else str(error) or type(error).__name__, group)
+        refusals = all_gather_object(
+            None if error is None else str(error) or type(error).__name__, group
+        )
         if error is not None:
             raise error
         number = next(r for r, text in enumerate(refusals) if text is not None)
         raise ValueError(f"Rank {number} of {size(group)} refused {refused}: {refusals[number]}")
     if min(words) < max(words):
         shown = {name: f"{value!r:.200}" for name, value in said.items()}
-        raise ValueError(differences(of_all(shown, group), what))
+        raise ValueError(differences(all_gather_object(shown, group), what))
     return rows
 
 
@@ -81,11 +83,11 @@ def _word(said: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
-def of_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+def all_gather_object(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """Return the values of all ranks, in their order, on each; a value is any that can be pickled.
 
     Example:
-        >>> of_all("here")
+        >>> all_gather_object("here")
         ['here']
     """
     if size(group) == 1:
@@ -121,7 +123,7 @@ def differences(said: list[dict[str, str]], what: str = "") -> str:
     return f"The ranks do not call {f'{what} alike' if what else 'the same'}: {'; '.join(parts)}."
 
 
-def alike(
+def require_alike(
     what: str,
     said: dict[str, Any],
     *,
@@ -131,12 +133,12 @@ def alike(
     """Raise ValueError on every rank if the values of one differ from the others'; a collective.
 
     Example:
-        >>> alike("fit", {"images": 2000})
+        >>> require_alike("fit", {"images": 2000})
     """
-    agreed(0, None, group, device, what=what, **said)
+    raise_together(0, None, group, device, what=what, **said)
 
 
-def accepted(
+def validate_together(
     check: Callable[[], T],
     x: Tensor,
     group: dist.ProcessGroup | None = None,
@@ -147,8 +149,8 @@ def accepted(
     """Validate this rank's batch; if any rank rejects, all raise.
 
     All ranks raise as well if they do not call alike: with another dtype or width of x, or another
-    of the values `alike`; see `agreed`. Any exception of a check is exchanged, even where memory
-    ran out, since the others would wait.
+    of the values `alike`; see `raise_together`. Any exception of a check is exchanged, even where
+    memory ran out, since the others would wait.
 
     Args:
         check: A function that raises for a bad batch.
@@ -161,7 +163,7 @@ def accepted(
         The result of `check`, and the number of rows of each rank.
 
     Example:
-        >>> accepted(lambda: "good", torch.ones(3, 2))
+        >>> validate_together(lambda: "good", torch.ones(3, 2))
         ('good', [3])
     """
     error: Exception | None = None
@@ -175,7 +177,7 @@ def accepted(
         rows = len(x) if x.ndim else 0
         device = x.device
         alike |= {"dtype": x.dtype, "width": tuple(x.shape[1:])}
-    held = agreed(rows, error, group, device, what=what, **alike)
+    held = raise_together(rows, error, group, device, what=what, **alike)
     return made, held
 
 
@@ -190,7 +192,9 @@ def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int
     return box[0]
 
 
-def first(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
+def broadcast_from_first(
+    function: Callable[[], Any], group: dist.ProcessGroup | None = None
+) -> Any:
     """Call a function on rank 0 and return its result on all ranks.
 
     An error of the function is raised on every rank, so none waits for ever.

@@ -38,7 +38,7 @@ class Team:
             return function()
         from marginlab import ranks
 
-        return ranks.first(function)
+        return ranks.broadcast_from_first(function)
 
     def agree(self, good: bool) -> bool:
         """Return True if all ranks say so.

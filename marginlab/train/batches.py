@@ -56,7 +56,7 @@ class Batches:
         epoch, place = divmod(step, self.per_epoch)
         batch, order = self.recipe.batch, self.order(epoch)
         parts = order[place * batch : (place + 1) * batch].split(batch // self.recipe.accumulate)
-        return [part[ranks.share(len(part))] for part in parts]
+        return [part[ranks.rank_slice(len(part))] for part in parts]
 
     def own_rows(self, first: int) -> Iterator[Tensor]:
         """Yield this rank's rows of each micro-batch, from step `first` to the end of the run."""
@@ -81,7 +81,7 @@ class Batches:
             found = next(parts)
         except Exception as raised:
             error = raised
-        ranks.agreed(len(found[0]), error, device=self.device, refused="its images")
+        ranks.raise_together(len(found[0]), error, device=self.device, refused="its images")
         return found[0], found[1].to(self.device)
 
     def views(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:

@@ -129,7 +129,7 @@ def write(
             )
         shutil.rmtree(partial, ignore_errors=True)
 
-    ranks.first(make_room)
+    ranks.broadcast_from_first(make_room)
     planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # else each rank writes a part
     state = _state(method, optimizers)
     with _quiet():
@@ -142,7 +142,7 @@ def write(
                 "stays."
             ) from error
     own = {file.name: contents.digest(file) for file in partial.glob(f"__{ranks.rank()}_*.distcp")}
-    sums = {name: said for part in ranks.of_all(own) for name, said in part.items()}
+    sums = {name: said for part in ranks.all_gather_object(own) for name, said in part.items()}
 
     def publish() -> None:
         put_text(partial / "recipe.toml", settings.to_toml(recipe))
@@ -150,7 +150,7 @@ def write(
         contents.write_sums(partial, sums)
         partial.rename(place)
 
-    ranks.first(publish)
+    ranks.broadcast_from_first(publish)
     return place
 
 
@@ -165,7 +165,7 @@ def prune(folder: Path | str) -> None:
                 gone = old if old.suffix == ".partial" else old.rename(f"{old}.partial")
                 shutil.rmtree(gone, ignore_errors=True)
 
-    ranks.first(remove)
+    ranks.broadcast_from_first(remove)
 
 
 def latest(folder: Path) -> Path | None:
@@ -221,7 +221,7 @@ def restore(
     except Exception as raised:  # of any kind: the other ranks would wait
         error = raised
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
-    ranks.agreed(0, error, device=device, what="restore", refused="its checkpoint", **said)
+    ranks.raise_together(0, error, device=device, what="restore", refused="its checkpoint", **said)
     state = {"method": method.state_dict(), **saved_as(places, checkpoint, method, optimizers)}
     _load(state, checkpoint, alone=ranks.size() == 1)
     method.load_state_dict(state["method"])

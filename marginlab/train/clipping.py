@@ -26,5 +26,5 @@ def clip(method: Method, most: float) -> None:
     )
     if spread:
         squares = [p.grad.square().sum() for p in dense if p.grad is not None and p in spread]
-        norm = (norm.square() + ranks.total(sum(squares, norm.new_zeros(())))).sqrt()
+        norm = (norm.square() + ranks.all_reduce(sum(squares, norm.new_zeros(())))).sqrt()
     torch.nn.utils.clip_grads_with_norm_(dense, most, norm)

@@ -27,10 +27,10 @@ def check_finite(
     Raises:
         FloatingPointError: A value is not finite. The message names the first.
     """
-    values = {name: ranks.local(value) for name, value in method.state_dict().items()}
+    values = {name: ranks.to_local(value) for name, value in method.state_dict().items()}
     for optimizer in optimizers:
         for name, held in named(method, optimizer)["state"].items():
-            own = {f"{key} of {name}": ranks.local(value) for key, value in held.items()}
+            own = {f"{key} of {name}": ranks.to_local(value) for key, value in held.items()}
             values |= own
     floats = {
         name: value
@@ -40,7 +40,11 @@ def check_finite(
     bounds = [torch.stack(value.detach().aminmax()).double() for value in floats.values()]
     finite = [bool(each.isfinite().all()) for each in torch.stack([b.cpu() for b in bounds])]
     bad = [name for name, good in zip(floats, finite, strict=True) if not good]
-    found = [(name, rank) for rank, names in enumerate(ranks.of_all(bad[:1])) for name in names]
+    found = [
+        (name, rank)
+        for rank, names in enumerate(ranks.all_gather_object(bad[:1]))
+        for name in names
+    ]
     if found:
         raise FloatingPointError(
             f"After step {step}, {found[0][0]} on rank {found[0][1]} holds numbers that are not "

@@ -135,7 +135,9 @@ def fit(
     # refuses what it cannot do before the folder is claimed
     ready = prepared(recipe, monitor, folder, device, reading)
     with contextlib.ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(claimed(recipe, monitor, ready.digests(), folder)))
+        ranks.broadcast_from_first(
+            lambda: stack.enter_context(claimed(recipe, monitor, ready.digests(), folder))
+        )
         dtype = dtype_of(recipe, ready, precision_in or folder, say)
         loop = _Loop(recipe, folder, monitor, ready, dtype, say)
         stack.enter_context(
@@ -191,8 +193,8 @@ class _Loop:
             # are saved as this run's
             self.save()
         if self.step < self.steps:
-            devices = ranks.of_all(machine.device())
-            ranks.first(lambda: record_machines(self.folder, self.step, devices))
+            devices = ranks.all_gather_object(machine.device())
+            ranks.broadcast_from_first(lambda: record_machines(self.folder, self.step, devices))
         forward: Any = self.method
         if ranks.size() > 1:
             outside_ddp(self.method)
@@ -233,7 +235,7 @@ class _Loop:
         self.keeper.proven()
         self.record.write(self.folder)
         # the signal may have come since the last step
-        if bool(ranks.total(torch.tensor(float(self.signal.came), device=self.device))):
+        if bool(ranks.all_reduce(torch.tensor(float(self.signal.came), device=self.device))):
             raise watch.Stopped(f"Stopped after the last step, which is kept in {self.folder}.")
         self.method.eval()
         self.method.classes = tuple(self.train.classes)
@@ -322,7 +324,7 @@ class _Loop:
 
         The network of rank 0 is measured and saved, and all ranks get its buffers.
         """
-        ranks.share_buffers(self.method)
+        ranks.broadcast_buffers(self.method)
         if ended:
             self.keeper.check(self.step)
             self.angles.see(epoch, self.sums.of_all.get("target_angle", 0.0) / self.per_epoch)

@@ -56,7 +56,7 @@ def together(
     if ranks.size() > 1 and error is None:
         said = _said(recipe, monitor, {"train": train, "test": test, "unseen": unseen})
     try:
-        ranks.agreed(0, error, device=device, what="fit", refused="its images", **said)
+        ranks.raise_together(0, error, device=device, what="fit", refused="its images", **said)
     except ValueError as differs:
         if differs is error or error is not None:
             raise

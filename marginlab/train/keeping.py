@@ -63,8 +63,8 @@ class Keeper:
         """
         if self.last is not None and self.last[0] == step:
             return self.last[1]  # as when the signal to end comes in the last step of an epoch
-        ranks.first(lambda: still_there(self.folder))
-        ranks.share_buffers(self.method)
+        ranks.broadcast_from_first(lambda: still_there(self.folder))
+        ranks.broadcast_buffers(self.method)
         if not checked:
             self.check(step)
         place = checkpoint.write(
@@ -144,7 +144,7 @@ def start(method: Method, path: Path | str) -> None:
     device = next((p.device for p in method.parameters()), torch.device("cpu"))
     remedy = f"They hold different copies of {path}: give all ranks the same one."
     _alike(find, device, what="start", refused="its start", remedy=remedy)
-    old, own = ranks.whole(loaded[0].state_dict()), method.state_dict()
+    old, own = ranks.full_tensors(loaded[0].state_dict()), method.state_dict()
     for name, part in method.named_modules():
         key = f"{name}.centers"
         if isinstance(part, PartialFC) and key in old and old[key].shape[1:] == own[key].shape[1:]:
@@ -176,7 +176,7 @@ def _alike(
     except Exception as raised:  # of any kind: the other ranks would wait
         error = raised
     try:
-        ranks.agreed(0, error, device=device, what=what, refused=refused, **said)
+        ranks.raise_together(0, error, device=device, what=what, refused=refused, **said)
     except ValueError as differs:
         if error is not None:
             raise

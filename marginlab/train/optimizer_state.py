@@ -50,7 +50,7 @@ def put(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, An
         if "first_row" in own:  # says where this rank's shard begins, and is no part of the run
             group["first_row"] = own["first_row"]
     values = {
-        numbers[name]: {key: ranks.local(value) for key, value in held.items()}
+        numbers[name]: {key: ranks.to_local(value) for key, value in held.items()}
         for name, held in state["state"].items()
     }
     optimizer.load_state_dict({"state": values, "param_groups": groups})
@@ -105,7 +105,7 @@ def _empty(saved: Any, like: Tensor) -> Tensor | None:
     """
     if not isinstance(saved, TensorStorageMetadata):
         return None
-    part = ranks.local(like)
+    part = ranks.to_local(like)
     if saved.size == like.shape:
         empty: Tensor = ranks.shard_like(
             torch.empty_like(part, dtype=saved.properties.dtype, requires_grad=False), like

@@ -58,7 +58,7 @@ def chosen(
             _write_once(file, probe(backbone, views))
         return _read(file)
 
-    found: tuple[str, str] = ranks.first(decide)
+    found: tuple[str, str] = ranks.broadcast_from_first(decide)
     return found
 
 

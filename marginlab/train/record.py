@@ -49,7 +49,7 @@ class Record:
                 else measured + self.monitor.verify(self.method, self.unseen, epoch)
             )
 
-        for row in ranks.first(rows):
+        for row in ranks.broadcast_from_first(rows):
             self.note(row, board)
 
     def note(self, row: Row, board: Any) -> None:
@@ -60,4 +60,4 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write all rows as the table beside the checkpoints."""
-        ranks.first(lambda: write(self.rows, folder / "monitor.csv"))
+        ranks.broadcast_from_first(lambda: write(self.rows, folder / "monitor.csv"))

@@ -34,14 +34,14 @@ class Sums:
         """Add what each rank has added up; all ranks call it."""
         for name, value in self.own.items():
             self.of_all[name] = self.of_all.get(name, 0.0) + float(
-                ranks.total(value) / ranks.size()
+                ranks.all_reduce(value) / ranks.size()
             )
         self.own = {}
 
     def progress(self) -> dict[str, Any]:
         """Return the sums for a checkpoint; all ranks call it."""
         # one value per rank: adding them here would round
-        totals = {name: ranks.all_equal(value).tolist() for name, value in self.own.items()}
+        totals = {name: ranks.all_gather_stack(value).tolist() for name, value in self.own.items()}
         return {"sums": self.of_all, "totals": totals}
 
     def resume(self, progress: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def agreed(loss: Tensor, gradients: list[Tensor], stop: Signal) -> tuple[list[bo
         .isfinite()
         .all()
     )
-    said = ranks.all_equal(
+    said = ranks.all_gather_stack(
         torch.stack((~finite, torch.tensor(stop.came, device=loss.device))).to(torch.uint8)
     )
     return said[:, 0].bool().tolist(), bool(said[:, 1].any())

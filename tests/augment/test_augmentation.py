@@ -69,11 +69,11 @@ def test_pieces_and_threads_change_no_bit(monkeypatch, piece):
 
 
 def share_of_views(group, rank, images):
-    rows = ranks.share(len(images), group)
+    rows = ranks.rank_slice(len(images), group)
     views = Augmentation().views(
         images[rows], index=torch.arange(len(images))[rows], n_views=2, seed=3
     )
-    return ranks.gather(views, group).numpy()
+    return ranks.all_gather(views, group).numpy()
 
 
 @pytest.mark.xdist_group("ranks")

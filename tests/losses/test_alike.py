@@ -35,7 +35,7 @@ def heard(pool, name, settings, inputs):
 
 
 def _together(group, rank):
-    return ranks.all_equal(torch.tensor(rank), group).tolist()
+    return ranks.all_gather_stack(torch.tensor(rank), group).tolist()
 
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -121,7 +121,7 @@ def test_another_loss_or_temperature_on_one_rank(pool):
 
 def gathered(group, rank, parts):
     try:
-        return ranks.gather(parts[rank], group)
+        return ranks.all_gather(parts[rank], group)
     except ValueError as error:
         return str(error)
 
@@ -197,7 +197,7 @@ def _accept(group, rank):
         return "good"
 
     try:
-        ranks.accepted(check, X, group)
+        ranks.validate_together(check, X, group)
     except (ValueError, MemoryError) as error:
         return f"{type(error).__name__}: {error}"
 

@@ -31,10 +31,10 @@ def published(z1, z2, group):
     """
     standard = []
     for z in (z1, z2):
-        everyone = ranks.gather(z, group)
+        everyone = ranks.all_gather(z, group)
         standard.append((z - everyone.mean(0)) / everyone.std(0, correction=0))
     c = standard[0].T @ standard[1] / len(everyone)
-    c = c + (ranks.total(c.detach(), group) - c.detach())
+    c = c + (ranks.all_reduce(c.detach(), group) - c.detach())
     weights = torch.full_like(c, 5e-3).fill_diagonal_(1)
     return (weights * (torch.eye(len(c), dtype=c.dtype) - c).square()).sum()
 

@@ -66,7 +66,7 @@ def weighted_on_a_rank(group, rank, parts, weights):
     """The gradients of a weighted sum of this rank's own losses, made global by its user."""
     inputs = [x.clone().requires_grad_() for x in parts[rank]]
     losses = info_nce(*inputs, reduction="none", group=group)
-    value = ranks.total((losses * weights[rank]).sum(), group)
+    value = ranks.all_reduce((losses * weights[rank]).sum(), group)
     value.backward()
     return value.detach(), [x.grad for x in inputs]
 
@@ -74,7 +74,7 @@ def weighted_on_a_rank(group, rank, parts, weights):
 def averaged_temperature(group, rank, parts, temperature, negatives):
     temperature = temperature.clone().requires_grad_()
     info_nce(*parts[rank], temperature=temperature, negatives=negatives, group=group).backward()
-    return ranks.total(temperature.grad, group) / ranks.size(group)
+    return ranks.all_reduce(temperature.grad, group) / ranks.size(group)
 
 
 class TestInfoNCE(LossLaws):

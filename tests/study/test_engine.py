@@ -305,14 +305,14 @@ def cells(settings):
 def count(*, folder):
     import torch
     from marginlab import ranks
-    return float(ranks.total(torch.ones(1)))
+    return float(ranks.all_reduce(torch.ones(1)))
 def run(cell):
     import torch
     from marginlab import ranks
     if cell["i"] == 1:
         raise RuntimeError("on both")
     cell.record("ranks", cell.once("count", count))
-    cell.record("rank", float(ranks.total(torch.tensor(float(ranks.rank())))))
+    cell.record("rank", float(ranks.all_reduce(torch.tensor(float(ranks.rank())))))
 def report(run):
     run.report.text(f"once in the report: {run.once('again', count)}")
 '''

@@ -15,7 +15,7 @@ class Plain(nn.Module):
         self.group = group
 
     def forward(self, z1, z2):
-        x1, x2 = (F.normalize(ranks.gather(z, self.group), eps=1e-6) for z in (z1, z2))
+        x1, x2 = (F.normalize(ranks.all_gather(z, self.group), eps=1e-6) for z in (z1, z2))
         return (x1 - x2).square().sum(1).mean() + (x1.T @ x2).square().sum() / len(x1)
 
 
@@ -101,7 +101,9 @@ class NotScaled(Plain):
 
     def forward(self, z1, z2):
         x1, x2 = (
-            F.normalize(ranks.gather(z, self.group, factor=1 / ranks.size(self.group)), eps=1e-6)
+            F.normalize(
+                ranks.all_gather(z, self.group, factor=1 / ranks.size(self.group)), eps=1e-6
+            )
             for z in (z1, z2)
         )
         return (x1 - x2).square().sum(1).mean() + (x1.T @ x2).square().sum() / len(x1)
@@ -127,7 +129,7 @@ class ByDefaultGroup(nn.Module):
     """Takes no group: written for the default one."""
 
     def forward(self, z1, z2):
-        x1, x2 = (ranks.gather(z) for z in (z1, z2))
+        x1, x2 = (ranks.all_gather(z) for z in (z1, z2))
         return (x1 - x2).square().sum(1).mean()
 
 
@@ -142,8 +144,8 @@ class WithinClasses(nn.Module):
         return 1.0
 
     def forward(self, embeddings, labels):
-        z = ranks.gather(embeddings, self.group)
-        labels = ranks.gather(labels, self.group)
+        z = ranks.all_gather(embeddings, self.group)
+        labels = ranks.all_gather(labels, self.group)
         one_hot = F.one_hot(labels, 4).to(z.dtype)
         means = one_hot.T @ z / one_hot.sum(0).clamp(min=1)[:, None]
         distances = (z - means[labels]).square().sum(1)
@@ -164,8 +166,8 @@ class Linear(nn.Module):
         self.group = group
 
     def forward(self, embeddings, labels):
-        z = ranks.gather(embeddings, self.group)
-        labels = ranks.gather(labels, self.group)
+        z = ranks.all_gather(embeddings, self.group)
+        labels = ranks.all_gather(labels, self.group)
         return F.cross_entropy(z @ self.centers.T, labels)
 
 

@@ -332,7 +332,7 @@ def _steps(group, rank, images, labels, sampled):
     method.classifier = PartialFC(
         10, 16, scale=16.0, sample_rate=0.9 if sampled else 1.0, group=group, seed=4
     ).double()
-    own = ranks.share(len(labels), group)
+    own = ranks.rank_slice(len(labels), group)
     outside_ddp(method)
     forward = (
         DistributedDataParallel(method, process_group=group) if ranks.size(group) > 1 else method

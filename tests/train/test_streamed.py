@@ -111,7 +111,7 @@ class Unwatched(Monitor):
 
 def trained(group, rank, recipe, folder, budget):
     run = fit(recipe, folder, Unwatched(), say=quiet, budget=budget, workers=0)
-    return [ranks.local(value).clone() for value in run.method.state_dict().values()], repr(
+    return [ranks.to_local(value).clone() for value in run.method.state_dict().values()], repr(
         run.rows
     )
 
