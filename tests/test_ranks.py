@@ -113,7 +113,7 @@ def _die(group, rank):
 
 @pytest.mark.xdist_group("ranks")
 def test_the_pool_outlives_a_dead_rank(pool):
-    with pytest.raises(AssertionError, match="rank [01] of 2 failed"):
+    with pytest.raises(AssertionError, match=r"rank [01] of 2 failed"):
         pool.run(2, _die)
     assert pool.run(4, _fail) == [(0, 5)] * 4
 
