@@ -73,7 +73,7 @@ def test_what_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         files.write(path, b"new")
     assert path.read_text() == "old"

@@ -10,17 +10,18 @@ import marginlab
 PACKAGE = Path(marginlab.__file__).parent
 FLOORS = [
     {"files", "signals"},
-    {"rng", "ranks", "recomputation", "settings", "terminal", "machine", "statistics"},
-    {"margins"},
+    {"rng", "ranks", "recomputation", "settings", "terminal", "machine"},
+    {"statistics"},
+    {"margins", "study", "formats"},
     {"kernels"},
     {"measures", "evaluation"},
     {"losses", "optim"},
-    {"models", "data", "augment", "quality", "theory"},
+    {"models", "data", "augment", "theory"},
     {"encoding"},
     {"methods"},
     {"train"},
-    {"inversion", "purify", "plan"},
-    {"study", "testing"},
+    {"inversion", "purify", "quality", "plan"},
+    {"testing", "measure"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(
@@ -43,6 +44,34 @@ def imports(text: str) -> set[str]:
     return rooms - {"__version__"}
 
 
+def imported_files(text: str, files: set[str]) -> set[str]:
+    """Those of `files`, given by module name, that a source text imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & files) or {str(node.module)}
+    return found & files
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A path through the graph that ends where it begins; empty if there is none."""
+    done: set[str] = set()
+
+    def search(path: list[str]) -> list[str]:
+        for other in sorted(graph[path[-1]] - done):
+            if other in path:
+                return [*path[path.index(other) :], other]
+            if found := search([*path, other]):
+                return found
+        done.add(path[-1])
+        return []
+
+    return next((found for start in graph if (found := search([start]))), [])
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_room_imports_only_from_lower_floors(path):
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -50,6 +79,26 @@ def test_a_room_imports_only_from_lower_floors(path):
         assert FLOOR[other] < FLOOR[room] or path.name == "__main__.py", (
             f"{path} imports {other}, which is not on a lower floor"
         )
+
+
+@pytest.mark.parametrize("room", sorted({p.relative_to(PACKAGE).parts[0] for p in FILES}))
+def test_no_room_holds_a_circle_of_imports(room):
+    names = {}
+    for path in FILES:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if path.relative_to(PACKAGE).parts[0] == room:
+            names[".".join(("marginlab", *parts)).removesuffix(".__init__")] = path
+    texts = {name: path.read_text() for name, path in names.items()}
+    found = circle({name: imported_files(text, set(names)) for name, text in texts.items()})
+    assert not found, f"files import each other: {' -> '.join(found)}"
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    text = "from marginlab.a import b, Name\ndef f():\n    import marginlab.a.c"
+    files = {"marginlab.a", "marginlab.a.b", "marginlab.a.c"}
+    assert imported_files(text, files) == {"marginlab.a.b", "marginlab.a.c"}
 
 
 def test_the_reader_of_imports_sees_every_form():

@@ -23,6 +23,7 @@ ROOMS = (
     "data",
     "train",
     "study",
+    "formats",
     "plan",
     "ranks",
     "testing",

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from marginlab import settings
+from marginlab.augment import operations
 from marginlab.augment.blur import GaussianBlur
 from marginlab.augment.color import ColorJitter, Grayscale
 from marginlab.augment.geometry import HorizontalFlip, ResizedCrop
@@ -348,10 +349,7 @@ def _floating(images: Tensor) -> Tensor:
 
 def _operation(item: object) -> Operation:
     if isinstance(item, str):
-        # the room that the names are in, complete only after this file
-        from marginlab import augment
-
-        item = settings.call(item, augment, kind=Operation)
+        item = settings.call(item, operations, kind=Operation)
     if isinstance(item, type) or not isinstance(item, Operation):
         raise SettingsError(
             f"{item!r} is no operation: an object with draw(key, size) and apply(images, "

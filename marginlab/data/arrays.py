@@ -29,7 +29,7 @@ from torch import Tensor
 
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import afford, afford_beside, afford_one, resized
-from marginlab.data.untrusted import DamagedError, Entries, Entry
+from marginlab.files.untrusted import DamagedError, Entries, Entry
 
 _BLOCK = 32 * 2**20  # bytes
 _HEADER = 10_000  # bytes of an array's header, numpy's own limit

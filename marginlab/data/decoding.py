@@ -27,8 +27,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from marginlab.data.pixels import afford_one
-from marginlab.data.untrusted import shown
 from marginlab.files import open_regular
+from marginlab.files.untrusted import shown
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 READER = 2  # another one makes other pixels of some files: 2 turns by EXIF, and puts over white

@@ -31,7 +31,7 @@ from marginlab.data.decoding import decoded, look
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import afford, resized
 from marginlab.data.streaming import Streamed
-from marginlab.data.untrusted import shown
+from marginlab.files.untrusted import shown
 
 _PARTS = ("train", "test")  # these splits share their classes
 _NO_CLASSES = {*_PARTS, "unseen", "val", "valid", "validation", "dev", "eval"}

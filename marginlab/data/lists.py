@@ -21,7 +21,7 @@ from marginlab.data.arrays import (
     _opened,
 )
 from marginlab.data.images import ImageSet, check_labels
-from marginlab.data.untrusted import Entries
+from marginlab.files.untrusted import Entries
 
 
 def read_all(

@@ -7,6 +7,7 @@ Each is a module here and a function in `marginlab.losses.functional`.
 
 from marginlab.losses.align_uniform import AlignUniform as AlignUniform
 from marginlab.losses.bank import EmbeddingBank as EmbeddingBank
+from marginlab.losses.class_expansion import resized as resized
 from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelation
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax

@@ -70,7 +70,7 @@ class PartialFC(Classifier):
         ValueError, TypeError: As `MarginSoftmax`; if one rank rejects its input, all raise.
         RuntimeError: A forward pass inside a backward pass that is not a rerun of an earlier one.
         RuntimeError: `load_state_dict` of centers of another number of classes; see
-            `marginlab.train.resized`.
+            `marginlab.losses.resized`.
 
     Example:
         >>> from marginlab.margins import ArcFace

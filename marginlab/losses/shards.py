@@ -26,6 +26,6 @@ def own_centers(found: Tensor, key: str, num_classes: int, own: slice) -> tuple[
     # a shard of more or fewer classes may have as many rows as this rank's
     return None, (
         f"{key} is of {len(found) if found.ndim else 0} classes, not {num_classes}. "
-        "marginlab.train.resized gives the centers of another number of classes, the old ones "
+        "marginlab.losses.resized gives the centers of another number of classes, the old ones "
         "kept."
     )

@@ -17,10 +17,11 @@ Results that are not in the papers are derived in docs/derivations.md.
 
 from marginlab.theory.bound import Bound, PairBound, rounded_up
 from marginlab.theory.by_class import ByClass
-from marginlab.theory.certificate import Certificate, Form
+from marginlab.theory.certificate import Certificate
 from marginlab.theory.certify import certify
 from marginlab.theory.companion import companion
 from marginlab.theory.fixed_centers import FixedCenters, fixed_centers
+from marginlab.theory.form import Form
 from marginlab.theory.haochen import HaoChen, haochen
 from marginlab.theory.lemma_3_1 import Lemma31, lemma_3_1
 from marginlab.theory.main_parts import MainPart, anchor_part, clique_part, observed_stretch

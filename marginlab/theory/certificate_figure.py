@@ -8,10 +8,14 @@ mark also says what they say.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from marginlab.theory.bound import rounded_up
-from marginlab.theory.certificate import SAMPLED, Certificate
+from marginlab.theory.form import SAMPLED, Form
 
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
     "#0072B2",
@@ -39,8 +43,32 @@ LABELS = {
 }  # of forms, on the axis
 
 
-def draw(certificate: Certificate) -> Any:
-    """Draw the plotly figure that `Certificate.figure` returns."""
+class Grid(NamedTuple):
+    """The grid of Theorem 1, as in `Certificate`."""
+
+    deltas: Float[Tensor, " d"]
+    epsilons: Float[Tensor, " e"]
+    bounds: Float[Tensor, "d e"]
+    holds: Int[Tensor, "d e"]
+
+
+def draw(
+    forms: Sequence[Form],
+    grid: Grid,
+    v_curve: Mapping[int, Mapping[str, float]],
+    *,
+    chance: float,
+    limit: tuple[float, float] | None,
+) -> Any:
+    """Draw the plotly figure that `Certificate.figure` returns.
+
+    Args:
+        forms: The certificate's forms.
+        grid: Its grid of delta and epsilon.
+        v_curve: Its certified values with fewer views.
+        chance: Error of guessing.
+        limit: Upper limit of the error of new images, and its confidence; None without new images.
+    """
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
@@ -54,10 +82,10 @@ def draw(certificate: Certificate) -> Any:
         column_widths=[0.4, 0.34, 0.26],
         horizontal_spacing=0.09,
     )
-    _forms(figure, certificate)
-    _grid(figure, certificate)
-    _views(figure, certificate)
-    height = max(450, 180 + 34 * len(certificate.forms))
+    _forms(figure, forms, chance, limit)
+    _grid(figure, grid)
+    _views(figure, forms, v_curve)
+    height = max(450, 180 + 34 * len(forms))
     legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0}
     layout = {
         "plot_bgcolor": "#ffffff",
@@ -72,8 +100,9 @@ def draw(certificate: Certificate) -> Any:
     return figure.update_yaxes(showline=True, linecolor=GREY, gridcolor="#e8eaee", zeroline=False)
 
 
-def _forms(figure: Any, certificate: Certificate) -> None:
-    forms = certificate.forms
+def _forms(
+    figure: Any, forms: Sequence[Form], chance: float, limit: tuple[float, float] | None
+) -> None:
     names = [LABELS[form.key] for form in forms]
     colors = [
         "#dfe3e8" if not form.bound.certifies else BLUE if form.of == SAMPLED else GREEN
@@ -113,16 +142,14 @@ def _forms(figure: Any, certificate: Certificate) -> None:
         row=1,
         col=1,
     )
-    if certificate.new_images:
+    if limit is not None:
         mark = {"symbol": "line-ns", "size": 16, "line": {"color": ORANGE, "width": 3}}
-        limit, name = (
-            [certificate.new_error[1]],
-            f"its own limit, confidence {certificate.confidence:g}",
-        )
+        error, confidence = limit
+        name = f"its own limit, confidence {confidence:g}"
         figure.add_scatter(
-            y=[names[-1]], x=limit, mode="markers", marker=mark, name=name, row=1, col=1
+            y=[names[-1]], x=[error], mode="markers", marker=mark, name=name, row=1, col=1
         )
-    figure.add_vline(x=certificate.chance, line_dash="dot", line_color=GREY, row=1, col=1)
+    figure.add_vline(x=chance, line_dash="dot", line_color=GREY, row=1, col=1)
     figure.add_scatter(
         x=[None],
         y=[None],
@@ -137,21 +164,18 @@ def _forms(figure: Any, certificate: Certificate) -> None:
     )
 
 
-def _grid(figure: Any, certificate: Certificate) -> None:
+def _grid(figure: Any, grid: Grid) -> None:
     rows, columns = (
-        [f"{value:.2g}" for value in axis.tolist()]
-        for axis in (certificate.deltas, certificate.epsilons)
+        [f"{value:.2g}" for value in axis.tolist()] for axis in (grid.deltas, grid.epsilons)
     )
     figure.add_heatmap(
         x=list(range(len(columns))),
         y=list(range(len(rows))),
-        z=certificate.bounds.tolist(),
+        z=grid.bounds.tolist(),
         zmin=0,
         zmax=1,
         colorscale=[[0, "#ffffff"], [1, "#6b7280"]],
-        customdata=[
-            [("none", *HOLDS)[number] for number in row] for row in certificate.holds.tolist()
-        ],
+        customdata=[[("none", *HOLDS)[number] for number in row] for row in grid.holds.tolist()],
         colorbar={"x": 0.715, "len": 0.85, "thickness": 9},
         name="",
         hovertemplate="(1 - sigma) + R = %{z:.3f}<br>holds: %{customdata}<extra></extra>",
@@ -161,7 +185,7 @@ def _grid(figure: Any, certificate: Certificate) -> None:
     for number, (name, color, symbol) in enumerate(
         zip(HOLDS, (SKY, BLUE, GREEN), MARKS, strict=False), 1
     ):
-        at = (certificate.holds == number).nonzero().tolist()
+        at = (grid.holds == number).nonzero().tolist()
         if at:
             mark = {
                 "symbol": symbol,
@@ -178,7 +202,7 @@ def _grid(figure: Any, certificate: Certificate) -> None:
                 row=1,
                 col=2,
             )
-    if not bool(certificate.holds.any()):
+    if not bool(grid.holds.any()):
         said = {
             "text": "no condition holds anywhere",
             "showarrow": False,
@@ -204,17 +228,13 @@ def _grid(figure: Any, certificate: Certificate) -> None:
     )
 
 
-def _views(figure: Any, certificate: Certificate) -> None:
+def _views(figure: Any, forms: Sequence[Form], v_curve: Mapping[int, Mapping[str, float]]) -> None:
     """Draw the forms that certify something with some number of views.
 
     Bounds of fewer views are optimistic for more.
     """
-    levels = list(certificate.v_curve)
-    keys = [
-        form.key
-        for form in certificate.forms
-        if any(at.get(form.key, 1.0) < 1 for at in certificate.v_curve.values())
-    ]
+    levels = list(v_curve)
+    keys = [form.key for form in forms if any(at.get(form.key, 1.0) < 1 for at in v_curve.values())]
     for key, color, symbol in zip(keys, LINES, MARKS, strict=False):
         line = {
             "mode": "lines+markers",
@@ -223,7 +243,7 @@ def _views(figure: Any, certificate: Certificate) -> None:
         }
         figure.add_scatter(
             x=levels,
-            y=[certificate.v_curve[V][key] for V in levels],
+            y=[v_curve[V][key] for V in levels],
             **line,
             name=LABELS[key],
             row=1,

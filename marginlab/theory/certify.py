@@ -31,8 +31,9 @@ from torch import Tensor
 from marginlab.kernels import BUDGET
 from marginlab.kernels.minimum import minimum
 from marginlab.theory import inputs
-from marginlab.theory.certificate import Certificate, Form
+from marginlab.theory.certificate import Certificate
 from marginlab.theory.companion import companion
+from marginlab.theory.form import Form
 from marginlab.theory.grid import Grid, class_by_class, main_parts, over_grid, quantiles
 from marginlab.theory.main_parts import nearest_views
 from marginlab.theory.new_images import (

@@ -22,7 +22,7 @@ from torch import Tensor
 from marginlab.measures.cliques import largest_clique
 from marginlab.measures.graphs import colouring, greedy_clique, matching
 from marginlab.theory.bound import SLACK
-from marginlab.theory.certificate import Form
+from marginlab.theory.form import Form
 from marginlab.theory.new_images import EXACTLY, ROUNDING
 from marginlab.theory.per_class import per_class
 from marginlab.theory.population import Population

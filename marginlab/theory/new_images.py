@@ -35,8 +35,8 @@ from marginlab.rng import Key
 from marginlab.statistics import unit_vectors
 from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.by_class import ByClass, upper_limit
-from marginlab.theory.certificate import NEW, Form
 from marginlab.theory.fixed_centers import fixed_centers
+from marginlab.theory.form import NEW, Form
 from marginlab.theory.population import Population
 
 ROUNDING = 1e-7  # accuracy of distances of float32 features

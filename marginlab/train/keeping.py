@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.losses import PartialFC
+from marginlab.losses import PartialFC, resized
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
 from marginlab.train import checkpoint, contents
-from marginlab.train.centers import resized
 from marginlab.train.claim import still_there
 from marginlab.train.finite import check_finite
 from marginlab.train.recipe import Recipe

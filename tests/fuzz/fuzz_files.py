@@ -32,8 +32,8 @@ import torch
 from PIL import Image
 
 from marginlab.data import load
+from marginlab.formats.centers import import_insightface
 from marginlab.settings import SettingsError
-from marginlab.train.centers import import_insightface
 
 CLEAR = (ValueError, TypeError, FileNotFoundError, SettingsError)
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # files of which a disk knows nothing

@@ -220,7 +220,7 @@ def test_centers_of_another_number_of_classes_are_not_loaded(pool, n):
     for saved, held in ((10, 9), (9, 10), (10, 11)):
         for answer in pool.run(n, reloaded, saved, held):
             assert (
-                f"centers is of {saved} classes, not {held}. marginlab.train.resized gives"
+                f"centers is of {saved} classes, not {held}. marginlab.losses.resized gives"
                 in answer
             )
     assert pool.run(n, reloaded, 10, 10) == [""] * n

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import marginlab
-from marginlab.study import files, load, open_run
+from marginlab.study import load, open_run
 from marginlab.study.__main__ import main
 from marginlab.study.cell import Cell
 
@@ -75,7 +75,7 @@ def full(monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             fsync(descriptor)
 
-        monkeypatch.setattr(files.os, "fsync", failing)
+        monkeypatch.setattr(os, "fsync", failing)
 
     return begin
 

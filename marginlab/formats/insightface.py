@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marginlab.data.untrusted import DamagedError, Entries
 from marginlab.files import open_regular
+from marginlab.files.untrusted import DamagedError, Entries
 
 PATTERNS = (
     re.compile(r"checkpoint_gpu_(\d+)\.pt"),

@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from marginlab.losses import PartialFC
-from marginlab.train.centers import (
+from marginlab.formats import (
     export_insightface,
     import_insightface,
     load_centers,
-    resized,
     save_centers,
 )
+from marginlab.losses import PartialFC, resized
 
 
 def centers_of(*shape, dtype=torch.float32):

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marginlab.data import load, untrusted
-from marginlab.data.untrusted import DamagedError, Entries
+from marginlab.data import load
+from marginlab.files import untrusted
+from marginlab.files.untrusted import DamagedError, Entries
 
 RANDOM = np.random.default_rng(0)
 LABELS = np.arange(20) % 2

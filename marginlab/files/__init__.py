@@ -1,0 +1,14 @@
+"""Files that survive a kill, are locked by one process at a time, and are read with suspicion.
+
+regular      written whole or not at all, and never through a link
+untrusted    zip files of strangers, each entry with a verified checksum
+"""
+
+from marginlab.files.regular import append as append
+from marginlab.files.regular import content_of as content_of
+from marginlab.files.regular import encoded as encoded
+from marginlab.files.regular import lockable as lockable
+from marginlab.files.regular import open_own as open_own
+from marginlab.files.regular import open_regular as open_regular
+from marginlab.files.regular import refuse_links as refuse_links
+from marginlab.files.regular import write as write
