@@ -11,7 +11,7 @@ PACKAGE = Path(marginlab.__file__).parent
 FLOORS = [
     {"files", "signals"},
     {"rng", "ranks", "recomputation", "settings", "terminal", "machine", "statistics"},
-    {"margins"},
+    {"margins", "formats"},
     {"kernels"},
     {"measures", "evaluation"},
     {"losses", "optim"},
