@@ -14,8 +14,8 @@ from marginlab.terminal import printable, say
 
 _SPEC = (
     "shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, lfw, "
-    "npz:PATH, folder:PATH or index:PATH; behind it ?min_per_class=A and ?max_per_class=B choose "
-    "classes"
+    "npz:PATH, folder:PATH, index:PATH or record:PATH; behind it ?min_per_class=A and "
+    "?max_per_class=B choose classes"
 )
 
 

@@ -15,11 +15,12 @@ end of a PNG, and nearly always the length of a JPEG. Formats without a checksum
 
 import contextlib
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +48,14 @@ class Look(NamedTuple):
     fingerprint: int
 
 
-def look(file: Path, name: str, size: int, budget: int) -> Look:
+class Encoded(NamedTuple):
+    """Bytes of an encoded image, and the place that they were read from, for messages."""
+
+    data: bytes
+    place: str
+
+
+def look(file: Path | Encoded, name: str, size: int, budget: int) -> Look:
     """Read a file's header, so that a bad file is known before the work starts.
 
     Raises:
@@ -63,8 +71,8 @@ def look(file: Path, name: str, size: int, budget: int) -> Look:
     return Look(height, width, fingerprint)
 
 
-def decoded(file: Path, name: str, size: int, budget: int) -> UInt8[Tensor, "3 H W"]:
-    """Decode an image file: upright, its transparent parts over white.
+def decoded(file: Path | Encoded, name: str, size: int, budget: int) -> UInt8[Tensor, "3 H W"]:
+    """Decode an image file, or its bytes: upright, its transparent parts over white.
 
     Raises:
         ValueError: With the file's name: a file that is no whole image, has more than 8 bits a
@@ -79,6 +87,10 @@ def decoded(file: Path, name: str, size: int, budget: int) -> UInt8[Tensor, "3 H
             if turn > 1:
                 colours = colours.transpose(_turns()[turn])
             return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
+
+
+def _told(file: Path | Encoded) -> str:
+    return file.place if isinstance(file, Encoded) else shown(file)
 
 
 def _turns() -> dict[int, Any]:
@@ -97,19 +109,20 @@ def _turns() -> dict[int, Any]:
 
 
 @contextlib.contextmanager
-def _opened(file: Path, name: str) -> Iterator[tuple[Any, BinaryIO]]:
+def _opened(file: Path | Encoded, name: str) -> Iterator[tuple[Any, io.BufferedIOBase]]:
     """Open a file as an image whose pixels are not read yet, and as their stream of bytes."""
     from PIL import Image
 
     with contextlib.ExitStack() as stack:
         with _named(file, name):
-            stream = stack.enter_context(open_regular(file))
+            found: Any = io.BytesIO(file.data) if isinstance(file, Encoded) else open_regular(file)
+            stream = stack.enter_context(found)
             image = stack.enter_context(Image.open(stream, formats=FORMATS))
         yield image, stream
 
 
 @contextlib.contextmanager
-def _named(file: Path, name: str) -> Iterator[None]:
+def _named(file: Path | Encoded, name: str) -> Iterator[None]:
     """Turn any error of a decoder into one ValueError with the file's name, and hide its warnings.
 
     Pillow meets broken files with OSError, SyntaxError, KeyError, struct.error, MemoryError, ...
@@ -124,21 +137,21 @@ def _named(file: Path, name: str) -> Iterator[None]:
         if "too large" in said:  # Pillow's word for texts and colour profiles above 1 MB
             remedy += " without the texts and colour profile in it"
         raise ValueError(
-            f"{name}: {shown(file)} cannot be read as an image: {said}. {remedy}."
+            f"{name}: {_told(file)} cannot be read as an image: {said}. {remedy}."
         ) from error
 
 
-def _usable(image: Any, file: Path, name: str, size: int, budget: int) -> None:
+def _usable(image: Any, file: Path | Encoded, name: str, size: int, budget: int) -> None:
     if image.mode.startswith(("I", "F")):
         raise ValueError(
-            f"{name}: {shown(file)} holds values of more than 8 bits (mode {image.mode}), which "
+            f"{name}: {_told(file)} holds values of more than 8 bits (mode {image.mode}), which "
             "would be clipped. Save it with 8 bits a channel."
         )
     width, height = image.size
-    afford_one(height, width, size, budget, f"{name}: {shown(file)}")
+    afford_one(height, width, size, budget, f"{name}: {_told(file)}")
 
 
-def _turn(image: Any, stream: BinaryIO) -> int:
+def _turn(image: Any, stream: io.BufferedIOBase) -> int:
     """Return EXIF's orientation, 1 to 8; 1 where there is none, or none that makes sense."""
     from PIL import Image
 
@@ -159,7 +172,7 @@ def _turn(image: Any, stream: BinaryIO) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _exif_of_png(stream: BinaryIO) -> bytes:
+def _exif_of_png(stream: io.BufferedIOBase) -> bytes:
     """Read the EXIF of a PNG wherever it stands, which may be behind the pixels.
 
     The stream's position is restored.
@@ -184,9 +197,9 @@ def _over_white(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
 
 
-def _fingerprint(stream: BinaryIO, *, whole: bool) -> int:
+def _fingerprint(stream: io.BufferedIOBase, *, whole: bool) -> int:
     before = stream.tell()
-    length = os.fstat(stream.fileno()).st_size
+    length = stream.seek(0, os.SEEK_END)
     found = hashlib.blake2b(b"%d:%d:" % (READER, length), digest_size=8)
     stream.seek(0)
     if whole:

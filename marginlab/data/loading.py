@@ -1,7 +1,7 @@
 """One function for every source of images: `load(spec, split)`.
 
 source = shapes | shapes-5 | digits | cifar10 | cifar100 | stl10 | omniglot | omniglot-upright
-         | lfw | npz:PATH | folder:PATH | index:PATH
+         | lfw | npz:PATH | folder:PATH | index:PATH | record:PATH
 spec   = source, or source?min_per_class=A&max_per_class=B
 """
 
@@ -20,16 +20,18 @@ from marginlab.data.lfw import read_lfw
 from marginlab.data.omniglot import OMNIGLOT, read_omniglot
 from marginlab.data.pixels import BUDGET, afford
 from marginlab.data.published import TORCHVISION, read_digits, read_published, root_folder
+from marginlab.data.records import has_unseen_records, read_record_set
 from marginlab.data.selection import Selection, counts, selection_of
 from marginlab.data.shapes import EASY, Shapes
 from marginlab.settings import SettingsError, nearest
 
-_FILES = ("npz:PATH", "folder:PATH", "index:PATH")
+_FILES = ("npz:PATH", "folder:PATH", "index:PATH", "record:PATH")
 _SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "lfw", *_FILES)
 SPLITS = ("train", "test", "unseen")
 _UNSEEN = (
     "Such are of omniglot, omniglot-upright, lfw, a folder with unseen/CLASS, an index with a "
-    "split unseen, an npz file with unseen_images, unseen_labels and unseen_classes."
+    "split unseen, a folder with unseen.rec, an npz file with unseen_images, unseen_labels and "
+    "unseen_classes."
 )
 _COUNTS = {"train": 5_000, "test": 2_000}  # of the embedded sets
 
@@ -60,6 +62,8 @@ def load(
       optionally `classes`.
     - `folder:PATH`: PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS.
     - `index:PATH`: a csv, npz or text file of paths and labels (`marginlab.data.index`).
+    - `record:PATH`: a folder with train.rec and train.idx, as InsightFace's training sets have
+      them, or such a record file (`marginlab.data.records`). A class is called by its number.
 
     Behind any of them, `?min_per_class=A` drops the classes of fewer than A images to train on, and
     `?max_per_class=B` takes at most B images of each class and split. `&` joins the two.
@@ -68,18 +72,18 @@ def load(
         spec: The source, with or without a choice of classes behind it.
         split: `train`, `test` or `unseen`. The classes of `unseen` are in neither of the others,
             for verification. The omniglots and `lfw` have it, a folder with PATH/unseen/CLASS, an
-            index that names it, and an npz file with `unseen_images`, `unseen_labels` and
-            `unseen_classes`. A source without a split gives one fifth of each class to the test,
-            the same fifth every time.
+            index that names it, a folder with unseen.rec, and an npz file with `unseen_images`,
+            `unseen_labels` and `unseen_classes`. A source without a split gives one fifth of each
+            class to the test, the same fifth every time.
         root: The folder of the published sets; by default the environment's MARGINLAB_DATA, else
             `data`.
         size: Pixels to which the shorter side is resized (antialiased) before the centre is cut
             out; 0 keeps the images' own size. `shapes` are rendered at this size instead.
         budget: Bytes that the images of the split may take in memory.
-        workers: The treatment of a folder or an index whose images take more than the budget. None
-            refuses it. A number streams it with so many processes that decode ahead of a training;
-            with 0 the process that asks decodes. `ImageSet.images` is then no tensor, but is read
-            by index.
+        workers: The treatment of a folder, an index or a record file whose images take more than
+            the budget. None refuses it. A number streams it with so many processes that decode
+            ahead of a training; with 0 the process that asks decodes. `ImageSet.images` is then no
+            tensor, but is read by index.
 
     Raises:
         SettingsError: An unknown spec or split, or a size, budget or number of workers that makes
@@ -112,7 +116,9 @@ def load(
         found = _load(spec, split, root, size=size, budget=budget, workers=workers)
         warn_of_absent(found, split)
         return found
-    files = source.startswith(("folder:", "index:"))  # only these can be left in their files
+    files = source.startswith(
+        ("folder:", "index:", "record:")
+    )  # only these can be left in their files
     found = _load(source, split, root, size=size, budget=budget, workers=workers or 0)
     counted = found
     if split == "test":
@@ -132,7 +138,7 @@ def _load(
     """Load a source without a selection."""
     kind, colon, rest = spec.partition(":")
     # if it is not there, that is what its reader says
-    there = kind in ("npz", "folder", "index") and Path(rest).expanduser().exists()
+    there = kind in ("npz", "folder", "index", "record") and Path(rest).expanduser().exists()
     if split not in splits(spec) and (spec in _SPECS or there):
         told = "has no images of classes that are neither in train nor in test: no split 'unseen'"
         raise SettingsError(f"{spec} {told}. {_UNSEEN}")
@@ -147,6 +153,9 @@ def _load(
     if colon and rest and kind == "index":
         path = Path(rest).expanduser()
         return read_index(path, split, spec, size=size, budget=budget, workers=workers)
+    if colon and rest and kind == "record":
+        path = Path(rest).expanduser()
+        return read_record_set(path, split, spec, size=size, budget=budget, workers=workers)
     if spec == "lfw":
         return read_lfw(split, root_folder(root), size=size, budget=budget)
     if spec in ("shapes", "shapes-5"):
@@ -174,6 +183,7 @@ def splits(spec: str) -> tuple[str, ...]:
         or (kind == "folder" and has_unseen(path))
         or (kind == "npz" and has_part(path, "unseen"))
         or (kind == "index" and index_has(path, "unseen"))
+        or (kind == "record" and has_unseen_records(path))
     )
     return SPLITS if unseen else SPLITS[:2]
 
