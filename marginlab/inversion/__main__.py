@@ -1,0 +1,187 @@
+"""`python -m marginlab.inversion RUN`: images from the embeddings of a trained run.
+
+    python -m marginlab.inversion runs/a --size 32 --classes 0 1 2 --out inverted
+    python -m marginlab.inversion runs/a --size 32 --images photos/ --out inverted
+
+The first makes images of classes that the run's classifier knows. The second makes images from the
+embeddings of the pictures in a folder. The output folder holds:
+
+    targets.png     the folder's pictures, with --images
+    generated.png   what was made, in the same order
+    images.npz      the same, as bytes (N, H, W, 3) and the targets' names
+    terms.csv       the terms of the objective at each step
+    found.csv       for each target: its name, the cosine with it, and its rank among all targets
+    inversion.pt    the state of the work; the same command resumes after a stop
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from marginlab import files, settings
+from marginlab.data.decoding import decoded
+from marginlab.data.pixels import BUDGET, resized
+from marginlab.data.sheet import contact_sheet, encode_picture
+from marginlab.inversion.distances import identity_ranks
+from marginlab.inversion.invert import Inversion, invert
+from marginlab.inversion.network import Network
+from marginlab.inversion.settings import InversionSettings
+from marginlab.methods import Method
+from marginlab.settings import SettingsError
+from marginlab.statistics import unit_vectors
+from marginlab.terminal import printable, say
+from marginlab.train import load
+
+
+class _Asked(NamedTuple):
+    """Targets, one embedding for each to compare with, names, and pictures to show beside."""
+
+    targets: Tensor
+    embeddings: Tensor
+    names: tuple[str, ...]
+    pictures: Tensor | None
+
+
+def main(arguments: list[str]) -> int:
+    """Invert what the arguments say, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m marginlab.inversion",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="All other flags replace settings, such as --steps 500 or --batch-norm 0.",
+    )
+    parser.add_argument("run", type=Path, help="the folder of a trained run, or a checkpoint of it")
+    parser.add_argument("--size", type=int, required=True, help="side of the images in pixels")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--classes", type=int, nargs="+", help="numbers of classes of the run")
+    wanted.add_argument("--images", type=Path, help="a folder of pictures")
+    parser.add_argument("--out", type=Path, required=True, help="the folder that is written")
+    asked, flags = parser.parse_known_args(arguments)
+    try:
+        chosen = settings.read(
+            InversionSettings, flags=flags, prog="python -m marginlab.inversion RUN"
+        )
+        if not 8 <= asked.size <= 1024:
+            raise SettingsError(f"--size is from 8 to 1024 pixels, not {asked.size}.")
+        model = load(asked.run)
+        target = (
+            _classes(model, asked.classes)
+            if asked.classes is not None
+            else _pictures(model, asked.images, asked.size)
+        )
+        made = _inverted(model, target, chosen, asked.size, asked.out)
+    except (ValueError, OSError) as error:
+        say(printable(error), error=True)
+        return 2
+    _written(asked.out, target, made)
+    say(f"Kept in {asked.out.absolute()}")
+    return 0
+
+
+def _classes(model: Method, classes: list[int]) -> _Asked:
+    """Return the centers of classes as what to compare with."""
+    classifier: Any = getattr(model, "classifier", None)
+    if classifier is None:
+        raise SettingsError(
+            f"The run was trained by {type(model).__name__}, which has no class centers. Give "
+            "--images."
+        )
+    number = classifier.num_classes
+    if wrong := [label for label in classes if not 0 <= label < number]:
+        raise SettingsError(f"There is no class {wrong[0]}: classes go from 0 to {number - 1}.")
+    labels = torch.tensor(classes)
+    names = model.classes or tuple(str(label) for label in range(number))
+    centers = classifier.centers.detach()[labels, 0]
+    return _Asked(labels, centers, tuple(names[label] for label in classes), None)
+
+
+def _pictures(model: Method, folder: Path, size: int) -> _Asked:
+    """Return the embeddings of the pictures of a folder; a file that is none is named and left."""
+    if not folder.is_dir():
+        raise SettingsError(f"There is no folder {folder} of pictures.")
+    names, pictures = [], []
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            image = decoded(file, str(folder), size, BUDGET)
+        except ValueError as error:
+            say(f"Left out: {printable(error)}", error=True)
+            continue
+        pictures.append(resized(image[None], size))
+        names.append(file.name)
+    if not pictures:
+        raise SettingsError(f"{folder} holds no picture that can be read.")
+    images = torch.cat(pictures)
+    network = Network(model)
+    with network.frozen(), torch.no_grad():
+        normal = (images / 255 - network.mean.cpu()) / network.deviation.cpu()
+        parts = [network.embed(part.to(network.device)) for part in normal.split(256)]
+    embeddings = torch.cat(parts).cpu()
+    return _Asked(embeddings, embeddings, tuple(names), images)
+
+
+def _inverted(
+    model: Method, target: _Asked, chosen: InversionSettings, size: int, out: Path
+) -> Inversion:
+    """Invert under a progress bar that shows the terms."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    batches = -(-len(target.targets) // chosen.batch)
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=batches * chosen.steps)
+
+        def show(done: int, terms: dict[str, float]) -> None:
+            said = ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
+            bar.update(task, completed=done, description=said)
+
+        return invert(model, target.targets, chosen, size=size, folder=out, say=show)
+
+
+def _written(out: Path, target: _Asked, made: Inversion) -> None:
+    """Write pictures and tables."""
+    if target.pictures is not None:
+        files.write(out / "targets.png", encode_picture(contact_sheet(target.pictures)))
+    files.write(out / "generated.png", encode_picture(contact_sheet(made.images)))
+    held = io.BytesIO()
+    pixels = (made.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    np.savez_compressed(held, images=pixels, names=np.array(target.names))
+    files.write(out / "images.npz", held.getvalue())
+    terms = (
+        (batch, step, *(repr(value) for value in values))
+        for batch, part in enumerate(made.terms.tolist())
+        for step, values in enumerate(part)
+    )
+    files.write(out / "terms.csv", _table(("batch", "step", *made.names), terms))
+    found, aimed = unit_vectors(made.embeddings), unit_vectors(target.embeddings)
+    cosines = (found * aimed).sum(1)
+    ranks = identity_ranks(found, aimed, torch.arange(len(found)))
+    rows = zip(target.names, cosines.tolist(), ranks.tolist(), strict=True)
+    files.write(out / "found.csv", _table(("target", "cosine", "rank"), rows))
+    say(
+        f"{len(found)} images; mean cosine with the target {float(cosines.mean()):.3f}, nearest "
+        f"target the right one for {int((ranks == 1).sum())}."
+    )
+
+
+def _table(header: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
+    held = io.StringIO()
+    writer = csv.writer(held, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return held.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
