@@ -25,7 +25,7 @@ from marginlab.data.decoding import READER, Encoded, decoded, look
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import BUDGET, afford, resized
 from marginlab.data.streaming import Streamed
-from marginlab.data.untrusted import shown
+from marginlab.files.untrusted import shown
 from marginlab.formats import RecordReader, read_property, read_record, read_records
 
 _REMEDY = "Give a folder with train.rec and train.idx, or a record file."
