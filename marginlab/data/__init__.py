@@ -14,7 +14,6 @@ from marginlab.data.loading import load as load
 from marginlab.data.shapes import Shapes as Shapes
 
 __all__ = (
-    "FACE_TEMPLATE",
     "LFW",
     "ImageSet",
     "Shapes",

@@ -54,10 +54,10 @@ def similarity_transform(
 
     Example:
         >>> points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-        >>> turned = torch.tensor([[2.0, 0.0], [2.0, 3.0], [-1.0, 0.0]])
-        >>> similarity_transform(points, turned)[0]
-        tensor([[ 0., -3.,  2.],
-                [ 3.,  0.,  0.]])
+        >>> turned = torch.tensor([[2.0, 1.0], [2.0, 4.0], [-1.0, 1.0]])
+        >>> similarity_transform(points, turned)[0, :, 1:].round()
+        tensor([[-3.,  2.],
+                [ 0.,  1.]])
     """
     lost = ~points.isfinite().flatten(1).all(1)
     if lost.any():

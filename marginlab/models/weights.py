@@ -76,7 +76,7 @@ def load_weights(
         >>> del published["conv_sep.layers.2.weight"]
         >>> load_weights(backbone, published)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: The state dict lacks conv_sep.layers.2.weight ...
+        ValueError: The state dict lacks conv_sep.layers.2.weight, which the backbone has. ...
     """
     told = "The state dict" if isinstance(source, Mapping) else str(source)
     given = source if isinstance(source, Mapping) else _read(Path(source))
