@@ -30,6 +30,7 @@ import pages  # noqa: E402
 
 PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
 RUN = [
+    "backbones",
     "certify",
     "head",
     "images",

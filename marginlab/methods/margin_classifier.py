@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from marginlab import margins, ranks, settings
 from marginlab.losses import PartialFC
@@ -57,7 +57,8 @@ class MarginClassifier(Method):
             The centers then have a row-sparse optimizer with the settings of the recipe's
             optimizer.
         log_q: Correct the sampled sum for the sampling.
-        dim: Dimension of the embedding.
+        dim: Dimension of the embedding. 0 leaves the embedding layer out: the backbone's features
+            are the embeddings, for backbones that end in such a layer (`IResNet` and its like).
         label_smoothing: As in `marginlab.losses.MarginSoftmax`.
         interclass_filter: As in `marginlab.losses.MarginSoftmax`.
 
@@ -89,7 +90,8 @@ class MarginClassifier(Method):
         label_smoothing: float = 0.0,
         interclass_filter: float | None = None,
     ):
-        super().__init__(backbone, EmbeddingLayer(backbone.dim, dim))
+        head = EmbeddingLayer(backbone.dim, dim) if dim else nn.Identity()
+        super().__init__(backbone, head)
         made: margins.Margin = settings.call(margin, margins, kind=margins.Margin)
         seed = int(torch.randint(2**31, ()))
         # `fit` checks the loss and data sets check their labels, so the classifier need not read
@@ -101,9 +103,16 @@ class MarginClassifier(Method):
             "validate": "never",
         }
         self.classifier = PartialFC(
-            num_classes, dim, made, scale, subcenters, sample_rate=sample_rate, log_q=log_q, **kept
+            num_classes,
+            dim or backbone.dim,
+            made,
+            scale,
+            subcenters,
+            sample_rate=sample_rate,
+            log_q=log_q,
+            **kept,
         )
-        self.sample_rate, self.log_q = float(sample_rate), log_q
+        self.sample_rate, self.log_q, self.dim = float(sample_rate), log_q, dim
 
     def loss(
         self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
@@ -173,7 +182,7 @@ class MarginClassifier(Method):
             subcenters=kept.subcenters,
             sample_rate=self.sample_rate,
             log_q=self.log_q,
-            dim=kept.dim,
+            dim=self.dim,
             label_smoothing=kept.label_smoothing,
             interclass_filter=kept.interclass_filter,
         )

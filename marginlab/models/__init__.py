@@ -2,8 +2,24 @@
 
 from marginlab.models.backbone import Backbone as Backbone
 from marginlab.models.embedding import EmbeddingLayer as EmbeddingLayer
+from marginlab.models.export import to_onnx as to_onnx
+from marginlab.models.face_vit import FaceViT as FaceViT
+from marginlab.models.iresnet import IResNet as IResNet
+from marginlab.models.mobilefacenet import MobileFaceNet as MobileFaceNet
 from marginlab.models.own import OwnBackbone as OwnBackbone
 from marginlab.models.predictor import Predictor as Predictor
 from marginlab.models.projector import Projector as Projector
+from marginlab.models.weights import load_weights as load_weights
 
-__all__ = ["Backbone", "EmbeddingLayer", "OwnBackbone", "Predictor", "Projector"]
+__all__ = [
+    "Backbone",
+    "EmbeddingLayer",
+    "FaceViT",
+    "IResNet",
+    "MobileFaceNet",
+    "OwnBackbone",
+    "Predictor",
+    "Projector",
+    "load_weights",
+    "to_onnx",
+]

@@ -178,7 +178,7 @@ def test_its_defaults_are_those_of_arcface():
         ("MarginClassifier(margin='combined(0.5)')", "names no class"),
         ("MarginClassifier(scale=0)", "scale is positive"),
         ("MarginClassifier(sample_rate=1.5)", "sample rate"),
-        ("MarginClassifier(dim=0)", "embedding layer goes from"),
+        ("MarginClassifier(dim=-1)", "embedding layer goes from"),
         (
             "MarginClassifier(num_classes=7)",
             "sets 'num_classes', which is not a setting: it is 5 here",
