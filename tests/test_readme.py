@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -92,9 +93,7 @@ def test_every_command_runs(home, command):
         "MARGINLAB_DATA": str(home),
         "PYTHONPATH": str(ROOT),
     }
-    done = subprocess.run(
-        words, cwd=home, env=environment, capture_output=True, text=True, timeout=200
-    )
+    done = forked.run(words, cwd=home, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 40
 
@@ -130,12 +129,9 @@ def test_its_python_runs(home, monkeypatch):
     assert 0 < names["lower"] <= names["upper"] <= 1
     assert names["views"].shape[1] == 16
     words = ["recipe.toml", "--folder", "runs/photos", *SHORT_TRAIN]
-    subprocess.run(
-        [sys.executable, "-m", "marginlab.train", *words],
-        cwd=home,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=True,
-    )
+    command = [sys.executable, "-m", "marginlab.train", *words]
+    done = forked.run(command, cwd=home, env=dict(os.environ), timeout=200)
+    assert done.returncode == 0, done.stderr
     exec(reading, names)
     assert names["features"].shape == (8, 64)
     assert bool(torch.isfinite(names["features"]).all())

@@ -5,9 +5,9 @@ what it refuses.
 import csv
 import os
 import re
-import subprocess
 import sys
 
+import forked
 import pytest
 
 from marginlab import settings, study
@@ -39,9 +39,7 @@ SMALL = [
 def run(*arguments, folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "marginlab.study", "bounds", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300
-    )
+    return forked.run(command, cwd=folder, env=environment, timeout=300)
 
 
 def test_the_default_preset_is_the_defaults():

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from marginlab import settings, study
@@ -34,17 +35,9 @@ SECTIONS = (
 COMMAND = [sys.executable, "-m", "marginlab.study", "concentration"]
 
 
-def run(*arguments: str, folder: Path, **options) -> subprocess.CompletedProcess:
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=200,
-        **options,
-    )
+    return forked.run([*COMMAND, *arguments], cwd=folder, env=environment, timeout=200)
 
 
 def succeeded(done: subprocess.CompletedProcess, folder: Path) -> None:
@@ -145,8 +138,9 @@ def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed
 def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice(
     undisturbed, tmp_path
 ):
+    two = [*SMALL, "--grids", "pairs"]
     child = subprocess.Popen(
-        [*COMMAND, *SMALL],
+        [*COMMAND, *two],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -162,11 +156,20 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
     child.wait()
     stamps = {path: path.stat().st_mtime_ns for path in ended}
     assert stamps
-    done = run(*SMALL, folder=tmp_path)
+    done = run(*two, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    resumed = next((tmp_path / "runs").iterdir())
-    assert (resumed / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
+    resumed = next((tmp_path / "runs").iterdir()) / "results.csv"
+    with (undisturbed[0] / "results.csv").open(newline="", encoding="utf-8") as file:
+        whole = file.readlines()
+    column = next(csv.reader(whole)).index("grid")
+    pairs = [
+        line
+        for line, row in zip(whole, csv.reader(whole), strict=True)
+        if row[column] in ("grid", "pairs")
+    ]
+    assert 0 < len(pairs) < len(whole)
+    assert resumed.read_bytes() == "".join(pairs).encode()
 
 
 @pytest.mark.parametrize(
@@ -266,9 +269,7 @@ def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
     ):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, *start, *OWN, "--folder", name]
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200
-        )
+        done = forked.run(command, cwd=tmp_path, env=environment, timeout=200)
         succeeded(done, tmp_path / name)
         with (tmp_path / name / "results.csv").open(encoding="utf-8") as file:
             # in pixels; the encoders differ, for batch statistics are of a rank's own images
