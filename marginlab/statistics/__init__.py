@@ -1,9 +1,7 @@
-"""Small pieces of statistics, each written once: directions, classes, intervals, jackknife.
+"""Small pieces of statistics, each written once: directions, intervals of extremes, jackknife.
 
 vectors      rows divided by their lengths, at any length that the type holds
-classes      images in classes: their order within a class, centers and the next ones
-intervals    of a share and of an estimate with a standard error
-extremes     of the largest of several estimates
+extremes     intervals of the largest and the least of several estimates
 jackknife    the variance of an estimate from estimates without a group
 """
 
