@@ -16,19 +16,24 @@ Results that are not in the papers are derived in docs/derivations.md.
 """
 
 from marginlab.theory.bound import Bound, PairBound, rounded_up
-from marginlab.theory.by_class import ByClass
-from marginlab.theory.certificate import Certificate
-from marginlab.theory.certify import certify
-from marginlab.theory.companion import companion
-from marginlab.theory.fixed_centers import FixedCenters, fixed_centers
-from marginlab.theory.form import Form
-from marginlab.theory.haochen import HaoChen, haochen
-from marginlab.theory.lemma_3_1 import Lemma31, lemma_3_1
-from marginlab.theory.main_parts import MainPart, anchor_part, clique_part, observed_stretch
-from marginlab.theory.per_class import PerClass, per_class
+from marginlab.theory.certificates.by_class import ByClass
+from marginlab.theory.certificates.certificate import Certificate
+from marginlab.theory.certificates.certify import certify
+from marginlab.theory.certificates.form import Form
+from marginlab.theory.certificates.main_parts import (
+    MainPart,
+    anchor_part,
+    clique_part,
+    observed_stretch,
+)
 from marginlab.theory.population import Population
-from marginlab.theory.saunshi import Saunshi, saunshi
-from marginlab.theory.theorem_1 import (
+from marginlab.theory.theorems.companion import companion
+from marginlab.theory.theorems.fixed_centers import FixedCenters, fixed_centers
+from marginlab.theory.theorems.haochen import HaoChen, haochen
+from marginlab.theory.theorems.lemma_3_1 import Lemma31, lemma_3_1
+from marginlab.theory.theorems.per_class import PerClass, per_class
+from marginlab.theory.theorems.saunshi import Saunshi, saunshi
+from marginlab.theory.theorems.theorem_1 import (
     Theorem1,
     center_radius,
     divergence_limit,
@@ -36,9 +41,9 @@ from marginlab.theory.theorem_1 import (
     rho_2,
     theorem_1,
 )
-from marginlab.theory.theorem_2 import Theorem2, eta, theorem_2, theorem_2_discrete
-from marginlab.theory.theorem_3 import Theorem3, tau, theorem_3, theorem_3_printed
-from marginlab.theory.theorem_4 import (
+from marginlab.theory.theorems.theorem_2 import Theorem2, eta, theorem_2, theorem_2_discrete
+from marginlab.theory.theorems.theorem_3 import Theorem3, tau, theorem_3, theorem_3_printed
+from marginlab.theory.theorems.theorem_4 import (
     Normalisation,
     Theorem4,
     closed_tau,
@@ -46,7 +51,7 @@ from marginlab.theory.theorem_4 import (
     normalisation,
     theorem_4,
 )
-from marginlab.theory.wang_isola import (
+from marginlab.theory.theorems.wang_isola import (
     InfoNCELimit,
     infonce_floor,
     infonce_limit,

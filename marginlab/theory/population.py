@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.alignment import alignment
+from marginlab.measures.views.alignment import alignment
 from marginlab.theory.inputs import positive
 from marginlab.theory.logsum import expected_log_sum
 

@@ -2,7 +2,7 @@
 
 Where an estimate has next to no bias, its standard error becomes a 95 % interval by the normal
 distribution. Error rates have Wilson's interval, and extremes over classes have that of
-`marginlab.measures.extremes`. Where no interval is valid there is none: `low` and `high` are NaN.
+`marginlab.statistics.extremes`. Where no interval is valid there is none: `low` and `high` are NaN.
 """
 
 import csv

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 
 from marginlab.measures import AugmentationGraph
-from marginlab.measures import augmentation_graph as module
-from marginlab.measures.partitions import bisected
+from marginlab.measures.graphs import augmentation_graph as module
+from marginlab.measures.graphs.partitions import bisected
 
 
 @st.composite

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from test_concentration import measured, pixels
 
 from marginlab.measures import Concentration
-from marginlab.measures.controls import between_classes, null_groups
+from marginlab.measures.concentration.controls import between_classes, null_groups
 
 seeds = st.integers(0, 2**20)
 
@@ -126,7 +126,7 @@ def test_beyond_the_budget_the_median_is_over_a_part_and_the_result_says_so(monk
     assert torch.equal(whole.smallest, part.smallest)
     assert (whole.pairs, whole.sampled, part.pairs, part.sampled) == (1200, 1200, 1200, 300)
     assert 0 < abs(float(whole.median - part.median)) < 0.1
-    monkeypatch.setattr("marginlab.measures.concentration._FEWEST", 30)
+    monkeypatch.setattr("marginlab.measures.concentration.concentration._FEWEST", 30)
     views, labels = pixels(30, 2, torch.Generator().manual_seed(0)), torch.arange(30) % 3
     needed = 30 * 2 * 12 * 4 + 3 * 100 * 12 * 2
     for budget, sampled in ((needed + 300 * 8, 300), (needed + 150 * 8, 150), (needed, 30)):

@@ -6,7 +6,7 @@ from torch import nn
 
 from marginlab.measures import lipschitz_upper
 from marginlab.measures.functional import convolution_norm, jacobian_norms
-from marginlab.measures.spectral_bound import _walk
+from marginlab.measures.lipschitz.spectral_bound import _walk
 from marginlab.models import Backbone, EmbeddingLayer, Projector
 
 FEW = settings(max_examples=min(8, settings().max_examples))  # tracing takes a tenth of a second

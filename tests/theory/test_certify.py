@@ -18,7 +18,13 @@ from marginlab.augment import Augmentation
 from marginlab.data import load
 from marginlab.statistics import unit_vectors
 from marginlab.theory import Population, certify, clique_part, rounded_up, theorem_1
-from marginlab.theory.new_images import by_class, counted, fix_centers, of_new, put_aside
+from marginlab.theory.certificates.new_images import (
+    by_class,
+    counted,
+    fix_centers,
+    of_new,
+    put_aside,
+)
 
 
 def clusters(seed=0, classes=4, each=15, views=4, dim=6, spread=0.05, jitter=0.02, strays=0):

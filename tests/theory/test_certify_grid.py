@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from populations import ROUND, augmented, samples
 
-from marginlab.measures.cliques import largest_clique
+from marginlab.measures.graphs.cliques import largest_clique
 from marginlab.theory import per_class, theorem_1
-from marginlab.theory.grid import class_by_class, main_parts, over_grid, quantiles
+from marginlab.theory.certificates.grid import class_by_class, main_parts, over_grid, quantiles
 
 
 def distances(population):

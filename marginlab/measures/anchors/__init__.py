@@ -1,0 +1,1 @@
+"""Anchor form of the concentration: the share of a class near one point."""

@@ -1,0 +1,1 @@
+"""Class centers: divergence, variance within classes, angles, neural collapse."""

@@ -1,0 +1,1 @@
+"""Concentration of augmented data: augmented distances, sigma, and its controls."""

@@ -1,0 +1,1 @@
+"""Graphs of images: their largest cliques, and partitions of the augmentation graph."""

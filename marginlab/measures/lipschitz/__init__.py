@@ -1,0 +1,1 @@
+"""Lipschitz constants, from below and from above."""

@@ -1,0 +1,1 @@
+"""Spectra of features: effective ranks and decay."""

@@ -1,0 +1,1 @@
+"""Alignment of views, and uniformity and confusion of images."""

@@ -1,0 +1,245 @@
+"""Uniformity of features on the sphere: the log of the mean Gaussian potential of image pairs.
+
+    L_unif(t) = log U
+    U         = E over x != x' of exp( -t || f(x) - f(x') ||^2 )
+
+where x and x' are views of two images drawn independently. Wang and Isola, ICML 2020, eq. 6
+(t = 2). Only pairs of different images count, with all of their V views. U is a U-statistic with
+the kernel k_ij = mean over u, v of exp(-t ||f_i^u - f_j^v||^2). It is unbiased for the mean inside
+the logarithm. With a_i = 1/(n-1) sum over j != i of k_ij, the jackknife is
+
+    U             =  mean a_i
+    without i     :  U_{-i} = (n U - 2 a_i) / (n - 2)
+    variance      =  (n-1)/n sum over i of (log U_{-i} - mean)^2.
+
+On features of length 1 L_unif lies in [-4t, 0]. Its expectation never falls below that of the
+uniform law on the sphere, -2t + log 0F1(; D/2; t^2). This is
+`marginlab.theory.uniformity_floor(dim, t)`: -3.94 for D = 128 and t = 2.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from marginlab.kernels import BUDGET, logsumexp
+from marginlab.measures.measure import Measure, check_features, constant, prepared, rows
+from marginlab.measures.views.augmentation_confusion import place_of
+from marginlab.rng import Key
+
+
+class UniformityResult(NamedTuple):
+    """L_unif of n images with V views each, and its jackknife error over images (NaN for two).
+
+    `seen` images were given; the n images are a sample of them.
+    """
+
+    L_unif: Float[Tensor, ""]
+    standard_error: Float[Tensor, ""]
+    n: int
+    seen: int
+    V: int
+    meaning: str
+
+
+def uniformity(
+    features: Float[Tensor, "N V D"],
+    t: float = 2.0,
+    *,
+    normalize: bool = True,
+    budget: int = BUDGET,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return L_unif(t) over pairs of different images, and its jackknife standard error.
+
+    Both are float64. The error is NaN for two images. The N V by N V potentials are made in blocks
+    and summed as logarithms, so that none underflows.
+
+    Args:
+        features: Features of V views of N images.
+        t: Sharpness of the potential.
+        normalize: Scale features to length 1 first.
+        budget: Bytes of a block of potentials.
+
+    Raises:
+        ValueError: There are fewer than 2 images, values are not finite, or t is not positive.
+
+    Example:
+        >>> value, _ = uniformity(torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]))  # -t 2^2
+        >>> round(float(value), 6)
+        -8.0
+    """
+    _check_t(t)
+    check_features(features, fewest_views=1)
+    n, V, _ = features.shape
+    if n < 2:
+        raise ValueError(
+            f"Uniformity is of pairs of different images, but there are {n} image(s). Give at "
+            "least 2."
+        )
+    z = prepared(features, normalize).flatten(0, 1)
+    z = z - z.mean(0)  # keeps distances, and less cancels below
+    squares = t * z.square().sum(1, keepdim=True)
+    asking = torch.cat([2 * t * z, -squares, torch.ones_like(squares)], 1)
+    bank = torch.cat([z, torch.ones_like(squares), -squares], 1)  # their product is -t ||f - f'||^2
+    own = torch.arange(n, device=z.device).repeat_interleave(V)[:, None] * V + torch.arange(
+        V, device=z.device
+    )
+    potentials = logsumexp(asking, bank, exclude=own, budget=budget).view(n, V)
+    log_a = potentials.logsumexp(1) - math.log(V * V * (n - 1))
+    log_u = log_a.logsumexp(0) - math.log(n)
+    if n == 2:
+        return log_u.clamp(max=0), torch.full_like(log_u, torch.nan)
+    # 2 a_i / U, at most n, which it reaches where the other images are infinitely far apart
+    share = (2 * (log_a - log_u).exp()).clamp(max=n * (1 - 1e-15))
+    left_out = torch.log1p(-share / n)  # log U_{-i}, up to a constant shared by all i
+    return log_u.clamp(max=0), ((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt()
+
+
+class Uniformity(Measure):
+    """L_unif(t) from features (N, V, D); streams, merges and reduces over ranks.
+
+    It keeps the features of at most 2 max_images images, in the dtype they come in. Time grows as
+    (max_images V)^2 D.
+
+    Args:
+        t: Sharpness of the potential.
+        normalize: Scale features to length 1 first.
+        max_images: Most images whose pairs are taken. Beyond it the images are a random sample of
+            this size without replacement. A key of the seed and of an image's own features draws
+            it, so which images are in it depends neither on their order nor on batches or ranks.
+            Images whose features agree bit for bit are an exception. Within one batch each of them
+            draws for itself, and every batch repeats the same draws. For them alone the sample
+            depends on the batches.
+        seed: Seed of the sample.
+        kwargs: Keyword arguments of torchmetrics.Metric.
+
+    Raises:
+        ValueError: t is not positive, the number of views differs from before, values are not
+            finite, or there are fewer than 2 images.
+
+    Example:
+        >>> measure = Uniformity()
+        >>> measure.update(torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]]))
+        >>> result = measure.compute()
+        >>> round(float(result.L_unif), 6), result.n, result.V
+        (-4.0, 2, 1)
+    """
+
+    intervals = ("L_unif",)
+    features: list[Tensor]
+    priority: list[Tensor]
+    seen: Tensor
+    views: Tensor
+
+    def __init__(
+        self,
+        t: float = 2.0,
+        normalize: bool = True,
+        *,
+        max_images: int = 2000,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        _check_t(t)
+        if max_images < 2:
+            raise ValueError(
+                "Uniformity is of pairs of different images: at least 2 are kept, not "
+                f"max_images={max_images}."
+            )
+        self.t, self.normalize, self.max_images, self.seed = t, normalize, max_images, seed
+        for name in ("features", "priority"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("seen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
+
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored; accepted so that all measures may be called alike.
+        """
+        check_features(features, fewest_views=1)
+        if int(self.views) not in (0, features.shape[1]):
+            raise ValueError(
+                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
+                "give all images equally many."
+            )
+        if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
+            raise ValueError(
+                f"features have {features.shape[2]} dimensions, those before had "
+                f"{self.features[0].shape[-1]}: they are of one encoder."
+            )
+        self.views = torch.full_like(self.views, features.shape[1])
+        self.seen = self.seen + len(features)
+        self.features.append(features.detach().clone())
+        self.priority.append(_places(features, self.seed))
+        if sum(map(len, self.priority)) > 2 * self.max_images:
+            kept, priority = self._sample()
+            self.features[:], self.priority[:] = [kept], [priority]
+
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        """Return the images with the smallest priorities, and these priorities.
+
+        They are a random sample of all images. The sample of a union of parts is the sample of the
+        parts' samples.
+        """
+        priority = rows(self.priority, self.seen.new_zeros(0))
+        order = priority.argsort(stable=True)[: self.max_images]
+        return rows(self.features, priority.new_zeros(0, 1, 1).double())[order], priority[order]
+
+    def compute(self) -> UniformityResult:
+        """Return the result, over all ranks under a process group."""
+        seen, V = int(self.seen), int(self.views)
+        if seen == 0:
+            raise ValueError(
+                "Uniformity has seen no image yet: call update(features) with features of shape "
+                "(N, V, D) first."
+            )
+        sample = self._sample()[0]
+        value, error = uniformity(sample, self.t, normalize=self.normalize)
+        n = len(sample)
+        return UniformityResult(
+            value,
+            error,
+            n,
+            seen,
+            V,
+            f"log of the mean potential (t = {self.t:g}) of {n * (n - 1) // 2} pairs of {n} images "
+            f"(of {seen} seen), {V} views each. The mean is unbiased; its logarithm leans "
+            "downwards, by about half the squared standard error. Standard error: jackknife over "
+            "images, by up to sqrt 2 too large for features near the uniform law.",
+        )
+
+
+def _check_t(t: float) -> None:
+    if not 0 < t < math.inf:
+        raise ValueError(
+            f"The sharpness of the Gaussian potential is positive and finite, not t = {t}."
+        )
+
+
+def _places(features: Tensor, seed: int) -> Int[Tensor, " N"]:
+    """Return a random number of each image, from the seed, its features and its duplicates so far.
+
+    The last is the number of earlier images in the batch that have the same features. Without it, a
+    network that gives many images one and the same feature would have all of them drawn together,
+    or none.
+    """
+    content = place_of(features, seed)
+    ordered, order = content.sort(stable=True)
+    repeated = torch.empty_like(content)
+    repeated[order] = torch.arange(len(content), device=content.device) - torch.searchsorted(
+        ordered, ordered
+    )
+    return (
+        Key(seed)
+        .named("uniformity", "place")
+        .at(content >> 32, content & 0xFFFFFFFF, repeated)
+        .bits()
+    )

@@ -1,0 +1,1 @@
+"""The theorems: each turns measured quantities into a bound."""
