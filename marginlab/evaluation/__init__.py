@@ -17,6 +17,31 @@ from marginlab.evaluation.nearest import NearestCenter as NearestCenter
 from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
 from marginlab.evaluation.pairing import Pairs as Pairs
 from marginlab.evaluation.pairing import pairs as pairs
+from marginlab.evaluation.protocols import FlipSum as FlipSum
+from marginlab.evaluation.protocols import Interval as Interval
+from marginlab.evaluation.protocols import Roc as Roc
+from marginlab.evaluation.protocols import RocPoint as RocPoint
+from marginlab.evaluation.protocols import Search as Search
+from marginlab.evaluation.protocols import Templates as Templates
+from marginlab.evaluation.protocols import ValAtFar as ValAtFar
+from marginlab.evaluation.protocols import all_pairs_tar as all_pairs_tar
+from marginlab.evaluation.protocols import bootstrap as bootstrap
+from marginlab.evaluation.protocols import closed_set as closed_set
+from marginlab.evaluation.protocols import cosine_blocks as cosine_blocks
+from marginlab.evaluation.protocols import flip_sum as flip_sum
+from marginlab.evaluation.protocols import fold_interval as fold_interval
+from marginlab.evaluation.protocols import fold_verification as fold_verification
+from marginlab.evaluation.protocols import hits as hits
+from marginlab.evaluation.protocols import identification_intervals as identification_intervals
+from marginlab.evaluation.protocols import open_set as open_set
+from marginlab.evaluation.protocols import pair_scores as pair_scores
+from marginlab.evaluation.protocols import pair_weights as pair_weights
+from marginlab.evaluation.protocols import people_of_pairs as people_of_pairs
+from marginlab.evaluation.protocols import pool_templates as pool_templates
+from marginlab.evaluation.protocols import roc as roc
+from marginlab.evaluation.protocols import roc_intervals as roc_intervals
+from marginlab.evaluation.protocols import search as search
+from marginlab.evaluation.protocols import val_at_far as val_at_far
 from marginlab.evaluation.retrieval import Retrieval as Retrieval
 from marginlab.evaluation.retrieval import retrieval as retrieval
 from marginlab.evaluation.verification import TarAtFar as TarAtFar
@@ -29,6 +54,8 @@ from marginlab.evaluation.verify import verify as verify
 __all__ = [
     "Association",
     "Correlation",
+    "FlipSum",
+    "Interval",
     "LinearProbe",
     "NearestCenter",
     "Pairs",
@@ -36,20 +63,43 @@ __all__ = [
     "Rate",
     "ReplicatedAssociation",
     "Retrieval",
+    "Roc",
+    "RocPoint",
+    "Search",
     "Spread",
     "TarAtFar",
+    "Templates",
+    "ValAtFar",
     "Verification",
+    "all_pairs_tar",
     "associate",
     "associate_replicates",
+    "bootstrap",
+    "closed_set",
+    "cosine_blocks",
+    "flip_sum",
+    "fold_interval",
+    "fold_verification",
+    "hits",
+    "identification_intervals",
     "knn_accuracy",
     "knn_predict",
     "knn_rank",
     "linear_probe",
     "linear_probe_accuracy",
     "nearest_center_error",
+    "open_set",
+    "pair_scores",
+    "pair_weights",
     "pairs",
+    "people_of_pairs",
+    "pool_templates",
     "retrieval",
+    "roc",
+    "roc_intervals",
+    "search",
     "tar_at_far",
+    "val_at_far",
     "verification_accuracy",
     "verify",
 ]

@@ -1,0 +1,139 @@
+"""Templates of IJB-B and IJB-C: one feature for all images and frames of a person's template.
+
+    g_m = mean over the images i of medium m of q_i f_i         (a medium: a still, or a video)
+    z   = sum over media m of g_m / || sum over media m of g_m ||
+
+q_i is the score of the face detector, or 1. f_i is the sum of the features of the image and its
+mirror image, not normalised, so that a clear face counts for more. A video counts once, however
+many frames it has.
+
+Source: the evaluation of IJB that goes with ArcFace, Deng et al. 2019 (features "N1", detector
+score "D1 F1"). The paper itself says: the centre of the features.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int64, Integer
+from torch import Tensor
+
+from marginlab.evaluation.check import Array, as_tensor, check_features
+from marginlab.evaluation.verification import distances_between
+from marginlab.statistics import unit_vectors
+
+_NUMBERS = 1 << 22  # numbers that are widened to float64 at a time
+
+
+class Templates(NamedTuple):
+    """Directions of T templates, and their numbers in rising order."""
+
+    features: Float[Tensor, "T D"]
+    numbers: Int64[Tensor, " T"]
+
+    def rows(self, numbers: Integer[Array, " M"]) -> Int64[Tensor, " M"]:
+        """Return the rows of templates by number.
+
+        Raises:
+            ValueError: A template has no image.
+
+        Example:
+            >>> Templates(torch.eye(2), torch.tensor([7, 9])).rows(torch.tensor([9, 9, 7]))
+            tensor([1, 1, 0])
+        """
+        asked = as_tensor("numbers of templates", numbers).cpu().long()
+        at = torch.searchsorted(self.numbers, asked).clamp(max=len(self.numbers) - 1)
+        absent = (self.numbers[at] != asked).nonzero()[:, 0]
+        if len(absent):
+            raise ValueError(
+                f"Template {int(asked[absent[0]])} has no image, and so {len(absent)} of "
+                f"{len(asked)} entries have no feature. Give the images of all templates."
+            )
+        return at
+
+
+def pool_templates(
+    features: Float[Array, "N D"],
+    templates: Integer[Array, " N"],
+    media: Integer[Array, " N"],
+    detector: Float[Array, " N"] | None = None,
+) -> Templates:
+    """Pool the features of images into templates.
+
+    Args:
+        features: Features of the images, not normalised; `flip=True` of `marginlab.encoding` makes
+            the sums.
+        templates: The template of each image. An image of two templates is given twice.
+        media: The medium of each image; equal numbers of two templates are two media.
+        detector: The detector score of each image, not negative; 1 by default.
+
+    Raises:
+        ValueError: Shapes differ, numbers are not integers, features or scores are not finite, or
+            scores are negative.
+
+    Example:
+        >>> f = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+        >>> pool_templates(f, torch.tensor([5, 5, 5]), torch.tensor([0, 0, 1])).features
+        tensor([[0.7071, 0.7071]])
+    """
+    wide = check_features("features", features)
+    numbers, template = _numbers("templates", templates, len(wide)).unique(return_inverse=True)
+    medium = _numbers("media", media, len(wide)).unique(return_inverse=True)[1]
+    group = template * (int(medium.max()) + 1) + medium
+    _, at, size = group.unique(return_inverse=True, return_counts=True)
+    weight = 1 / size[at].double()
+    if detector is not None:
+        score = as_tensor("detector scores", detector).cpu().double()
+        if score.shape != (len(wide),) or not bool((score.isfinite() & (score >= 0)).all()):
+            raise ValueError(
+                f"{len(wide)} images have as many detector scores, finite and not negative. Clip "
+                "or correct them."
+            )
+        weight = weight * score
+    total = torch.zeros(len(numbers), wide.shape[1], dtype=torch.float64, device=wide.device)
+    rows = max(1, _NUMBERS // wide.shape[1])
+    for part, to, times in zip(
+        wide.split(rows), template.split(rows), weight.split(rows), strict=True
+    ):
+        total.index_add_(0, to.to(wide.device), part.double() * times.to(wide.device)[:, None])
+    kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
+    return Templates(unit_vectors(total).to(kind), numbers)
+
+
+def pair_scores(
+    features: Float[Array, "N D"], first: Integer[Array, " M"], second: Integer[Array, " M"]
+) -> Float64[Tensor, " M"]:
+    """Return the cosines of pairs of rows, on the CPU, gathered a block of pairs at a time.
+
+    Args:
+        features: Features; they need not be normalised.
+        first: The row of each pair's first feature.
+        second: That of its second.
+
+    Raises:
+        ValueError: A row is outside the features, or the two lists differ in length.
+
+    Example:
+        >>> pair_scores(torch.eye(2), torch.tensor([0, 0]), torch.tensor([0, 1]))
+        tensor([1., 0.], dtype=torch.float64)
+    """
+    wide = check_features("features", features)
+    at, to = (as_tensor("rows of pairs", x).to(wide.device) for x in (first, second))
+    if at.ndim != 1 or at.shape != to.shape or not len(at) or at.is_floating_point():
+        raise ValueError(
+            f"Pairs are two lists of as many rows, at least one, not {tuple(at.shape)} and "
+            f"{tuple(to.shape)} of {at.dtype}."
+        )
+    low, high = int(torch.minimum(at, to).min()), int(torch.maximum(at, to).max())
+    if low < 0 or high >= len(wide):
+        raise ValueError(f"Pairs name the rows {low} to {high}, outside 0 to {len(wide) - 1}.")
+    return 1 - distances_between(wide, at.long(), to.long()) / 2
+
+
+def _numbers(name: str, given: Array, n: int) -> Int64[Tensor, " N"]:
+    found = as_tensor(f"numbers of {name}", given).cpu()
+    if found.shape != (n,) or found.is_floating_point():
+        told = f"{found.dtype} {tuple(found.shape)}"
+        raise ValueError(
+            f"{n} images have as many numbers of {name}, which are integers, not {told}."
+        )
+    return found.long()
