@@ -40,7 +40,7 @@ class Templates(NamedTuple):
             >>> Templates(torch.eye(2), torch.tensor([7, 9])).rows(torch.tensor([9, 9, 7]))
             tensor([1, 1, 0])
         """
-        asked = as_tensor("numbers of templates", numbers).cpu().long()
+        asked = as_tensor("numbers of templates", numbers).cpu().long().contiguous()
         at = torch.searchsorted(self.numbers, asked).clamp(max=len(self.numbers) - 1)
         absent = (self.numbers[at] != asked).nonzero()[:, 0]
         if len(absent):

@@ -1,0 +1,172 @@
+"""The command on files of each protocol's layout, made here, against an encoder that knows."""
+
+import csv
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from marginlab.data.protocols import read_protocol
+from marginlab.evaluation import __main__ as command
+from marginlab.methods import SimCLR
+from marginlab.models import Backbone
+from marginlab.train import Monitor, Recipe, fit
+
+SIDE = 16
+
+
+def face(person, shot, side=SIDE):
+    """A picture of a person: a colour of its own, and some noise of the shot."""
+    pixels = np.full((side, side, 3), (40 + 37 * person % 180, 53 * person % 200, 90), np.uint8)
+    noise = np.random.default_rng(100 * person + shot).integers(0, 6, pixels.shape, dtype=np.uint8)
+    return Image.fromarray(pixels + noise)
+
+
+def jpeg(folder, person, shot):
+    file = folder / f"{person}-{shot}.png"
+    face(person, shot).save(file)
+    return file.read_bytes()
+
+
+def lfw(path, folds=2, n=3):
+    lines = [f"{folds}\t{n}"]
+    for fold in range(folds):
+        people = range(fold * n, fold * n + n)
+        lines += [f"P{p}\t1\t2" for p in people]
+        lines += [f"P{p}\t1\tP{fold * n + (p + 1) % n}\t2" for p in people]
+        for p in people:
+            (path / f"P{p}").mkdir(parents=True)
+            for shot in (1, 2):
+                face(p, shot).save(path / f"P{p}" / f"P{p}_{shot:04d}.jpg", quality=95)
+    (path / "pairs.txt").write_text("\n".join(lines) + "\n")
+
+
+def pack(path, people=12):
+    images, same = [], []
+    for p in range(people):
+        images += [jpeg(path.parent, p, 0), jpeg(path.parent, p, 1)]
+        images += [jpeg(path.parent, p, 0), jpeg(path.parent, (p + 1) % people, 1)]
+        same += [True, False]
+    path.write_bytes(pickle.dumps((images, same), protocol=2))
+
+
+def tinyface(path):
+    sets = {"Gallery_Match": ("gallery_match", "gallery", 1), "Probe": ("probe", "probe", 2)}
+    for folder, (file, key, shot) in sets.items():
+        (path / folder).mkdir(parents=True)
+        names = [f"{p}_{shot}.png" for p in range(6)]
+        for p, name in enumerate(names):
+            face(p, shot).save(path / folder / name)
+        ids = np.arange(6)[:, None]
+        table = {f"{key}_set": np.array(names, dtype=object)[:, None], f"{key}_ids": ids}
+        savemat(path / f"{file}_img_ID_pairs.mat", table)
+    (path / "Gallery_Distractor").mkdir()
+    face(9, 0).save(path / "Gallery_Distractor" / "d.png")
+
+
+def ijb(path):
+    (path / "meta").mkdir(parents=True)
+    (path / "loose_crop").mkdir()
+    faces, points, pairs = [], [], []
+    landmarks = "38.3 51.7 73.5 51.5 56.0 71.7 41.5 92.4 70.7 92.2"
+    for p in range(4):
+        for shot in range(4):
+            name = f"{p}{shot}.jpg"
+            face(p, shot, 112).save(path / "loose_crop" / name)
+            faces.append(f"{name} {10 * p + shot // 2} {100 * p + shot}")
+            points.append(f"{name} {landmarks} 0.9")
+        pairs += [f"{10 * p} {10 * p + 1} 1", f"{10 * p} {10 * ((p + 1) % 4)} 0"]
+    for name, rows in (
+        ("face_tid_mid", faces),
+        ("name_5pts_score", points),
+        ("template_pair_label", pairs),
+    ):
+        (path / "meta" / f"ijbx_{name}.txt").write_text("\n".join(rows) + "\n")
+
+
+class Colour(SimCLR):
+    """Embeds a picture as its mean colour: each made person is told from the others."""
+
+    def project(self, features):
+        return features - 0.35
+
+
+@pytest.fixture
+def knowing(monkeypatch):
+    method = Colour(Backbone("resnet18", stem="strided", width=0.125)).eval()
+    method.backbone.forward = lambda images: images.mean((2, 3))
+    monkeypatch.setattr(command, "load", lambda run: method)
+
+
+MAKERS = {"lfw": lfw, "pack": pack, "tinyface": tinyface, "ijb": ijb}
+
+
+@pytest.mark.parametrize("protocol", MAKERS)
+def test_an_encoder_that_knows_the_people_is_right(protocol, knowing, tmp_path, capsys):
+    path = tmp_path / ("faces.bin" if protocol == "pack" else "faces")
+    MAKERS[protocol](path)
+    out = tmp_path / "out"
+    arguments = ["run", str(path), "--protocol", protocol, "--out", str(out)]
+    size = "112" if protocol == "ijb" else str(SIDE)
+    assert command.main([*arguments, "--size", size, "--replicates", "20"]) == 0
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    found = {(row["quantity"], row["at"]): float(row["value"]) for row in rows}
+    if protocol == "tinyface":
+        assert found["rank", "1"] == 1.0
+    else:
+        assert found["eer", ""] == 0.0
+        assert found["auc", ""] == 1.0
+        assert (out / "roc.html").stat().st_size > 100_000
+    if protocol == "pack":
+        assert found["accuracy", "10 folds"] == 1.0
+    assert (out / "worst.png").exists() == (protocol in ("lfw", "pack"))
+    assert "interval over identities" in capsys.readouterr().out
+
+
+def test_a_picture_of_several_pairs_is_encoded_once(tmp_path):
+    pack(tmp_path / "a.bin", people=5)
+    found = read_protocol("pack", tmp_path / "a.bin")
+    assert len(found.pictures) == 10
+    assert found.people[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_templates_differ_from_landmarks(tmp_path):
+    ijb(tmp_path)
+    file = tmp_path / "meta" / "ijbx_name_5pts_score.txt"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match="differ from face 0 on"):
+        read_protocol("ijb", tmp_path)
+
+
+def test_bad_input_takes_no_folder(knowing, tmp_path, capsys):
+    lfw(tmp_path / "faces")
+    (tmp_path / "faces" / "P0" / "P0_0001.jpg").unlink()
+    out = tmp_path / "out"
+    base = ["run", str(tmp_path / "faces"), "--protocol", "lfw", "--out", str(out)]
+    assert command.main(base) == 2
+    assert "1 of 12 pictures are missing" in capsys.readouterr().err
+    (tmp_path / "faces" / "P0" / "P0_0001.jpg").write_bytes(b"no picture")
+    assert command.main(base) == 2
+    assert "P0_0001.jpg cannot be read" in capsys.readouterr().err
+    assert command.main([*base, "--size", "4"]) == 2
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine").touch()
+    assert command.main(base) == 2
+    assert "Name a new folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="There is no protocol"):
+        read_protocol("megaface", tmp_path)
+
+
+def test_a_trained_run(tmp_path):
+    backbone = "Backbone('resnet18', stem='strided', width=0.125)"
+    recipe = Recipe(images=40, image_size=16, backbone=backbone, epochs=1, batch=20)
+    fit(recipe, tmp_path / "run", Monitor.none(), say=lambda line: None)
+    pack(tmp_path / "faces.bin")
+    arguments = [str(tmp_path / "run"), str(tmp_path / "faces.bin"), "--protocol", "pack"]
+    wanted = [*arguments, "--out", str(tmp_path / "out"), "--size", "16", "--replicates", "20"]
+    assert command.main(wanted) == 0
+    assert torch.is_grad_enabled()
