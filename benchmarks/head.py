@@ -49,6 +49,7 @@ from _report import _wait, save
 from torch import Tensor
 
 import marginlab.kernels.margin_softmax as kernel
+from marginlab.kernels.margin_settings import BUDGET_CPU, BUDGET_CUDA
 from marginlab.losses.functional import margin_softmax
 from marginlab.margins import ArcFace
 
@@ -96,7 +97,7 @@ def ours(way: str, operands: torch.dtype | None, *, compiled: bool = False) -> M
         # bytes a product is kept in
         held = 2 if operands == torch.bfloat16 and x.device.type == "cpu" else 4
         row = C * (8 if x.dtype == torch.float64 else held)
-        most = kernel.BUDGET_CUDA if x.device.type == "cuda" else kernel.BUDGET_CPU
+        most = BUDGET_CUDA if x.device.type == "cuda" else BUDGET_CPU
         budget = {
             "one buffer": B * row,
             "row chunks": B // 2 * row,

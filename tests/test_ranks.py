@@ -58,7 +58,7 @@ def _exchanged(group, rank, rows):
     gradient; upstream it is not contiguous.
     """
     x = torch.ones(rows[rank], 2, dtype=torch.float64, requires_grad=True)
-    gathered = ranks.all_gather(x, group, held=rows)
+    gathered = ranks.all_gather(x, group, rows=rows)
     seen = []
     reduce, scatter = dist.all_reduce, dist.reduce_scatter
     dist.all_reduce = lambda *_, **__: seen.append("all-reduce")

@@ -114,11 +114,11 @@ class _LogCauchySum:
         (x, y, scale), (a, c, _), total = point, tangents, saved[1]
         inverse = torch.where(total > 0, 1 / total, 0.0)
         moment = torch.zeros_like(grad)
-        own, other = (x * a).sum(1), (y * c).sum(1)
+        of_row, of_column = (x * a).sum(1), (y * c).sum(1)
 
         def turned(rows: slice, columns: slice, q: Tensor) -> Tensor:
             product = x[rows] @ c[columns].T + a[rows] @ y[columns].T
-            return product.sub_(own[rows, None]).sub_(other[columns]).mul_(q).mul_(2)
+            return product.sub_(of_row[rows, None]).sub_(of_column[columns]).mul_(q).mul_(2)
 
         copies = 4  # the block and what is made of it
         for rows, columns, q in _shares(x, y, index, self.budget, copies):

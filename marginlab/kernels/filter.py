@@ -96,10 +96,10 @@ class Views:
 
     def rows(self, images: slice, short: bool) -> Rows:
         if (images.start, short) not in self.made:
-            self.made[images.start, short] = self._short(images) if short else self._whole(images)
+            self.made[images.start, short] = self._short(images) if short else self._full(images)
         return self.made[images.start, short]
 
-    def _whole(self, images: slice) -> Rows:
+    def _full(self, images: slice) -> Rows:
         x = self.x[images]
         flat = (x - self.center).flatten(0, 1)
         # a third of the time of vecdot, which writes the squares
@@ -114,7 +114,7 @@ class Views:
 
     def _short(self, images: slice) -> Rows:
         assert self.filter is not None
-        flat, squares, radius, _ = self._whole(images)
+        flat, squares, radius, _ = self._full(images)
         flat = self.filter.short(flat)
         squares = flat.square().sum(1).view(squares.shape)
         slack = self.filter.error * radius
@@ -134,8 +134,8 @@ def prepare(x: Tensor, y: Tensor | None, center: Tensor, roundoff: float) -> Fil
     """
     P, d = x.shape[2], _DIRECTIONS
     rows, columns = (g.shape[0] * g.shape[1] for g in (x, x if y is None else y))
-    whole = rows * columns / (2 if y is None else 1)
-    if _LEAST * (d + 1) > P or whole < _GAIN * 2 * d * (
+    pairs = rows * columns / (2 if y is None else 1)
+    if _LEAST * (d + 1) > P or pairs < _GAIN * 2 * d * (
         rows + (0 if y is None else columns) + 2 * _SAMPLE
     ):
         return None

@@ -97,7 +97,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         needs = tuple(ctx.needs_input_grad[:3])
-        slopes = _Slopes.apply(grad, *ctx.saved_tensors, ctx.kernel, needs)
+        slopes = _Slopes.apply(ctx.kernel, needs, grad, *ctx.saved_tensors)
         x, y, scale = (s if n else None for s, n in zip(slopes, needs, strict=True))
         return x, y, scale, None, None
 
@@ -120,23 +120,14 @@ class _Refusing(_Value):
 
 class _Slopes(torch.autograd.Function):
     @staticmethod
-    def forward(
-        grad: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        index: Tensor | None,
-        out: Tensor,
-        extra: Tensor,
-        kernel: Kernel,
-        needs: Needs,
-    ) -> Point:
+    def forward(kernel: Kernel, needs: Needs, *tensors: Any) -> Point:
+        grad, x, y, scale, index, out, extra = tensors
         with unlowered(x):
             return kernel.slopes(grad, (x, y, scale), index, (out, extra), needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Point) -> None:
-        *tensors, ctx.kernel, ctx.needs = inputs
+        ctx.kernel, ctx.needs, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -146,8 +137,8 @@ class _Slopes(torch.autograd.Function):
             tangent if need else torch.zeros_like(at)
             for tangent, at, need in zip(tangents, (x, y, scale), ctx.needs, strict=True)
         ]
-        turned = _Curvature.apply(*along, grad, x, y, scale, index, out, extra, ctx.kernel)
-        return (*turned, None, None, None, None, None)
+        turned = _Curvature.apply(ctx.kernel, *along, grad, x, y, scale, index, out, extra)
+        return (None, None, *turned, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
@@ -156,19 +147,8 @@ class _Slopes(torch.autograd.Function):
 
 class _Curvature(torch.autograd.Function):
     @staticmethod
-    def forward(
-        a: Tensor,
-        c: Tensor,
-        e: Tensor,
-        grad: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        index: Tensor | None,
-        out: Tensor,
-        extra: Tensor,
-        kernel: Kernel,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(kernel: Kernel, *tensors: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        a, c, e, grad, x, y, scale, index, out, extra = tensors
         with unlowered(x):
             return kernel.curvature((a, c, e), grad, (x, y, scale), index, (out, extra))
 

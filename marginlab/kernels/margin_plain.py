@@ -14,56 +14,65 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.directions import power, shortest
-from marginlab.kernels.margin_call import Call
+from marginlab.kernels.margin_batch import MarginBatch, Over, Shares
 from marginlab.kernels.margin_problem import unlowered
+from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
+from marginlab.margins import Targets
 from marginlab.statistics import in_range
 
 
-def plain(x: Tensor, weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+def plain(
+    x: Tensor, weight: Tensor, batch: MarginBatch, settings: MarginSettings, over: Over
+) -> tuple[Tensor, Tensor]:
     """Return the loss (see `margin_cross_entropy`) and the target cosines, which have no gradient.
 
     Raises:
         RuntimeError: The products are above the budget, or rows or classes are spread over ranks.
     """
-    wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-    centers = weight if call.classes is None else weight[call.classes]
+    wide = wide_dtype(x, weight)
+    operands = settings.operands_for(weight.dtype, wide)
+    centers = weight if batch.classes is None else weight[batch.classes]
     n, K = centers.shape[:2]
-    _check(x.shape[0] * n * K * (torch.finfo(wide).bits // 8), call)
+    _check_ranks(settings, over)
+    _check_budget(x.shape[0] * n * K * (torch.finfo(wide).bits // 8), settings.budget_on(x.device))
     with unlowered(x):
-        valid = call.valid
+        valid = batch.valid
         x = x.to(wide) if valid is None else x.to(wide).masked_fill(~valid[:, None], 0.0)
         x, norm = _directions(x)
         norm = norm if valid is None else norm.masked_fill(~valid, 1.0)
         directions = _directions(centers.to(wide))[0]
-        place = call.target.clamp(0, max(n - 1, 0))
-        own = torch.arange(n, device=x.device) == place[:, None]
-        if call.terms.operands == wide or n == 0:
+        place = batch.target.clamp(0, max(n - 1, 0))
+        is_target = torch.arange(n, device=x.device) == place[:, None]
+        if operands == wide or n == 0:
             cosines = torch.einsum("bd,ckd->bck", x, directions).max(2).values
             cosine = cosines.gather(1, place[:, None]).squeeze(1)
         else:
-            cosines = _rounded_cosines(x, centers.to(wide), directions, call.terms.operands)
+            cosines = _rounded_cosines(x, centers.to(wide), directions, operands)
             cosine = (x[:, None] * directions[place]).sum(2).max(1).values
-        made = call.margin.attached(cosine, norm, valid)
-        loss = _losses(
-            _others(cosines, made.value.detach(), made.hardness, call), own, made.value, call
-        )
+        made = settings.margin.attached(cosine, norm, valid)
+        z, gone = _others(cosines, made, batch, settings)
+        loss = _losses(z, gone | is_target, made.value, batch.shares, settings)
         if made.penalty is not None:
-            loss = loss + (made.penalty if call.shares is None else made.penalty * call.shares.rows)
-        return call.reduced(loss), cosine.detach()
+            shares = batch.shares
+            loss = loss + (made.penalty if shares is None else made.penalty * shares.rows)
+        return batch.reduced(loss), cosine.detach()
 
 
-def _check(size: int, call: Call) -> None:
-    if ranks.size(call.over.group) > 1 and (call.over.classes or call.margin.batchwise):
+def _check_ranks(settings: MarginSettings, over: Over) -> None:
+    if ranks.size(over.group) > 1 and (over.classes or settings.margin.batchwise):
         raise RuntimeError(
             "Over several ranks a margin softmax has no second derivative and takes part in no "
             "transform of torch.func where classes or the margin's statistics are spread over "
             "them. Use one rank."
         )
-    if size > call.terms.budget:
+
+
+def _check_budget(size: int, budget: int) -> None:
+    if size > budget:
         raise RuntimeError(
             "A second derivative, a transform of torch.func, or an exported graph holds all "
             f"products of rows and centers: {size:,} bytes, above the budget of "
-            f"{call.terms.budget:,}. Give fewer rows, or budget={size}."
+            f"{budget:,}. Give fewer rows, or budget={size}."
         )
 
 
@@ -100,30 +109,33 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _others(
-    cosines: Tensor, value: Tensor, hardness: Tensor | None, call: Call
+    cosines: Tensor, made: Targets, batch: MarginBatch, settings: MarginSettings
 ) -> tuple[Tensor, Tensor]:
     """Return the logits of all columns as those of other classes, and a mask of those left out."""
-    terms = call.terms
     gone = torch.zeros_like(cosines, dtype=torch.bool)
     z = cosines
-    if terms.interclass is not None:
-        hot = z > terms.interclass
-        z, gone = z.masked_fill(hot, 0.0), hot if terms.masks else gone
-    if hardness is not None:
-        z = torch.where((z > value[:, None]) & ~gone, z * (hardness + z), z)
-    z = z * terms.scale
-    if call.lift is not None:
-        z = z + call.lift
-    if call.exclude is not None:
+    if settings.interclass_filter is not None:
+        hot = z > settings.interclass_filter
+        z, gone = z.masked_fill(hot, 0.0), hot if settings.interclass_masks else gone
+    if made.hardness is not None:
+        hard = (z > made.value.detach()[:, None]) & ~gone
+        z = torch.where(hard, z * (made.hardness + z), z)
+    z = z * settings.scale
+    if batch.lift is not None:
+        z = z + batch.lift
+    if batch.exclude is not None:
         columns = torch.arange(z.shape[1], device=z.device)
-        gone = gone | (call.exclude[:, :, None] == columns).any(1)
+        gone = gone | (batch.exclude[:, :, None] == columns).any(1)
     return z, gone
 
 
-def _losses(others: tuple[Tensor, Tensor], own: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Return the losses (B,), from the others' logits and the own classes' values."""
-    z, gone = others
-    gone = gone | own
+def _losses(
+    z: Tensor, gone: Tensor, value: Tensor, shares: Shares | None, settings: MarginSettings
+) -> Tensor:
+    """Return the losses (B,), from the logits of other classes and the targets' values.
+
+    Columns of z that are `gone`, as the target's is, are no other classes.
+    """
     none = gone.all(1)
     # A row without another class would have a slope of 0/0: it gets logits of 0 that do not count
     far = (
@@ -131,14 +143,14 @@ def _losses(others: tuple[Tensor, Tensor], own: Tensor, value: Tensor, call: Cal
         .masked_fill(none[:, None], 0.0)
         .logsumexp(1)
     )
-    near = value * call.terms.scale
+    near = value * settings.scale
     loss = F.softplus(far - near, threshold=40.0).masked_fill(none, 0.0)
-    epsilon = call.terms.smoothing
+    epsilon = settings.label_smoothing
     if epsilon == 0:
         return loss
     there = (~gone).to(z.dtype)
     spread = epsilon / (there.sum(1) + 1)
-    if call.shares is not None:
-        rows, there = call.shares.rows, there * call.shares.columns
+    if shares is not None:
+        rows, there = shares.rows, there * shares.columns
         loss = loss * ((1 - epsilon) * rows + spread * (there.sum(1) + rows))
     return loss + spread * (there.sum(1) * near - (there * z).sum(1))

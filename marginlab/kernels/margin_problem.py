@@ -12,7 +12,7 @@ over the n columns that the row has; without weights a_i = 1.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.directions import measured
-from marginlab.kernels.margin_call import Call
+from marginlab.kernels.margin_batch import MarginBatch, Over
+from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
 from marginlab.kernels.pointwise import pointwise
 from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, multiply
 from marginlab.margins import Margin, Targets
@@ -31,36 +32,46 @@ def unlowered(x: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
+class Gradients(NamedTuple):
+    """Tensors that a backward walk writes its gradients into.
+
+    Attributes:
+        directions: (B, D), gradient of the embeddings at unit length; it is added to.
+        centers: (n, K, D), gradient of the centers; None: not wanted.
+        complete: The centers of a tile get no more gradient from other rows.
+        add: The gradient of the centers is added to; otherwise it is written.
+    """
+
+    directions: Tensor
+    centers: Tensor | None
+    complete: bool
+    add: bool
+
+
 class Problem:
     """One call: rows and their own classes, columns, and two walks over the tiles of logits."""
 
-    def __init__(self, x: Tensor, weight: Tensor, call: Call):
-        wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-        of_columns = None if call.shares is None else call.shares.columns
-        self.columns = Columns(
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        batch: MarginBatch,
+        settings: MarginSettings,
+        over: Over,
+    ):
+        self.target, self.valid, self.exclude = batch.target, batch.valid, batch.exclude
+        self.settings, self.over = settings, over
+        self.weights = None if batch.shares is None else batch.shares.rows
+        columns = Columns(
             weight,
-            call.classes,
-            call.lift,
-            call.terms,
-            wide,
-            hardens=call.margin.hardens,
-            shares=of_columns,
+            settings,
+            wide_dtype(x, weight),
+            classes=batch.classes,
+            lift=batch.lift,
+            shares=None if batch.shares is None else batch.shares.columns,
         )
-        self.terms, self.target, self.valid, self.margin, self.over = (
-            call.terms,
-            call.target,
-            call.valid,
-            call.margin,
-            call.over,
-        )
-        self.weights = None if call.shares is None else call.shares.rows
-        columns, margin, over, valid, target = (
-            self.columns,
-            call.margin,
-            call.over,
-            call.valid,
-            call.target,
-        )
+        self.columns = columns
+        margin, valid, target = settings.margin, batch.valid, batch.target
         norm, over_norm = measured(x)
         self.length, self.inverse = (each.squeeze(1).to(columns.wide) for each in (norm, over_norm))
         self.direction = x.to(columns.wide) * self.inverse[:, None]
@@ -70,21 +81,20 @@ class Problem:
                 self.length.masked_fill(~valid, 1.0),
                 self.inverse.masked_fill(~valid, 0.0),
             )
-        self.cosine, winner = self._own_cosines()
-        self.exclude = call.exclude
+        self.cosine, winner = self._target_cosines()
         self.targets: Targets | None = None
         self.found: Margin = margin  # with the state before this pass
         if margin.batchwise:
             if over.classes:
                 self.cosine = ranks.all_reduce(self.cosine, over.group)
-            self.targets = self._of_the_whole_batch()
+            self.targets = self._batch_targets()
         self.forward_tile, self.backward_tile = pointwise(columns, self.part(slice(None)))
         # along: d loss / d |x|
         self.loss, self.along = self.length.new_zeros(2, len(target)).unbind()
-        whole, spread, against = self.length.new_zeros(3, len(target)).unbind()
-        self.slopes = Slopes(whole, spread, against, winner)
+        log_sum, spread, against = self.length.new_zeros(3, len(target)).unbind()
+        self.slopes = Slopes(log_sum, spread, against, winner)
 
-    def _own_cosines(self) -> tuple[Tensor, Tensor]:
+    def _target_cosines(self) -> tuple[Tensor, Tensor]:
         """Return the cosine with the nearest center of the own class, and the index of that center.
 
         It is 0 where the class is another rank's.
@@ -92,14 +102,14 @@ class Problem:
         columns, place = self.columns, self.target.clamp(0, max(self.columns.n - 1, 0))
         if columns.n == 0:
             return torch.zeros_like(self.length), torch.zeros_like(place)
-        own = columns.weight.index_select(
+        centers = columns.weight.index_select(
             0, place if columns.classes is None else columns.classes[place]
         )
-        own = own.to(columns.wide) * measured(own)[1].to(columns.wide)
-        cosine, winner = (self.direction[:, None] * own).sum(2).max(1)
+        centers = centers.to(columns.wide) * measured(centers)[1].to(columns.wide)
+        cosine, winner = (self.direction[:, None] * centers).sum(2).max(1)
         return (cosine.masked_fill(self.target < 0, 0.0) if self.over.classes else cosine), winner
 
-    def _of_the_whole_batch(self) -> Targets:
+    def _batch_targets(self) -> Targets:
         """Return this rank's targets, where a target depends on the other rows.
 
         The margin sees all rows of all ranks that count.
@@ -120,7 +130,9 @@ class Problem:
                 ]
             )
             everyone = ranks.all_gather(rows, self.over.group)
-        made, self.found = self.margin.found(everyone[:, 0], everyone[:, 1], everyone[:, 2].bool())
+        made, self.found = self.settings.margin.found(
+            everyone[:, 0], everyone[:, 1], everyone[:, 2].bool()
+        )
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
     def part(self, part: slice) -> Rows:
@@ -138,53 +150,53 @@ class Problem:
             hardness,
         )
 
-    def forward(self, part: slice, held: Tensor | None, *, measure: bool) -> None:
+    def forward(self, part: slice, products: Tensor | None, *, measure: bool) -> None:
         """Sum a part of the rows over all tiles; set their losses and values for the backward pass.
 
-        The products are kept in `held`.
+        The products are kept in the buffer `products`, or not kept where it is None.
         """
         rows, columns = self.part(part), self.columns
-        operand = rows.direction.to(self.terms.operands)
+        operand = rows.direction.to(columns.operands)
         sums = Sums.none(len(operand), self.length)
-        for tile, place in self.places(len(operand), held):
+        for tile, place in self.places(len(operand), products):
             sums = self.forward_tile(
                 columns.product(operand, tile, place, measure=measure), columns, rows, tile, sums
             )
         if self.over.classes:
             sums = self._exchanged(sums)
         if self.targets is None:
-            made, found = self.margin.found(self.cosine[part], self.length[part])
+            made, found = self.settings.margin.found(self.cosine[part], self.length[part])
             self.found = found if part.start == 0 else self.found
         else:
             made = Targets(*(rows_of(t, part) for t in self.targets))
-        far, near = sums.logarithm(), made.value * self.terms.scale
+        far, near = sums.logarithm(), made.value * self.settings.scale
         loss, against = F.softplus(far - near, threshold=40.0), torch.sigmoid(far - near)
-        whole, penalty = torch.logaddexp(far, near), made.penalty
-        penalty_slope = made.penalty_slope
-        epsilon = self.terms.smoothing
+        log_sum = torch.logaddexp(far, near)
+        penalty, penalty_slope = made.penalty, made.penalty_slope
+        epsilon = self.settings.label_smoothing
         if epsilon > 0:
             spread = epsilon / (sums.finite + 1)
             if self.weights is not None:
                 weight = self.weights[part]
                 mass = (1 - epsilon) * weight + spread * (sums.shares + weight)  # a_i
-                loss, against, whole = loss * mass, against * mass, whole - mass.log()
+                loss, against, log_sum = loss * mass, against * mass, log_sum - mass.log()
                 penalty = None if penalty is None else penalty * weight
                 penalty_slope = None if penalty_slope is None else penalty_slope * weight
             loss = loss + spread * (sums.shares * near - sums.plain)
             against = against - spread * sums.shares
             self.slopes.spread[part] = spread
         if made.norm_slope is not None:
-            self.along[part] -= against * self.terms.scale * made.norm_slope
+            self.along[part] -= against * self.settings.scale * made.norm_slope
         if penalty is not None and penalty_slope is not None:
             loss = loss + penalty
             self.along[part] += penalty_slope
         self.loss[part] = loss
-        self.slopes.whole[part] = whole
-        self.slopes.own[part] = -against * made.slope
+        self.slopes.log_sum[part] = log_sum
+        self.slopes.target[part] = -against * made.slope
 
     def _exchanged(self, sums: Sums) -> Sums:
         """Combine all ranks' sums, and the target cosines, in one packed exchange."""
-        more = () if self.terms.smoothing == 0 else (sums.plain, sums.finite)
+        more = () if self.settings.label_smoothing == 0 else (sums.plain, sums.finite)
         weighted = bool(more) and self.columns.shares is not None
         more = (*more, sums.shares) if weighted else more
         sent = [sums.highest, sums.total, *more]
@@ -204,32 +216,24 @@ class Problem:
         return Sums(highest, total, plain, finite, shares[0] if weighted else finite)
 
     def backward(
-        self,
-        part: slice,
-        held: Tensor | None,
-        upstream: Tensor,
-        dx: Tensor,
-        dw: Tensor | None,
-        *,
-        last: bool,
-        add: bool,
+        self, part: slice, products: Tensor | None, upstream: Tensor, into: Gradients
     ) -> None:
-        """Add the gradient of a part of the rows to `dx` (B, D), and to `dw` (n, K, D).
+        """Add the gradient of a part of the rows, given the upstream gradient of their losses.
 
-        `dx` is the gradient at unit length, `dw` that of the centers. `last` says that the tile's
-        centers get no more gradient from other rows. The component along the centers is then
-        removed, and the rest is divided by their length.
+        Where the gradient of the centers is complete, the component along the centers is removed
+        from it, and the rest is divided by their length.
         """
-        rows, columns, operands = self.part(part), self.columns, self.terms.operands
+        rows, columns = self.part(part), self.columns
+        operands, dx, dw = columns.operands, into.directions, into.centers
         slopes = Slopes(*(s[part] for s in self.slopes))
-        factor, top = self.terms.scale * upstream, None
+        factor, top = self.settings.scale * upstream, None
         if operands == torch.float16 and len(factor):  # a loss scaler's factor can leave its range
             top = factor.abs().amax().clamp_min(torch.finfo(factor.dtype).tiny)
             factor = factor / top
         operand = rows.direction.to(operands)
         weighted = (rows.direction * factor[:, None]).to(operands)
-        for tile, place in self.places(len(operand), held):
-            product = columns.product(operand, tile, place) if held is None else place
+        for tile, place in self.places(len(operand), products):
+            product = columns.product(operand, tile, place) if products is None else place
             assert product is not None
             grad = self.backward_tile(product, columns, rows, tile, slopes).to(operands)
             directions = columns.directions(tile)
@@ -237,45 +241,50 @@ class Problem:
             if columns.wide == operands:
                 dx[part].addmm_(grad, flat)
             else:
-                dx[part].add_(multiply(grad, flat.to(operands), columns.held()))
+                dx[part].add_(multiply(grad, flat.to(operands), columns.product_dtype()))
             if dw is None:
                 continue
-            into = dw[tile].view(-1, columns.D)
+            flat_dw = dw[tile].view(-1, columns.D)
             if top is not None:
-                part_of_dw = multiply(grad.T, weighted, columns.held()).to(columns.wide).mul_(top)
-                if add:
-                    into.add_(part_of_dw)
+                part_of_dw = (
+                    multiply(grad.T, weighted, columns.product_dtype()).to(columns.wide).mul_(top)
+                )
+                if into.add:
+                    flat_dw.add_(part_of_dw)
                 else:
                     dw[tile] = tangent(part_of_dw.view_as(directions), directions, columns, tile)
                 continue
-            if add:
-                into.addmm_(grad.T, weighted) if into.dtype == operands else into.add_(
-                    multiply(grad.T, weighted, columns.held())
-                )
-            elif into.dtype == columns.held() == columns.wide:
-                multiply(grad.T, weighted, into.dtype, into)
+            if into.add:
+                if flat_dw.dtype == operands:
+                    flat_dw.addmm_(grad.T, weighted)
+                else:
+                    flat_dw.add_(multiply(grad.T, weighted, columns.product_dtype()))
+            elif flat_dw.dtype == columns.product_dtype() == columns.wide:
+                multiply(grad.T, weighted, flat_dw.dtype, flat_dw)
             else:
                 dw[tile] = tangent(
-                    multiply(grad.T, weighted, columns.held()).to(columns.wide).view_as(directions),
+                    multiply(grad.T, weighted, columns.product_dtype())
+                    .to(columns.wide)
+                    .view_as(directions),
                     directions,
                     columns,
                     tile,
                 )
                 continue
-            if last:
+            if into.complete:
                 tangent(dw[tile], directions, columns, tile)
-        dx[part] *= (upstream * self.terms.scale)[:, None]
+        dx[part] *= (upstream * self.settings.scale)[:, None]
 
-    def places(self, rows: int, held: Tensor | None) -> Iterator[tuple[slice, Tensor | None]]:
+    def places(self, rows: int, products: Tensor | None) -> Iterator[tuple[slice, Tensor | None]]:
         """Yield the tiles, each with its place in the buffer: one contiguous stretch of it."""
         for tile in self.columns.tiles(rows):
-            if held is None:
+            if products is None:
                 yield tile, None
             else:
                 per = rows * self.columns.K
                 yield (
                     tile,
-                    held[per * tile.start : per * tile.stop].view(
+                    products[per * tile.start : per * tile.stop].view(
                         rows, tile.stop - tile.start, self.columns.K
                     ),
                 )

@@ -147,24 +147,19 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
             if diagonal
             else ((slice(0, i.stop - i.start), slice(0, j.stop - j.start)),)
         ):
-            out = distance[:, i, j][:, p, q], chosen[:, i, j][:, p, q]
+            block = _Block(
+                x[i][p],
+                other[j][q],
+                diagonal and p == q,
+                distance[:, i, j][:, p, q],
+                chosen[:, i, j][:, p, q],
+            )
             pays = filter is not None and failed <= 1 + tried // 4
             tried += pays
             for short in (True, False) if pays else (False,):
                 a, b = left.rows(i, short).of(p), right.rows(j, short).of(q)
                 most = _WORTH if short else torch.inf
-                if _block(
-                    x[i][p],
-                    other[j][q],
-                    a,
-                    b,
-                    levels,
-                    spread,
-                    diagonal and p == q,
-                    exactly,
-                    *out,
-                    most,
-                ):
+                if _write_minima(block, a, b, levels, spread, exactly, most):
                     break
                 failed += 1
     if y is None:
@@ -196,24 +191,38 @@ def _roundoff(x: Tensor) -> float:
     return {"tf32": 2.0**-11, "bf16": 2.0**-8}.get(str(backend.fp32_precision), 2.0**-24)
 
 
-def _block(
-    x: Tensor,
-    y: Tensor,
+class _Block(NamedTuple):
+    """A block of image pairs: their views, and where their minima go.
+
+    Attributes:
+        x, y: Views (I, V, P) and (J, V, P).
+        diagonal: x and y are the same images, and each unordered pair is looked at once.
+        distance: (L, I, J).
+        chosen: (L, I, J, 2), the views that are nearest.
+    """
+
+    x: Tensor
+    y: Tensor
+    diagonal: bool
+    distance: Tensor
+    chosen: Tensor
+
+
+def _write_minima(
+    block: _Block,
     a: Rows,
     b: Rows,
     levels: Sequence[int],
     spread: float,
-    diagonal: bool,
     exactly: "_Differences",
-    distance: Tensor,
-    chosen: Tensor,
     most: float,
 ) -> bool:
-    """Write the minima of one block of image pairs, at every level, into `distance` and `chosen`.
+    """Write the minima of one block of image pairs, at every level, into the block.
 
-    `distance` is (L, I, J) and `chosen` (L, I, J, 2). Return False if more than the share `most` of
-    the pairs of views remain as candidates; the outputs are then not reliable.
+    Return False if more than the share `most` of the pairs of views remain as candidates; the
+    minima are then not reliable.
     """
+    x, y, diagonal, distance, chosen = block
     (I, V, _), J = x.shape, len(y)  # noqa: E741
     # without the norm of the row, added below
     product = torch.addmm(b.squares.flatten(), a.flat, b.flat.T, alpha=-2).view(I, V, J, V)

@@ -17,7 +17,7 @@ def pointwise(columns: Columns, rows: Rows) -> Pointwise:
     They are compiled ones (made once and kept), Triton's in the plain case on CUDA, or torch's
     operations otherwise.
     """
-    if columns.terms.compiled:
+    if columns.settings.compiled:
         return _compiled()
     if (
         columns.weight.device.type == "cuda"
@@ -37,23 +37,23 @@ def plain(columns: Columns, rows: Rows) -> bool:
 
     The cosines may be lifted.
     """
-    terms = columns.terms
+    settings = columns.settings
     changed = (
         columns.K > 1
-        or terms.interclass is not None
-        or terms.smoothing > 0
+        or settings.interclass_filter is not None
+        or settings.label_smoothing > 0
         or rows.hardness is not None
         or rows.exclude is not None
     )
     return columns.wide == torch.float32 and not changed
 
 
-_KEPT: list[Pointwise] = []
+_COMPILED: list[Pointwise] = []
 
 
 def _compiled() -> Pointwise:
-    if not _KEPT:
-        _KEPT.append(
+    if not _COMPILED:
+        _COMPILED.append(
             (torch.compile(forward_tile, dynamic=True), torch.compile(backward_tile, dynamic=True))
         )
-    return _KEPT[0]
+    return _COMPILED[0]

@@ -32,7 +32,7 @@ def softplus_sum(
     y: Float[Tensor, "M D"],
     first: Int[Tensor, " B"],
     stop: Int[Tensor, " B"],
-    own: Int[Tensor, " B"],
+    left_out: Int[Tensor, " B"],
     *,
     budget: int = BUDGET,
 ) -> Float[Tensor, " B"]:
@@ -46,7 +46,7 @@ def softplus_sum(
         first: The first column of row i. Rows whose intervals are near each other should be
             neighbours.
         stop: The column after the last one of row i.
-        own: A column that row i leaves out; a number outside 0..M-1 leaves out nothing.
+        left_out: A column that row i leaves out; a number outside 0..M-1 leaves out nothing.
         budget: Bytes of the block that is held with its copies, in either pass.
 
     Returns:
@@ -57,9 +57,9 @@ def softplus_sum(
         RuntimeError: A third derivative is asked for.
 
     Example:
-        >>> x, whole = torch.zeros(2, 3), torch.tensor([2, 2])
-        >>> first, own = torch.zeros_like(whole), torch.tensor([0, -1])
-        >>> softplus_sum(x, x, first, whole, own)  # log 2, twice
+        >>> x, stop = torch.zeros(2, 3), torch.tensor([2, 2])
+        >>> first, left_out = torch.zeros_like(stop), torch.tensor([0, -1])
+        >>> softplus_sum(x, x, first, stop, left_out)  # log 2, twice
         tensor([0.6931, 1.3863])
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
@@ -67,14 +67,14 @@ def softplus_sum(
             f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
             f"and {tuple(y.shape)} {y.dtype}."
         )
-    if not len(first) == len(stop) == len(own) == len(x):
+    if not len(first) == len(stop) == len(left_out) == len(x):
         raise ValueError(
-            f"Each of the {len(x)} rows has one interval and one column of its own, not "
-            f"{len(first)}, {len(stop)} and {len(own)}."
+            f"Each of the {len(x)} rows has one interval and one column that it leaves out, not "
+            f"{len(first)}, {len(stop)} and {len(left_out)}."
         )
     if budget <= 0:
         raise ValueError(f"A block needs a positive byte budget, not {budget}.")
-    places = torch.stack((first, stop, own)).long()
+    places = torch.stack((first, stop, left_out)).long()
     return blockwise(_SoftplusSum(budget), x, y, x.new_ones(()), places)
 
 
@@ -125,11 +125,11 @@ def _blocks(
     `copies` blocks fit the budget.
     """
     assert places is not None
-    first, stop, own = places
-    held = max(budget // (copies * x.element_size()), 1)
+    first, stop, left_out = places
+    entries = max(budget // (copies * x.element_size()), 1)
     read = readable(first)
-    high = max(1, min(len(x), int(held**0.5), ROWS if read else len(x)))
-    wide = max(1, held // high)
+    high = max(1, min(len(x), int(entries**0.5), ROWS if read else len(x)))
+    wide = max(1, entries // high)
     for top in range(0, len(x), high):
         rows = slice(top, min(top + high, len(x)))
         left, end = (int(first[rows].min()), int(stop[rows].max())) if read else (0, len(y))
@@ -137,7 +137,7 @@ def _blocks(
             columns = slice(start, min(start + wide, end))
             index = torch.arange(columns.start, columns.stop, device=x.device)
             inside = (index >= first[rows, None]) & (index < stop[rows, None])
-            inside &= index != own[rows, None]
+            inside &= index != left_out[rows, None]
             with unlowered(x):
                 block = x[rows] @ y[columns].T
             yield rows, columns, block.masked_fill_(inside.logical_not_(), -torch.inf)

@@ -3,7 +3,7 @@
 The interval is of columns, and each row has its own.
 
     inside_i = log sum_{first_i <= j < stop_i} exp(scale x_i . y_j),
-    outside_i = the same over the other columns; column own_i is in neither.
+    outside_i = the same over the other columns; column left_out_i is in neither.
 
 With the columns sorted by label, the columns of a row's own class are such an interval, so both
 sums of a supervised loss come from one walk. Each is summed by itself: the difference of two sums
@@ -32,7 +32,7 @@ def split_logsumexp(
     y: Float[Tensor, "M D"],
     first: Int[Tensor, " B"],
     stop: Int[Tensor, " B"],
-    own: Int[Tensor, " B"],
+    left_out: Int[Tensor, " B"],
     *,
     end: Int[Tensor, ""] | None = None,
     scale: float | Float[Tensor, ""] = 1.0,
@@ -47,7 +47,8 @@ def split_logsumexp(
             have it, also inside autocast.
         first, stop: Row i's interval is the columns first_i to stop_i - 1. Rows whose intervals are
             near each other should be neighbours.
-        own: A column that row i leaves out of both; a number outside 0..M-1 leaves out nothing.
+        left_out: A column that row i leaves out of both; a number outside 0..M-1 leaves out
+            nothing.
         end: Columns from this one on are left out of all sums.
         scale: 1/temperature; a tensor without dimensions may learn.
         budget: Bytes of the block that is held with its masks, in either pass.
@@ -60,9 +61,9 @@ def split_logsumexp(
         RuntimeError: A third derivative is asked for.
 
     Example:
-        >>> x, own = torch.eye(3), torch.arange(3)
+        >>> x, left_out = torch.eye(3), torch.arange(3)
         >>> first, stop = torch.tensor([0, 0, 2]), torch.tensor([2, 2, 3])
-        >>> split_logsumexp(x, x, first, stop, own)  # rows 0 and 1 are of one class
+        >>> split_logsumexp(x, x, first, stop, left_out)  # rows 0 and 1 are of one class
         tensor([[0.0000, 0.0000],
                 [0.0000, 0.0000],
                 [  -inf, 0.6931]])
@@ -72,14 +73,14 @@ def split_logsumexp(
             f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
             f"and {tuple(y.shape)} {y.dtype}."
         )
-    if not len(first) == len(stop) == len(own) == len(x):
+    if not len(first) == len(stop) == len(left_out) == len(x):
         raise ValueError(
-            f"Each of the {len(x)} rows has one interval and one column of its own, not "
-            f"{len(first)}, {len(stop)} and {len(own)}."
+            f"Each of the {len(x)} rows has one interval and one column that it leaves out, not "
+            f"{len(first)}, {len(stop)} and {len(left_out)}."
         )
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
-    ends = [] if end is None else [end.expand_as(own)]
-    places = torch.stack((first, stop, own, *ends)).long()
+    ends = [] if end is None else [end.expand_as(left_out)]
+    places = torch.stack((first, stop, left_out, *ends)).long()
     return blockwise(_Split(budget), x, y, factor, places)
 
 
@@ -141,11 +142,11 @@ def _masked(
             bytes. The caller may hold more.
     """
     assert places is not None
-    first, stop, own, *ends = places
+    first, stop, left_out, *ends = places
     # On a CPU most blocks are seen to need no mask; elsewhere seeing it would have to be waited for
     low, high = (first, stop) if readable(first) else (None, None)
     entry = copies * x.element_size()
-    for rows, columns, block in blocks(x, y, own[:, None], budget, entry=entry):
+    for rows, columns, block in blocks(x, y, left_out[:, None], budget, entry=entry):
         inside = None
         index = torch.arange(columns.start, columns.stop, device=x.device)
         if ends:

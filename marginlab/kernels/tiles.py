@@ -15,41 +15,17 @@ logit are made on the tile, in this order: the largest of K sub-centers (Deng et
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from marginlab.kernels.directions import inverse, power, shortest
+from marginlab.kernels.margin_settings import MarginSettings
 
 TILE = 8 * 2**20  # bytes of a tile on a CPU, where the later passes then find it in cache
 TILE_CUDA = 256 * 2**20  # and on a GPU, where a tile has to outweigh its launches
 ALIGNED = 16  # columns: then every row of a tile begins where a GPU loads 16 bytes at once
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Settings of a softmax sum besides the cosines.
-
-    Attributes:
-        scale: s, 1/temperature.
-        smoothing: epsilon of label smoothing.
-        interclass: Non-target cosines above it are filtered; None filters nothing.
-        masks: A filtered class leaves the sum; otherwise its cosine counts as 0, as published.
-            Either way it gets no gradient.
-        operands: The dtype of the factors of the products; sums are float32 or wider.
-        budget: Bytes held between the passes or in one tile.
-        compiled: Compile the pointwise part with torch.compile.
-    """
-
-    scale: float
-    smoothing: float = 0.0
-    interclass: float | None = None
-    masks: bool = False
-    operands: torch.dtype = torch.float32
-    budget: int = 0
-    compiled: bool = False
 
 
 class Rows(NamedTuple):
@@ -73,47 +49,43 @@ class Columns:
     def __init__(
         self,
         weight: Tensor,
-        classes: Tensor | None,
-        lift: Tensor | None,
-        terms: Terms,
+        settings: MarginSettings,
         wide: torch.dtype,
         *,
-        hardens: bool = False,
+        classes: Tensor | None = None,
+        lift: Tensor | None = None,
         shares: Tensor | None = None,
     ):
-        self.weight, self.classes, self.lift, self.terms, self.wide = (
-            weight,
-            classes,
-            lift,
-            terms,
-            wide,
-        )
+        self.weight, self.settings, self.wide = weight, settings, wide
+        self.classes, self.lift = classes, lift
         self.shares = shares  # (n,) weights of the columns in label smoothing; None: 1
-        self.hardens = hardens  # whether hard negatives are raised, which takes room
+        self.operands = settings.operands_for(weight.dtype, wide)
+        self.budget = settings.budget_on(weight.device)
+        # whether hard negatives are raised, which takes room
+        self.hardens = settings.margin.hardens
         self.n = len(weight) if classes is None else len(classes)
         self.K, self.D = weight.shape[1:]
         # 1 / |w|, filled by the first pass
         self.inverse = torch.empty(self.n, self.K, dtype=wide, device=weight.device)
         # s / |w|: after the product, which could overflow with s before it
         self.factor = torch.empty_like(self.inverse)
-        scaled = wide == torch.float64 or terms.operands == torch.float16
+        scaled = wide == torch.float64 or self.operands == torch.float16
         self.power = torch.empty_like(self.inverse) if scaled else None  # w is read as w * power
 
-    def held(self) -> torch.dtype:
+    def product_dtype(self) -> torch.dtype:
         """Return the dtype of the products: a CPU gives those of bf16 operands in bf16 only."""
-        return self.wide if self.weight.device.type == "cuda" else self.terms.operands
+        return self.wide if self.weight.device.type == "cuda" else self.operands
 
     def width(self, rows: int) -> int:
         """Columns of a tile that holds the product, its pointwise copies and the centers' forms."""
         item = torch.finfo(self.wide).bits // 8
-        terms = self.terms
-        more = 3 * (terms.interclass is not None) + (2 + (self.shares is not None)) * (
-            terms.smoothing > 0
-        )
+        settings = self.settings
+        more = 3 * (settings.interclass_filter is not None)
+        more += (2 + (self.shares is not None)) * (settings.label_smoothing > 0)
         more += 6 * self.hardens + (3 * self.K + 2) * (self.K > 1)
         forms = 2 + (self.power is not None)
         column = rows * item * (self.K + 2 + more) + self.K * self.D * item * forms
-        limit = min(self.terms.budget, TILE_CUDA if self.weight.device.type == "cuda" else TILE)
+        limit = min(self.budget, TILE_CUDA if self.weight.device.type == "cuda" else TILE)
         width = max(1, min(self.n, limit // column))
         return width - width % ALIGNED if ALIGNED < width < self.n else width
 
@@ -153,10 +125,12 @@ class Columns:
                 short = short * self.power[tile].double()
             norm = torch.linalg.vector_norm(centers, dim=-1, dtype=torch.float64)
             self.inverse[tile] = inverse(norm, short).to(self.wide)
-            torch.mul(self.inverse[tile], self.terms.scale, out=self.factor[tile])
-        flat = centers.to(self.terms.operands).flatten(0, 1)
+            torch.mul(self.inverse[tile], self.settings.scale, out=self.factor[tile])
+        flat = centers.to(self.operands).flatten(0, 1)
         into = None if out is None else out.view(len(operand), len(flat))
-        return multiply(operand, flat.T, self.held(), into).view(len(operand), len(centers), self.K)
+        return multiply(operand, flat.T, self.product_dtype(), into).view(
+            len(operand), len(centers), self.K
+        )
 
     def directions(self, tile: slice) -> Tensor:
         """The tile's centers (T, K, D) at unit length."""
@@ -188,20 +162,20 @@ class Tile(NamedTuple):
 
 def logits(product: Tensor, columns: Columns, rows: Rows, tile: slice) -> Tile:
     """Return the logits of a tile of products (B, T, K)."""
-    terms = columns.terms
+    settings = columns.settings
     nearest, winner = product.to(columns.wide).mul(columns.factor[tile]), None
     if columns.K == 1:
         z = nearest.squeeze(2)
     else:
         z, winner = nearest.max(2)
     slope = None
-    if terms.interclass is not None:
-        hot = z > terms.interclass * terms.scale
-        z = z.masked_fill_(hot, -torch.inf if terms.masks else 0.0)
+    if settings.interclass_filter is not None:
+        hot = z > settings.interclass_filter * settings.scale
+        z = z.masked_fill_(hot, -torch.inf if settings.interclass_masks else 0.0)
         slope = (~hot).to(z.dtype)
     if rows.hardness is not None and rows.value is not None:
-        hard = z > (rows.value * terms.scale)[:, None]
-        cosine = z / terms.scale
+        hard = z > (rows.value * settings.scale)[:, None]
+        cosine = z / settings.scale
         more = torch.where(hard, rows.hardness + 2 * cosine, 1.0)
         slope = more if slope is None else slope * more
         z = torch.where(hard, z * (rows.hardness + cosine), z)
@@ -262,7 +236,7 @@ def forward_tile(product: Tensor, columns: Columns, rows: Rows, tile: slice, sum
     """Add a tile's products to the sums."""
     shares = None if columns.shares is None else columns.shares[tile]
     return sums.with_tile(
-        logits(product, columns, rows, tile).logits, columns.terms.smoothing > 0, shares
+        logits(product, columns, rows, tile).logits, columns.settings.label_smoothing > 0, shares
     )
 
 
@@ -270,11 +244,11 @@ class Slopes(NamedTuple):
     """Values that the backward pass needs of each row, all (B,)."""
 
     # log of the whole softmax sum, own class included, less that of what the row weighs
-    whole: Tensor
+    log_sum: Tensor
     # epsilon / number of columns: what label smoothing takes, times a column's share, from its
     # logit's gradient
     spread: Tensor
-    own: Tensor  # d loss / d (s cosine of the own class)
+    target: Tensor  # d loss / d (s cosine of the own class)
     winner: Tensor  # which sub-center of the own class is the nearest
 
 
@@ -283,12 +257,12 @@ def backward_tile(
 ) -> Tensor:
     """Return d loss / d (s cosine) of a tile, (B, T K), without the row's upstream factor."""
     z, slope, winner = logits(product, columns, rows, tile)
-    if columns.terms.smoothing > 0:
+    if columns.settings.label_smoothing > 0:
         spread = slopes.spread[:, None] * (z > -torch.inf)
         spread = spread if columns.shares is None else spread * columns.shares[tile]
-        grad = z.sub_(slopes.whole[:, None]).exp_().sub_(spread)
+        grad = z.sub_(slopes.log_sum[:, None]).exp_().sub_(spread)
     else:
-        grad = z.sub_(slopes.whole[:, None]).exp_()
+        grad = z.sub_(slopes.log_sum[:, None]).exp_()
     if slope is not None:
         grad = grad.mul_(slope)
     if winner is not None:
@@ -303,5 +277,5 @@ def backward_tile(
     # the own class was left out, so its place holds 0; one entry a row: nothing depends on an order
     # of adding
     return grad.scatter_add_(
-        1, place.masked_fill(~inside, 0)[:, None], slopes.own.masked_fill(~inside, 0.0)[:, None]
+        1, place.masked_fill(~inside, 0)[:, None], slopes.target.masked_fill(~inside, 0.0)[:, None]
     )

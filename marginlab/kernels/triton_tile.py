@@ -209,12 +209,12 @@ def backward_tile(
     The gradient has the dtype of the operands.
     """
     B, T = product.shape[:2]
-    grad = product.new_empty(B, T, dtype=columns.terms.operands)
+    grad = product.new_empty(B, T, dtype=columns.operands)
     with torch.cuda.device_of(product):
         _gradient[(triton.cdiv(B, ROWS) * triton.cdiv(T, COLUMNS),)](
             *_operands(product, columns, rows, tile),
-            slopes.whole.contiguous(),
-            slopes.own.contiguous(),
+            slopes.log_sum.contiguous(),
+            slopes.target.contiguous(),
             grad,
             B,
             T,

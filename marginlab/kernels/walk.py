@@ -46,13 +46,13 @@ def walk(
             f"Only a square walk has an upper half, not one of {rows} x {columns} in units of "
             f"{unit[0]} x {unit[1]}."
         )
-    held = budget // entry  # entries of a block
-    side = int(held**0.5)
+    most = budget // entry  # entries of a block
+    side = int(most**0.5)
     if upper:
         high = wide = _multiple(side, unit[0])
     else:
-        high = _multiple(min(rows, max(side, held // max(columns, 1)), held // unit[1]), unit[0])
-        wide = _multiple(min(columns, held // high), unit[1])
+        high = _multiple(min(rows, max(side, most // max(columns, 1)), most // unit[1]), unit[0])
+        wide = _multiple(min(columns, most // high), unit[1])
     for top in range(0, rows, high):
         for left in range(top if upper else 0, columns, wide):
             yield slice(top, min(top + high, rows)), slice(left, min(left + wide, columns))

@@ -75,12 +75,12 @@ def align_uniform(
     """
     check(alignment_weight, uniformity_weight, alpha, t, grads)
     given = (alignment_weight, uniformity_weight, alpha, t)
-    z1, z2, held = wide_of_all(
+    z1, z2, rows_per_rank = wide_of_all(
         z1, z2, group, "AlignUniform", grads=grads, settings=given, empty=empty
     )
     with unlowered(z1):
         x = torch.stack((directions(z1), directions(z2)), 1)
-        n, first = sum(held), sum(held[: ranks.rank(group)])
+        n, first = sum(rows_per_rank), sum(rows_per_rank[: ranks.rank(group)])
         if n < 2:
             return nothing(
                 empty,
@@ -90,15 +90,15 @@ def align_uniform(
                 z2,
             )
         y = ranks.all_gather(x, group)
-        own = torch.arange(first, first + len(x), device=x.device)[:, None]
+        itself = torch.arange(first, first + len(x), device=x.device)[:, None]
         if ranks.size(group) == 1:
             sums = [
-                symmetric_logsumexp(view, scale=2 * t, exclude=own, bound=2 * t, budget=budget)
+                symmetric_logsumexp(view, scale=2 * t, exclude=itself, bound=2 * t, budget=budget)
                 for view in x.unbind(1)
             ]
         else:
             sums = [
-                logsumexp(*pair, scale=2 * t, exclude=own, budget=budget)
+                logsumexp(*pair, scale=2 * t, exclude=itself, budget=budget)
                 for pair in zip(x.unbind(1), y.unbind(1), strict=True)
             ]
         potential = torch.stack(sums, 1)  # (B, 2)

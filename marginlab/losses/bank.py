@@ -133,7 +133,7 @@ class EmbeddingBank(nn.Module):
         if recomputing():
             self._calls.recall((embeddings,))
             return
-        (rows, named), held = ranks.validate_together(
+        (rows, named), rows_per_rank = ranks.validate_together(
             lambda: self._checked(embeddings, labels),
             embeddings,
             self.group,
@@ -142,13 +142,13 @@ class EmbeddingBank(nn.Module):
             dim=self.dim,
         )
         self._calls.note((embeddings,), None)
-        rows = ranks.all_gather(rows, self.group, held=held)[-self.size :]
+        rows = ranks.all_gather(rows, self.group, rows=rows_per_rank)[-self.size :]
         finite = rows.isfinite().all(1, keepdim=True)
         at = (self.place + torch.arange(len(rows), device=rows.device)) % self.size
         # Out of place: what was read of the bank before may be needed by a backward pass
         self.embeddings = self.embeddings.index_copy(0, at, torch.where(finite, rows, 0.0))
         if self.labels is not None and named is not None:
-            named = ranks.all_gather(named, self.group, held=held)[-self.size :]
+            named = ranks.all_gather(named, self.group, rows=rows_per_rank)[-self.size :]
             self.labels = self.labels.index_copy(0, at, named)
         self.place = (self.place + len(rows)) % self.size
         self.filled = min(self.filled + len(rows), self.size)

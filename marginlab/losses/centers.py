@@ -45,9 +45,9 @@ def draw_(
         ValueError: Classes outside [0, 2**32), or a negative std.
 
     Example:
-        >>> whole = draw_(torch.empty(3_000, 1, 4), seed=0)
+        >>> every = draw_(torch.empty(3_000, 1, 4), seed=0)
         >>> shard = draw_(torch.empty(1_500, 1, 4), seed=0, first=1_500)
-        >>> torch.equal(shard, whole[1_500:])
+        >>> torch.equal(shard, every[1_500:])
         True
     """
     end = first + len(weight)
@@ -67,10 +67,10 @@ def draw_(
     # permutation of the 32-bit numbers gives no two blocks one seed.
     seeds = Key(seed).named("centers").shuffle(blocks, 1 << 32)
     numbers = torch.empty(BLOCK, *weight.shape[1:], dtype=torch.float32, device="cpu")
-    for block, own in zip(blocks.tolist(), seeds.tolist(), strict=True):
+    for block, block_seed in zip(blocks.tolist(), seeds.tolist(), strict=True):
         # Always the whole block: torch draws the numbers of a shorter tensor, or of an odd end, in
         # another order
-        numbers.normal_(0.0, std, generator=torch.Generator().manual_seed(own))
+        numbers.normal_(0.0, std, generator=torch.Generator().manual_seed(block_seed))
         low, high = max(first, block * BLOCK), min(end, (block + 1) * BLOCK)
         weight[low - first : high - first].copy_(
             numbers[low - block * BLOCK : high - block * BLOCK]

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,14 +14,27 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels.directions import unit
-from marginlab.kernels.margin_call import Over
+from marginlab.kernels.margin_batch import MarginBatch, Over
+from marginlab.kernels.margin_settings import MarginSettings, Reduction, wide_dtype
 from marginlab.losses.centers import draw_
 from marginlab.losses.classifier_settings import check_classes, check_settings
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
 from marginlab.losses.pair import check_word
-from marginlab.losses.weighted_loss import Reduction, weighted_loss, wide_of
+from marginlab.losses.weighted_loss import weighted_loss
 from marginlab.margins import ArcFace, Margin
 from marginlab.recomputation import recomputing, transformed
+
+
+def setting(name: str) -> property:
+    """Make an attribute of a classifier that reads one of its settings, or replaces it."""
+
+    def get(self: "Classifier") -> Any:
+        return getattr(self.settings, name)
+
+    def replaced(self: "Classifier", value: Any) -> None:
+        self.settings = replace(self.settings, **{name: value})
+
+    return property(get, replaced)
 
 
 class Classifier(nn.Module):
@@ -29,6 +43,16 @@ class Classifier(nn.Module):
     `MarginSoftmax` documents the settings.
     """
 
+    scale = setting("scale")
+    label_smoothing = setting("label_smoothing")
+    interclass_filter = setting("interclass_filter")
+    interclass_masks = setting("interclass_masks")
+    ignore_index = setting("ignore_index")
+    reduction = setting("reduction")
+    grads = setting("grads")
+    operands = setting("operands")
+    budget = setting("budget")
+    compiled = setting("compiled")
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
     _counted: Tensor | None = None  # which rows of the last batch count; None: all
@@ -66,28 +90,28 @@ class Classifier(nn.Module):
         for name, value in (("num_classes", num_classes), ("dim", dim), ("subcenters", subcenters)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}.")
-        margin = ArcFace(0.5) if margin is None else margin
-        check_settings(
-            margin, scale, label_smoothing, interclass_filter, reduction, budget, operands
+        settings = MarginSettings(
+            margin=ArcFace(0.5) if margin is None else margin,
+            scale=scale,
+            label_smoothing=label_smoothing,
+            interclass_filter=interclass_filter,
+            interclass_masks=interclass_masks,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            grads=grads,
+            operands=operands,
+            budget=budget,
+            compiled=compiled,
         )
+        check_settings(settings)
         check_classes(num_classes, ignore_index, class_weights)
         check_word("grads", grads, ("mean", "sum"))
         if validate is not None:
             check_word("validate", validate, ("now", "deferred", "never"))
         self.num_classes, self.dim, self.subcenters = num_classes, dim, subcenters
-        self.margin, self.scale, self.label_smoothing = margin, float(scale), label_smoothing
-        self.interclass_filter, self.interclass_masks, self.ignore_index = (
-            interclass_filter,
-            interclass_masks,
-            ignore_index,
-        )
-        self.reduction, self.operands, self.budget, self.compiled = (
-            reduction,
-            operands,
-            budget,
-            compiled,
-        )
-        self.group, self.grads, self.seed = group, grads, seed
+        self.settings = replace(settings, scale=float(scale))
+        self.margin = settings.margin  # a module, whose state is saved and moved with this one's
+        self.group, self.seed = group, seed
         self.faults = Faults(num_classes, ignore_index, validate)
         self.register_buffer(
             "class_weights", None if class_weights is None else class_weights.detach().clone()
@@ -95,10 +119,10 @@ class Classifier(nn.Module):
         self._weighed: tuple[Tensor, int] | None = None  # weights that were read, in which version
         self._weights = ""
         self.part = self._part()
-        own = torch.empty(
+        centers = torch.empty(
             self.part.stop - self.part.start, subcenters, dim, device=device, dtype=dtype
         )
-        self.centers = nn.Parameter(draw_(own, seed=seed, first=self.part.start))
+        self.centers = nn.Parameter(draw_(centers, seed=seed, first=self.part.start))
 
     def _part(self) -> slice:
         return slice(0, self.num_classes)
@@ -135,13 +159,13 @@ class Classifier(nn.Module):
         The result is (B, C), so give few rows at a time.
         """
         check_shapes(embeddings, None, self.centers)
-        wide = wide_of(embeddings, self.centers)
+        wide = wide_dtype(embeddings, self.centers)
         directions = unit(embeddings).to(wide)
         cosines = [
             torch.einsum("bd,ckd->bck", directions, unit(block).to(wide)).amax(2)
             for block in self.centers.split(1 << 14)
         ]
-        return torch.cat(cosines, 1) * self.scale
+        return torch.cat(cosines, 1) * self.settings.scale
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the labels in int64, and a mask of the rows that count (None: all).
@@ -151,7 +175,7 @@ class Classifier(nn.Module):
         self.faults.raise_deferred()
         check_shapes(embeddings, labels, self.centers)
         labels = labels.long()
-        valid = None if self.ignore_index is None else labels != self.ignore_index
+        valid = self.settings.valid(labels)
         self.faults.before(embeddings, labels, valid)
         return labels, valid
 
@@ -159,59 +183,45 @@ class Classifier(nn.Module):
         self,
         embeddings: Tensor,
         labels: Tensor,
-        column: Tensor,
-        valid: Tensor | None,
+        batch: MarginBatch,
         *,
-        classes: Tensor | None = None,
-        lift: Tensor | None = None,
-        exclude: Tensor | None = None,
-        dense_grad: bool = False,
         spread: bool = False,
         margin: Margin | None = None,
-        whole: Tensor | None = None,
+        total_weight: Tensor | None = None,
     ) -> Tensor:
-        """Compute the loss of a checked batch, given each row's own column.
+        """Compute the loss of a checked batch.
 
         Args:
+            embeddings: The rows.
+            labels: Their classes.
+            batch: Their columns among the centers.
             spread: The rows are those of all ranks, over this rank's classes.
             margin: Replaces the classifier's own margin.
-            whole: The total weight that the mean divides by, where the batch is a part of a larger
+            total_weight: The sum that the mean divides by, where the batch is a part of a larger
                 one.
         """
+        # the module's margin, which may have been replaced since the settings were made
+        settings = replace(self.settings, margin=self.margin if margin is None else margin)
+        over = Over(self.group, classes=spread, first=self.part.start)
         loss, cosine = weighted_loss(
             embeddings,
             self.centers,
             labels,
-            column,
-            valid,
-            self.margin if margin is None else margin,
-            scale=self.scale,
-            classes=classes,
-            lift=lift,
-            exclude=exclude,
-            class_weights=self.class_weights,
-            label_smoothing=self.label_smoothing,
-            interclass_filter=self.interclass_filter,
-            interclass_masks=self.interclass_masks,
-            reduction=self.reduction,
-            operands=self.operands,
-            budget=self.budget,
-            compiled=self.compiled,
-            dense_grad=dense_grad,
-            over=Over(self.group, classes=spread),
-            whole=whole,
-            grads=self.grads,
-            first=self.part.start,
+            batch,
+            settings,
+            over,
+            self.class_weights,
+            total_weight,
         )
         if not recomputing():  # a pass that is run again may be that of an earlier batch
-            self.target_cosines, self._counted = cosine, valid
+            self.target_cosines, self._counted = cosine, batch.valid
         # a value of the trace is none of the module
         if torch.compiler.is_exporting() or transformed():
             self.target_cosines = self._counted = None
-        self.faults.after(embeddings, labels, valid, loss)
+        self.faults.after(embeddings, labels, batch.valid, loss)
         return loss
 
-    def _settings(self) -> dict[str, Any]:
+    def _alike(self) -> dict[str, Any]:
         """Settings that all ranks must share, by name; otherwise a collective hangs or errs."""
         names = ["num_classes", "dim", "subcenters", "margin", "scale", "label_smoothing"]
         names += ["interclass_filter", "interclass_masks", "ignore_index", "reduction", "grads"]
@@ -219,7 +229,7 @@ class Classifier(nn.Module):
         if weights is not None:  # read once, not at every step
             seen = self._weighed
             if seen is None or seen[0] is not weights or seen[1] != weights._version:
-                self._weighed, self._weights = (weights, weights._version), _said(weights)
+                self._weighed, self._weights = (weights, weights._version), _digest(weights)
         made = {name: getattr(self, name) for name in names}
         return made | {"dtype of centers": self.centers.dtype, "class_weights": self._weights}
 
@@ -260,7 +270,7 @@ class Classifier(nn.Module):
         )
 
 
-def _said(weights: Tensor) -> str:
+def _digest(weights: Tensor) -> str:
     """Return the first weights and a digest of all: a short text that ranks compare."""
     here = weights.double().cpu().contiguous()
     first = ", ".join(f"{weight:g}" for weight in here[:4].tolist())

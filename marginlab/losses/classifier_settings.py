@@ -5,45 +5,37 @@ import math
 import torch
 from torch import Tensor
 
+from marginlab.kernels.margin_settings import MarginSettings
 from marginlab.losses.faults import check_tensor
 from marginlab.losses.pair import check_word
 from marginlab.margins import Margin
 
 
-def check_settings(
-    margin: Margin,
-    scale: float,
-    label_smoothing: float,
-    interclass_filter: float | None,
-    reduction: str,
-    budget: int | None,
-    operands: torch.dtype | None,
-) -> None:
+def check_settings(settings: MarginSettings) -> None:
     """Check the settings of a loss.
 
     Raises:
         ValueError: A setting is invalid.
         TypeError: The margin is not a `Margin`.
     """
+    margin, scale, filtered = settings.margin, settings.scale, settings.interclass_filter
     if not isinstance(margin, Margin):
         raise TypeError(
             f"A margin is an object of marginlab.margins, such as ArcFace(0.5), not {margin!r}."
         )
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"A scale is positive and finite, such as 64.0, not {scale}.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing lies in [0, 1), not at {label_smoothing}.")
-    if interclass_filter is not None and not -1 <= interclass_filter <= 1:
-        raise ValueError(
-            f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {interclass_filter}."
-        )
-    check_word("reduction", reduction, ("mean", "sum", "none"))
-    if budget is not None and budget <= 0:
-        raise ValueError(f"A budget is a positive number of bytes, not {budget}.")
-    if operands not in (None, torch.float32, torch.bfloat16, torch.float16):
+    if not 0 <= settings.label_smoothing < 1:
+        raise ValueError(f"label_smoothing lies in [0, 1), not at {settings.label_smoothing}.")
+    if filtered is not None and not -1 <= filtered <= 1:
+        raise ValueError(f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {filtered}.")
+    check_word("reduction", settings.reduction, ("mean", "sum", "none"))
+    if settings.budget is not None and settings.budget <= 0:
+        raise ValueError(f"A budget is a positive number of bytes, not {settings.budget}.")
+    if settings.operands not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
             "operands are torch.float32, bfloat16 or float16, or None for the dtype of the "
-            f"centers, not {operands}."
+            f"centers, not {settings.operands}."
         )
 
 

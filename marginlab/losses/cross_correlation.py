@@ -84,10 +84,10 @@ def cross_correlation(
     check(off_diagonal_weight, correction, grads)
     weights = (off_diagonal_weight, correction)
     alike = {"settings": weights, "grads": grads, "empty": empty}
-    z1, z2, held = wide_of_all(z1, z2, group, "CrossCorrelation", **alike)
+    z1, z2, rows_per_rank = wide_of_all(z1, z2, group, "CrossCorrelation", **alike)
     with unlowered(z1):
         contract: ranks.Gradients = "sum" if grads == "published" else grads
-        n, width = sum(held), z1.shape[1]
+        n, width = sum(rows_per_rank), z1.shape[1]
         if n < 2:
             return nothing(
                 empty,
@@ -114,8 +114,8 @@ def cross_correlation(
         z = z * torch.where(ends > 0, ends, 1.0).log2().floor().neg().exp2()
         origin = ranks.all_reduce(z.detach().sum(1), group) / n
         z = z - origin[:, None]
-        whole = width * width * z.element_size() <= budget
-        shared = product(z[0].T, z[1]) if whole else (z[0] * z[1]).sum(0)[None]
+        fits = width * width * z.element_size() <= budget
+        shared = product(z[0].T, z[1]) if fits else (z[0] * z[1]).sum(0)[None]
         moments = ranks.all_reduce(torch.cat((shared, z.sum(1), z.square().sum(1))), group) / n
         shared, shift, square = moments[:-4], moments[-4:-2], moments[-2:]
         variance = square - shift.square()
@@ -123,7 +123,7 @@ def cross_correlation(
         # twice, or the slope of the branch not taken makes NaN
         inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)
         inverse = inverse * ((n - correction) / n) ** 0.5
-        if whole:
+        if fits:
             c = (shared - torch.outer(shift[0], shift[1])) * inverse[0, :, None] * inverse[1]
             diagonal = c.diagonal()
             # exact zeros; the difference of two sums of squares would cancel

@@ -26,19 +26,19 @@ class Draw(NamedTuple):
     lift: Float[Tensor, " n"] | None
 
 
-def kept_labels(labels: Tensor, valid: Tensor | None, num_classes: int) -> Tensor:
+def masked_labels(labels: Tensor, valid: Tensor | None, num_classes: int) -> Tensor:
     """Return the labels, with -1 for ignored rows.
 
     With validate="deferred" a wrong label gets this far, so labels are clamped.
     """
-    kept = labels.clamp(-1, num_classes - 1)
-    return kept if valid is None else kept.masked_fill(~valid, -1)
+    labels = labels.clamp(-1, num_classes - 1)
+    return labels if valid is None else labels.masked_fill(~valid, -1)
 
 
 def draw_classes(
     labels: Tensor, num_classes: int, size: int, *, seed: int, step: int, log_q: bool
 ) -> Draw:
-    """Draw the sample of a step, alike on every rank, given the `kept_labels` of all its rows."""
+    """Draw the sample of a step, alike on every rank, given the `masked_labels` of all its rows."""
     classes, positives = sample(labels, num_classes, size, seed=seed, step=step)
     drawn, others = len(classes) - positives, num_classes - positives
     if not log_q or drawn <= 0:

@@ -127,7 +127,7 @@ def info_nce(
         "settings": (negatives, symmetric, decoupled, tau_plus, reduction, grads),
         "empty": empty,
     }
-    (z1, z2, extra), held = ranks.validate_together(
+    (z1, z2, extra), rows_per_rank = ranks.validate_together(
         lambda: checked(z1, z2, extra_negatives, labels, negatives, tau_plus),
         z1,
         group,
@@ -137,9 +137,11 @@ def info_nce(
     with unlowered(z1):
         x = directions(torch.cat((z1, z2)))  # once: small batches feel the number of calls
         x1, x2 = x.view(2, len(z1), x.shape[1]).unbind()
-        n, first = sum(held), sum(held[: ranks.rank(group)])
+        n, first = sum(rows_per_rank), sum(rows_per_rank[: ranks.rank(group)])
         more = x1[:0] if extra is None else ranks.all_gather(directions(extra), group)
-        every = None if labels is None else ranks.all_gather(labels.long(), group, held=held)
+        every = (
+            None if labels is None else ranks.all_gather(labels.long(), group, rows=rows_per_rank)
+        )
         if n == 0 or alone(n, more, negatives, every, empty):
             same = "" if every is None or n < 2 else ", all of one label,"
             return nothing(
@@ -153,7 +155,7 @@ def info_nce(
                 temperature,
                 anchors=(2 if symmetric else 1) * len(z1) if reduction == "none" else None,
             )
-        own = torch.arange(first, first + len(x1), device=x1.device)
+        place = torch.arange(first, first + len(x1), device=x1.device)
         scale = 1 / temperature
         near = (x1 * x2).sum(1).repeat(2 if symmetric else 1) * scale
         y1, y2 = x1[:0], x2[:0]
@@ -167,7 +169,11 @@ def info_nce(
         if labels is not None and every is not None:
             itself: Tensor | None = None
             if negatives == "both_views":
-                itself, labels, every = torch.cat((own, own + n)), labels.repeat(2), every.repeat(2)
+                itself, labels, every = (
+                    torch.cat((place, place + n)),
+                    labels.repeat(2),
+                    every.repeat(2),
+                )
             settings = (scale, decoupled, budget)
             losses = torch.cat(
                 [
@@ -180,9 +186,9 @@ def info_nce(
         else:
             if negatives == "both_views":
                 # itself and its positive, for either view
-                exclude: Tensor | None = torch.stack((own, own + n), 1).repeat(2, 1)
+                exclude: Tensor | None = torch.stack((place, place + n), 1).repeat(2, 1)
             else:
-                exclude = own[:, None] if negatives == "other_view" else None
+                exclude = place[:, None] if negatives == "other_view" else None
             if negatives == "both_views" and ranks.size(group) == 1 and extra is None:
                 far = symmetric_logsumexp(
                     x, scale=scale, exclude=exclude, bound=number(scale), budget=budget

@@ -17,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_call import Over
+from marginlab.kernels.margin_batch import MarginBatch, Over
+from marginlab.kernels.margin_settings import MarginSettings, Reduction
 from marginlab.losses.classifier import Classifier
 from marginlab.losses.classifier_settings import check_classes, check_settings
 from marginlab.losses.faults import Faults, check_shapes, check_tensor, excluded
-from marginlab.losses.weighted_loss import Reduction, weighted_loss
+from marginlab.losses.weighted_loss import weighted_loss
 from marginlab.margins import Margin
 
 
@@ -62,7 +63,20 @@ def margin_softmax(
         >>> margin_softmax(eye, torch.arange(3), eye, margin=margin, scale=2.0)  # log(1 + 2 e^-1)
         tensor(0.5514)
     """
-    check_settings(margin, scale, label_smoothing, interclass_filter, reduction, budget, operands)
+    settings = MarginSettings(
+        margin=margin,
+        scale=scale,
+        label_smoothing=label_smoothing,
+        interclass_filter=interclass_filter,
+        interclass_masks=interclass_masks,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        grads=grads,
+        operands=operands,
+        budget=budget,
+        compiled=compiled,
+    )
+    check_settings(settings)
     check_tensor("Class centers", centers, "(C, D) or (C, K, D) floating point numbers")
     if not centers.is_floating_point():
         raise ValueError(f"Centers are floating-point numbers, not {centers.dtype}: call .float().")
@@ -71,31 +85,13 @@ def margin_softmax(
     check_shapes(embeddings, labels, centers)
     check_classes(len(centers), ignore_index, class_weights)
     labels = labels.long()
-    valid = None if ignore_index is None else labels != ignore_index
+    valid = settings.valid(labels)
     faults = Faults(len(centers), ignore_index, "now" if validate else "never")
     faults.before(embeddings, labels, valid)
+    centers = centers.unsqueeze(1) if centers.ndim == 2 else centers
+    batch = MarginBatch(labels, valid=valid, exclude=excluded(exclude, len(labels)))
     loss, _ = weighted_loss(
-        embeddings,
-        centers.unsqueeze(1) if centers.ndim == 2 else centers,
-        labels,
-        labels,
-        valid,
-        margin,
-        scale=scale,
-        classes=None,
-        lift=None,
-        exclude=excluded(exclude, len(labels)),
-        class_weights=class_weights,
-        label_smoothing=label_smoothing,
-        interclass_filter=interclass_filter,
-        interclass_masks=interclass_masks,
-        reduction=reduction,
-        operands=operands,
-        budget=budget,
-        compiled=compiled,
-        dense_grad=False,
-        over=Over(group),
-        grads=grads,
+        embeddings, centers, labels, batch, settings, Over(group), class_weights
     )
     faults.after(embeddings, labels, valid, loss)
     return loss
@@ -162,8 +158,8 @@ class MarginSoftmax(Classifier):
         torch.Size([8, 10])
     """
 
-    _unmet = True
-    """True until the ranks have compared their settings, which they do once."""
+    _compared = False
+    """True once the ranks have compared their settings."""
 
     def forward(
         self,
@@ -180,16 +176,16 @@ class MarginSoftmax(Classifier):
         """
 
         def check() -> tuple[Tensor, Tensor | None, Tensor | None]:
-            checked, valid = self._checked(embeddings, labels)
-            return checked, valid, excluded(exclude, len(checked))
+            integers, valid = self._checked(embeddings, labels)
+            return integers, valid, excluded(exclude, len(integers))
 
-        if self._unmet and ranks.size(self.group) > 1:
-            said, group = self._settings(), self.group
-            made, _ = ranks.validate_together(
-                check, embeddings, group, what="MarginSoftmax", **said
+        if not self._compared and ranks.size(self.group) > 1:
+            checked, _ = ranks.validate_together(
+                check, embeddings, self.group, what="MarginSoftmax", **self._alike()
             )
-            self._unmet = False
+            self._compared = True
         else:
-            made = check()
-        own, valid, left_out = made
-        return self._loss(embeddings, own, own, valid, exclude=left_out)
+            checked = check()
+        labels, valid, exclude = checked
+        batch = MarginBatch(labels, valid=valid, exclude=exclude)
+        return self._loss(embeddings, labels, batch)

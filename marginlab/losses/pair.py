@@ -49,8 +49,10 @@ def wide_of_all(
     hang, or give wrong numbers.
     """
     other = {"second view": z2.dtype, **alike}
-    views, held = ranks.validate_together(lambda: wide(z1, z2), z1, group, what=what, **other)
-    return *views, held
+    views, rows_per_rank = ranks.validate_together(
+        lambda: wide(z1, z2), z1, group, what=what, **other
+    )
+    return *views, rows_per_rank
 
 
 def widened(z: Tensor, dtype: torch.dtype) -> Tensor:

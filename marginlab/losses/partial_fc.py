@@ -22,6 +22,7 @@ Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 201
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -29,12 +30,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.losses.agreed_batch import Batch, agreed
-from marginlab.losses.classifier import Classifier
-from marginlab.losses.draw import Draw, draw_classes, kept_labels
+from marginlab.kernels.margin_batch import MarginBatch
+from marginlab.kernels.margin_settings import wide_dtype
+from marginlab.losses.classifier import Classifier, setting
+from marginlab.losses.draw import Draw, draw_classes, masked_labels
+from marginlab.losses.gathered_batch import GatheredBatch, validate_batch_together
 from marginlab.losses.sampling import columns
-from marginlab.losses.shards import own_centers, own_part
-from marginlab.losses.weighted_loss import row_weights, wide_of
+from marginlab.losses.shards import local_centers, local_classes
+from marginlab.losses.weighted_loss import row_weights
 from marginlab.losses.window import Part, Window, check_divisible
 from marginlab.margins import Margin
 from marginlab.recomputation import Calls, recomputing
@@ -81,6 +84,8 @@ class PartialFC(Classifier):
         torch.Size([1, 100])
     """
 
+    dense_grad = setting("dense_grad")
+
     def __init__(
         self,
         num_classes: int,
@@ -99,7 +104,8 @@ class PartialFC(Classifier):
                 f"A sample rate is a part of the classes, in [0, 1], not {sample_rate}."
             )
         super().__init__(num_classes, dim, margin, scale, subcenters, **settings)
-        self.sample_rate, self.log_q, self.dense_grad = sample_rate, log_q, dense_grad
+        self.sample_rate, self.log_q = sample_rate, log_q
+        self.settings = replace(self.settings, dense_grad=dense_grad)
         # 0.29 of 100 classes are 29, though 0.29 * 100 falls short of it
         self.size = math.floor(sample_rate * num_classes + 1e-6)
         self.step = 0
@@ -107,7 +113,7 @@ class PartialFC(Classifier):
         self._calls = Calls[Part]()
 
     def _part(self) -> slice:
-        return own_part(self.num_classes, self.group)
+        return local_classes(self.num_classes, self.group)
 
     def forward(
         self,
@@ -122,22 +128,24 @@ class PartialFC(Classifier):
             labels: (B,), in 0..C-1.
             exclude: (B, E), classes that each row leaves out (a known twin; -1 for none).
         """
-        batch = self._together(embeddings, labels, exclude)
-        part = self._part_of_step(batch)
-        draw = None if part.step is None else self._draw(part)
-        loss = (
-            self._whole_loss(batch, part) if draw is None else self._sampled_loss(batch, part, draw)
-        )
-        return ranks.local_rows(loss, batch.held, self.group) if self.reduction == "none" else loss
+        gathered = self._gathered(embeddings, labels, exclude)
+        part = self._part_of_step(gathered)
+        if part.step is None:
+            loss = self._all_classes_loss(gathered, part)
+        else:
+            loss = self._sampled_loss(gathered, part, self._draw(part))
+        if self.reduction == "none":
+            return ranks.local_rows(loss, gathered.rows_per_rank, self.group)
+        return loss
 
-    def _part_of_step(self, batch: Batch) -> Part:
+    def _part_of_step(self, batch: GatheredBatch) -> Part:
         """Take a new step; a pass that is run again takes that of the first pass."""
         rows = (batch.labels, batch.embeddings)
         samples = self.training and self.sample_rate < 1
         if recomputing() and (samples or self._window is not None or self._calls.noted(rows)):
             return self._calls.recall(rows)
         if self._window is not None:
-            part = self._window.part(batch.labels, batch.valid, batch.held)
+            part = self._window.part(batch.labels, batch.rows_per_rank)
         elif samples:
             part = Part(self._next_step(), batch.labels, batch.valid)
         else:
@@ -186,25 +194,26 @@ class PartialFC(Classifier):
         if self._window is not None:
             raise ValueError("A window is open already: close it before the next begins.")
         check_divisible(self.margin, self.reduction, statistics)
-        labels, _, held = self._agreed(self.centers.new_zeros(len(labels), self.dim), labels, None)
-        labels = ranks.all_gather(labels, self.group, held=held)
-        valid = self._valid(labels)
+        no_embeddings = self.centers.new_zeros(len(labels), self.dim)
+        labels, _, rows_per_rank = self._validated(no_embeddings, labels, None)
+        labels = ranks.all_gather(labels, self.group, rows=rows_per_rank)
+        valid = self.settings.valid(labels)
         weights = row_weights(labels, valid, self.class_weights, torch.float64)
         step = self._next_step() if self.training and self.sample_rate < 1 else None
-        self._window = Window(labels, valid, held, weights.sum(), step, self.margin)
+        self._window = Window(labels, valid, rows_per_rank, weights.sum(), step, self.margin)
         try:
             yield
             self._window.close()
         finally:
             self._window = None
 
-    def _agreed(
+    def _validated(
         self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[int]]:
         """Validate this rank's batch; if any rank rejects, all raise."""
-        return agreed(
+        return validate_batch_together(
             self._checked,
-            self._settings,
+            self._alike,
             embeddings,
             labels,
             exclude,
@@ -212,76 +221,69 @@ class PartialFC(Classifier):
             device=self.centers.device,
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _alike(self) -> dict[str, Any]:
         """Settings that all ranks must share for their sum to be one loss."""
         names = ("sample_rate", "log_q", "seed", "step", "training")
-        return super()._settings() | {name: getattr(self, name) for name in names}
+        return super()._alike() | {name: getattr(self, name) for name in names}
 
-    def _together(self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None) -> Batch:
+    def _gathered(
+        self, embeddings: Tensor, labels: Tensor, exclude: Tensor | None
+    ) -> GatheredBatch:
         """Gather the rows of all ranks."""
-        labels, exclude, held = self._agreed(embeddings, labels, exclude)
-        group = self.group
-        factor = float(len(held)) if self.grads == "mean" and self.reduction != "none" else 1.0
-        rows, labels = (
-            ranks.all_gather(embeddings, group, held=held, factor=factor),
-            ranks.all_gather(labels, group, held=held),
-        )
-        exclude = None if exclude is None else ranks.all_gather(exclude, group, held=held)
-        return Batch(rows, labels, self._valid(labels), exclude, held)
+        labels, exclude, rows = self._validated(embeddings, labels, exclude)
+        averaged = self.grads == "mean" and self.reduction != "none"
+        factor = float(len(rows)) if averaged else 1.0
+        embeddings = ranks.all_gather(embeddings, self.group, rows=rows, factor=factor)
+        labels = ranks.all_gather(labels, self.group, rows=rows)
+        if exclude is not None:
+            exclude = ranks.all_gather(exclude, self.group, rows=rows)
+        return GatheredBatch(embeddings, labels, self.settings.valid(labels), exclude, rows)
 
-    def _valid(self, labels: Tensor) -> Tensor | None:
-        return None if self.ignore_index is None else labels != self.ignore_index
-
-    def _whole_loss(self, batch: Batch, part: Part) -> Tensor:
+    def _all_classes_loss(self, gathered: GatheredBatch, part: Part) -> Tensor:
         """Return the loss over all classes."""
-        exclude = None if batch.exclude is None else batch.exclude - self.part.start
-        column = batch.labels - self.part.start
-        column = (
-            column.masked_fill(column >= len(self.centers), -1) if len(batch.held) > 1 else column
+        spread = len(gathered.rows_per_rank) > 1
+        target = gathered.labels - self.part.start
+        batch = MarginBatch(
+            target.masked_fill(target >= len(self.centers), -1) if spread else target,
+            valid=gathered.valid,
+            exclude=None if gathered.exclude is None else gathered.exclude - self.part.start,
         )
-        return self._loss(
-            batch.embeddings,
-            batch.labels,
-            column,
-            batch.valid,
-            exclude=exclude,
-            **self._setting(batch, part),
-        )
+        return self._part_loss(gathered, part, batch)
 
-    def _sampled_loss(self, batch: Batch, part: Part, draw: Draw) -> Tensor:
+    def _sampled_loss(self, gathered: GatheredBatch, part: Part, draw: Draw) -> Tensor:
         """Return the loss over the sampled classes."""
         classes, lift = draw
-        if len(batch.held) > 1:
+        if len(gathered.rows_per_rank) > 1:
             low, high = torch.searchsorted(
                 classes, torch.tensor([self.part.start, self.part.stop], device=classes.device)
             ).tolist()
             classes, lift = classes[low:high], None if lift is None else lift[low:high]
-        return self._loss(
-            batch.embeddings,
-            batch.labels,
-            columns(classes, kept_labels(batch.labels, batch.valid, self.num_classes)),
-            batch.valid,
+        labels = masked_labels(gathered.labels, gathered.valid, self.num_classes)
+        batch = MarginBatch(
+            columns(classes, labels),
+            valid=gathered.valid,
+            exclude=None if gathered.exclude is None else columns(classes, gathered.exclude),
             classes=classes - self.part.start,
-            lift=None if lift is None else lift.to(wide_of(batch.embeddings, self.centers)),
-            exclude=None if batch.exclude is None else columns(classes, batch.exclude),
-            dense_grad=self.dense_grad,
-            **self._setting(batch, part),
+            lift=None if lift is None else lift.to(wide_dtype(gathered.embeddings, self.centers)),
         )
+        return self._part_loss(gathered, part, batch)
 
-    def _setting(self, batch: Batch, part: Part) -> dict[str, Any]:
-        """Settings that a batch of several ranks, or a part of a window, changes."""
-        spread: dict[str, Any] = {"spread": len(batch.held) > 1}
-        return (
-            spread
-            if part.margin is None
-            else {**spread, "margin": part.margin, "whole": part.whole}
+    def _part_loss(self, gathered: GatheredBatch, part: Part, batch: MarginBatch) -> Tensor:
+        """Return the loss of the rows of all ranks, under the margin and total weight of a part."""
+        return self._loss(
+            gathered.embeddings,
+            gathered.labels,
+            batch,
+            spread=len(gathered.rows_per_rank) > 1,
+            margin=part.margin,
+            total_weight=part.total_weight,
         )
 
     def _draw(self, part: Part) -> Draw:
         """Draw the sample of a step, alike on every rank."""
         assert part.step is not None
         return draw_classes(
-            kept_labels(part.labels, part.valid, self.num_classes),
+            masked_labels(part.labels, part.valid, self.num_classes),
             self.num_classes,
             self.size,
             seed=self.seed,
@@ -317,7 +319,7 @@ class PartialFC(Classifier):
     ) -> None:
         key = f"{prefix}centers"
         if key in state_dict:
-            found, error = own_centers(state_dict[key], key, self.num_classes, self.part)
+            found, error = local_centers(state_dict[key], key, self.num_classes, self.part)
             if error:
                 errors.append(error)
             found = self.centers.detach() if found is None else found

@@ -24,7 +24,7 @@ def several_positives(
     y: Tensor,
     labels: Tensor,
     classes: Tensor,
-    own: Tensor | None,
+    itself: Tensor | None,
     scale: float | Tensor,
     decoupled: bool,
     budget: int,
@@ -37,7 +37,8 @@ def several_positives(
             negatives of every anchor.
         labels: Classes of the anchors (B,).
         classes: Classes of the first M columns (M,).
-        own: The column (B,) that is the anchor itself; None: the anchors are not among the columns.
+        itself: The column (B,) that is the anchor itself; None: the anchors are not among the
+            columns.
         scale: 1/T.
         decoupled: Leave the positive out of the sum over candidates.
         budget: Bytes of a block.
@@ -47,16 +48,16 @@ def several_positives(
     x, labels = x[rows], labels[rows]
     start = torch.searchsorted(classes, labels)
     stop = torch.searchsorted(classes, labels, right=True)
-    place = torch.full_like(rows, -1) if own is None else order.argsort()[own[rows]]
+    place = torch.full_like(rows, -1) if itself is None else order.argsort()[itself[rows]]
     columns = torch.cat((y, more))
     far = split_logsumexp(x, columns, start, stop, place, scale=scale, budget=budget)[:, 1]
     compared = far > -torch.inf
     far = torch.where(compared, far, 0.0)
-    count = (stop - start - int(own is not None)).clamp_min(1).to(x)
+    count = (stop - start - int(itself is not None)).clamp_min(1).to(x)
     if decoupled:
         segment = torch.cat((classes.new_zeros(1), (classes[1:] != classes[:-1]).cumsum(0)))
         of_class = torch.zeros_like(y).index_add(0, segment, y)[segment[start]]
-        of_class = of_class if own is None else of_class - y[place]
+        of_class = of_class if itself is None else of_class - y[place]
         losses = far - (x * of_class).sum(1) / count * scale
     else:
         anchor = torch.cat((far[:, None], -scale * x), 1)

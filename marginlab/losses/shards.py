@@ -10,19 +10,21 @@ from torch import Tensor
 from marginlab import ranks
 
 
-def own_part(num_classes: int, group: dist.ProcessGroup | None) -> slice:
+def local_classes(num_classes: int, group: dist.ProcessGroup | None) -> slice:
     """Return the classes whose centers this rank has."""
     per = -(-num_classes // ranks.size(group))
     start = min(ranks.rank(group) * per, num_classes)
     return slice(start, min(start + per, num_classes))
 
 
-def own_centers(found: Tensor, key: str, num_classes: int, own: slice) -> tuple[Tensor | None, str]:
+def local_centers(
+    found: Tensor, key: str, num_classes: int, classes: slice
+) -> tuple[Tensor | None, str]:
     """Return this rank's centers of a saved state, or None and the error."""
     if found.shape[:1] == (num_classes,):
-        part = ranks.to_local(found)
+        local = ranks.to_local(found)
         # of all classes, from one process or a file; or a shard of them
-        return (found[own] if part is found else part), ""
+        return (found[classes] if local is found else local), ""
     # a shard of more or fewer classes may have as many rows as this rank's
     return None, (
         f"{key} is of {len(found) if found.ndim else 0} classes, not {num_classes}. "

@@ -67,9 +67,9 @@ def spectral_contrastive(
     """
     check(negatives, grads)
     words = {"negatives": negatives, "grads": grads, "empty": empty}
-    z1, z2, held = wide_of_all(z1, z2, group, "SpectralContrastive", **words)
+    z1, z2, rows_per_rank = wide_of_all(z1, z2, group, "SpectralContrastive", **words)
     with unlowered(z1):
-        n, width = sum(held), z1.shape[1]
+        n, width = sum(rows_per_rank), z1.shape[1]
         if n < 2:
             return nothing(
                 empty,
@@ -82,13 +82,14 @@ def spectral_contrastive(
             z1, z2 = _balanced(z1, z2, group)
         z = torch.stack((z1, z2))
         positive = (z1 * z2).sum(1)
-        own = positive.square()
+        with_itself = positive.square()
         if negatives == "both_views":
-            own = (2 * own + z.square().sum(2).square().sum(0)) / 4
+            with_itself = (2 * with_itself + z.square().sum(2).square().sum(0)) / 4
         # One sum over the ranks, and all that follows is the same on every rank, as the gradient of
         # `total` asks
         parts = ranks.all_reduce(
-            torch.cat((product(z.mT, z).flatten(), positive.sum()[None], own.sum()[None])), group
+            torch.cat((product(z.mT, z).flatten(), positive.sum()[None], with_itself.sum()[None])),
+            group,
         )
         one, two = parts[:-2].view(2, width, width)
         squares = (one * two).sum() if negatives == "other_view" else (one + two).square().sum() / 4

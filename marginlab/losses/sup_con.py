@@ -106,7 +106,7 @@ def sup_con(
     check(number(temperature), variant, reduction, grads)
     fixed = None if isinstance(temperature, Tensor) else temperature  # a tensor is not waited for
     settings = (variant, reduction, grads, references is None, ignore_index, base_temperature)
-    x, held = ranks.validate_together(
+    x, rows_per_rank = ranks.validate_together(
         lambda: _checked(embeddings, labels, references),
         embeddings,
         group,
@@ -144,7 +144,7 @@ def sup_con(
                 anchors=len(x) if reduction == "none" else None,
             )
         rows = labels.argsort(stable=True)
-        first = sum(held[: ranks.rank(group)])
+        first = sum(rows_per_rank[: ranks.rank(group)])
         outside_all = torch.full_like(rows, -1)
         place = order.argsort()[first + rows] if references is None else outside_all
         scale = 1 / temperature

@@ -61,9 +61,9 @@ def t_info_nce(
         tensor(0.0741)
     """
     check_word("grads", grads, ("mean", "sum"))
-    z1, z2, held = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads, empty=empty)
+    z1, z2, rows_per_rank = wide_of_all(z1, z2, group, "TInfoNCE", grads=grads, empty=empty)
     with unlowered(z1):
-        n, first = sum(held), sum(held[: ranks.rank(group)])
+        n, first = sum(rows_per_rank), sum(rows_per_rank[: ranks.rank(group)])
         if n < 2:
             return nothing(
                 empty,
@@ -74,9 +74,9 @@ def t_info_nce(
             )
         dtype, (z1, z2) = z1.dtype, (z1.double(), z2.double())
         columns = torch.cat(ranks.all_gather(torch.stack((z1, z2), 1), group).unbind(1))
-        own = torch.arange(first, first + len(z1), device=z1.device)
+        itself = torch.arange(first, first + len(z1), device=z1.device)
         # itself and its positive, for either view
-        exclude = torch.stack((own, own + n), 1).repeat(2, 1)
+        exclude = torch.stack((itself, itself + n), 1).repeat(2, 1)
         far = log_cauchy_sum(torch.cat((z1, z2)), columns, exclude=exclude, budget=budget)
         near = -(z1 - z2).square().sum(1).log1p().repeat(2)
         losses = F.softplus(far - near, threshold=40.0)

@@ -76,9 +76,11 @@ def vicreg(
     """
     check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
     given = (invariance_weight, variance_weight, covariance_weight, gamma, eps)
-    z1, z2, held = wide_of_all(z1, z2, group, "VICReg", settings=given, grads=grads, empty=empty)
+    z1, z2, rows_per_rank = wide_of_all(
+        z1, z2, group, "VICReg", settings=given, grads=grads, empty=empty
+    )
     with unlowered(z1):
-        n, width = sum(held), z1.shape[1]
+        n, width = sum(rows_per_rank), z1.shape[1]
         if n < 2:
             return nothing(
                 empty,
@@ -92,8 +94,8 @@ def vicreg(
         # each moment goes through one sum over the ranks
         z = z - ranks.all_reduce(z.detach().sum(1), group)[:, None] / n
         alone = width == 1  # no pair of features: nothing to overflow either
-        whole = not alone and 2 * width * width * z.element_size() <= budget
-        shared = product(z.mT, z).flatten(0, 1) if whole else z[0][:0]
+        fits = not alone and 2 * width * width * z.element_size() <= budget
+        shared = product(z.mT, z).flatten(0, 1) if fits else z[0][:0]
         difference = (z1 - z2).square().sum(0)[None]
         moments = (
             ranks.all_reduce(torch.cat((shared, z.sum(1), z.square().sum(1), difference)), group)
@@ -105,7 +107,7 @@ def vicreg(
         spread = (gamma - deviation).clamp_min(0).mean()  # over the features of both views
         if alone:
             alike = shift.new_zeros(())
-        elif whole:
+        elif fits:
             covariance = (
                 moments[:-5].view(2, width, width) - shift[:, :, None] * shift[:, None]
             ) * unbiased

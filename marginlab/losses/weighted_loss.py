@@ -6,18 +6,16 @@ w_i is the weight of row i's class (1 without class weights), and 0 where the la
 the row.
 """
 
-from typing import Literal
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.kernels.margin_call import Over, Shares
+from marginlab.kernels.margin_batch import MarginBatch, Over, Shares
+from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
 from marginlab.kernels.margin_softmax import margin_cross_entropy
-from marginlab.margins import Margin
-
-Reduction = Literal["mean", "sum", "none"]
 
 
 def row_weights(
@@ -36,76 +34,46 @@ def row_weights(
     )
 
 
-def wide_of(embeddings: Tensor, centers: Tensor) -> torch.dtype:
-    """Return the dtype of the sums: float32, or float64 where an operand is."""
-    return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
-
-
 def weighted_loss(
     embeddings: Float[Tensor, "B D"],
     centers: Float[Tensor, "C K D"],
     labels: Int[Tensor, " B"],
-    column: Int[Tensor, " B"],
-    valid: Bool[Tensor, " B"] | None,
-    margin: Margin,
-    *,
-    scale: float,
-    classes: Int[Tensor, " n"] | None,
-    lift: Float[Tensor, " n"] | None,
-    exclude: Int[Tensor, "B E"] | None,
-    class_weights: Float[Tensor, " C"] | None,
-    label_smoothing: float,
-    interclass_filter: float | None,
-    interclass_masks: bool,
-    reduction: Reduction,
-    operands: torch.dtype | None,
-    budget: int | None,
-    compiled: bool,
-    dense_grad: bool,
+    batch: MarginBatch,
+    settings: MarginSettings,
     over: Over,
-    grads: ranks.Gradients,
-    whole: Tensor | None = None,
-    first: int = 0,
+    class_weights: Float[Tensor, " num_classes"] | None,
+    total_weight: Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """Return the reduced loss and the target cosines, given each row's own column.
+    """Return the reduced loss and the target cosines.
 
-    Nothing is checked. `first` is the first class of `centers`.
+    Nothing is checked.
+
+    Args:
+        embeddings, centers: Rows, and the centers of this rank's classes.
+        labels: The class of each row, which has its weight.
+        batch: The rows' columns; `share` and `shares` are set here.
+        settings: The settings of the classifier.
+        over: The ranks that share the batch.
+        class_weights: Weights of all classes; None: 1.
+        total_weight: The sum that the mean divides by, where the batch is a part of a larger one.
     """
-    wide = wide_of(embeddings, centers)
-    weights = row_weights(labels, valid, class_weights, wide)
+    wide = wide_dtype(embeddings, centers)
+    weights = row_weights(labels, batch.valid, class_weights, wide)
     shares = None
     factor = weights
     # every column has its weight: the kernel takes them in
-    if class_weights is not None and label_smoothing > 0:
-        columns = class_weights.to(weights)[first : first + len(centers)]
-        shares = Shares(weights, columns if classes is None else columns[classes])
-        factor = row_weights(labels, valid, None, wide)
-    share = None if reduction == "none" else factor
-    if reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
-        if whole is None:
-            whole = weights.sum() if over.classes else ranks.all_reduce(weights.sum(), over.group)
-        share = factor / whole.to(wide).clamp_min(torch.finfo(wide).tiny)
-    loss, cosine = margin_cross_entropy(
-        embeddings,
-        centers,
-        column,
-        margin,
-        scale=scale,
-        classes=classes,
-        lift=lift,
-        exclude=exclude,
-        valid=valid,
-        share=share,
-        shares=shares,
-        smoothing=label_smoothing,
-        interclass=interclass_filter,
-        masks=interclass_masks,
-        operands=operands,
-        budget=budget,
-        compiled=compiled,
-        dense_grad=dense_grad,
-        over=over,
-    )
+    if class_weights is not None and settings.label_smoothing > 0:
+        columns = class_weights.to(weights)[over.first : over.first + len(centers)]
+        shares = Shares(weights, columns if batch.classes is None else columns[batch.classes])
+        factor = row_weights(labels, batch.valid, None, wide)
+    share = None if settings.reduction == "none" else factor
+    if settings.reduction == "mean":  # a batch in which no row counts has a loss of 0, not 0/0
+        if total_weight is None:
+            total = weights.sum()
+            total_weight = total if over.classes else ranks.all_reduce(total, over.group)
+        share = factor / total_weight.to(wide).clamp_min(torch.finfo(wide).tiny)
+    batch = replace(batch, share=share, shares=shares)
+    loss, cosine = margin_cross_entropy(embeddings, centers, batch, settings, over)
     if share is None:
         return loss * factor, cosine
-    return loss if over.classes else ranks.all_reduce(loss, over.group, grads), cosine
+    return loss if over.classes else ranks.all_reduce(loss, over.group, settings.grads), cosine

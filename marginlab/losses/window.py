@@ -41,14 +41,14 @@ class Part(NamedTuple):
 
     Attributes:
         step: Number of the step; None draws no sample.
-        margin, whole: Margin and total weight, as a window fixes them.
+        margin, total_weight: Margin and total weight, as a window fixes them.
     """
 
     step: int | None
     labels: Tensor
     valid: Tensor | None
     margin: Margin | None = None
-    whole: Tensor | None = None
+    total_weight: Tensor | None = None
 
 
 class Window:
@@ -58,60 +58,66 @@ class Window:
         self,
         labels: Tensor,
         valid: Tensor | None,
-        held: list[int],
-        whole: Tensor,
+        rows_per_rank: list[int],
+        total_weight: Tensor,
         step: int | None,
         margin: Margin,
     ):
-        self.labels, self.valid, self.held, self.whole, self.step = labels, valid, held, whole, step
-        self.used = [0] * len(held)
+        self.labels, self.valid, self.rows_per_rank = labels, valid, rows_per_rank
+        self.total_weight, self.step = total_weight, step
+        self.used = [0] * len(rows_per_rank)
         counted = torch.ones_like(labels) if valid is None else valid.long()
         # a row's number among those that count; it addresses the row's draw
         self._numbers = counted.cumsum(0) - 1
         self.margin = margin
         self._seen: list[_Seen] = []
 
-    def part(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Part:
-        """Return the part of the step that the next rows of every rank are; raises as `take`."""
-        margin = self.take(labels, valid, held)
-        return Part(self.step, self.labels, self.valid, margin, self.whole)
+    def part(self, labels: Tensor, rows: list[int]) -> Part:
+        """Return the part of the step that the next rows of every rank are.
 
-    def take(self, labels: Tensor, valid: Tensor | None, held: list[int]) -> Margin:
-        """Return the margin for the next rows of every rank.
+        Args:
+            labels: The rows' labels.
+            rows: The number of rows of each rank.
 
         Raises:
             ValueError: The rows are not the announced ones.
         """
-        starts = [sum(self.held[:rank]) + used for rank, used in enumerate(self.used)]
+        margin = self._margin_of(labels, rows)
+        return Part(self.step, self.labels, self.valid, margin, self.total_weight)
+
+    def _margin_of(self, labels: Tensor, rows: list[int]) -> Margin:
+        """Return the margin for the next rows of every rank, once they are the announced ones."""
+        starts = [sum(self.rows_per_rank[:rank]) + used for rank, used in enumerate(self.used)]
         if any(
-            used + more > all_ for used, more, all_ in zip(self.used, held, self.held, strict=True)
+            used + more > announced
+            for used, more, announced in zip(self.used, rows, self.rows_per_rank, strict=True)
         ):
             raise ValueError(
-                f"The window was opened for {self.held} rows of each rank, not for {held} more "
-                f"after {self.used}. Announce all."
+                f"The window was opened for {self.rows_per_rank} rows of each rank, not for {rows} "
+                f"more after {self.used}. Announce all."
             )
-        rows = torch.cat(
+        numbers = torch.cat(
             [
                 torch.arange(start, start + more, device=labels.device)
-                for start, more in zip(starts, held, strict=True)
+                for start, more in zip(starts, rows, strict=True)
             ]
         )
-        if not torch.equal(self.labels[rows], labels):
+        if not torch.equal(self.labels[numbers], labels):
             raise ValueError(
                 "The labels of this part are not the next ones of the window. Give the parts in "
                 "the order of its labels."
             )
-        self.used = [used + more for used, more in zip(self.used, held, strict=True)]
+        self.used = [used + more for used, more in zip(self.used, rows, strict=True)]
         if not self.margin.batchwise:
             return self.margin
-        return _InParts(self.margin, self._numbers[rows].clamp_min(0), self._seen)
+        return _InParts(self.margin, self._numbers[numbers].clamp_min(0), self._seen)
 
     def close(self) -> None:
         """Update the margin's state by all rows; raise ValueError if some have not come."""
-        if self.used != self.held:
+        if self.used != self.rows_per_rank:
             raise ValueError(
-                f"The window was opened for {self.held} rows of each rank and closed after "
-                f"{self.used}. Give all parts before it ends."
+                f"The window was opened for {self.rows_per_rank} rows of each rank and closed "
+                f"after {self.used}. Give all parts before it ends."
             )
         if self.margin.training and self._seen:  # in evaluation mode there is nothing to move
             self.margin.closed(*(torch.cat(each) for each in zip(*self._seen, strict=True)))

@@ -23,7 +23,8 @@ import math
 from dataclasses import dataclass
 
 from marginlab import margins, settings
-from marginlab.kernels.margin_softmax import BUDGET_CPU, BUDGET_CUDA, ROWS
+from marginlab.kernels.margin_settings import BUDGET_CPU, BUDGET_CUDA
+from marginlab.kernels.margin_softmax import ROWS
 from marginlab.kernels.tiles import ALIGNED, TILE, TILE_CUDA
 from marginlab.optim.rowsparse import SEMANTICS
 

@@ -129,17 +129,17 @@ def rows_per_rank(
     """Return the number of rows that each rank holds, in the order of the ranks."""
     if size(group) == 1:
         return [n]
-    held = torch.zeros(size(group), dtype=torch.int64, device=device)
-    held[rank(group)] = n
-    dist.all_reduce(held, group=group)
-    return held.tolist()
+    counts = torch.zeros(size(group), dtype=torch.int64, device=device)
+    counts[rank(group)] = n
+    dist.all_reduce(counts, group=group)
+    return counts.tolist()
 
 
 def all_gather(
     x: Tensor,
     group: dist.ProcessGroup | None = None,
     *,
-    held: list[int] | None = None,
+    rows: list[int] | None = None,
     factor: float = 1.0,
 ) -> Tensor:
     """Gather the rows of all ranks, in their order, on every rank: (B_r, ...) -> (B, ...).
@@ -151,28 +151,28 @@ def all_gather(
     Args:
         x: (B_r, ...) rows of this rank.
         group: The process group; None is the default one, or one rank.
-        held: The ranks' `rows_per_rank`, where they are known already.
+        rows: The ranks' `rows_per_rank`, where they are known already.
         factor: A factor on the summed gradient; other than 1 it allows no second derivative.
 
     Example:
         >>> all_gather(torch.ones(2, 3)).shape
         torch.Size([2, 3])
     """
-    return x if size(group) == 1 else _Gather.apply(x, group, held, factor)
+    return x if size(group) == 1 else _Gather.apply(x, group, rows, factor)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int] | None, factor: float
+        ctx: Any, x: Tensor, group: dist.ProcessGroup | None, rows: list[int] | None, factor: float
     ) -> Tensor:
         ctx.group, ctx.factor = group, factor
-        if held is None:
+        if rows is None:
             width = tuple(x.shape[1:])
-            held = raise_together(
+            rows = raise_together(
                 len(x), None, group, x.device, what="gather", dtype=x.dtype, width=width
             )
-        ctx.rows = held
+        ctx.rows = rows
         sent = _padded(x, max(ctx.rows))
         out = [torch.empty_like(sent) for _ in ctx.rows]
         dist.all_gather(out, sent, group=group)
@@ -188,13 +188,13 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, group: dist.ProcessGroup | None, held: list[int], factor: float
+        ctx: Any, x: Tensor, group: dist.ProcessGroup | None, rows: list[int], factor: float
     ) -> Tensor:
-        ctx.group, ctx.rows, ctx.factor = group, held, factor
-        parts = [_padded(part, max(held)) for part in x.split(held)]
-        own = torch.empty_like(parts[0])
-        dist.reduce_scatter(own, parts, group=group)
-        return own[: held[rank(group)]] * factor
+        ctx.group, ctx.rows, ctx.factor = group, rows, factor
+        parts = [_padded(part, max(rows)) for part in x.split(rows)]
+        local = torch.empty_like(parts[0])
+        dist.reduce_scatter(local, parts, group=group)
+        return local[: rows[rank(group)]] * factor
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -203,7 +203,7 @@ class _Scatter(torch.autograd.Function):
                 "Over several ranks a loss that multiplies the gradients of its rows by their "
                 "number (grads='mean') has no second derivative: take grads='sum'."
             )
-        return all_gather(grad, ctx.group, held=ctx.rows), None, None, None
+        return all_gather(grad, ctx.group, rows=ctx.rows), None, None, None
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -218,7 +218,7 @@ def _padded(x: Tensor, rows: int) -> Tensor:
     return out
 
 
-def local_rows(x: Tensor, held: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
+def local_rows(x: Tensor, rows: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
     """Return this rank's rows of a tensor (B, ...) that every rank has computed alike.
 
     The backward pass gathers the gradients of all ranks' rows.
@@ -227,32 +227,32 @@ def local_rows(x: Tensor, held: list[int], group: dist.ProcessGroup | None = Non
         >>> local_rows(torch.ones(2), [2])
         tensor([1., 1.])
     """
-    return x if size(group) == 1 else _Own.apply(x, held, group)
+    return x if size(group) == 1 else _LocalRows.apply(x, rows, group)
 
 
-class _Own(torch.autograd.Function):
+class _LocalRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None) -> Tensor:
-        ctx.held, ctx.group = held, group
-        start = sum(held[: rank(group)])
-        return x[start : start + held[rank(group)]].clone()
+    def forward(ctx: Any, x: Tensor, rows: list[int], group: dist.ProcessGroup | None) -> Tensor:
+        ctx.rows, ctx.group = rows, group
+        start = sum(rows[: rank(group)])
+        return x[start : start + rows[rank(group)]].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Joined.apply(grad, ctx.held, ctx.group), None, None
+        return _GatheredRows.apply(grad, ctx.rows, ctx.group), None, None
 
 
-class _Joined(torch.autograd.Function):
+class _GatheredRows(torch.autograd.Function):
     """The rows of all ranks, from which all then compute alike: the transpose of `local_rows`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, held: list[int], group: dist.ProcessGroup | None) -> Tensor:
-        ctx.held, ctx.group = held, group
-        return all_gather(x, group, held=held)
+    def forward(ctx: Any, x: Tensor, rows: list[int], group: dist.ProcessGroup | None) -> Tensor:
+        ctx.rows, ctx.group = rows, group
+        return all_gather(x, group, rows=rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return local_rows(grad, ctx.held, ctx.group), None, None
+        return local_rows(grad, ctx.rows, ctx.group), None, None
 
 
 def all_gather_stack(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -57,12 +57,12 @@ def raise_together(
             raise error
         return [n]
     said = {"call": what, **alike}
-    held = torch.zeros(size(group), 2, dtype=torch.int64, device=device)
+    sent = torch.zeros(size(group), 2, dtype=torch.int64, device=device)
     word = _word(said) if error is None else -1
-    held[rank(group)] = torch.tensor([n, word], device=device)
-    dist.all_reduce(held, group=group)
+    sent[rank(group)] = torch.tensor([n, word], device=device)
+    dist.all_reduce(sent, group=group)
     rows: list[int]
-    rows, words = held.T.tolist()
+    rows, words = sent.T.tolist()
     if min(words) < 0:
         refusals = all_gather_object(
             None if error is None else str(error) or type(error).__name__, group
@@ -177,8 +177,8 @@ def validate_together(
         rows = len(x) if x.ndim else 0
         device = x.device
         alike |= {"dtype": x.dtype, "width": tuple(x.shape[1:])}
-    held = raise_together(rows, error, group, device, what=what, **alike)
-    return made, held
+    rows_per_rank = raise_together(rows, error, group, device, what=what, **alike)
+    return made, rows_per_rank
 
 
 def broadcast(value: Any, group: dist.ProcessGroup | None = None, *, source: int = 0) -> Any:

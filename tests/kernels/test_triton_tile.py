@@ -9,7 +9,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from marginlab.kernels import pointwise, tiles
-from marginlab.kernels.tiles import Columns, Rows, Terms
+from marginlab.kernels.margin_settings import MarginSettings
+from marginlab.kernels.tiles import Columns, Rows
+from marginlab.margins import NoMargin
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,24 +53,20 @@ def test_the_laws(interpreted, tmp_path):
 
 def test_a_cpu_never_loads_triton():
     code = (
-        "import sys, torch, marginlab.kernels.margin_softmax as m; from marginlab.margins import "
-        "NoMargin\n"
-    )
-    code += (
-        "m.margin_cross_entropy(torch.eye(2), torch.eye(2)[:, None], torch.arange(2), NoMargin(), "
-        "scale=1.0); print('triton' in sys.modules)"
+        "import sys, torch; from marginlab.losses import MarginSoftmax\n"
+        "MarginSoftmax(2, 2)(torch.eye(2), torch.arange(2)); print('triton' in sys.modules)"
     )
     run = in_a_process_of_its_own("-c", code)
     assert run.stdout.strip() == "False", run.stderr
 
 
-def problem(device="cpu", K=1, kind=torch.float32, exclude=None, hardness=None, **terms):
+def problem(device="cpu", K=1, kind=torch.float32, exclude=None, hardness=None, **settings):
     weight, row = (
         torch.ones(3, K, 2, device=device, dtype=kind),
         torch.ones(1, device=device, dtype=kind),
     )
     wide = torch.promote_types(kind, torch.float32)
-    return Columns(weight, None, None, Terms(1.0, **terms), wide), Rows(
+    return Columns(weight, MarginSettings(NoMargin(), **settings), wide), Rows(
         torch.ones(1, 2, device=device), row.long(), exclude, row, hardness
     )
 
@@ -79,8 +77,8 @@ def test_only_the_plain_case_is_triton_s():
     others = (
         {"K": 2},
         {"kind": torch.float64},
-        {"smoothing": 0.1},
-        {"interclass": 0.4},
+        {"label_smoothing": 0.1},
+        {"interclass_filter": 0.4},
         {"exclude": torch.zeros(1, 1, dtype=torch.long)},
         {"hardness": torch.zeros(())},
     )

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from marginlab.kernels import margin_problem, margin_softmax, pointwise, tiles, triton_tile
-from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, Terms
-from marginlab.margins import ArcFace
+from marginlab.kernels.margin_batch import MarginBatch, Over
+from marginlab.kernels.margin_settings import MarginSettings
+from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums
+from marginlab.margins import ArcFace, NoMargin
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SHAPES = [(1, 1), (3, 5), (5, 33), (4, 2048), (7, 2047), (2, 2049), (17, 4200)]
@@ -29,10 +31,9 @@ def problem(B, T, *, lifted=False, operands=torch.float32, start=0, seed=0):
     lift = torch.randn(n, generator=generator, dtype=torch.float64).to(DEVICE) if lifted else None
     columns = Columns(
         torch.zeros(n, 1, 1, device=DEVICE),
-        None,
-        lift,
-        Terms(1.0, operands=operands),
+        MarginSettings(NoMargin(), operands=operands),
         torch.float32,
+        lift=lift,
     )
     columns.factor.copy_(torch.rand(n, 1, generator=generator) + 0.5)
     columns.factor[start + T // 2] = 0.0
@@ -181,7 +182,10 @@ def test_the_whole_loss_and_its_gradients(budget, lifted, monkeypatch):
         inputs = [t.clone().requires_grad_() for t in (x, weight)]
         share = torch.full((B,), 1 / B, device=DEVICE)
         loss, _ = margin_softmax.margin_cross_entropy(
-            *inputs, target, ArcFace(0.5), scale=16.0, lift=lift, share=share, budget=budget
+            *inputs,
+            MarginBatch(target, lift=lift, share=share),
+            MarginSettings(ArcFace(0.5), scale=16.0, budget=budget),
+            Over(),
         )
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 

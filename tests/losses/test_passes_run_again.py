@@ -168,16 +168,16 @@ def test_a_note_copies_no_batch():
 def test_the_word_on_class_weights_is_short_and_follows_them():
     weights = torch.rand(20_000)
     head = PartialFC(20_000, 2, class_weights=weights)
-    words = [head._settings()["class_weights"]]
+    words = [head._alike()["class_weights"]]
     assert len(repr(words[0])) < 100
     with torch.no_grad():
         head.class_weights[19_999] += 1.0
-    words.append(head._settings()["class_weights"])
+    words.append(head._alike()["class_weights"])
     head.class_weights = head.class_weights.clone().sub_(0.5)
     head.class_weights.sub_(0.0)
-    words.append(head._settings()["class_weights"])
+    words.append(head._alike()["class_weights"])
     assert len(set(words)) == 3
-    assert PartialFC(20_000, 2, class_weights=weights)._settings()["class_weights"] == words[0]
+    assert PartialFC(20_000, 2, class_weights=weights)._alike()["class_weights"] == words[0]
 
 
 @pytest.mark.parametrize("operands", [torch.bfloat16, torch.float16])

@@ -14,9 +14,11 @@ from measured_step import payloads_of_a_step, peak_of, peak_of_a_rank, train
 from timm import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from marginlab.kernels.tiles import Columns, Terms
+from marginlab.kernels.margin_settings import MarginSettings
+from marginlab.kernels.tiles import Columns
 from marginlab.losses import PartialFC
 from marginlab.losses.sampling import sample
+from marginlab.margins import NoMargin
 from marginlab.plan import (
     Setup,
     calibrate,
@@ -170,9 +172,7 @@ def test_a_tile_is_as_wide_as_the_kernel_makes_it(n, rows, K, D, budget):
     )
     columns = Columns(
         torch.empty(1).expand(n, K, D),
-        None,
-        None,
-        Terms(1.0, budget=setup.budget_bytes),
+        MarginSettings(NoMargin(), budget=setup.budget_bytes),
         torch.float32,
     )
     assert setup.tile == columns.width(setup.part) * (

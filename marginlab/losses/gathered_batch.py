@@ -11,19 +11,19 @@ from marginlab import ranks
 from marginlab.losses.faults import excluded
 
 
-class Batch(NamedTuple):
-    """The rows of all ranks, checked."""
+class GatheredBatch(NamedTuple):
+    """The rows of all ranks in their order, checked, and the number of rows of each rank."""
 
     embeddings: Tensor
     labels: Tensor
     valid: Tensor | None
     exclude: Tensor | None
-    held: list[int]
+    rows_per_rank: list[int]
 
 
-def agreed(
+def validate_batch_together(
     check: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
-    settings: Callable[[], dict[str, Any]],
+    alike: Callable[[], dict[str, Any]],
     embeddings: Tensor,
     labels: Tensor,
     exclude: Tensor | None,
@@ -35,7 +35,8 @@ def agreed(
 
     Args:
         check: Returns the labels in int64 and a mask of the rows that count, or raises.
-        settings: Returns what all ranks must share, by name; called on several ranks only.
+        alike: Returns the settings that all ranks must share, by name; called on several ranks
+            only.
         embeddings, labels, exclude: This rank's rows.
         group: The ranks.
         device: Where the ranks exchange the counts of their rows.
@@ -50,8 +51,8 @@ def agreed(
     except Exception as raised:  # of a full memory, too: the others would wait
         error = raised
     width = 0 if error is not None or exclude is None else exclude.shape[1]
-    alike = settings() if ranks.size(group) > 1 else {}
-    alike |= {"dtype": getattr(embeddings, "dtype", None), "columns of excluded classes": width}
+    shared = alike() if ranks.size(group) > 1 else {}
+    shared |= {"dtype": getattr(embeddings, "dtype", None), "columns of excluded classes": width}
     rows = 0 if error is not None else len(embeddings)
-    held = ranks.raise_together(rows, error, group, device, what="PartialFC", **alike)
-    return labels, exclude if width else None, held
+    rows_per_rank = ranks.raise_together(rows, error, group, device, what="PartialFC", **shared)
+    return labels, exclude if width else None, rows_per_rank
