@@ -72,15 +72,17 @@ def test_an_extreme_of_one_number_has_its_own_interval_and_of_none_or_unknown_on
 
 def test_classes_without_images_are_left_out_and_their_number_is_said():
     f, y = draw(torch.eye(6)[:4], 10, 0.5, torch.Generator().manual_seed(1))
-    alone = {row.name: row for row in geometry(f, y, 4, "x", 0, (0.5,))}
+    alone = {row.tag: row for row in geometry(f, y, 4, "x", 0, (0.5,))}
     assert "classes_present/x" not in alone
     shifted = geometry(f, y + 1, 7, "x", 0, (0.5,))  # labels 1 to 4 of 0 to 6
-    more = {row.name: row for row in shifted}
+    more = {row.tag: row for row in shifted}
     assert more.pop("classes_present/x").value == 4
     assert repr(more) == repr(alone)  # NaN too
-    assert all(row.low <= row.value <= row.high for row in alone.values() if "mean" not in row.name)
+    assert all(
+        row.low <= row.value <= row.high for row in alone.values() if "mean" not in row.quantity
+    )
     single = torch.arange(5).clamp(max=3)  # three classes of one image, one of two
-    few = {row.name: row for row in geometry(f[::9], single, 4, "x", 0, ())}
+    few = {row.tag: row for row in geometry(f[::9], single, 4, "x", 0, ())}
     assert all(math.isfinite(row.value) for row in few.values())
     assert math.isnan(few["divergence_max/x"].low)  # and no interval
 

@@ -49,6 +49,7 @@ from marginlab.evaluation.verification import Verification as Verification
 from marginlab.evaluation.verification import tar_at_far as tar_at_far
 from marginlab.evaluation.verification import verification_accuracy as verification_accuracy
 from marginlab.evaluation.verify import Rate as Rate
+from marginlab.evaluation.verify import Verified as Verified
 from marginlab.evaluation.verify import verify as verify
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "Templates",
     "ValAtFar",
     "Verification",
+    "Verified",
     "all_pairs_tar",
     "associate",
     "associate_replicates",

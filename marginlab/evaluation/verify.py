@@ -2,7 +2,7 @@
 
     verification_accuracy   of n pairs in k folds whose identities differ:
                             mean of a_f, +- 1.96 of its standard error over folds
-    TAR@FAR=far             of other pairs of all images:
+    tar_at_far              of other pairs of all images:
                             TAR(t) at the largest t with FAR(t) <= far, with its 95 % interval
 
 They are the two numbers that tables of verification give. Sources: as in
@@ -30,6 +30,18 @@ class Rate(NamedTuple):
     n: int
 
 
+class Verified(NamedTuple):
+    """The result of `verify`.
+
+    Attributes:
+        accuracy: The verification accuracy over the folds.
+        tar: The true accept rate at each false accept rate.
+    """
+
+    accuracy: Rate
+    tar: dict[float, Rate]
+
+
 def verify(
     features: Float[Array, "N D"],
     labels: Integer[Array, " N"],
@@ -39,7 +51,7 @@ def verify(
     far_pairs: int = 200_000,
     fars: tuple[float, ...] = (0.01, 0.001),
     seed: int = 0,
-) -> dict[str, Rate]:
+) -> Verified:
     """Measure how well the distance of features tells pairs of one identity from pairs of two.
 
     The distance is that of the features' directions. The interval of a TAR treats pairs as
@@ -51,11 +63,11 @@ def verify(
         n: Number of pairs for the accuracy, half of them genuine.
         folds: Number of folds of these pairs, whose identities differ.
         far_pairs: Number of pairs for the true accept rates, half of them genuine.
-        fars: False accept rates. The true accept rate at each is named `TAR@FAR=` and the rate.
+        fars: False accept rates at which the true accept rate is taken.
         seed: Seed of the pairs.
 
     Returns:
-        The rates by name.
+        The accuracy, and the true accept rate at each false accept rate.
 
     Raises:
         ValueError: Features and labels do not fit, values are not finite, or `pairs`,
@@ -65,8 +77,8 @@ def verify(
         >>> import torch
         >>> labels = torch.arange(40) // 4
         >>> found = verify(torch.eye(10)[labels], labels, n=20, folds=5, far_pairs=80, fars=(0.1,))
-        >>> {name: rate.value for name, rate in found.items()}
-        {'verification_accuracy': 1.0, 'TAR@FAR=0.1': 1.0}
+        >>> found.accuracy.value, found.tar[0.1].value
+        (1.0, 1.0)
     """
     wide, identities = check_features("features", features), as_tensor("labels", labels)
     if len(identities.flatten()) != len(wide):
@@ -78,13 +90,11 @@ def verify(
     drawn = pairs(identities, n, folds=folds, seed=seed)
     found = accuracy_of(distances_between(wide, drawn.first, drawn.second), drawn.same.cpu(), folds)
     half = 1.96 * found.standard_error
-    low, high = found.accuracy - half, found.accuracy + half
-    rates = {"verification_accuracy": Rate(found.accuracy, low, high, n)}
+    accuracy = Rate(found.accuracy, found.accuracy - half, found.accuracy + half, n)
     drawn = pairs(identities, far_pairs, folds=1, seed=seed)
     distances, same = distances_between(wide, drawn.first, drawn.second), drawn.same.cpu()
+    tar = dict[float, Rate]()
     for far in fars:
         accepted = accepted_at(distances, same, far)
-        rates[f"TAR@FAR={far:g}"] = Rate(
-            accepted.tar, accepted.low, accepted.high, accepted.genuine
-        )
-    return rates
+        tar[far] = Rate(accepted.tar, accepted.low, accepted.high, accepted.genuine)
+    return Verified(accuracy, tar)

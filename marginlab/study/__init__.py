@@ -10,17 +10,21 @@ from marginlab.study.definition import shipped as shipped
 from marginlab.study.engine import execute as execute
 from marginlab.study.markup import Markup as Markup
 from marginlab.study.markup import literal as literal
+from marginlab.study.quantity import Quantity as Quantity
 from marginlab.study.report import Report as Report
 from marginlab.study.run import Rows as Rows
 from marginlab.study.run import Run as Run
+from marginlab.study.run import Series as Series
 from marginlab.study.run import open_run as open_run
 
 __all__ = (
     "Cell",
     "Markup",
+    "Quantity",
     "Report",
     "Rows",
     "Run",
+    "Series",
     "Study",
     "execute",
     "literal",

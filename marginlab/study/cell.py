@@ -16,8 +16,9 @@ from marginlab.study.once import once
 from marginlab.study.team import Team
 
 Value = str | int | float
-# the columns of results.csv after the cell's own
-MEASURED = ("epoch", "name", "value", "low", "high", "n")
+# the columns of results.csv after the cell's own: those of `marginlab.train.Row`
+MEASURED = ("epoch", "space", "quantity", "at", "value", "low", "high", "n")
+_TEXTS = ("space", "quantity", "at")
 
 
 class Cell(Mapping[str, Value]):
@@ -70,44 +71,59 @@ class Cell(Mapping[str, Value]):
 
     def record(
         self,
-        name: str,
+        quantity: str,
         value: float,
         low: float = math.nan,
         high: float = math.nan,
         n: int = 0,
         epoch: int = -1,
+        *,
+        space: str = "",
+        at: str | float = "",
     ) -> None:
         """Add a row to results.csv: a measured value, its interval, and the size of its sample.
 
-        Under torchrun rank 0's values are written.
+        Under torchrun rank 0's values are written. A row of a training is recorded by
+        `cell.record(**row._asdict())`.
 
         Args:
-            name: The name of the value.
+            quantity: What was measured: "knn_error".
             value: The measured value.
             low: The lower end of the interval in which the value is known to lie.
             high: The upper end of the interval.
             n: The number of things that the value was measured on.
             epoch: The epoch; -1 for a value that is measured once, at the end.
+            space: Where it was measured ("backbone", "pixels"), if the quantity has a space.
+            at: Which of the quantity's numbers it is, if there are several: a threshold, a key.
 
         Raises:
-            ValueError: The name is empty, or the cell has recorded it at this epoch already.
-            TypeError: A value that is no number.
+            ValueError: The quantity is empty, or the cell has recorded the same already.
+            TypeError: A value that is no number, or a space that is no text.
         """
-        if not name or not isinstance(name, str):
+        if not quantity or not isinstance(quantity, str):
             raise ValueError(
-                f"A measured value has a name, a text that is not empty, not {name!r}."
+                f"A measured value has a quantity, a text that is not empty, not {quantity!r}."
             )
-        if any(row["name"] == name and row["epoch"] == epoch for row in self._rows):
-            raise ValueError(
-                f"{self.id} records {name!r} {f'at epoch {epoch} ' if epoch >= 0 else ''}twice. "
-                "Put what differs into the name."
-            )
-        numbers_ = {
-            "value": _number(value, name),
-            "low": _number(low, name),
-            "high": _number(high, name),
+        if not isinstance(space, str):
+            raise TypeError(f"The space of {quantity!r} is a text, not {space!r}.")
+        what: dict[str, Value] = {
+            "epoch": int(epoch),
+            "space": space,
+            "quantity": quantity,
+            "at": as_text(at),
         }
-        self._rows.append({"epoch": int(epoch), "name": name, **numbers_, "n": int(n)})
+        if any(what.items() <= row.items() for row in self._rows):
+            named = ", ".join(f"{key} {value!r}" for key, value in what.items())
+            raise ValueError(
+                f"{self.id} records the same twice: {named}. Tell the two apart by one of these "
+                "columns."
+            )
+        values = {
+            "value": _number(value, quantity),
+            "low": _number(low, quantity),
+            "high": _number(high, quantity),
+        }
+        self._rows.append({**what, **values, "n": int(n)})
 
     def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return `function(*arguments, folder=...)`, computed by the first cell that asks.
@@ -169,10 +185,20 @@ class Cell(Mapping[str, Value]):
         return [
             {
                 **self._columns,
-                **{key: row[key] if key == "name" else number(row[key]) for key in MEASURED},
+                **{key: row[key] if key in _TEXTS else number(row[key]) for key in MEASURED},
             }
             for row in read_table(self.rows_file)
         ]
+
+
+def as_text(at: str | float) -> str:
+    """Return the text of a value in the column `at`.
+
+    Example:
+        >>> as_text("new_images"), as_text(0.5), as_text(32)
+        ('new_images', '0.5', '32')
+    """
+    return at if isinstance(at, str) else f"{at:g}"
 
 
 def _number(value: Any, name: str) -> int | float:

@@ -8,9 +8,9 @@
     check(settings)   optional: refuses, before anything is written, settings that do not fit the
                       data; may return a digest of the data
     report(run)       optional: adds sections to the report (marginlab.study.Run)
-    headline          optional: names of recorded values for the closing table
-    kept              optional: names of recorded values that the command `keep` writes; the
-                      headline by default
+    headline          optional: quantities for the closing table, as text or as a
+                      marginlab.study.Quantity, which names their space too
+    kept              optional: quantities that the command `keep` writes; the headline by default
 
 A bare NAME is a study that comes with marginlab. A path, to a file or to a folder that holds
 study.py, is the user's own study.
@@ -31,6 +31,7 @@ from marginlab.settings import SettingsError, nearest, read, to_toml
 from marginlab.study import own
 from marginlab.study.cell import MEASURED, Value, identify
 from marginlab.study.once import is_frozen
+from marginlab.study.quantity import Quantity, quantities
 
 
 def shelf() -> Path:
@@ -119,14 +120,14 @@ class Study:
         return summary(self.file)
 
     @property
-    def headline(self) -> tuple[str, ...]:
-        """Names of the values that stand in the closing table."""
-        return tuple(getattr(self.module, "headline", ()))
+    def headline(self) -> tuple[Quantity, ...]:
+        """The quantities that stand in the closing table."""
+        return quantities(getattr(self.module, "headline", ()))
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the values that `keep` writes into a small file."""
-        return tuple(getattr(self.module, "kept", self.headline))
+    def kept(self) -> tuple[Quantity, ...]:
+        """The quantities that `keep` writes into a small file."""
+        return quantities(getattr(self.module, "kept", self.headline))
 
     def preset(self, name: str | None) -> Path | None:
         """Return the TOML file of a preset; without a name that of `default`, if there is one.

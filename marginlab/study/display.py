@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from marginlab.study.quantity import Quantity, measured
 from marginlab.study.run import Run
 from marginlab.terminal import printable, say
 
@@ -158,7 +159,7 @@ class Display:
             )
 
 
-def closing(run: Run, headline: Sequence[str]) -> None:
+def closing(run: Run, headline: Sequence[Quantity]) -> None:
     """Print the study's headline values, cell by cell: those of the last epoch.
 
     Columns that do not vary stand below.
@@ -167,10 +168,12 @@ def closing(run: Run, headline: Sequence[str]) -> None:
         return
     from rich.table import Table
 
-    last: dict[tuple[str, str], dict[str, Any]] = {}
+    shown = measured(headline, run.results)
+    last: dict[tuple[str, Quantity], dict[str, Any]] = {}
     columns = list(run.cells[0])
     for row in run.results:  # in the order of the grid and of the epochs
-        last[repr([row[column] for column in columns]), row["name"]] = row
+        what = Quantity(row["quantity"], row["space"], row["at"])
+        last[repr([row[column] for column in columns]), what] = row
     varying = [column for column in columns if len({cell[column] for cell in run.cells}) > 1]
     fixed = ", ".join(
         f"{column} {run.cells[0][column]}" for column in columns if column not in varying
@@ -179,13 +182,13 @@ def closing(run: Run, headline: Sequence[str]) -> None:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in varying:
         table.add_column(printable(column))
-    for name in headline:
-        table.add_column(printable(name), justify="right")
+    for quantity in shown:
+        table.add_column(printable(quantity.title), justify="right")
     for cell in run.cells:
         key = repr([cell[column] for column in columns])
         table.add_row(
             *(printable(cell[column]) for column in varying),
-            *(_short(last.get((key, name))) for name in headline),
+            *(_short(last.get((key, quantity))) for quantity in shown),
         )
     console().print(table)
 

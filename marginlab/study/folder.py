@@ -158,15 +158,26 @@ def source(folder: Path) -> dict[str, str]:
     """Return the name and file of the study that a run folder names.
 
     Raises:
-        SettingsError: It names none.
+        SettingsError: It names none, or an earlier version made the folder, whose rows have other
+            columns.
     """
     try:
-        written = read_json(folder / "about.json")["study"]
-        if isinstance(written["name"], str) and isinstance(written["file"], str):
-            return {"name": written["name"], "file": written["file"]}
+        whole = read_json(folder / "about.json")
+        name, file = whole["study"]["name"], whole["study"]["file"]
     except (ValueError, KeyError, TypeError, OSError):
-        pass
-    raise SettingsError(f"{folder} is no run folder: its about.json names no study and no file.")
+        name, file, whole = None, None, {}
+    if not isinstance(name, str) or not isinstance(file, str):
+        raise SettingsError(
+            f"{folder} is no run folder: its about.json names no study and no file."
+        )
+    if whole.get("columns") != list(MEASURED):
+        raise SettingsError(
+            f"{folder / 'about.json'} does not say that the run's rows have the columns "
+            f"{', '.join(MEASURED)}: an earlier version of marginlab made this folder. Give "
+            "--folder another path and run the study again, or read it with the version that made "
+            "it."
+        )
+    return {"name": name, "file": file}
 
 
 def origin(folder: Path) -> dict[str, Any]:
@@ -209,6 +220,7 @@ def about(study: Study, command: str) -> dict[str, Any]:
         "system": platform.platform(),
         "versions": versions,
         "later_versions": [],
+        "columns": list(MEASURED),
     }
 
 

@@ -2,7 +2,7 @@
 
     # command, measured, device, versions, seconds, settings
           the source of the numbers, line by line
-    cell columns, epoch, name, value, low, high, n
+    cell columns, epoch, space, quantity, at, value, low, high, n
           the rows of results.csv that the study keeps (its headline), at every epoch
 
 `numpy.genfromtxt`, `csv` after its first lines, and `pandas.read_csv(file, comment="#")` read it.
@@ -57,7 +57,7 @@ def keep(run: Run, file: Path) -> int:
     text.writelines(
         f"# {name}: {printable(' '.join(value.split()))}\n" for name, value in source.items()
     )
-    rows = [row for row in run.results if row["name"] in kept]
+    rows = [row for row in run.results if any(one.matches(row) for one in kept)]
     table = csv.DictWriter(text, list(run.results[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(

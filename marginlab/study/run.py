@@ -1,11 +1,12 @@
 """A whole run, finished or not: the argument of `report(run)`, and the object a notebook opens."""
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from marginlab.settings import as_data
-from marginlab.study.cell import Cell
+from marginlab.study.cell import Cell, as_text
 from marginlab.study.definition import Study, load
 from marginlab.study.folder import check, reopen, times
 from marginlab.study.once import once
@@ -23,12 +24,19 @@ class Rows(list[dict[str, Any]]):
             KeyError: A column that the rows do not have.
 
         Example:
-            >>> Rows([{"seed": 0, "name": "error"}, {"seed": 1, "name": "error"}]).select(seed=1)
-            [{'seed': 1, 'name': 'error'}]
+            >>> Rows([{"seed": 0, "value": 0.5}, {"seed": 1, "value": 0.25}]).select(seed=1)
+            [{'seed': 1, 'value': 0.25}]
         """
         return Rows(
             row for row in self if all(row[column] == value for column, value in columns.items())
         )
+
+
+class Series(NamedTuple):
+    """A quantity over training: its epochs, and its value at each."""
+
+    epochs: list[int]
+    values: list[float]
 
 
 class Run:
@@ -37,8 +45,8 @@ class Run:
     Attributes:
         folder, settings, home: The run folder, its settings, the folder of the study's file.
         cells: All cells of the grid, in order (`cell["seed"]`, `cell.folder`, `cell.finished`).
-        results: The rows of results.csv as dicts: the cell's columns, epoch, name, value, low,
-            high, n; `results.select(name="error", seed=0)`.
+        results: The rows of results.csv as dicts: the cell's columns, epoch, space, quantity, at,
+            value, low, high, n; `results.select(quantity="error", seed=0)`.
         times: The rows of times.csv.
         report: The report that the study's `report` writes into.
     """
@@ -71,6 +79,41 @@ class Run:
         """Return the rows of `results` with these values in these columns."""
         return self.results.select(**columns)
 
+    def series(
+        self, quantity: str, *, space: str = "", at: str | float = "", **columns: Any
+    ) -> Series:
+        """Return a quantity at each epoch, as a mean over the cells with these columns.
+
+        Both lists are empty where no finished cell has it.
+
+        Args:
+            quantity: What was measured: "knn_error".
+            space: Where it was measured: "backbone".
+            at: Which of the quantity's numbers: 0.5, "T".
+            **columns: Columns of the cells: `seed=0` takes one seed, without it the mean is over
+                all.
+
+        Raises:
+            KeyError: The cells have no such column.
+        """
+        for column in columns:
+            _ = self.cells[0][column]
+        found: dict[int, list[float]] = {}
+        for row in self.results.select(quantity=quantity, space=space, at=as_text(at), **columns):
+            found.setdefault(row["epoch"], []).append(row["value"])
+        epochs = sorted(found)
+        return Series(epochs, [sum(found[epoch]) / len(found[epoch]) for epoch in epochs])
+
+    def last(
+        self, quantity: str, *, space: str = "", at: str | float = "", **columns: Any
+    ) -> float:
+        """Return a quantity at its last epoch, as a mean over the cells with these columns.
+
+        It is NaN where no finished cell has it. The arguments are those of `series`.
+        """
+        values = self.series(quantity, space=space, at=at, **columns).values
+        return values[-1] if values else math.nan
+
     def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return a result kept in the run folder, as `Cell.once`, for the report alone."""
         return once(self.folder, self._team, self._say, name, function, *arguments)
@@ -84,7 +127,7 @@ def open_run(
 ) -> Run:
     """Open a run folder, to read its results elsewhere.
 
-    `open_run("runs/concentration-1f2e3d4c").results.select(name="error")`
+    `open_run("runs/concentration-1f2e3d4c").results.select(quantity="error")`
 
     Args:
         folder: A run folder.

@@ -16,6 +16,7 @@ from marginlab.train.images import check as check
 from marginlab.train.monitor import Monitor as Monitor
 from marginlab.train.recipe import Recipe as Recipe
 from marginlab.train.rows import Row as Row
+from marginlab.train.rows import read_rows as read_rows
 
 __all__ = [
     "Callback",
@@ -28,6 +29,7 @@ __all__ = [
     "fit",
     "load",
     "prune",
+    "read_rows",
     "restore",
     "save",
 ]

@@ -21,6 +21,8 @@ from marginlab.train import Monitor, Recipe, fit
 from marginlab.train.watch import Stopped
 
 RECIPES = Path(__file__).parent / "recipes"
+# quantities that bound something: printed rounded up
+BOUNDS = ("certified", "certified_test", "companion")
 
 
 def main(arguments: list[str]) -> int:
@@ -113,9 +115,8 @@ def main(arguments: list[str]) -> int:
         if ranks.rank() == 0:
             for row in run.rows:
                 if row.epoch == recipe.epochs:
-                    bound = row.name.startswith(("certified", "companion"))
-                    value = rounded_up(row.value) if bound else f"{row.value:.4f}"
-                    say(f"{row.name:36} {value}")
+                    value = rounded_up(row.value) if row.quantity in BOUNDS else f"{row.value:.4f}"
+                    say(f"{row.space:10} {row.quantity:26} {row.at:13} {value}")
             rate = (
                 f"{run.images_per_second:,.0f} images/s."
                 if run.images_per_second

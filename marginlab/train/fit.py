@@ -186,7 +186,7 @@ class _Loop:
         progress = self.keeper.resume()
         if progress is not None:
             self.step = progress["step"]
-            self.record.rows = [Row(*row) for row in progress["rows"]]
+            self.record.rows = progress["rows"]
             self.sums.resume(progress)
         elif self.recipe.start:
             # the other run may go on before this one's first checkpoint, so its present weights
@@ -329,10 +329,8 @@ class _Loop:
             self.keeper.check(self.step)
             self.angles.see(epoch, self.sums.of_all.get("target_angle", 0.0) / self.per_epoch)
             for name, value in self.sums.of_all.items():
-                self.record.note(
-                    Row(epoch, name, value / self.per_epoch, n=self.per_epoch * self.recipe.batch),
-                    board,
-                )
+                n = self.per_epoch * self.recipe.batch
+                self.record.note(Row(epoch, "", name, "", value / self.per_epoch, n=n), board)
             self.sums.of_all = {}
             if self.monitor.due(epoch, self.recipe.epochs):
                 self.record.measure(epoch, board, last=epoch == self.recipe.epochs)
@@ -340,5 +338,5 @@ class _Loop:
 
     def save(self, *, checked: bool = False) -> Path:
         """Save all that the run needs to resume from this step."""
-        progress = {**self.sums.progress(), "rows": [list(row) for row in self.record.rows]}
+        progress = {**self.sums.progress(), "rows": [row._asdict() for row in self.record.rows]}
         return self.keeper.save(self.step, progress, checked=checked)

@@ -22,6 +22,7 @@ from marginlab.train import checkpoint, contents
 from marginlab.train.claim import still_there
 from marginlab.train.finite import check_finite
 from marginlab.train.recipe import Recipe
+from marginlab.train.rows import rows_of
 
 PATIENCE = 20.0  # seconds until a rank must see what the first has written: a network disk is slow
 
@@ -44,12 +45,16 @@ class Keeper:
         self.unproven = False  # True until a step has gone on from the checkpoint written last
 
     def resume(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint of the folder; return its progress, None if there is none."""
+        """Load the newest checkpoint of the folder; return its progress, None if there is none.
+
+        The progress holds the measured rows as `Row`.
+        """
         last = newest(self.folder, self.device, claimed=True)
         if last is None:
             return None
         self.unproven = True
-        return checkpoint.restore(last, self.method, self.optimizers, recipe=self.recipe)
+        progress = checkpoint.restore(last, self.method, self.optimizers, recipe=self.recipe)
+        return {**progress, "rows": rows_of(progress["rows"], last)}
 
     def check(self, step: int) -> None:
         """Refuse weights that no step can continue from: they are neither measured nor saved."""

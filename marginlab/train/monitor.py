@@ -2,22 +2,22 @@
 
 It measures at epoch 0 (the untrained network), at every `every`-th epoch and at the last one. It
 encodes clean and augmented images in evaluation mode, in float32. It measures L2-normalised
-features (r = 1), named `backbone` or `projector`:
+features (r = 1) of the spaces `backbone` and `projector`. The quantities of its rows:
 
-    alignment, R_epsilon[...]            test images: E||f(x_1) - f(x_2)||^2; share of images
-                                         whose views differ by more than epsilon
+    alignment, R_epsilon                 test images: E||f(x_1) - f(x_2)||^2; share of images
+                                         whose views differ by more than epsilon (`at`)
     divergence_max, divergence_mean      largest and mean mu_k . mu_l over pairs of classes
     center_norm_min, delta_mu            smallest ||mu_k||; 1 - min_k ||mu_k||^2
     knn_error, nearest_center_error      clean test images against the training images (centers
                                          over their augmented views)
     linear_error                         a logistic regression on clean backbone features: first
                                          and last epoch only, and not for many classes
-    certified[...], theorem_3..., ...    what the theory bounds (field `bounds`):
+    certified, theorem_3_printed, ...    what the theory bounds (field `bounds`):
                                          `marginlab.train.theorems`
-    MEASURE.NUMBER                       what more measures say of the views of test images
-                                         (field `measures`)
-    verification_accuracy, TAR@FAR=...   of pairs of images of classes that are not trained, where
-                                         a set with a split `unseen` is named
+    Uniformity, NeuralCollapse, ...      what more measures say of the views of test images
+                                         (field `measures`), `at` the field of their result
+    verification_accuracy, tar_at_far    of pairs of images of classes that are not trained, where
+                                         a set with a split `unseen` is named; `at` the FAR
 
 Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are
 those of `classes` of them, drawn by the seed. kNN and the linear probe know all classes.
@@ -213,15 +213,19 @@ class Monitor:
         rows = []
         for space, features in encoded.items():
             labels = unseen.labels.to(features.device)
-            asked = {
-                "n": self.verified_pairs,
-                "folds": self.folds,
-                "far_pairs": self.far_pairs,
-                "seed": self.seed,
-            }
+            found = verify(
+                features,
+                labels,
+                n=self.verified_pairs,
+                folds=self.folds,
+                far_pairs=self.far_pairs,
+                fars=self.fars,
+                seed=self.seed,
+            )
+            rows.append(Row(epoch, space, "verification_accuracy", "", *found.accuracy))
             rows += [
-                Row(epoch, f"{name}/{space}", *rate)
-                for name, rate in verify(features, labels, fars=self.fars, **asked).items()
+                Row(epoch, space, "tar_at_far", f"{far:g}", *rate)
+                for far, rate in found.tar.items()
             ]
         return rows
 
@@ -305,15 +309,15 @@ class Monitor:
             error = 1 - knn_accuracy(
                 banked[space], bank_labels, asked[space], query_labels, k=self.k
             )
-            rows.append(rate(epoch, f"knn_error/{space}", error, len(query_labels)))
+            rows.append(rate(epoch, space, "knn_error", error, len(query_labels)))
             centers, center_labels = seen["train"][space]
             wrong = nearest_center_error(centers, center_labels, near[space], near_labels)
-            rows.append(rate(epoch, f"nearest_center_error/{space}", wrong.error, len(near_labels)))
+            rows.append(rate(epoch, space, "nearest_center_error", wrong.error, len(near_labels)))
         if (last or epoch == 0) and classes <= self.probe_classes:
             error = 1 - linear_probe_accuracy(
                 banked["backbone"], bank_labels, asked["backbone"], query_labels
             )
-            rows.append(rate(epoch, "linear_error/backbone", error, len(query_labels)))
+            rows.append(rate(epoch, "backbone", "linear_error", error, len(query_labels)))
         return rows
 
     @staticmethod

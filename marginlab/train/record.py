@@ -56,7 +56,7 @@ class Record:
         """Add a row, and show it on TensorBoard where there is a writer of events."""
         self.rows.append(row)
         if board is not None:
-            board.add_scalar(row.name.replace("[", "_").replace("]", ""), row.value, row.epoch)
+            board.add_scalar(row.tag, row.value, row.epoch)
 
     def write(self, folder: Path) -> None:
         """Write all rows as the table beside the checkpoints."""

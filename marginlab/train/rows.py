@@ -1,4 +1,10 @@
-"""Rows of measurements: a name, a value, the ends of its interval, and its number of images.
+"""Rows of measurements: one number a row, and what it is stands in columns.
+
+    epoch, space, quantity, at, value, low, high, n
+
+Every table of the lab has these columns: a run's `monitor.csv`, a study's `results.csv`, and its
+committed tables. TensorBoard's tags are made of them. No code parses or assembles the name of a
+quantity.
 
 Where an estimate has next to no bias, its standard error becomes a 95 % interval by the normal
 distribution. Error rates have Wilson's interval, and extremes over classes have that of
@@ -20,29 +26,54 @@ from torch import Tensor
 from marginlab import files
 from marginlab.measures import Alignment, ClassDivergence
 from marginlab.measures.measure import Measure
+from marginlab.settings import SettingsError
 
 
 class Row(NamedTuple):
-    """One number: its value, the ends of its interval, and how many images it rests on.
+    """One measured number, and what it is.
 
-    The ends are NaN where there is no interval.
+    Attributes:
+        epoch: Number of epochs that the network was trained.
+        space: Where it was measured: "backbone", "projector", "pixels", or empty where the
+            quantity has no space.
+        quantity: What was measured: "knn_error", "R_epsilon", "certified", ...
+        at: Which of the quantity's numbers, or empty where it has one: an epsilon or a false accept
+            rate ("0.5"), the key of a theorem's form ("T"), the field of a measure's result
+            ("NC1").
+        value: The number.
+        low: Lower end of its interval, NaN where there is none.
+        high: Upper end of its interval, NaN where there is none.
+        n: Number of images on which it rests.
+
+    Example:
+        >>> Row(epoch=3, space="backbone", quantity="R_epsilon", at="0.5", value=0.25).tag
+        'R_epsilon/0.5/backbone'
     """
 
     epoch: int
-    name: str
+    space: str
+    quantity: str
+    at: str
     value: float
     low: float = math.nan
     high: float = math.nan
     n: int = 0
 
+    @property
+    def tag(self) -> str:
+        """Where TensorBoard shows the row: quantity, `at` and space, whichever are not empty."""
+        return "/".join(part for part in (self.quantity, self.at, self.space) if part)
 
-def rate(epoch: int, name: str, value: float | Tensor, n: int) -> Row:
+
+def rate(epoch: int, space: str, quantity: str, value: float | Tensor, n: int) -> Row:
     """Return an error rate with its 95 % Wilson interval."""
     p, z = float(value), 1.96
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Row(
         epoch,
-        name,
+        space,
+        quantity,
+        "",
         p,
         max(0.0, (middle - half) / (1 + z * z / n)),
         min(1.0, (middle + half) / (1 + z * z / n)),
@@ -77,9 +108,9 @@ def geometry(
     aligned, apart = alignment.compute(), divergence.compute()
     n = len(features)
 
-    def row(name: str, value: Tensor, error: Tensor | None = None) -> Row:
+    def row(quantity: str, value: Tensor, error: Tensor | None = None) -> Row:
         middle, half = float(value), 1.96 * float(error) if error is not None else math.nan
-        return Row(epoch, f"{name}/{space}", middle, middle - half, middle + half, n)
+        return Row(epoch, space, quantity, "", middle, middle - half, middle + half, n)
 
     rows = [row("alignment", aligned.L_align, aligned.standard_error)]
     for number, epsilon in enumerate(epsilons):
@@ -87,7 +118,9 @@ def geometry(
         rows.append(
             Row(
                 epoch,
-                f"R_epsilon[{epsilon:g}]/{space}",
+                space,
+                "R_epsilon",
+                f"{epsilon:g}",
                 float(aligned.exceeding[number]),
                 low,
                 high,
@@ -99,27 +132,29 @@ def geometry(
     least, low, high = (math.sqrt(max(end, 0.0)) for end in length)
     rows.append(
         _within(
-            Row(epoch, f"divergence_max/{space}", product.value, product.low, product.high, n),
+            Row(epoch, space, "divergence_max", "", product.value, product.low, product.high, n),
             -1.0,
             1.0,
         )
     )
     rows.append(row("divergence_mean", pairs[~pairs.isnan()].mean()))
-    rows.append(_within(Row(epoch, f"center_norm_min/{space}", least, low, high, n), 0.0, 1.0))
+    rows.append(_within(Row(epoch, space, "center_norm_min", "", least, low, high, n), 0.0, 1.0))
     delta = float(apart.Delta_mu)  # of features of length 1
     rows.append(
         _within(
-            Row(epoch, f"delta_mu/{space}", delta, 1 - length.high, 1 - length.low, n), 0.0, 1.0
+            Row(epoch, space, "delta_mu", "", delta, 1 - length.high, 1 - length.low, n), 0.0, 1.0
         )
     )
     if (present := int((apart.n > 0).sum())) < classes:
-        rows.append(Row(epoch, f"classes_present/{space}", present, n=n))
+        rows.append(Row(epoch, space, "classes_present", "", present, n=n))
     return rows
 
 
 def _within(row: Row, least: float, most: float) -> Row:
     """Cut the interval of a row to the possible values."""
-    low, high = (end if math.isnan(end) else min(max(end, least), most) for end in row[3:5])
+    low, high = (
+        end if math.isnan(end) else min(max(end, least), most) for end in (row.low, row.high)
+    )
     return row._replace(low=low, high=high)
 
 
@@ -130,7 +165,9 @@ def measured(
     space: str,
     epoch: int,
 ) -> list[Row]:
-    """Return a row `Measure.field/space` for each number in the result of a measure.
+    """Return a row for each number in the result of a measure.
+
+    Its quantity is the measure's class, and `at` is the field of the result.
 
     Arrays, counts and standard errors make no row of their own.
 
@@ -161,7 +198,9 @@ def measured(
         rows.append(
             Row(
                 epoch,
-                f"{type(measure).__name__}.{name}/{space}",
+                space,
+                type(measure).__name__,
+                name,
                 value,
                 value - half,
                 value + half,
@@ -184,5 +223,52 @@ def write(rows: Iterable[Row], file: Path) -> None:
     table.writerow(Row._fields)
     for row in rows:
         numbers = (repr(number) for number in (row.value, row.low, row.high))
-        table.writerow([row.epoch, row.name, *numbers, row.n])
+        table.writerow([row.epoch, row.space, row.quantity, row.at, *numbers, row.n])
     files.write(file, text.getvalue(), beside=file.with_name(f"{file.stem}.partial"))
+
+
+def read_rows(file: Path | str) -> list[Row]:
+    """Read the rows of a run's `monitor.csv`, or of a callback's table.
+
+    Args:
+        file: The table.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SettingsError: The file has other columns, as one of an earlier version has.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "monitor.csv"
+        >>> write([Row(1, "backbone", "knn_error", "", 0.25)], file)
+        >>> read_rows(file)[0].value
+        0.25
+    """
+    with Path(file).open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.reader(stream))
+    if not lines or tuple(lines[0]) != Row._fields:
+        raise SettingsError(
+            f"{file} has the columns {', '.join(lines[0]) if lines else 'of an empty file'}, not "
+            f"{', '.join(Row._fields)}: an earlier version of marginlab wrote it, or it is no "
+            "table of rows. Train in a new folder, or read it with the version that wrote it."
+        )
+    return [
+        Row(int(epoch), space, quantity, at, float(value), float(low), float(high), int(n))
+        for epoch, space, quantity, at, value, low, high, n in lines[1:]
+    ]
+
+
+def rows_of(kept: list[Any], checkpoint: Path) -> list[Row]:
+    """Return the rows that the progress of a checkpoint keeps, as `Row._asdict` gives them.
+
+    Raises:
+        SettingsError: They are not in columns, as those of an earlier version.
+    """
+    if not all(isinstance(row, dict) and tuple(row) == Row._fields for row in kept):
+        raise SettingsError(
+            f"{checkpoint / 'progress.json'} keeps its measured rows without the columns "
+            f"{', '.join(Row._fields)}: an earlier version of marginlab wrote it. Train in a new "
+            "folder, or finish this run with the version that began it; `marginlab.train.load` "
+            "still reads its weights."
+        )
+    return [Row(**row) for row in kept]

@@ -2,20 +2,21 @@
 
 The population is finite: test images and their views.
 
-    InfoNCE.L_2            E log(e^{s+} + e^{s-}) at T = 1, one negative: Theorem 3 bounds the mean
+    InfoNCE_L_2            E log(e^{s+} + e^{s-}) at T = 1, one negative: Theorem 3 bounds the mean
                            mu_k . mu_l by it
-    CrossCorrelation.L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds
+    CrossCorrelation_L_2   ||M - I||_F^2 of standardised coordinates: Theorem 4 bounds
                            |mu_k . mu_l| by it and tau = ||Sigma_W||_F^2
     companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2), which bounds the error
                            of views without a premise
-    certified[...]         what `marginlab.theory.certify` certifies by each form: of training
-                           images, and `new` of test images
-    certified[..., test]   Theorem 1 of the test images by themselves, with their own centers: a
+    certified              what `marginlab.theory.certify` certifies by each form, `at` its key: of
+                           training images, and `new_images` of test images
+    certified_test         Theorem 1 of the test images by themselves, with their own centers: a
                            population that was not trained on
+    certificate_...        terms of a form at its best point, `at` its key
 
-All but `new` are exact for the population that these images and views form, and for no other. Of
-the bounds of pairs the least right side is given. For Theorem 4 it is in units of r^2, where 1
-holds for every encoder. Source: Huang et al. 2023, Theorems 3 and 4.
+All but `new_images` are exact for the population that these images and views form, and for no
+other. Of the bounds of pairs the least right side is given. For Theorem 4 it is in units of r^2,
+where 1 holds for every encoder. Source: Huang et al. 2023, Theorems 3 and 4.
 """
 
 import math
@@ -41,15 +42,8 @@ from marginlab.train.rows import Row
 PAIRS = 2e7
 
 
-FORMS = {
-    "P": "P",
-    "T": "T",
-    "T_lengths": "T'",
-    "per_class": "per class",
-    "fixed_centers": "fixed centers",
-    "new_images": "new",
-}  # the key of a form, and its name in a row
-CONDITIONS = tuple(FORMS.items())[:3]  # of Theorem 1
+CONDITIONS = ("P", "T", "T_lengths")  # of Theorem 1: keys of forms
+FORMS = (*CONDITIONS, "per_class", "fixed_centers", "new_images")
 
 
 def certified(
@@ -71,32 +65,37 @@ def certified(
     rows = [
         Row(
             epoch,
-            f"certified[{name}]/{space}",
+            space,
+            "certified",
+            key,
             certificate[key].value,
             n=certificate.new_images if key == "new_images" else certificate.images,
         )
-        for key, name in FORMS.items()
+        for key in FORMS
     ]
     form, printed = certificate["T_lengths"], certificate["P"]
-    terms = {
-        "1 - sigma": form.outside,
-        "R_epsilon": form.R_epsilon,
-        "delta": form.delta,
-        "epsilon": form.epsilon,
-        "D": form.rho,
-        "rho": printed.rho,
-    }
+    terms = (
+        ("certificate_outside", form.key, form.outside),
+        ("certificate_R_epsilon", form.key, form.R_epsilon),
+        ("certificate_delta", form.key, form.delta),
+        ("certificate_epsilon", form.key, form.epsilon),
+        ("certificate_rho", form.key, form.rho),
+        ("certificate_rho", printed.key, printed.rho),
+    )
     rows += [
-        Row(epoch, f"certificate.{name}/{space}", value, n=certificate.images)
-        for name, value in terms.items()
+        Row(epoch, space, quantity, key, value, n=certificate.images)
+        for quantity, key, value in terms
     ]
     tested = certify(*new, v_curve=False)
     rows += [
-        Row(epoch, f"certified[{name}, test]/{space}", tested[key].value, n=tested.images)
-        for key, name in CONDITIONS
+        Row(epoch, space, "certified_test", key, tested[key].value, n=tested.images)
+        for key in CONDITIONS
     ]
     error, limit = certificate.new_error
-    return [*rows, Row(epoch, f"new_error/{space}", error, high=limit, n=certificate.new_images)]
+    return [
+        *rows,
+        Row(epoch, space, "new_error", "", error, high=limit, n=certificate.new_images),
+    ]
 
 
 def theorems(
@@ -106,7 +105,7 @@ def theorems(
     epoch: int,
     epsilon: float = 0.5,
 ) -> list[Row]:
-    """Return rows `NAME/space` of both sides of the theorems, for features of length one.
+    """Return rows of both sides of the theorems, for features of length one.
 
     Theorem 3 takes as many of the images and views as its cost allows; `n` says how many.
 
@@ -121,8 +120,8 @@ def theorems(
         >>> generator = torch.Generator().manual_seed(0)
         >>> f = torch.nn.functional.normalize(torch.randn(12, 2, 4, generator=generator), dim=-1)
         >>> rows = theorems(f, torch.arange(12) % 3, "backbone", epoch=0)
-        >>> [row.name for row in rows][:2]
-        ['companion/backbone', 'view_error/backbone']
+        >>> [row.quantity for row in rows][:2]
+        ['companion', 'view_error']
     """
     labels = labels.unique(return_inverse=True)[1]  # a class without an image has no center
     # Theorem 3 needs length 1 to all digits
@@ -136,7 +135,7 @@ def theorems(
         view_error=population.view_error,
     )
     found = {"companion": spread.right, "view_error": spread.left}
-    rows = [Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()]
+    rows = _rows(found, epoch, space, len(features))
     if C < 2:
         return rows
     views = min(features.shape[1], 4)
@@ -149,12 +148,12 @@ def theorems(
         p=small.p, gram=small.gram, L_2=L_2, R_epsilon=min(small.R(epsilon), 1.0), epsilon=epsilon
     )
     found = {
-        "InfoNCE.L_2": L_2,
-        "theorem_3.mean_product": exact.average.left,
-        "theorem_3.all_terms": exact.average.right,
-        "theorem_3.printed": _least(printed),
+        "InfoNCE_L_2": L_2,
+        "theorem_3_mean_product": exact.average.left,
+        "theorem_3_all_terms": exact.average.right,
+        "theorem_3_printed": _least(printed),
     }
-    rows += [Row(epoch, f"{name}/{space}", value, n=len(order)) for name, value in found.items()]
+    rows += _rows(found, epoch, space, len(order))
     standard = _standardised(population)
     if standard is None:
         return rows
@@ -162,16 +161,18 @@ def theorems(
     L_2, tau = standard.correlation[1], float(standard.sigma_within.square().sum())
     theorem = theorem_4(p=standard.p, gram=standard.gram, L_2=L_2, tau=tau, dim=dim, r=r)
     found = {
-        "CrossCorrelation.L_2": L_2,
+        "CrossCorrelation_L_2": L_2,
         "tau": tau,
-        "theorem_4.product": float(theorem.printed.left.nan_to_num(nan=0.0).max()) / r**2,
-        "theorem_4.printed": _least(theorem.printed) / r**2,
-        "theorem_4.refined": _least(theorem.refined) / r**2,
-        "theorem_4.length_deviation": normalisation(standard).length,
+        "theorem_4_product": float(theorem.printed.left.nan_to_num(nan=0.0).max()) / r**2,
+        "theorem_4_printed": _least(theorem.printed) / r**2,
+        "theorem_4_refined": _least(theorem.refined) / r**2,
+        "theorem_4_length_deviation": normalisation(standard).length,
     }
-    return rows + [
-        Row(epoch, f"{name}/{space}", value, n=len(features)) for name, value in found.items()
-    ]
+    return rows + _rows(found, epoch, space, len(features))
+
+
+def _rows(found: dict[str, float], epoch: int, space: str, n: int) -> list[Row]:
+    return [Row(epoch, space, quantity, "", value, n=n) for quantity, value in found.items()]
 
 
 def _least(bound: PairBound) -> float:

@@ -18,62 +18,61 @@ from plotly.subplots import make_subplots
 
 from marginlab import methods as rooms
 from marginlab import models, settings
-from marginlab.study import Cell, Run, literal
+from marginlab.study import Cell, Quantity, Run, Series, literal
 from marginlab.theory import rounded_up
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-FORMS = ("new", "P", "T", "T'", "per class", "fixed centers", "P, test", "T, test", "T', test")
+# title of a form in the report: quantity, at
+FORMS = {
+    "new": ("certified", "new_images"),
+    "P": ("certified", "P"),
+    "T": ("certified", "T"),
+    "T'": ("certified", "T_lengths"),
+    "per class": ("certified", "per_class"),
+    "fixed centers": ("certified", "fixed_centers"),
+    "P, test": ("certified_test", "P"),
+    "T, test": ("certified_test", "T"),
+    "T', test": ("certified_test", "T_lengths"),
+}
 SPACES = ("projector", "backbone")
 headline = (
-    "new_error/projector",
-    "certified[new]/projector",
-    "certified[T']/projector",
-    "certified[P]/projector",
-    "knn_error/backbone",
+    Quantity("new_error", "projector"),
+    *(Quantity("certified", "projector", at) for at in ("new_images", "T_lengths", "P")),
+    Quantity("knn_error", "backbone"),
 )
 kept = (
-    *(f"certified[{form}]/{space}" for space in SPACES for form in FORMS),
+    *("certified", "certified_test", "new_error", "alignment", "divergence_max"),
+    *("companion", "view_error", "loss"),
+    Quantity("knn_error", "backbone"),
     *(
-        f"{name}/{space}"
-        for space in SPACES
-        for name in ("new_error", "alignment", "divergence_max", "companion", "view_error")
+        Quantity(f"certificate_{term}", "projector")
+        for term in ("outside", "R_epsilon", "delta", "epsilon", "rho")
     ),
     *(
-        f"certificate.{name}/projector"
-        for name in ("1 - sigma", "R_epsilon", "delta", "epsilon", "D", "rho")
-    ),
-    *(f"theorem_3.{name}/projector" for name in ("mean_product", "all_terms", "printed")),
-    *(
-        f"theorem_4.{name}/projector"
-        for name in ("product", "refined", "printed", "length_deviation")
+        Quantity(f"theorem_3_{side}", "projector")
+        for side in ("mean_product", "all_terms", "printed")
     ),
     *(
-        "InfoNCE.L_2/projector",
-        "CrossCorrelation.L_2/projector",
-        "tau/projector",
-        "knn_error/backbone",
-        "loss",
+        Quantity(f"theorem_4_{side}", "projector")
+        for side in ("product", "refined", "printed", "length_deviation")
     ),
-    *(
-        f"{name}/projector"
-        for name in (
-            "NeuralCollapse.NC1",
-            "NeuralCollapse.NC2",
-            "ClassVariance.CDNV",
-            "Uniformity.L_unif",
-        )
-    ),
-    *("EffectiveRank.RankMe/projector", "AugmentationConfusion.ACR/projector"),
+    *(Quantity(name, "projector") for name in ("InfoNCE_L_2", "CrossCorrelation_L_2", "tau")),
+    Quantity("NeuralCollapse", "projector", "NC1"),
+    Quantity("NeuralCollapse", "projector", "NC2"),
+    Quantity("ClassVariance", "projector", "CDNV"),
+    Quantity("Uniformity", "projector", "L_unif"),
+    Quantity("EffectiveRank", "projector", "RankMe"),
+    Quantity("AugmentationConfusion", "projector", "ACR"),
 )
 # what the panels on geometry show of the measures that a run has, and whether their axis is
 # logarithmic
 GEOMETRY = {
-    "NeuralCollapse.NC1": ("NC1, 0 at collapse", True),
-    "ClassVariance.CDNV": ("CDNV", True),
-    "Uniformity.L_unif": ("uniformity, least when even", False),
-    "EffectiveRank.RankMe": ("RankMe, directions used", True),
-    "AugmentationConfusion.ACR": ("ACR, confused by views", False),
+    ("NeuralCollapse", "NC1"): ("NC1, 0 at collapse", True),
+    ("ClassVariance", "CDNV"): ("CDNV", True),
+    ("Uniformity", "L_unif"): ("uniformity, least when even", False),
+    ("EffectiveRank", "RankMe"): ("RankMe, directions used", True),
+    ("AugmentationConfusion", "ACR"): ("ACR, confused by views", False),
 }
 
 
@@ -203,8 +202,8 @@ def run(cell: Cell) -> None:
         _recipe(cell, cell.settings),
         _monitor(cell.settings),
     )
-    for epoch, name, value, low, high, n in trained["rows"]:
-        cell.record(name, value, low, high, n, epoch)
+    for row in trained["rows"]:
+        cell.record(**row)
     cell.record("images_per_second", trained["images_per_second"])
 
 
@@ -212,7 +211,8 @@ def _train(
     recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
 ) -> dict[str, Any]:
     done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
-    return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
+    rows = [row._asdict() for row in done.rows]
+    return {"rows": rows, "images_per_second": done.images_per_second}
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -232,16 +232,18 @@ def report(run: Run) -> None:
         "of them and of as many test images. Embeddings are what the loss sees; backbone features "
         "follow a ReLU."
     )
-    ends = {method: _ends(run, method) for method in chosen.methods}
     run.report.table(
         [
             {
                 "method": names[method],
                 "features": space,
-                "error of new images": end.get(f"new_error/{space}"),
-                **{form: _said(end.get(f"certified[{form}]/{space}")) for form in FORMS},
+                "error of new images": run.last("new_error", space=space, method=method),
+                **{
+                    form: _said(run.last(quantity, space=space, at=at, method=method))
+                    for form, (quantity, at) in FORMS.items()
+                },
             }
-            for method, end in ends.items()
+            for method in chosen.methods
             for space in SPACES
         ],
         f"Certified error after the last epoch, mean over {len(chosen.seeds)} seed(s). P, T, T': "
@@ -250,7 +252,7 @@ def report(run: Run) -> None:
         "images and views. `new` is of all images like the test images, by centers of training "
         "images, with confidence 0.95.",
     )
-    run.report.text(_words(ends, names, 1 - 1 / _classes(run)))
+    run.report.text(_words(run, names, 1 - 1 / _classes(run)))
     run.report.text("## While they train")
     run.report.figure(
         _curves(run, names),
@@ -263,7 +265,10 @@ def report(run: Run) -> None:
         "it does.",
     )
     run.report.text("## Which term is to blame")
-    terms = ("certificate.1 - sigma", "certificate.R_epsilon", "certificate.D", "divergence_max")
+    terms = (
+        *((f"certificate_{term}", "T_lengths") for term in ("outside", "R_epsilon", "rho")),
+        ("divergence_max", ""),
+    )
     captions = (
         "1 - sigma (concentration)",
         "R_epsilon (alignment)",
@@ -275,9 +280,9 @@ def report(run: Run) -> None:
         "At the best (delta, epsilon) of Theorem 1 under (T'), or where that comes nearest.",
     )
     shown = {
-        name: look
-        for name, look in GEOMETRY.items()
-        if any(f"{name}/projector" in end for end in ends.values())
+        (quantity, at): look
+        for (quantity, at), look in GEOMETRY.items()
+        if run.series(quantity, space="projector", at=at).epochs
     }
     if shown:
         run.report.text("## The geometry of the embeddings")
@@ -291,7 +296,7 @@ def report(run: Run) -> None:
             "feed on.",
         )
     run.report.text("## The theorems on the losses")
-    three = ("theorem_3.mean_product", "theorem_3.all_terms", "theorem_3.printed")
+    three = tuple((f"theorem_3_{side}", "") for side in ("mean_product", "all_terms", "printed"))
     captions = ("mean product of two centers", "bounded with all terms", "as printed")
     run.report.figure(
         _panels(run, names, three, captions),
@@ -309,17 +314,6 @@ def report(run: Run) -> None:
             "kNN errors on CIFAR-10 after 800 epochs. Certificates of trained encoders are not "
             "published.",
         )
-
-
-def _ends(run: Run, method: str) -> dict[str, float]:
-    """The last value of each name, as a mean over the seeds."""
-    rows = run.results.select(method=method)
-    last = max((int(row["epoch"]) for row in rows), default=-1)
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row["epoch"] == last:
-            found.setdefault(row["name"], []).append(row["value"])
-    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _names(methods: tuple[str, ...]) -> dict[str, str]:
@@ -342,18 +336,16 @@ def _classes(run: Run) -> int:
     return len(check_data(_recipe(cells(chosen)[0], chosen))[0].classes)
 
 
-def _said(value: float | None) -> str:
-    return "" if value is None else "-" if value >= 1 else rounded_up(value, 3)
+def _said(value: float) -> str:
+    return "" if math.isnan(value) else "-" if value >= 1 else rounded_up(value, 3)
 
 
-def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: float) -> str:
+def _words(run: Run, names: dict[str, str], chance: float) -> str:
     """Put the conclusions from the table in words."""
     lines = []
-    for method, end in ends.items():
-        value, error = (
-            end.get("certified[new]/projector", math.nan),
-            end.get("new_error/projector", math.nan),
-        )
+    for method in names:
+        value = run.last("certified", space="projector", at="new_images", method=method)
+        error = run.last("new_error", space="projector", method=method)
         if value < min(0.5, chance):
             said = (
                 f"is certified: its error of new images is at most {rounded_up(value, 3)}, and "
@@ -370,9 +362,10 @@ def _words(ends: dict[str, dict[str, float]], names: dict[str, str], chance: flo
     return "\n".join(["By the form with fixed centers, on embeddings of new images:", "", *lines])
 
 
-def _series(run: Run, method: str, name: str) -> tuple[list[int], list[float]]:
-    rows = run.results.select(method=method, seed=run.settings.seeds[0], name=name)
-    return [row["epoch"] for row in rows], [row["value"] for row in rows]
+def _series(run: Run, method: str, quantity: str, at: str = "") -> Series:
+    """Return a quantity of embeddings over the training with the first seed."""
+    seed = run.settings.seeds[0]
+    return run.series(quantity, space="projector", at=at, method=method, seed=seed)
 
 
 def _curves(run: Run, names: dict[str, str]) -> go.Figure:
@@ -385,7 +378,7 @@ def _curves(run: Run, names: dict[str, str]) -> go.Figure:
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
         for column, form in enumerate(("new", "T'", "P"), 1):
-            x, y = _series(run, method, f"certified[{form}]/projector")
+            x, y = _series(run, method, *FORMS[form])
             figure.add_scatter(
                 x=x,
                 y=y,
@@ -397,7 +390,7 @@ def _curves(run: Run, names: dict[str, str]) -> go.Figure:
                 row=1,
                 col=column,
             )
-        x, y = _series(run, method, "new_error/projector")
+        x, y = _series(run, method, "new_error")
         figure.add_scatter(
             x=x,
             y=y,
@@ -417,12 +410,13 @@ def _curves(run: Run, names: dict[str, str]) -> go.Figure:
 
 
 def _panels(
-    run: Run, names: dict[str, str], shown: tuple[str, ...], titles: tuple[str, ...]
+    run: Run, names: dict[str, str], shown: tuple[tuple[str, str], ...], titles: tuple[str, ...]
 ) -> go.Figure:
+    """Plot quantities over training: `shown` holds the quantity and `at` of each panel."""
     figure = make_subplots(1, len(shown), subplot_titles=titles, horizontal_spacing=0.06)
     for number, (method, name) in enumerate(names.items()):
-        for column, quantity in enumerate(shown, 1):
-            x, y = _series(run, method, f"{quantity}/projector")
+        for column, (quantity, at) in enumerate(shown, 1):
+            x, y = _series(run, method, quantity, at)
             look = {
                 "mode": "lines+markers",
                 "line": {"color": _color(number)},
@@ -442,14 +436,13 @@ def _tension(run: Run, names: dict[str, str]) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
-        L_2, tau = (
-            _series(run, method, f"{part}/projector")[1] for part in ("CrossCorrelation.L_2", "tau")
-        )
+        L_2 = _series(run, method, "CrossCorrelation_L_2").values
+        tau = _series(run, method, "tau").values
         figure.add_scatter(
             x=tau, y=L_2, name=name, legendgroup=name, mode="lines+markers", line=line, row=1, col=1
         )
         for bound, dash in (("printed", "solid"), ("refined", "dot")):
-            x, y = _series(run, method, f"theorem_4.{bound}/projector")
+            x, y = _series(run, method, f"theorem_4_{bound}")
             style = {
                 "name": f"{name}, {bound}",
                 "legendgroup": name,
@@ -469,8 +462,8 @@ def _beginnings(run: Run, names: dict[str, str]) -> list[dict[str, Any]]:
     table = []
     for method, name in names.items():
         entry: dict[str, Any] = {"method": name}
-        for form in FORMS:
-            x, y = _series(run, method, f"certified[{form}]/projector")
+        for form, (quantity, at) in FORMS.items():
+            x, y = _series(run, method, quantity, at)
             first = next((epoch for epoch, value in zip(x, y, strict=True) if value < 1), None)
             always = next(
                 (epoch for place, epoch in enumerate(x) if all(value < 1 for value in y[place:])),

@@ -3,20 +3,10 @@
 import csv
 import math
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from marginlab.study import Run, literal
 
 NAMED = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-
-
-def last(run: Run, name: str, **columns: Any) -> list[float]:
-    """Values of the last epoch, one for each seed."""
-    rows = run.results.select(name=name, **columns)
-    epoch = max((row["epoch"] for row in rows), default=-1)
-    return [row["value"] for row in rows if row["epoch"] == epoch]
 
 
 def published(home: Path) -> list[dict[str, str]]:
@@ -41,15 +31,15 @@ def write(run: Run) -> None:
                 "strength": float(row["strength"]),
                 "method": method,
             }
-            ours = [100 * (1 - error) for error in last(run, "knn_error/backbone", **columns)]
-            if row["data"] == data and row["method"] == name and (ours or grid not in chosen.grids):
-                shown = float(np.mean(ours)) if ours else math.nan
+            ours = 100 * (1 - run.last("knn_error", space="backbone", **columns))
+            there = not math.isnan(ours) or grid not in chosen.grids
+            if row["data"] == data and row["method"] == name and there:
                 theirs = {
                     f"published, {NAMED[data]}": float(row["knn_accuracy"]),
                     "their std": float(row["std"]),
                     "from": row["table"],
                 }
-                table.append({**columns, f"ours, {chosen.data}": shown, **theirs})
+                table.append({**columns, f"ours, {chosen.data}": ours, **theirs})
     if not table:
         return
     run.report.text(f"## Beside the published tables\n\n{_differences(run, data)}")

@@ -91,10 +91,8 @@ def orders(pixels: Mapping[str, Mapping[str, Any]]) -> Orders:
 def by_block(found: Mapping[str, Any]) -> list[float]:
     """1 - sigma of each block of images."""
     rows = found["rows"]
-    return [
-        rows[name][0]
-        for name in sorted(name for name in rows if name.startswith("1-sigma (block "))
-    ] or [rows["1-sigma"][0]]
+    numbers = rows.get("one_minus_sigma_by_block") or {"": rows["one_minus_sigma"][""]}
+    return [value for value, *_ in numbers.values()]
 
 
 def _in_depth(found: Mapping[str, Any]) -> list[float]:
@@ -214,7 +212,8 @@ def _correlations(
     said = []
     for title, of in errors.items():
         y = {label: float(np.mean(of[label])) for label in pairs}
-        found = associate({label: found["rows"]["1-sigma"][0] for label, found in pairs.items()}, y)
+        sigma = {label: kept["rows"]["one_minus_sigma"][""][0] for label, kept in pairs.items()}
+        found = associate(sigma, y)
         rho, p = found.spearman.value, found.spearman.greater
         others = []
         for share in shares:
@@ -262,7 +261,8 @@ def _of_the_estimate(
 ) -> list[Finding]:
     """Return the statements on the estimates themselves."""
     gaps = {
-        label: found["rows"]["1-sigma (control minus class)"] for label, found in pixels.items()
+        label: found["rows"]["one_minus_sigma"]["control_minus_class"]
+        for label, found in pixels.items()
     }
     seen = [label for label, (_, low, _, _) in gaps.items() if low > 0]
     mean = float(np.mean([gap[0] for gap in gaps.values()]))
@@ -280,7 +280,7 @@ def _of_the_estimate(
         )
     ]
     nearer = {
-        label: (f["rows"]["smallest d_A between classes"][0], f["rows"]["median d_A in a class"][0])
+        label: (f["rows"]["smallest_d_A"]["between"][0], f["rows"]["median_d_A"]["within"][0])
         for label, f in pixels.items()
     }
     apart = [label for label, (between, within) in nearer.items() if between > within]
@@ -333,7 +333,7 @@ def _of_the_estimate(
         )
     )
     learnt = {
-        label: [f["rows"]["1-sigma (control minus class)"][0] for f in found]
+        label: [f["rows"]["one_minus_sigma"]["control_minus_class"][0] for f in found]
         for label, found in features.items()
     }
     if learnt:

@@ -53,6 +53,10 @@ class Measured:
     sharpened: int
 
 
+# the measured numbers of an augmentation: rows[quantity][at]
+Rows = dict[str, dict[str, "Number"]]
+
+
 class Number(NamedTuple):
     """A value, its interval, and the number of images of a class on which it rests."""
 
@@ -111,20 +115,22 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
     ]
     rows = _over_blocks(found, delta, clean, n)
     deep = _deep(measured, augmentation, parts[0], delta)
+    by_views = rows["one_minus_sigma_by_views"] = {}
     for level, values in zip(deep["levels"], deep["within"], strict=True):
-        rows[f"1-sigma (V={level})"] = Number(values[1], *values, deep["n"])
+        by_views[str(level)] = Number(values[1], *values, deep["n"])
     if "sharpened" in deep:
         few = deep["sharpened"]
         for name, (low, high) in (
             ("sharpened", few["within"]),
-            ("sharpened, control", few["control"]),
-            ("most views, images sharpened", few["within_by_level"][-1]),
+            ("sharpened_control", few["control"]),
+            # of the images that are sharpened
+            ("most_views", few["within_by_level"][-1]),
         ):
-            rows[f"1-sigma ({name})"] = Number(high, low, high, few["n"])
+            rows["one_minus_sigma"][name] = Number(high, low, high, few["n"])
     anchored = _anchored(measured, augmentation, parts, deltas)
     if anchored:
         at = int(np.argmin(np.abs(deltas - delta)))
-        rows["1-sigma (anchor form)"] = Number(
+        rows["one_minus_sigma"]["anchor_form"] = Number(
             *(anchored["within"][side][at] for side in ("value", "low", "high")), anchored["n"]
         )
     _pictures(parts[0], augmentation, found[0].within, measured.views, folder)
@@ -241,47 +247,54 @@ class _Clean(NamedTuple):
         )
 
 
-def _over_blocks(found: list[Both], delta: float, clean: _Clean, n: int) -> dict[str, Number]:
+def _over_blocks(found: list[Both], delta: float, clean: _Clean, n: int) -> Rows:
     """Return the scalars of each block, and their means over blocks.
 
     A mean's low and high are its 95 % Student interval over blocks.
     """
-    rows: dict[str, Number] = {}
+    rows: Rows = {}
 
-    def mean(name: str, values: list[float]) -> None:
-        rows[name] = Number(float(np.mean(values)), *interval(values), n)
+    def mean(quantity: str, at: str, values: list[float]) -> None:
+        rows.setdefault(quantity, {})[at] = Number(float(np.mean(values)), *interval(values), n)
 
     sides = [both.within.sigma(delta, reduce="mean", nodes=NODES) for both in found]
     null = [both.control.sigma(delta, reduce="mean", nodes=NODES) for both in found]
-    mean("1-sigma", [1 - low for low, _ in sides])
-    for number, (low, high) in enumerate(sides if len(found) > 1 else []):
-        rows[f"1-sigma (block {number})"] = Number(1 - low, 1 - high, 1 - low, n)
-    mean("1-sigma (worst class)", [1 - both.within.sigma(delta)[0] for both in found])
-    mean("1-sigma (control)", [1 - low for low, _ in null])
+    mean("one_minus_sigma", "", [1 - low for low, _ in sides])
+    if len(found) > 1:
+        rows["one_minus_sigma_by_block"] = {
+            str(number): Number(1 - low, 1 - high, 1 - low, n)
+            for number, (low, high) in enumerate(sides)
+        }
+    mean("one_minus_sigma", "worst_class", [1 - both.within.sigma(delta)[0] for both in found])
+    mean("one_minus_sigma", "control", [1 - low for low, _ in null])
     mean(
-        "1-sigma (control minus class)",
+        "one_minus_sigma",
+        "control_minus_class",
         [low - across for (low, _), (across, _) in zip(sides, null, strict=True)],
     )
-    for name, normalized in (("", False), (", contrast-normalized", True)):
+    for at, normalized in (("", False), ("normalized", True)):
         # the same for all augmentations
         limit = clean.delta_max / clean.spread if normalized else clean.delta_max
         mean(
-            f"area{name}",
+            "area",
+            at,
             [both.within.area(limit, points=41, normalized=normalized)[1] for both in found],
         )
         mean(
-            f"delta at 1-sigma = 0.5{name}",
+            "delta_at_half",
+            at,
             [both.within.delta_at(0.5, normalized=normalized)[1] for both in found],
         )
-    mean("area (control)", [both.control.area(clean.delta_max, points=41)[1] for both in found])
-    mean("spread of the views", [both.within.spread for both in found])
-    mean("median d_A in a class", [_median(both.within) for both in found])
-    mean("smallest d_A in a class", [both.within.closest(1)[0].distance for both in found])
+    areas = [both.control.area(clean.delta_max, points=41)[1] for both in found]
+    mean("area", "control", areas)
+    mean("spread_of_views", "", [both.within.spread for both in found])
+    mean("median_d_A", "within", [_median(both.within) for both in found])
+    mean("smallest_d_A", "within", [both.within.closest(1)[0].distance for both in found])
     between = found[0].between  # nine times as many pairs as within: of one block only
     assert between is not None
-    rows["median d_A between classes"] = Number(float(between.median[-1]), n=n)
-    rows["smallest d_A between classes"] = Number(float(between.smallest[-1]), n=n)
-    rows["delta_max"] = Number(clean.delta_max, n=n)
+    rows["median_d_A"]["between"] = Number(float(between.median[-1]), n=n)
+    rows["smallest_d_A"]["between"] = Number(float(between.smallest[-1]), n=n)
+    rows["delta_max"] = {"": Number(clean.delta_max, n=n)}
     return rows
 
 

@@ -14,15 +14,15 @@ from marginlab.evaluation import associate, associate_replicates
 from marginlab.study import Markup, Run, literal
 
 from . import beside, figures
-from .beside import last
 from .figures import GRIDS, label
 from .findings import Orders, by_block, findings, in_words, orders
 
 LETTERS = "(a) resized crop, (b) Gaussian blur, (c) grey, (d) colour jitter, (e) horizontal flip"
+# of backbone features
 ERRORS = {
-    "kNN": "knn_error/backbone",
-    "nearest center": "nearest_center_error/backbone",
-    "linear": "linear_error/backbone",
+    "kNN": "knn_error",
+    "nearest center": "nearest_center_error",
+    "linear": "linear_error",
 }
 MEANT = (
     "kNN with k=200, T=0.1; nearest class center, Err(G_f) of the paper, centers over views, "
@@ -31,19 +31,18 @@ MEANT = (
 CONTROL = "Dotted: the null control, the same for groups of equal size drawn across classes."
 # of delta_max, beside the setting's, at which the correlation is looked at again
 SHARES = (0.3, 0.7)
-# numbers of an augmentation that may predict error: title -> name among the rows, "" for the
-# features' mean
+# numbers of an augmentation that may predict error: title -> quantity and at, of pixels
 PREDICTORS = {
-    "1 - sigma at delta": "1-sigma",
-    "area under 1 - sigma": "area",
-    "area, contrast-normalized": "area, contrast-normalized",
-    "delta at 1 - sigma = 0.5": "delta at 1-sigma = 0.5",
-    "the same, contrast-normalized": "delta at 1-sigma = 0.5, contrast-normalized",
-    "1 - sigma, sharpened": "1-sigma (sharpened)",
-    "1 - sigma, worst class": "1-sigma (worst class)",
-    "1 - sigma, null control": "1-sigma (control)",
-    "area in features": "",
+    "1 - sigma at delta": ("one_minus_sigma", ""),
+    "area under 1 - sigma": ("area", ""),
+    "area, contrast-normalized": ("area", "normalized"),
+    "delta at 1 - sigma = 0.5": ("delta_at_half", ""),
+    "the same, contrast-normalized": ("delta_at_half", "normalized"),
+    "1 - sigma, sharpened": ("one_minus_sigma", "sharpened"),
+    "1 - sigma, worst class": ("one_minus_sigma", "worst_class"),
+    "1 - sigma, null control": ("one_minus_sigma", "control"),
 }
+IN_FEATURES = "area in features"  # one more, of the trained encoders
 Kept = Mapping[tuple[str, str, float], dict[str, Any]]
 Encoded = Mapping[tuple[str, str, float, str, int], dict[str, Any]]
 
@@ -232,16 +231,16 @@ def _sign(order: Orders, one: str, other: str) -> str | None:
 
 
 def _sigmas(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    rows, deep = found["rows"], found["deep"]
-    value, low, high, _ = rows["1-sigma"]
+    sigma, deep = found["rows"]["one_minus_sigma"], found["deep"]
+    value, low, high, _ = sigma[""]
     entry: dict[str, Any] = {
         "augmentation": name,
         "1 - sigma": value,
         "from": low,
         "to": high,
-        "control": rows["1-sigma (control)"][0],
+        "control": sigma["control"][0],
     }
-    entry["worst class"] = rows["1-sigma (worst class)"][0]
+    entry["worst class"] = sigma["worst_class"][0]
     if "sharpened" in deep:
         few = deep["sharpened"]
         entry[f"{few['n']} images, V = {deep['levels'][-1]}"] = few["within_by_level"][-1][1]
@@ -254,42 +253,38 @@ def _sigmas(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def _scalars(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     rows = found["rows"]
     shown = {
-        "area": "area",
-        "control": "area (control)",
-        "norm. area": "area, contrast-normalized",
-        "half": "delta at 1-sigma = 0.5",
-        "norm. half": "delta at 1-sigma = 0.5, contrast-normalized",
-        "median d_A": "median d_A in a class",
-        "between": "median d_A between classes",
-        "smallest d_A": "smallest d_A in a class",
-        "between ": "smallest d_A between classes",
+        "area": rows["area"][""],
+        "control": rows["area"]["control"],
+        "norm. area": rows["area"]["normalized"],
+        "half": rows["delta_at_half"][""],
+        "norm. half": rows["delta_at_half"]["normalized"],
+        "median d_A": rows["median_d_A"]["within"],
+        "between": rows["median_d_A"]["between"],
+        "smallest d_A": rows["smallest_d_A"]["within"],
+        "between ": rows["smallest_d_A"]["between"],
     }
-    return {"augmentation": name, **{title: rows[row][0] for title, row in shown.items()}}
+    return {"augmentation": name, **{title: number[0] for title, number in shown.items()}}
 
 
 def _learnt(run: Run, features: Encoded) -> None:
     chosen, report = run.settings, run.report
     report.text("## What the encoders learn")
     drawn = {
-        "alignment": "alignment/backbone",
-        "mean mu_k . mu_l": "divergence_mean/backbone",
-        "largest mu_k . mu_l": "divergence_max/backbone",
-        "kNN error": "knn_error/backbone",
+        "alignment": "alignment",
+        "mean mu_k . mu_l": "divergence_mean",
+        "largest mu_k . mu_l": "divergence_max",
+        "kNN error": "knn_error",
     }
     grid = "ladder" if "ladder" in chosen.grids else chosen.grids[0]
     for method in chosen.methods:
-        rows = run.results.select(grid=grid, method=method)
         lines: dict[str, dict[str, list[tuple[int, float]]]] = {title: {} for title in drawn}
-        for title, name in drawn.items():
-            by_epoch: dict[str, dict[int, list[float]]] = {}
-            for row in rows.select(name=name):
-                by_epoch.setdefault(label(row["letters"], row["strength"]), {}).setdefault(
-                    row["epoch"], []
-                ).append(row["value"])
-            lines[title] = {
-                key: sorted((epoch, float(np.mean(values))) for epoch, values in found.items())
-                for key, found in by_epoch.items()
-            }
+        for title, quantity in drawn.items():
+            for cell in run.cells:
+                columns = {key: cell[key] for key in ("grid", "letters", "strength", "method")}
+                if cell.finished and (cell["grid"], cell["method"]) == (grid, method):
+                    found = run.series(quantity, space="backbone", **columns)
+                    name = label(cell["letters"], cell["strength"])
+                    lines[title][name] = list(zip(*found, strict=True))
         report.figure(
             figures.over_epochs(lines),
             f"{literal(method)}, {GRIDS[grid]}, mean over {_seeds(run)}: on L2-normalised backbone "
@@ -346,22 +341,27 @@ def _of_method(run: Run, method: str) -> dict[str, dict[str, list[float]]]:
         }
     )
     return {
-        title: {
-            name: last(run, row, **{c: cell[c] for c in ("grid", "letters", "strength", "method")})
-            for name, cell in keys.items()
-        }
-        for title, row in ERRORS.items()
+        title: {name: _by_seed(run, quantity, cell) for name, cell in keys.items()}
+        for title, quantity in ERRORS.items()
     }
+
+
+def _by_seed(run: Run, quantity: str, cell: Mapping[str, Any]) -> list[float]:
+    """Return the last value with each seed that is finished, at the other columns of a cell."""
+    columns = {key: cell[key] for key in ("grid", "letters", "strength", "method")}
+    values = (
+        run.last(quantity, space="backbone", seed=seed, **columns) for seed in run.settings.seeds
+    )
+    return [value for value in values if not math.isnan(value)]
 
 
 def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
     report, named = run.report, _named(pixels)
     errors = _of_method(run, method)
     sigma = {name: by_block(found) for name, found in named.items()}
-    before = run.results.select(method=method, epoch=0)
     untrained = {
-        title: float(np.mean([row["value"] for row in before.select(name=name)]))
-        for title, name in ERRORS.items()
+        title: next(iter(run.series(quantity, space="backbone", method=method).values), math.nan)
+        for title, quantity in ERRORS.items()
     }
     points = {
         title: {
@@ -376,7 +376,9 @@ def _errors(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
         for title in ERRORS
     }
     report.text(f"## Concentration and error: {literal(method)}")
-    controls = {name: found["rows"]["1-sigma (control)"][0] for name, found in named.items()}
+    controls = {
+        name: found["rows"]["one_minus_sigma"]["control"][0] for name, found in named.items()
+    }
     report.figure(
         figures.against_error(points, controls, untrained),
         f"Test error ({MEANT}) after the last epoch against 1 - sigma at the dashed delta. Bars "
@@ -426,7 +428,7 @@ def _tests(
         name: float(
             np.mean(
                 [
-                    f["rows"]["area"][0]
+                    f["rows"]["area"][""][0]
                     for key, f in features.items()
                     if key[0] == "pairs" and key[1] == name and key[3] == method
                 ]
@@ -435,7 +437,15 @@ def _tests(
         for name in pairs
     }
     headline: list[dict[str, Any]] = []
-    table: dict[str, dict[str, Any]] = {name: {"predictor": name} for name in PREDICTORS}
+    predictors = {
+        title: {
+            pair: kept["rows"].get(quantity, {}).get(at, [math.nan])[0]
+            for pair, kept in pairs.items()
+        }
+        for title, (quantity, at) in PREDICTORS.items()
+    }
+    predictors[IN_FEATURES] = inside
+    table: dict[str, dict[str, Any]] = {name: {"predictor": name} for name in predictors}
     for title, of in errors.items():
         y = {name: float(np.mean(of[name])) for name in pairs}
         seeds = [
@@ -447,7 +457,7 @@ def _tests(
             for block in range(min(len(by_block(f)) for f in pairs.values()))
         ]
         found, spread = (
-            associate({name: found["rows"]["1-sigma"][0] for name, found in pairs.items()}, y),
+            associate(predictors["1 - sigma at delta"], y),
             associate_replicates(sigma, seeds),
         )
         for statistic in ("spearman", "kendall", "pearson"):
@@ -463,15 +473,7 @@ def _tests(
                     "standard deviation": over.deviation,
                 }
             )
-        for name, row in PREDICTORS.items():
-            x = (
-                {
-                    pair: kept["rows"][row][0] if row in kept["rows"] else math.nan
-                    for pair, kept in pairs.items()
-                }
-                if row
-                else inside
-            )
+        for name, x in predictors.items():
             other = None if any(math.isnan(value) for value in x.values()) else associate(x, y)
             if other is not None:
                 table[name][f"{title} error"] = (

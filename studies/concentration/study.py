@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from marginlab import data, models, settings
-from marginlab.study import Cell, Run
+from marginlab.study import Cell, Quantity, Run
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
@@ -21,39 +21,38 @@ from . import report as pages
 from .measure import Measured, concentrate, encoded
 
 headline = (
-    "1-sigma",
-    "1-sigma (control)",
-    "knn_error/backbone",
-    "nearest_center_error/backbone",
-    "linear_error/backbone",
+    Quantity("one_minus_sigma", "pixels", ""),
+    Quantity("one_minus_sigma", "pixels", "control"),
+    Quantity("knn_error", "backbone"),
+    Quantity("nearest_center_error", "backbone"),
+    Quantity("linear_error", "backbone"),
 )
 kept = (  # by the command `keep`
     *headline,
-    *(f"1-sigma (block {number})" for number in range(10)),
-    *(f"1-sigma (V={2**power})" for power in range(1, 9)),
     *(
-        "1-sigma (worst class)",
-        "1-sigma (sharpened)",
-        "1-sigma (sharpened, control)",
-        "1-sigma (most views, images sharpened)",
-    ),
-    "1-sigma (anchor form)",
-    *(
-        "area",
-        "area, contrast-normalized",
-        "area (control)",
-        "delta at 1-sigma = 0.5",
-        "delta at 1-sigma = 0.5, contrast-normalized",
+        Quantity("one_minus_sigma", "pixels", at)
+        for at in ("worst_class", "sharpened", "sharpened_control", "most_views", "anchor_form")
     ),
     *(
-        "median d_A in a class",
-        "median d_A between classes",
-        "smallest d_A in a class",
-        "smallest d_A between classes",
-        "delta_max",
+        Quantity(name, "pixels")
+        for name in (
+            "one_minus_sigma_by_block",
+            "one_minus_sigma_by_views",
+            "area",
+            "delta_at_half",
+            "median_d_A",
+            "smallest_d_A",
+            "delta_max",
+        )
     ),
-    *(f"{name}/features" for name in ("1-sigma", "1-sigma (control)", "area", "area (control)")),
-    *("alignment/backbone", "divergence_mean/backbone", "loss"),
+    *(
+        Quantity(name, "backbone", at)
+        for name in ("one_minus_sigma", "area")
+        for at in ("", "control")
+    ),
+    Quantity("alignment", "backbone"),
+    Quantity("divergence_mean", "backbone"),
+    "loss",
 )
 
 LADDER = ("abcde", "abcd", "abc", "ab", "a")  # Huang et al. 2023, Table 1
@@ -279,14 +278,15 @@ def run(cell: Cell) -> None:
     trained = cell.once(
         "training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen)
     )
-    for epoch, name, value, low, high, n in trained["rows"]:
-        cell.record(name, value, low, high, n, epoch)
+    for row in trained["rows"]:
+        cell.record(**row)
     cell.say("measures concentration")
     kept = cell.once("concentration", concentrate, _measured(cell, chosen))
     features = cell.once("features", encoded, _measured(cell, chosen), trained["folder"])
-    for space, numbers in (("", kept["rows"]), ("/features", features["rows"])):
-        for name, (value, low, high, n) in numbers.items():
-            cell.record(f"{name}{space}", value, low, high, n)
+    for space, rows in (("pixels", kept["rows"]), ("backbone", features["rows"])):
+        for quantity, numbers in rows.items():
+            for at, number in numbers.items():
+                cell.record(quantity, *number, space=space, at=at)
 
 
 def train(
@@ -299,7 +299,7 @@ def train(
     return {
         "folder": folder.name,
         "rows": [
-            list(row)
+            row._asdict()
             for row in fit(
                 recipe, folder / "run", monitor, say=say, precision_in=folder.parent
             ).rows

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 
 from marginlab import settings
-from marginlab.study import Cell, Run, literal
+from marginlab.study import Cell, Quantity, Run, literal
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-headline = ("knn_error/backbone", "linear_error/backbone", "loss")
+headline = (Quantity("knn_error", "backbone"), Quantity("linear_error", "backbone"), "loss")
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,13 @@ def _recipe(cell: Any, chosen: Settings) -> Recipe:
 def run(cell: Cell) -> None:
     """Train with the candidate, and record its errors on the test images and its loss."""
     train: Callable[..., Any] = functools.partial(_train, say=cell.say)
-    for epoch, name, value, low, high, n in cell.once(
-        "training", train, _recipe(cell, cell.settings)
-    ):
-        cell.record(name, value, low, high, n, epoch)
+    for row in cell.once("training", train, _recipe(cell, cell.settings)):
+        cell.record(**row)
 
 
-def _train(recipe: Recipe, *, say: Callable[[str], None], folder: Path) -> list[list[Any]]:
+def _train(recipe: Recipe, *, say: Callable[[str], None], folder: Path) -> list[dict[str, Any]]:
     return [
-        list(row)
+        row._asdict()
         for row in fit(
             recipe, folder / "run", Monitor(images=300), say=say, precision_in=folder.parent
         ).rows
@@ -101,18 +98,15 @@ def _train(recipe: Recipe, *, say: Callable[[str], None], folder: Path) -> list[
 def report(run: Run) -> None:
     """Error and loss of the last epoch against the candidates."""
     chosen = run.settings
-    rows = run.results.select(epoch=chosen.epochs)
-    table = []
-    for optimizer in chosen.optimizers:
-        entry: dict[str, Any] = {"optimizer": optimizer}
-        for title, name in (
-            ("kNN error", "knn_error/backbone"),
-            ("linear error", "linear_error/backbone"),
-            ("loss", "loss"),
-        ):
-            values = [row["value"] for row in rows.select(optimizer=optimizer, name=name)]
-            entry[title] = float(np.mean(values)) if values else float("nan")
-        table.append(entry)
+    table = [
+        {
+            "optimizer": optimizer,
+            "kNN error": run.last("knn_error", space="backbone", optimizer=optimizer),
+            "linear error": run.last("linear_error", space="backbone", optimizer=optimizer),
+            "loss": run.last("loss", optimizer=optimizer),
+        }
+        for optimizer in chosen.optimizers
+    ]
     figure = go.Figure(
         [
             go.Scatter(x=[e["optimizer"] for e in table], y=[e[t] for e in table], name=t)

@@ -6,30 +6,35 @@ identities that it verifies.
 
 import csv
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 
 from marginlab import data, ranks, settings
 from marginlab.evaluation import verify
-from marginlab.study import Cell, Run, literal
+from marginlab.study import Cell, Quantity, Run, literal
 from marginlab.train import Monitor, Recipe, fit
 from marginlab.train import check as check_data
 
-verified = ("verification_accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001")
-headline = (*(f"{name}/projector" for name in verified), "target_angle", "images_per_second")
+headline = (
+    Quantity("verification_accuracy", "projector"),
+    Quantity("tar_at_far", "projector"),
+    "target_angle",
+    "images_per_second",
+)
 kept = (
     *headline,
-    *(f"{name}/pixels" for name in verified),
+    Quantity("verification_accuracy", "pixels"),
+    Quantity("tar_at_far", "pixels"),
     "loss",
-    "knn_error/projector",
-    "alignment/projector",
-    "divergence_mean/projector",
-    "divergence_max/projector",
+    *(
+        Quantity(name, "projector")
+        for name in ("knn_error", "alignment", "divergence_mean", "divergence_max")
+    ),
 )
 
 
@@ -194,13 +199,13 @@ def run(cell: Cell) -> None:
     trained = cell.once(
         "training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), _monitor(chosen)
     )
-    for epoch, name, value, low, high, n in trained["rows"]:
-        cell.record(name, value, low, high, n, epoch)
+    for row in trained["rows"]:
+        cell.record(**row)
     cell.record("images_per_second", trained["images_per_second"])
-    for name, (value, low, high, n) in cell.once(
-        "pixels", _pixels, _monitor(chosen), chosen.image_size
-    ).items():
-        cell.record(f"{name}/pixels", value, low, high, n)
+    bare = cell.once("pixels", _pixels, _monitor(chosen), chosen.image_size)
+    cell.record("verification_accuracy", *bare["accuracy"], space="pixels")
+    for far, rate in bare["tar"]:
+        cell.record("tar_at_far", *rate, space="pixels", at=far)
 
 
 def _train(
@@ -208,12 +213,11 @@ def _train(
 ) -> dict[str, Any]:
     """Rows of the training, and how fast it was."""
     done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
-    return {"rows": [list(row) for row in done.rows], "images_per_second": done.images_per_second}
+    rows = [row._asdict() for row in done.rows]
+    return {"rows": rows, "images_per_second": done.images_per_second}
 
 
-def _pixels(
-    monitor: Monitor, size: int, *, folder: Path
-) -> dict[str, tuple[float, float, float, int]]:
+def _pixels(monitor: Monitor, size: int, *, folder: Path) -> dict[str, Any]:
     """The monitor's verification with the grey values of the pixels as features.
 
     Under torchrun each rank does all of it, alike.
@@ -228,7 +232,7 @@ def _pixels(
     found = verify(
         unseen.images[:, 0].float().flatten(1) / 255, unseen.labels, fars=monitor.fars, **asked
     )
-    return {name: tuple(rate) for name, rate in found.items()}
+    return {"accuracy": found.accuracy, "tar": list(found.tar.items())}
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -240,7 +244,11 @@ def report(run: Run) -> None:
     The target angle over training and the published tables follow.
     """
     chosen: Settings = run.settings
-    names = ("verification_accuracy", *(f"TAR@FAR={far:g}" for far in chosen.fars))
+    # title of a column of the tables: quantity, at
+    shown: dict[str, tuple[str, str | float]] = {
+        "verification accuracy": ("verification_accuracy", ""),
+        **{f"TAR at FAR {far:g}": ("tar_at_far", far) for far in chosen.fars},
+    }
     run.report.title = f"Sampled classes and verification: {literal(chosen.data)}"
     run.report.lead = (
         f"{literal(chosen.margin)} at s = {chosen.scale:g} on {literal(chosen.data)}, "
@@ -248,21 +256,23 @@ def report(run: Run) -> None:
         f"sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of characters of "
         f"{literal(chosen.unseen)}, of other alphabets."
     )
-
-    def mean(name: str, **of: Any) -> float:
-        values = [row["value"] for row in run.results.select(name=name, **of)]
-        return float(np.mean(values)) if values else float("nan")
-
-    table = [
-        {"rate": f"{rate:g}"}
-        | {name: mean(f"{name}/projector", rate=rate, epoch=chosen.epochs) for name in names}
-        | {"images_per_second": mean("images_per_second", rate=rate)}
+    table: list[dict[str, Any]] = [
+        {
+            "rate": f"{rate:g}",
+            **{
+                title: run.last(name, space="projector", at=at, rate=rate)
+                for title, (name, at) in shown.items()
+            },
+            "images_per_second": run.last("images_per_second", rate=rate),
+        }
         for rate in chosen.rates
     ]
-    table.append(
-        {"rate": "untrained network"} | {name: mean(f"{name}/projector", epoch=0) for name in names}
-    )
-    table.append({"rate": "pixels"} | {name: mean(f"{name}/pixels") for name in names})
+    untrained = {
+        title: next(iter(run.series(name, space="projector", at=at).values), math.nan)
+        for title, (name, at) in shown.items()
+    }
+    pixels = {title: run.last(name, space="pixels", at=at) for title, (name, at) in shown.items()}
+    table += [{"rate": "untrained network", **untrained}, {"rate": "pixels", **pixels}]
     words = (
         f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.far_pairs:,} "
         f"pairs; means over {len(chosen.seeds)} seed(s)."
@@ -270,12 +280,8 @@ def report(run: Run) -> None:
     run.report.table(table, words)
     figure = go.Figure()
     for rate in chosen.rates:
-        rows = run.results.select(rate=rate, seed=chosen.seeds[0], name="target_angle")
-        figure.add_scatter(
-            x=[row["epoch"] for row in rows],
-            y=[row["value"] for row in rows],
-            name=f"rate {rate:g}",
-        )
+        angle = run.series("target_angle", rate=rate, seed=chosen.seeds[0])
+        figure.add_scatter(x=angle.epochs, y=angle.values, name=f"rate {rate:g}")
     figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")
     run.report.figure(
         figure,
@@ -283,16 +289,9 @@ def report(run: Run) -> None:
         "over each epoch.",
     )
     intervals = [
-        {
-            "rate": row["rate"],
-            "seed": row["seed"],
-            "name": row["name"],
-            "value": row["value"],
-            "low": row["low"],
-            "high": row["high"],
-        }
-        for name in names
-        for row in run.results.select(name=f"{name}/projector", epoch=chosen.epochs)
+        {key: row[key] for key in ("rate", "seed", "quantity", "at", "value", "low", "high")}
+        for quantity in ("verification_accuracy", "tar_at_far")
+        for row in run.results.select(quantity=quantity, space="projector", epoch=chosen.epochs)
     ]
     run.report.table(
         intervals,

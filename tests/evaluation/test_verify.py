@@ -17,21 +17,18 @@ def test_features_that_are_their_identity_are_told_apart_without_an_error():
         folds=10,
         far_pairs=2000,
     )
-    assert list(found) == ["verification_accuracy", "TAR@FAR=0.01", "TAR@FAR=0.001"]
-    assert [rate.value for rate in found.values()] == [1.0] * 3
-    assert [rate.n for rate in found.values()] == [400, 1000, 1000]
+    assert list(found.tar) == [0.01, 0.001]
+    rates = [found.accuracy, *found.tar.values()]
+    assert [rate.value for rate in rates] == [1.0] * 3
+    assert [rate.n for rate in rates] == [400, 1000, 1000]
 
 
 def test_features_that_know_nothing_are_accepted_as_often_as_impostors():
     z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     found = verify(z, LABELS, n=400, folds=10, far_pairs=3600, fars=(0.1, 0.3))
-    for name, expected in (
-        ("verification_accuracy", 0.5),
-        ("TAR@FAR=0.1", 0.1),
-        ("TAR@FAR=0.3", 0.3),
-    ):
-        assert found[name].low < expected < found[name].high
-        assert found[name].value == pytest.approx(expected, abs=0.06)
+    for rate, expected in ((found.accuracy, 0.5), (found.tar[0.1], 0.1), (found.tar[0.3], 0.3)):
+        assert rate.low < expected < rate.high
+        assert rate.value == pytest.approx(expected, abs=0.06)
 
 
 def test_better_features_verify_better_and_the_seed_draws_other_pairs():
@@ -41,8 +38,10 @@ def test_better_features_verify_better_and_the_seed_draws_other_pairs():
         verify(torch.eye(40)[LABELS] + noise * size, LABELS, n=400, far_pairs=2000, fars=(0.01,))
         for size in (0.1, 0.2, 0.4)
     ]
-    for name in values[0]:
-        assert values[0][name].value > values[1][name].value > values[2][name].value
+    accuracies = [found.accuracy.value for found in values]
+    accepted = [found.tar[0.01].value for found in values]
+    for rates in (accuracies, accepted):
+        assert rates[0] > rates[1] > rates[2]
     one, other = (
         verify(
             torch.eye(40)[LABELS] + noise * 0.2,
@@ -68,10 +67,10 @@ def test_it_is_the_two_numbers_of_the_pairs_that_it_draws():
     found = verify(z.numpy(), LABELS.numpy(), n=400, far_pairs=3600, fars=(0.1,))
     drawn = pairs(LABELS, 400)
     whole = verification_accuracy(z[drawn.first], z[drawn.second], drawn.same)
-    assert found["verification_accuracy"].value == whole.accuracy
+    assert found.accuracy.value == whole.accuracy
     drawn = pairs(LABELS, 3600, folds=1)
     accepted = tar_at_far(z[drawn.first], z[drawn.second], drawn.same, 0.1)
-    assert found["TAR@FAR=0.1"][:3] == (accepted.tar, accepted.low, accepted.high)
+    assert found.tar[0.1][:3] == (accepted.tar, accepted.low, accepted.high)
 
 
 def test_features_of_all_pairs_are_not_gathered(monkeypatch):

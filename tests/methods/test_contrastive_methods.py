@@ -453,7 +453,7 @@ def test_each_trains_and_is_given_back(tmp_path, method):
         SMALL, images=128, epochs=6, batch=32, method=method, optimizer=TRAINED[method]
     )
     run = fit(recipe, tmp_path / "run", Monitor(every=0, images=20, views=2, bank=20), say=quiet)
-    seen = [row.value for row in run.rows if row.name == "loss"]
+    seen = [row.value for row in run.rows if row.quantity == "loss"]
     again = load(run.folder)
     assert repr(again) == repr(run.method)
     images = torch.rand(3, 3, 32, 32)

@@ -15,38 +15,50 @@ SPELLED = {
 }
 WITH_LABELS, WITHOUT = list(SPELLED)[:3], list(SPELLED)[3:]
 COSFACE, ARCFACE, SUPCON, SIMCLR, BARLOW, SIMSIAM = SPELLED
-FORMS = ("new", "P", "T", "T'", "P, test", "T, test")
+# title of a form: quantity, at
+FORMS = {
+    "new": ("certified", "new_images"),
+    "P": ("certified", "P"),
+    "T": ("certified", "T"),
+    "T'": ("certified", "T_lengths"),
+    "P, test": ("certified_test", "P"),
+    "T, test": ("certified_test", "T"),
+}
+NEW, T_LENGTHS = FORMS["new"], FORMS["T'"]
+NC1 = ("NeuralCollapse", "NC1")
 
 
 class Table:
-    """A committed table of one data set, a row by method, epoch and name."""
+    """A committed table of one data set, a row by method, epoch, space, quantity and at."""
 
     def __init__(self, preset: str):
         self.all = table(f"studies/bounds/measured/{preset}.csv")
         self.last = max(int(r["epoch"]) for r in self.all)
         self.methods = list(dict.fromkeys(r["method"] for r in self.all))
 
-    def curve(self, method: str, name: str, space: str = "projector") -> dict[int, float]:
+    def curve(
+        self, method: str, quantity: str, at: str = "", space: str = "projector"
+    ) -> dict[int, float]:
         """The values of a quantity by epoch."""
         (whole,) = [m for m in self.methods if m.startswith(method)]
-        found = rows(self.all, method=whole, name=f"{name}/{space}")
+        found = rows(self.all, method=whole, space=space, quantity=quantity, at=at)
         return {int(r["epoch"]): float(r["value"]) for r in found}
 
-    def end(self, method: str, name: str, space: str = "projector") -> float:
-        return self.curve(method, name, space)[self.last]
+    def end(self, method: str, quantity: str, at: str = "", space: str = "projector") -> float:
+        return self.curve(method, quantity, at, space)[self.last]
 
-    def first(self, method: str, name: str) -> float:
-        return self.curve(method, name)[0]
+    def first(self, method: str, quantity: str, at: str = "") -> float:
+        return self.curve(method, quantity, at)[0]
 
     def begins(self, method: str, form: str) -> int | None:
         """The epoch from which on a form certifies."""
-        found = self.curve(method, f"certified[{form}]")
+        found = self.curve(method, *FORMS[form])
         vacuous = [epoch for epoch, value in found.items() if value >= 1]
         later = [epoch for epoch in found if epoch > max(vacuous, default=-1)]
         return min(later, default=None)
 
     def row(self, method: str) -> list[str]:
-        bounds = [self.end(method, f"certified[{form}]") for form in FORMS]
+        bounds = [self.end(method, *form) for form in FORMS.values()]
         bounds.append(self.end(method, "companion"))
         shown = ["-" if bound >= 1 else up(bound) for bound in bounds]
         return [near(self.end(method, "new_error")), *shown]
@@ -116,28 +128,24 @@ def _table(
 
 
 def _certified(page: Page, shapes: Table, five: Table, digits: Table, every: Table) -> None:
-    printed = digits.end(COSFACE, "certified[T']")
+    printed = digits.end(COSFACE, *T_LENGTHS)
     page.says(f"where it certifies {up(printed)} of the training images")
-    new = [of.end(m, "certified[new]") for of in (shapes, five, digits) for m in WITH_LABELS]
+    new = [of.end(m, *NEW) for of in (shapes, five, digits) for m in WITH_LABELS]
     assert len(new) == 9
     assert all(
-        of.end(m, "new_error") <= of.end(m, "certified[new]")
+        of.end(m, "new_error") <= of.end(m, *NEW)
         for of in (shapes, five, digits)
         for m in WITH_LABELS
     )
     page.says(f"certifies {up(100 * min(new), 1)} to {up(100 * max(new), 1)} % for all nine")
     page.says(
-        f"certifies {up(every.end(COSFACE, 'certified[new]'))} of new images, of which "
+        f"certifies {up(every.end(COSFACE, *NEW))} of new images, of which "
         f"{near(every.end(COSFACE, 'new_error'))} err"
     )
-    own = up(every.end(COSFACE, "certified[per class]"), 2)
+    own = up(every.end(COSFACE, "certified", "per_class"), 2)
     page.says(f"at its own certifies {own} of the training images")
-    backbone = [
-        of.end(m, "certified[new]", "backbone")
-        for of in (shapes, five, digits)
-        for m in WITH_LABELS
-    ]
-    images = up(every.end(COSFACE, "certified[new]", "backbone"), 2)
+    backbone = [of.end(m, *NEW, "backbone") for of in (shapes, five, digits) for m in WITH_LABELS]
+    images = up(every.end(COSFACE, *NEW, "backbone"), 2)
     page.says(
         f"certifies {up(min(backbone))} to {up(max(backbone), 1)} for the losses with labels on "
         f"shapes and digits, {images} for CosFace of all"
@@ -145,22 +153,22 @@ def _certified(page: Page, shapes: Table, five: Table, digits: Table, every: Tab
 
 
 def _training(page: Page, shapes: Table, five: Table, digits: Table, tenth: Table) -> None:
-    product = tenth.end(ARCFACE, "theorem_3.mean_product")
+    product = tenth.end(ARCFACE, "theorem_3_mean_product")
     page.says(f"the mean product of its centers stays at {near(product, 2)}")
     least, most = {}, {}
     for of in (shapes, five):
         rho = [
             radius
             for method in of.methods
-            for epoch, radius in of.curve(method, "certificate.rho").items()
-            if of.curve(method, "certified[P]")[epoch] < 1
+            for epoch, radius in of.curve(method, "certificate_rho", "P").items()
+            if of.curve(method, *FORMS["P"])[epoch] < 1
         ]
         least[of], most[of] = min(rho), max(rho)
     page.says(
         f"rho = {near(least[shapes], 2)} was reached, {near(most[five], 2)} sufficed among five"
     )
-    start = shapes.first(COSFACE, "NeuralCollapse.NC1")
-    cos, arc, sup = (shapes.end(m, "NeuralCollapse.NC1") for m in (COSFACE, ARCFACE, SUPCON))
+    start = shapes.first(COSFACE, *NC1)
+    cos, arc, sup = (shapes.end(m, *NC1) for m in (COSFACE, ARCFACE, SUPCON))
     page.says(
         f"it falls from {float(f'{start:.2g}'):.0f} to {near(cos, 4)} there, and to {near(arc)} "
         f"and {near(sup, 4)} for ArcFace and SupCon"
@@ -177,26 +185,26 @@ def _training(page: Page, shapes: Table, five: Table, digits: Table, tenth: Tabl
 
 def _blame(page: Page, shapes: Table, five: Table, digits: Table) -> None:
     aligned = [
-        of.end(m, "certificate.1 - sigma")
+        of.end(m, "certificate_outside", "T_lengths")
         for of in (shapes, digits)
         for m in WITHOUT
-        if of.end(m, "certificate.R_epsilon") < 0.9
+        if of.end(m, "certificate_R_epsilon", "T_lengths") < 0.9
     ]
     page.says(f"(1 - sigma of {near(min(aligned), 1)} to {near(max(aligned), 2)}:")
-    bare = [shapes.end(SIMSIAM, "certificate.R_epsilon")]
-    bare += [digits.end(m, "certificate.R_epsilon") for m in WITHOUT]
+    bare = [shapes.end(SIMSIAM, "certificate_R_epsilon", "T_lengths")]
+    bare += [digits.end(m, "certificate_R_epsilon", "T_lengths") for m in WITHOUT]
     page.says(f"(R_epsilon above {down(min(bare), 2)} for SimSiam, and for all three on digits)")
     near_ones = {
-        (name, digits_): near(five.end(m, f"certificate.{name}"), digits_)
+        (term, digits_): near(five.end(m, f"certificate_{term}", "T_lengths"), digits_)
         for m in (SIMCLR, BARLOW)
-        for name, digits_ in (("1 - sigma", 1), ("R_epsilon", 2))
+        for term, digits_ in (("outside", 1), ("R_epsilon", 2))
     }
-    apart = [near(five.end(m, "certificate.D"), 1) for m in (SIMCLR, BARLOW)]
-    sigma, share = near_ones["1 - sigma", 1], near_ones["R_epsilon", 2]
+    apart = [near(five.end(m, "certificate_rho", "T_lengths"), 1) for m in (SIMCLR, BARLOW)]
+    sigma, share = near_ones["outside", 1], near_ones["R_epsilon", 2]
     page.says(f"1 - sigma of {sigma}, R_epsilon of {share}, D of {apart[0]} and {apart[1]}")
 
     def products(of):
-        return [near(of.end(m, "theorem_3.mean_product"), 2) for m in WITHOUT]
+        return [near(of.end(m, "theorem_3_mean_product"), 2) for m in WITHOUT]
 
     on_shapes, on_digits = products(shapes), products(digits)
     largest = [near(of.end(SIMCLR, "divergence_max"), 2) for of in (shapes, digits)]
@@ -213,28 +221,28 @@ def _losses(
     page: Page, shapes: Table, five: Table, digits: Table, tenth: Table, every: Table
 ) -> None:
     def pair(m):
-        bound = up(digits.end(m, "theorem_3.all_terms"))
-        return f"{bound} for {near(digits.end(m, 'theorem_3.mean_product'))}"
+        bound = up(digits.end(m, "theorem_3_all_terms"))
+        return f"{bound} for {near(digits.end(m, 'theorem_3_mean_product'))}"
 
     page.says(f"(on digits {pair(COSFACE)} of CosFace, {pair(SIMCLR)} of SimCLR)")
     printed = [
-        of.end(m, "theorem_3.printed")
+        of.end(m, "theorem_3_printed")
         for of in (shapes, five, digits, tenth, every)
         for m in of.methods
     ]
     page.says(f"the printed form says {min(printed):.0f} to {max(printed):.0f} where 1 is trivial")
     three = (shapes, five, digits)
-    refined = [of.end(COSFACE, "theorem_4.refined") for of in three]
-    product = [of.end(COSFACE, "theorem_4.product") for of in three]
+    refined = [of.end(COSFACE, "theorem_4_refined") for of in three]
+    product = [of.end(COSFACE, "theorem_4_product") for of in three]
     page.says(
         f"({up(min(refined), 2)} to {up(max(refined), 2)}, for {near(min(product), 2)} to "
         f"{near(max(product), 2)})"
     )
-    page.says(f"({up(every.end(COSFACE, 'theorem_4.refined'), 1)} of CosFace)")
+    page.says(f"({up(every.end(COSFACE, 'theorem_4_refined'), 1)} of CosFace)")
     fell = [math.log10(of.first(m, "tau") / of.end(m, "tau")) for of in three for m in WITH_LABELS]
     page.says(f"tau' falls by {down(min(fell), 1)} to {near(max(fell), 1)} orders")
     l2 = {
-        (of, m): (of.first(m, "CrossCorrelation.L_2"), of.end(m, "CrossCorrelation.L_2"))
+        (of, m): (of.first(m, "CrossCorrelation_L_2"), of.end(m, "CrossCorrelation_L_2"))
         for of in three
         for m in WITH_LABELS
     }

@@ -10,8 +10,18 @@ from small_pages import RATES, learning_rate_errors
 
 from marginlab.evaluation import associate
 
-PIXELS = ("1-sigma", "1-sigma (control)")
-ERRORS = ("knn_error/backbone", "nearest_center_error/backbone", "linear_error/backbone")
+# columns of a table: space, quantity, at
+Columns = tuple[str, str, str]
+SIGMA = ("pixels", "one_minus_sigma", "")
+CONTROL = ("pixels", "one_minus_sigma", "control")
+SHARPENED = ("pixels", "one_minus_sigma", "sharpened")
+IN_FEATURES = ("backbone", "area", "")
+MOST_VIEWS = ("pixels", "one_minus_sigma_by_views", "256")
+ERRORS = (
+    ("backbone", "knn_error", ""),
+    ("backbone", "nearest_center_error", ""),
+    ("backbone", "linear_error", ""),
+)
 LADDER = ("abcde", "abcd", "abc", "ab", "a")
 
 
@@ -28,29 +38,34 @@ class Table:
         self.all = table(f"studies/concentration/measured/{preset}.csv")
         self.last = str(max(int(r["epoch"]) for r in self.all))
 
-    def each(self, name: str, letters: str, epoch: str = "-1") -> list[float]:
-        return [float(r["value"]) for r in rows(self.all, name=name, letters=letters, epoch=epoch)]
+    def each(self, of: Columns, letters: str, epoch: str = "-1") -> list[float]:
+        found = rows(self.of(of), letters=letters, epoch=epoch)
+        return [float(r["value"]) for r in found]
 
-    def mean(self, name: str, letters: str, epoch: str = "-1") -> float:
+    def of(self, of: Columns) -> list[dict[str, str]]:
+        space, quantity, at = of
+        return rows(self.all, space=space, quantity=quantity, at=at)
+
+    def mean(self, name: Columns, letters: str, epoch: str = "-1") -> float:
         return statistics.fmean(self.each(name, letters, epoch))
 
-    def error(self, name: str, letters: str) -> float:
+    def error(self, name: Columns, letters: str) -> float:
         return round(self.mean(name, letters, self.last), 9)
 
     def letters(self) -> list[str]:
-        return sorted({r["letters"] for r in self.all}, key=lambda x: self.mean("1-sigma", x))
+        return sorted({r["letters"] for r in self.all}, key=lambda x: self.mean(SIGMA, x))
 
-    def untrained(self, name: str) -> str:
-        found = [float(r["value"]) for r in rows(self.all, name=name, epoch="0")]
+    def untrained(self, name: Columns) -> str:
+        found = [float(r["value"]) for r in rows(self.of(name), epoch="0")]
         return near(statistics.fmean(found))
 
 
-def sigma_rows(page: Page, of: Table, *columns: str) -> None:
+def sigma_rows(page: Page, of: Table, *columns: Columns) -> None:
     found = []
     for letters in of.letters():
         pixels = [near(round(of.mean(name, letters), 9)) for name in columns]
         errors = [near(of.error(name, letters)) for name in ERRORS]
-        area = [near(of.mean("area/features", letters))] if "1-sigma (V=256)" in columns else []
+        area = [near(of.mean(IN_FEATURES, letters))] if MOST_VIEWS in columns else []
         found.append([letters, *pixels, *errors, *area])
     page.says_rows(*found)
 
@@ -63,10 +78,10 @@ def p(x: float) -> str:
     return near(x, 3 if x < 0.1 else 2).removeprefix("0")
 
 
-def correlations(of: Table) -> dict[str, list[tuple[float, float]]]:
+def correlations(of: Table) -> dict[Columns, list[tuple[float, float]]]:
     pairs = of.letters()
     found = {}
-    for name in ("1-sigma", "1-sigma (control)", "1-sigma (sharpened)", "area/features"):
+    for name in (SIGMA, CONTROL, SHARPENED, IN_FEATURES):
         x = {k: of.mean(name, k) for k in pairs}
         got = [associate(x, {k: of.error(error, k) for k in pairs}).spearman for error in ERRORS]
         found[name] = [(one.value, one.greater) for one in got]
@@ -76,47 +91,49 @@ def correlations(of: Table) -> dict[str, list[tuple[float, float]]]:
 def concentration() -> Page:
     page = Page("studies/concentration/README.md")
     cpu, default, small = (Table(name) for name in ("cifar10-cpu", "default", "cifar10-small"))
-    sigma_rows(page, cpu, *PIXELS, "1-sigma (V=256)")
+    sigma_rows(page, cpu, SIGMA, CONTROL, MOST_VIEWS)
     untrained = [cpu.untrained(name) for name in ERRORS]
     page.says(f"| untrained | | | | {' | '.join(untrained)} | |")
     titles = {
-        "1-sigma": "1 - sigma in pixels, delta = 0.5 delta_max",
-        "1-sigma (control)": "the same of the null control",
-        "1-sigma (sharpened)": "the same, sharpened (n = 16)",
-        "area/features": "area under 1 - sigma in the trained features",
+        SIGMA: "1 - sigma in pixels, delta = 0.5 delta_max",
+        CONTROL: "the same of the null control",
+        SHARPENED: "the same, sharpened (n = 16)",
+        IN_FEATURES: "area under 1 - sigma in the trained features",
     }
     for name, found in correlations(cpu).items():
         shown = [f"{near(value, 2)} (p = {p(chance)})" for value, chance in found]
         page.says(f"| {titles[name]} | {' | '.join(shown)} |")
     pairs = cpu.letters()
-    gaps = [cpu.mean("1-sigma (control)", k) - cpu.mean("1-sigma", k) for k in pairs]
+    gaps = [cpu.mean(CONTROL, k) - cpu.mean(SIGMA, k) for k in pairs]
     assert min(gaps) > 0, "for all ten pairs"
     page.says(f"for all ten pairs, by {near(statistics.fmean(gaps))} of 1 - sigma on average")
     gaps = [
-        cpu.mean("1-sigma (control)/features", k) - cpu.mean("1-sigma/features", k) for k in pairs
+        cpu.mean(("backbone", *CONTROL[1:]), k) - cpu.mean(("backbone", *SIGMA[1:]), k)
+        for k in pairs
     ]
     page.says(f"so it is in the features, by {near(statistics.fmean(gaps))} at half")
-    assert min(cpu.each("smallest d_A between classes", "ad")) == 0
+    assert min(cpu.each(("pixels", "smallest_d_A", "between"), "ad")) == 0
     page.says("under (a,d) it is 0:")
     best = ", ".join(learning_rate_errors("knn"))
     page.says(f"kNN error {best} at {', '.join(RATES)})")
 
-    sigma_rows(page, default, *PIXELS, "1-sigma (V=64)")
+    views = ("pixels", "one_minus_sigma_by_views", "64")
+    sigma_rows(page, default, SIGMA, CONTROL, views)
     _untrained(page, default, "| | | |")
     for kind, letters, errors in (
         ("ladder", LADDER, ERRORS[:2]),
         ("pairs", ("ab", "ac", "ad", "ae"), ERRORS[:1]),
     ):
-        sigma = [default.mean("1-sigma", k) for k in letters]
+        sigma = [default.mean(SIGMA, k) for k in letters]
         found = [near(spearman(sigma, [default.error(e, k) for k in letters]), 1) for e in errors]
         words = f"Spearman {found[0]} (kNN) and {found[-1]} on the ladder"
         page.says(words if kind == "ladder" else f"{found[0]} on the four pairs")
 
-    sigma_rows(page, small, "1-sigma")
+    sigma_rows(page, small, SIGMA)
     _untrained(page, small, "| |")
-    times = small.mean("1-sigma", "ac") / small.mean("1-sigma", "ad")
+    times = small.mean(SIGMA, "ac") / small.mean(SIGMA, "ad")
     page.says(f"{near(times, 1)} times its 1 - sigma")
-    sigma = [small.mean("1-sigma", k) for k in small.letters()]
+    sigma = [small.mean(SIGMA, k) for k in small.letters()]
     found = [near(spearman(sigma, [small.error(e, k) for k in small.letters()]), 1) for e in ERRORS]
     page.says(f"Spearman's is {found[0]} for kNN and {found[1]} for the other two")
     assert found[1] == found[2], "the other two"
@@ -160,7 +177,7 @@ def concentration() -> Page:
 
 def _untrained(page: Page, of: Table, empty: str) -> None:
     knn, linear = of.untrained(ERRORS[0]), of.untrained(ERRORS[2])
-    nearest = [float(r["value"]) for r in rows(of.all, name=ERRORS[1], epoch="0")]
+    nearest = [float(r["value"]) for r in rows(of.of(ERRORS[1]), epoch="0")]
     low, high = near(min(nearest)), near(max(nearest))
     page.says(f"| untrained {empty} {knn} | {low} to {high} | {linear} |")
 

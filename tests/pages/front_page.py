@@ -1,8 +1,8 @@
 """Numbers of the project's README on the studies, and of the page that all studies share."""
 
-from bounds_page import COSFACE
+from bounds_page import COSFACE, FORMS
 from bounds_page import Table as Bounds
-from concentration_page import Table, correlations, minutes, p
+from concentration_page import SIGMA, Table, correlations, minutes, p
 from page import Page, near, up
 from small_pages import process_shares
 
@@ -10,13 +10,13 @@ from small_pages import process_shares
 def front() -> Page:
     """The sentences of the README that rest on studies; its benchmarks have tables of their own."""
     page = Page("README.md")
-    found = correlations(Table("cifar10-cpu"))["1-sigma"]
+    found = correlations(Table("cifar10-cpu"))[SIGMA]
     values, chances = zip(*found, strict=True)
     page.says(
         f"Spearman {near(min(values), 2)} to {near(max(values), 2)}, p = {p(min(chances))} to "
         f"{p(max(chances))}"
     )
-    new = [Bounds(name).end(COSFACE, "certified[new]") for name in ("shapes", "digits")]
+    new = [Bounds(name).end(COSFACE, *FORMS["new"]) for name in ("shapes", "digits")]
     page.says(f"at most {up(100 * new[0], 1)} % err there by a certificate, and at most")
     page.says(f"{up(100 * new[1], 1)} % on scikit-learn's digits")
     page.says(f"and {minutes()} minutes on an older one")

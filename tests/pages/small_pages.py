@@ -10,7 +10,15 @@ RATES = ("0.03", "0.06", "0.12", "0.25", "0.5")
 def learning_rate_errors(name: str) -> list[str]:
     of = table("studies/learning_rate/measured/default.csv")
     return [
-        f"{near(value(of, optimizer=f'SGD(lr={rate})', epoch=16, name=f'{name}_error/backbone'))}"
+        near(
+            value(
+                of,
+                optimizer=f"SGD(lr={rate})",
+                epoch=16,
+                space="backbone",
+                quantity=f"{name}_error",
+            )
+        )
         for rate in RATES
     ]
 
@@ -48,18 +56,19 @@ def partial_fc() -> Page:
         of = table(f"studies/partial_fc/measured/{file}.csv")
         last = max(int(r["epoch"]) for r in of)
 
-        def at(name, column="value", of=of, rate=rate, last=last):
-            return value(of, column, rate=rate, name=name, epoch=last)
+        def number(columns, column="value", of=of, rate=rate, last=last):
+            return value(of, column, rate=rate, epoch=last, **columns)
 
         shown = [
-            f"{near(at(name))} ({near(at(name, 'low'))} to {near(at(name, 'high'))})"
-            for name in (
-                "verification_accuracy/projector",
-                "TAR@FAR=0.01/projector",
-                "TAR@FAR=0.001/projector",
+            f"{near(number(one))} ({near(number(one, 'low'))} to {near(number(one, 'high'))})"
+            for one in (
+                {"space": "projector", "quantity": "verification_accuracy"},
+                {"space": "projector", "quantity": "tar_at_far", "at": 0.01},
+                {"space": "projector", "quantity": "tar_at_far", "at": 0.001},
             )
         ]
-        error, angle = f"{near(at('knn_error/projector'))}", f"{near(at('target_angle'), 1)}"
+        error = near(number({"space": "projector", "quantity": "knn_error"}))
+        angle = near(number({"quantity": "target_angle"}), 1)
         degrees = " degrees" if file == "omniglot" else ""
         columns = (f"`{preset}`, {rate}", str(processes), *shown, error, f"{angle}{degrees}")
         page.says(f"| {' | '.join(columns)} |")
@@ -104,39 +113,40 @@ def partial_fc() -> Page:
 def rows_of_pixels() -> str:
     of = table("studies/partial_fc/measured/omniglot.csv")
 
-    def at(name, column="value"):
-        return value(of, column, name=f"{name}/pixels")
+    def accuracy(column):
+        return near(value(of, column, space="pixels", quantity="verification_accuracy"))
 
-    accuracy = "verification_accuracy"
-    interval = f"({near(at(accuracy, 'low'))} to {near(at(accuracy, 'high'))})"
-    fars = " | ".join(f"{near(at(f'TAR@FAR={far}'))}" for far in ("0.01", "0.001"))
-    return f"{near(at(accuracy))} {interval} | {fars}"
+    fars = " | ".join(
+        near(value(of, space="pixels", quantity="tar_at_far", at=far)) for far in (0.01, 0.001)
+    )
+    return f"{accuracy('value')} ({accuracy('low')} to {accuracy('high')}) | {fars}"
 
 
 def training(page: Page) -> None:
-    def of(file, name, epoch):
-        return value(table(f"studies/partial_fc/measured/{file}.csv"), name=name, epoch=epoch)
+    def of(file, quantity, epoch, at=""):
+        rows = table(f"studies/partial_fc/measured/{file}.csv")
+        return value(rows, space="projector", quantity=quantity, at=at, epoch=epoch)
 
     files = ("omniglot", "omniglot-r01")
     ended = {"omniglot": 6, "omniglot-two-processes": 6, "omniglot-r01": 6}
     ended["omniglot-r01-two-processes"] = 6
-    largest = [of(file, "divergence_max/projector", last) for file, last in ended.items()]
-    first = of("omniglot", "divergence_max/projector", 0)
-    mean = of("omniglot", "divergence_mean/projector", 0)
-    end = max(abs(of(file, "divergence_mean/projector", 6)) for file in files)
+    largest = [of(file, "divergence_max", last) for file, last in ended.items()]
+    first = of("omniglot", "divergence_max", 0)
+    mean = of("omniglot", "divergence_mean", 0)
+    end = max(abs(of(file, "divergence_mean", 6)) for file in files)
     page.says(
         f"the largest product of two centers falls from {near(first)} to {near(min(largest), 2)} "
         f"to {near(max(largest), 2)} and the mean one from {near(mean, 2)} to {near(end, 2)};"
     )
-    aligned = [of(file, "alignment/projector", 6) for file in files]
-    before = of("omniglot", "alignment/projector", 0)
+    aligned = [of(file, "alignment", 6) for file in files]
+    before = of("omniglot", "alignment", 0)
     page.says(
         f"alignment, {near(before, 2)} before training, is {near(aligned[0], 2)} (rate 1) and "
         f"{near(aligned[1], 2)} after it"
     )
     lost = []
-    for far in ("0.01", "0.001"):
-        one, other = (of(file, f"TAR@FAR={far}/projector", 6) for file in files)
+    for far in (0.01, 0.001):
+        one, other = (of(file, "tar_at_far", 6, far) for file in files)
         lost.append(round(100 * (one - other)))
     page.says(f"is {min(lost)} to {max(lost)} points")
 

@@ -90,7 +90,7 @@ def test_bad_settings_are_refused_before_any_work(shelf, capsys):
         "[]": "without cells",
         "[{'a': 1}, {'b': 1}]": "the same columns",
         "[{'a': True}]": "a text or a number, not True",
-        "[{'name': 1}]": "no column of a cell is called 'name'",
+        "[{'at': 1}]": "no column of a cell is called 'at'",
         "[{'a': 1}, {'a': 1}]": "are alike",
     }.items():
         own = shelf / f"own{abs(hash(cells))}.py"
@@ -177,9 +177,9 @@ def test_keep_writes_the_headline_and_where_it_comes_from(shelf, tmp_path, capsy
     assert 'letters = ["a"]' in comments[5]
     table = Path("kept/rates.csv").read_text().splitlines()[len(comments) :]
     assert table == [
-        "letter,i,epoch,name,value,low,high,n",
-        "a,0,-1,rate,0.5,nan,nan,0",
-        "a,1,-1,rate,0.5,nan,nan,0",
+        "letter,i,epoch,space,quantity,at,value,low,high,n",
+        "a,0,-1,,rate,,0.5,nan,nan,0",
+        "a,1,-1,,rate,,0.5,nan,nan,0",
     ]
     for arguments, sentence in (
         (["run"], "keep RUN FILE.csv"),

@@ -107,31 +107,36 @@ def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed
     }
     assert {row["stem"] for row in rows} == {"strided"}
     for row in rows:
-        if row["name"].startswith("1-sigma (block"):
+        if row["quantity"] == "one_minus_sigma_by_block":
             assert 0 <= float(row["low"]) <= float(row["value"]) == float(row["high"]) <= 1
     for cell in cells:
         mine = {
-            row["name"]: float(row["value"])
+            (row["space"], row["quantity"], row["at"]): float(row["value"])
             for row in rows
             if (row["grid"], row["letters"], row["strength"]) == cell and row["epoch"] == "-1"
         }
-        blocks = [value for name, value in mine.items() if name.startswith("1-sigma (block")]
-        assert len(blocks) == 3
-        assert mine["1-sigma"] == pytest.approx(sum(blocks) / 3)
-        assert mine["1-sigma (control minus class)"] == pytest.approx(
-            mine["1-sigma (control)"] - mine["1-sigma"]
+        sigma, blocks, by_views = (
+            {at: value for (space, name, at), value in mine.items() if (space, name) == of}
+            for of in (
+                ("pixels", "one_minus_sigma"),
+                ("pixels", "one_minus_sigma_by_block"),
+                ("pixels", "one_minus_sigma_by_views"),
+            )
         )
+        assert list(blocks) == ["0", "1", "2"]
+        assert sigma[""] == pytest.approx(sum(blocks.values()) / 3)
+        assert sigma["control_minus_class"] == pytest.approx(sigma["control"] - sigma[""])
         # views are added, never redrawn
-        assert mine["1-sigma (V=2)"] >= mine["1-sigma (V=4)"] >= mine["1-sigma (V=8)"]
-        assert mine["1-sigma (most views, images sharpened)"] >= mine["1-sigma (sharpened)"]
-        assert 0 <= mine["area/features"] <= 1
-        assert 0 <= mine["1-sigma (anchor form)"] <= 1
-    names = {(row["name"], row["epoch"]) for row in rows}
+        assert by_views["2"] >= by_views["4"] >= by_views["8"]
+        assert sigma["most_views"] >= sigma["sharpened"]
+        assert 0 <= mine["backbone", "area", ""] <= 1
+        assert 0 <= sigma["anchor_form"] <= 1
+    names = {(row["space"], row["quantity"], row["epoch"]) for row in rows}
     assert {
-        ("knn_error/backbone", "0"),
-        ("knn_error/backbone", "1"),
-        ("nearest_center_error/backbone", "1"),
-        ("linear_error/backbone", "1"),
+        ("backbone", "knn_error", "0"),
+        ("backbone", "knn_error", "1"),
+        ("backbone", "nearest_center_error", "1"),
+        ("backbone", "linear_error", "1"),
     } <= names
 
 
@@ -240,7 +245,9 @@ def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(
     succeeded(done, tmp_path)
     with next(tmp_path.glob("runs/*/results.csv")).open(encoding="utf-8") as file:
         measured = {
-            row["n"] for row in csv.DictReader(file) if row["name"] in ("1-sigma", "delta_max")
+            row["n"]
+            for row in csv.DictReader(file)
+            if (row["quantity"], row["at"]) in (("one_minus_sigma", ""), ("delta_max", ""))
         }
     assert measured == {"5"}
     assert "n = 5 images a class" in next(tmp_path.glob("runs/*/report.html")).read_text(
@@ -277,7 +284,7 @@ def test_under_torchrun_the_concentration_is_that_of_one_process(tmp_path):
                 [
                     row
                     for row in csv.DictReader(file)
-                    if row["epoch"] == "-1" and not row["name"].endswith("/features")
+                    if row["epoch"] == "-1" and row["space"] == "pixels"
                 ]
             )
     assert len(found[0]) > 20

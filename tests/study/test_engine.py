@@ -2,6 +2,7 @@
 counts what is computed.
 """
 
+import math
 import os
 import shlex
 import signal
@@ -115,13 +116,20 @@ def test_a_run_folder_holds_what_it_promises(study, capsys):
         "report.html",
     }
     lines = (folder / "results.csv").read_text().splitlines()
-    assert lines[0] == "kind,i,epoch,name,value,low,high,n"
-    assert lines[3] == "a(b=1),1,-1,third,10.333333333333334,0.0,nan,1"
+    assert lines[0] == "kind,i,epoch,space,quantity,at,value,low,high,n"
+    assert lines[3] == "a(b=1),1,-1,,third,,10.333333333333334,0.0,nan,1"
     printed = capsys.readouterr().out
     assert str(folder.resolve() / "report.html") in printed
     assert "10.3" in printed  # three digits
     run = open_run(folder)
-    assert run.results.select(name="third", i=1)[0]["value"] == 1 / 3 + 10
+    assert run.results.select(quantity="third", i=1)[0]["value"] == 1 / 3 + 10
+    assert run.series("third", i=1) == ([-1], [1 / 3 + 10])
+    assert run.last("third", i=1) == 1 / 3 + 10
+    assert run.last("third") == pytest.approx((run.last("third", i=0) + 1 / 3 + 10) / 2)
+    assert run.series("third", space="backbone") == run.series("fourth") == ([], [])
+    assert math.isnan(run.last("third", at=0.5))
+    with pytest.raises(KeyError, match="its columns are kind, i"):
+        run.last("third", absent=1)
     assert [row["i"] for row in run.times] == [0, 1]
     assert all(cell.finished and cell.folder.is_dir() for cell in run.cells)
     with pytest.raises(KeyError):
@@ -340,12 +348,12 @@ def test_under_torchrun_all_ranks_work_on_one_cell(study):
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("i1 failed;") == 1, done.stdout + done.stderr
     rows = [
-        f"{i},-1,{name},{value},nan,nan,0"
+        f"{i},-1,,{name},,{value},nan,nan,0"
         for i in (0, 2)
         for name, value in (("ranks", 2.0), ("rank", 1.0))
     ]
     assert Path("mine/results.csv").read_text().splitlines() == [
-        "i,epoch,name,value,low,high,n",
+        "i,epoch,space,quantity,at,value,low,high,n",
         *rows,
     ]
     assert "once in the report: 2.0" in Path("mine/report.html").read_text()

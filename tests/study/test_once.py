@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import marginlab
-from marginlab.study.cell import Cell, identify
+from marginlab.study.cell import MEASURED, Cell, identify
 from marginlab.study.files import Claim, read_table, write_table
 from marginlab.study.once import canonical
+from marginlab.train import Row
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,11 @@ def test_what_cannot_be_kept_is_refused(cell):
 def test_records_are_checked(cell):
     cell.record("error", 0.5)
     cell.record("error", 0.5, epoch=0)
-    with pytest.raises(ValueError, match="twice"):
-        cell.record("error", 0.25)
-    with pytest.raises(ValueError, match="has a name"):
+    cell.record("error", 0.5, space="backbone")
+    cell.record("error", 0.5, at=0.25)
+    with pytest.raises(ValueError, match=r"the same twice: epoch -1, space '', .* at '0\.25'"):
+        cell.record("error", 0.25, at="0.25")
+    with pytest.raises(ValueError, match="has a quantity"):
         cell.record("", 1.0)
     with pytest.raises(KeyError, match="its columns are i"):
         cell["j"]
@@ -97,6 +100,15 @@ def test_records_are_checked(cell):
 def test_a_value_that_is_no_number_is_refused(cell, unchecked):
     with pytest.raises(TypeError, match="no number"):
         cell.record("error", "big")
+    with pytest.raises(TypeError, match="is a text, not 3"):
+        cell.record("error", 0.5, space=3)
+
+
+def test_a_row_of_a_training_is_recorded_as_it_is(cell):
+    assert Row._fields == MEASURED
+    row = Row(3, "backbone", "R_epsilon", "0.5", 0.25, 0.125, 0.5, 40)
+    cell.record(**row._asdict())
+    assert cell.recorded() == [{"i": 1, **row._asdict()}]
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=5))

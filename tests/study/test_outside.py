@@ -104,7 +104,7 @@ def test_spawned_workers_find_the_study(tmp_path):
         "-m", "marginlab.study", "./spawns.py", "--folder", "mine", path=ROOT, folder=tmp_path
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1,-1,area,9," in (tmp_path / "mine" / "results.csv").read_text()
+    assert "1,-1,,area,,9," in (tmp_path / "mine" / "results.csv").read_text()
 
 
 def test_the_engine_starts_without_torch():

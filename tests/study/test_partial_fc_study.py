@@ -105,21 +105,25 @@ def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
     folder = next((characters / "runs").iterdir())
     with (folder / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found = {(row["rate"], row["name"]): row for row in rows if row["epoch"] in ("-1", "3")}
+    found = {
+        (row["rate"], row["space"], row["quantity"]): row
+        for row in rows
+        if row["epoch"] in ("-1", "3")
+    }
     for rate in ("1.0", "0.5"):
-        row = found[rate, "verification_accuracy/projector"]
+        row = found[rate, "projector", "verification_accuracy"]
         # of characters that differ by much more than their drawings do
         assert 0.7 < float(row["value"]) <= 1
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-        assert (
-            0
-            <= float(found[rate, "TAR@FAR=0.1/projector"]["low"])
-            <= float(found[rate, "TAR@FAR=0.1/projector"]["value"])
-        )
-        assert float(found[rate, "target_angle"]["value"]) < 90
-    pixels = "verification_accuracy/pixels"
-    assert found["1.0", pixels]["value"] == found["0.5", pixels]["value"]
-    assert found["1.0", pixels]["value"] != found["1.0", "verification_accuracy/projector"]["value"]
+        accepted = found[rate, "projector", "tar_at_far"]
+        assert accepted["at"] == "0.1"
+        assert 0 <= float(accepted["low"]) <= float(accepted["value"])
+        assert float(found[rate, "", "target_angle"]["value"]) < 90
+    full, half, trained = (
+        found[rate, space, "verification_accuracy"]["value"]
+        for rate, space in (("1.0", "pixels"), ("0.5", "pixels"), ("1.0", "projector"))
+    )
+    assert full == half != trained
     report = (folder / "report.html").read_text(encoding="utf-8")
     for words in ("untrained network", "mean target angle", "WebFace12M", "95 % intervals"):
         assert words in report

@@ -42,6 +42,9 @@ def report(run):
 '''
 
 
+HEAD = "i,epoch,space,quantity,at,value,low,high,n"
+
+
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -154,9 +157,7 @@ def test_a_folder_that_is_removed_during_the_run_is_told_of(study, capsys):
     assert main([str(study), "--folder", "run"]) == 0
 
 
-@pytest.mark.parametrize(
-    "text", ["", "i,epoch,name,value,low,high,n", "i,epoch,name,value,low,high,n\n0,-1,val", "0\n"]
-)
+@pytest.mark.parametrize("text", ["", HEAD, f"{HEAD}\n0,-1,val", "0\n"])
 def test_rows_that_are_not_whole_are_no_finished_cell(study, text):
     assert main([str(study), "--folder", "run"]) == 0
     expected = Path("run/results.csv").read_bytes()
@@ -172,7 +173,7 @@ def test_rows_that_are_not_whole_are_no_finished_cell(study, text):
 def test_a_cell_that_records_nothing_is_finished(tmp_path):
     cell = Cell({"i": 1}, settings=None, run_folder=tmp_path, home=tmp_path)
     cell.folder.mkdir(parents=True)
-    cell.rows_file.write_text("i,epoch,name,value,low,high,n\n")
+    cell.rows_file.write_text(f"{HEAD}\n")
     assert cell.finished
 
 
@@ -243,6 +244,18 @@ def test_an_about_json_without_what_is_shown_of_it_is_a_sentence(study, change, 
     for words in (["report", "run"], ["keep", "run", "kept.csv"], [str(study), "--resume", "run"]):
         assert main(words) == 2
         assert "its about.json does not say as text by which command" in sentence(capsys)
+
+
+def test_a_folder_of_an_earlier_version_whose_rows_have_names_is_refused(study, capsys):
+    assert main([str(study), "--folder", "run"]) == 0
+    file = Path("run/about.json")
+    about = json.loads(file.read_text())
+    assert about.pop("columns") == HEAD.split(",")[1:]
+    file.write_text(json.dumps(about))
+    capsys.readouterr()
+    for words in (["report", "run"], ["keep", "run", "kept.csv"], [str(study), "--folder", "run"]):
+        assert main(words) == 2
+        assert "an earlier version of marginlab made this folder" in sentence(capsys)
 
 
 def test_json_that_nests_too_deep_is_a_sentence(study, capsys):

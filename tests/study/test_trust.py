@@ -10,6 +10,7 @@ import pytest
 from marginlab.settings import SettingsError
 from marginlab.study import definition, load, open_run
 from marginlab.study.__main__ import main
+from marginlab.study.cell import MEASURED
 
 STUDY = '''"""Was this executed?"""
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def test_code_that_a_run_folders_settings_name_is_not_imported(tmp_path, monkeyp
         "study": {"name": name, "file": "/nowhere/study.py"},
         "command": "python",
         "versions": {},
+        "columns": list(MEASURED),
     }
     (folder / "about.json").write_text(json.dumps({**about, "later_versions": [], "ground": ""}))
     (folder / "config.toml").write_text(HOSTILE[name])

@@ -1,6 +1,5 @@
 """The monitor's measures by name, and the monitor in a loop that is not ours."""
 
-import csv
 import math
 
 import pytest
@@ -12,7 +11,7 @@ from marginlab.data import load
 from marginlab.measures.functional import alignment
 from marginlab.settings import SettingsError
 from marginlab.theory import Population, certify
-from marginlab.train import Callback, Monitor, Recipe, fit
+from marginlab.train import Callback, Monitor, Recipe, fit, read_rows
 from marginlab.train.features import encode_images, encode_views
 
 
@@ -65,8 +64,8 @@ def test_a_plain_loop_is_measured_on_the_schedule_and_left_as_it_was(digits, tmp
         torch.equal(a, b)
         for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True)
     )
-    assert {row.name.split("/")[1] for row in callback.rows} == {"backbone"}
-    by_name = {row.name: row for row in callback.rows if row.epoch == 5}
+    assert {row.space for row in callback.rows} == {"backbone"}
+    by_name = {row.tag: row for row in callback.rows if row.epoch == 5}
     own = encode_views(
         callback.model.eval(),
         Augmentation("ae"),
@@ -77,14 +76,17 @@ def test_a_plain_loop_is_measured_on_the_schedule_and_left_as_it_was(digits, tmp
         split="test",
     )["backbone"]
     expected = float(alignment(own)[0].mean())
-    assert by_name["Alignment.L_align/backbone"].value == pytest.approx(expected)
-    assert by_name["Alignment.L_align/backbone"][2:] == by_name["alignment/backbone"][2:]
+    assert by_name["Alignment/L_align/backbone"].value == pytest.approx(expected)
+    assert by_name["Alignment/L_align/backbone"][4:] == by_name["alignment/backbone"][4:]
     assert by_name["knn_error/backbone"].value < 0.5
-    with (tmp_path / "rows.csv").open() as file:
-        kept = list(csv.DictReader(file))
-    assert [(int(row["epoch"]), row["name"], float(row["value"])) for row in kept] == [
-        row[:3] for row in callback.rows
-    ]
+    assert repr(read_rows(tmp_path / "rows.csv")) == repr(callback.rows)
+
+
+@pytest.mark.parametrize("text", ["", "epoch,name,value,low,high,n\n0,loss,0.5,nan,nan,0\n"])
+def test_a_table_without_the_columns_is_refused(tmp_path, text):
+    (tmp_path / "monitor.csv").write_text(text)
+    with pytest.raises(SettingsError, match=r"monitor\.csv has the columns .*, not epoch, space"):
+        read_rows(tmp_path / "monitor.csv")
 
 
 def test_parts_of_a_network_keep_their_own_modes_and_a_projector_is_measured_beside(digits):
@@ -102,7 +104,7 @@ def test_parts_of_a_network_keep_their_own_modes_and_a_projector_is_measured_bes
     )
     assert callback(1) == callback(2) == []
     rows = callback(3)
-    assert {row.name.split("/")[1] for row in rows} == {"backbone", "projector"}
+    assert {row.space for row in rows} == {"backbone", "projector"}
     assert model.training
     assert not model[1].training
     assert model[0].training
@@ -144,21 +146,15 @@ def test_measures_of_a_run_stand_in_its_table(tmp_path):
         Monitor(images=40, views=2, bank=40, measures=("ClassDivergence()",)),
         say=lambda line: None,
     )
-    names = {row.name for row in run.rows}
-    assert {
-        "ClassDivergence.Delta_mu/backbone",
-        "ClassDivergence.Delta_mu/projector",
-        "delta_mu/projector",
-    } <= names
-    own, other = (
-        next(row for row in run.rows if row.name == f"{name}/projector")
-        for name in ("ClassDivergence.Delta_mu", "delta_mu")
-    )
+    tags = {row.tag: row for row in run.rows}
+    assert "ClassDivergence/Delta_mu/backbone" in tags
+    own, other = tags["ClassDivergence/Delta_mu/projector"], tags["delta_mu/projector"]
     assert (own.value, own.n) == (other.value, other.n)
     # of a biased number the plain row has no interval, and delta_mu one that allows for the choice
     assert own.low != own.low
     assert other.low <= other.value <= other.high
-    assert not any("error_" in name or name.startswith("ClassDivergence.n") for name in names)
+    assert not any("error_" in row.at for row in run.rows)
+    assert "n" not in {row.at for row in run.rows if row.quantity == "ClassDivergence"}
 
 
 def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
@@ -171,7 +167,7 @@ def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
         epochs=1,
         monitor=Monitor(images=40, views=3, bounds=True),
     )
-    rows = {row.name: row for row in callback(0)}
+    rows = {row.tag: row for row in callback(0)}
     seen = []
     for split, images in (("train", train.subset(40)), ("test", test.subset(40))):
         views = encode_views(
@@ -186,16 +182,16 @@ def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
         clean = encode_images(callback.model.eval(), images.images, torch.device("cpu"))["backbone"]
         seen.append((torch.cat((clean[:, None], views), dim=1), images.labels))
     certificate = certify(*seen[0], new=seen[1], v_curve=False)
-    assert rows["certified[T']/backbone"].value == certificate["T_lengths"].value
-    assert rows["certified[fixed centers]/backbone"].value == certificate["fixed_centers"].value
+    assert rows["certified/T_lengths/backbone"].value == certificate["T_lengths"].value
+    assert rows["certified/fixed_centers/backbone"].value == certificate["fixed_centers"].value
     assert (
-        rows["certified[new]/backbone"].value
+        rows["certified/new_images/backbone"].value
         == certificate["new_images"].value
         >= rows["new_error/backbone"].high
     )
     assert rows["new_error/backbone"].value == certificate.new_error[0]
     assert (
-        rows["certified[T', test]/backbone"].value
+        rows["certified_test/T_lengths/backbone"].value
         == certify(*seen[1], v_curve=False)["T_lengths"].value
     )
     population = Population(*seen[1])
@@ -206,12 +202,12 @@ def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
         == pytest.approx(population.view_error)
     )
     assert (
-        rows["theorem_3.mean_product/backbone"].value
-        <= rows["theorem_3.all_terms/backbone"].value + 1e-9
+        rows["theorem_3_mean_product/backbone"].value
+        <= rows["theorem_3_all_terms/backbone"].value + 1e-9
     )
-    assert rows["theorem_3.printed/backbone"].value > math.log(16 - math.e)
+    assert rows["theorem_3_printed/backbone"].value > math.log(16 - math.e)
     assert (
-        rows["theorem_4.product/backbone"].value
-        <= rows["theorem_4.refined/backbone"].value
-        <= rows["theorem_4.printed/backbone"].value
+        rows["theorem_4_product/backbone"].value
+        <= rows["theorem_4_refined/backbone"].value
+        <= rows["theorem_4_printed/backbone"].value
     )

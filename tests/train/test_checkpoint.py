@@ -161,11 +161,11 @@ def test_the_checkpoint_of_several_ranks_is_the_network_that_was_measured(pool, 
     for state, rows in answers:
         assert alike(state, saved)
         assert repr(rows) == repr(answers[0][1])
-    measured = {row.name: row for row in answers[0][1]}
+    measured = {row.tag: row for row in answers[0][1]}
     train, test = check(recipe)
     again = WATCH(load(tmp_path / "run"), RECIPE.make_augmentation(), train, test, 2, last=True)
     for row in again:
-        assert measured[row.name].value == pytest.approx(row.value, rel=1e-6, abs=1e-12), row.name
+        assert measured[row.tag].value == pytest.approx(row.value, rel=1e-6, abs=1e-12), row.tag
 
 
 class Command:

@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 
 SHAPE = (
     "alignment",
-    "R_epsilon[0.5]",
+    "R_epsilon/0.5",
     "divergence_max",
     "divergence_mean",
     "center_norm_min",
@@ -64,7 +64,7 @@ SHAPE = (
 
 
 def test_a_run_measures_what_the_monitor_promises(whole):
-    named = {(row.epoch, row.name): row for row in whole.rows}
+    named = {(row.epoch, row.tag): row for row in whole.rows}
     for epoch in (0, 1, 2, 3):
         for space in ("backbone", "projector"):
             for quantity in (*SHAPE, "knn_error", "nearest_center_error"):
@@ -316,7 +316,7 @@ def test_every_way_to_train_learns(tmp_path, changes):
         Monitor(every=12, images=20, views=2, bank=20),
         say=quiet,
     )
-    losses = [row.value for row in run.rows if row.name == "loss"]
+    losses = [row.value for row in run.rows if row.quantity == "loss"]
     assert len(losses) == 12
     assert sum(losses[-4:]) < 0.99 * sum(losses[:4])
 
@@ -336,8 +336,8 @@ def test_a_compiled_run_is_close_to_an_eager_one(whole, tmp_path):
     )
     with (tmp_path / "run" / "monitor.csv").open() as file:
         rows = list(csv.DictReader(file))
-    eager = next(row.value for row in whole.rows if row.name == "loss")
-    assert float(next(row["value"] for row in rows if row["name"] == "loss")) == pytest.approx(
+    eager = next(row.value for row in whole.rows if row.quantity == "loss")
+    assert float(next(row["value"] for row in rows if row["quantity"] == "loss")) == pytest.approx(
         eager, rel=0.05
     )
 
@@ -356,7 +356,7 @@ def test_the_command_trains_says_what_it_did_and_refuses_with_a_sentence(tmp_pat
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "knn_error/backbone" in done.stdout
+    assert "backbone   knn_error" in done.stdout
     assert "Kept in" in done.stdout
     wrong = subprocess.run(
         [*command, "--batch", "32000"], capture_output=True, text=True, env=environment, timeout=120
@@ -390,7 +390,7 @@ def test_two_processes_train_the_same_run_by_torchrun(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert load(folder).encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
-    assert done.stdout.count("knn_error/backbone") == 1
+    assert done.stdout.count("backbone   knn_error") == 1
 
 
 def copied(whole, tmp_path):
@@ -438,6 +438,17 @@ def test_a_checkpoint_that_is_not_the_runs_is_refused(whole, tmp_path):
         load(run.folder)
 
 
+def test_rows_without_columns_as_of_an_earlier_version_are_refused(whole, tmp_path):
+    folder, last = copied(whole, tmp_path)
+    file = last / "progress.json"
+    progress = json.loads(file.read_text())
+    progress["rows"] = [[0, "loss", 0.5, 0.5, 0.5, 1]]
+    file.write_text(json.dumps(progress))
+    with pytest.raises(settings.SettingsError, match="without the columns epoch, space, quantity"):
+        fit(SMALL, folder, WATCH, say=quiet)
+    assert torch.equal(weights(load(folder)), weights(whole.method))
+
+
 def test_a_run_killed_while_it_took_its_folder_gets_what_is_missing(whole, tmp_path):
     folder, _ = copied(whole, tmp_path)
     (folder / "monitor.toml").unlink()
@@ -462,7 +473,7 @@ def test_tensorboard_shows_each_epoch_once_also_after_a_stop(whole, tmp_path, mo
             fit(SMALL, tmp_path / "run", WATCH, say=quiet)
     fit(SMALL, tmp_path / "run", WATCH, say=quiet)
     shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("loss")
-    kept = [row for row in whole.rows if row.name == "loss"]
+    kept = [row for row in whole.rows if row.quantity == "loss"]
     assert [event.step for event in shown] == [1, 2, 3] == [row.epoch for row in kept]
     assert [event.value for event in shown] == pytest.approx([row.value for row in kept], rel=1e-6)
 
@@ -488,7 +499,7 @@ def test_the_loss_of_a_margin_classifier_is_that_of_the_batch_however_it_is_cut(
         images=64,
     )
     runs = [fit(replace(one, accumulate=n), tmp_path / str(n), WATCH, say=quiet) for n in (1, 4)]
-    losses = [[row.value for row in run.rows if row.name == "loss"] for run in runs]
+    losses = [[row.value for row in run.rows if row.quantity == "loss"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     torch.testing.assert_close(
         weights(runs[0].method), weights(runs[1].method), rtol=1e-3, atol=1e-4

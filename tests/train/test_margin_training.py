@@ -97,7 +97,7 @@ def test_it_learns(tmp_path, changes):
         **changes,
     )
     run = fit(recipe, tmp_path / "run", Monitor(images=20, views=2, bank=400), say=quiet)
-    named = {(row.epoch, row.name): row.value for row in run.rows}
+    named = {(row.epoch, row.tag): row.value for row in run.rows}
     angles = [named[epoch, "target_angle"] for epoch in range(1, 9)]
     assert 60 < angles[0] < 100
     assert angles[-1] < angles[0] - 15
@@ -269,7 +269,7 @@ def test_more_classes_than_watched_images_are_measured_and_not_probed(tmp_path):
     many = ImageSet(images, torch.arange(120) % 30, tuple(str(c) for c in range(30)), "many")
     method = replace(SMALL).make_method(30)
     monitor = Monitor(images=10, views=2, probe_classes=29)
-    rows = {row.name: row for row in monitor(method, Augmentation("e"), many, many, 0, last=True)}
+    rows = {row.tag: row for row in monitor(method, Augmentation("e"), many, many, 0, last=True)}
     assert rows["divergence_max/projector"].n == 60
     assert all(
         np.isfinite(rows[f"{name}/backbone"].value)
@@ -277,7 +277,7 @@ def test_more_classes_than_watched_images_are_measured_and_not_probed(tmp_path):
     )
     assert "linear_error/backbone" not in rows
     assert "linear_error/backbone" in {
-        row.name
+        row.tag
         for row in replace(monitor, probe_classes=30)(
             method, Augmentation("e"), many, many, 0, last=True
         )

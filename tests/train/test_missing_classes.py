@@ -27,10 +27,10 @@ def test_the_monitor_measures_the_classes_that_are_there():
     monitor = Monitor(images=24, views=2, bounds=True)
     method = RECIPE.make_method(5)
     rows = monitor(method, Augmentation("e"), train, test, 0, last=False)
-    found = {row.name: row for row in rows}
+    found = {row.tag: row for row in rows}
     for space in ("backbone", "projector"):
         assert found[f"classes_present/{space}"].value == 3
-    unknown = [row.name for row in rows if math.isnan(row.value) and "certificate" not in row.name]
+    unknown = [row for row in rows if math.isnan(row.value) and "certificate" not in row.quantity]
     assert unknown == []
 
 
@@ -38,5 +38,5 @@ def test_new_images_of_classes_that_are_not_seen_end_no_run():
     generator = torch.Generator().manual_seed(0)
     f = torch.randn(24, 3, 5, generator=generator)
     seen, new = (f[:12], torch.arange(12) % 3), (f[12:], torch.arange(12) % 4)
-    rows = {row.name: row for row in certified(seen, new, "x", 0)}
+    rows = {row.tag: row for row in certified(seen, new, "x", 0)}
     assert rows["new_error/x"].n == 9

@@ -68,26 +68,31 @@ def characters(tmp_path, monkeypatch):
 def test_unseen_classes_are_verified_when_the_monitor_measures(characters, tmp_path, every, epochs):
     run = fit(RECIPE, tmp_path / "run", replace(PAIRS, every=every), say=quiet)
     rows = {
-        (row.epoch, row.name): row
-        for row in run.rows
-        if "verification" in row.name or "TAR" in row.name
+        row[:4]: row for row in run.rows if row.quantity in ("verification_accuracy", "tar_at_far")
     }
-    names = ("verification_accuracy", "TAR@FAR=0.1", "TAR@FAR=0.05")
     assert set(rows) == {
-        (epoch, f"{name}/{space}")
+        (epoch, space, quantity, at)
         for epoch in epochs
-        for name in names
+        for quantity, at in (
+            ("verification_accuracy", ""),
+            ("tar_at_far", "0.1"),
+            ("tar_at_far", "0.05"),
+        )
         for space in ("backbone", "projector")
     }
     unseen = load("omniglot-upright", "unseen", size=16)
     for space, features in encode_images(run.method, unseen.images, torch.device("cpu")).items():
         found = verify(features, unseen.labels, n=100, folds=5, far_pairs=300, fars=(0.1, 0.05))
-        for name, rate in found.items():
-            assert rows[2, f"{name}/{space}"][2:] == tuple(rate)
+        for quantity, at, rate in (
+            ("verification_accuracy", "", found.accuracy),
+            ("tar_at_far", "0.1", found.tar[0.1]),
+            ("tar_at_far", "0.05", found.tar[0.05]),
+        ):
+            assert rows[2, space, quantity, at][4:] == tuple(rate)
             assert rate.low <= rate.value <= rate.high
-        assert (found["verification_accuracy"].n, found["TAR@FAR=0.1"].n) == (100, 150)
+        assert (found.accuracy.n, found.tar[0.1].n) == (100, 150)
     # characters differ by much more than their drawings do
-    assert rows[2, "verification_accuracy/projector"].value > 0.7
+    assert rows[2, "projector", "verification_accuracy", ""].value > 0.7
 
 
 def test_a_run_belongs_to_the_images_it_verifies(characters, tmp_path):
@@ -150,8 +155,7 @@ def test_of_many_classes_the_watched_ones_are_measured_and_nearest_neighbours_ar
 
     def measured(monitor, images):
         return {
-            row.name: row
-            for row in monitor(method, Augmentation("e"), images, images, 0, last=True)
+            row.tag: row for row in monitor(method, Augmentation("e"), images, images, 0, last=True)
         }
 
     some, every = (
@@ -189,12 +193,11 @@ def test_k_neighbours_vote_as_in_knn_accuracy():
     for k in (1, 7, 200):
         monitor = Monitor(images=8, views=2, k=k)
         for row in monitor(method, Augmentation("e"), train_set, test_set, 1, last=False):
-            if row.name.startswith("knn_error/"):
-                space = row.name.removeprefix("knn_error/")
+            if row.quantity == "knn_error":
                 right = knn_accuracy(
-                    banked[space], train_set.labels, asked[space], test_set.labels, k=k
+                    banked[row.space], train_set.labels, asked[row.space], test_set.labels, k=k
                 )
                 assert row.value == 1 - right
-                found[k, space] = row.value
+                found[k, row.space] = row.value
     assert len(found) == 6
     assert len({found[k, "backbone"] for k in (1, 7, 200)}) > 1
