@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,11 +98,10 @@ def test_what_a_page_says_runs_in_its_order(home, page):
             exec(compile(text, f"{page}.md", "exec"), known)
         else:
             for command in text.strip().splitlines():
-                done = subprocess.run(
+                done = forked.run(
                     short(command),
+                    cwd=home,
                     env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-                    capture_output=True,
-                    text=True,
                     timeout=200,
                 )
                 assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -1,7 +1,7 @@
 import os
-import subprocess
 import sys
 
+import forked
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -152,16 +152,11 @@ for start in range(2):
 """
 
 
-def test_ranks_that_are_started_again_hear_nothing_of_those_before():
+def test_ranks_that_are_started_again_hear_nothing_of_those_before(tmp_path):
     """As torchrun's agent starts them: a new number of restarts, the same store."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STARTED_TWICE],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", STARTED_TWICE]
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from marginlab.evaluation.check import named
 
@@ -187,6 +186,8 @@ def _statistics(x: np.ndarray, y: np.ndarray) -> tuple[_Statistic, _Statistic, _
 
     Ranks and signs are whole numbers, so that equal correlations compare equal.
     """
+    import scipy.stats  # takes a while to import
+
     n = len(x)
     # centered, and whole numbers for ties too
     ranks = [2 * scipy.stats.rankdata(v).astype(float) - (n + 1) for v in (x, y)]

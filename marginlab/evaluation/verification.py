@@ -16,7 +16,6 @@ of the evaluation that goes with ArcFace, Deng et al. 2019; interval of a rate: 
 import math
 from typing import Literal, NamedTuple
 
-import scipy.stats
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -324,6 +323,8 @@ def _interval(genuine: Tensor, impostors: Tensor, far: float, error: float) -> t
     P(Bin(n, far) < k). So if this is small for a k, X_(k) is below the threshold of `far`. If
     P(Bin(n, far) >= k) is small, X_(k) is above it.
     """
+    import scipy.stats  # takes a while to import
+
     n = len(impostors)
     # "low" accepts d < X_(k) for the largest k with P(Bin < k) <= error; 0 if there is no such k
     k = int(

@@ -38,6 +38,8 @@ _CACHE = 3 * 2**19
 # bytes of float64 rows differenced at a time: those of most blocks at once, for waking threads
 # costs more than memory
 _GATHERED = 9 * 2**20
+# bytes of a block below which its calls cost more than half its product
+_SMALL = 2**18
 # candidates of a filter, as a share of all pairs of views, beyond which the whole product takes
 # less time (measured: 1/36)
 _WORTH = 1 / 32
@@ -128,8 +130,8 @@ def _minimum(x: Tensor, y: Tensor | None, levels: Sequence[int] | None, budget: 
     if x.device.type == "cpu":
         budget = min(budget, _CACHE)
     entry = x.element_size()
-    # at least 8 blocks a side: on the diagonal half a block is wasted
-    budget = min(budget, entry * (-(-max(N, M) // 8) * V) ** 2)
+    # at least 8 blocks a side, unless they are small: on the diagonal half a block is wasted
+    budget = min(budget, max(entry * (-(-max(N, M) // 8) * V) ** 2, _SMALL))
     # error of an entry, and of the exact distance and the limit that it is compared with
     spread = 2 * (2 * P**0.5 + 8) * _roundoff(x)
     filter = prepare(x, None if y is None else other, center, _roundoff(x))

@@ -12,7 +12,6 @@ Its degrees of freedom are one fewer than the groups behind the jackknife error 
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -46,6 +45,8 @@ def largest(
         >>> [round(number, 3) for number in found]
         [0.2, -0.043, 0.409]
     """
+    import scipy.stats  # takes a while to import
+
     if not len(estimates):
         return Extreme(float("nan"), float("nan"), float("nan"))
     x, e, free = (part.cpu().double().numpy() for part in (estimates, errors, groups - 1))

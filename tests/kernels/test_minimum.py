@@ -147,6 +147,7 @@ def filtering(directions=3, worth=1 / 32, share=-1.0):
         }.items():
             patch.setattr(filtered, name, value)
         patch.setattr(module, "_WORTH", worth)
+        patch.setattr(module, "_SMALL", 1)
         patch.setattr(module, "_block", spy)
         yield blocks
 

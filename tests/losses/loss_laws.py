@@ -19,6 +19,7 @@ from marginlab.testing.strategies import seeds
 # one law, run for each loss
 several = settings(suppress_health_check=[HealthCheck.differing_executors])
 few = settings(several, max_examples=5)
+NUMBERS_OF_RANKS = [*(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2)), 3, 4]
 
 
 def draw_views(data, rows, features=None):
@@ -129,7 +130,7 @@ class LossLaws:
             torch.testing.assert_close(a.double(), b, rtol=2**-8, atol=2e-5 * float(b.abs().max()))
 
     @pytest.mark.xdist_group("ranks")
-    @pytest.mark.parametrize("n", [1, 2, 3, 4])
+    @pytest.mark.parametrize("n", NUMBERS_OF_RANKS)
     @few
     @given(data=st.data())
     def test_n_ranks_are_one_rank(self, pool, n, data):

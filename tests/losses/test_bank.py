@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from loss_laws import draw_views, few, on_a_rank, several, value_and_gradients
+from loss_laws import NUMBERS_OF_RANKS, draw_views, few, on_a_rank, several, value_and_gradients
 from torch.utils.checkpoint import checkpoint
 
 import marginlab.losses
@@ -68,7 +68,7 @@ def test_extra_only_is_its_formula_in_value_and_gradient(data):
 
 
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", NUMBERS_OF_RANKS)
 @few
 @given(data=st.data())
 def test_extra_only_on_n_ranks_is_that_on_one(pool, n, data):

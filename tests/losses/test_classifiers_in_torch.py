@@ -3,9 +3,10 @@ graphs, meta, dtypes.
 """
 
 import copy
-import subprocess
+import os
 import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -322,9 +323,9 @@ for margin in margins:
 
 
 @pytest.mark.parametrize("program", [GRAPH, EVERY_MARGIN], ids=["heads", "margins"])
-def test_a_step_is_one_graph_compiled_or_exported(program):
+def test_a_step_is_one_graph_compiled_or_exported(program, tmp_path):
     """In a process of its own: the checker of annotations in tests breaks graphs."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    done = forked.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=dict(os.environ), timeout=200
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -89,9 +89,18 @@ RATES = [0.0, 0.3, 1.0]
 SOME = settings(max_examples=max(1, settings().max_examples // 30))  # of each combination
 
 
+def others_nightly(told, cases):
+    """All cases; those that are not told run with the nightly tests."""
+    return [
+        pytest.param(*case, marks=() if case in told else pytest.mark.nightly) for case in cases
+    ]
+
+
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("K", [1, 3])
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(
+    ("rate", "K"),
+    others_nightly([(0.0, 1), (0.3, 3), (1.0, 1)], itertools.product(RATES, (1, 3))),
+)
 @pytest.mark.parametrize("text", MARGINS)
 @settings(SOME)
 @given(data=st.data())
@@ -113,10 +122,16 @@ def test_n_ranks_are_one_rank(pool, text, rate, K, data):
     law_1(pool, n, rows, x, w, labels, text, arguments)
 
 
+AT_CORNERS = ["ArcFace(0.5)", "AdaFace(0.4)", "CurricularFace(0.5)", MARGINS[-1]]
+
+
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(
-    "text", ["ArcFace(0.5)", "AdaFace(0.4)", "CurricularFace(0.5)", MARGINS[-1]]
+    ("text", "rate"),
+    others_nightly(
+        [("ArcFace(0.5)", 0.0), ("ArcFace(0.5)", 1.0), *((text, 0.3) for text in AT_CORNERS)],
+        itertools.product(AT_CORNERS, RATES),
+    ),
 )
 @pytest.mark.parametrize(
     ("C", "rows", "own"),

@@ -1,9 +1,10 @@
 """Promises of torch for every function: second derivatives, torch.func, compile, export, meta."""
 
 import functools
-import subprocess
+import os
 import sys
 
+import forked
 import pytest
 import torch
 
@@ -133,7 +134,7 @@ def test_on_the_meta_device_they_have_shapes(name):
 
 COMPILED = """
 import sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import test_torch_citizens as tests
 
 class Module(torch.nn.Module):
@@ -159,10 +160,10 @@ for name in tests.LOSSES:
 """
 
 
-def test_each_compiles_as_one_graph_and_exports(request):
+def test_each_compiles_as_one_graph_and_exports(request, tmp_path):
     """In a process without the checker of annotations, which torch.compile cannot trace."""
-    text = COMPILED.format(tests=str(request.path.parent))
-    child = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, timeout=200
+    text = COMPILED.format(tests=[str(place) for place in request.path.parents[:2]])
+    child = forked.run(
+        [sys.executable, "-c", text], cwd=tmp_path, env=dict(os.environ), timeout=200
     )
     assert child.returncode == 0, child.stderr[-3000:]

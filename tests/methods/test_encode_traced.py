@@ -1,7 +1,9 @@
 """Encoding inside a graph, an export or a transform of torch.func."""
 
-import subprocess
+import os
 import sys
+
+import forked
 
 TRACED = """
 import torch
@@ -40,8 +42,8 @@ else:
 """
 
 
-def test_encoding_is_compiled_exported_and_vmapped():
+def test_encoding_is_compiled_exported_and_vmapped(tmp_path):
     """In a process of its own: the checker of annotations in tests breaks graphs."""
     program = [sys.executable, "-c", TRACED]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    done = forked.run(program, cwd=tmp_path, env=dict(os.environ), timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

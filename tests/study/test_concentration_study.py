@@ -5,6 +5,7 @@ holds.
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from marginlab.study.__main__ import main
 
 HERE = study.load("concentration")
 SMALL = [
-    *"--data shapes-5 --images 60 --grids pairs strength --pairs ad ae --methods "
+    *"--data shapes-5 --image-size 16 --images 60 --grids pairs strength --pairs ad ae --methods "
     "SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
     *"--per-class 6 --views 4 --deep-views 8 --deep-per-class 5 --sharpened 3 "
     "--measure-every 0 --bank 100 --backbone".split(),
@@ -144,12 +145,8 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
     undisturbed, tmp_path
 ):
     two = [*SMALL, "--grids", "pairs"]
-    child = subprocess.Popen(
-        [*COMMAND, *two],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = forked.Child([*COMMAND, *two], cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 120
     while (
         not (ended := list(tmp_path.glob("runs/*/cells/*/rows.csv")))
@@ -157,8 +154,8 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
     ):
         time.sleep(0.02)
     time.sleep(0.3)
-    child.kill()
-    child.wait()
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait(60)
     stamps = {path: path.stat().st_mtime_ns for path in ended}
     assert stamps
     done = run(*two, folder=tmp_path)
@@ -236,7 +233,7 @@ def arrays(folder, counts, seed=0):
     )
 
 
-OWN = [*SMALL, "--data", "npz:own.npz", "--images", "0", "--grids", "pairs", "--pairs", "ae"]
+OWN = [*SMALL, *"--data npz:own.npz --image-size 0 --images 0 --grids pairs --pairs ae".split()]
 
 
 def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 import marginlab
@@ -337,13 +338,8 @@ def test_under_torchrun_all_ranks_work_on_one_cell(study):
         "2",
     ]
     command = [*torchrun, "-m", "marginlab.study", str(study), "--folder", "mine"]
-    done = subprocess.run(
-        command,
-        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = forked.run(
+        command, cwd=study.parent, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, timeout=120
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("i1 failed;") == 1, done.stdout + done.stderr

@@ -1,8 +1,9 @@
 """Ranks that end at different times: none of them cuts another's last words."""
 
 import os
-import subprocess
 import sys
+
+import forked
 
 # The cell fails on both ranks. Rank 0 then takes its time over the report; rank 1 has nothing left
 # to do.
@@ -43,15 +44,7 @@ def test_a_rank_that_has_ended_does_not_end_the_one_that_still_writes(tmp_path):
     ]
     command = [*torchrun, "-m", "marginlab.study", "fails.py", "--folder", "mine"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "Missing: 1 of 1 cells" in done.stdout, done.stdout + done.stderr
     assert "Interrupted" not in done.stderr

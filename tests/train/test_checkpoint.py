@@ -30,7 +30,7 @@ from marginlab.train import (
 from marginlab.train.angles import Angles, CollapseWarning
 
 RECIPE = Recipe(
-    data="shapes-5", images=32, augmentation="Augmentation('ae')",
+    data="shapes-5", images=32, image_size=16, augmentation="Augmentation('ae')",
     backbone="Backbone('resnet18', stem='strided', width=0.125)",
     method="SimCLR(hidden=8, dim=8)", epochs=2, batch=16, optimizer="SGD(lr=0.05)",
 )  # fmt: skip

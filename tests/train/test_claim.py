@@ -15,6 +15,7 @@ from marginlab.train.claim import claimed
 
 RECIPE = Recipe(
     images=32,
+    image_size=16,
     augmentation="Augmentation('e')",
     backbone="Backbone('resnet18', stem='strided', width=0.125)",
     method="SimCLR(hidden=16, dim=16)",

@@ -7,12 +7,13 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from marginlab.train.keeping import start
 
 SMALL = Recipe(
     images=96,
+    image_size=16,
     augmentation="Augmentation('ade')",
     backbone="Backbone('resnet18', stem='strided', width=0.125)",
     method="SimCLR(hidden=32, dim=16)",
@@ -145,15 +147,16 @@ fit(settings.read(Recipe, sys.argv[1]), sys.argv[2], watch, say=lambda line: Non
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_one_that_was_not(whole, tmp_path, moment):
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(settings.to_toml(SMALL))
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(recipe), str(folder)])
+    command = [sys.executable, "-c", CHILD, str(recipe), str(folder)]
+    child = forked.Child(command, cwd=tmp_path, env=dict(os.environ))
     deadline = time.monotonic() + 200
     # also one that is just being written
     while not list(folder.glob("checkpoints/*")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert child.poll() is None, "the child ended before it could be killed"
     time.sleep(moment)
-    child.kill()
-    child.wait()
+    os.kill(child.pid, signal.SIGKILL)
+    killed = child.wait(60).returncode == -signal.SIGKILL
+    assert killed, "the child ended before it could be killed"
     assert list(folder.glob("checkpoints/*"))
     resumed = fit(SMALL, folder, WATCH, say=quiet)
     assert torch.equal(weights(resumed.method), weights(whole.method))
@@ -311,7 +314,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
 )
 def test_every_way_to_train_learns(tmp_path, changes):
     run = fit(
-        replace(SMALL, images=128, epochs=12, **changes),
+        replace(SMALL, image_size=0, images=128, epochs=12, **changes),
         tmp_path / "run",
         Monitor(every=12, images=20, views=2, bank=20),
         say=quiet,
@@ -331,9 +334,9 @@ def test_a_compiled_run_is_close_to_an_eager_one(whole, tmp_path):
         "import functools, torch; torch.compile = functools.partial(torch.compile, "
         f"backend='aot_eager')\n{CHILD}"
     )
-    subprocess.run(
-        [sys.executable, "-c", child, str(recipe), str(tmp_path / "run")], check=True, timeout=120
-    )
+    command = [sys.executable, "-c", child, str(recipe), str(tmp_path / "run")]
+    done = forked.run(command, cwd=tmp_path, env=dict(os.environ), timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
     with (tmp_path / "run" / "monitor.csv").open() as file:
         rows = list(csv.DictReader(file))
     eager = next(row.value for row in whole.rows if row.quantity == "loss")
@@ -354,13 +357,11 @@ def test_the_command_trains_says_what_it_did_and_refuses_with_a_sentence(tmp_pat
         str(tmp_path / "run"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "backbone   knn_error" in done.stdout
     assert "Kept in" in done.stdout
-    wrong = subprocess.run(
-        [*command, "--batch", "32000"], capture_output=True, text=True, env=environment, timeout=120
-    )
+    wrong = forked.run([*command, "--batch", "32000"], cwd=tmp_path, env=environment, timeout=120)
     assert wrong.returncode == 2
     assert "Take batch <=" in wrong.stderr
     assert "Traceback" not in wrong.stderr
@@ -381,12 +382,9 @@ def test_two_processes_train_the_same_run_by_torchrun(tmp_path):
         str(recipe),
     ]
     folder = Path(tmp_path / "run")
-    done = subprocess.run(
-        [*command, "--folder", str(folder)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = forked.run(
+        [*command, "--folder", str(folder)], cwd=tmp_path, env=environment, timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert load(folder).encode(torch.rand(2, 3, 32, 32)).shape == (2, 64)
@@ -569,7 +567,7 @@ def test_ranks_start_from_a_run_with_other_classes_each_with_its_part(pool, tmp_
 def test_images_of_a_size_that_a_backbone_does_not_take_are_refused_before_work(tmp_path):
     vit = "Backbone('vit_tiny_patch16_224', stem='imagenet')"
     with pytest.raises(
-        SettingsError, match=r"does not take images of \(3, 32, 32\): .* Set image_size"
+        SettingsError, match=r"does not take images of \(3, 16, 16\): .* Set image_size"
     ):
         fit(replace(SMALL, backbone=vit), tmp_path / "run", WATCH, say=quiet)
     assert not (tmp_path / "run").exists()

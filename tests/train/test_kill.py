@@ -5,10 +5,10 @@ ends as one that nobody disturbed.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -19,6 +19,7 @@ from marginlab.train.monitor import Monitor
 SCRIPT = Path(__file__).with_name("kill_trials.py")
 RECIPE = Recipe(
     images=32,
+    image_size=16,
     augmentation="Augmentation('ae')",
     backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group')",
     method="MarginClassifier(margin='ArcFace(0.3)', scale=16.0, dim=8)",
@@ -108,13 +109,8 @@ def test_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path):
     """Trials of the script on one to three ranks; the first and the last aim at a checkpoint."""
     asked = "--trials 3 --kills 1 --ranks 1 2 3 --seed 15 --start forked --record".split()
     command = [sys.executable, str(SCRIPT), *asked, str(tmp_path / "said.json")]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=500,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     trials = json.loads((tmp_path / "said.json").read_text())["trials"]
     assert [(trial["same"], trial["lost"]) for trial in trials] == [(True, False)] * 3

@@ -4,10 +4,10 @@ shipped recipes, the monitor with many classes.
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -24,6 +24,7 @@ from marginlab.train.__main__ import RECIPES, main
 
 SMALL = Recipe(
     images=96,
+    image_size=16,
     augmentation="Augmentation('ae')",
     backbone="Backbone('resnet18', stem='strided', width=0.125)",
     method="MarginClassifier(scale=16.0, dim=16)",
@@ -391,14 +392,7 @@ def test_a_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_o
         "2",
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, *command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=200,
-        check=False,
-    )
+    done = forked.run([*torchrun, *command], cwd=tmp_path, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     two, one = load(tmp_path / "run"), fit(alike, tmp_path / "one", WATCH, say=quiet)
     assert two.classifier.centers.shape == (10, 1, 16)

@@ -16,6 +16,7 @@ from marginlab.train import Monitor, Recipe, fit, precision
 
 RECIPE = Recipe(
     images=32,
+    image_size=16,
     augmentation="Augmentation('e')",
     backbone="Backbone('resnet18', stem='strided', width=0.125)",
     method="SimCLR(hidden=16, dim=16)",

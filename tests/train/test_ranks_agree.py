@@ -5,17 +5,20 @@ rounding, and the planner's bytes are exchanged.
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import ranks_agree
 from ranks_agree import Said, apart, exchanged, trained, watched
 
 from marginlab.train import Recipe
 
 RECIPE = Recipe(
     images=96,
+    image_size=16,
     augmentation="Augmentation('ae')",
     backbone="Backbone('resnet18', stem='strided', width=0.125, norm='group', activation='silu')",
     method="MarginClassifier(margin='ArcFace(0.3)', scale=16.0, dim=16, sample_rate=0.5)",
@@ -23,6 +26,16 @@ RECIPE = Recipe(
     batch=16,
     optimizer="SGD(lr=0.05)",
 )
+
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch, tmp_path):
+    """What the script starts is forked."""
+
+    def run(words, *, env, **_):
+        return forked.run(words, cwd=tmp_path, env=env, timeout=200)
+
+    monkeypatch.setattr(ranks_agree.subprocess, "run", run)
 
 
 def test_the_first_losses_of_two_processes_are_those_of_one(tmp_path):
@@ -61,4 +74,4 @@ def test_a_process_that_fails_is_said_with_its_cause():
         RuntimeError,
         match=r"1 process\(es\) failed(.|\n)*A batch of 96 is more than the 90 training images",
     ):
-        trained(Recipe(images=90, batch=96), 1, "float64", 1)
+        trained(Recipe(images=90, image_size=16, batch=96), 1, "float64", 1)

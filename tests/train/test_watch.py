@@ -5,11 +5,11 @@ The first are found by layer and told to all ranks; after the second a run goes 
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
@@ -22,6 +22,7 @@ from marginlab.train.watch import Signal, Stopped, agreed, diagnosis
 
 RECIPE = Recipe(
     images=96,
+    image_size=16,
     augmentation="Augmentation('ae')",
     backbone="Backbone('resnet18', stem='strided', width=0.125)",
     method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)",
@@ -236,14 +237,8 @@ def test_a_rank_that_fails_ends_all_within_a_minute_and_says_why(tmp_path, how, 
         "--measure",
         repr(WATCH),
     ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
-        check=False,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=200)
     ended = time.time()
     assert done.returncode != 0
     assert said in done.stderr

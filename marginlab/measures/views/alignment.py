@@ -14,9 +14,9 @@ over all views. So R_eps of sampled views is at most R_eps, and it grows with V.
 
 from typing import Any, Literal, NamedTuple
 
-import scipy.stats
 import torch
 from jaxtyping import Float, Int, Shaped
+from scipy import special
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
@@ -264,6 +264,6 @@ def clopper_pearson(
     """
     k, tail = successes.cpu().double().numpy(), (1 - confidence) / 2
     # without successes the lower end is 0
-    lower = torch.from_numpy(scipy.stats.beta.ppf(tail, k, n - k + 1)).nan_to_num(nan=0.0)
-    upper = torch.from_numpy(scipy.stats.beta.ppf(1 - tail, k + 1, n - k)).nan_to_num(nan=1.0)
+    lower = torch.from_numpy(special.betaincinv(k, n - k + 1, tail)).nan_to_num(nan=0.0)
+    upper = torch.from_numpy(special.betaincinv(k + 1, n - k, 1 - tail)).nan_to_num(nan=1.0)
     return lower.to(successes.device), upper.to(successes.device)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from marginlab.theory import inputs
@@ -107,5 +107,5 @@ def upper_limit(
     """
     k, of = count.cpu().double().numpy(), n.cpu().double().numpy()
     # NaN where the count is n: there is no upper end
-    limit = torch.from_numpy(stats.beta.ppf(confidence, k + 1, of - k)).nan_to_num(nan=1.0)
+    limit = torch.from_numpy(special.betaincinv(k + 1, of - k, confidence)).nan_to_num(nan=1.0)
     return limit.to(count.device)
