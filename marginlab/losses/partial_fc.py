@@ -22,7 +22,7 @@ Sources: An et al. 2022 (Partial FC, CVPR), section 3; An et al. 2021 (arXiv 201
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -80,6 +80,8 @@ class PartialFC(Classifier):
         >>> head.centers.grad.coalesce().indices().shape
         torch.Size([1, 100])
     """
+
+    sharded: ClassVar[bool] = True
 
     def __init__(
         self,
