@@ -25,6 +25,7 @@ ROOMS = (
     "study",
     "formats",
     "plan",
+    "purify",
     "ranks",
     "testing",
     "rng",

@@ -154,13 +154,7 @@ class ImageFiles:
     def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
         for place, row in enumerate(rows.tolist()):
-            file = Path(
-                os.fsdecode(
-                    self.paths[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
-                    .numpy()
-                    .tobytes()
-                )
-            )
+            file = self.path(row)
             image = resized(decoded(file, self.name, self.size, self.budget)[None], self.size)[0]
             if image.shape != self.shape[1:]:
                 old, new = (f"{shape[-2]} x {shape[-1]}" for shape in (self.shape, image.shape))
@@ -170,6 +164,11 @@ class ImageFiles:
                 )
             images[place] = image
         return images
+
+    def path(self, row: int) -> Path:
+        """Return the file of a row."""
+        begin = int(self.ends[row - 1]) if row else 0
+        return Path(os.fsdecode(self.paths[begin : int(self.ends[row])].numpy().tobytes()))
 
 
 def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:

@@ -128,6 +128,10 @@ class RecordImages:
             images[place] = image
         return images
 
+    def encoded(self, row: int) -> bytes:
+        """Return the bytes of the encoded image of a row."""
+        return self._encoded(int(self.offsets[row])).data
+
     def _encoded(self, offset: int) -> Encoded:
         try:
             record = read_record(self.reader, offset)

@@ -5,11 +5,11 @@
 
 import hashlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from marginlab import ranks
@@ -19,6 +19,7 @@ from marginlab.kernels.margin_settings import MarginSettings, Reduction, wide_dt
 from marginlab.losses.centers import draw_
 from marginlab.losses.classifier_settings import check_classes, check_settings
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
+from marginlab.losses.own_cosines import local_cosines, sharded_cosines
 from marginlab.losses.pair import check_word
 from marginlab.losses.weighted_loss import weighted_loss
 from marginlab.margins import ArcFace, Margin
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
     `MarginSoftmax` documents the settings.
     """
 
+    sharded: ClassVar[bool] = False  # whether the classes are spread over the ranks
     scale = setting("scale")
     label_smoothing = setting("label_smoothing")
     interclass_filter = setting("interclass_filter")
@@ -166,6 +168,42 @@ class Classifier(nn.Module):
             for block in self.centers.split(1 << 14)
         ]
         return torch.cat(cosines, 1) * self.settings.scale
+
+    @torch.no_grad()
+    def cosines(
+        self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B K"]:
+        """Cosines of each row with the K centers of its own class, without margin or gradient.
+
+        Ignored rows get 0. In `PartialFC` on several ranks, each gives its own rows.
+
+        Raises:
+            TypeError, ValueError: Embeddings or labels that do not fit, are not finite, or are no
+                classes.
+
+        Example:
+            >>> from marginlab.losses import MarginSoftmax
+            >>> head = MarginSoftmax(2, 2, subcenters=2)
+            >>> head.load_centers(torch.tensor([[1.0, 0], [0, 1], [0, -1], [-1, 0]]))
+            >>> head.cosines(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+            tensor([[ 1.,  0.],
+                    [ 0., -1.]])
+        """
+        centers, ignored = self.centers.detach(), self.ignore_index
+        if not self.sharded:
+            return local_cosines(
+                embeddings, labels, centers, ignore_index=ignored, budget=self.budget
+            )
+        return sharded_cosines(
+            embeddings,
+            labels,
+            centers,
+            part=self.part,
+            num_classes=self.num_classes,
+            ignore_index=ignored,
+            budget=self.budget,
+            group=self.group,
+        )
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the labels in int64, and a mask of the rows that count (None: all).

@@ -23,7 +23,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +84,7 @@ class PartialFC(Classifier):
         torch.Size([1, 100])
     """
 
+    sharded: ClassVar[bool] = True
     dense_grad = setting("dense_grad")
 
     def __init__(

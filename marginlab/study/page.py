@@ -105,7 +105,7 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
             f'<meta name="marginlab-cells" content="{html.escape(state, quote=True)}">',
             f"<title>{html.escape(report.title)}</title>",
             f"<style>{style}</style>",
-            _plotly() if report.figures else "",
+            plotly_script() if report.figures else "",
             "</head><body><main>",
             f'<header><p class="kind">marginlab study · '
             f"{html.escape(run.study.name)}</p><h1>{inline(report.title)}</h1>",
@@ -146,7 +146,8 @@ def _notice(run: Run, missing: list[Any], trouble: str) -> str:
     return f'<aside class="notice">{"".join(parts)}</aside>' if parts else ""
 
 
-def _plotly() -> str:
+def plotly_script() -> str:
+    """Return the script of all figures of a page, which asks nothing of a network."""
     import plotly.offline
 
     # Settings for all figures: no address to send a figure to, and none to fetch map shapes from.
