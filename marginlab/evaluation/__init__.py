@@ -6,6 +6,14 @@ from marginlab.evaluation.association import ReplicatedAssociation as Replicated
 from marginlab.evaluation.association import Spread as Spread
 from marginlab.evaluation.association import associate as associate
 from marginlab.evaluation.association import associate_replicates as associate_replicates
+from marginlab.evaluation.discard import DiscardCurve as DiscardCurve
+from marginlab.evaluation.discard import Reliability as Reliability
+from marginlab.evaluation.discard import best_curve as best_curve
+from marginlab.evaluation.discard import error_versus_discard as error_versus_discard
+from marginlab.evaluation.discard import line_area as line_area
+from marginlab.evaluation.discard import pair_quality as pair_quality
+from marginlab.evaluation.discard import reliability as reliability
+from marginlab.evaluation.discard import worst_curve as worst_curve
 from marginlab.evaluation.knn import RankedClasses as RankedClasses
 from marginlab.evaluation.knn import knn_accuracy as knn_accuracy
 from marginlab.evaluation.knn import knn_predict as knn_predict
@@ -29,11 +37,13 @@ from marginlab.evaluation.verify import verify as verify
 __all__ = [
     "Association",
     "Correlation",
+    "DiscardCurve",
     "LinearProbe",
     "NearestCenter",
     "Pairs",
     "RankedClasses",
     "Rate",
+    "Reliability",
     "ReplicatedAssociation",
     "Retrieval",
     "Spread",
@@ -41,15 +51,21 @@ __all__ = [
     "Verification",
     "associate",
     "associate_replicates",
+    "best_curve",
+    "error_versus_discard",
     "knn_accuracy",
     "knn_predict",
     "knn_rank",
+    "line_area",
     "linear_probe",
     "linear_probe_accuracy",
     "nearest_center_error",
+    "pair_quality",
     "pairs",
+    "reliability",
     "retrieval",
     "tar_at_far",
     "verification_accuracy",
     "verify",
+    "worst_curve",
 ]
