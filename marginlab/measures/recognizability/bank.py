@@ -35,7 +35,7 @@ class UnrecognizableBank:
     """Centers of unrecognizable images.
 
     Args:
-        centers: (U, D), scaled to length 1.
+        centers: (U, D), scaled to length 1; in float64 where the bank made them.
         resultants: (U,) lengths of the means, between 0 and 1.
         sizes: (U,) numbers of images.
         members: (N,) marks the images of the bank among those that it was found in.
@@ -43,7 +43,7 @@ class UnrecognizableBank:
     Example:
         >>> bank = UnrecognizableBank.from_degraded(torch.tensor([[1.0, 0.1], [1.0, -0.1]]))
         >>> bank.centers, bank.distances(torch.eye(2))
-        (tensor([[1., 0.]]), tensor([0., 1.]))
+        (tensor([[1., 0.]], dtype=torch.float64), tensor([0., 1.]))
     """
 
     centers: Float[Tensor, "U D"]
@@ -175,8 +175,7 @@ class UnrecognizableBank:
                 f"{tight:g}: they share no direction. Ruin the images more, take several centers, "
                 "or lower `tight`."
             )
-        kind = torch.promote_types(rows.dtype, torch.float32)
-        return cls(means.to(kind), resultants.to(kind), sizes, (group >= 0).cpu())
+        return cls(means, resultants, sizes, (group >= 0).cpu())
 
     def distances(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """Return 1 - cosine with the nearest center: the embedding recognizability score.
