@@ -7,12 +7,10 @@ from marginlab.evaluation.association import Spread as Spread
 from marginlab.evaluation.association import associate as associate
 from marginlab.evaluation.association import associate_replicates as associate_replicates
 from marginlab.evaluation.discard import DiscardCurve as DiscardCurve
-from marginlab.evaluation.discard import Reliability as Reliability
 from marginlab.evaluation.discard import best_curve as best_curve
 from marginlab.evaluation.discard import error_versus_discard as error_versus_discard
 from marginlab.evaluation.discard import line_area as line_area
 from marginlab.evaluation.discard import pair_quality as pair_quality
-from marginlab.evaluation.discard import reliability as reliability
 from marginlab.evaluation.discard import worst_curve as worst_curve
 from marginlab.evaluation.knn import RankedClasses as RankedClasses
 from marginlab.evaluation.knn import knn_accuracy as knn_accuracy
@@ -25,6 +23,8 @@ from marginlab.evaluation.nearest import NearestCenter as NearestCenter
 from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
 from marginlab.evaluation.pairing import Pairs as Pairs
 from marginlab.evaluation.pairing import pairs as pairs
+from marginlab.evaluation.reliability import Reliability as Reliability
+from marginlab.evaluation.reliability import reliability as reliability
 from marginlab.evaluation.retrieval import Retrieval as Retrieval
 from marginlab.evaluation.retrieval import retrieval as retrieval
 from marginlab.evaluation.verification import TarAtFar as TarAtFar
