@@ -1,7 +1,20 @@
-"""The five operations of the paper, by the names under which call notation finds them."""
+"""The paper's operations and the degradations, by the names by which call notation finds them."""
 
 from marginlab.augment.blur import GaussianBlur
 from marginlab.augment.color import ColorJitter, Grayscale
+from marginlab.augment.degradation import Jpeg, LowResolution, MotionBlur, Noise
 from marginlab.augment.geometry import HorizontalFlip, ResizedCrop
+from marginlab.augment.occlusion import Occlusion
 
-__all__ = ["ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "ResizedCrop"]
+__all__ = [
+    "ColorJitter",
+    "GaussianBlur",
+    "Grayscale",
+    "HorizontalFlip",
+    "Jpeg",
+    "LowResolution",
+    "MotionBlur",
+    "Noise",
+    "Occlusion",
+    "ResizedCrop",
+]

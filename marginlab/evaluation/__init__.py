@@ -6,6 +6,12 @@ from marginlab.evaluation.association import ReplicatedAssociation as Replicated
 from marginlab.evaluation.association import Spread as Spread
 from marginlab.evaluation.association import associate as associate
 from marginlab.evaluation.association import associate_replicates as associate_replicates
+from marginlab.evaluation.discard import DiscardCurve as DiscardCurve
+from marginlab.evaluation.discard import best_curve as best_curve
+from marginlab.evaluation.discard import error_versus_discard as error_versus_discard
+from marginlab.evaluation.discard import line_area as line_area
+from marginlab.evaluation.discard import pair_quality as pair_quality
+from marginlab.evaluation.discard import worst_curve as worst_curve
 from marginlab.evaluation.knn import RankedClasses as RankedClasses
 from marginlab.evaluation.knn import knn_accuracy as knn_accuracy
 from marginlab.evaluation.knn import knn_predict as knn_predict
@@ -42,6 +48,8 @@ from marginlab.evaluation.protocols import roc as roc
 from marginlab.evaluation.protocols import roc_intervals as roc_intervals
 from marginlab.evaluation.protocols import search as search
 from marginlab.evaluation.protocols import val_at_far as val_at_far
+from marginlab.evaluation.reliability import Reliability as Reliability
+from marginlab.evaluation.reliability import reliability as reliability
 from marginlab.evaluation.retrieval import Retrieval as Retrieval
 from marginlab.evaluation.retrieval import retrieval as retrieval
 from marginlab.evaluation.verification import TarAtFar as TarAtFar
@@ -55,6 +63,7 @@ from marginlab.evaluation.verify import verify as verify
 __all__ = [
     "Association",
     "Correlation",
+    "DiscardCurve",
     "FlipSum",
     "Interval",
     "LinearProbe",
@@ -62,6 +71,7 @@ __all__ = [
     "Pairs",
     "RankedClasses",
     "Rate",
+    "Reliability",
     "ReplicatedAssociation",
     "Retrieval",
     "Roc",
@@ -76,9 +86,11 @@ __all__ = [
     "all_pairs_tar",
     "associate",
     "associate_replicates",
+    "best_curve",
     "bootstrap",
     "closed_set",
     "cosine_blocks",
+    "error_versus_discard",
     "flip_sum",
     "fold_interval",
     "fold_verification",
@@ -87,15 +99,18 @@ __all__ = [
     "knn_accuracy",
     "knn_predict",
     "knn_rank",
+    "line_area",
     "linear_probe",
     "linear_probe_accuracy",
     "nearest_center_error",
     "open_set",
+    "pair_quality",
     "pair_scores",
     "pair_weights",
     "pairs",
     "people_of_pairs",
     "pool_templates",
+    "reliability",
     "retrieval",
     "roc",
     "roc_intervals",
@@ -104,4 +119,5 @@ __all__ = [
     "val_at_far",
     "verification_accuracy",
     "verify",
+    "worst_curve",
 ]

@@ -9,6 +9,7 @@ from marginlab.losses.align_uniform import AlignUniform as AlignUniform
 from marginlab.losses.bank import EmbeddingBank as EmbeddingBank
 from marginlab.losses.class_expansion import resized as resized
 from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelation
+from marginlab.losses.index_diversion import IndexDiversion as IndexDiversion
 from marginlab.losses.info_nce import InfoNCE as InfoNCE
 from marginlab.losses.margin_softmax import MarginSoftmax as MarginSoftmax
 from marginlab.losses.outside_ddp import outside_ddp as outside_ddp
@@ -23,6 +24,7 @@ __all__ = (
     "AlignUniform",
     "CrossCorrelation",
     "EmbeddingBank",
+    "IndexDiversion",
     "InfoNCE",
     "MarginSoftmax",
     "PartialFC",

@@ -5,6 +5,9 @@ The modules of `marginlab.losses` keep settings and call these functions.
 
 from marginlab.losses.align_uniform import align_uniform as align_uniform
 from marginlab.losses.cross_correlation import cross_correlation as cross_correlation
+from marginlab.losses.index_diversion import attention_target as attention_target
+from marginlab.losses.index_diversion import index_diversion as index_diversion
+from marginlab.losses.index_diversion import index_regression as index_regression
 from marginlab.losses.info_nce import info_nce as info_nce
 from marginlab.losses.margin_softmax import margin_softmax as margin_softmax
 from marginlab.losses.spectral_contrastive import spectral_contrastive as spectral_contrastive
@@ -14,7 +17,10 @@ from marginlab.losses.vicreg import vicreg as vicreg
 
 __all__ = (
     "align_uniform",
+    "attention_target",
     "cross_correlation",
+    "index_diversion",
+    "index_regression",
     "info_nce",
     "margin_softmax",
     "spectral_contrastive",

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.directions import unit
-from marginlab.losses.gathered_batch import agreed
 from marginlab.losses.faults import Faults, check_shapes
+from marginlab.losses.gathered_batch import validate_batch_together
 
 BUDGET = 2**26  # bytes of the centers of a block of rows, in float64
 
@@ -74,7 +74,7 @@ def sharded_cosines(
         budget: As in `local_cosines`.
         group: The ranks.
     """
-    labels, _, held = agreed(
+    labels, _, held = validate_batch_together(
         lambda rows, own: _checked(rows, own, centers, num_classes, ignore_index),
         lambda: {"method": "cosines", "classes": num_classes, "subcenters": centers.shape[1]},
         embeddings,

@@ -33,6 +33,11 @@ from marginlab.measures.lipschitz.lipschitz import LipschitzResult as LipschitzR
 from marginlab.measures.lipschitz.lipschitz import jacobian_norms as jacobian_norms
 from marginlab.measures.lipschitz.spectral_bound import LipschitzBound as LipschitzBound
 from marginlab.measures.lipschitz.spectral_bound import lipschitz_upper as lipschitz_upper
+from marginlab.measures.recognizability.bank import UnrecognizableBank as UnrecognizableBank
+from marginlab.measures.recognizability.index import (
+    RecognizabilityDistances as RecognizabilityDistances,
+)
+from marginlab.measures.recognizability.index import RecognizabilityIndex as RecognizabilityIndex
 from marginlab.measures.spectrum.effective_rank import EffectiveRank as EffectiveRank
 from marginlab.measures.spectrum.effective_rank import EffectiveRankResult as EffectiveRankResult
 from marginlab.measures.spectrum.lidar import LiDAR as LiDAR
@@ -83,11 +88,14 @@ __all__ = [
     "NeuralCollapse",
     "NeuralCollapseResult",
     "Pair",
+    "RecognizabilityDistances",
+    "RecognizabilityIndex",
     "SmallestConductance",
     "SpectrumDecay",
     "SpectrumDecayResult",
     "Uniformity",
     "UniformityResult",
+    "UnrecognizableBank",
     "choose_anchors",
     "jacobian_norms",
     "lipschitz_upper",

@@ -22,6 +22,11 @@ from marginlab.measures.lipschitz.convolution_norm import convolution_norm as co
 from marginlab.measures.lipschitz.lipschitz import jacobian_norms as jacobian_norms
 from marginlab.measures.lipschitz.lipschitz import lipschitz_ratios as lipschitz_ratios
 from marginlab.measures.lipschitz.spectral_bound import lipschitz_upper as lipschitz_upper
+from marginlab.measures.recognizability.bank import remove_direction as remove_direction
+from marginlab.measures.recognizability.index import (
+    recognizability_distances as recognizability_distances,
+)
+from marginlab.measures.recognizability.index import recognizability_index as recognizability_index
 from marginlab.measures.spectrum.effective_rank import rankme as rankme
 from marginlab.measures.spectrum.lidar import lidar as lidar
 from marginlab.measures.spectrum.spectrum import effective_rank as effective_rank
@@ -61,7 +66,10 @@ __all__ = [
     "neural_collapse",
     "power_law",
     "rankme",
+    "recognizability_distances",
+    "recognizability_index",
     "relative_confusion",
+    "remove_direction",
     "spectrum_decay",
     "uniformity",
 ]

@@ -5,6 +5,7 @@ from marginlab.methods.margin_classifier import MarginClassifier as MarginClassi
 from marginlab.methods.method import MakeOptimizer as MakeOptimizer
 from marginlab.methods.method import Method as Method
 from marginlab.methods.moco import MoCo as MoCo
+from marginlab.methods.recognizability import Recognizability as Recognizability
 from marginlab.methods.simclr import SimCLR as SimCLR
 from marginlab.methods.simsiam import SimSiam as SimSiam
 from marginlab.methods.spectral import SpectralContrastive as SpectralContrastive
@@ -15,6 +16,7 @@ __all__ = [
     "BarlowTwins",
     "MarginClassifier",
     "MoCo",
+    "Recognizability",
     "SimCLR",
     "SimSiam",
     "SpectralContrastive",

@@ -166,7 +166,8 @@ class MarginClassifier(Method):
             )
         if self.sample_rate == 1:
             return [make(self.parameters())]
-        shared = [*self.backbone.parameters(), *self.head.parameters()]
+        own = {id(parameter) for parameter in self.classifier.parameters()}
+        shared = [parameter for parameter in self.parameters() if id(parameter) not in own]
         assert lazy is not None
         return [
             make(shared),

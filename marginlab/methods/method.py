@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from marginlab.data import ImageSet
 from marginlab.encoding import check_range
 from marginlab.kernels.function import readable
 from marginlab.models import Backbone
@@ -37,6 +38,8 @@ class Method(nn.Module, ABC):
 
     The two-view losses need two, classifiers one.
     """
+    drawn_anew: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters and buffers that a recipe's `start` need not have."""
 
     def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
@@ -122,6 +125,16 @@ class Method(nn.Module, ABC):
             labels: Labels of this rank's rows of all parts, in their order.
         """
         return contextlib.nullcontext(False)
+
+    def begin_epoch(self, epoch: int, images: ImageSet) -> None:
+        """Do what precedes the first step of an epoch, on every rank: nothing here.
+
+        What it computes is kept in buffers, so that a checkpoint holds it.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            images: All training images.
+        """
 
     def after_step(self) -> None:
         """Do what follows a step of the optimizer: nothing here; a momentum encoder moves."""

@@ -7,6 +7,8 @@ from marginlab.models.face_vit import FaceViT as FaceViT
 from marginlab.models.iresnet import IResNet as IResNet
 from marginlab.models.mobilefacenet import MobileFaceNet as MobileFaceNet
 from marginlab.models.own import OwnBackbone as OwnBackbone
+from marginlab.models.perceptibility import PerceptibilityAttention as PerceptibilityAttention
+from marginlab.models.perceptibility import QualityHead as QualityHead
 from marginlab.models.predictor import Predictor as Predictor
 from marginlab.models.projector import Projector as Projector
 from marginlab.models.weights import load_weights as load_weights
@@ -18,8 +20,10 @@ __all__ = [
     "IResNet",
     "MobileFaceNet",
     "OwnBackbone",
+    "PerceptibilityAttention",
     "Predictor",
     "Projector",
+    "QualityHead",
     "load_weights",
     "to_onnx",
 ]

@@ -164,7 +164,25 @@ class Backbone(nn.Module):
             >>> backbone.feature_map(torch.rand(2, 3, 32, 32)).shape
             torch.Size([2, 128, 4, 4])
         """
+        return self._on_grid(self.net.forward_features((images - self.mean) / self.std))
+
+    def map_and_features(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B D"]]:
+        """Return `feature_map` and features of images, from one pass through the network.
+
+        Example:
+            >>> backbone = Backbone("resnet18", stem="cifar", width=0.25).eval()
+            >>> images = torch.rand(2, 3, 32, 32)
+            >>> found, features = backbone.map_and_features(images)
+            >>> found.shape, bool((features == backbone(images)).all())
+            (torch.Size([2, 128, 4, 4]), True)
+        """
         found: Tensor = self.net.forward_features((images - self.mean) / self.std)
+        return self._on_grid(found), self.net.forward_head(found)
+
+    def _on_grid(self, found: Tensor) -> Float[Tensor, "B C h w"]:
+        """Return what a network gives before its pooling as a map; `feature_map` raises for it."""
         if found.ndim == 3:
             patches = getattr(self.net, "patch_embed", getattr(self.net, "stem", None))
             grid = getattr(patches, "grid_size", None)

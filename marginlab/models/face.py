@@ -67,6 +67,13 @@ class FaceBackbone(Backbone):
         """
         return self.net.maps(self._normalised(images))
 
+    def map_and_features(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B D"]]:
+        """Return `feature_map` and embeddings of images, from one pass through the network."""
+        found = self.net.maps(self._normalised(images))
+        return found, self.net.embed(found)
+
     def _normalised(self, images: Tensor) -> Tensor:
         """Move images from [0, 1] to [-1, 1], after a look at their size."""
         side = self.image_size

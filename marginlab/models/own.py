@@ -65,5 +65,18 @@ class OwnBackbone(Backbone):
             )
         return found
 
+    def map_and_features(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B D"]]:
+        """Return `feature_map` and features of images, from a pass for each.
+
+        A module that can do both in one pass has a method `map_and_features` of its own.
+        """
+        own = getattr(self.net, "map_and_features", None)
+        if own is None:
+            return self.feature_map(images), self(images)
+        found: tuple[Tensor, Tensor] = own(images)
+        return found
+
     def __repr__(self) -> str:
         return f"OwnBackbone({self.net!r}, dim={self.dim})"

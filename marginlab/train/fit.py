@@ -218,6 +218,8 @@ class _Loop:
             stack.enter_context(self.signal.watched())
             while self.step < self.steps:
                 epoch = self.step // self.per_epoch
+                if self.step % self.per_epoch == 0:
+                    self.method.begin_epoch(epoch, self.train)
                 self.sums.add(self.one_step(forward, parts, epoch))
                 self.step += 1
                 self.keeper.proven()

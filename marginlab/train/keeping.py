@@ -153,6 +153,9 @@ def start(method: Method, path: Path | str) -> None:
         key = f"{name}.centers"
         if isinstance(part, PartialFC) and key in old and old[key].shape[1:] == own[key].shape[1:]:
             old[key] = resized(old[key], part.num_classes, seed=part.seed)
+    for name, value in own.items():  # parts of this method that the other run's need not have
+        if name.startswith(method.drawn_anew):
+            old.setdefault(name, value)
     ours, theirs = (
         {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
         for state in (own, old)
