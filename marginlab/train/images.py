@@ -180,7 +180,9 @@ def viewable(recipe: Recipe, monitor: Monitor, train: ImageSet) -> None:
     blank = torch.zeros(1, *train.images.shape[1:], dtype=torch.uint8)
     asked = {"augmentation": recipe.make_augmentation()}
     if monitor.augmentation and not monitor.off:
-        asked["the monitor's augmentation"] = settings.call(monitor.augmentation, augment)
+        asked["the monitor's augmentation"] = settings.make(
+            monitor.augmentation, augment, augment.Augmentation
+        )
     for name, augmentation in asked.items():
         try:
             augmentation.views(blank, n_views=1)

@@ -227,7 +227,7 @@ def test_a_folder_of_another_recipe_is_refused(whole, tmp_path):
         ),
         ({"data": "shape"}, ValueError, "did you mean 'shapes'"),
         ({"backbone": "Backbone('resnt18')"}, SettingsError, "timm has no model 'resnt18'"),
-        ({"backbone": "Projector((2, 3))"}, SettingsError, "is not a backbone"),
+        ({"backbone": "Projector((2, 3))"}, SettingsError, "is no Backbone"),
         ({"method": "SimCRL()"}, SettingsError, "did you mean 'SimCLR'"),
         (
             {"method": "MarginClassifier(margin='ElasticFace(plus=True)')", "accumulate": 2},
@@ -269,9 +269,12 @@ def test_a_view_for_each_rank_is_too_few_for_batch_normalisation(pool, tmp_path)
         ({"batch": 10, "accumulate": 10}, "have at least 2 images, not 10 / 10 = 1"),
         ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"augmentation": "Augmentation('az')"}, "z"),
-        ({"augmentation": "HorizontalFlip()"}, "one operation"),
-        ({"optimizer": "WarmupCosine()"}, "is a schedule"),
-        ({"schedule": "SGD()"}, "is an optimizer"),
+        (
+            {"augmentation": "HorizontalFlip()"},
+            "is no Augmentation: marginlab.augment has Augmentation",
+        ),
+        ({"optimizer": "WarmupCosine()"}, "is no OptimizerSettings: marginlab.optim has LARS"),
+        ({"schedule": "SGD()"}, "is no Schedule: "),
         ({"optimizer": "SGD(lr=-1)"}, "lr > 0"),
     ],
 )
