@@ -17,6 +17,8 @@ from marginlab.rng import Key
 from marginlab.settings import Choice, SettingsError
 from marginlab.train.precision import AUTO, PRECISIONS
 
+AT_HAND = "at hand"  # the data of a recipe whose images were given to `fit`
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,7 +38,10 @@ class Recipe:
     """
 
     data: str = "shapes"
-    """Name of a data set for `marginlab.data.load`: shapes, cifar10, npz:PATH, folder:PATH, ..."""
+    """Name of a data set for `marginlab.data.load`: shapes, cifar10, npz:PATH, folder:PATH, ...
+
+    It is "at hand" in the record of a run whose images were given to `fit`.
+    """
     image_size: int = 0
     """Resize images to this side; 0 keeps their own."""
     images: int = 0
