@@ -104,7 +104,8 @@ class Augmentation:
                 jitter_p=self.jitter_p,
             )
         return settings.describe(
-            "Augmentation", operations=tuple(repr(operation) for operation in self.operations)
+            "Augmentation",
+            operations=tuple(settings.named_repr(operation) for operation in self.operations),
         )
 
     @cached_property
@@ -348,14 +349,7 @@ def _floating(images: Tensor) -> Tensor:
 
 
 def _operation(item: object) -> Operation:
-    if isinstance(item, str):
-        item = settings.call(item, operations, kind=Operation)
-    if isinstance(item, type) or not isinstance(item, Operation):
-        raise SettingsError(
-            f"{item!r} is no operation: an object with draw(key, size) and apply(images, "
-            "parameters)."
-        )
-    return item
+    return settings.make(item, operations, Operation)
 
 
 def _check(images: Any) -> None:

@@ -50,7 +50,8 @@ class MarginClassifier(Method):
         backbone: The backbone, with features of dimension D.
         num_classes: C, the number of classes of the data. Training passes it, and a recipe does not
             name it.
-        margin: A margin of marginlab.margins, or "package.module:Mine(0.3)", in call notation.
+        margin: A margin of marginlab.margins, or one of your own: an object, or its text in call
+            notation, "ArcFace(0.5)" or "package.module:Mine(0.3)".
         scale: s of the softmax: 64 for thousands of classes; for tens 16 to 32 is enough.
         subcenters: K centers of each class, of which the nearest counts.
         sample_rate: Below 1, each step takes the batch's classes and others up to this part of all.
@@ -81,7 +82,7 @@ class MarginClassifier(Method):
         backbone: Backbone,
         num_classes: int,
         *,
-        margin: str = "ArcFace(0.5)",
+        margin: settings.Choice[margins.Margin] = "ArcFace(0.5)",
         scale: float = 64.0,
         subcenters: int = 1,
         sample_rate: float = 1.0,
@@ -92,7 +93,7 @@ class MarginClassifier(Method):
     ):
         head = EmbeddingLayer(backbone.dim, dim) if dim else nn.Identity()
         super().__init__(backbone, head)
-        made: margins.Margin = settings.call(margin, margins, kind=margins.Margin)
+        made = settings.make(margin, margins, margins.Margin)
         seed = int(torch.randint(2**31, ()))
         # `fit` checks the loss and data sets check their labels, so the classifier need not read
         # the tensors at every step
@@ -178,7 +179,7 @@ class MarginClassifier(Method):
         kept = self.classifier
         return describe(
             "MarginClassifier",
-            margin=repr(kept.margin),
+            margin=settings.named_repr(kept.margin),
             scale=kept.scale,
             subcenters=kept.subcenters,
             sample_rate=self.sample_rate,

@@ -8,6 +8,7 @@ from marginlab.optim.adamw import AdamW as AdamW
 from marginlab.optim.lars import LARS as LARS
 from marginlab.optim.lazy_adamw import LazyAdamW as LazyAdamW
 from marginlab.optim.lazy_sgd import LazySGD as LazySGD
+from marginlab.optim.optimizer import OptimizerSettings as OptimizerSettings
 from marginlab.optim.schedules import Constant as Constant
 from marginlab.optim.schedules import Schedule as Schedule
 from marginlab.optim.schedules import WarmupCosine as WarmupCosine

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from marginlab.optim.lazy_adamw import LazyAdamW
+from marginlab.optim.optimizer import OptimizerSettings
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(OptimizerSettings):
     """Settings of torch.optim.AdamW.
 
     Args:

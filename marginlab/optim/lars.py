@@ -34,13 +34,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from marginlab.optim.optimizer import OptimizerSettings
 from marginlab.settings import nearest
 
 Ratio = Literal["you", "published"]
 
 
 @dataclass(frozen=True)
-class LARS:
+class LARS(OptimizerSettings):
     """Settings of LARS, as a value that is called with parameters; the defaults are for batch 512.
 
     The defaults are SimCLR's.

@@ -9,11 +9,20 @@ So a resumed run needs no state.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
+class Schedule(ABC):
+    """The base class of schedules; one of your own overrides `__call__`."""
+
+    @abstractmethod
+    def __call__(self, step: int, steps: int) -> float:
+        """Return the factor at `step`, from 0, of `steps`."""
+
+
 @dataclass(frozen=True)
-class WarmupCosine:
+class WarmupCosine(Schedule):
     """Linear warm-up over the first part of training, then a half cosine to zero.
 
     Args:
@@ -39,7 +48,7 @@ class WarmupCosine:
 
 
 @dataclass(frozen=True)
-class WarmupPolynomial:
+class WarmupPolynomial(Schedule):
     """Linear warm-up over the first part of training, then a power of the part that is left.
 
     Margin classifiers of faces are trained with it.
@@ -80,7 +89,7 @@ class WarmupPolynomial:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Schedule):
     """The factor 1 at every step."""
 
     def __call__(self, step: int, steps: int) -> float:
@@ -88,6 +97,3 @@ class Constant:
         if step > steps:
             raise ValueError(f"Step {step} lies beyond the {steps} steps of the schedule.")
         return 1.0
-
-
-Schedule = WarmupCosine | WarmupPolynomial | Constant  # for isinstance, too

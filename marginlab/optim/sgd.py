@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from marginlab.optim.lazy_sgd import LazySGD
+from marginlab.optim.optimizer import OptimizerSettings
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(OptimizerSettings):
     """Settings of torch.optim.SGD; the defaults are Huang et al. 2023's for SimCLR at batch 512.
 
     Args:

@@ -231,4 +231,4 @@ class Setup:
 
 @functools.cache
 def _batchwise(margin: str) -> bool:
-    return bool(settings.call(margin, margins).batchwise)
+    return settings.make(margin, margins, margins.Margin).batchwise

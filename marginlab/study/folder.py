@@ -25,7 +25,7 @@ from typing import Any
 import marginlab
 from marginlab.files import append
 from marginlab.machine import device
-from marginlab.settings import SettingsError, as_data, named_in, read, to_toml
+from marginlab.settings import SettingsError, as_data, flat, named_in, read, to_toml
 from marginlab.study.cell import MEASURED, Cell
 from marginlab.study.definition import Study, load, loaded, same_file, shipped
 from marginlab.study.files import (
@@ -104,8 +104,9 @@ def check(study: Study, settings: Any, folder: Path) -> None:
         raise SettingsError(
             f"{folder} was made with other settings. {error} Give --folder another path."
         ) from error
-    for name in settings.__dataclass_fields__:
-        before, now = getattr(made, name), getattr(settings, name)
+    theirs = flat(made)
+    for name, now in flat(settings).items():
+        before = theirs[name]
         if repr(before) != repr(now):
             raise SettingsError(
                 f"{folder} was made with other settings: {name} is {before!r} there and {now!r} "

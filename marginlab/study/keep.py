@@ -50,7 +50,7 @@ def keep(run: Run, file: Path) -> int:
         "device": "; ".join(dict.fromkeys(str(row["device"]) for row in run.times)),
         "versions": versions,
         "seconds": f"{sum(row['seconds'] for row in run.times):.0f}, over all cells",
-        "settings": "; ".join(line for line in settings.to_toml(run.settings).splitlines() if line),
+        "settings": settings.one_line(run.settings),
     }
     text = io.StringIO()
     # on one line each, also where a file's name is broken

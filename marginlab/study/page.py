@@ -1,11 +1,11 @@
 """The page around a report's sections: one file that needs no network, with its numbers' source."""
 
-import dataclasses
 import html
 import json
 from importlib import resources
 from typing import Any
 
+from marginlab.settings import flat
 from marginlab.study.display import clock
 from marginlab.study.folder import now, origin
 from marginlab.study.markup import inline
@@ -86,9 +86,9 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
         "Folder": f"<code>{html.escape(str(run.folder))}</code>",
     }
     settings = "".join(
-        f"<tr><td><code>{html.escape(field.name)}</code></td>"
-        f"<td><code>{html.escape(repr(getattr(run.settings, field.name)))}</code></td></tr>"
-        for field in dataclasses.fields(run.settings)
+        f"<tr><td><code>{html.escape(name)}</code></td>"
+        f"<td><code>{html.escape(repr(value))}</code></td></tr>"
+        for name, value in flat(run.settings).items()
     )
     source = (
         f"Every number of ours on this page was measured by <code>{html.escape(command)}</code>, "

@@ -95,14 +95,10 @@ def main(arguments: list[str]) -> int:
             prog="python -m marginlab.train RECIPE",
         )
         monitor = (
-            settings.call(options.measure, train)
+            settings.make(options.measure, train, Monitor)
             if options.measure
             else Monitor(every=options.measure_every)
         )
-        if not isinstance(monitor, Monitor):
-            raise settings.SettingsError(
-                f"{options.measure!r} is no monitor. Write such as Monitor(every=5)."
-            )
         budget = int(options.budget_gib * 2**30)
         run = fit(
             recipe,

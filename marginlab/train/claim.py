@@ -30,7 +30,7 @@ from marginlab.settings import SettingsError
 from marginlab.train import checkpoint
 from marginlab.train.monitor import Monitor
 from marginlab.train.precision import RECORD
-from marginlab.train.recipe import Recipe
+from marginlab.train.recipe import AT_HAND, Recipe
 
 LOCK, PARTIAL = ".lock", ".partial"
 FIRST = ("recipe.toml", "monitor.toml", "images.txt")
@@ -133,9 +133,11 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
             _same(monitor, measured, folder, "a run that is measured")
         found = folder / "images.txt"
         if _filled(found) and found.read_text(encoding="utf-8") != images:
+            why = f"{recipe.data} has changed since, or the version that reads it"
+            if recipe.data == AT_HAND:
+                why = "those at hand are not those that it was begun with"
             raise SettingsError(
-                f"{folder} holds a run on other images: {recipe.data} has changed since, or the "
-                "version that reads it. Choose another folder."
+                f"{folder} holds a run on other images: {why}. Choose another folder."
             )
     elif folder.exists() and any(file.name not in OURS for file in folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
@@ -182,6 +184,11 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
     for field in dataclasses.fields(theirs):
         before, now = getattr(theirs, field.name), getattr(ours, field.name)
         if before != now:
+            if field.name == "data" and before == AT_HAND:
+                raise SettingsError(
+                    f"{folder} holds a run on images at hand. Give them again, "
+                    "fit(recipe, folder, data=(train, test)), or choose another folder."
+                )
             raise SettingsError(
                 f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. Choose "
                 "another folder."

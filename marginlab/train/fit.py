@@ -17,6 +17,7 @@ for bit like one that was not.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from marginlab import machine, ranks
+from marginlab.data import ImageSet
 from marginlab.data.pixels import BUDGET
 from marginlab.losses import outside_ddp
 from marginlab.methods import Method
@@ -38,7 +40,7 @@ from marginlab.train.clipping import clip
 from marginlab.train.monitor import Monitor
 from marginlab.train.preparation import Prepared, dtype_of, own_device, prepared
 from marginlab.train.progress import Progress
-from marginlab.train.recipe import Recipe
+from marginlab.train.recipe import AT_HAND, Recipe
 from marginlab.train.record import Record
 from marginlab.train.rows import Row
 from marginlab.train.sums import Sums
@@ -68,6 +70,7 @@ def fit(
     folder: Path | str,
     monitor: Monitor | None = None,
     *,
+    data: tuple[ImageSet, ImageSet] | None = None,
     root: Path | str | None = None,
     device: torch.device | str | None = None,
     say: Callable[[str], None] | None = None,
@@ -83,6 +86,8 @@ def fit(
         recipe: What to train.
         folder: Where checkpoints, `monitor.csv` and TensorBoard's events are kept. Ranks share it.
         monitor: What to measure during training. None means the default `Monitor()`.
+        data: The training and the test images, where they are at hand, in place of `recipe.data`,
+            which the run folder then records as "at hand". Give them again to resume.
         root: The folder of the data sets. By default MARGINLAB_DATA.
         device: By default this rank's GPU, or the CPU.
         say: Is called with the progress as a line of text. None shows a progress bar on a terminal.
@@ -91,8 +96,7 @@ def fit(
             nor workers change a number, and a run may resume with other values.
         workers: Processes of each rank that decode. By default its share of the cores, at most 8. 0
             decodes in the loop itself. The memory they take is that of 2 workers + 1 batches. A
-            script that streams calls `fit` under `if __name__ == "__main__":`, since workers import
-            it.
+            script that streams calls `fit` under `if __name__ == "__main__":`: workers import it.
         precision_in: The folder whose `precision.json` says in which precision a recipe with
             `precision = "auto"` trains. By default the run folder. Runs that are compared share
             one.
@@ -131,7 +135,9 @@ def fit(
     """
     folder, monitor = Path(folder), monitor or Monitor()
     device = torch.device(device) if device is not None else own_device()
-    reading = {"root": root, "budget": budget, "workers": workers}
+    if data is not None:
+        recipe = replace(recipe, data=AT_HAND)
+    reading = {"root": root, "budget": budget, "workers": workers, "data": data}
     # refuses what it cannot do before the folder is claimed
     ready = prepared(recipe, monitor, folder, device, reading)
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from marginlab.data.streaming import default_workers
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
 from marginlab.train.monitor import Monitor
-from marginlab.train.recipe import Recipe
+from marginlab.train.recipe import AT_HAND, Recipe
 
 
 def together(
@@ -30,7 +30,7 @@ def together(
         recipe: What is trained.
         monitor: What is measured.
         device: Where ranks exchange what they have: cuda for NCCL.
-        reading: root, budget and workers, as in `check`.
+        reading: root, budget, workers and data, as in `check`.
 
     Raises:
         SettingsError: `check` refuses the recipe. Or ranks would train something else than others,
@@ -92,6 +92,7 @@ def check(
     *,
     budget: int = BUDGET,
     workers: int | None = None,
+    data: tuple[ImageSet, ImageSet] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Load the training and test images of a recipe, and refuse images that it cannot train on.
 
@@ -102,28 +103,38 @@ def check(
         root: As in `fit`.
         budget: As in `fit`.
         workers: As in `fit`.
+        data: As in `fit`.
 
     Returns:
         The training images and the test images.
 
     Raises:
         SettingsError: The batch exceeds the images or splits unevenly over micro-batches and ranks,
-            or the two splits differ in their classes.
+            or the two splits differ in their classes. Or images at hand are of another size than
+            the recipe's, or are missing.
     """
     workers = default_workers() if workers is None else workers
-    train, test = (
-        load_images(
-            recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers
+    if data is not None:
+        train, test = _given(data, recipe.image_size)
+    elif recipe.data == AT_HAND:
+        raise SettingsError(
+            "This recipe trains on images at hand, which no name gives back. Give them again: "
+            "fit(recipe, folder, data=(train, test))."
         )
-        for split in ("train", "test")
-    )
+    else:
+        train, test = (
+            load_images(
+                recipe.data, split, root, size=recipe.image_size, budget=budget, workers=workers
+            )
+            for split in ("train", "test")
+        )
     train = train.subset(recipe.images, recipe.seed)
     if 0 < recipe.images < len(train.classes):  # otherwise each class that has images keeps one
         warn_of_absent(train, "train")
     if recipe.batch > len(train):
         raise SettingsError(
             f"A batch of {recipe.batch} is more than the {len(train)} training images of "
-            f"{recipe.data}. Take batch <= {len(train)}."
+            f"{train.name}. Take batch <= {len(train)}."
         )
     if recipe.batch % (recipe.accumulate * ranks.size()):
         raise SettingsError(
@@ -132,8 +143,35 @@ def check(
         )
     if train.classes != test.classes:
         raise SettingsError(
-            f"{recipe.data} has classes {train.classes} in train, but {test.classes} in test. Both "
+            f"{train.name} has classes {train.classes} in train, but {test.classes} in test. Both "
             "want the same."
+        )
+    return train, test
+
+
+def _given(data: tuple[ImageSet, ImageSet], size: int) -> tuple[ImageSet, ImageSet]:
+    """Return a pair of image sets at hand, if it is one, of images of one size."""
+    if (
+        not isinstance(data, tuple | list)
+        or len(data) != 2
+        or not all(isinstance(images, ImageSet) for images in data)
+    ):
+        raise SettingsError(
+            "data is a pair of image sets, (train, test), each a marginlab.data.ImageSet, not "
+            f"{type(data).__name__}."
+        )
+    train, test = data
+    height, width = train.images.shape[2:]
+    if test.images.shape[2:] != train.images.shape[2:]:
+        other = " x ".join(str(side) for side in test.images.shape[2:])
+        raise SettingsError(
+            f"Training images at hand are {height} x {width}, and test images {other}. Resize one "
+            "of them to the size of the other."
+        )
+    if size and (height, width) != (size, size):
+        raise SettingsError(
+            f"image_size = {size} resizes images that are loaded by name. The images at hand are "
+            f"{height} x {width} and stay as they are: leave image_size at 0, or resize them."
         )
     return train, test
 
@@ -180,7 +218,9 @@ def viewable(recipe: Recipe, monitor: Monitor, train: ImageSet) -> None:
     blank = torch.zeros(1, *train.images.shape[1:], dtype=torch.uint8)
     asked = {"augmentation": recipe.make_augmentation()}
     if monitor.augmentation and not monitor.off:
-        asked["the monitor's augmentation"] = settings.call(monitor.augmentation, augment)
+        asked["the monitor's augmentation"] = settings.make(
+            monitor.augmentation, augment, augment.Augmentation
+        )
     for name, augmentation in asked.items():
         try:
             augmentation.views(blank, n_views=1)

@@ -82,11 +82,11 @@ class Monitor:
         far_pairs: Pairs for the true accept rate.
         fars: False accept rates at which the true accept rate is taken.
         measures: More measures of the views of the test images, as calls of `marginlab.measures`:
-            ("Uniformity()", "NeuralCollapse()").
+            ("Uniformity()", "NeuralCollapse()"). Or their classes, or `functools.partial` of them.
         bounds: Record what the theorems say of the test images, and what is certified from the
             training images, of them and of the test images.
-        augmentation: Augmentation of the views that are measured, as a call of `marginlab.augment`.
-            By default that of the training.
+        augmentation: Augmentation of the views that are measured, as an object or as a call of
+            `marginlab.augment`. By default that of the training.
         k: Neighbours that vote in kNN. In a smaller bank all do.
         off: Measure nothing, at no epoch; see `none`.
     """
@@ -104,9 +104,9 @@ class Monitor:
     folds: int = 10
     far_pairs: int = 200_000
     fars: tuple[float, ...] = (0.01, 0.001)
-    measures: tuple[str, ...] = ()
+    measures: tuple[settings.Choice[Measure], ...] = ()
     bounds: bool = False
-    augmentation: str = ""
+    augmentation: settings.Choice[Augmentation] = ""
     k: int = 200
     off: bool = False
 
@@ -154,7 +154,7 @@ class Monitor:
         for text in self.measures:
             self._measure(text, classes=2, dim=2)
         if self.augmentation:
-            settings.call(self.augmentation, augment)
+            settings.make(self.augmentation, augment, Augmentation)
         if any(not 0 <= epsilon < math.inf for epsilon in self.epsilons):
             raise SettingsError(f"The monitor's epsilons are distances, not {self.epsilons}.")
         for far in self.fars:
@@ -246,7 +246,7 @@ class Monitor:
         if self.off:
             return []
         if self.augmentation:
-            augmentation = settings.call(self.augmentation, augment)
+            augmentation = settings.make(self.augmentation, augment, Augmentation)
         with evaluating(method):
             device = device_of(method)
             return self._rows(method, augmentation, train, test, epoch, device, last=last)
@@ -321,13 +321,9 @@ class Monitor:
         return rows
 
     @staticmethod
-    def _measure(text: str, classes: int, dim: int) -> Measure:
-        made = settings.call(text, measures, offered={"num_classes": classes, "dim": dim})
-        if not isinstance(made, Measure):
-            raise SettingsError(
-                f"{text!r} is no measure of features. The monitor takes such as 'Uniformity()'."
-            )
-        return made
+    def _measure(text: settings.Choice[Measure], classes: int, dim: int) -> Measure:
+        offered = {"num_classes": classes, "dim": dim}
+        return settings.make(text, measures, Measure, offered=offered)
 
     def _watched(self, images: ImageSet) -> ImageSet:
         """Return the images of the watched classes only, or all images if there are no more.

@@ -53,7 +53,7 @@ def prepared(
         folder: The run folder. Where it holds no checkpoint, the weights of `recipe.start` are
             loaded.
         device: Where the method is put.
-        reading: root, budget and workers, as in `check`.
+        reading: root, budget, workers and data, as in `check`.
     """
     train, test, unseen = together(recipe, monitor, device, reading)
     method = recipe.make_method(len(train.classes))

@@ -8,44 +8,57 @@ has the numbers. A run records in `machines.csv` where it was computed, a study 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from marginlab import augment, methods, models, optim, settings
 from marginlab.rng import Key
-from marginlab.settings import SettingsError
+from marginlab.settings import Choice, SettingsError
 from marginlab.train.precision import AUTO, PRECISIONS
+
+AT_HAND = "at hand"  # the data of a recipe whose images were given to `fit`
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of one training: the data, the method, the optimizer and the schedule.
 
-    Choices among classes are strings in call notation. `Recipe()` is the paper's SimCLR (Huang et
-    al. 2023, section 5), except for its data.
+    A choice among classes is a string in call notation. From Python it may be an object, whose
+    text is kept: `optimizer=SGD(lr=0.1)`. A backbone and a method get more arguments at training,
+    and weights, so they are given as the class, or as the class with its arguments:
+    `method=functools.partial(SimCLR, temperature=0.1)`.
+
+    `Recipe()` is the paper's SimCLR (Huang et al. 2023, section 5), except for its data.
+
+    Example:
+        >>> from functools import partial
+        >>> Recipe(method=partial(methods.SimCLR, temperature=0.1), optimizer=optim.LARS()).method
+        'SimCLR(temperature=0.1)'
     """
 
     data: str = "shapes"
-    """Name of a data set for `marginlab.data.load`: shapes, cifar10, npz:PATH, folder:PATH, ..."""
+    """Name of a data set for `marginlab.data.load`: shapes, cifar10, npz:PATH, folder:PATH, ...
+
+    It is "at hand" in the record of a run whose images were given to `fit`.
+    """
     image_size: int = 0
     """Resize images to this side; 0 keeps their own."""
     images: int = 0
     """Train on a class-balanced choice of so many images; 0 takes all."""
-    augmentation: str = "Augmentation('abcde', strength=0.5)"
-    """A class of marginlab.augment.
+    augmentation: Choice[augment.Augmentation] = "Augmentation('abcde', strength=0.5)"
+    """An augmentation of marginlab.augment.
 
     A list of single operations may hold operations of your own:
     "Augmentation(('ResizedCrop()', 'package.module:Mine(p=0.5)'))".
     """
-    backbone: str = "Backbone('resnet18', stem='cifar')"
+    backbone: Choice[nn.Module] = "Backbone('resnet18', stem='cifar')"
     """A class of marginlab.models, or a module of your own: "package.module:Net(depth=3)"."""
-    method: str = "SimCLR(temperature=0.5)"
+    method: Choice[methods.Method] = "SimCLR(temperature=0.5)"
     """A class of marginlab.methods, or a Method of your own: "package.module:Mine(size=2)"."""
-    optimizer: str = "SGD(lr=0.06, momentum=0.9, weight_decay=0.0005)"
-    """A class of marginlab.optim."""
-    schedule: str = "WarmupCosine(warmup=0.05)"
+    optimizer: Choice[optim.OptimizerSettings] = "SGD(lr=0.06, momentum=0.9, weight_decay=0.0005)"
+    """An optimizer of marginlab.optim."""
+    schedule: Choice[optim.Schedule] = "WarmupCosine(warmup=0.05)"
     """A schedule of marginlab.optim."""
     epochs: int = 200
     """Passes over the images. The last, incomplete batch of each pass is left out."""
@@ -86,9 +99,10 @@ class Recipe:
         if hasattr(self.data, "images") and hasattr(self.data, "labels"):
             raise SettingsError(
                 "data is the name of a set, since a recipe is a text that trains the same again; "
-                f"here it is a {type(self.data).__name__} of {len(self.data)} images. Write them "
-                "to a file and name it: numpy.savez('own.npz', images=..., labels=...), images "
-                "(N, H, W, 3) uint8, and data='npz:own.npz'."
+                f"here it is a {type(self.data).__name__} of {len(self.data)} images. Give images "
+                "at hand to fit(recipe, folder, data=(train, test)). Or write them to a file and "
+                "name it: numpy.savez('own.npz', images=..., labels=...), images (N, H, W, 3) "
+                "uint8, and data='npz:own.npz'."
             )
         settings.check(self)
         for name, least in (
@@ -126,32 +140,15 @@ class Recipe:
 
     def make_augmentation(self) -> augment.Augmentation:
         """Make the augmentation of training views."""
-        made: augment.Augmentation = settings.call(self.augmentation, augment)
-        if not hasattr(made, "views"):
-            raise SettingsError(
-                f"{self.augmentation!r} is one operation; put it into Augmentation(...)."
-            )
-        return made
+        return settings.make(self.augmentation, augment, augment.Augmentation)
 
-    def make_optimizer(self) -> methods.MakeOptimizer:
+    def make_optimizer(self) -> optim.OptimizerSettings:
         """Make the function that maps parameters to their optimizer."""
-        kind = getattr(optim, self.optimizer.partition("(")[0].strip(), None)
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-            raise SettingsError(
-                f"{self.optimizer!r} is made by a method for its class centers. A recipe takes "
-                "SGD(...) or AdamW(...), whose values they get."
-            )
-        made = settings.call(self.optimizer, optim)
-        if isinstance(made, optim.Schedule):
-            raise SettingsError(f"{self.optimizer!r} is a schedule, not an optimizer.")
-        return made  # type: ignore[no-any-return]
+        return settings.make(self.optimizer, optim, optim.OptimizerSettings)
 
-    def make_schedule(self) -> Any:
+    def make_schedule(self) -> optim.Schedule:
         """Make the function that maps (step, steps) to the factor on the learning rate."""
-        made = settings.call(self.schedule, optim)
-        if not isinstance(made, optim.Schedule):
-            raise SettingsError(f"{self.schedule!r} is an optimizer, not a schedule.")
-        return made
+        return settings.make(self.schedule, optim, optim.Schedule)
 
     def make_method(self, num_classes: int = 2) -> methods.Method:
         """Make the untrained method.
@@ -164,20 +161,20 @@ class Recipe:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Key(self.seed).named("weights").word())
-            backbone = settings.call(self.backbone, models, kind=nn.Module)
-            if settings.OWN.fullmatch(self.backbone) is not None:
-                try:
-                    backbone = models.OwnBackbone(backbone)
-                except ValueError as error:
-                    raise SettingsError(f"{self.backbone!r} is not a backbone: {error}") from error
-            if not isinstance(backbone, models.Backbone):
-                raise SettingsError(f"{self.backbone!r} is not a backbone.")
+            backbone = self._make_backbone()
             offered = {"num_classes": num_classes}
-            made: methods.Method = settings.call(
-                self.method, methods, backbone, kind=methods.Method, offered=offered
-            )
+            made = settings.make(self.method, methods, methods.Method, backbone, offered=offered)
         if self.accumulate > 1 and made.undivided:
             raise SettingsError(
                 f"accumulate = {self.accumulate} takes a step in parts, but {made.undivided}"
             )
         return made
+
+    def _make_backbone(self) -> models.Backbone:
+        if settings.OWN.fullmatch(str(self.backbone)) is None:
+            return settings.make(self.backbone, models, models.Backbone)
+        net = settings.make(self.backbone, models, nn.Module)
+        try:
+            return models.OwnBackbone(net)
+        except ValueError as error:
+            raise SettingsError(f"{self.backbone!r} is not a backbone: {error}") from error

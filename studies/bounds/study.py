@@ -155,10 +155,11 @@ def check(chosen: Settings) -> str:
     for cell in cells(chosen):
         recipe = _recipe(cell, chosen)
         train, test = check_data(recipe)
-        settings.call(
+        settings.make(
             recipe.method,
             rooms,
-            settings.call(recipe.backbone, models),
+            rooms.Method,
+            settings.make(recipe.backbone, models, models.Backbone),
             offered={"num_classes": len(train.classes)},
         )
         digest = f"{train.digest()} {test.digest()}"

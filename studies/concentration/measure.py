@@ -105,7 +105,7 @@ def concentrate(measured: Measured, *, folder: Path) -> dict[str, Any]:
     The result is curves, their control, convergence in V, and the anchor form; pictures go into the
     folder. Under torchrun each rank measures all of it, alike.
     """
-    augmentation = settings.call(measured.augmentation, augment)
+    augmentation = settings.make(measured.augmentation, augment, augment.Augmentation)
     parts = blocks(measured)
     n = len(parts[0].images) // len(parts[0].images.classes)
     clean = _Clean.of(parts[0].images.images[:, None].float() / 255, parts[0].images.labels)
@@ -166,7 +166,7 @@ def encoded(measured: Measured, training: str, *, folder: Path) -> dict[str, Any
     `training` is the folder, under once/, of its training.
     """
     method = marginlab.train.load(folder.parent / training / "run")
-    augmentation = settings.call(measured.augmentation, augment)
+    augmentation = settings.make(measured.augmentation, augment, augment.Augmentation)
     part = blocks(measured)[0]
     n = len(part.images) // len(part.images.classes)
 

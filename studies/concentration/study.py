@@ -205,13 +205,7 @@ def check(chosen: Settings) -> str:
 
 @functools.cache
 def _stem(backbone: str) -> str:
-    made = settings.call(backbone, models)
-    if not isinstance(made, models.Backbone):
-        raise settings.SettingsError(
-            f"{backbone!r} is no backbone. Write such as Backbone('resnet18', stem='strided', "
-            "width=0.25)."
-        )
-    return made.stem
+    return settings.make(backbone, models, models.Backbone).stem
 
 
 def _augmentations(grid: str, chosen: Settings) -> list[tuple[str, float]]:

@@ -28,7 +28,7 @@ from marginlab.augment import (
 from marginlab.augment.geometry import Box, Coin
 from marginlab.augment.operation import Searchable
 from marginlab.rng import Key
-from marginlab.settings import SettingsError, call
+from marginlab.settings import SettingsError, make
 
 
 def smooth(number, height, width, seed=0):
@@ -539,12 +539,12 @@ def test_what_does_not_fit_is_refused(change, sentence, unchecked):
 def test_the_names_of_the_search_are_no_operations_in_call_notation():
     for text, sentence in (
         ("sharpen()", "names no class"),
-        ("Sharpened()", "cannot be made"),
-        ("Sharpened(1, 2, {}, {})", "is no operation"),
+        ("Sharpened()", "is no Operation"),
+        ("Sharpened(1, 2, {}, {})", "is no Operation"),
     ):
         with pytest.raises(SettingsError, match=sentence):
             Augmentation((text,))
-    assert call("ResizedCrop(scale=(0.2, 1.0))", augment) == ResizedCrop(scale=(0.2, 1.0))
+    assert make("ResizedCrop(scale=(0.2, 1.0))", augment, object) == ResizedCrop(scale=(0.2, 1.0))
 
 
 @pytest.mark.parametrize(("letters", "most"), [("ad", 0.6), ("ac", 0.8), ("bc", 1.0)])

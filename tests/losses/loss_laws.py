@@ -12,7 +12,7 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 
 import marginlab.losses
-from marginlab.settings import call
+from marginlab.settings import make
 from marginlab.testing.loss_laws import permutation, ranks, symmetry
 from marginlab.testing.strategies import seeds
 
@@ -97,7 +97,7 @@ class LossLaws:
         z1, z2, _ = draw_views(data, 4)
         module = self.module(**arguments)
         assert torch.equal(module(z1, z2), type(self).function(z1, z2, **arguments))
-        again = self.of_views(call(repr(module), marginlab.losses))
+        again = self.of_views(make(repr(module), marginlab.losses, torch.nn.Module))
         assert repr(again) == repr(module)
         assert torch.equal(module(z1, z2), again(z1, z2))
 

@@ -30,9 +30,9 @@ MARGINS = [
 
 
 def make(text):
-    from marginlab.settings import call
+    from marginlab.settings import make
 
-    return call(text, margins)
+    return make(text, margins, margins.Margin)
 
 
 def naive(

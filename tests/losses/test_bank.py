@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import marginlab.losses
 from marginlab.losses import EmbeddingBank, InfoNCE, SupCon
 from marginlab.losses.functional import info_nce, sup_con
-from marginlab.settings import call
+from marginlab.settings import make
 
 
 def drawn(*shape, seed=0):
@@ -63,7 +63,7 @@ def test_extra_only_is_its_formula_in_value_and_gradient(data):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     module = InfoNCE(negatives="extra_only", budget=budget, **arguments)
     assert torch.equal(module(z1, z2, extra), got[0])
-    again = call(repr(module), marginlab.losses)
+    again = make(repr(module), marginlab.losses, torch.nn.Module)
     assert torch.equal(again(z1, z2, extra), got[0])
 
 
@@ -148,7 +148,7 @@ def test_the_bank_goes_on_from_its_state():
         one.push(drawn(4, 2, seed=1), torch.arange(3, 7))
     for a, b in zip(bank.references(), again.references(), strict=True):
         assert torch.equal(a, b)
-    assert repr(call(repr(bank), marginlab.losses)) == repr(bank)
+    assert repr(make(repr(bank), marginlab.losses, torch.nn.Module)) == repr(bank)
 
 
 def test_half_precision_is_not_followed_and_nothing_infinite_is_kept():

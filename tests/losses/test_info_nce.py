@@ -13,7 +13,7 @@ import marginlab.losses
 from marginlab import ranks
 from marginlab.losses import InfoNCE
 from marginlab.losses.functional import info_nce
-from marginlab.settings import call
+from marginlab.settings import make
 
 
 def naive(
@@ -267,7 +267,7 @@ class TestInfoNCE(LossLaws):
         torch.testing.assert_close(
             float(module.log_scale.grad), -float(temperature * got[1][0]), rtol=1e-4, atol=1e-4
         )
-        again = call(repr(module), marginlab.losses)
+        again = make(repr(module), marginlab.losses, torch.nn.Module)
         assert repr(again) == repr(module)
         assert torch.equal(again.log_scale, module.log_scale)
         assert again.state_dict().keys() == {"log_scale"}

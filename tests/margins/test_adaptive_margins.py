@@ -263,7 +263,7 @@ def test_elasticface_can_draw_a_negative_margin():
 @pytest.mark.usefixtures("unchecked")
 def test_settings_that_cannot_be_are_refused(text):
     with pytest.raises(settings.SettingsError, match="cannot be made"):
-        settings.call(text, margins)
+        settings.make(text, margins, margins.Margin)
 
 
 @pytest.mark.parametrize(
@@ -286,4 +286,4 @@ def test_numbers_that_are_not_finite_are_refused_by_the_margin_itself(make, x):
 @pytest.mark.parametrize("text", ["MagFace(10, 1e999)", "CosFace(1e999)", "CombinedMargin(1e999)"])
 def test_and_in_a_text_by_the_settings(text):
     with pytest.raises(settings.SettingsError, match="holds inf, which is no finite number"):
-        settings.call(text, margins)
+        settings.make(text, margins, margins.Margin)

@@ -225,7 +225,9 @@ def test_float32_agrees_with_float64(triple):
 
 @named
 def test_straight_through_has_the_same_value_and_the_slope_one(margin):
-    same = settings.call(repr(margin).replace("'exact'", "'straight_through'"), margins)
+    same = settings.make(
+        repr(margin).replace("'exact'", "'straight_through'"), margins, margins.Margin
+    )
     assert torch.equal(same.value(grid(51)), margin.value(grid(51)))
     assert torch.equal(same.derivative(grid(51)), torch.ones(51, dtype=torch.float64))
 
@@ -254,7 +256,7 @@ def test_no_number_stays_none():
 )
 def test_margins_that_cannot_be_are_refused(text):
     with pytest.raises(settings.SettingsError, match="cannot be made"):
-        settings.call(text, margins)
+        settings.make(text, margins, margins.Margin)
 
 
 def test_degrees_are_told_apart():

@@ -49,7 +49,7 @@ def batch(rows=40, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize("gradient", ["exact", "straight_through"])
 def test_its_repr_reads_back(margin, gradient):
     text = repr(margin).replace("'exact'", f"'{gradient}'")
-    again = settings.call(text, margins)
+    again = settings.make(text, margins, margins.Margin)
     assert (repr(again), again.gradient, type(again)) == (text, gradient, type(margin))
     assert torch.equal(again.targets(*batch()).value, copy.deepcopy(margin).targets(*batch()).value)
 
@@ -99,7 +99,9 @@ def test_its_slope_is_the_derivative_of_its_value(margin, seed):
 def test_straight_through_changes_the_slope_alone(margin):
     exact, through = (
         copy.deepcopy(margin),
-        settings.call(repr(margin).replace("'exact'", "'straight_through'"), margins),
+        settings.make(
+            repr(margin).replace("'exact'", "'straight_through'"), margins, margins.Margin
+        ),
     )
     for one, other in zip(
         through.targets(*batch())._replace(slope=None),
@@ -149,7 +151,7 @@ def test_its_state_is_saved_and_goes_on(margin):
     margin = copy.deepcopy(margin).train()
     for seed in range(3):
         margin.targets(*batch(seed=seed))
-    again = settings.call(repr(margin), margins)
+    again = settings.make(repr(margin), margins, margins.Margin)
     again.load_state_dict(margin.state_dict())
     pickled = pickle.loads(pickle.dumps(margin))
     for one, other, third in zip(
@@ -201,7 +203,7 @@ def test_an_unknown_gradient_is_refused():
         settings.SettingsError,
         match=r"gradient is not 'straight': did you mean 'straight_through'\?",
     ):
-        settings.call("ArcFace(0.5, gradient='straight')", margins)
+        settings.make("ArcFace(0.5, gradient='straight')", margins, margins.Margin)
 
 
 def test_a_text_names_margins_only():

@@ -343,8 +343,11 @@ def without_batch_norm(kind):
         method.head[0][1] = method.head[1] = method.predictor[1] = torch.nn.Identity()
         return method
     torch.manual_seed(0)
-    return settings.call(
-        kind, methods, Backbone("resnet18", stem="strided", width=0.125, norm="group")
+    return settings.make(
+        kind,
+        methods,
+        methods.Method,
+        Backbone("resnet18", stem="strided", width=0.125, norm="group"),
     ).double()
 
 
@@ -396,8 +399,12 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_repr_is_the_call_that_made_it(text):
-    made = settings.call(
-        text, methods, Backbone("resnet18", stem="strided", width=0.125), offered={"num_classes": 5}
+    made = settings.make(
+        text,
+        methods,
+        methods.Method,
+        Backbone("resnet18", stem="strided", width=0.125),
+        offered={"num_classes": 5},
     )
     assert repr(made) == text
     assert made.n_views == 2
@@ -432,7 +439,9 @@ def test_mocos_and_simsiams_defaults_are_the_papers():
 )
 def test_methods_that_cannot_be_are_refused(text, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        settings.call(text, methods, Backbone("resnet18", stem="strided", width=0.125))
+        settings.make(
+            text, methods, methods.Method, Backbone("resnet18", stem="strided", width=0.125)
+        )
 
 
 # --- training

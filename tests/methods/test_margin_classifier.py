@@ -145,8 +145,8 @@ def test_initial_centers_and_samples_follow_torchs_seed():
 )
 def test_its_repr_reads_back(text):
     backbone = Backbone("resnet18", stem="strided", width=0.125)
-    made = settings.call(text, methods, backbone, offered={"num_classes": 5})
-    again = settings.call(repr(made), methods, backbone, offered={"num_classes": 5})
+    made = settings.make(text, methods, methods.Method, backbone, offered={"num_classes": 5})
+    again = settings.make(repr(made), methods, methods.Method, backbone, offered={"num_classes": 5})
     assert repr(again) == repr(made)
     assert type(again.classifier) is type(made.classifier)
     assert made.classifier.num_classes == 5
@@ -155,9 +155,10 @@ def test_its_repr_reads_back(text):
 
 
 def test_its_defaults_are_those_of_arcface():
-    made = settings.call(
+    made = settings.make(
         "MarginClassifier()",
         methods,
+        methods.Method,
         Backbone("resnet18", stem="strided", width=0.125),
         offered={"num_classes": 5},
     )
@@ -188,9 +189,10 @@ def test_its_defaults_are_those_of_arcface():
 )
 def test_what_cannot_be_is_refused(text, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        settings.call(
+        settings.make(
             text,
             methods,
+            methods.Method,
             Backbone("resnet18", stem="strided", width=0.125),
             offered={"num_classes": 5},
         )
@@ -202,7 +204,7 @@ def test_two_view_methods_ask_for_two_views_and_no_number_of_classes():
         ("SimCLR(hidden=8, dim=8)", SimCLR),
         ("BarlowTwins(hidden=8, dim=8)", BarlowTwins),
     ):
-        made = settings.call(text, methods, backbone, offered={"num_classes": 5})
+        made = settings.make(text, methods, methods.Method, backbone, offered={"num_classes": 5})
         assert isinstance(made, kind)
         assert made.n_views == 2
 

@@ -79,7 +79,7 @@ def test_group_normalisation_leaves_images_to_themselves():
         backbone = Backbone("resnet18", stem="strided", width=0.25, norm=norm).double()
         together, one = backbone(images.double()), backbone(images[:1].double())
         assert torch.allclose(together[:1], one) == alone
-        assert settings.call(repr(backbone), models).norm == norm
+        assert settings.make(repr(backbone), models, Backbone).norm == norm
     groups = {
         (module.num_channels, module.num_groups)
         for module in backbone.modules()
@@ -97,7 +97,7 @@ def test_a_smooth_activation_takes_every_place_of_the_other():
     }
     for kind, other in (("relu", "SiLU"), ("silu", "ReLU")):
         assert [type(module).__name__ for module in made[kind].modules()].count(other) == 0
-        assert settings.call(repr(made[kind]), models).activation == kind
+        assert settings.make(repr(made[kind]), models, Backbone).activation == kind
     counts = [
         sum(isinstance(module, torch.nn.ReLU | torch.nn.SiLU) for module in backbone.modules())
         for backbone in made.values()
@@ -108,7 +108,7 @@ def test_a_smooth_activation_takes_every_place_of_the_other():
 
 
 def test_its_repr_reads_back():
-    made = settings.call(repr(Backbone("resnet18", stem="strided", width=0.25)), models)
+    made = settings.make(repr(Backbone("resnet18", stem="strided", width=0.25)), models, Backbone)
     assert (made.name, made.stem, made.width, made.dim) == ("resnet18", "strided", 0.25, 128)
 
 

@@ -21,7 +21,7 @@ from marginlab.models import Backbone, IResNet, OwnBackbone, export, to_onnx
     ],
 )
 def test_another_runtime_gives_the_same_features(tmp_path, text, side):
-    backbone = settings.call(text, models).train()
+    backbone = settings.make(text, models, models.Backbone).train()
     backbone(torch.rand(4, 3, side or backbone.image_size, side or backbone.image_size))
     path = to_onnx(backbone, tmp_path / "model.onnx", image_size=side)
     assert backbone.training

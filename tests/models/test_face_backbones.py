@@ -30,12 +30,12 @@ from marginlab.train import Recipe
 )
 def test_sizes_are_the_published_ones(text, parameters, giga):
     with torch.device("meta"):
-        backbone = settings.call(text, models).eval()
+        backbone = settings.make(text, models, models.Backbone).eval()
         images = torch.empty(2, 3, 112, 112)
         with FlopCounterMode(display=False) as counter:
             assert backbone(images).shape == (2, 512)
         maps = backbone.feature_map(images).shape
-        assert repr(settings.call(repr(backbone), models)) == repr(backbone)
+        assert repr(settings.make(repr(backbone), models, models.Backbone)) == repr(backbone)
     assert maps[2:] == ((12, 12) if "ViT" in text else (7, 7))
     assert sum(p.numel() for p in backbone.parameters()) == parameters
     # two images, two operations a multiply-add; the tables also count what is no product
@@ -211,7 +211,7 @@ def test_training_hides_tokens_and_recomputation_changes_nothing():
     "text", ["IResNet(18, width=0.25, image_size=8)", "MobileFaceNet(image_size=8)"]
 )
 def test_maps_of_one_pixel_have_finite_gradients_in_bfloat16(text):
-    backbone = settings.call(text, models).to(memory_format=torch.channels_last)
+    backbone = settings.make(text, models, models.Backbone).to(memory_format=torch.channels_last)
     layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
     assert {type(layer) for layer in layers} == {Convolution}
     images = torch.rand(8, 3, 8, 8).contiguous(memory_format=torch.channels_last)
@@ -266,7 +266,7 @@ def test_a_recipe_trains_one_without_an_embedding_layer():
 )
 def test_what_cannot_be_made_is_refused(text, sentence):
     with pytest.raises(settings.SettingsError, match=sentence):
-        settings.call(text, models)
+        settings.make(text, models, models.Backbone)
 
 
 def test_images_of_another_size_are_refused():

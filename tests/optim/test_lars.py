@@ -151,7 +151,7 @@ def test_values_of_lars_that_cannot_be_are_refused(text):
     with pytest.raises(
         settings.SettingsError, match=r"wants a finite lr > 0, momentum in \[0, 1\)"
     ):
-        settings.call(text, optim)
+        settings.make(text, optim, object)
 
 
 def test_the_published_ratio_steps_further_by_the_share_of_lengths_that_cancel():
@@ -164,7 +164,7 @@ def test_the_published_ratio_steps_further_by_the_share_of_lengths_that_cancel()
         steps.append(float((weight.detach() - w).norm()))
     assert steps[1] / steps[0] == pytest.approx(2**0.5)
     with pytest.raises(settings.SettingsError, match="ratio"):
-        settings.call("LARS(ratio='publish')", optim)
+        settings.make("LARS(ratio='publish')", optim, object)
 
 
 def test_the_published_ratio_at_the_usual_decay_steps_further_by_0_0021_at_most():
@@ -180,4 +180,4 @@ def test_the_published_ratio_at_the_usual_decay_steps_further_by_0_0021_at_most(
 @given(st.floats(1e-6, 10), st.floats(0, 0.99), st.floats(0, 1), st.floats(1e-6, 1))
 def test_its_repr_reads_back(lr, momentum, weight_decay, trust):
     made = LARS(lr, momentum, weight_decay, trust)
-    assert settings.call(repr(made), optim) == made
+    assert settings.make(repr(made), optim, object) == made

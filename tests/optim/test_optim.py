@@ -79,7 +79,7 @@ REFUSED = (
 @pytest.mark.parametrize("text", REFUSED.split("; "))
 def test_values_that_cannot_be_are_refused(text, unchecked):
     with pytest.raises(settings.SettingsError, match=r"cannot be made: .* wants | is "):
-        settings.call(text, optim)
+        settings.make(text, optim, object)
 
 
 @given(st.floats(1e-6, 10), st.floats(0, 0.99), st.floats(0, 1), st.booleans())
@@ -89,4 +89,4 @@ def test_reprs_read_back(lr, momentum, weight_decay, nesterov):
         AdamW(lr, (momentum, 0.99), weight_decay=weight_decay),
         WarmupPolynomial(momentum, lr),
     ):
-        assert settings.call(repr(made), optim) == made
+        assert settings.make(repr(made), optim, object) == made

@@ -17,7 +17,7 @@ def head_and_optimizer(setup, group=None):
     head = PartialFC(
         setup.C,
         setup.dim,
-        margin=settings.call(setup.margin, margins),
+        margin=settings.make(setup.margin, margins, margins.Margin),
         subcenters=setup.subcenters,
         sample_rate=setup.sample_rate,
         label_smoothing=setup.label_smoothing,

@@ -190,7 +190,7 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
         (["--sharpened", "1"], "leaves it out"),
         (["--bank", "1"], "bank is 0"),
         (["--measure-every", "-5"], "every is at least 0"),
-        (["--backbone", "Projector((2,3))"], "is no backbone"),
+        (["--backbone", "Projector((2,3))"], "is no Backbone"),
         (["--preset", "cifar11"], "did you mean 'cifar10"),
     ],
 )

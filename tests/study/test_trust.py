@@ -171,7 +171,7 @@ class Settings:
     view: str = "Augmentation(('mine_views:Op()',))"
 headline = ("value",)
 def _made(text):
-    return settings.call(text, augment)
+    return settings.make(text, augment, augment.Augmentation)
 def cells(chosen):
     return [{"i": 0}]
 def run(cell):
@@ -194,7 +194,7 @@ def test_code_of_ones_own_in_a_run_is_named_by_its_user(shelf, monkeypatch, caps
 
     def forget():
         _forget()
-        monkeypatch.setattr("marginlab.settings._NAMED", set())
+        monkeypatch.setattr("marginlab.settings.trust._NAMED", set())
 
     forget()
     with pytest.raises(SettingsError, match=r"code=\('mine_views',\) in load and open_run"):

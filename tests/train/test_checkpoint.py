@@ -335,12 +335,12 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "code" / f"{name}.py").write_text(OWN.replace("OWNMODULE", name))
     monkeypatch.syspath_prepend(tmp_path / "code")
     yield name
-    settings._NAMED.discard(name)
+    settings.trust._NAMED.discard(name)
     sys.modules.pop(name, None)
 
 
 def forget(module, tmp_path):
-    settings._NAMED.discard(module)
+    settings.trust._NAMED.discard(module)
     sys.modules.pop(module, None)
     (tmp_path / "code" / "imported").unlink(missing_ok=True)
 
@@ -379,8 +379,8 @@ def test_what_is_no_method_is_not_made_by_a_name(module, tmp_path, text, words):
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_in_a_setting_that_takes_none_is_refused():
-    with pytest.raises(SettingsError, match="names code of one's own, which this setting does not"):
+def test_a_class_that_is_no_optimizer_is_not_made_by_a_name():
+    with pytest.raises(SettingsError, match="has a Popen that is no OptimizerSettings"):
         replace(RECIPE, optimizer="subprocess:Popen('true')")
 
 

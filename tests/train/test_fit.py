@@ -20,11 +20,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marginlab import settings
+from marginlab.data import load as load_images
 from marginlab.methods import MarginClassifier
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
 from marginlab.train.checkpoint import latest, restore
 from marginlab.train.fit import _Loop
+from marginlab.train.images import check
 from marginlab.train.keeping import start
 
 SMALL = Recipe(
@@ -230,7 +232,7 @@ def test_a_folder_of_another_recipe_is_refused(whole, tmp_path):
         ),
         ({"data": "shape"}, ValueError, "did you mean 'shapes'"),
         ({"backbone": "Backbone('resnt18')"}, SettingsError, "timm has no model 'resnt18'"),
-        ({"backbone": "Projector((2, 3))"}, SettingsError, "is not a backbone"),
+        ({"backbone": "Projector((2, 3))"}, SettingsError, "is no Backbone"),
         ({"method": "SimCRL()"}, SettingsError, "did you mean 'SimCLR'"),
         (
             {"method": "MarginClassifier(margin='ElasticFace(plus=True)')", "accumulate": 2},
@@ -272,9 +274,12 @@ def test_a_view_for_each_rank_is_too_few_for_batch_normalisation(pool, tmp_path)
         ({"batch": 10, "accumulate": 10}, "have at least 2 images, not 10 / 10 = 1"),
         ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"augmentation": "Augmentation('az')"}, "z"),
-        ({"augmentation": "HorizontalFlip()"}, "one operation"),
-        ({"optimizer": "WarmupCosine()"}, "is a schedule"),
-        ({"schedule": "SGD()"}, "is an optimizer"),
+        (
+            {"augmentation": "HorizontalFlip()"},
+            "is no Augmentation: marginlab.augment has Augmentation",
+        ),
+        ({"optimizer": "WarmupCosine()"}, "is no OptimizerSettings: marginlab.optim has LARS"),
+        ({"schedule": "SGD()"}, "is no Schedule: "),
         ({"optimizer": "SGD(lr=-1)"}, "lr > 0"),
     ],
 )
@@ -575,3 +580,50 @@ def test_images_of_a_size_that_a_backbone_does_not_take_are_refused_before_work(
     assert method.encode(torch.rand(2, 3, 32, 32)).shape == (2, 192)
     with pytest.raises(SettingsError, match="cannot be made"):
         replace(SMALL, backbone="Backbone(image_size=32)").make_method()
+
+
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory):
+    """Image sets at hand, and a run on them."""
+    sets = load_images("shapes", "train").subset(96, SMALL.seed), load_images("shapes", "test")
+    short = replace(SMALL, images=0, epochs=1)
+    run = fit(short, tmp_path_factory.mktemp("hand") / "run", Monitor.none(), data=sets, say=quiet)
+    return short, sets, run
+
+
+def test_images_at_hand_train_as_those_of_the_same_name(at_hand, tmp_path):
+    short, sets, run = at_hand
+    assert settings.read(Recipe, run.folder / "recipe.toml") == replace(short, data="at hand")
+    named = fit(replace(short, images=96), tmp_path / "run", Monitor.none(), say=quiet)
+    assert torch.equal(weights(run.method), weights(named.method))
+    assert (run.folder / "images.txt").read_text() == (named.folder / "images.txt").read_text()
+    assert load(run.folder).classes == sets[0].classes
+    again = fit(short, run.folder, Monitor.none(), data=sets, say=quiet)
+    assert torch.equal(weights(again.method), weights(run.method))
+
+
+def test_a_run_on_images_at_hand_goes_on_with_them_only(at_hand):
+    short, (train, test), run = at_hand
+    others = replace(train, images=255 - train.images)
+    with pytest.raises(SettingsError, match="on other images: those at hand are not those that"):
+        fit(short, run.folder, Monitor.none(), data=(others, test), say=quiet)
+    with pytest.raises(SettingsError, match=r"a run on images at hand\. Give them again"):
+        fit(short, run.folder, Monitor.none(), say=quiet)
+    with pytest.raises(SettingsError, match="images at hand, which no name gives back"):
+        fit(replace(short, data="at hand"), run.folder, Monitor.none(), say=quiet)
+
+
+def test_images_at_hand_that_do_not_fit_are_refused(at_hand, tmp_path, unchecked):
+    short, (train, test), _ = at_hand
+    small = replace(test, images=test.images[..., :16, :16].contiguous())
+    for recipe, data, sentence in (
+        (replace(short, image_size=16), (train, test), "image_size = 16 .* at hand are 32 x 32"),
+        (short, (train, small), "at hand are 32 x 32, and test images 16 x 16"),
+        (short, train, "data is a pair of image sets, .* not ImageSet"),
+        (short, (train, test.images), "data is a pair of image sets"),
+        (replace(short, batch=98), (train, test), "more than the 96 training images"),
+    ):
+        with pytest.raises(SettingsError, match=sentence):
+            fit(recipe, tmp_path / "run", Monitor.none(), data=data, say=quiet)
+    assert not (tmp_path / "run").exists()
+    assert check(replace(short, image_size=32), data=(train, test)) == (train, test)

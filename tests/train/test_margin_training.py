@@ -320,7 +320,7 @@ def test_the_command_knows_shipped_recipes_by_name_and_a_monitor_in_call_notatio
     assert (
         main(["cifar10-arcface", "--folder", str(tmp_path / "other"), "--measure", "Recipe()"]) == 2
     )
-    assert "is no monitor" in capsys.readouterr().err
+    assert "is no Monitor" in capsys.readouterr().err
 
 
 def _steps(group, rank, images, labels, sampled):

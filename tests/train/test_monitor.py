@@ -144,7 +144,7 @@ def test_settings_that_measure_nothing_are_refused(changes, sentence):
 
 
 def test_a_monitor_in_call_notation_reads_back():
-    assert settings.call(repr(PAIRS), train) == PAIRS
+    assert settings.make(repr(PAIRS), train, Monitor) == PAIRS
 
 
 def test_of_many_classes_the_watched_ones_are_measured_and_nearest_neighbours_are_of_all():

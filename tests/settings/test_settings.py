@@ -107,12 +107,12 @@ def test_a_refused_flag_value_is_a_settings_error():
 @given(st.floats(1e-3, 1e3), st.text(st.characters(codec="utf-8"), max_size=8))
 def test_a_repr_in_call_notation_reads_back(temperature, kind):
     made = Room(temperature=temperature, kind=kind)
-    assert settings.call(repr(made), room).arguments == made.arguments
+    assert settings.make(repr(made), room, Room).arguments == made.arguments
 
 
 def test_call_passes_on_what_a_text_cannot_hold():
-    assert settings.call("Room(kind='b')", room, "net").arguments == ("net", 0.5, "b")
-    assert settings.call("Room", room).arguments == ("", 0.5, "a")
+    assert settings.make("Room(kind='b')", room, Room, "net").arguments == ("net", 0.5, "b")
+    assert settings.make("Room", room, Room).arguments == ("", 0.5, "a")
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_call_passes_on_what_a_text_cannot_hold():
 )
 def test_a_bad_call_is_refused_with_a_sentence(text, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        settings.call(text, room)
+        settings.make(text, room, Room)
