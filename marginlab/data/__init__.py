@@ -7,6 +7,7 @@ scikit-learn imports it.
 from marginlab.data.alignment import FACE_TEMPLATE as FACE_TEMPLATE
 from marginlab.data.alignment import align_faces as align_faces
 from marginlab.data.alignment import similarity_transform as similarity_transform
+from marginlab.data.conversion import convert as convert
 from marginlab.data.images import ImageSet as ImageSet
 from marginlab.data.lfw import LFW as LFW
 from marginlab.data.lfw import lfw_protocol as lfw_protocol
@@ -18,6 +19,7 @@ __all__ = (
     "ImageSet",
     "Shapes",
     "align_faces",
+    "convert",
     "lfw_protocol",
     "load",
     "similarity_transform",

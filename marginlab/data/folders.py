@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from marginlab.data.decoding import decoded, look
+from marginlab.data.decoding import Encoded, decoded, look
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import afford, resized
 from marginlab.data.streaming import Streamed
+from marginlab.files import content_of
 from marginlab.files.untrusted import shown
 
 _PARTS = ("train", "test")  # these splits share their classes
@@ -154,13 +155,7 @@ class ImageFiles:
     def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
         for place, row in enumerate(rows.tolist()):
-            file = Path(
-                os.fsdecode(
-                    self.paths[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
-                    .numpy()
-                    .tobytes()
-                )
-            )
+            file = self.path(row)
             image = resized(decoded(file, self.name, self.size, self.budget)[None], self.size)[0]
             if image.shape != self.shape[1:]:
                 old, new = (f"{shape[-2]} x {shape[-1]}" for shape in (self.shape, image.shape))
@@ -170,6 +165,15 @@ class ImageFiles:
                 )
             images[place] = image
         return images
+
+    def path(self, row: int) -> Path:
+        """Return the file of a row."""
+        begin = int(self.ends[row - 1]) if row else 0
+        return Path(os.fsdecode(self.paths[begin : int(self.ends[row])].numpy().tobytes()))
+
+    def encoded(self, row: int) -> Encoded:
+        """Return the bytes of the file of a row."""
+        return Encoded(content_of(self.path(row)), shown(self.path(row)))
 
 
 def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:
