@@ -26,6 +26,7 @@ ROOMS = (
     "formats",
     "plan",
     "ranks",
+    "measure",
     "testing",
     "rng",
     "settings",
