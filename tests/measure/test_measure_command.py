@@ -105,7 +105,7 @@ def test_labels_of_any_numbers_and_classes_of_one_split_only_are_measured():
     fields = {key: torch.from_numpy(value) for key, value in arrays().items()}
     split = Split(fields["test_features"], fields["test_labels"])
     labels = fields["train_labels"].clone()
-    keep = labels != 3
+    keep = labels != C - 1
     train = Split(fields["train_features"][keep], labels[keep])
     rows = {(r.quantity, r.at): r for r in measure(Features("some", train, split)).rows}
     assert rows["nearest_center_error", "test images"].n < N
@@ -119,7 +119,9 @@ def test_the_numbers_of_labels_do_not_matter(tmp_path):
     fields["train_labels"] = 10 * fields["train_labels"] + 7
     fields["test_labels"] = 10 * fields["test_labels"] + 7
     other = measure(read_features(tmp_path_file(tmp_path, "b", fields))).rows
-    assert [row[:4] for row in one] == [row[:4] for row in other]
+    assert [row[:3] for row in one] == [row[:3] for row in other]
+    # sums of equal numbers may differ in the last bit with the place of their memory
+    assert [row.value for row in one] == pytest.approx([row.value for row in other])
 
 
 def tmp_path_file(place, name, fields):
