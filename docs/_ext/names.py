@@ -16,6 +16,7 @@ ROOMS = (
     "theory",
     "evaluation",
     "encoding",
+    "files",
     "optim",
     "models",
     "methods",
@@ -24,12 +25,15 @@ ROOMS = (
     "train",
     "study",
     "formats",
+    "inversion",
     "plan",
     "purify",
     "ranks",
+    "measure",
     "testing",
     "rng",
     "settings",
+    "statistics",
 )
 
 

@@ -7,6 +7,7 @@ scikit-learn imports it.
 from marginlab.data.alignment import FACE_TEMPLATE as FACE_TEMPLATE
 from marginlab.data.alignment import align_faces as align_faces
 from marginlab.data.alignment import similarity_transform as similarity_transform
+from marginlab.data.conversion import convert as convert
 from marginlab.data.corruption import Flipped as Flipped
 from marginlab.data.corruption import LongTail as LongTail
 from marginlab.data.corruption import SplitIdentities as SplitIdentities
@@ -27,6 +28,7 @@ __all__ = (
     "Shapes",
     "SplitIdentities",
     "align_faces",
+    "convert",
     "flip_labels",
     "lfw_protocol",
     "load",

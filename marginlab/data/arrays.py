@@ -15,56 +15,81 @@ array is read.
 """
 
 import contextlib
-import io
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from marginlab.data.images import ImageSet, check_labels, in_split
+from marginlab.data.npy import Header, read_blocks, read_header
 from marginlab.data.pixels import afford, afford_beside, afford_one, resized
-from marginlab.files.untrusted import DamagedError, Entries, Entry
+from marginlab.files.untrusted import DamagedError, Entries
 
 _BLOCK = 32 * 2**20  # bytes
-_HEADER = 10_000  # bytes of an array's header, numpy's own limit
 _NAME = 64  # bytes of a string in Python beside its characters
 
 
 def read_npz(path: Path, split: str, name: str, *, size: int, budget: int) -> ImageSet:
     """Read a split of an npz file; without splits in it, one fifth of each class is the test."""
     with _opened(path, name) as archive:
-        return _read(archive, split, name, size, budget)
+        return _filled(archive, _of_split(archive, split, name, budget), name, size, budget)
 
 
 def read_part(path: Path, part: str, name: str, *, size: int, budget: int) -> ImageSet:
     """Read all images of a part of an npz file that numbers and names its own classes."""
     with _opened(path, name) as archive:
-        keys = _keys(archive)
-        for key in (f"{part}_images", f"{part}_labels", f"{part}_classes"):
-            if key not in keys:
-                raise ValueError(
-                    f"{name}: {path} has no {key!r}; its keys are: {', '.join(keys) or 'none'}."
-                )
-        _one_each(archive, part, name)
-        labels = _labels(archive, f"{part}_labels", name, budget)
-        classes = _names(archive, f"{part}_classes", name, budget)
-        check_labels(labels, len(classes), name)
-        return _filled(
-            archive,
-            f"{part}_images",
-            labels,
-            torch.ones_like(labels, dtype=torch.bool),
-            classes,
-            name,
-            size,
-            budget,
-        )
+        return _filled(archive, _of_part(archive, part, path, name, budget), name, size, budget)
+
+
+class Chosen(NamedTuple):
+    """Images of a stored array that a split holds.
+
+    It has the key of the array, the labels of the chosen images, a mask over all images of the
+    array, and the names of the classes.
+    """
+
+    key: str
+    labels: Tensor
+    mask: Tensor
+    classes: tuple[str, ...]
+
+
+class NpzStream:
+    """A split of an npz file that is read a block at a time, from its first image to its last.
+
+    Args:
+        path: The npz file.
+        split: `train`, `test` or `unseen`.
+        name: The spec, for messages.
+        size: Pixels that images are brought to; 0 keeps their own.
+        budget: Bytes that labels and names, and one image, may take.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: As `load`; all but the pixels is checked at once.
+    """
+
+    def __init__(self, path: Path, split: str, name: str, *, size: int, budget: int):
+        self.path, self.name, self.size, self.budget = path, name, size, budget
+        with _opened(path, name) as archive:
+            if split == "unseen":
+                self.chosen = _of_part(archive, split, path, name, budget)
+            else:
+                self.chosen = _of_split(archive, split, name, budget)
+            header, layout = _pixels(archive, self.chosen.key, name)
+            whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
+        afford_one(*whole, size, budget, f"{name}: each image")
+        self.shape = (len(self.chosen.labels), 3, *((size, size) if size else whole))
+
+    def parts(self) -> Iterator[UInt8[Tensor, "M 3 H W"]]:
+        """Yield the images in their order, some at a time."""
+        with _opened(self.path, self.name) as archive:
+            yield from _parts(archive, self.chosen, self.name, self.size, self.budget)
 
 
 def has_part(path: Path, part: str) -> bool:
@@ -94,7 +119,21 @@ def _keys(archive: Entries) -> list[str]:
     return [key.removesuffix(".npy") for key in archive.names]
 
 
-def _read(archive: Entries, split: str, name: str, size: int, budget: int) -> ImageSet:
+def _of_part(archive: Entries, part: str, path: Path, name: str, budget: int) -> Chosen:
+    keys = _keys(archive)
+    for key in (f"{part}_images", f"{part}_labels", f"{part}_classes"):
+        if key not in keys:
+            raise ValueError(
+                f"{name}: {path} has no {key!r}; its keys are: {', '.join(keys) or 'none'}."
+            )
+    _one_each(archive, part, name)
+    labels = _labels(archive, f"{part}_labels", name, budget)
+    classes = _names(archive, f"{part}_classes", name, budget)
+    check_labels(labels, len(classes), name)
+    return Chosen(f"{part}_images", labels, torch.ones_like(labels, dtype=torch.bool), classes)
+
+
+def _of_split(archive: Entries, split: str, name: str, budget: int) -> Chosen:
     keys = _keys(archive)
     own = any(f"{side}_images" in keys for side in ("train", "test"))
     prefix = f"{split}_" if own else ""
@@ -119,12 +158,12 @@ def _read(archive: Entries, split: str, name: str, size: int, budget: int) -> Im
             f"{split}_images and {split}_labels."
         )
     check_labels(labels[chosen], len(classes), f"{name} ({split})")
-    return _filled(archive, f"{prefix}images", labels, chosen, classes, name, size, budget)
+    return Chosen(f"{prefix}images", labels[chosen], chosen, classes)
 
 
-def _pixels(archive: Entries, key: str, name: str) -> tuple["_Header", str]:
+def _pixels(archive: Entries, key: str, name: str) -> tuple[Header, str]:
     """Return the header of stored images and the order of their axes; refuse other arrays."""
-    header = _header(archive, key)
+    header = read_header(archive, key)
     if header.dtype != np.uint8 and header.dtype.kind != "f":
         raise TypeError(
             f"{name}: {key} are of dtype {header.dtype}. Save bytes as uint8, or floats in [0, 1]."
@@ -136,7 +175,7 @@ def _one_each(archive: Entries, part: str, name: str) -> None:
     """Refuse a part whose headers give different numbers of images and labels."""
     prefix = f"{part}_" if part else ""
     shape = _pixels(archive, f"{prefix}images", name)[0].shape
-    labels = _header(archive, f"{prefix}labels")
+    labels = read_header(archive, f"{prefix}labels")
     _is_of_labels(labels, f"{prefix}labels", name)
     if labels.shape != shape[:1]:
         raise ValueError(
@@ -145,101 +184,36 @@ def _one_each(archive: Entries, part: str, name: str) -> None:
         )
 
 
-def _filled(
-    archive: Entries,
-    key: str,
-    labels: Tensor,
-    chosen: Tensor,
-    classes: tuple[str, ...],
-    name: str,
-    size: int,
-    budget: int,
-) -> ImageSet:
+def _filled(archive: Entries, chosen: Chosen, name: str, size: int, budget: int) -> ImageSet:
     """Read the chosen images of an array, block by block."""
-    header, layout = _pixels(archive, key, name)
-    labels = labels[chosen]
+    header, layout = _pixels(archive, chosen.key, name)
     whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
     height, width = (size, size) if size else whole
-    afford(len(labels), height, width, budget, name)
+    afford(len(chosen.labels), height, width, budget, name)
+    images = torch.empty(len(chosen.labels), 3, height, width, dtype=torch.uint8)
+    filled = 0
+    for part in _parts(archive, chosen, name, size, budget):
+        images[filled : filled + len(part)] = part
+        filled += len(part)
+    return ImageSet(images, chosen.labels, chosen.classes, name)
+
+
+def _parts(archive: Entries, chosen: Chosen, name: str, size: int, budget: int) -> Iterator[Tensor]:
+    """Yield the chosen images of an array, a block of the file at a time."""
+    header, layout = _pixels(archive, chosen.key, name)
+    whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
+    height, width = (size, size) if size else whole
     afford_one(*whole, size, budget, f"{name}: each image")
-    images = torch.empty(len(labels), 3, height, width, dtype=torch.uint8)
-    filled = start = 0
     if header.fortran:  # its images are not contiguous in the file
-        told = f"{name}: {key}, stored in Fortran's order,"
+        told = f"{name}: {chosen.key}, stored in Fortran's order,"
         afford_beside(header.bytes, budget, told, "Save numpy.ascontiguousarray of them.")
     one = max(header.bytes // header.shape[0], 3 * height * width)
-    for block in _blocks(archive, key, max(_BLOCK // one, 1)):
-        kept = chosen[start : start + len(block)]
-        part = (
-            resized(_bytes(block, layout, name, start)[kept], size)
-            if bool(kept.any())
-            else images[:0]
-        )
-        images[filled : filled + len(part)] = part
-        filled, start = filled + len(part), start + len(block)
-    return ImageSet(images, labels, classes, name)
-
-
-class _Header(NamedTuple):
-    """Shape, order and dtype of a stored array, as its header says."""
-
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype[Any]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all values."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def _header(archive: Entries, key: str) -> _Header:
-    return _begun(archive, key)[0]
-
-
-def _begun(archive: Entries, key: str) -> tuple[_Header, Entry]:
-    """Return the header of an array and the stream of its values."""
-    entry = archive.open(f"{key}.npy")
-    magic = entry.read(min(8, entry.size))
-    if magic[:6] != b"\x93NUMPY" or len(magic) < 8:
-        raise DamagedError(f"{key} does not begin as an array of numpy does")
-    version = magic[6], magic[7]
-    if version > (2, 0):  # 3.0 is for field names of structured arrays, which are no images
-        told = f"{key} is stored in npy version {version[0]}.{version[1]}"
-        raise DamagedError(f"{told}, as a structured array is, and no plain numbers")
-    length = entry.read(2 if version == (1, 0) else 4)
-    if (n := int.from_bytes(length, "little")) > _HEADER:
-        most = f"numpy writes at most {_HEADER:,}"
-        raise DamagedError(f"{key} has a header of {n:,} bytes, of which {most}")
-    header = _parsed(key, version, length + entry.read(n))
-    due, left = header.bytes, entry.size - 8 - len(length) - n
-    if left != due and not header.dtype.hasobject:  # of objects a header says no size
-        if left > due:
-            raise DamagedError(f"{key} has {left - due:,} bytes after the last value")
-        rows = header.shape[0] if header.shape else 1
-        read = left * rows // due
-        raise DamagedError(f"{key} ends after {read:,} of {rows:,} {key.rpartition('_')[2]}")
-    return header, entry
-
-
-def _parsed(key: str, version: tuple[int, int], text: bytes) -> _Header:
-    """Parse a header with numpy, and turn every error into a `DamagedError`.
-
-    numpy's tokenizer and parser raise ten kinds of errors between them.
-    """
-    one = version == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python's parser, at what is no Python
-            header = _Header(*read(io.BytesIO(text)))
-        plain = all(type(size) is int and size >= 0 for size in header.shape)
-    except Exception as error:
-        kind = type(error).__name__
-        raise DamagedError(f"the header of {key} cannot be read ({kind})") from error
-    if not plain:
-        raise DamagedError(f"{key} is said to be of shape {header.shape}")
-    return header
+    start = 0
+    for block in read_blocks(archive, chosen.key, max(_BLOCK // one, 1)):
+        kept = chosen.mask[start : start + len(block)]
+        if bool(kept.any()):
+            yield resized(_bytes(block, layout, name, start)[kept], size)
+        start += len(block)
 
 
 def _layout(shape: tuple[int, ...], name: str) -> str:
@@ -257,7 +231,7 @@ def _layout(shape: tuple[int, ...], name: str) -> str:
     )
 
 
-def _is_of_labels(header: _Header, key: str, name: str) -> None:
+def _is_of_labels(header: Header, key: str, name: str) -> None:
     shape, _, dtype = header
     if dtype.kind not in "iu":
         raise TypeError(
@@ -273,7 +247,7 @@ def _is_of_labels(header: _Header, key: str, name: str) -> None:
 
 def _integers(archive: Entries, key: str, name: str, budget: int) -> Tensor:
     """Read an array of integers of any shape as int64."""
-    header = _header(archive, key)
+    header = read_header(archive, key)
     if header.dtype.kind not in "iu":
         raise TypeError(f"{name}: {key} are of dtype {header.dtype}. Save integers.")
     needed = 8 * math.prod(header.shape)
@@ -281,7 +255,7 @@ def _integers(archive: Entries, key: str, name: str, budget: int) -> Tensor:
     afford_beside(needed, budget, told, "Use fewer images.")
     found = torch.empty(header.shape, dtype=torch.int64)
     start = 0
-    for block in _blocks(archive, key, max(_BLOCK * header.shape[0] // max(needed, 1), 1)):
+    for block in read_blocks(archive, key, max(_BLOCK * header.shape[0] // max(needed, 1), 1)):
         if block.size and (wrong := int(block.max())) >= 2**31:
             told = f"{name}: the label {wrong} in {key} is out of range"
             raise ValueError(f"{told}. Number the classes from 0.")
@@ -291,7 +265,7 @@ def _integers(archive: Entries, key: str, name: str, budget: int) -> Tensor:
 
 
 def _labels(archive: Entries, key: str, name: str, budget: int) -> Tensor:
-    _is_of_labels(_header(archive, key), key, name)
+    _is_of_labels(read_header(archive, key), key, name)
     return _integers(archive, key, name, budget)
 
 
@@ -310,7 +284,7 @@ def _classes(
 
 
 def _names(archive: Entries, key: str, name: str, budget: int) -> tuple[str, ...]:
-    shape, _, dtype = _header(archive, key)
+    shape, _, dtype = read_header(archive, key)
     width = dtype.itemsize  # numpy stores the longest name's length for each of them
     if dtype.kind not in "US" or len(shape) != 1 or not width:
         told = f"{name}: {key} are of dtype {dtype} and shape {shape}"
@@ -320,7 +294,7 @@ def _names(archive: Entries, key: str, name: str, budget: int) -> tuple[str, ...
     afford_beside(shape[0] * _NAME + step * width, budget, told, "Shorten them.")
     found: list[str] = []
     held = shape[0] * _NAME
-    for block in _blocks(archive, key, step):
+    for block in read_blocks(archive, key, step):
         some = [_text(block[k : k + 1], len(found) + k, key, name) for k in range(len(block))]
         held += sum(len(text.encode()) for text in some)
         afford_beside(held, budget, told, "Shorten them.")
@@ -339,20 +313,6 @@ def _text(one: NDArray[Any], number: int, key: str, name: str) -> str:
             f"the names: numpy.char.decode({key}, 'latin-1'), or what they were written in."
         ) from error
     return text
-
-
-def _blocks(archive: Entries, key: str, step: int) -> Iterator[NDArray[Any]]:
-    """Yield the rows of an array, `step` at a time; Fortran order is read whole first."""
-    (shape, fortran, dtype), entry = _begun(archive, key)
-    if fortran and len(shape) > 1:
-        data = entry.read(math.prod(shape) * dtype.itemsize)
-        whole = np.frombuffer(data, dtype).reshape(shape[::-1]).T
-        yield from (whole[start : start + step] for start in range(0, shape[0], step))
-        return
-    row = dtype.itemsize * math.prod(shape[1:])
-    for start in range(0, shape[0], step):
-        n = min(step, shape[0] - start)
-        yield np.frombuffer(entry.read(n * row), dtype).reshape(n, *shape[1:])
 
 
 def _bytes(block: NDArray[Any], layout: str, name: str, start: int) -> Tensor:

@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from marginlab.data.decoding import decoded, look
+from marginlab.data.decoding import Encoded, decoded, look
 from marginlab.data.images import ImageSet, check_labels, in_split
 from marginlab.data.pixels import afford, resized
 from marginlab.data.streaming import Streamed
+from marginlab.files import content_of
 from marginlab.files.untrusted import shown
 
 _PARTS = ("train", "test")  # these splits share their classes
@@ -169,6 +170,10 @@ class ImageFiles:
         """Return the file of a row."""
         begin = int(self.ends[row - 1]) if row else 0
         return Path(os.fsdecode(self.paths[begin : int(self.ends[row])].numpy().tobytes()))
+
+    def encoded(self, row: int) -> Encoded:
+        """Return the bytes of the file of a row."""
+        return Encoded(content_of(self.path(row)), shown(self.path(row)))
 
 
 def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:

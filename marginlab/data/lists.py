@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from marginlab.data.arrays import (
+    Chosen,
     _filled,
-    _header,
     _integers,
     _keys,
     _labels,
@@ -21,6 +21,7 @@ from marginlab.data.arrays import (
     _opened,
 )
 from marginlab.data.images import ImageSet, check_labels
+from marginlab.data.npy import read_header
 from marginlab.files.untrusted import Entries
 
 
@@ -49,7 +50,8 @@ def read_all(
         check_labels(labels, len(classes), name)
         found = {key: _integers(archive, key, name, budget) for key in lists}
         every = torch.ones_like(labels, dtype=torch.bool)
-        return _filled(archive, "images", labels, every, classes, name, size, budget), found
+        chosen = Chosen("images", labels, every, classes)
+        return _filled(archive, chosen, name, size, budget), found
 
 
 def read_columns(
@@ -74,7 +76,7 @@ def read_columns(
         _have(archive, needed, path, name)
         there = _keys(archive)
         for key in (*needed, *(key for key in optional if key in there)):
-            if _header(archive, key).dtype.kind in "iu":
+            if read_header(archive, key).dtype.kind in "iu":
                 numbers = _integers(archive, key, name, budget)
                 found[key] = tuple(str(number) for number in numbers.flatten().tolist())
             else:

@@ -67,8 +67,8 @@ def absent(name: str, root: Path, error: Exception) -> FileNotFoundError:
     """Make the error for a published set that is neither an npz file nor torchvision's folder."""
     return FileNotFoundError(
         f"{name} is not in the folder {root} ({error}). Put {name}.npz there, or set "
-        f"MARGINLAB_DATA to the folder that has it, or run `python -m marginlab.data {name} --root "
-        f"{root}`, which downloads it."
+        f"MARGINLAB_DATA to the folder that has it, or run `python -m marginlab.data inspect "
+        f"{name} --root {root}`, which downloads it."
     )
 
 

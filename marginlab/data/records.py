@@ -110,14 +110,14 @@ class RecordImages:
     ):
         self.reader, self.offsets, self.size = reader, offsets, size
         self.name, self.budget = name, budget
-        first = look(self._encoded(int(offsets[0])), name, size, budget)
+        first = look(self.encoded(0), name, size, budget)
         height, width = (size, size) if size else (first.height, first.width)
         self.shape = torch.Size((len(offsets), 3, height, width))
 
     def __getitem__(self, rows: Int64[Tensor, " M"], /) -> UInt8[Tensor, "M 3 H W"]:
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
-        for place, offset in enumerate(self.offsets[rows].tolist()):
-            file = self._encoded(offset)
+        for place, row in enumerate(rows.tolist()):
+            file = self.encoded(row)
             image = resized(decoded(file, self.name, self.size, self.budget)[None], self.size)[0]
             if image.shape != self.shape[1:]:
                 first, other = (f"{shape[-2]} x {shape[-1]}" for shape in (self.shape, image.shape))
@@ -128,11 +128,9 @@ class RecordImages:
             images[place] = image
         return images
 
-    def encoded(self, row: int) -> bytes:
-        """Return the bytes of the encoded image of a row."""
-        return self._encoded(int(self.offsets[row])).data
-
-    def _encoded(self, offset: int) -> Encoded:
+    def encoded(self, row: int) -> Encoded:
+        """Return the bytes of the image of a row."""
+        offset = int(self.offsets[row])
         try:
             record = read_record(self.reader, offset)
         except ValueError as error:

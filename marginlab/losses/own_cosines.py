@@ -3,7 +3,7 @@
     cos_bk = x_b . w_{y_b k} / (|x_b| |w_{y_b k}|)
 
 They say which sub-center an image is nearest to, and how far it is from each: what purification
-asks of a trained classifier. Only the (b, K, D) centers of a block of rows are held.
+asks of a trained classifier. Only the (b, K, D) centers of a block of rows are rows_per_rank.
 
 On several ranks with class-sharded centers, each rank computes the cosines of the rows whose
 classes it has, and the ranks add them up. All other ranks add zeros, so the sum is exact.
@@ -74,7 +74,7 @@ def sharded_cosines(
         budget: As in `local_cosines`.
         group: The ranks.
     """
-    labels, _, held = validate_batch_together(
+    labels, _, rows_per_rank = validate_batch_together(
         lambda rows, own: _checked(rows, own, centers, num_classes, ignore_index),
         lambda: {"method": "cosines", "classes": num_classes, "subcenters": centers.shape[1]},
         embeddings,
@@ -83,11 +83,11 @@ def sharded_cosines(
         group=group,
         device=centers.device,
     )
-    rows = ranks.all_gather(embeddings, group, held=held)
-    labels = ranks.all_gather(labels, group, held=held)
+    rows = ranks.all_gather(embeddings, group, rows=rows_per_rank)
+    labels = ranks.all_gather(labels, group, rows=rows_per_rank)
     here = (labels >= part.start) & (labels < part.stop)
     found = _cosines(rows, labels - part.start, centers, here, budget or BUDGET)
-    return ranks.local_rows(ranks.all_reduce(found, group), held, group)
+    return ranks.local_rows(ranks.all_reduce(found, group), rows_per_rank, group)
 
 
 def _checked(

@@ -130,7 +130,7 @@ class Recognizability(MarginClassifier):
         self.image_size, self.regression, self.diversion = image_size, regression, diversion
         self.attention, self.clamp, self.ruin, self.instances = attention, clamp, ruin, instances
         self.tight, self.renew_center = tight, renew_center
-        self.operation: Operation = settings.call(ruin, augment, kind=Operation)
+        self.operation: Operation = settings.make(ruin, augment, Operation)
         with evaluating(backbone), torch.no_grad():
             first = next(backbone.parameters(), torch.zeros(()))
             maps = backbone.feature_map(first.new_zeros(1, 3, image_size, image_size))
@@ -210,9 +210,11 @@ class Recognizability(MarginClassifier):
         except Exception as raised:  # of any kind: the other ranks would wait
             error = raised
         device = self.center.device
-        held = ranks.raise_together(len(predicted), error, device=device, refused="its images")
-        predicted = ranks.all_gather(predicted, held=held)
-        everything = ranks.all_gather(embeddings, held=held)
+        rows_per_rank = ranks.raise_together(
+            len(predicted), error, device=device, refused="its images"
+        )
+        predicted = ranks.all_gather(predicted, rows=rows_per_rank)
+        everything = ranks.all_gather(embeddings, rows=rows_per_rank)
         # gathered in the order of ranks, so u and the statistics are alike on all
         first = epoch == 0 or int(self.center_epoch) < 0
         if first or self.renew_center:

@@ -141,7 +141,7 @@ def encoded_images(images: ImageSet) -> Iterator[tuple[bytes, str]]:
         source = held.source
         if not source.size and isinstance(source, RecordImages):
             for row in held.rows.tolist():
-                data = source.encoded(row)
+                data = source.encoded(row).data
                 yield data, ".png" if data.startswith(b"\x89PNG") else ".jpg"
             return
         if not source.size and isinstance(source, ImageFiles):

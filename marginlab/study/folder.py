@@ -209,20 +209,25 @@ def origin(folder: Path) -> dict[str, Any]:
 
 def about(study: Study, command: str) -> dict[str, Any]:
     """Return the content of about.json: the source of the run's numbers."""
-    versions = {"marginlab": marginlab.__version__, "python": platform.python_version()}
-    for name in _SHOWN:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "study": {"name": study.name, "file": str(study.file)},
         "command": command,
         "started": now(),
         "host": socket.gethostname(),
         "system": platform.platform(),
-        "versions": versions,
+        "versions": versions(),
         "later_versions": [],
         "columns": list(MEASURED),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of marginlab, Python and what numbers depend on."""
+    found = {"marginlab": marginlab.__version__, "python": platform.python_version()}
+    for name in _SHOWN:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def now() -> str:

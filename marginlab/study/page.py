@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -9,6 +10,7 @@ from marginlab.settings import flat
 from marginlab.study.display import clock
 from marginlab.study.folder import now, origin
 from marginlab.study.markup import inline
+from marginlab.study.report import Report
 from marginlab.study.run import Run
 
 COLORS = (
@@ -96,6 +98,42 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
         f"{html.escape(versions)}, and stands in <code>results.csv</code> beside this file. "
         "Published figures, where there are any, are named as such, with their source."
     )
+    details = (
+        f"<details><summary>Settings</summary><div "
+        f'class="scroll"><table><tbody>{settings}</tbody></table></div></details>'
+    )
+    return document(
+        report,
+        f"marginlab study · {run.study.name}",
+        facts,
+        source,
+        state=state,
+        details=details,
+        notice=_notice(run, missing, trouble),
+    )
+
+
+def document(
+    report: Report,
+    kind: str,
+    facts: Mapping[str, str],
+    source: str,
+    *,
+    state: str = "",
+    details: str = "",
+    notice: str = "",
+) -> str:
+    """Render a page of any report that opens without a network.
+
+    Args:
+        report: Title, lead and sections.
+        kind: The line above the title.
+        facts: Names and HTML of what stands in the head: command, device, versions.
+        source: HTML of the foot: where the numbers come from.
+        state: The versions of the cells that the page shows.
+        details: HTML at the end of the head.
+        notice: HTML before the sections.
+    """
     style = resources.files("marginlab.study").joinpath("report.css").read_text(encoding="utf-8")
     return "\n".join(
         [
@@ -107,15 +145,13 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
             f"<style>{style}</style>",
             plotly_script() if report.figures else "",
             "</head><body><main>",
-            f'<header><p class="kind">marginlab study · '
-            f"{html.escape(run.study.name)}</p><h1>{inline(report.title)}</h1>",
+            f'<header><p class="kind">{html.escape(kind)}</p><h1>{inline(report.title)}</h1>',
             f'<p class="lead">{inline(report.lead)}</p>' if report.lead else "",
             '<dl class="facts">',
             "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items()),
             "</dl>",
-            f"<details><summary>Settings</summary><div "
-            f'class="scroll"><table><tbody>{settings}</tbody></table></div></details></header>',
-            _notice(run, missing, trouble),
+            f"{details}</header>",
+            notice,
             *report.sections,
             f"<footer><p>{source}</p></footer>",
             "</main></body></html>\n",

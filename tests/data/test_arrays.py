@@ -199,12 +199,12 @@ def test_arrays_that_cannot_be_used_are_refused(tmp_path, case):
 
 
 def test_refusals_come_before_the_pixels_are_read(tmp_path, monkeypatch):
-    read = arrays._blocks
+    read = arrays.read_blocks
 
     def blocks(archive, key, step):
         return pytest.fail("the pixels were read") if "images" in key else read(archive, key, step)
 
-    monkeypatch.setattr(arrays, "_blocks", blocks)
+    monkeypatch.setattr(arrays, "read_blocks", blocks)
     for case in set(BAD_ARRAYS) - {"nan", "inf", "bytes as floats", "negative pixels"}:
         fields, error, message = BAD_ARRAYS[case]
         with pytest.raises(error, match=message):

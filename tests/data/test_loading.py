@@ -156,8 +156,8 @@ def test_an_absent_published_set_says_what_to_do_and_is_not_downloaded(tmp_path,
     )
     monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
     remedies = (
-        f"Put {name}.npz there, or set MARGINLAB_DATA .*`python -m marginlab.data {name} --root "
-        f"{tmp_path}`"
+        f"Put {name}.npz there, or set MARGINLAB_DATA .*`python -m marginlab.data inspect {name} "
+        f"--root {tmp_path}`"
     )
     with pytest.raises(
         FileNotFoundError, match=f"{name} is not in the folder {tmp_path} .*{remedies}"
@@ -202,7 +202,7 @@ def test_wrong_numbers_are_refused():
 def test_the_command_describes_a_spec(tmp_path, capsys):
     main([npz(tmp_path, images=IMAGES, labels=LABELS)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" ", 1)[1] for line in lines] == [
+    assert [line.split(" ", 1)[1] for line in lines if line.startswith("npz:")] == [
         f"{s}: {n} images of 6 x 5, 2 classes: 0, 1" for s, n in (("train", 16), ("test", 4))
     ]
     with pytest.raises(SystemExit) as exit_:

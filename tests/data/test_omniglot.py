@@ -165,7 +165,7 @@ def test_what_cannot_be_loaded_is_refused(root, tmp_path, monkeypatch):
     with pytest.raises(
         FileNotFoundError,
         match=f"omniglot is not in the folder {root} .*Put omniglot.npz there.*python -m "
-        f"marginlab.data omniglot",
+        f"marginlab.data inspect omniglot",
     ):
         load("omniglot-upright", "test", root)
     np.savez(root / "omniglot.npz", images=BACKGROUND)
@@ -184,6 +184,7 @@ def test_what_cannot_be_loaded_is_refused(root, tmp_path, monkeypatch):
 def test_the_command_describes_all_three_splits(root, capsys):
     main(["omniglot", "--root", str(root), "--size", "4"])
     lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    lines = [line for line in lines if line.startswith("omniglot")]
     assert lines == ["omniglot train", "omniglot test", "omniglot unseen"]
 
 

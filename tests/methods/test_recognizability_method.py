@@ -5,7 +5,7 @@ import torch
 
 from marginlab import methods, settings
 from marginlab.data import ImageSet
-from marginlab.methods import Recognizability
+from marginlab.methods import Method, Recognizability
 from marginlab.models import Backbone
 from marginlab.optim import SGD
 from marginlab.settings import SettingsError
@@ -119,7 +119,7 @@ def test_a_center_that_nothing_shares_is_refused():
 def test_its_call_notation_reads_back_and_wrong_settings_are_refused(unchecked):
     method = make(diversion=0.01, margin="CosFace(0.2)", clamp=8.0)
     offered = {"num_classes": 4}
-    again = settings.call(repr(method), methods, method.backbone.float(), offered=offered)
+    again = settings.make(repr(method), methods, Method, method.backbone.float(), offered=offered)
     assert repr(again) == repr(method)
     for text, words in (
         ("Recognizability(image_size=16, ruin='Blurr()')", "names no class"),
@@ -129,7 +129,7 @@ def test_its_call_notation_reads_back_and_wrong_settings_are_refused(unchecked):
         ("Recognizability(image_size=16, colour=1)", "colour"),
     ):
         with pytest.raises(SettingsError, match=words):
-            settings.call(text, methods, method.backbone, offered=offered)
+            settings.make(text, methods, Method, method.backbone, offered=offered)
 
 
 def test_sampled_classes_have_an_optimizer_of_their_own():

@@ -104,20 +104,22 @@ def recognizability_distances(
     """
     centers = centers if centers.ndim == 3 else centers.unsqueeze(1)
     sharded = first_class is not None and ranks.size(group) > 1
-    held = ranks.rows_per_rank(len(embeddings), group, embeddings.device) if sharded else None
+    rows_per_rank = (
+        ranks.rows_per_rank(len(embeddings), group, embeddings.device) if sharded else None
+    )
     sizes = ranks.rows_per_rank(len(centers), group, embeddings.device) if sharded else []
     _check(embeddings, labels, centers, unrecognizable, sum(sizes) if sharded else len(centers))
     wide = torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
     rows = unit_vectors(embeddings.to(wide))
     far = (rows @ unit_vectors(unrecognizable.to(wide)).T).amax(1)
     places = labels.long()
-    if held is not None:
-        rows = ranks.all_gather(rows, group, held=held)
-        places = ranks.all_gather(places, group, held=held)
+    if rows_per_rank is not None:
+        rows = ranks.all_gather(rows, group, rows=rows_per_rank)
+        places = ranks.all_gather(places, group, rows=rows_per_rank)
     own, negative = _largest(rows, places - (first_class or 0), centers, budget)
-    if held is not None:
+    if rows_per_rank is not None:
         both = ranks.all_gather_stack(torch.stack([own, negative], 1), group).amax(0)
-        own, negative = ranks.local_rows(both, held, group).unbind(1)
+        own, negative = ranks.local_rows(both, rows_per_rank, group).unbind(1)
     return RecognizabilityDistances(1 - own, 1 - negative, 1 - far)
 
 
