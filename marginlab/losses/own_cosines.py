@@ -3,7 +3,7 @@
     cos_bk = x_b . w_{y_b k} / (|x_b| |w_{y_b k}|)
 
 They say which sub-center an image is nearest to, and how far it is from each: what purification
-asks of a trained classifier. Only the (b, K, D) centers of a block of rows are rows_per_rank.
+asks of a trained classifier. Only the (b, K, D) centers of a block of rows are held.
 
 On several ranks with class-sharded centers, each rank computes the cosines of the rows whose
 classes it has, and the ranks add them up. All other ranks add zeros, so the sum is exact.
