@@ -97,7 +97,7 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         needs = tuple(ctx.needs_input_grad[:3])
-        slopes = _Slopes.apply(ctx.kernel, needs, grad, *ctx.saved_tensors)
+        slopes = _Slopes.apply(grad, *ctx.saved_tensors, (ctx.kernel, needs))
         x, y, scale = (s if n else None for s, n in zip(slopes, needs, strict=True))
         return x, y, scale, None, None
 
@@ -120,14 +120,23 @@ class _Refusing(_Value):
 
 class _Slopes(torch.autograd.Function):
     @staticmethod
-    def forward(kernel: Kernel, needs: Needs, *tensors: Any) -> Point:
-        grad, x, y, scale, index, out, extra = tensors
+    def forward(
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        index: Tensor | None,
+        out: Tensor,
+        extra: Tensor,
+        wanted: tuple[Kernel, Needs],
+    ) -> Point:
+        kernel, needs = wanted
         with unlowered(x):
             return kernel.slopes(grad, (x, y, scale), index, (out, extra), needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Point) -> None:
-        ctx.kernel, ctx.needs, *tensors = inputs
+        *tensors, (ctx.kernel, ctx.needs) = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -138,7 +147,7 @@ class _Slopes(torch.autograd.Function):
             for tangent, at, need in zip(tangents, (x, y, scale), ctx.needs, strict=True)
         ]
         turned = _Curvature.apply(ctx.kernel, *along, grad, x, y, scale, index, out, extra)
-        return (None, None, *turned, None, None, None)
+        return (*turned, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:

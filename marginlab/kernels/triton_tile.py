@@ -44,12 +44,12 @@ BLOCKS = 64
 # stride are specialised on whether 16 divides them
 @no_type_check
 @triton.jit
-def _place(B, T, own, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _place(B, T, target, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The rows and columns of this program's block, and each row's own column among them or -1."""
     blocks = tl.cdiv(T, COLUMNS)
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
-    here = tl.load(own + row, mask=row < B, other=-1).to(tl.int64) - start
+    here = tl.load(target + row, mask=row < B, other=-1).to(tl.int64) - start
     return row, column, tl.where((here >= 0) & (here < T), here, -1).to(tl.int32)
 
 
@@ -76,7 +76,7 @@ def _sums(
     stride,
     factor,
     lift,
-    own,
+    target,
     start,
     top,
     total,
@@ -90,7 +90,7 @@ def _sums(
 
     Both outputs are (B, blocks).
     """
-    row, column, here = _place(B, T, own, start, ROWS, COLUMNS)
+    row, column, here = _place(B, T, target, start, ROWS, COLUMNS)
     z = _logits(product, stride, factor, lift, row, column, B, T, LIFT)
     z = tl.where(column[None, :] == here[:, None], float("-inf"), z)
     highest = tl.max(z, 1)
@@ -139,9 +139,9 @@ def _gradient(
     stride,
     factor,
     lift,
-    own,
+    target,
     start,
-    whole,
+    log_sum,
     slope,
     grad,
     B,
@@ -150,10 +150,10 @@ def _gradient(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Store e^(z - whole), and the slope at the own column: (B, T), in the dtype of grad."""
-    row, column, here = _place(B, T, own, start, ROWS, COLUMNS)
+    """Store e^(z - log_sum), and the slope at the own column: (B, T), in the dtype of grad."""
+    row, column, here = _place(B, T, target, start, ROWS, COLUMNS)
     z = _logits(product, stride, factor, lift, row, column, B, T, LIFT)
-    p = tl.exp(z - tl.load(whole + row, mask=row < B, other=0.0)[:, None])
+    p = tl.exp(z - tl.load(log_sum + row, mask=row < B, other=0.0)[:, None])
     p = tl.where(
         column[None, :] == here[:, None], tl.load(slope + row, mask=row < B, other=0.0)[:, None], p
     )

@@ -131,7 +131,7 @@ def filtering(directions=3, worth=1 / 32, share=-1.0):
     """The filter for however small groups; yields what became of the blocks: (short rows, whether
     they were enough).
     """
-    blocks, block = [], module._block
+    blocks, block = [], module._write_minima
 
     def spy(*arguments):
         done = block(*arguments)
@@ -148,7 +148,7 @@ def filtering(directions=3, worth=1 / 32, share=-1.0):
             patch.setattr(filtered, name, value)
         patch.setattr(module, "_WORTH", worth)
         patch.setattr(module, "_SMALL", 1)
-        patch.setattr(module, "_block", spy)
+        patch.setattr(module, "_write_minima", spy)
         yield blocks
 
 

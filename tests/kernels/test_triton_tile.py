@@ -144,7 +144,7 @@ def test_they_compile_for_hopper_without_spills(name, aligned, lifted, out, tmp_
     )
     constants = sizes if name == "_merge" else sizes | {"LIFT": lifted}
     kinds = (
-        {"own": "*i64", "grad": f"*{out}"}
+        {"target": "*i64", "grad": f"*{out}"}
         | dict.fromkeys(INTEGERS, "i32")
         | dict.fromkeys(constants, "constexpr")
     )

@@ -209,7 +209,7 @@ def summed(x, y):
 def test_the_sum_has_two_derivatives_at_any_budget(budget):
     x, y = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     function = functools.partial(
-        softplus_sum, first=INTERVALS[0], stop=INTERVALS[1], own=INTERVALS[2], budget=budget
+        softplus_sum, first=INTERVALS[0], stop=INTERVALS[1], left_out=INTERVALS[2], budget=budget
     )
     torch.testing.assert_close(
         value_and_gradients(function, x, y), value_and_gradients(summed, x, y)
@@ -223,7 +223,9 @@ def test_what_the_sum_cannot_take_is_refused():
     x = torch.ones(5, 3)
     with pytest.raises(ValueError, match=r"one width and dtype, not \(5, 3\)"):
         softplus_sum(x, x[:, :2], *INTERVALS)
-    with pytest.raises(ValueError, match="one interval and one column of its own, not 5, 5 and 4"):
+    with pytest.raises(
+        ValueError, match="one interval and one column that it leaves out, not 5, 5 and 4"
+    ):
         softplus_sum(x, x, INTERVALS[0], INTERVALS[1], INTERVALS[2, :4])
     with pytest.raises(ValueError, match="positive byte budget, not 0"):
         softplus_sum(x, x, *INTERVALS, budget=0)
