@@ -33,7 +33,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
-from marginlab.measures.recognizability.bank import remove_direction
 from marginlab.rng import Key
 
 Kind = Literal["predicted", "prior", "labelled"]
@@ -130,6 +129,9 @@ def attention_target(
             f"{tuple(attended.shape)}."
         )
     wide = _wide(attended)
+    # imported here: the losses load the core alone, without torchmetrics' images
+    from marginlab.measures.recognizability.bank import remove_direction
+
     target = remove_direction(embeddings.detach(), center.detach()).to(wide)
     return _mean((wide - target).square().sum(1), group, grads)
 

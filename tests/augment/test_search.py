@@ -539,8 +539,8 @@ def test_what_does_not_fit_is_refused(change, sentence, unchecked):
 def test_the_names_of_the_search_are_no_operations_in_call_notation():
     for text, sentence in (
         ("sharpen()", "names no class"),
-        ("Sharpened()", "is no Operation"),
-        ("Sharpened(1, 2, {}, {})", "is no Operation"),
+        ("Sharpened()", "names no class"),
+        ("Sharpened(1, 2, {}, {})", "names no class"),
     ):
         with pytest.raises(SettingsError, match=sentence):
             Augmentation((text,))

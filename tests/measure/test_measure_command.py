@@ -170,7 +170,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, capsys):
         (["timm:resnet18", "--data", "digits", "--out", out, "--views", "0"], "at least 1"),
         (
             ["timm:resnet18", "--data", "digits", "--out", out, "--augmentation", "GaussianBlur()"],
-            "is one operation",
+            "is no Augmentation",
         ),
     ):
         assert main(words) == 2, words

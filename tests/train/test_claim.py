@@ -278,4 +278,4 @@ def test_a_table_of_rows_is_not_written_through_a_link(tmp_path):
         (tmp_path / name).symlink_to(tmp_path / "victim")
     rows.write([rows.Row(1, "", "loss", "", 0.5)], tmp_path / "monitor.csv")
     assert (tmp_path / "victim").read_text() == "precious"
-    assert (tmp_path / "monitor.csv").read_text().splitlines()[1] == "1,loss,0.5,nan,nan,0"
+    assert (tmp_path / "monitor.csv").read_text().splitlines()[1] == "1,,loss,,0.5,nan,nan,0"

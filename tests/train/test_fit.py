@@ -4,6 +4,7 @@ trained before it starts.
 
 import csv
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -444,9 +445,13 @@ def test_a_checkpoint_that_is_not_the_runs_is_refused(whole, tmp_path):
 def test_rows_without_columns_as_of_an_earlier_version_are_refused(whole, tmp_path):
     folder, last = copied(whole, tmp_path)
     file = last / "progress.json"
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
     progress = json.loads(file.read_text())
     progress["rows"] = [[0, "loss", 0.5, 0.5, 0.5, 1]]
     file.write_text(json.dumps(progress))
+    sums = last / "checksums.sha256"
+    after = hashlib.sha256(file.read_bytes()).hexdigest()
+    sums.write_text(sums.read_text().replace(before, after))
     with pytest.raises(settings.SettingsError, match="without the columns epoch, space, quantity"):
         fit(SMALL, folder, WATCH, say=quiet)
     assert torch.equal(weights(load(folder)), weights(whole.method))
@@ -585,7 +590,8 @@ def test_images_of_a_size_that_a_backbone_does_not_take_are_refused_before_work(
 @pytest.fixture(scope="module")
 def at_hand(tmp_path_factory):
     """Image sets at hand, and a run on them."""
-    sets = load_images("shapes", "train").subset(96, SMALL.seed), load_images("shapes", "test")
+    train, test = (load_images("shapes", s, size=SMALL.image_size) for s in ("train", "test"))
+    sets = train.subset(96, SMALL.seed), test
     short = replace(SMALL, images=0, epochs=1)
     run = fit(short, tmp_path_factory.mktemp("hand") / "run", Monitor.none(), data=sets, say=quiet)
     return short, sets, run

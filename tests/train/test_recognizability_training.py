@@ -58,7 +58,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(first, tmp_path):
     loaded = load(tmp_path / "whole")
     images = torch.rand(3, 3, 32, 32)
     assert torch.equal(loaded.quality(images), whole.method.quality(images))
-    named = {row.name for row in whole.rows}
+    named = {row.quantity for row in whole.rows}
     assert {"index_regression", "index_diversion", "attention", "unrecognizable_cosine"} <= named
 
 
