@@ -621,10 +621,10 @@ def test_a_run_on_images_at_hand_goes_on_with_them_only(at_hand):
 
 def test_images_at_hand_that_do_not_fit_are_refused(at_hand, tmp_path, unchecked):
     short, (train, test), _ = at_hand
-    small = replace(test, images=test.images[..., :16, :16].contiguous())
+    small = replace(test, images=test.images[..., :8, :8].contiguous())
     for recipe, data, sentence in (
-        (replace(short, image_size=16), (train, test), "image_size = 16 .* at hand are 32 x 32"),
-        (short, (train, small), "at hand are 32 x 32, and test images 16 x 16"),
+        (replace(short, image_size=32), (train, test), "image_size = 32 .* at hand are 16 x 16"),
+        (short, (train, small), "at hand are 16 x 16, and test images 8 x 8"),
         (short, train, "data is a pair of image sets, .* not ImageSet"),
         (short, (train, test.images), "data is a pair of image sets"),
         (replace(short, batch=98), (train, test), "more than the 96 training images"),
@@ -632,4 +632,4 @@ def test_images_at_hand_that_do_not_fit_are_refused(at_hand, tmp_path, unchecked
         with pytest.raises(SettingsError, match=sentence):
             fit(recipe, tmp_path / "run", Monitor.none(), data=data, say=quiet)
     assert not (tmp_path / "run").exists()
-    assert check(replace(short, image_size=32), data=(train, test)) == (train, test)
+    assert check(replace(short, image_size=16), data=(train, test)) == (train, test)
