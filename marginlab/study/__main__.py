@@ -1,6 +1,6 @@
 """The command line of studies: `python -m marginlab.study NAME`.
 
-Other forms are `list`, `report RUN`, `keep RUN FILE.csv` and `--resume RUN`.
+Other forms are `list`, `report RUN`, `keep RUN FILE.csv[.gz]` and `--resume RUN`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         usage=f"{PROG} NAME [--preset PRESET] [--folder FOLDER] [settings]\n"
         f"       {PROG} [NAME] --resume RUN [--code MODULE]\n"
         f"       {PROG} report RUN [--study FILE] [--code MODULE]\n"
-        f"       {PROG} keep RUN FILE.csv [--study FILE] [--code MODULE]\n"
+        f"       {PROG} keep RUN FILE.csv[.gz] [--study FILE] [--code MODULE]\n"
         f"       {PROG} list\n       {PROG} NAME --help",
         description="Compute a study's grid of cells and make its report. Interrupted at any "
         "point, "
@@ -179,7 +179,7 @@ def _report(flags: Sequence[str], own: Study | None) -> int:
 
 def _keep(flags: Sequence[str], own: str | None, code: Sequence[str]) -> int:
     if len(flags) != 2:
-        raise SettingsError(f"Of which run, and where? Say: {PROG} keep RUN FILE.csv.")
+        raise SettingsError(f"Of which run, and where? Say: {PROG} keep RUN FILE.csv[.gz].")
     rows = keep(open_run(flags[0], own, code=code), Path(flags[1]))
     say(f"{rows} rows and where they come from, in {flags[1]}")
     return 0

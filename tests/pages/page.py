@@ -10,6 +10,7 @@ Code, links and headings are not looked at: they name files, commands and preset
 import bisect
 import csv
 import difflib
+import gzip
 import itertools
 import math
 import re
@@ -99,8 +100,11 @@ class Page:
 
 
 def table(name: str) -> list[dict[str, str]]:
-    """Read a committed table, its comments left out."""
-    with (ROOT / name).open(newline="") as stream:
+    """Read a committed table, its comments left out; a large one is compressed."""
+    file = ROOT / name
+    file = file if file.is_file() else file.with_name(f"{file.name}.gz")
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(line for line in stream if not line.startswith("#")))
 
 

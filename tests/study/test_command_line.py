@@ -1,5 +1,6 @@
 """The command line: what it finds, what it refuses before any work, what it shows."""
 
+import gzip
 import re
 import sys
 from pathlib import Path
@@ -183,11 +184,15 @@ def test_keep_writes_the_headline_and_where_it_comes_from(shelf, tmp_path, capsy
     ]
     for arguments, sentence in (
         (["run"], "keep RUN FILE.csv"),
-        (["run", "rates.txt"], "is a .csv file"),
+        (["run", "rates.txt"], "is a .csv or .csv.gz file"),
         (["nothing", "a.csv"], "nothing"),
     ):
         assert main(["keep", *arguments]) == 2
         assert sentence in capsys.readouterr().err
+    for name in ("rates.csv.gz", "again.csv.gz"):
+        assert main(["keep", "run", name]) == 0
+    assert Path("rates.csv.gz").read_bytes() == Path("again.csv.gz").read_bytes()
+    assert gzip.decompress(Path("rates.csv.gz").read_bytes()) == Path("kept/rates.csv").read_bytes()
     next(Path("run/cells").glob("*/rows.csv")).unlink()
     assert main(["keep", "run", "a.csv"]) == 2
     assert "1 of 2 cells" in capsys.readouterr().err

@@ -5,6 +5,7 @@ and its page claims. Where a measured order is not the published one, the test s
 """
 
 import csv
+import gzip
 import itertools
 from collections import defaultdict
 from statistics import mean
@@ -72,7 +73,7 @@ SIGMA = ("pixels", "one_minus_sigma", "")
 
 def final(preset, grid, space, quantity, at=""):
     """The last value of a quantity for each augmentation of a grid, as a mean over the seeds."""
-    with (MEASURED / f"{preset}.csv").open(encoding="utf-8") as file:
+    with gzip.open(MEASURED / f"{preset}.csv.gz", "rt", encoding="utf-8") as file:
         rows = [
             row
             for row in csv.DictReader(line for line in file if not line.startswith("#"))
