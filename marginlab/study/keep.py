@@ -6,7 +6,7 @@
           the rows of results.csv that the study keeps (its headline), at every epoch
 
 `numpy.genfromtxt`, `csv` after its first lines, and `pandas.read_csv(file, comment="#")` read it.
-A file called .csv.gz is compressed, to a tenth for a large table; numpy and pandas read it as it is.
+A file called .csv.gz is compressed, to a tenth for a large table; numpy and pandas read it too.
 """
 
 import csv

@@ -73,7 +73,9 @@ SIGMA = ("pixels", "one_minus_sigma", "")
 
 def final(preset, grid, space, quantity, at=""):
     """The last value of a quantity for each augmentation of a grid, as a mean over the seeds."""
-    with gzip.open(MEASURED / f"{preset}.csv.gz", "rt", encoding="utf-8") as file:
+    (path,) = MEASURED.glob(f"{preset}.csv*")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
         rows = [
             row
             for row in csv.DictReader(line for line in file if not line.startswith("#"))
