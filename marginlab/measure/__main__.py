@@ -9,8 +9,6 @@ train_labels, test_features and test_labels. The first of several views is the i
 """
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -39,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = [measure(features, seed=asked.seed) for features in _features(asked)]
         rows = [row for found in measured for row in found.rows]
         asked.out.mkdir(parents=True, exist_ok=True)
-        files.write(asked.out / _TABLE, table(rows))
+        files.write(asked.out / _TABLE, files.csv_text(Row._fields, rows))
         command = f"{PROG} {shlex.join(given)}"
         files.write(asked.out / _PAGE, page(measured, asked.name, asked.data, command))
     except (ValueError, OSError) as error:
@@ -108,16 +106,6 @@ def _features(asked: argparse.Namespace) -> Iterable[Features]:
         made(encoder, space, (train, test), augmentation, views=asked.views, seed=asked.seed)
         for space, encoder in by_space.items()
     ]
-
-
-def table(rows: Iterable[Row]) -> str:
-    """Return the rows as csv, with the columns space, quantity, at, value, low, high, n."""
-    held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    writer.writerow(Row._fields)
-    for row in rows:
-        writer.writerow([repr(cell) if isinstance(cell, float) else cell for cell in row])
-    return held.getvalue()
 
 
 if __name__ == "__main__":
