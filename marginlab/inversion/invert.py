@@ -43,7 +43,7 @@ from marginlab.settings import SettingsError, replaced
 
 TERMS = ("identity", "batch_norm", "total_variation", "l2")
 CHECK_EVERY = 20  # steps: a look at the terms makes the host wait for the device
-_STATE = "inversion.pt"
+STATE = "inversion.pt"
 
 
 class Inversion(NamedTuple):
@@ -51,7 +51,7 @@ class Inversion(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) in [0, 1], in the order of the targets.
-        embeddings: (N, D) embeddings of these images by the network.
+        embeddings: (N, D) embeddings of these images by the network, whose pixels are in [0, 1].
         terms: (batches, steps, 4) values of the terms, without their weights, in the order of
             `names`.
         names: Names of the terms.
@@ -125,10 +125,10 @@ def invert(
         work.check_size()
         work.keep_in(Path(folder) if folder is not None else None, _identifier(targets, network))
         work.run(save_every, say)
-        images = network.pixels(work.images).clamp(0, 1).float()
+        images = network.pixels(work.images).clamp(0, 1)
         with torch.no_grad():
-            embeddings = torch.cat([network.embed(part) for part in work.images.split(256)])
-        return Inversion(images.cpu(), embeddings.cpu(), work.terms.cpu())
+            embeddings = torch.cat([network.embed_pixels(part) for part in images.split(256)])
+        return Inversion(images.float().cpu(), embeddings.cpu(), work.terms.cpu())
 
 
 def _identity(
@@ -226,7 +226,7 @@ class _Work:
         self.identifier = f"{identifier} {self.chosen!r} {tuple(self.images.shape)}"
         if folder is None:
             return
-        path = folder / _STATE
+        path = folder / STATE
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             return
@@ -338,6 +338,6 @@ class _Work:
             "moments": self.moments,
         }
         torch.save(state, held)
-        files.write(self.folder / _STATE, held.getvalue())
+        files.write(self.folder / STATE, held.getvalue())
         shown = self.network.pixels(self.images[:64]).float().clamp(0, 1)
         files.write(self.folder / "preview.png", encode_picture(contact_sheet(shown)))

@@ -136,6 +136,9 @@ def test_images_reach_their_targets_and_the_model_stays_as_it_was(closed):
     assert all(p.requires_grad for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert made.terms.shape == (1, 30, 4)
+    with torch.no_grad():  # those of the images that are returned, in [0, 1]
+        embeddings = model.eval().project(model.encode(made.images))
+    assert torch.allclose(made.embeddings, embeddings, atol=1e-5)
     assert made.terms[0, -1, 0] < 0.7 * made.terms[0, 0, 0]
     assert bool(((made.images >= 0) & (made.images <= 1)).all())
 
