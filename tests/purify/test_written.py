@@ -1,6 +1,7 @@
-"""What is written: an index, folders of links and of copies, record files, the command."""
+"""Sets as they are written: an index, folders of links and of copies, record files, the command."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -112,12 +113,16 @@ def test_one_set_has_no_split_and_bad_names_are_refused_or_numbered(data, tmp_pa
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
+    trained(data, folder)
+    return folder
+
+
+def trained(data, folder):
     backbone = "Backbone('resnet18', stem='strided', width=0.125)"
     method = "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=8, subcenters=2)"
     recipe = Recipe(data=f"folder:{data}", image_size=16, backbone=backbone, method=method,
                     epochs=1, batch=12, augmentation="Augmentation('e')")  # fmt: skip
     fit(recipe, folder, Monitor.none(), say=lambda line: None)
-    return folder
 
 
 def test_the_command(data, run, tmp_path, capsys):
@@ -160,6 +165,22 @@ def test_wrong_words_take_no_folder(data, run, tmp_path, capsys, wrong, said):
     assert main([str(run), str(out), "--data", f"folder:{data}", *wrong]) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_names_that_no_index_can_hold_are_refused_before_the_pass(data, tmp_path, capsys):
+    pets = tmp_path / "pets"
+    shutil.copytree(data, pets)
+    for split in ("train", "test"):
+        (pets / split / "cow").rename(pets / split / "cow ")
+    folder = tmp_path / "run"
+    trained(pets, folder)
+    out = tmp_path / "out"
+    arguments = [str(folder), str(out), "--data", f"folder:{pets}", "--max-angle", "130"]
+    assert main(arguments) == 2
+    assert "begins or ends with a blank" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*arguments, "--write", "none"]) == 0
+    assert (out / "images.csv").exists()
 
 
 def test_folders_of_others_and_of_the_data_are_refused(data, run, tmp_path, capsys):
