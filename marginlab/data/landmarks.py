@@ -62,7 +62,7 @@ def read_points(file: Path) -> dict[str, tuple[float, ...]]:
                 if points is None or not row[0].strip():
                     raise ValueError(f"Line {number} of {shown(file)} is {row!r:.80}. {_LINE}.")
                 if row[0].strip() in found:
-                    told = f"Line {number} of {shown(file)} names {row[0]!r} once more"
+                    told = f"Line {number} of {shown(file)} names {row[0]!r:.80} once more"
                     raise ValueError(f"{told}. Remove one of its lines.")
                 found[row[0].strip()] = points
     except (UnicodeDecodeError, csv.Error) as error:
