@@ -18,7 +18,7 @@ from marginlab import augment, files, settings
 from marginlab.augment import Augmentation
 from marginlab.data import load
 from marginlab.measure.encoders import TIMM, encoders
-from marginlab.measure.features import Features, made, read_features
+from marginlab.measure.features import Features, encoded_features, read_features
 from marginlab.measure.report import page
 from marginlab.measure.rows import SHUFFLED, Row, measure, stacked
 from marginlab.settings import SettingsError
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = _parser().parse_args(given)
     try:
-        _free(asked.out)
+        _check_out(asked.out)
         measured = [measure(features, seed=asked.seed) for features in _features(asked)]
         rows = [row for found in measured for row in found.rows]
         asked.out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _free(out: Path) -> None:
+def _check_out(out: Path) -> None:
     """Refuse a folder that holds something else."""
     there = out.exists()
     if there and (not out.is_dir() or (any(out.iterdir()) and not (out / _TABLE).is_file())):
@@ -103,7 +103,9 @@ def _features(asked: argparse.Namespace) -> Iterable[Features]:
         for split in ("train", "test")
     )
     return [
-        made(encoder, space, (train, test), augmentation, views=asked.views, seed=asked.seed)
+        encoded_features(
+            encoder, space, (train, test), augmentation, views=asked.views, seed=asked.seed
+        )
         for space, encoder in by_space.items()
     ]
 
