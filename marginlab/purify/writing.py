@@ -11,15 +11,16 @@ bytes. Everything is put in place when it is whole.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from marginlab import files
 from marginlab.data import ImageSet
-from marginlab.data.folders import ImageFiles
+from marginlab.data.folders import NO_CLASSES, ImageFiles
 from marginlab.data.records import RecordImages
 from marginlab.data.sheet import encode_picture
 from marginlab.data.streaming import Streamed
+from marginlab.data.targets import equal_folder_names, is_folder_name
 from marginlab.formats import write_records
 
 _BLOCK = 64  # images that are held at a time
@@ -102,8 +103,7 @@ def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = Fa
     if draft.is_dir() and not draft.is_symlink():
         shutil.rmtree(draft)  # of a process that was killed
     draft.mkdir(parents=True)
-    names = {name for images in sets.values() for name in images.classes}
-    by_name = all(_is_folder_name(name) for name in names)
+    by_name = all(_can_be_folders(images.classes) for images in sets.values())
     rows = []
     for split, images in sets.items():
         own = files_of(images) if links else None
@@ -180,7 +180,7 @@ def _check_word(word: str, name: str) -> None:
         )
 
 
-def _is_folder_name(name: str) -> bool:
-    if not name or name.startswith(".") or set(name) & {"/", "\0"} or len(name.encode()) > 200:
+def _can_be_folders(classes: Sequence[str]) -> bool:
+    if any(name in NO_CLASSES or not is_folder_name(name) for name in classes):
         return False
-    return name not in ("train", "test", "unseen", "val", "valid", "validation", "dev", "eval")
+    return equal_folder_names(classes) is None

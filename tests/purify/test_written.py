@@ -101,6 +101,8 @@ def test_one_set_has_no_split_and_bad_names_are_refused_or_numbered(data, tmp_pa
         write_index(tmp_path / "odd.csv", {"train": odd})
     write_folder(tmp_path / "odd", {"train": odd})
     assert (tmp_path / "odd/0000002").is_dir()
+    write_folder(tmp_path / "alike", {"train": images.with_labels(images.labels, ("A", "a", "b"))})
+    assert (tmp_path / "alike/0000002").is_dir()
     with pytest.raises(ValueError, match="exists already"):
         write_folder(tmp_path / "odd", {"train": odd})
     held = sets(data)["train"]
