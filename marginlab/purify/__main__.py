@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
             raise SettingsError(
                 f"--batch and --worst are at least 1, not {asked.batch} and {asked.worst}."
             )
+        _check_device(asked.device)
         size = _size(asked.run) if asked.size is None else asked.size
         model = load_run(asked.run, asked.device)
         images = _images(asked, asked.split, size)
@@ -137,6 +138,15 @@ def _angle(text: str) -> Any:
         raise SettingsError(told) from error
     check_angle(angle)
     return angle
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        told = str(error).splitlines()[0]
+        raise SettingsError(f"--device {device} cannot be used: {told}. Give cpu.") from error
 
 
 def _size(run: Path) -> int:

@@ -158,6 +158,7 @@ def test_the_command(data, run, tmp_path, capsys):
         (["--max-angle", "190"], "between 0 and 180"),
         (["--conflicts", "0"], "--conflicts"),
         (["--batch", "0"], "--batch"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
         (["--data", "digits"], "10 classes"),
         (["--data", "folder:nowhere"], "no folder"),
     ],
