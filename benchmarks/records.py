@@ -168,7 +168,7 @@ def ours(
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
-    """What ours gives for a picture that PIL has decoded: (3, H, W) bytes."""
+    """Convert a picture that PIL has decoded to (3, H, W) bytes, as our reader does."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

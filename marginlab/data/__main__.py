@@ -75,7 +75,8 @@ def _with_word(arguments: Sequence[str] | None) -> list[str]:
 def _inspect(asked: argparse.Namespace, root: Path) -> None:
     if asked.sheet:
         check_sheet(asked.sheet)
-    for number, split in enumerate(splits(asked.spec)):
+    there = splits(asked.spec)
+    for number, split in enumerate(there):
         images = load(asked.spec, split, root, size=asked.size, workers=0)
         say(describe(images, split))
         for line in histogram(images):
@@ -83,7 +84,7 @@ def _inspect(asked: argparse.Namespace, root: Path) -> None:
         if asked.sheet and number == 0:
             write_sheet(images, asked.sheet)
     if asked.sheet:
-        say(f"Contact sheet of the {splits(asked.spec)[0]} images: {asked.sheet}")
+        say(f"Contact sheet of the {there[0]} images: {asked.sheet}")
 
 
 def _convert(asked: argparse.Namespace, root: Path) -> None:

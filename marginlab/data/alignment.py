@@ -81,6 +81,27 @@ def similarity_transform(
     return torch.cat((turn, move), -1)
 
 
+def template_to_image(
+    landmarks: Float[Tensor, "N 5 2"], size: int = SIDE
+) -> tuple[Float[Tensor, "N 2 2"], Float[Tensor, "N 1 2"]]:
+    """Return A and t: the pixel w of the aligned image is read at A (w - t).
+
+    Raises:
+        ValueError: As `similarity_transform`, or landmarks that fit the template only as a point.
+    """
+    template = landmarks.new_tensor(FACE_TEMPLATE) * (size / SIDE)
+    found = similarity_transform(landmarks, template)
+    turn = found[:, :, :2]
+    back = turn.mT / turn[:, :1].square().sum(-1, keepdim=True)
+    if not back.isfinite().all():
+        lost = int((~back.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"The landmarks of image {lost} fit the template only when shrunk to a point. Are they "
+            "in the order of the template?"
+        )
+    return back, found[:, None, :, 2]
+
+
 def align_faces(
     images: Float[Tensor, "N 3 H W"] | UInt8[Tensor, "N 3 H W"],
     landmarks: Float[Tensor, "N 5 2"],
@@ -114,20 +135,10 @@ def align_faces(
     if images.is_floating_point():
         precision = torch.promote_types(precision, images.dtype)
     exact = landmarks.to(precision)
-    template = torch.tensor(FACE_TEMPLATE, dtype=exact.dtype, device=exact.device) * (size / SIDE)
-    found = similarity_transform(exact, template)
-    # the image is read at the places from which the result's pixels come
-    turn = found[:, :, :2]
-    back = turn.mT / turn[:, :1].square().sum(-1, keepdim=True)
-    if not back.isfinite().all():
-        lost = int((~back.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(
-            f"The landmarks of image {lost} fit the template only when shrunk to a point. Are they "
-            "in the order of the template?"
-        )
+    back, move = template_to_image(exact, size)
     at = torch.arange(size, dtype=exact.dtype, device=exact.device)
     pixels = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(1, -1, 2)
-    places = (pixels - found[:, None, :, 2]) @ back.mT
+    places = (pixels - move) @ back.mT
     height, width = images.shape[-2:]
     extent = torch.tensor((width, height), dtype=exact.dtype, device=exact.device)
     grid = ((2 * places + 1) / extent - 1).view(-1, size, size, 2)

@@ -81,8 +81,8 @@ class NpzStream:
                 self.chosen = _of_part(archive, split, path, name, budget)
             else:
                 self.chosen = _of_split(archive, split, name, budget)
-            header, layout = _pixels(archive, self.chosen.key, name)
-            whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
+            stored = _pixels(archive, self.chosen.key, name)
+        whole = stored.height, stored.width
         afford_one(*whole, size, budget, f"{name}: each image")
         self.shape = (len(self.chosen.labels), 3, *((size, size) if size else whole))
 
@@ -161,20 +161,31 @@ def _of_split(archive: Entries, split: str, name: str, budget: int) -> Chosen:
     return Chosen(f"{prefix}images", labels[chosen], chosen, classes)
 
 
-def _pixels(archive: Entries, key: str, name: str) -> tuple[Header, str]:
-    """Return the header of stored images and the order of their axes; refuse other arrays."""
+class _Stored(NamedTuple):
+    """Header, order of axes, height and width of stored images."""
+
+    header: Header
+    layout: str
+    height: int
+    width: int
+
+
+def _pixels(archive: Entries, key: str, name: str) -> _Stored:
+    """Look at stored images; refuse other arrays."""
     header = read_header(archive, key)
     if header.dtype != np.uint8 and header.dtype.kind != "f":
         raise TypeError(
             f"{name}: {key} are of dtype {header.dtype}. Save bytes as uint8, or floats in [0, 1]."
         )
-    return header, _layout(header.shape, name)
+    layout = _layout(header.shape, name)
+    height, width = (header.shape[layout.index(axis)] for axis in "HW")
+    return _Stored(header, layout, height, width)
 
 
 def _one_each(archive: Entries, part: str, name: str) -> None:
     """Refuse a part whose headers give different numbers of images and labels."""
     prefix = f"{part}_" if part else ""
-    shape = _pixels(archive, f"{prefix}images", name)[0].shape
+    shape = _pixels(archive, f"{prefix}images", name).header.shape
     labels = read_header(archive, f"{prefix}labels")
     _is_of_labels(labels, f"{prefix}labels", name)
     if labels.shape != shape[:1]:
@@ -186,9 +197,8 @@ def _one_each(archive: Entries, part: str, name: str) -> None:
 
 def _filled(archive: Entries, chosen: Chosen, name: str, size: int, budget: int) -> ImageSet:
     """Read the chosen images of an array, block by block."""
-    header, layout = _pixels(archive, chosen.key, name)
-    whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
-    height, width = (size, size) if size else whole
+    stored = _pixels(archive, chosen.key, name)
+    height, width = (size, size) if size else (stored.height, stored.width)
     afford(len(chosen.labels), height, width, budget, name)
     images = torch.empty(len(chosen.labels), 3, height, width, dtype=torch.uint8)
     filled = 0
@@ -200,10 +210,9 @@ def _filled(archive: Entries, chosen: Chosen, name: str, size: int, budget: int)
 
 def _parts(archive: Entries, chosen: Chosen, name: str, size: int, budget: int) -> Iterator[Tensor]:
     """Yield the chosen images of an array, a block of the file at a time."""
-    header, layout = _pixels(archive, chosen.key, name)
-    whole = header.shape[layout.index("H")], header.shape[layout.index("W")]
+    header, layout, *whole = _pixels(archive, chosen.key, name)
     height, width = (size, size) if size else whole
-    afford_one(*whole, size, budget, f"{name}: each image")
+    afford_one(whole[0], whole[1], size, budget, f"{name}: each image")
     if header.fortran:  # its images are not contiguous in the file
         told = f"{name}: {chosen.key}, stored in Fortran's order,"
         afford_beside(header.bytes, budget, told, "Save numpy.ascontiguousarray of them.")

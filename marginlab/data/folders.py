@@ -35,7 +35,7 @@ from marginlab.files import content_of
 from marginlab.files.untrusted import shown
 
 _PARTS = ("train", "test")  # these splits share their classes
-_NO_CLASSES = {*_PARTS, "unseen", "val", "valid", "validation", "dev", "eval"}
+NO_CLASSES = {*_PARTS, "unseen", "val", "valid", "validation", "dev", "eval"}
 _PHOTOGRAPHS = {".heic", ".heif", ".jxl", ".dng"}  # kinds of cameras that Pillow does not know
 
 
@@ -184,8 +184,8 @@ def _parents(path: Path, split: str, name: str) -> dict[str, dict[str, Path]]:
     if not splits:
         unseen = [path / "unseen"] if has_unseen(path) else []
         classes = _classes(path, unseen, name)
-        if "unseen" in classes or (classes and set(classes) <= _NO_CLASSES):
-            parts = sorted(set(classes) & _NO_CLASSES)
+        if "unseen" in classes or (classes and set(classes) <= NO_CLASSES):
+            parts = sorted(set(classes) & NO_CLASSES)
             raise ValueError(
                 f"{name}: the folders of {path} with images in them would be the classes, among "
                 f"them {' and '.join(parts)}. Put the images of each class into a folder of their "

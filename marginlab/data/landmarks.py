@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from marginlab.data.alignment import FACE_TEMPLATE, align_faces, similarity_transform
+from marginlab.data.alignment import align_faces, template_to_image
 from marginlab.data.decoding import Encoded, decoded
 from marginlab.files.untrusted import shown
 
@@ -62,7 +62,7 @@ def read_points(file: Path) -> dict[str, tuple[float, ...]]:
                 if points is None or not row[0].strip():
                     raise ValueError(f"Line {number} of {shown(file)} is {row!r:.80}. {_LINE}.")
                 if row[0].strip() in found:
-                    told = f"Line {number} of {shown(file)} names {row[0]!r} once more"
+                    told = f"Line {number} of {shown(file)} names {row[0]!r:.80} once more"
                     raise ValueError(f"{told}. Remove one of its lines.")
                 found[row[0].strip()] = points
     except (UnicodeDecodeError, csv.Error) as error:
@@ -93,7 +93,7 @@ def chosen_points(
         n: How many images there are.
 
     Raises:
-        ValueError: An image without landmarks, or with five points in one place.
+        ValueError: An image without landmarks, or with five points that no template fits.
     """
     by_file = {(base / text).resolve(): found for text, found in points.items()}
     chosen = []
@@ -107,7 +107,7 @@ def chosen_points(
         chosen.append(found)
     landmarks = torch.tensor(chosen, dtype=torch.float64).view(-1, 5, 2)
     try:
-        similarity_transform(landmarks, torch.tensor(FACE_TEMPLATE, dtype=torch.float64))
+        template_to_image(landmarks)
     except ValueError as error:
         raise ValueError(f"Landmarks, counted from image {first}: {error}") from error
     return landmarks

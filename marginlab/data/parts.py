@@ -7,7 +7,6 @@ original bytes          where nothing is changed: what a file or a record holds
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from marginlab.data.landmarks import AlignedImages, Stored, chosen_points
 from marginlab.data.loading import load, splits
 from marginlab.data.pixels import BUDGET
 from marginlab.data.selection import Selection, selection_of
+from marginlab.data.sheet import encode_picture
 from marginlab.data.streaming import Streamed, batches
 
 BATCH = 64  # images
@@ -53,15 +53,9 @@ class Encoding:
 
     def encoded(self, image: UInt8[Tensor, "3 H W"]) -> bytes:
         """Return the bytes of a file of the image."""
-        from PIL import Image
-
-        held = io.BytesIO()
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         if self.quality:
-            picture.save(held, format="jpeg", quality=self.quality)
-        else:
-            picture.save(held, format="png")
-        return held.getvalue()
+            return encode_picture(image, "jpeg", quality=self.quality)
+        return encode_picture(image)
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class Part:
 
     @property
     def stored(self) -> bool:
-        """Whether the images are the unchanged ones of files or records."""
+        """True where the images are the unchanged ones of files or records."""
         return isinstance(self.images, Streamed) and isinstance(self.images.source, Stored)
 
     def pictures(self, rows: Int64[Tensor, " M"]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -69,8 +69,8 @@ def _written(text: str, width: int) -> Tensor:
     return torch.frombuffer(bytearray(line.tobytes()), dtype=torch.uint8).view(_LETTERS, width)
 
 
-def encode_picture(picture: UInt8[Tensor, "3 h w"], format: str = "png") -> bytes:
-    """Return the bytes of a picture file; `format` is "png" or "jpeg".
+def encode_picture(picture: UInt8[Tensor, "3 h w"], format: str = "png", **options: int) -> bytes:
+    """Return the bytes of a picture file: "png", or "jpeg" with Pillow's options, as `quality`.
 
     Example:
         >>> encode_picture(torch.zeros(3, 4, 4, dtype=torch.uint8))[1:4]
@@ -79,5 +79,6 @@ def encode_picture(picture: UInt8[Tensor, "3 h w"], format: str = "png") -> byte
     from PIL import Image
 
     held = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(held, format=format)
+    pixels = picture.permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels).save(held, format=format, **options)
     return held.getvalue()

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import socket
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -81,18 +82,44 @@ def check_names(parts: Sequence[Part]) -> None:
     """
     for part in parts:
         for name in part.classes:
-            bad = not name or name.startswith(".") or "/" in name or "\0" in name or os.sep in name
-            if bad or len(name.encode()) > _LONGEST:
+            if not is_folder_name(name):
                 raise ValueError(
                     f"No folder of a class can be called {name!r:.120}. Convert to npz, or rename "
                     "the class."
                 )
-        folded = {name.casefold() for name in part.classes}
-        if len(folded) < len(part.classes):
+        if twins := equal_folder_names(part.classes):
             raise ValueError(
-                "Two classes have one name, so their folders would be one, here or where letters "
-                "are not told from capitals. Convert to npz, or rename one."
+                f"The classes {twins[0]!r:.120} and {twins[1]!r:.120} have one name where letters "
+                "are not told from capitals, or composed ones from others. Their folders would be "
+                "one. Convert to npz, or rename one."
             )
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a folder can be called so, and is read as one of a class.
+
+    Example:
+        >>> [is_folder_name(name) for name in ("cat", "a/b", ".cat", "")]
+        [True, False, False, False]
+    """
+    bad = not name or name.startswith(".") or "/" in name or "\0" in name or os.sep in name
+    return not bad and len(name.encode()) <= _LONGEST
+
+
+def equal_folder_names(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two names that are one on some file system, or None.
+
+    Example:
+        >>> equal_folder_names(("ant", "Bee", "bee"))
+        ('Bee', 'bee')
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if folded in known:
+            return known[folded], name
+        known[folded] = name
+    return None
 
 
 def write_folder(parts: Sequence[Part], path: Path, encoding: Encoding | None, tick: Tick) -> None:

@@ -10,15 +10,14 @@ embeddings of the pictures in a folder. The output folder holds:
     generated.png   what was made, in the same order
     images.npz      the same, as bytes (N, H, W, 3) and the targets' names
     terms.csv       the terms of the objective at each step
-    found.csv       for each target: its name, the cosine with it, and its rank among all targets
+    found.csv       for each target: its name, the cosine with it, and its rank among all targets;
+                    of a class with sub-centers the nearest one counts
     inversion.pt    the state of the work; the same command resumes after a stop
 """
 
 import argparse
-import csv
 import io
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ from marginlab.data.decoding import decoded
 from marginlab.data.pixels import BUDGET, resized
 from marginlab.data.sheet import contact_sheet, encode_picture
 from marginlab.inversion.distances import identity_ranks
-from marginlab.inversion.invert import Inversion, invert
+from marginlab.inversion.invert import STATE, Inversion, invert
 from marginlab.inversion.network import Network
 from marginlab.inversion.settings import InversionSettings
 from marginlab.methods import Method
@@ -43,7 +42,7 @@ from marginlab.train import load
 
 
 class _Asked(NamedTuple):
-    """Targets, one embedding for each to compare with, names, and pictures to show beside."""
+    """Targets (N, ...), K embeddings (N, K, D) of each, names, and pictures to show beside."""
 
     targets: Tensor
     embeddings: Tensor
@@ -72,6 +71,7 @@ def main(arguments: list[str]) -> int:
         )
         if not 8 <= asked.size <= 1024:
             raise SettingsError(f"--size is from 8 to 1024 pixels, not {asked.size}.")
+        _check_out(asked.out)
         model = load(asked.run)
         target = (
             _classes(model, asked.classes)
@@ -79,12 +79,18 @@ def main(arguments: list[str]) -> int:
             else _pictures(model, asked.images, asked.size)
         )
         made = _inverted(model, target, chosen, asked.size, asked.out)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         say(printable(error), error=True)
         return 2
     _written(asked.out, target, made)
     say(f"Kept in {asked.out.absolute()}")
     return 0
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than an inversion."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / STATE).is_file())):
+        raise SettingsError(f"{out} holds something else than an inversion. Choose another folder.")
 
 
 def _classes(model: Method, classes: list[int]) -> _Asked:
@@ -100,7 +106,7 @@ def _classes(model: Method, classes: list[int]) -> _Asked:
         raise SettingsError(f"There is no class {wrong[0]}: classes go from 0 to {number - 1}.")
     labels = torch.tensor(classes)
     names = model.classes or tuple(str(label) for label in range(number))
-    centers = classifier.centers.detach()[labels, 0]
+    centers = classifier.centers.detach()[labels]
     return _Asked(labels, centers, tuple(names[label] for label in classes), None)
 
 
@@ -122,10 +128,12 @@ def _pictures(model: Method, folder: Path, size: int) -> _Asked:
     images = torch.cat(pictures)
     network = Network(model)
     with network.frozen(), torch.no_grad():
-        normal = (images / 255 - network.mean.cpu()) / network.deviation.cpu()
-        parts = [network.embed(part.to(network.device)) for part in normal.split(256)]
+        parts = [
+            network.embed_pixels(part.to(network.device, network.dtype) / 255)
+            for part in images.split(256)
+        ]
     embeddings = torch.cat(parts).cpu()
-    return _Asked(embeddings, embeddings, tuple(names), images)
+    return _Asked(embeddings, embeddings[:, None], tuple(names), images)
 
 
 def _inverted(
@@ -159,28 +167,21 @@ def _written(out: Path, target: _Asked, made: Inversion) -> None:
     np.savez_compressed(held, images=pixels, names=np.array(target.names))
     files.write(out / "images.npz", held.getvalue())
     terms = (
-        (batch, step, *(repr(value) for value in values))
+        (batch, step, *values)
         for batch, part in enumerate(made.terms.tolist())
         for step, values in enumerate(part)
     )
-    files.write(out / "terms.csv", _table(("batch", "step", *made.names), terms))
-    found, aimed = unit_vectors(made.embeddings), unit_vectors(target.embeddings)
-    cosines = (found * aimed).sum(1)
-    ranks = identity_ranks(found, aimed, torch.arange(len(found)))
+    files.write(out / "terms.csv", files.csv_text(("batch", "step", *made.names), terms))
+    found, wanted = unit_vectors(made.embeddings), unit_vectors(target.embeddings)
+    N, K, _ = wanted.shape
+    cosines, nearest = (wanted @ found[:, :, None])[:, :, 0].max(1)
+    ranks = identity_ranks(found, wanted.flatten(0, 1), K * torch.arange(N) + nearest)
     rows = zip(target.names, cosines.tolist(), ranks.tolist(), strict=True)
-    files.write(out / "found.csv", _table(("target", "cosine", "rank"), rows))
+    files.write(out / "found.csv", files.csv_text(("target", "cosine", "rank"), rows))
     say(
-        f"{len(found)} images; mean cosine with the target {float(cosines.mean()):.3f}, nearest "
+        f"{N} images; mean cosine with the target {float(cosines.mean()):.3f}, nearest "
         f"target the right one for {int((ranks == 1).sum())}."
     )
-
-
-def _table(header: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
-    held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return held.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a keeper of embeddings may do so that they tell less: each changes stored embeddings.
+"""Defences of stored embeddings: changes to them after which they tell less.
 
 The same change is made to embeddings that are compared with the stored ones, but for noise, which
 is drawn anew for each row. What a defence costs is measured as verification on changed embeddings.
-Not to release a network's running statistics is a defence as well: `batch_norm=0` in `invert` is
-what is left to the attacker.
+A network released without its running statistics is a defence as well: the attacker is left with
+`batch_norm=0` in `invert`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How near generated images come to real ones, measured on features.
+"""Distances of generated images from real ones, measured on features.
 
     Frechet distance   ||m - m'||^2 + tr(S + S' - 2 (S S')^(1/2))      of means and covariances
     kernel distance    the unbiased squared MMD with k(x, y) = (x . y / D + 1)^3
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from marginlab.evaluation.neighbours import Bank
 from marginlab.statistics import unit_vectors
+
+_BUDGET = 64 * 2**20  # bytes of a block of similarities
 
 
 def frechet_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]) -> float:
@@ -70,7 +72,7 @@ def _mean(x: Tensor, y: Tensor, *, own: bool) -> float:
     dim = x.shape[1]
     others = y.double()
     total = 0.0
-    for block in x.double().split(1024):
+    for block in x.double().split(_rows_within_budget(len(y))):
         total += float((block @ others.T / dim + 1).pow(3).sum())
     if not own:
         return total / (len(x) * len(y))
@@ -81,6 +83,10 @@ def _mean(x: Tensor, y: Tensor, *, own: bool) -> float:
 def _check(x: Tensor, y: Tensor) -> None:
     if min(len(x), len(y)) < 2:
         raise ValueError(f"Each set has at least 2 rows of features, not {len(x)} and {len(y)}.")
+
+
+def _rows_within_budget(columns: int) -> int:
+    return max(1, _BUDGET // (8 * max(columns, 1)))
 
 
 def identity_ranks(
@@ -103,8 +109,8 @@ def identity_ranks(
         tensor([2])
     """
     x, centers = unit_vectors(embeddings), unit_vectors(gallery)
-    ranks = []
-    for rows, right in zip(x.split(1024), identity.to(x.device).split(1024), strict=True):
+    ranks, step = [], _rows_within_budget(len(centers))
+    for rows, right in zip(x.split(step), identity.to(x.device).split(step), strict=True):
         cosines = rows @ centers.T
         own = cosines.gather(1, right[:, None])
         ranks.append((cosines >= own).sum(1))
@@ -112,7 +118,7 @@ def identity_ranks(
 
 
 def nearest_rows(
-    features: Float[Tensor, "N D"], bank: Float[Tensor, "M D"], *, budget: int = 64 * 2**20
+    features: Float[Tensor, "N D"], bank: Float[Tensor, "M D"], *, budget: int = _BUDGET
 ) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
     """Return the nearest row of a bank for each row, with its cosine: is an image a memorised one?
 

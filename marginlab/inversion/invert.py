@@ -15,7 +15,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Float32, Int
@@ -25,13 +25,25 @@ from marginlab import files
 from marginlab.data.sheet import contact_sheet, encode_picture
 from marginlab.inversion.network import Network
 from marginlab.inversion.settings import InversionSettings
-from marginlab.inversion.statistics import ChannelStatistics, StatisticsTerm, stored_statistics
-from marginlab.inversion.terms import ClassTerm, EmbeddingTerm, pixel_norm, total_variation
+from marginlab.inversion.statistics import (
+    ChannelStatistics,
+    Spread,
+    StatisticsTerm,
+    stored_statistics,
+)
+from marginlab.inversion.terms import (
+    ClassTerm,
+    EmbeddingTerm,
+    Variation,
+    pixel_norm,
+    total_variation,
+)
 from marginlab.rng import Key
 from marginlab.settings import SettingsError, replaced
 
 TERMS = ("identity", "batch_norm", "total_variation", "l2")
-_STATE = "inversion.pt"
+CHECK_EVERY = 20  # steps: a look at the terms makes the host wait for the device
+STATE = "inversion.pt"
 
 
 class Inversion(NamedTuple):
@@ -39,7 +51,7 @@ class Inversion(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) in [0, 1], in the order of the targets.
-        embeddings: (N, D) embeddings of these images by the network.
+        embeddings: (N, D) embeddings of these images by the network, whose pixels are in [0, 1].
         terms: (batches, steps, 4) values of the terms, without their weights, in the order of
             `names`.
         names: Names of the terms.
@@ -77,15 +89,18 @@ def invert(
         folder: Where the state is kept every `save_every` steps, with a picture. A second call
             with the same arguments goes on from there, and ends with the same images.
         save_every: Steps between two states.
-        say: Is called after each step with the steps done in all and the terms.
+        say: Is called with the steps done in all and the terms of the last one: every 20 steps of a
+            batch, at each state, and at the end of a batch.
         changes: Single settings to replace, such as `steps=500`.
 
     Raises:
         SettingsError: A setting cannot be used; targets are classes and there is no classifier; the
             folder holds another inversion.
         ValueError: Targets have a wrong shape, are not finite, or are classes that do not exist;
-            the network stores no statistics, and none are given.
-        FloatingPointError: A term is not finite. The last state stays.
+            the network stores no statistics, and none are given; the network does not embed images
+            of this size, or into another dimension than the targets have. The folder is made
+            after all of this.
+        FloatingPointError: A term or a pixel is not finite. The last state stays, in which all are.
 
     Example:
         >>> from marginlab.methods import MarginClassifier
@@ -107,12 +122,13 @@ def invert(
         statistics = stored_statistics(model)
     with network.frozen():
         work = _Work(network, identity, chosen, statistics, (len(targets), size))
+        work.check_size()
         work.keep_in(Path(folder) if folder is not None else None, _identifier(targets, network))
         work.run(save_every, say)
-        images = network.pixels(work.images).clamp(0, 1).float()
+        images = network.pixels(work.images).clamp(0, 1)
         with torch.no_grad():
-            embeddings = torch.cat([network.embed(part) for part in work.images.split(256)])
-        return Inversion(images.cpu(), embeddings.cpu(), work.terms)
+            embeddings = torch.cat([network.embed_pixels(part) for part in images.split(256)])
+        return Inversion(images.float().cpu(), embeddings.cpu(), work.terms.cpu())
 
 
 def _identity(
@@ -141,7 +157,7 @@ def _identity(
     if low < 0 or (classes is not None and high >= classes):
         wrong = low if low < 0 else high
         raise ValueError(f"There is no class {wrong}: classes go from 0 to {classes or '...'} - 1.")
-    return ClassTerm(classifier, targets.long())
+    return ClassTerm(classifier, targets.to(network.device, torch.int64))
 
 
 def _identifier(targets: Tensor, network: Network) -> str:
@@ -164,7 +180,7 @@ class _Work:
         shape: tuple[int, int],
     ):
         self.network, self.identity, self.chosen = network, identity, chosen
-        self.term = StatisticsTerm(network.model, statistics, spread=chosen.spread)  # type: ignore[arg-type]
+        self.term = StatisticsTerm(network.model, statistics, spread=cast(Spread, chosen.spread))
         N, size = shape
         self.key = Key(chosen.seed).named("inversion")
         # targets of one kind often stand together, and the statistics are those of a mixture
@@ -173,11 +189,36 @@ class _Work:
         image, place = torch.arange(N)[:, None], torch.arange(3 * size * size)[None]
         drawn = self.key.named("start").at(image, place).normal()
         self.images = drawn.view(N, 3, size, size).to(network.device, network.dtype)
-        self.terms = torch.zeros(len(self.batches), chosen.steps, len(TERMS))
+        self.terms = torch.zeros(len(self.batches), chosen.steps, len(TERMS), device=network.device)
         self.done = 0
         self.moments: dict[str, Any] | None = None
         self.folder: Path | None = None
         self.identifier = ""
+
+    @torch.no_grad()
+    def check_size(self) -> None:
+        """Refuse images that the network cannot embed, or cannot compare with the targets."""
+        size = self.images.shape[-1]
+        try:
+            embeddings = self.network.embed(self.images[:1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The network embeds no images of {size} x {size} pixels: {error}. Give the size "
+                "that it was trained on."
+            ) from error
+        shape = tuple(embeddings.shape)
+        if len(shape) != 2 or shape[0] != 1:
+            raise ValueError(
+                f"The network turns one image into {shape}, not into an embedding (1, D). Pool its "
+                "features."
+            )
+        if isinstance(self.identity, EmbeddingTerm):
+            dim = self.identity.targets.shape[1]
+            if shape[1] != dim:
+                raise ValueError(
+                    f"Targets have {dim} dimensions and embeddings of the network {shape[1]}. Give "
+                    "embeddings by this network."
+                )
 
     def keep_in(self, folder: Path | None, identifier: str) -> None:
         """Take up what the folder holds of the same work, and refuse any other."""
@@ -185,12 +226,13 @@ class _Work:
         self.identifier = f"{identifier} {self.chosen!r} {tuple(self.images.shape)}"
         if folder is None:
             return
-        path = folder / _STATE
+        path = folder / STATE
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             return
         try:
-            held = torch.load(io.BytesIO(files.content_of(path)), weights_only=True)
+            content = io.BytesIO(files.content_of(path))
+            held = torch.load(content, map_location="cpu", weights_only=True)
             same = held["identifier"] == self.identifier
         except Exception as error:
             raise SettingsError(
@@ -202,30 +244,52 @@ class _Work:
                 f"{self.identifier}. Choose another folder, or remove that one."
             )
         self.images = held["images"].to(self.images)
-        self.terms, self.done, self.moments = held["terms"], held["done"], held["moments"]
+        self.terms = held["terms"].to(self.terms)
+        self.done, self.moments = held["done"], held["moments"]
 
     def run(self, save_every: int, say: Callable[[int, dict[str, float]], None] | None) -> None:
         """Make all batches, one after the other."""
+        steps = self.chosen.steps
         for number, index in enumerate(self.batches):
-            first = number * self.chosen.steps
-            if self.done >= first + self.chosen.steps:
+            first = number * steps
+            if self.done >= first + steps:
                 continue
+            index = index.to(self.network.device)
             images = self.images[index].requires_grad_()
             optimizer = torch.optim.Adam([images], lr=self.chosen.lr)
             if self.moments is not None:
                 optimizer.load_state_dict(self.moments)
+            checked = self.done - first
             with self.term:
-                for step in range(self.done - first, self.chosen.steps):
+                for step in range(checked, steps):
                     self.terms[number, step] = self._step(images, index, optimizer, number, step)
                     self.done += 1
+                    ended = step + 1 == steps
+                    saved = ended or self.done % save_every == 0
+                    if not saved and (step + 1) % CHECK_EVERY:
+                        continue
+                    self._check_finite(images, number, range(checked, step + 1))
+                    checked = step + 1
                     if say is not None:
                         values = self.terms[number, step].tolist()
                         say(self.done, dict(zip(TERMS, values, strict=True)))
-                    if self.done % save_every == 0 or step + 1 == self.chosen.steps:
+                    if saved:
                         self.images[index] = images.detach()
-                        ended = step + 1 == self.chosen.steps
                         self.moments = None if ended else optimizer.state_dict()
                         self._save()
+
+    def _check_finite(self, images: Tensor, number: int, steps: range) -> None:
+        """Refuse terms of these steps, and images after them, that are not finite."""
+        terms = self.terms[number, steps.start : steps.stop]
+        if bool(terms.isfinite().all() & images.isfinite().all()):
+            return
+        wrong = (~terms.isfinite()).nonzero().tolist()
+        named = f"the term {TERMS[wrong[0][1]]} is" if wrong else "pixels are"
+        step = steps.start + wrong[0][0] if wrong else steps.stop - 1
+        raise FloatingPointError(
+            f"At step {step} of batch {number} {named} not finite. Lower lr ({self.chosen.lr}); "
+            "the last state stays."
+        )
 
     def _step(
         self,
@@ -242,26 +306,15 @@ class _Work:
         terms = {
             "identity": self.identity(embeddings, index),
             "batch_norm": self.term.value() if chosen.batch_norm else embeddings.new_zeros(()),
-            "total_variation": total_variation(images, chosen.variation),  # type: ignore[arg-type]
+            "total_variation": total_variation(images, cast(Variation, chosen.variation)),
             "l2": pixel_norm(images),
         }
         total = terms["identity"]
         for name in TERMS[1:]:
             total = total + getattr(chosen, name) * terms[name]
-        values = torch.stack([terms[name].detach().float() for name in TERMS]).cpu()
-        if not bool(values.isfinite().all()):
-            bad = [
-                name
-                for name, value in zip(TERMS, values.tolist(), strict=True)
-                if not math.isfinite(value)
-            ]
-            raise FloatingPointError(
-                f"At step {step} of batch {number} the term {bad[0]} is not finite. Lower lr "
-                f"({chosen.lr}); the last state stays."
-            )
         (images.grad,) = torch.autograd.grad(total, [images])
         optimizer.step()
-        return values
+        return torch.stack([terms[name].detach().float() for name in TERMS])
 
     def _moved(self, images: Tensor, key: Key) -> Tensor:
         """Shift and mirror the images, as far as the settings say."""
@@ -280,11 +333,11 @@ class _Work:
         state = {
             "identifier": self.identifier,
             "images": self.images.detach().cpu(),
-            "terms": self.terms,
+            "terms": self.terms.cpu(),
             "done": self.done,
             "moments": self.moments,
         }
         torch.save(state, held)
-        files.write(self.folder / _STATE, held.getvalue())
+        files.write(self.folder / STATE, held.getvalue())
         shown = self.network.pixels(self.images[:64]).float().clamp(0, 1)
         files.write(self.folder / "preview.png", encode_picture(contact_sheet(shown)))

@@ -1,4 +1,4 @@
-"""What embeddings tell with fewer means than a network: a linear map between two spaces.
+"""A linear map between two spaces of embeddings: it tells much with fewer means than a network.
 
     W = argmin over W of sum_i ||y_i - W^T x_i||^2 + ridge n ||W||^2
 

@@ -43,7 +43,11 @@ class Network:
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Return embeddings of images in normalised units, with their graph."""
-        pixels = self.pixels(images).contiguous(memory_format=torch.channels_last)
+        return self.embed_pixels(self.pixels(images))
+
+    def embed_pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return embeddings of images in [0, 1], with their graph."""
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         if isinstance(self.model, Method):
             # `encode` refuses pixels that lie far outside [0, 1], as those of the first images do
             return self.model.project(self.model.backbone(pixels))

@@ -31,13 +31,13 @@ class InversionSettings:
     variation: str = "norm"
     """Form of the total variation: "norm" or "squares"."""
     spread: str = "deviation"
-    """What is compared beside the mean of a channel: "deviation" or "variance"."""
+    """Statistic of a channel that is compared beside its mean: "deviation" or "variance"."""
     unit: bool = True
     """Compare directions of embeddings, where targets are embeddings."""
     jitter: int = 0
     """Shift the images by up to so many pixels at each step, as DeepInversion does."""
     flip: bool = False
-    """Mirror the images at every other step, drawn by the seed."""
+    """Mirror the images at about half of the steps, drawn by the seed."""
     seed: int = 0
     """Seed of the first images, of the mixing, and of jitter and flips."""
 

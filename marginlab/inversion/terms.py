@@ -47,7 +47,8 @@ class ClassTerm:
         self, embeddings: Float[Tensor, "B D"], index: Int64[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         """Return the loss of embeddings of the images `index`."""
-        return self.head(embeddings, self.labels[index].to(embeddings.device))
+        labels = self.labels[index.to(self.labels.device)]
+        return self.head(embeddings, labels.to(embeddings.device))
 
 
 class EmbeddingTerm:
@@ -71,7 +72,7 @@ class EmbeddingTerm:
         self, embeddings: Float[Tensor, "B D"], index: Int64[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         """Return the mean squared distance of embeddings of the images `index`."""
-        targets = self.targets[index].to(embeddings)
+        targets = self.targets[index.to(self.targets.device)].to(embeddings)
         found = unit_vectors(embeddings) if self.unit else embeddings
         return (found - targets).square().sum(1).mean()
 

@@ -9,8 +9,6 @@ train_labels, test_features and test_labels. The first of several views is the i
 """
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,7 +18,7 @@ from marginlab import augment, files, settings
 from marginlab.augment import Augmentation
 from marginlab.data import load
 from marginlab.measure.encoders import TIMM, encoders
-from marginlab.measure.features import Features, made, read_features
+from marginlab.measure.features import Features, encoded_features, read_features
 from marginlab.measure.report import page
 from marginlab.measure.rows import SHUFFLED, Row, measure, stacked
 from marginlab.settings import SettingsError
@@ -35,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = _parser().parse_args(given)
     try:
-        _free(asked.out)
+        _check_out(asked.out)
         measured = [measure(features, seed=asked.seed) for features in _features(asked)]
         rows = [row for found in measured for row in found.rows]
         asked.out.mkdir(parents=True, exist_ok=True)
-        files.write(asked.out / _TABLE, table(rows))
+        files.write(asked.out / _TABLE, files.csv_text(Row._fields, rows))
         command = f"{PROG} {shlex.join(given)}"
         files.write(asked.out / _PAGE, page(measured, asked.name, asked.data, command))
     except (ValueError, OSError) as error:
@@ -76,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _free(out: Path) -> None:
+def _check_out(out: Path) -> None:
     """Refuse a folder that holds something else."""
     there = out.exists()
     if there and (not out.is_dir() or (any(out.iterdir()) and not (out / _TABLE).is_file())):
@@ -105,19 +103,11 @@ def _features(asked: argparse.Namespace) -> Iterable[Features]:
         for split in ("train", "test")
     )
     return [
-        made(encoder, space, (train, test), augmentation, views=asked.views, seed=asked.seed)
+        encoded_features(
+            encoder, space, (train, test), augmentation, views=asked.views, seed=asked.seed
+        )
         for space, encoder in by_space.items()
     ]
-
-
-def table(rows: Iterable[Row]) -> str:
-    """Return the rows as csv, with the columns space, quantity, at, value, low, high, n."""
-    held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    writer.writerow(Row._fields)
-    for row in rows:
-        writer.writerow([repr(cell) if isinstance(cell, float) else cell for cell in row])
-    return held.getvalue()
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def numbered(features: Features) -> Features:
     )
 
 
-def made(
+def encoded_features(
     encoder: Encoder,
     space: str,
     sets: tuple[ImageSet, ImageSet],

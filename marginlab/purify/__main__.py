@@ -36,7 +36,14 @@ from marginlab.purify.embedding import check_classes, embedder
 from marginlab.purify.page import page, worst_sheet
 from marginlab.purify.purification import Purification, check_angle
 from marginlab.purify.purify import purify
-from marginlab.purify.writing import files_of, table, write_folder, write_index, write_record
+from marginlab.purify.writing import (
+    check_index,
+    files_of,
+    has_files,
+    write_folder,
+    write_index,
+    write_record,
+)
 from marginlab.settings import SettingsError
 from marginlab.terminal import printable, say
 from marginlab.train import Recipe
@@ -58,14 +65,18 @@ def main(arguments: list[str]) -> int:
             raise SettingsError(
                 f"--batch and --worst are at least 1, not {asked.batch} and {asked.worst}."
             )
+        _check_device(asked.device)
         size = _size(asked.run) if asked.size is None else asked.size
         model = load_run(asked.run, asked.device)
         images = _images(asked, asked.split, size)
         head = embedder(model).head
         check_classes(images, model, head)
-        write = asked.write or ("index" if files_of(images) is not None else "records")
-        if write in ("index", "links") and files_of(images) is None:
+        write = asked.write or ("index" if has_files(images) else "records")
+        if write in ("index", "links") and not has_files(images):
             raise SettingsError(f"{asked.data} has no files. Take --write copies or records.")
+        others = {} if write == "none" else _other_splits(asked, size)
+        if write == "index":
+            check_index({asked.split: images} | others)
         _check_out(asked.out, asked.data, write)
         with Progress() as bar:
             task = bar.add_task("images", total=len(images))
@@ -82,7 +93,7 @@ def main(arguments: list[str]) -> int:
             centers = head.centers.detach()[torch.arange(len(found.dominant)), found.dominant]
             pairs = conflicts(centers, max_angle=asked.conflicts)
         _tables(asked.out, found, images, pairs)
-        _purified(asked, write, found, images, size)
+        _purified(asked, write, found, images, others)
         files.write(
             asked.out / "worst.png", encode_picture(worst_sheet(found, images, asked.worst))
         )
@@ -129,6 +140,15 @@ def _angle(text: str) -> Any:
     return angle
 
 
+def _check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        told = str(error).splitlines()[0]
+        raise SettingsError(f"--device {device} cannot be used: {told}. Give cpu.") from error
+
+
 def _size(run: Path) -> int:
     """Return the size of images that the run was trained on."""
     if not (run / "recipe.toml").is_file():
@@ -166,36 +186,45 @@ def _tables(out: Path, found: Purification, images: ImageSet, pairs: Conflicts |
     columns = (own, found.labels, found.nearest, found.is_dominant, found.angle, found.keep)
     listed = [part.tolist() if isinstance(part, Tensor) else part for part in columns]
     rows = [
-        (n, file, found.classes[label], near, int(first), repr(angle), int(keep))
+        (n, file, found.classes[label], near, int(first), angle, int(keep))
         for n, (file, label, near, first, angle, keep) in enumerate(zip(*listed, strict=True))
     ]
     header = ("image", "file", "class", "nearest", "is_dominant", "angle", "keep")
-    files.write(out / "images.csv", table(header, rows))
+    files.write(out / "images.csv", files.csv_text(header, rows))
     votes = tuple(f"votes_{k}" for k in range(found.votes.shape[1]))
     each = zip(found.classes, found.counts.tolist(), found.dominant.tolist(), strict=True)
     lines = [
         (name, *count, first, *vote)
         for (name, count, first), vote in zip(each, found.votes.tolist(), strict=True)
     ]
-    files.write(out / "classes.csv", table(("class", "images", "kept", "dominant", *votes), lines))
+    files.write(
+        out / "classes.csv", files.csv_text(("class", "images", "kept", "dominant", *votes), lines)
+    )
     if pairs is not None:
         near = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.angle.tolist(), strict=True)
-        named = [(found.classes[a], found.classes[b], repr(angle)) for a, b, angle in near]
-        files.write(out / "conflicts.csv", table(("class", "other", "angle"), named))
+        named = [(found.classes[a], found.classes[b], angle) for a, b, angle in near]
+        files.write(out / "conflicts.csv", files.csv_text(("class", "other", "angle"), named))
+
+
+def _other_splits(asked: argparse.Namespace, size: int) -> dict[str, ImageSet]:
+    """Load the splits that are written beside a purified train."""
+    if asked.split != "train":
+        return {}
+    return {split: _images(asked, split, size) for split in splits(asked.data) if split != "train"}
 
 
 def _purified(
-    asked: argparse.Namespace, write: str, found: Purification, images: ImageSet, size: int
+    asked: argparse.Namespace,
+    write: str,
+    found: Purification,
+    images: ImageSet,
+    others: dict[str, ImageSet],
 ) -> None:
     """Write what stays, and beside it the data's other splits of the classes that stay."""
     if write == "none":
         return
     sets = {asked.split: found.apply(images)}
-    there = splits(asked.data)
-    for split in there if asked.split == "train" else ():
-        if split == asked.split:
-            continue
-        other = _images(asked, split, size)
+    for split, other in others.items():
         sets[split] = other
         if other.classes == images.classes:  # unseen classes are others
             left = found.counts[:, 1] > 0

@@ -40,7 +40,7 @@ class Conflicts(NamedTuple):
 
 
 class PairsFound(NamedTuple):
-    """How well pairs were found: both are NaN where they are of no pairs."""
+    """Precision and recall of pairs that were found; NaN where there are no pairs to count."""
 
     precision: float
     recall: float
@@ -71,7 +71,11 @@ def conflicts(
             f"and {budget}."
         )
     if not bool(centers.isfinite().all()):
-        raise ValueError("Centers are finite. The training that made these failed.")
+        wrong = int((~centers.isfinite()).any(1).sum())
+        raise ValueError(
+            f"Centers are finite, and {wrong} of these {len(centers)} are not. The training that "
+            "made them failed: train again with a lower rate."
+        )
     directions = unit_vectors(centers.detach().double())
     C, limit = len(directions), math.cos(math.radians(max_angle))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -100,7 +104,10 @@ def unions(found: Conflicts, num_classes: int) -> Int64[Tensor, " C"]:
     """
     pairs = torch.stack((found.first, found.second))
     if pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= num_classes):
-        raise ValueError(f"Classes of pairs are from 0 to {num_classes - 1}.")
+        raise ValueError(
+            f"Classes of pairs are from 0 to {num_classes - 1}, not {int(pairs.min())} to "
+            f"{int(pairs.max())}. Give the pairs of these classes."
+        )
     edges = (np.ones(pairs.shape[1]), tuple(pairs.numpy()))
     graph = coo_array(edges, shape=(num_classes, num_classes))
     _, member = connected_components(graph, directed=False)

@@ -69,7 +69,11 @@ def mixture_threshold(
     """
     x = values.detach().cpu().double().flatten()
     if not bool(x.isfinite().all()):
-        raise ValueError("The values of a mixture are finite. Leave those that are not out.")
+        wrong = int((~x.isfinite()).sum())
+        raise ValueError(
+            f"The values of a mixture are finite, and {wrong} of these {len(x)} are not. Leave "
+            "them out."
+        )
     told = f"{fallback:g}{unit}, since "
     if len(x) < _FEWEST or float(x.std()) < 1e-9 * (1 + float(x.abs().max())):
         return Threshold(fallback, f"{told}{len(x)} values do not tell two components", False)

@@ -1,7 +1,6 @@
 """The report of a purification: one page that opens without a network."""
 
 import html
-from importlib import resources
 
 import torch
 
@@ -9,9 +8,9 @@ from marginlab.data import ImageSet
 from marginlab.data.sheet import contact_sheet
 from marginlab.purify.conflicts import Conflicts
 from marginlab.purify.purification import Purification
-from marginlab.study.markup import inline, literal
-from marginlab.study.page import COLORS, plotly_script, template
-from marginlab.study.report import Report
+from marginlab.study import Report, literal
+from marginlab.study.folder import versions
+from marginlab.study.page import COLORS, document, template
 
 _BIN = 2.5  # degrees
 _ROWS = 20  # rows of a table
@@ -85,7 +84,13 @@ def page(
             for a, b, angle in list(named)[:_ROWS]
         ]
         report.table(rows, f"{len(pairs.first):,} pairs of near classes, the nearest first.")
-    return _page(report, command)
+    shown = ", ".join(f"{key} {value}" for key, value in versions().items())
+    facts = {"Command": f"<code>{html.escape(command)}</code>", "Versions": html.escape(shown)}
+    source = (
+        "Each image's angle stands in <code>images.csv</code>, and the votes of each class in "
+        "<code>classes.csv</code>, beside this file."
+    )
+    return document(report, "marginlab purify", facts, source)
 
 
 def _histogram(report: Report, found: Purification) -> None:
@@ -104,23 +109,3 @@ def _histogram(report: Report, found: Purification) -> None:
     figure.update_xaxes(title="angle to the dominant sub-center, degrees")
     figure.update_yaxes(title="images")
     report.figure(figure, "Angles of all images; those right of the line are dropped.")
-
-
-def _page(report: Report, command: str) -> str:
-    style = resources.files("marginlab.study").joinpath("report.css").read_text(encoding="utf-8")
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(report.title)}</title>",
-        f"<style>{style}</style>",
-        plotly_script(),
-        "</head><body><main>",
-        f'<header><p class="kind">marginlab</p><h1>{inline(report.title)}</h1>',
-        f'<p class="lead">{inline(report.lead)}</p>',
-        f'<dl class="facts"><div><dt>Command</dt><dd><code>{html.escape(command)}</code></dd>'
-        "</div></dl></header>",
-        *report.sections,
-        "</main></body></html>\n",
-    ]
-    return "\n".join(parts)

@@ -25,7 +25,7 @@ from marginlab.purify.mixture import PUBLISHED, Threshold, mixture_threshold
 
 @dataclass(frozen=True, eq=False)
 class Purification:
-    """Which images stay, and why.
+    """The images that stay, and the reasons: angles, votes and the threshold.
 
     Attributes:
         keep: (N,) whether an image stays.
@@ -49,7 +49,7 @@ class Purification:
 
     @property
     def is_dominant(self) -> Bool[Tensor, " N"]:
-        """Whether an image is nearest to the dominant sub-center of its class."""
+        """True for an image that is nearest to the dominant sub-center of its class."""
         return self.nearest == self.dominant[self.labels]
 
     @property
@@ -138,7 +138,10 @@ def judged(
     if labels.shape != cosines.shape[:1] or not len(labels):
         raise ValueError(f"{len(cosines)} rows of cosines have as many labels, not {len(labels)}.")
     if int(labels.min()) < 0 or int(labels.max()) >= C:
-        raise ValueError(f"Labels of {C} classes are from 0 to {C - 1}. Renumber them.")
+        raise ValueError(
+            f"Labels of {C} classes are from 0 to {C - 1}, not {int(labels.min())} to "
+            f"{int(labels.max())}. Renumber them."
+        )
     if not bool(cosines.isfinite().all()):
         row = int((~cosines.isfinite()).any(1).int().argmax())
         raise ValueError(f"The cosines of image {row} are not finite. Look for what made them.")

@@ -29,7 +29,7 @@ from marginlab.data import ImageSet
 from marginlab.data.images import places
 from marginlab.losses.margin_softmax import margin_softmax
 from marginlab.purify.embedding import Head, embedder
-from marginlab.purify.mixture import Threshold, mixture_threshold
+from marginlab.purify.mixture import PUBLISHED, Threshold, mixture_threshold
 from marginlab.purify.purification import Purification, check_angle
 from marginlab.rng import Key
 from marginlab.statistics import unit_vectors
@@ -38,7 +38,7 @@ _ROWS = 4096  # rows of probabilities at a time
 
 
 class Suspicion(NamedTuple):
-    """How suspicious each label is.
+    """Scores of the labels, and the images that are suggested to stay.
 
     Attributes:
         score: (N,) larger is more suspicious.
@@ -96,7 +96,7 @@ def by_mean(
     cosine = (x * unit_vectors(sums[labels] - x)).sum(1)
     alone = torch.bincount(labels, minlength=C)[labels] == 1
     angle = torch.rad2deg(cosine.clamp(-1, 1).acos()).masked_fill(alone, 0.0)
-    return _thresholded(angle, max_angle, ~alone, " degrees")
+    return _thresholded(angle, max_angle, ~alone, fallback=PUBLISHED, unit=" degrees")
 
 
 def by_loss(
@@ -117,13 +117,14 @@ def by_loss(
     """
     score = losses.detach().cpu().double()
     if share == "mixture":
-        return _thresholded(score, "mixture", torch.ones(len(score), dtype=torch.bool), "")
+        every = torch.ones(len(score), dtype=torch.bool)
+        return _thresholded(score, "mixture", every, fallback=math.inf, unit="")
     if not isinstance(share, int | float) or not 0 <= share < 1:
         raise ValueError(f"share is a share of the images in [0, 1) or 'mixture', not {share!r}.")
     keep = torch.ones(len(score), dtype=torch.bool)
     dropped = score.argsort(descending=True, stable=True)[: round(share * len(score))]
     keep[dropped] = False
-    value = float(score[keep].max())
+    value = float(score[keep].max()) if bool(keep.any()) else -math.inf
     return Suspicion(score, keep, Threshold(value, f"the share {share:g} is dropped", None))
 
 
@@ -137,7 +138,10 @@ def image_losses(
         ValueError: Centers that are spread over ranks.
     """
     if len(head.centers) != head.num_classes:
-        raise ValueError("Losses over all classes need all centers. Load the run in one process.")
+        raise ValueError(
+            f"Losses over all classes need all {head.num_classes} centers, not the "
+            f"{len(head.centers)} of this rank. Load the run in one process."
+        )
     margin = copy.deepcopy(head.margin).eval()
     centers = head.centers.detach()
     parts = zip(embeddings.split(batch), labels.to(embeddings.device).split(batch), strict=True)
@@ -244,10 +248,11 @@ def comparison(
     return rows
 
 
-def _thresholded(score: Tensor, limit: float | str, able: Tensor, unit: str) -> Suspicion:
-    """Keep what is below a limit, which may be that of a mixture; without one, all stay."""
+def _thresholded(
+    score: Tensor, limit: float | str, able: Tensor, *, fallback: float, unit: str
+) -> Suspicion:
+    """Keep what is below a limit, or below that of a mixture, or else below the fallback."""
     if limit == "mixture":
-        fallback = 75.0 if unit else math.inf
         threshold = mixture_threshold(score[able], fallback, unit=unit)
     else:
         threshold = Threshold(float(limit), "the limit that was asked for", None)

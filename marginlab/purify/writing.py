@@ -9,8 +9,6 @@ are written as the same bytes; others as PNG, which loses nothing. The same sets
 bytes. Everything is put in place when it is whole.
 """
 
-import csv
-import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +16,11 @@ from pathlib import Path
 
 from marginlab import files
 from marginlab.data import ImageSet
-from marginlab.data.folders import ImageFiles
+from marginlab.data.folders import NO_CLASSES, ImageFiles
 from marginlab.data.records import RecordImages
 from marginlab.data.sheet import encode_picture
 from marginlab.data.streaming import Streamed
+from marginlab.data.targets import equal_folder_names, is_folder_name
 from marginlab.formats import write_records
 
 _BLOCK = 64  # images that are held at a time
@@ -39,6 +38,28 @@ def files_of(images: ImageSet) -> list[Path] | None:
     return [held.source.path(row) for row in held.rows.tolist()]
 
 
+def has_files(images: ImageSet) -> bool:
+    """Return whether a set is streamed from files, so that `files_of` names them."""
+    held = images.images
+    return isinstance(held, Streamed) and isinstance(held.source, ImageFiles)
+
+
+def check_index(sets: Mapping[str, ImageSet]) -> None:
+    """Refuse sets that no index can name.
+
+    Raises:
+        ValueError: A set that has no files, or a path or a class name that a line cannot hold.
+    """
+    for images in sets.values():
+        own = files_of(images)
+        if own is None:
+            raise ValueError(
+                f"{images.name} has no files to name in an index. Write a folder or record files."
+            )
+        for word in (*images.classes, *(str(file.absolute()) for file in own)):
+            _check_word(word, images.name)
+
+
 def write_index(path: Path, sets: Mapping[str, ImageSet]) -> None:
     """Write an index that `load("index:PATH")` reads: absolute paths and class names.
 
@@ -52,21 +73,14 @@ def write_index(path: Path, sets: Mapping[str, ImageSet]) -> None:
     """
     if path.suffix != ".csv":
         raise ValueError(f"An index is called NAME.csv, not {path.name!a}. Rename it.")
-    held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    writer.writerow(("path", "label", "split") if len(sets) > 1 else ("path", "label"))
+    check_index(sets)
+    rows = []
     for split, images in sets.items():
-        own = files_of(images)
-        if own is None:
-            raise ValueError(
-                f"{images.name} has no files to name in an index. Write a folder or record files."
-            )
-        for file, label in zip(own, images.labels.tolist(), strict=True):
+        for file, label in zip(files_of(images) or (), images.labels.tolist(), strict=True):
             words = [str(file.absolute()), images.classes[label]]
-            for word in words:
-                _check_word(word, images.name)
-            writer.writerow([*words, split] if len(sets) > 1 else words)
-    files.write(path, held.getvalue())
+            rows.append([*words, split] if len(sets) > 1 else words)
+    header = ("path", "label", "split") if len(sets) > 1 else ("path", "label")
+    files.write(path, files.csv_text(header, rows))
 
 
 def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = False) -> None:
@@ -89,8 +103,7 @@ def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = Fa
     if draft.is_dir() and not draft.is_symlink():
         shutil.rmtree(draft)  # of a process that was killed
     draft.mkdir(parents=True)
-    names = {name for images in sets.values() for name in images.classes}
-    by_name = all(_is_folder_name(name) for name in names)
+    by_name = all(_can_be_folders(images.classes) for images in sets.values())
     rows = []
     for split, images in sets.items():
         own = files_of(images) if links else None
@@ -109,7 +122,7 @@ def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = Fa
             continue
         for n, (data, suffix) in enumerate(encoded_images(images)):
             (top / called[labels[n]] / f"{n:08d}{suffix}").write_bytes(data)
-    files.write(draft / "classes.csv", table(("split", "label", "folder", "class"), rows))
+    files.write(draft / "classes.csv", files.csv_text(("split", "label", "folder", "class"), rows))
     draft.rename(folder)
 
 
@@ -131,7 +144,7 @@ def write_record(folder: Path, sets: Mapping[str, ImageSet]) -> None:
         coded = ((data, label) for (data, _), label in pairs)
         write_records(folder, coded, size=(height, width), name=split)
         rows += [(split, k, name) for k, name in enumerate(images.classes)]
-    files.write(folder / "classes.csv", table(("split", "label", "class"), rows))
+    files.write(folder / "classes.csv", files.csv_text(("split", "label", "class"), rows))
 
 
 def encoded_images(images: ImageSet) -> Iterator[tuple[bytes, str]]:
@@ -154,15 +167,6 @@ def encoded_images(images: ImageSet) -> Iterator[tuple[bytes, str]]:
             yield encode_picture(picture), ".png"
 
 
-def table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
-    """Return a csv file as text."""
-    held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return held.getvalue()
-
-
 def _check_word(word: str, name: str) -> None:
     try:
         word.encode()
@@ -176,7 +180,7 @@ def _check_word(word: str, name: str) -> None:
         )
 
 
-def _is_folder_name(name: str) -> bool:
-    if not name or name.startswith(".") or set(name) & {"/", "\0"} or len(name.encode()) > 200:
+def _can_be_folders(classes: Sequence[str]) -> bool:
+    if any(name in NO_CLASSES or not is_folder_name(name) for name in classes):
         return False
-    return name not in ("train", "test", "unseen", "val", "valid", "validation", "dev", "eval")
+    return equal_folder_names(classes) is None

@@ -254,6 +254,10 @@ def test_faces_without_paths_are_aligned_by_their_numbers(tmp_path):
         ("a,1,2,3,4,5,6,7,8,9,nan\nb,1,2,3,4,5,6,7,8,9,inf\n", "Line 2 of"),
         ("a,1,2,3,4,5,6,7,8,9,10\na,1,2,3,4,5,6,7,8,9,10\n", "Line 2 of .*once more"),
         ("".join(f"{k},1,1,1,1,1,1,1,1,1,1\n" for k in range(N)), "image 0.*in one place"),
+        (
+            "".join(f"{k},1e160,0,0,0,0,9e160,0,0,0,0\n" for k in range(N)),
+            "image 0.*shrunk to a point",
+        ),
     ],
 )
 def test_landmarks_that_do_not_fit_are_refused_before_anything_is_written(
@@ -291,7 +295,8 @@ def test_targets_that_make_no_sense_are_refused_and_left_alone(folder, tmp_path)
     assert (tmp_path / "mine.npz").read_text() == "mine"
 
 
-@pytest.mark.parametrize("names", [("a/b", "c"), (".a", "b"), ("x" * 300, "b"), ("A", "a")])
+@pytest.mark.parametrize("names", [("a/b", "c"), (".a", "b"), ("x" * 300, "b"), ("A", "a"),
+                                   ("\u00e9", "e\u0301")])  # fmt: skip
 def test_names_that_no_folder_can_have_are_refused(tmp_path, names):
     spec = npz(tmp_path, classes=np.array(names))
     with pytest.raises(ValueError, match="Convert to npz"):

@@ -21,6 +21,7 @@ from marginlab.inversion import (
     stored_statistics,
     total_variation,
 )
+from marginlab.inversion.invert import CHECK_EVERY
 from marginlab.losses import MarginSoftmax
 from marginlab.settings import SettingsError
 
@@ -135,6 +136,9 @@ def test_images_reach_their_targets_and_the_model_stays_as_it_was(closed):
     assert all(p.requires_grad for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert made.terms.shape == (1, 30, 4)
+    with torch.no_grad():  # those of the images that are returned, in [0, 1]
+        embeddings = model.eval().project(model.encode(made.images))
+    assert torch.allclose(made.embeddings, embeddings, atol=1e-5)
     assert made.terms[0, -1, 0] < 0.7 * made.terms[0, 0, 0]
     assert bool(((made.images >= 0) & (made.images <= 1)).all())
 
@@ -148,7 +152,7 @@ def test_an_interruption_leaves_the_model_as_it_was():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        invert(model, torch.arange(3), size=16, steps=9, say=stop)
+        invert(model, torch.arange(3), size=16, steps=9, save_every=3, say=stop)
     assert same(before, bits(model))
     assert all(part.training for part in model.modules())
     assert all(p.requires_grad for p in model.parameters())
@@ -161,7 +165,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     whole = invert(model, torch.arange(5), **options)
 
     def stop(done, terms):
-        if done == 9:  # in the second of two batches, after the state of step 8
+        if done == 10:  # in the second of two batches, after the state of step 8
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -170,7 +174,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     again = invert(
         model, torch.arange(5), folder=tmp_path, say=lambda done, _: seen.append(done), **options
     )
-    assert seen == [9, 10, 11, 12]
+    assert seen == [10, 12]
     for one, two in zip(whole[:3], again[:3], strict=True):
         assert torch.equal(one, two)
     assert (tmp_path / "preview.png").exists()
@@ -250,6 +254,63 @@ def test_a_step_that_is_not_finite_is_named():
         net[5].weight.fill_(torch.inf)
     with pytest.raises(FloatingPointError, match="term identity"):
         invert(net, torch.randn(2, 5), size=8, steps=2)
+
+
+class Breaks(nn.Module):
+    """Embeddings that are not finite from some pass on; counts the passes that have a gradient."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.net, self.after, self.passes = small(), after, 0
+
+    def forward(self, images):
+        self.passes += torch.is_grad_enabled()
+        return self.net(images) * (torch.nan if self.passes > self.after else 1.0)
+
+
+@pytest.mark.parametrize(("save_every", "saved"), [(4, 8), (100, None)])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, save_every, saved):
+    model, seen = Breaks(after=9), []
+    with pytest.raises(FloatingPointError, match="At step 9 of batch 0 the term identity"):
+        invert(model, torch.randn(2, 5), size=8, steps=90, batch_norm=0.0, folder=tmp_path,
+               save_every=save_every, say=lambda done, _: seen.append(done))  # fmt: skip
+    assert model.passes == (12 if saved else CHECK_EVERY)
+    assert seen == ([4, 8] if saved else [])
+    if saved is None:
+        assert not (tmp_path / "inversion.pt").exists()
+        return
+    held = torch.load(tmp_path / "inversion.pt", weights_only=True)
+    assert held["done"] == saved
+    assert bool(held["images"].isfinite().all())
+    assert bool(held["terms"].isfinite().all())
+
+
+def test_pixels_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    def step(self, closure=None):
+        (images,) = self.param_groups[0]["params"]
+        with torch.no_grad():
+            images.fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(FloatingPointError, match="At step 0 of batch 0 pixels are not finite"):
+        invert(small(), torch.randn(2, 5), size=8, steps=1, folder=tmp_path)
+    assert not (tmp_path / "inversion.pt").exists()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("net", "targets", "size", "said"),
+    [
+        (small(), torch.randn(2, 4), 8, "4 dimensions and embeddings of the network 5"),
+        (small(), torch.randn(2, 1), 8, "1 dimensions"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9), nn.Flatten()), torch.randn(2, 4), 8, "8 x 8 pixels"),
+        (nn.Conv2d(3, 4, 3), torch.randn(2, 4), 8, "not into an embedding"),
+    ],
+)
+def test_a_network_that_does_not_fit_takes_no_folder(tmp_path, net, targets, size, said):
+    with pytest.raises(ValueError, match=said):
+        invert(net, targets, size=size, steps=1, batch_norm=0.0, folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_first_images_are_drawn_by_the_seed_whatever_the_batch():

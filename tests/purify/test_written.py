@@ -1,6 +1,7 @@
-"""What is written: an index, folders of links and of copies, record files, the command."""
+"""Sets as they are written: an index, folders of links and of copies, record files, the command."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ def test_one_set_has_no_split_and_bad_names_are_refused_or_numbered(data, tmp_pa
         write_index(tmp_path / "odd.csv", {"train": odd})
     write_folder(tmp_path / "odd", {"train": odd})
     assert (tmp_path / "odd/0000002").is_dir()
+    write_folder(tmp_path / "alike", {"train": images.with_labels(images.labels, ("A", "a", "b"))})
+    assert (tmp_path / "alike/0000002").is_dir()
     with pytest.raises(ValueError, match="exists already"):
         write_folder(tmp_path / "odd", {"train": odd})
     held = sets(data)["train"]
@@ -112,12 +115,16 @@ def test_one_set_has_no_split_and_bad_names_are_refused_or_numbered(data, tmp_pa
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
+    trained(data, folder)
+    return folder
+
+
+def trained(data, folder):
     backbone = "Backbone('resnet18', stem='strided', width=0.125)"
     method = "MarginClassifier(margin='CosFace(0.2)', scale=16.0, dim=8, subcenters=2)"
     recipe = Recipe(data=f"folder:{data}", image_size=16, backbone=backbone, method=method,
                     epochs=1, batch=12, augmentation="Augmentation('e')")  # fmt: skip
     fit(recipe, folder, Monitor.none(), say=lambda line: None)
-    return folder
 
 
 def test_the_command(data, run, tmp_path, capsys):
@@ -151,6 +158,7 @@ def test_the_command(data, run, tmp_path, capsys):
         (["--max-angle", "190"], "between 0 and 180"),
         (["--conflicts", "0"], "--conflicts"),
         (["--batch", "0"], "--batch"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
         (["--data", "digits"], "10 classes"),
         (["--data", "folder:nowhere"], "no folder"),
     ],
@@ -160,6 +168,22 @@ def test_wrong_words_take_no_folder(data, run, tmp_path, capsys, wrong, said):
     assert main([str(run), str(out), "--data", f"folder:{data}", *wrong]) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_names_that_no_index_can_hold_are_refused_before_the_pass(data, tmp_path, capsys):
+    pets = tmp_path / "pets"
+    shutil.copytree(data, pets)
+    for split in ("train", "test"):
+        (pets / split / "cow").rename(pets / split / "cow ")
+    folder = tmp_path / "run"
+    trained(pets, folder)
+    out = tmp_path / "out"
+    arguments = [str(folder), str(out), "--data", f"folder:{pets}", "--max-angle", "130"]
+    assert main(arguments) == 2
+    assert "begins or ends with a blank" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*arguments, "--write", "none"]) == 0
+    assert (out / "images.csv").exists()
 
 
 def test_folders_of_others_and_of_the_data_are_refused(data, run, tmp_path, capsys):

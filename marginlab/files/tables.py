@@ -1,0 +1,19 @@
+"""Tables as csv text: a header and rows, lines that end in one newline."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    r"""Return a table as csv text; a number is written so that it reads back equal.
+
+    Example:
+        >>> csv_text(("name", "value"), [("a, b", 0.1)])
+        'name,value\n"a, b",0.1\n'
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
