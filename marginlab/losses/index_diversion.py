@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.rng import Key
+from marginlab.statistics import remove_direction
 
 Kind = Literal["predicted", "prior", "labelled"]
 KINDS = ("predicted", "prior", "labelled")
@@ -129,9 +130,6 @@ def attention_target(
             f"{tuple(attended.shape)}."
         )
     wide = _wide(attended)
-    # imported here: the losses load the core alone, without torchmetrics' images
-    from marginlab.measures.recognizability.bank import remove_direction
-
     target = remove_direction(embeddings.detach(), center.detach()).to(wide)
     return _mean((wide - target).square().sum(1), group, grads)
 

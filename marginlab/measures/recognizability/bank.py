@@ -223,23 +223,6 @@ class UnrecognizableBank:
         return cosine, share
 
 
-def remove_direction(
-    embeddings: Float[Tensor, "B D"], center: Float[Tensor, " D"]
-) -> Float[Tensor, "B D"]:
-    """Return unit embeddings without their part along a direction: v' = v - <v, u> u.
-
-    Both are scaled to length 1 first, so v' is orthogonal to u, and |v'|^2 = 1 - <v, u>^2.
-
-    Example:
-        >>> remove_direction(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0]))
-        tensor([[0.6000, 0.0000]])
-    """
-    v, u = unit_vectors(embeddings), unit_vectors(center)
-    kind = torch.promote_types(v.dtype, u.dtype)
-    v, u = v.to(kind), u.to(kind)
-    return v - (v @ u)[:, None] * u
-
-
 def _directions(embeddings: Tensor) -> Float[Tensor, "N D"]:
     """Return unit vectors in float64."""
     if embeddings.ndim != 2 or len(embeddings) < 2 or not embeddings.is_floating_point():
