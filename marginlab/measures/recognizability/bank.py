@@ -97,13 +97,9 @@ class UnrecognizableBank:
             ValueError: As for `from_degraded`, or the mask does not fit.
         """
         rows = _directions(embeddings)
-        if mask.shape != rows.shape[:1] or mask.dtype != torch.bool or int(mask.sum()) < 2:
-            raise ValueError(
-                f"A mask of {len(rows)} embeddings marks at least 2 of them by bools, not "
-                f"{mask.dtype} {tuple(mask.shape)} with {int(mask.sum())} marked."
-            )
-        mask = mask.to(rows.device)
+        mask = _marked(mask, rows, least=2)
         group = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
+        _check_centers(centers, int(mask.sum()))
         group[mask] = _clusters(rows[mask], centers=centers).to(rows.device)
         return cls._of(rows, group, centers, tight)
 
@@ -132,12 +128,15 @@ class UnrecognizableBank:
             most_recognizable: Largest share of these that may fall into the bank.
 
         Raises:
-            ValueError: As for `from_degraded`; there are fewer clusters than centers; more of the
+            ValueError: As for `from_mask`; there are fewer clusters than centers; more of the
                 recognizable images fall into the bank; or the pool is too large to be clustered.
         """
         rows = _directions(embeddings)
         if not 0 < distance < 2:
             raise ValueError(f"A distance 1 - cosine is in (0, 2), such as 0.5, not {distance}.")
+        _check_centers(centers, len(rows))
+        if recognizable is not None:
+            recognizable = _marked(recognizable, rows, least=1)
         label = _clusters(rows, distance=distance).to(rows.device)
         sizes = torch.bincount(label)
         order = sizes.sort(descending=True, stable=True).indices
@@ -235,14 +234,27 @@ def _directions(embeddings: Tensor) -> Float[Tensor, "N D"]:
     return unit_vectors(embeddings.detach().double())
 
 
+def _marked(mask: Tensor, rows: Tensor, *, least: int) -> Bool[Tensor, " N"]:
+    """Return a mask of rows on their device, after a look at it."""
+    if mask.shape != rows.shape[:1] or mask.dtype != torch.bool or int(mask.sum()) < least:
+        raise ValueError(
+            f"A mask of {len(rows)} embeddings marks at least {least} of them by bools, not "
+            f"{mask.dtype} {tuple(mask.shape)} with {int(mask.sum())} marked."
+        )
+    return mask.to(rows.device)
+
+
+def _check_centers(centers: int, images: int) -> None:
+    if not 1 <= centers <= images:
+        raise ValueError(f"{images} images have 1 to {images} centers, not {centers}.")
+
+
 def _clusters(
     rows: Float[Tensor, "N D"], *, centers: int = 0, distance: float = 0.0
 ) -> Int64[Tensor, " N"]:
     """Return the cluster of each row by average linkage: cut at a number, else at a distance."""
     if centers == 1:
         return torch.zeros(len(rows), dtype=torch.int64)
-    if centers and not 1 <= centers <= len(rows):
-        raise ValueError(f"{len(rows)} images have 1 to {len(rows)} centers, not {centers}.")
     if 4 * len(rows) * (len(rows) - 1) > MEMORY:
         most = int((MEMORY / 4) ** 0.5)
         raise ValueError(
