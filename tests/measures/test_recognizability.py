@@ -201,6 +201,12 @@ def test_what_has_no_index_is_refused(unchecked):
         with pytest.raises(ValueError, match="A mask of 100 embeddings marks at least 1"):
             UnrecognizableBank.from_clustering(x, recognizable=wrong)
     bank = UnrecognizableBank.from_degraded(x[mask])
+    with pytest.raises(ValueError, match=r"nan% of 0 recognizable ones lie within"):
+        bank.accept(x[mask], x[:0])
+    with pytest.raises(ValueError, match=r"measures embeddings \(B, 16\), not \(3, 5\)"):
+        bank.distances(torch.ones(3, 5))
+    with pytest.raises(ValueError, match="9 embeddings fall into 1 clusters, not 3"):
+        UnrecognizableBank.from_degraded(torch.ones(9, 4), centers=3)
     for settings in ({"eps": 0.0}, {"clamp": -1.0}):
         with pytest.raises(ValueError, match="eps and clamp are positive"):
             RecognizabilityIndex(w, bank, **settings)

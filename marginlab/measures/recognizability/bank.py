@@ -164,9 +164,14 @@ class UnrecognizableBank:
     @classmethod
     def _of(cls, rows: Tensor, group: Tensor, centers: int, tight: float) -> "UnrecognizableBank":
         """Make the bank of the rows of groups 0 to `centers` - 1; -1 is no group."""
+        sizes = torch.bincount(group[group >= 0], minlength=centers)
+        if not bool(sizes.all()):
+            raise ValueError(
+                f"{int(sizes.sum())} embeddings fall into {int((sizes > 0).sum())} clusters, not "
+                f"{centers}, for too many are equal. Take fewer centers."
+            )
         means = torch.stack([rows[group == number].mean(0) for number in range(centers)])
         resultants = means.square().sum(1).sqrt()
-        sizes = torch.bincount(group[group >= 0], minlength=centers)
         if not bool((resultants >= tight).all()) or not bool((resultants > 0).all()):
             raise ValueError(
                 f"Embeddings of unrecognizable images have resultants "
@@ -181,7 +186,16 @@ class UnrecognizableBank:
 
         Args:
             embeddings: (B, D), of any length.
+
+        Raises:
+            ValueError: The embeddings have another dimension than the centers.
         """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.centers.shape[1]:
+            raise ValueError(
+                f"A bank of centers {tuple(self.centers.shape)} measures embeddings (B, "
+                f"{self.centers.shape[1]}), not {tuple(embeddings.shape)}. Encode all by one "
+                "network."
+            )
         rows = unit_vectors(embeddings)
         return 1 - (rows @ self.centers.to(rows).T).amax(1)
 
@@ -212,7 +226,7 @@ class UnrecognizableBank:
         mean = _directions(degraded).mean(0, keepdim=True)
         cosine = float(1 - self.distances(mean.float())[0])
         share = float((self.distances(recognizable) < within).double().mean())
-        if cosine < least_cosine or share > most_recognizable:
+        if not (cosine >= least_cosine and share <= most_recognizable):  # also if there are none
             raise ValueError(
                 f"The bank is not that of unrecognizable images: its cosine with {len(degraded)} "
                 f"degraded ones is {cosine:.3f} (at least {least_cosine:g}), and {share:.1%} of "
