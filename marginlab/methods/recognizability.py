@@ -152,6 +152,11 @@ class Recognizability(MarginClassifier):
         Raises:
             ValueError: In training mode, before the first `begin_epoch`.
         """
+        if self.training and readable(self.center_epoch) and int(self.center_epoch) < 0:
+            raise ValueError(
+                "Recognizability has no center of unrecognizable images yet: call "
+                "begin_epoch(epoch, images) before the first step of an epoch, as `fit` does."
+            )
         labels = labels.repeat_interleave(views.shape[1])
         maps, features = self.backbone.map_and_features(views.flatten(0, 1))
         embeddings = self.project(features)
@@ -212,6 +217,16 @@ class Recognizability(MarginClassifier):
             ValueError: The embeddings of the ruined images do not share a direction. Or an image
                 cannot be read on some rank; then every rank raises.
         """
+        first = epoch == 0 or int(self.center_epoch) < 0
+        renew_center = first or self.renew_center
+        if renew_center or self.diverted.kind != "prior":
+            self._renew(epoch, images, center=renew_center, tight=self.tight if first else 0.0)
+        self.center_epoch.fill_(epoch)
+        if self.diversion:
+            self.diverted.pressure(self.diversion, self.regression)
+
+    def _renew(self, epoch: int, images: ImageSet, *, center: bool, tight: float) -> None:
+        """Read this epoch's ruined images; renew the statistics, and u if `center` is true."""
         rows, labels = self._chosen(epoch, images)
         error: Exception | None = None
         predicted, embeddings = self.center[:0], self.center[None, :][:0]
@@ -226,19 +241,15 @@ class Recognizability(MarginClassifier):
         predicted = ranks.all_gather(predicted, rows=rows_per_rank)
         everything = ranks.all_gather(embeddings, rows=rows_per_rank)
         # gathered in the order of ranks, so u and the statistics are alike on all
-        first = epoch == 0 or int(self.center_epoch) < 0
-        if first or self.renew_center:
-            bank = UnrecognizableBank.from_degraded(everything, tight=self.tight if first else 0.0)
+        if center:
+            bank = UnrecognizableBank.from_degraded(everything, tight=tight)
             self.center.copy_(bank.centers[0])
             self.center_resultant.copy_(bank.resultants[0])
-        self.center_epoch.fill_(epoch)
         if self.diverted.kind == "predicted":
             self.diverted.renew(predicted)
         elif self.diverted.kind == "labelled":
             index, _ = self._index(embeddings, labels)
             self.diverted.renew(ranks.all_gather(index))
-        if self.diversion:
-            self.diverted.pressure(self.diversion, self.regression)
 
     @property
     def undivided(self) -> str:
@@ -252,11 +263,6 @@ class Recognizability(MarginClassifier):
         self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return the index of each row and its distance to u, without gradient."""
-        if self.training and readable(self.center_epoch) and int(self.center_epoch) < 0:
-            raise ValueError(
-                "Recognizability has no center of unrecognizable images yet: call "
-                "begin_epoch(epoch, images) before the first step of an epoch, as `fit` does."
-            )
         found = recognizability_distances(
             embeddings.detach(),
             labels,

@@ -97,6 +97,9 @@ def test_the_three_kinds_of_statistics():
         method.begin_epoch(0, SET)
     assert float(labelled.diverted.mean) > 0
     assert abs(float(prior.diverted.mean)) < 0.05
+    prior._read = None  # fixed statistics and a fixed center need no image
+    prior.begin_epoch(1, SET)
+    assert int(prior.center_epoch) == 1
 
 
 def test_scores_do_not_depend_on_the_batch():
