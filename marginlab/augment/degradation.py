@@ -22,7 +22,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from marginlab.augment.operation import check_probability, check_range, per_image, where_on
+from marginlab.augment.operation import check_probability, check_range, is_pair, per_image, where_on
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
@@ -284,8 +284,7 @@ def _whole(key: Key, bounds: tuple[int, int]) -> Tensor:
 
 
 def _check_whole(name: str, pair: tuple[int, int], low: int, high: int) -> None:
-    whole = all(type(bound) is int for bound in pair)
-    if len(pair) != 2 or not whole or not low <= pair[0] <= pair[1] <= high:
+    if not is_pair(pair, int) or not low <= pair[0] <= pair[1] <= high:
         raise SettingsError(
             f"{name} is a pair of whole numbers (lowest, highest) from {low} to {high}, not {pair}."
         )

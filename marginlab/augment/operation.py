@@ -9,6 +9,7 @@ size, and a view made alone would then differ in the last bit from the same view
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -113,10 +114,19 @@ def check_probability(p: float) -> None:
 
 def check_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
     """Refuse a pair that does not increase, or does not lie above `low` and up to `high`."""
-    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+    if not is_pair(pair, Real) or not low < pair[0] <= pair[1] <= high:
         raise SettingsError(
             f"{name} is a pair (lowest, highest) above {low:g} and at most {high:g}, not {pair}."
         )
+
+
+def is_pair(value: object, kind: type) -> bool:
+    """Return whether a setting, as a user may have written it, is two values of a kind."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(each, kind) and not isinstance(each, bool) for each in value)
+    )
 
 
 def per_image(

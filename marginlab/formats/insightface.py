@@ -107,19 +107,30 @@ def read_shard(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch meets broken files with a dozen kinds of errors
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
-        why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
-        raise ValueError(
-            f"{path} could not be read as tensors and plain containers: "
-            f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself "
-            "and save its centers alone."
-        ) from error
+        raise no_data(path, error, "save its centers alone") from error
     if head is None or repeated:
         raise ValueError(
             f"{path} holds no centers: a checkpoint has them at "
             "['state_dict_softmax_fc']['weight'], a file of 2021 is the tensor."
         )
     return head
+
+
+def no_data(path: Path, error: Exception, remedy: str) -> ValueError:
+    """Make the error of a file that torch cannot read as data, from the error of torch.
+
+    Args:
+        path: The file.
+        error: The error met in reading it.
+        remedy: Words after "load it yourself and".
+    """
+    foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
+    why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
+    return ValueError(
+        f"{path} could not be read as tensors and plain containers: "
+        f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself and "
+        f"{remedy}."
+    )
 
 
 def _head(path: Path, **options: Any) -> Tensor | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.directions import power, shortest
+from marginlab.kernels.function import unlowered
 from marginlab.kernels.margin_batch import MarginBatch, Over, Shares
-from marginlab.kernels.margin_problem import unlowered
 from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
 from marginlab.margins import Targets
 from marginlab.statistics import in_range

@@ -27,11 +27,6 @@ from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, multiply
 from marginlab.margins import Margin, Targets
 
 
-def unlowered(x: Tensor) -> torch.autocast:
-    """Turn autocast off; "meta" has none, so the CPU's stands for it."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
-
-
 class Gradients(NamedTuple):
     """Tensors that a backward walk writes its gradients into.
 

@@ -33,9 +33,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from marginlab.kernels.function import unlowered
 from marginlab.kernels.margin_batch import MarginBatch, Over
 from marginlab.kernels.margin_plain import plain
-from marginlab.kernels.margin_problem import Gradients, Problem, unlowered
+from marginlab.kernels.margin_problem import Gradients, Problem
 from marginlab.kernels.margin_settings import MarginSettings
 from marginlab.recomputation import transformed
 

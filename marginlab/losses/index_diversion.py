@@ -33,7 +33,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from marginlab import ranks
+from marginlab.kernels.function import readable
 from marginlab.rng import Key
+from marginlab.statistics import remove_direction
 
 Kind = Literal["predicted", "prior", "labelled"]
 KINDS = ("predicted", "prior", "labelled")
@@ -61,20 +63,27 @@ def index_diversion(
             does not.
 
     Raises:
-        ValueError: The deviation is not positive (on a CPU), or indices are not (B,).
+        ValueError: The deviation is not positive (on a CPU), indices are not (B,), or no rank has
+            a row. If one rank rejects its input, all raise.
 
     Example:
         >>> x = torch.tensor([0.35, 0.6])
         >>> index_diversion(x, torch.tensor(0.2), torch.tensor(0.1))
         tensor(0.7500)
     """
-    _check_rows("Predicted indices", predicted)
     mean, deviation = mean.detach(), deviation.detach()
-    if deviation.device.type == "cpu" and not float(deviation) > 0:
-        raise ValueError(f"A deviation of indices is positive, not {float(deviation):g}.")
-    wide = _wide(predicted)
+
+    def check() -> Tensor:
+        _check_rows("Predicted indices", predicted)
+        if readable(deviation) and not float(deviation) > 0:
+            raise ValueError(f"A deviation of indices is positive, not {float(deviation):g}.")
+        return _wide(predicted)
+
+    wide, rows_per_rank = ranks.validate_together(
+        check, predicted, group, what="index_diversion", tau=tau, grads=grads
+    )
     apart = (wide - mean.to(wide)) / deviation.to(wide)
-    return _mean((tau - apart).clamp(min=0), group, grads)
+    return _mean((tau - apart).clamp(min=0), rows_per_rank, group, grads)
 
 
 def index_regression(
@@ -92,14 +101,29 @@ def index_regression(
         knee: The error at which the loss turns from a parabola, e^2 / (2 knee), to a line.
         group, grads: As in `index_diversion`.
 
+    Raises:
+        ValueError: Indices are not (B,) and alike in shape, or no rank has a row. If one rank
+            rejects its input, all raise.
+
     Example:
         >>> index_regression(torch.tensor([1.3, 2.15]), torch.ones(2), knee=0.75)
         tensor(0.4175)
     """
-    _check_rows("Predicted indices", predicted)
-    wide = _wide(predicted)
+
+    def check() -> Tensor:
+        _check_rows("Predicted indices", predicted)
+        if index.shape != predicted.shape:
+            raise ValueError(
+                f"True indices have the shape of the predicted ones, {tuple(predicted.shape)}, not "
+                f"{tuple(index.shape)}."
+            )
+        return _wide(predicted)
+
+    wide, rows_per_rank = ranks.validate_together(
+        check, predicted, group, what="index_regression", knee=knee, grads=grads
+    )
     losses = F.smooth_l1_loss(wide, index.detach().to(wide), beta=knee, reduction="none")
-    return _mean(losses, group, grads)
+    return _mean(losses, rows_per_rank, group, grads)
 
 
 def attention_target(
@@ -118,22 +142,34 @@ def attention_target(
         center: u, the center of unrecognizable images, which gets none either.
         group, grads: As in `index_diversion`.
 
+    Raises:
+        ValueError: Shapes that do not fit, or no rank has a row. If one rank rejects its input, all
+            raise.
+
     Example:
         >>> attended = torch.tensor([[0.6, 1.0]])
         >>> attention_target(attended, torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 1.0]))
         tensor(1.)
     """
-    if attended.shape != embeddings.shape:
-        raise ValueError(
-            f"Attended embeddings have the shape of the embeddings, {tuple(embeddings.shape)}, not "
-            f"{tuple(attended.shape)}."
-        )
-    wide = _wide(attended)
-    # imported here: the losses load the core alone, without torchmetrics' images
-    from marginlab.measures.recognizability.bank import remove_direction
 
-    target = remove_direction(embeddings.detach(), center.detach()).to(wide)
-    return _mean((wide - target).square().sum(1), group, grads)
+    def check() -> tuple[Tensor, Tensor]:
+        if attended.shape != embeddings.shape:
+            raise ValueError(
+                f"Attended embeddings have the shape of the embeddings, {tuple(embeddings.shape)}, "
+                f"not {tuple(attended.shape)}."
+            )
+        if center.shape != embeddings.shape[1:]:
+            raise ValueError(
+                f"A center of embeddings {tuple(embeddings.shape)} is "
+                f"{tuple(embeddings.shape[1:])}, not {tuple(center.shape)}."
+            )
+        return _wide(attended), remove_direction(embeddings.detach(), center.detach())
+
+    (wide, target), rows_per_rank = ranks.validate_together(
+        check, attended, group, what="attention_target", grads=grads
+    )
+    losses = (wide - target.to(wide)).square().sum(1)
+    return _mean(losses, rows_per_rank, group, grads)
 
 
 class IndexDiversion(nn.Module):
@@ -262,9 +298,14 @@ def _check_rows(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} are (B,) floating-point numbers, not {x.dtype} {tuple(x.shape)}.")
 
 
-def _mean(losses: Tensor, group: dist.ProcessGroup | None, grads: ranks.Gradients) -> Tensor:
+def _mean(
+    losses: Tensor,
+    rows_per_rank: list[int],
+    group: dist.ProcessGroup | None,
+    grads: ranks.Gradients,
+) -> Tensor:
     """Return the mean over the rows of all ranks."""
-    rows = sum(ranks.rows_per_rank(len(losses), group, losses.device))
+    rows = sum(rows_per_rank)
     if rows == 0:
         raise ValueError("A mean over no row on any rank is no loss: give at least one.")
     return ranks.all_reduce(losses.sum() / rows, group, grads=grads)

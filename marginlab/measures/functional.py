@@ -22,7 +22,6 @@ from marginlab.measures.lipschitz.convolution_norm import convolution_norm as co
 from marginlab.measures.lipschitz.lipschitz import jacobian_norms as jacobian_norms
 from marginlab.measures.lipschitz.lipschitz import lipschitz_ratios as lipschitz_ratios
 from marginlab.measures.lipschitz.spectral_bound import lipschitz_upper as lipschitz_upper
-from marginlab.measures.recognizability.bank import remove_direction as remove_direction
 from marginlab.measures.recognizability.index import (
     recognizability_distances as recognizability_distances,
 )
@@ -39,6 +38,7 @@ from marginlab.measures.views.augmentation_confusion import (
 )
 from marginlab.measures.views.augmentation_confusion import relative_confusion as relative_confusion
 from marginlab.measures.views.uniformity import uniformity as uniformity
+from marginlab.statistics import remove_direction as remove_direction
 
 __all__ = [
     "alignment",

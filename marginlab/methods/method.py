@@ -64,17 +64,23 @@ class Method(nn.Module, ABC):
             >>> torch.equal(method.encode(images), method.encode(images / 255))
             True
         """
+        features: Tensor = self.backbone(self.floating(images))
+        return features
+
+    def floating(
+        self, images: Float[Tensor, "B 3 H W"] | UInt8[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Return images in [0, 1] as the backbone takes them; `encode` says what is refused."""
         if images.dtype == torch.uint8:
-            images = images.to(torch.get_default_dtype()) / 255
-        elif not images.is_floating_point():
+            return images.to(torch.get_default_dtype()) / 255
+        if not images.is_floating_point():
             raise TypeError(
                 f"Images are floating in [0, 1] or uint8 in 0..255, not {images.dtype}. Convert "
                 "them by .to(torch.uint8), or divide by their largest value."
             )
-        elif not self.training and readable(images) and images.numel():
+        if not self.training and readable(images) and images.numel():
             check_range(images)
-        features: Tensor = self.backbone(images)
-        return features
+        return images
 
     def project(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         """Return embeddings under the head, which the loss sees."""

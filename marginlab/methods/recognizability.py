@@ -33,6 +33,7 @@ from marginlab import augment, ranks, settings
 from marginlab.augment.operation import Operation
 from marginlab.data import ImageSet
 from marginlab.encoding import evaluating
+from marginlab.kernels.function import readable
 from marginlab.losses.functional import attention_target, index_regression
 from marginlab.losses.index_diversion import INSTANCES, IndexDiversion, Kind
 from marginlab.measures import UnrecognizableBank
@@ -151,6 +152,11 @@ class Recognizability(MarginClassifier):
         Raises:
             ValueError: In training mode, before the first `begin_epoch`.
         """
+        if self.training and readable(self.center_epoch) and int(self.center_epoch) < 0:
+            raise ValueError(
+                "Recognizability has no center of unrecognizable images yet: call "
+                "begin_epoch(epoch, images) before the first step of an epoch, as `fit` does."
+            )
         labels = labels.repeat_interleave(views.shape[1])
         maps, features = self.backbone.map_and_features(views.flatten(0, 1))
         embeddings = self.project(features)
@@ -168,13 +174,15 @@ class Recognizability(MarginClassifier):
         total = classification + sum(
             weight * term for weight, term in zip(weights, terms.values(), strict=True)
         )
-        rows = sum(ranks.rows_per_rank(len(away), device=away.device))
+        # their number is summed on the device: to read it, the host would wait
+        near = torch.stack([(1 - away).sum(), away.new_full((), len(away))])
+        cosine, rows = ranks.all_reduce(near).unbind()
         return {
             "loss": total,
             "target_angle": angle,
             "classification": classification.detach(),
             **{name: term.detach() for name, term in terms.items()},
-            "unrecognizable_cosine": ranks.all_reduce((1 - away).sum() / rows),
+            "unrecognizable_cosine": cosine / rows,
         }
 
     def quality(
@@ -183,15 +191,22 @@ class Recognizability(MarginClassifier):
         """Return predicted recognizability indices of images; higher is better.
 
         Call `eval()` first: in training mode the head drops a part of the map.
+
+        Raises:
+            TypeError, ValueError: Images that `encode` refuses.
         """
-        predicted: Tensor = self.quality_head(self.backbone.feature_map(_floating(images)))
+        predicted: Tensor = self.quality_head(self.backbone.feature_map(self.floating(images)))
         return predicted
 
     def heat_map(
         self, images: Float[Tensor, "B 3 H W"] | UInt8[Tensor, "B 3 H W"]
     ) -> Float[Tensor, "B H W"]:
-        """Return the spatial attention of images, between 0 and 1, at their size."""
-        maps = self.backbone.feature_map(_floating(images))
+        """Return the spatial attention of images, between 0 and 1, at their size.
+
+        Raises:
+            TypeError, ValueError: Images that `encode` refuses.
+        """
+        maps = self.backbone.feature_map(self.floating(images))
         return self.attend.heat_map(maps, (images.shape[2], images.shape[3]))
 
     @torch.no_grad()
@@ -202,6 +217,16 @@ class Recognizability(MarginClassifier):
             ValueError: The embeddings of the ruined images do not share a direction. Or an image
                 cannot be read on some rank; then every rank raises.
         """
+        first = epoch == 0 or int(self.center_epoch) < 0
+        renew_center = first or self.renew_center
+        if renew_center or self.diverted.kind != "prior":
+            self._renew(epoch, images, center=renew_center, tight=self.tight if first else 0.0)
+        self.center_epoch.fill_(epoch)
+        if self.diversion:
+            self.diverted.pressure(self.diversion, self.regression)
+
+    def _renew(self, epoch: int, images: ImageSet, *, center: bool, tight: float) -> None:
+        """Read this epoch's ruined images; renew the statistics, and u if `center` is true."""
         rows, labels = self._chosen(epoch, images)
         error: Exception | None = None
         predicted, embeddings = self.center[:0], self.center[None, :][:0]
@@ -216,19 +241,15 @@ class Recognizability(MarginClassifier):
         predicted = ranks.all_gather(predicted, rows=rows_per_rank)
         everything = ranks.all_gather(embeddings, rows=rows_per_rank)
         # gathered in the order of ranks, so u and the statistics are alike on all
-        first = epoch == 0 or int(self.center_epoch) < 0
-        if first or self.renew_center:
-            bank = UnrecognizableBank.from_degraded(everything, tight=self.tight if first else 0.0)
+        if center:
+            bank = UnrecognizableBank.from_degraded(everything, tight=tight)
             self.center.copy_(bank.centers[0])
             self.center_resultant.copy_(bank.resultants[0])
-        self.center_epoch.fill_(epoch)
         if self.diverted.kind == "predicted":
             self.diverted.renew(predicted)
         elif self.diverted.kind == "labelled":
             index, _ = self._index(embeddings, labels)
             self.diverted.renew(ranks.all_gather(index))
-        if self.diversion:
-            self.diverted.pressure(self.diversion, self.regression)
 
     @property
     def undivided(self) -> str:
@@ -242,12 +263,6 @@ class Recognizability(MarginClassifier):
         self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return the index of each row and its distance to u, without gradient."""
-        # on a device the look would wait for it
-        if self.center.device.type == "cpu" and self.training and int(self.center_epoch) < 0:
-            raise ValueError(
-                "Recognizability has no center of unrecognizable images yet: call "
-                "begin_epoch(epoch, images) before the first step of an epoch, as `fit` does."
-            )
         found = recognizability_distances(
             embeddings.detach(),
             labels,
@@ -276,7 +291,7 @@ class Recognizability(MarginClassifier):
         predicted, embeddings = [self.center[:0]], [self.center[None, :][:0]]
         with evaluating(self.backbone, self.head, self.quality_head):
             for part in rows.split(_BATCH):
-                pixels = _floating(images.images[part].to(device))
+                pixels = self.floating(images.images[part].to(device))
                 size = (pixels.shape[2], pixels.shape[3])
                 key = Key(self.classifier.seed).named("ruin", epoch).at(part)
                 ruined = self.operation.apply(pixels, self.operation.draw(key, size))
@@ -304,8 +319,3 @@ class Recognizability(MarginClassifier):
             dropout=self.quality_head.dropout.p,
         )
         return f"{said.removesuffix(')')}, {base})"
-
-
-def _floating(images: Tensor) -> Tensor:
-    kind = torch.get_default_dtype()
-    return images.to(kind) / 255 if images.dtype == torch.uint8 else images

@@ -1,4 +1,4 @@
-"""What the published backbones of face recognition share: their normalisation, and an embedding.
+"""The parts that published backbones of face recognition share: normalisation and an embedding.
 
     features = net((images - 1/2) / (1/2))     images (B, 3, S, S) in [0, 1] -> features (B, D)
 

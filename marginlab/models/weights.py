@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from marginlab.files import open_regular
+from marginlab.files.untrusted import Entries
+from marginlab.formats.insightface import no_data
 from marginlab.models.face import FaceBackbone
 from marginlab.models.iresnet import UNITS, IResNet
 
@@ -66,8 +68,8 @@ def load_weights(
 
     Raises:
         OSError: There is no such file, or it is no regular file.
-        ValueError: The file cannot be read as data, a name is missing or left over, or a shape
-            differs. The message names the first few.
+        ValueError: The file cannot be read as data, a name is missing or left over, a shape
+            differs, or a tensor holds no floating-point numbers. The message names the first few.
 
     Example:
         >>> from marginlab.models import MobileFaceNet
@@ -92,26 +94,25 @@ def load_weights(
 
 
 def _read(path: Path) -> Any:
-    """Read a file of torch or safetensors as data."""
+    """Read a file of torch or safetensors as data; of a zip the checksums are verified."""
     try:
         with open_regular(path) as stream:
             if path.suffix == ".safetensors":
                 from safetensors.torch import load
 
                 return load(stream.read())
+            if stream.read(4) == b"PK\3\4":  # torch.load looks at no checksum
+                with Entries(path) as entries:
+                    for name in entries.names:
+                        entries.open(name).verify()
+            stream.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of types that torch no longer writes
                 return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch meets broken files with a dozen kinds of errors
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
-        why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
-        raise ValueError(
-            f"{path} could not be read as tensors and plain containers: "
-            f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself "
-            "and give its state dict."
-        ) from error
+        raise no_data(path, error, "give its state dict") from error
 
 
 def _state_dict(given: Any, told: str) -> dict[str, Tensor]:
@@ -122,7 +123,8 @@ def _state_dict(given: Any, told: str) -> dict[str, Tensor]:
     if not isinstance(inner, Mapping) or not inner:
         raise ValueError(f"{told} holds no state dict, but {type(inner).__name__}.")
     # the head of a checkpoint of Lightning is no part of the backbone
-    state = {name: value for name, value in inner.items() if not str(name).startswith("head.")}
+    named = {str(name): value for name, value in inner.items()}
+    state = {name: value for name, value in named.items() if not name.startswith("head.")}
     odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if odd is not None:
         raise ValueError(
@@ -157,7 +159,7 @@ def _renamed(state: dict[str, Tensor], backbone: IResNet, told: str) -> dict[str
     renamed = {}
     for name, value in state.items():
         layer, _, leaf = name.rpartition(".")
-        if (found := re.fullmatch(r"body\.(\d+)\.(.*)", layer)) and int(found[1]) < len(places):
+        if (found := re.fullmatch(r"body\.(\d{1,4})\.(.*)", layer)) and int(found[1]) < len(places):
             if (inner := WITHIN.get(found[2])) is not None:
                 name = f"{places[int(found[1])]}.{inner}.{leaf}"
         elif layer in AROUND:
@@ -186,7 +188,17 @@ def _fitting(state: dict[str, Tensor], backbone: FaceBackbone, told: str) -> dic
                 f"{told} holds {name} of shape {tuple(state[name].shape)}, which the backbone has "
                 f"as {tuple(value.shape)}. {remedy}"
             )
+        if not name.endswith(COUNT) and not _numbers(state[name]):
+            raise ValueError(
+                f"{told} holds {name} as {state[name].dtype}, {state[name].layout}, on "
+                f"{state[name].device}, not as floating-point numbers side by side. {remedy}"
+            )
     return state
+
+
+def _numbers(value: Tensor) -> bool:
+    """Return whether a tensor's entries can be copied into a parameter, and mean the same there."""
+    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 
 
 def _some(names: list[str]) -> str:

@@ -1,6 +1,6 @@
-"""Unit vectors.
+"""Unit vectors, and what is left of them without a direction.
 
-    u = x / |x|,  |x|^2 = sum_d x_d^2
+    u = x / |x|,  |x|^2 = sum_d x_d^2,  v' = v - <v, u> u
 
 In float32 the squares of entries beyond 1.8e19 are infinite, and those of entries below 1e-23 lose
 their digits, though the lengths themselves are ordinary numbers. Rows of such entries are first
@@ -42,6 +42,23 @@ def unit_vectors(x: Float[Tensor, "*rows D"], *, shortest: float = 0.0) -> Float
     short = (square == 0) | (square.detach().sqrt() < shortest * factor)
     # The length of a short row is not differentiated, because its derivative at 0 is not a number
     return torch.where(short, 0.0, scaled / square.masked_fill(short, 1.0).sqrt())
+
+
+def remove_direction(
+    embeddings: Float[Tensor, "B D"], center: Float[Tensor, " D"]
+) -> Float[Tensor, "B D"]:
+    """Return unit embeddings without their part along a direction: v' = v - <v, u> u.
+
+    Both are scaled to length 1 first, so v' is orthogonal to u, and |v'|^2 = 1 - <v, u>^2.
+
+    Example:
+        >>> remove_direction(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0]))
+        tensor([[0.6000, 0.0000]])
+    """
+    v, u = unit_vectors(embeddings), unit_vectors(center)
+    kind = torch.promote_types(v.dtype, u.dtype)
+    v, u = v.to(kind), u.to(kind)
+    return v - (v @ u)[:, None] * u
 
 
 def in_range(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:

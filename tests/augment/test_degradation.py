@@ -135,7 +135,7 @@ def test_an_occlusion_covers_what_was_drawn_and_nothing_else(seed, size):
     assert float(visible(half, size).double().mean()) == 0.5
 
 
-def test_settings_out_of_range_are_refused():
+def test_settings_out_of_range_are_refused(unchecked):
     for make, words in (
         (lambda: LowResolution((0, 4)), "whole numbers .* from 1"),
         (lambda: LowResolution((8, 4)), "whole numbers"),
@@ -144,6 +144,10 @@ def test_settings_out_of_range_are_refused():
         (lambda: Noise((0.1, 0.01)), "sigma"),
         (lambda: Occlusion(area=(0.1, 1.5)), "area"),
         (lambda: Noise(p=2.0), "probability"),
+        (lambda: LowResolution(rows=3), r"rows is a pair of whole numbers .*, not 3\."),
+        (lambda: LowResolution(rows=(3, True)), "rows is a pair of whole numbers"),
+        (lambda: MotionBlur(length=3.0), r"length is a pair .*, not 3\.0"),
+        (lambda: Noise(sigma=("a", "b")), "sigma is a pair"),
     ):
         with pytest.raises(SettingsError, match=words):
             make()

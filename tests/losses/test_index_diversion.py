@@ -107,6 +107,36 @@ def test_what_is_no_loss_is_refused(unchecked):
         loss(torch.rand(0))
     with pytest.raises(ValueError, match="shape of the embeddings"):
         attention_target(torch.rand(2, 3), torch.rand(3, 3), torch.rand(3))
+    with pytest.raises(ValueError, match=r"A center of embeddings \(2, 3\) is \(3,\), not \(2,\)"):
+        attention_target(torch.rand(2, 3), torch.rand(2, 3), torch.rand(2))
+    for wrong in (torch.rand(1), torch.rand(2, 1)):  # which would be spread over the rows
+        with pytest.raises(ValueError, match=r"shape of the predicted ones, \(2,\)"):
+            index_regression(torch.rand(2), wrong)
+
+
+def one_rank_is_wrong(group, rank):
+    x, u, heard = torch.rand(2, 3), torch.rand(3), []
+    for call in (
+        lambda: index_diversion(x[:, 0], u[0], u[0] - rank, group=group),
+        lambda: index_regression(x[:, 0], torch.rand(2 + rank), group=group),
+        lambda: attention_target(x, torch.rand(2 + rank, 3), u, group=group),
+        lambda: index_diversion(x[:, 0], u[0], u[0] + 1, tau=3.0 + rank, group=group),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            heard.append(str(error))
+    return heard
+
+
+@pytest.mark.xdist_group("ranks")
+def test_an_input_that_one_rank_rejects_is_heard_by_all(pool, unchecked):
+    for answer in pool.run(2, one_rank_is_wrong):
+        assert len(answer) == 4
+        assert "deviation of indices is positive" in answer[0]
+        assert "shape of the predicted ones" in answer[1]
+        assert "shape of the embeddings" in answer[2]
+        assert "do not call index_diversion alike: tau is 3.0 on rank 0" in answer[3]
 
 
 def total(group, grads, predicted, index, attended, embeddings, center):

@@ -176,6 +176,12 @@ def test_a_wrong_bank_is_refused_with_its_numbers():
         UnrecognizableBank.from_mask(x, torch.zeros(len(x), dtype=torch.bool))
     with pytest.raises(ValueError, match="finite"):
         UnrecognizableBank.from_degraded(x * torch.inf)
+    for centers in (0, -1, 101):
+        for make in (UnrecognizableBank.from_degraded, UnrecognizableBank.from_clustering):
+            with pytest.raises(
+                ValueError, match=f"100 images have 1 to 100 centers, not {centers}"
+            ):
+                make(x, centers=centers)
     with pytest.raises(ValueError, match="at most 16,384"):
         UnrecognizableBank.from_clustering(torch.ones(20_000, 2))
 
@@ -190,3 +196,32 @@ def test_what_has_no_index_is_refused(unchecked):
     ):
         with pytest.raises(ValueError, match=words):
             recognizability_distances(*wrong)
+    x, mask = pool_of_images(bad=20, each=40, classes=2)
+    for wrong in (torch.ones(3) > 0, mask.long(), torch.zeros(len(x)) > 0):
+        with pytest.raises(ValueError, match="A mask of 100 embeddings marks at least 1"):
+            UnrecognizableBank.from_clustering(x, recognizable=wrong)
+    bank = UnrecognizableBank.from_degraded(x[mask])
+    with pytest.raises(ValueError, match=r"nan% of 0 recognizable ones lie within"):
+        bank.accept(x[mask], x[:0])
+    with pytest.raises(ValueError, match=r"measures embeddings \(B, 16\), not \(3, 5\)"):
+        bank.distances(torch.ones(3, 5))
+    with pytest.raises(ValueError, match="9 embeddings fall into 1 clusters, not 3"):
+        UnrecognizableBank.from_degraded(torch.ones(9, 4), centers=3)
+    for settings in ({"eps": 0.0}, {"clamp": -1.0}):
+        with pytest.raises(ValueError, match="eps and clamp are positive"):
+            RecognizabilityIndex(w, bank, **settings)
+
+
+def one_rank_is_wrong(group, rank, x, y, w, u):
+    try:
+        recognizability_distances(x, y + 9 * rank, w, u, first_class=5 * rank, group=group)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_wrong_label_of_one_rank_is_heard_by_all(pool):
+    x, _, w, u = problem(0)
+    first, second = pool.run(2, one_rank_is_wrong, x, torch.full((7,), 3), w, u)
+    assert "Labels run from 0 to 9, but these hold 12 to 12" in first
+    assert "Labels run from 0 to 9, but these hold 12 to 12" in second

@@ -34,7 +34,7 @@ SMALL = Recipe(
 
 
 def quiet(line):
-    """Where progress goes in tests."""
+    """Drop a line of progress."""
 
 
 def views(rows=8, seed=0):

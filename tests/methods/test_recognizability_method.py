@@ -97,6 +97,9 @@ def test_the_three_kinds_of_statistics():
         method.begin_epoch(0, SET)
     assert float(labelled.diverted.mean) > 0
     assert abs(float(prior.diverted.mean)) < 0.05
+    prior._read = None  # fixed statistics and a fixed center need no image
+    prior.begin_epoch(1, SET)
+    assert int(prior.center_epoch) == 1
 
 
 def test_scores_do_not_depend_on_the_batch():
@@ -108,6 +111,9 @@ def test_scores_do_not_depend_on_the_batch():
         torch.testing.assert_close(method.quality(VIEWS[one, 0])[0], whole[row])
         torch.testing.assert_close(method.heat_map(VIEWS[one, 0])[0], maps[row])
     torch.testing.assert_close(method.float().quality(SET.images[:8]), whole.float())
+    for score in (method.quality, method.heat_map):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            score(SET.images[:8].float())
 
 
 def test_a_center_that_nothing_shares_is_refused():

@@ -110,6 +110,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
     state = MobileFaceNet(image_size=16).net.state_dict()
     backbone = MobileFaceNet(image_size=16)
     before = {key: value.clone() for key, value in backbone.net.state_dict().items()}
+    assert not torch.equal(before["conv_sep.layers.0.weight"], state["conv_sep.layers.0.weight"])
     odd = {"fc.weight": torch.ones(1)}
     last = "features.layers.3.bias"
     for given, sentence in (
@@ -121,6 +122,11 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         ),
         ({"conv1.weight": torch.ones(1)}, r"lacks layers\.0.*, .* and \d+ more"),
         (state | {"epoch": 3}, "'epoch', which is no tensor but int"),
+        (state | {0: torch.ones(1)}, "holds 0, which the backbone lacks"),
+        (state | {last: state[last].to_sparse()}, rf"holds {last} as .*sparse_coo"),
+        (state | {last: state[last].to("meta")}, rf"holds {last} as .* on meta"),
+        (state | {last: state[last].to(torch.complex64)}, rf"holds {last} as .*complex64"),
+        (state | {last: state[last].long()}, rf"holds {last} as torch\.int64"),
         ({}, "holds no state dict, but dict"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -146,6 +152,13 @@ def test_files_are_data(tmp_path, capsys):
         with pytest.raises(ValueError, match=rf"{name} could not be read as tensors and plain"):
             load_weights(backbone, tmp_path / name)
     assert capsys.readouterr().out == ""
+    torch.save(backbone.net.state_dict(), tmp_path / "flipped.pt")
+    data = bytearray((tmp_path / "flipped.pt").read_bytes())
+    weight = backbone.net.conv_sep.layers[0].weight
+    data[data.index(weight.detach().numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"flipped\.pt could not be read .*CRC"):
+        load_weights(backbone, tmp_path / "flipped.pt")
     with pytest.raises(FileNotFoundError):
         load_weights(backbone, tmp_path / "none.pt")
     with pytest.raises(OSError, match="a folder"):

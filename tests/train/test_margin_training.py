@@ -48,7 +48,7 @@ WATCH = Monitor(every=1, images=20, views=2, bank=40)
 
 
 def quiet(line: str) -> None:
-    """Where progress goes in tests."""
+    """Drop a line of progress."""
 
 
 def state(method):

@@ -97,13 +97,9 @@ class UnrecognizableBank:
             ValueError: As for `from_degraded`, or the mask does not fit.
         """
         rows = _directions(embeddings)
-        if mask.shape != rows.shape[:1] or mask.dtype != torch.bool or int(mask.sum()) < 2:
-            raise ValueError(
-                f"A mask of {len(rows)} embeddings marks at least 2 of them by bools, not "
-                f"{mask.dtype} {tuple(mask.shape)} with {int(mask.sum())} marked."
-            )
-        mask = mask.to(rows.device)
+        mask = _marked(mask, rows, least=2)
         group = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
+        _check_centers(centers, int(mask.sum()))
         group[mask] = _clusters(rows[mask], centers=centers).to(rows.device)
         return cls._of(rows, group, centers, tight)
 
@@ -132,12 +128,15 @@ class UnrecognizableBank:
             most_recognizable: Largest share of these that may fall into the bank.
 
         Raises:
-            ValueError: As for `from_degraded`; there are fewer clusters than centers; more of the
+            ValueError: As for `from_mask`; there are fewer clusters than centers; more of the
                 recognizable images fall into the bank; or the pool is too large to be clustered.
         """
         rows = _directions(embeddings)
         if not 0 < distance < 2:
             raise ValueError(f"A distance 1 - cosine is in (0, 2), such as 0.5, not {distance}.")
+        _check_centers(centers, len(rows))
+        if recognizable is not None:
+            recognizable = _marked(recognizable, rows, least=1)
         label = _clusters(rows, distance=distance).to(rows.device)
         sizes = torch.bincount(label)
         order = sizes.sort(descending=True, stable=True).indices
@@ -165,9 +164,14 @@ class UnrecognizableBank:
     @classmethod
     def _of(cls, rows: Tensor, group: Tensor, centers: int, tight: float) -> "UnrecognizableBank":
         """Make the bank of the rows of groups 0 to `centers` - 1; -1 is no group."""
+        sizes = torch.bincount(group[group >= 0], minlength=centers)
+        if not bool(sizes.all()):
+            raise ValueError(
+                f"{int(sizes.sum())} embeddings fall into {int((sizes > 0).sum())} clusters, not "
+                f"{centers}, for too many are equal. Take fewer centers."
+            )
         means = torch.stack([rows[group == number].mean(0) for number in range(centers)])
         resultants = means.square().sum(1).sqrt()
-        sizes = torch.bincount(group[group >= 0], minlength=centers)
         if not bool((resultants >= tight).all()) or not bool((resultants > 0).all()):
             raise ValueError(
                 f"Embeddings of unrecognizable images have resultants "
@@ -182,7 +186,16 @@ class UnrecognizableBank:
 
         Args:
             embeddings: (B, D), of any length.
+
+        Raises:
+            ValueError: The embeddings have another dimension than the centers.
         """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.centers.shape[1]:
+            raise ValueError(
+                f"A bank of centers {tuple(self.centers.shape)} measures embeddings (B, "
+                f"{self.centers.shape[1]}), not {tuple(embeddings.shape)}. Encode all by one "
+                "network."
+            )
         rows = unit_vectors(embeddings)
         return 1 - (rows @ self.centers.to(rows).T).amax(1)
 
@@ -213,7 +226,7 @@ class UnrecognizableBank:
         mean = _directions(degraded).mean(0, keepdim=True)
         cosine = float(1 - self.distances(mean.float())[0])
         share = float((self.distances(recognizable) < within).double().mean())
-        if cosine < least_cosine or share > most_recognizable:
+        if not (cosine >= least_cosine and share <= most_recognizable):  # also if there are none
             raise ValueError(
                 f"The bank is not that of unrecognizable images: its cosine with {len(degraded)} "
                 f"degraded ones is {cosine:.3f} (at least {least_cosine:g}), and {share:.1%} of "
@@ -221,23 +234,6 @@ class UnrecognizableBank:
                 f"{most_recognizable:.0%}). Ruin the images more, or train the network longer."
             )
         return cosine, share
-
-
-def remove_direction(
-    embeddings: Float[Tensor, "B D"], center: Float[Tensor, " D"]
-) -> Float[Tensor, "B D"]:
-    """Return unit embeddings without their part along a direction: v' = v - <v, u> u.
-
-    Both are scaled to length 1 first, so v' is orthogonal to u, and |v'|^2 = 1 - <v, u>^2.
-
-    Example:
-        >>> remove_direction(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 2.0]))
-        tensor([[0.6000, 0.0000]])
-    """
-    v, u = unit_vectors(embeddings), unit_vectors(center)
-    kind = torch.promote_types(v.dtype, u.dtype)
-    v, u = v.to(kind), u.to(kind)
-    return v - (v @ u)[:, None] * u
 
 
 def _directions(embeddings: Tensor) -> Float[Tensor, "N D"]:
@@ -252,14 +248,27 @@ def _directions(embeddings: Tensor) -> Float[Tensor, "N D"]:
     return unit_vectors(embeddings.detach().double())
 
 
+def _marked(mask: Tensor, rows: Tensor, *, least: int) -> Bool[Tensor, " N"]:
+    """Return a mask of rows on their device, after a look at it."""
+    if mask.shape != rows.shape[:1] or mask.dtype != torch.bool or int(mask.sum()) < least:
+        raise ValueError(
+            f"A mask of {len(rows)} embeddings marks at least {least} of them by bools, not "
+            f"{mask.dtype} {tuple(mask.shape)} with {int(mask.sum())} marked."
+        )
+    return mask.to(rows.device)
+
+
+def _check_centers(centers: int, images: int) -> None:
+    if not 1 <= centers <= images:
+        raise ValueError(f"{images} images have 1 to {images} centers, not {centers}.")
+
+
 def _clusters(
     rows: Float[Tensor, "N D"], *, centers: int = 0, distance: float = 0.0
 ) -> Int64[Tensor, " N"]:
     """Return the cluster of each row by average linkage: cut at a number, else at a distance."""
     if centers == 1:
         return torch.zeros(len(rows), dtype=torch.int64)
-    if centers and not 1 <= centers <= len(rows):
-        raise ValueError(f"{len(rows)} images have 1 to {len(rows)} centers, not {centers}.")
     if 4 * len(rows) * (len(rows) - 1) > MEMORY:
         most = int((MEMORY / 4) ** 0.5)
         raise ValueError(

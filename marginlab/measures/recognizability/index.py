@@ -24,6 +24,7 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET
+from marginlab.kernels.function import readable
 from marginlab.measures.recognizability.bank import UnrecognizableBank
 from marginlab.statistics import unit_vectors
 
@@ -62,8 +63,7 @@ def recognizability_index(
         >>> recognizability_index(0.2 * one, 0.7 * one, 0.9 * one)
         tensor([3.1500], dtype=torch.float64)
     """
-    if not eps > 0 or (clamp is not None and not clamp > 0):
-        raise ValueError(f"eps and clamp are positive, such as 1e-7 and 10, not {eps} and {clamp}.")
+    _check_settings(eps, clamp)
     wide = torch.promote_types(own.dtype, torch.float32)
     index = unrecognizable.to(wide) * negative.to(wide) / (own.to(wide) + eps)
     return index if clamp is None else index.clamp(max=clamp)
@@ -94,7 +94,7 @@ def recognizability_distances(
 
     Raises:
         ValueError: Shapes do not fit, there are fewer than two classes, or (on a CPU) a label is
-            outside the classes.
+            outside the classes. If one rank of several rejects its rows, all raise.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0, 0.0]])
@@ -103,12 +103,17 @@ def recognizability_distances(
         tensor([1.])
     """
     centers = centers if centers.ndim == 3 else centers.unsqueeze(1)
-    sharded = first_class is not None and ranks.size(group) > 1
-    rows_per_rank = (
-        ranks.rows_per_rank(len(embeddings), group, embeddings.device) if sharded else None
-    )
-    sizes = ranks.rows_per_rank(len(centers), group, embeddings.device) if sharded else []
-    _check(embeddings, labels, centers, unrecognizable, sum(sizes) if sharded else len(centers))
+    rows_per_rank: list[int] | None = None
+    if first_class is not None and ranks.size(group) > 1:
+        classes = sum(ranks.rows_per_rank(len(centers), group, embeddings.device))
+        _, rows_per_rank = ranks.validate_together(
+            lambda: _check(embeddings, labels, centers, unrecognizable, classes),
+            embeddings,
+            group,
+            what="recognizability_distances",
+        )
+    else:
+        _check(embeddings, labels, centers, unrecognizable, len(centers))
     wide = torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
     rows = unit_vectors(embeddings.to(wide))
     far = (rows @ unit_vectors(unrecognizable.to(wide)).T).amax(1)
@@ -159,6 +164,9 @@ class RecognizabilityIndex:
     group: dist.ProcessGroup | None = None
     budget: int = BUDGET
 
+    def __post_init__(self) -> None:
+        _check_settings(self.eps, self.clamp)
+
     def __call__(
         self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
@@ -202,6 +210,11 @@ def _largest(
     return own, negative
 
 
+def _check_settings(eps: float, clamp: float | None) -> None:
+    if not eps > 0 or (clamp is not None and not clamp > 0):
+        raise ValueError(f"eps and clamp are positive, such as 1e-7 and 10, not {eps} and {clamp}.")
+
+
 def _check(
     embeddings: Tensor, labels: Tensor, centers: Tensor, unrecognizable: Tensor, classes: int
 ) -> None:
@@ -219,8 +232,7 @@ def _check(
         )
     if classes < 2:
         raise ValueError(f"The nearest other class needs at least 2 classes, not {classes}.")
-    # on a device the look would wait for it
-    if labels.device.type == "cpu" and len(labels):
+    if readable(labels) and len(labels):
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
