@@ -26,7 +26,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from marginlab import files, settings
+from marginlab import files
 from marginlab.data import ImageSet, load
 from marginlab.data.loading import splits
 from marginlab.data.selection import selection_of
@@ -39,8 +39,8 @@ from marginlab.purify.purify import purify
 from marginlab.purify.writing import files_of, table, write_folder, write_index, write_record
 from marginlab.settings import SettingsError
 from marginlab.terminal import printable, say
-from marginlab.train import Recipe
 from marginlab.train import load as load_run
+from marginlab.train.recipe import recipe_of
 
 _WRITE = ("index", "links", "copies", "records", "none")
 _FILES = ("folder:", "index:", "record:")
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
             raise SettingsError(
                 f"--batch and --worst are at least 1, not {asked.batch} and {asked.worst}."
             )
-        size = _size(asked.run) if asked.size is None else asked.size
+        size = recipe_of(asked.run).image_size if asked.size is None else asked.size
         model = load_run(asked.run, asked.device)
         images = _images(asked, asked.split, size)
         head = embedder(model).head
@@ -127,15 +127,6 @@ def _angle(text: str) -> Any:
         raise SettingsError(told) from error
     check_angle(angle)
     return angle
-
-
-def _size(run: Path) -> int:
-    """Return the size of images that the run was trained on."""
-    if not (run / "recipe.toml").is_file():
-        raise FileNotFoundError(f"{run} holds no recipe.toml, so it is no run. Give its folder.")
-    with settings.as_data():
-        recipe: Recipe = settings.read(Recipe, run / "recipe.toml")
-    return recipe.image_size
 
 
 def _images(asked: argparse.Namespace, split: str, size: int) -> ImageSet:
