@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from marginlab.files.untrusted import shown
 from marginlab.formats.pairs import PairList
-from marginlab.formats.reading import content, name_in, shown, wrong
+from marginlab.formats.reading import content, name_in, wrong
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 _MAT = "Give a file of MATLAB 5 to 7 as the set's authors publish it."
