@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from marginlab.files import open_regular
-from marginlab.files.untrusted import DamagedError, Entries
+from marginlab.files.untrusted import DamagedError, Entries, refusal
 
 PATTERNS = (
     re.compile(r"checkpoint_gpu_(\d+)\.pt"),
@@ -107,11 +107,9 @@ def read_shard(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch meets broken files with a dozen kinds of errors
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
-        why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
         raise ValueError(
-            f"{path} could not be read as tensors and plain containers: "
-            f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself "
+            f"{path} could not be read as tensors and plain containers: {refusal(error)}. If you "
+            "trust it, load it yourself "
             "and save its centers alone."
         ) from error
     if head is None or repeated:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from marginlab.files import open_regular
+from marginlab.files.untrusted import refusal
 from marginlab.models.face import FaceBackbone
 from marginlab.models.iresnet import UNITS, IResNet
 
@@ -105,11 +106,9 @@ def _read(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # torch meets broken files with a dozen kinds of errors
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
-        why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
         raise ValueError(
-            f"{path} could not be read as tensors and plain containers: "
-            f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself "
+            f"{path} could not be read as tensors and plain containers: {refusal(error)}. If you "
+            "trust it, load it yourself "
             "and give its state dict."
         ) from error
 
