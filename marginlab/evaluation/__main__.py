@@ -57,7 +57,7 @@ from marginlab.train.recipe import recipe_of
 _BATCH = 256  # pictures that are decoded and encoded at a time
 _WORST = 12  # pairs of each kind, or probes, on the sheet
 _POINTS = 4000  # of the drawn curve
-_MANY = 10**6  # pairs, above which intervals take fewer draws: one of 15 million takes seconds
+_MANY = 10**6  # pairs, all of which each draw reads: above, intervals take fewer draws
 _FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _RANKS = (1, 5, 20)
 Row = tuple[str, str, Interval]
@@ -124,8 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--replicates",
         type=int,
-        help=f"draws of each interval; by default 500, or 100 above {_MANY:,} pairs, where a draw "
-        "takes seconds",
+        help=f"draws of each interval; by default 500, or 100 above {_MANY:,} pairs",
     )
     parser.add_argument("--device", default="cpu", help="where the model runs")
     return parser
