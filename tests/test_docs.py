@@ -16,6 +16,7 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+from insightface_files import write_pack, write_training_folder
 from PIL import Image
 from test_readme import SHORT_STUDY
 
@@ -69,7 +70,9 @@ def short(command):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A user's folder with photos in it and the recipe of the page on training."""
+    """A user's folder: photos, files of insightface, and the recipe of the page on training."""
+    write_training_folder(tmp_path / "faces", people=10, shots=10)
+    write_pack(tmp_path / "faces" / "lfw.bin")
     photos = Shapes().load("train", 200)
     for number, (image, label) in enumerate(
         zip(photos.images, photos.labels.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""`python -m marginlab.evaluation RUN --protocol NAME PATH --out FOLDER`: face recognition.
+"""`python -m marginlab.evaluation RUN PATH --protocol NAME --out FOLDER`: face recognition.
 
     --protocol lfw PATH        a folder with pairs.txt and images NAME/NAME_0001.jpg
     --protocol pack PATH       a verification pack, such as lfw.bin
@@ -7,10 +7,11 @@
 
 RUN is the folder of a trained run. The output folder holds:
 
-    results.csv    each number with its 95 % interval over identities
-    roc.html       the ROC curve, which opens without a network
-    worst.png      the pairs that are judged worst: impostors that look alike, then genuine pairs
-                   that do not (of the protocols of pairs)
+    results.csv    each number, with its 95 % interval over n identities where it has one
+    roc.html       the ROC curve, which opens without a network (all but tinyface)
+    worst.png      pairs that are judged worst: impostors that look alike, then genuine pairs that
+                   do not (lfw and pack); probes that are misled most, each with its mate and the
+                   entry that is found first (tinyface)
 
 Embeddings are those under the head, f(x) + f(mirror of x), as published evaluations take them.
 """
@@ -18,12 +19,13 @@ Embeddings are those under the head, f(x) + f(mirror of x), as published evaluat
 import argparse
 import csv
 import io
+import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Int64
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -33,9 +35,11 @@ from marginlab.data.protocols import Faces, Identified, Paired, Pictures, read_p
 from marginlab.data.sheet import contact_sheet, encode_picture
 from marginlab.encoding import encode
 from marginlab.evaluation.protocols import (
-    closed_set,
+    Interval,
+    Roc,
     cosine_blocks,
     fold_interval,
+    fold_verification,
     identification_intervals,
     pair_scores,
     pool_templates,
@@ -44,20 +48,64 @@ from marginlab.evaluation.protocols import (
     search,
     val_at_far,
 )
-from marginlab.evaluation.protocols.bootstrap import Interval
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
 from marginlab.terminal import printable, say
 from marginlab.train import load
+from marginlab.train.recipe import recipe_of
 
 _BATCH = 256  # pictures that are decoded and encoded at a time
-_WORST = 12  # pairs of each kind on the sheet
-_IJB = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_WORST = 12  # pairs of each kind, or probes, on the sheet
+_POINTS = 4000  # of the drawn curve
+_MANY = 10**6  # pairs, all of which each draw reads: above, intervals take fewer draws
+_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_RANKS = (1, 5, 20)
 Row = tuple[str, str, Interval]
+
+
+class Measured(NamedTuple):
+    """Numbers of a protocol, its ROC curve if it has one, and the pictures of the sheet."""
+
+    rows: list[Row]
+    curve: Roc | None
+    sheet: list[tuple[int, str]]
+    """Numbers of pictures with captions, those that belong together one after the other."""
+    columns: int = 8
 
 
 def main(arguments: list[str]) -> int:
     """Evaluate what the arguments say, and return the exit status."""
+    asked = _parser().parse_args(arguments)
+    try:
+        if asked.replicates is not None and asked.replicates < 2:
+            raise SettingsError(f"--replicates is 2 or more, not {asked.replicates}.")
+        if asked.out.exists() and (not asked.out.is_dir() or any(asked.out.iterdir())):
+            raise SettingsError(f"{asked.out} is there already. Name a new folder.")
+        model = load(asked.run, asked.device)
+        size = asked.size or recipe_of(asked.run).image_size or 112
+        if not 8 <= size <= 1024:
+            raise SettingsError(f"--size is 8 to 1024 pixels, not {size}.")
+        faces = checked(read_protocol(asked.protocol, asked.path))
+        features = embeddings(model, faces.pictures, size)
+        found = measured(faces, features, asked.replicates)
+        _show(found.rows)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        _write(asked.out, found.rows)
+        if found.curve is not None:
+            _draw(asked.out, found.curve)
+        if found.sheet:
+            numbers, captions = zip(*found.sheet, strict=True)
+            pictures = faces.pictures.read(numbers, size)
+            sheet = contact_sheet(pictures, captions, columns=found.columns)
+            files.write(asked.out / "worst.png", encode_picture(sheet))
+    except (ValueError, OSError) as error:
+        say(printable(error), error=True)
+        return 2
+    say(f"Kept in {asked.out.absolute()}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m marginlab.evaluation",
         description=__doc__,
@@ -67,29 +115,50 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("path", type=Path, help="the protocol's files")
     parser.add_argument("--protocol", required=True, choices=("lfw", "pack", "tinyface", "ijb"))
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
-    parser.add_argument("--size", type=int, default=112, help="side of the images (default: 112)")
-    parser.add_argument("--replicates", type=int, default=500, help="draws of each interval")
-    asked = parser.parse_args(arguments)
-    try:
-        if not 8 <= asked.size <= 1024 or asked.replicates < 2:
-            given = f"{asked.size} and {asked.replicates}"
-            raise SettingsError(f"--size is 8 to 1024 and --replicates 2 or more, not {given}.")
-        if asked.out.exists() and (not asked.out.is_dir() or any(asked.out.iterdir())):
-            raise SettingsError(f"{asked.out} is there already. Name a new folder.")
-        faces = read_protocol(asked.protocol, asked.path)
-        model = load(asked.run)
-        features = embeddings(model, faces.pictures, asked.size)
-        rows, scores = measured(faces, features, asked.replicates)
-    except (ValueError, OSError) as error:
-        say(printable(error), error=True)
-        return 2
-    asked.out.mkdir(parents=True, exist_ok=True)
-    _write(asked.out, rows)
-    if isinstance(faces, Paired):
-        _draw(asked.out, scores, faces.same)
-        _sheet(asked.out, faces, scores, asked.size)
-    say(f"Kept in {asked.out.absolute()}")
-    return 0
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="side of the images in pixels; by default that of the run, or 112 if its recipe "
+        "resizes none",
+    )
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        help=f"draws of each interval; by default 500, or 100 above {_MANY:,} pairs",
+    )
+    parser.add_argument("--device", default="cpu", help="where the model runs")
+    return parser
+
+
+def checked(faces: Faces) -> Faces:
+    """Return a protocol whose numbers can be computed, before any picture is encoded.
+
+    Pairs may contradict each other about who is who, as when one picture stands under two names.
+    Then each pair gets identities of its own.
+
+    Raises:
+        ValueError: A probe has no mate in the gallery.
+    """
+    if isinstance(faces, Identified):
+        alone = int((~torch.isin(faces.probe_ids, faces.gallery_ids)).sum())
+        if alone:
+            raise ValueError(
+                f"{alone} of {len(faces.probes)} probes have no mate in the gallery, and a closed "
+                "set has one for each. Give the lists as the set's authors publish them."
+            )
+        return faces
+    wrong = ((faces.people[0] == faces.people[1]) != faces.same).nonzero()[:, 0]
+    if not len(wrong):
+        return faces
+    say(
+        f"Genuine pairs join the two sides of {len(wrong):,} impostor pairs, the first of them "
+        f"pair {int(wrong[0])}, so who is who is not known. Intervals take pairs as independent, "
+        "and are too narrow.",
+        error=True,
+    )
+    M = len(faces.same)
+    first = torch.arange(M)
+    return faces._replace(people=(first, torch.where(faces.same, first, first + M)))
 
 
 def embeddings(model: Method, pictures: Pictures, size: int) -> Tensor:
@@ -106,93 +175,120 @@ def embeddings(model: Method, pictures: Pictures, size: int) -> Tensor:
     return torch.cat(parts)
 
 
-def measured(faces: Faces, features: Tensor, replicates: int) -> tuple[list[Row], Tensor]:
-    """Return the numbers of a protocol with their intervals, and the scores of its pairs."""
+def measured(faces: Faces, features: Tensor, replicates: int | None) -> Measured:
+    """Return the numbers of a protocol with their intervals, by default of 500 draws or 100."""
     if isinstance(faces, Identified):
-        found = search(
-            cosine_blocks(features[faces.probes], features[faces.gallery]),
-            faces.probe_ids,
-            faces.gallery_ids,
-        )
-        ranks = (1, 5, 20)
-        closed_set(found, ranks)  # refuses probes without a mate
-        intervals = identification_intervals(
-            found, faces.probe_ids, ranks=ranks, replicates=replicates
-        )
-        named = zip(ranks, intervals, strict=True)
-        return [("rank", str(rank), each) for rank, each in named], torch.zeros(0)
+        return _identified(faces, features, replicates or 500)
+    return _verified(faces, features, replicates or (100 if len(faces.same) > _MANY else 500))
+
+
+def _identified(faces: Identified, features: Tensor, replicates: int) -> Measured:
+    block = cosine_blocks(features[faces.probes], features[faces.gallery])
+    found = search(block, faces.probe_ids, faces.gallery_ids)
+    intervals = identification_intervals(
+        found, faces.probe_ids, ranks=_RANKS, replicates=replicates
+    )
+    rows: list[Row] = [
+        ("rank", str(rank), each) for rank, each in zip(_RANKS, intervals, strict=True)
+    ]
+    sheet: list[tuple[int, str]] = []
+    for probe in (found.highest - found.best).argsort(descending=True)[:_WORST].tolist():
+        scores = block(slice(probe, probe + 1), slice(0, found.gallery))[0].cpu()
+        other = faces.gallery_ids != faces.probe_ids[probe]
+        mate, first = (int(x.argmax()) for x in (scores.masked_fill(other, -torch.inf), scores))
+        sheet += [
+            (int(faces.probes[probe]), "probe"),
+            (int(faces.gallery[mate]), f"mate {float(scores[mate]):.2f}"),
+            (int(faces.gallery[first]), f"first {float(scores[first]):.2f}"),
+        ]
+    return Measured(rows, None, sheet, columns=9)
+
+
+def _verified(faces: Paired, features: Tensor, replicates: int) -> Measured:
+    same = faces.same
+    # evaluations of IJB take the point nearest to a rate
+    point: Literal["below", "nearest"] = "below" if faces.templates is None else "nearest"
     if faces.templates is not None and faces.media is not None:
         pooled = pool_templates(features, faces.templates, faces.media, faces.detector)
         first, second = pooled.rows(faces.first), pooled.rows(faces.second)
         scores = pair_scores(pooled.features, first, second)
     else:
         scores = pair_scores(features, faces.first, faces.second)
-    impostors = int((~faces.same).sum())
-    fars = tuple(far for far in _IJB if far * impostors >= 1)
-    point: Literal["below", "nearest"] = "below" if faces.templates is None else "nearest"
-    intervals = roc_intervals(
-        scores, faces.same, faces.people, fars, point=point, replicates=replicates
+    impostors = int((~same).sum())
+    fars = tuple(far for far in _FARS if far * impostors >= 1)
+    if len(same) > _MANY:
+        say(f"{replicates} draws of {len(same):,} pairs, for the intervals")
+    eer, auc, *tars = roc_intervals(
+        scores, same, faces.people, fars, point=point, replicates=replicates
     )
-    rows: list[Row] = [("eer", "", intervals[0]), ("auc", "", intervals[1])]
-    rows += [
-        ("tar_at_far", f"{far:g}", each) for far, each in zip(fars, intervals[2:], strict=True)
-    ]
-    if faces.folds:
-        same, folds = faces.same, faces.folds
-        accuracy = fold_interval(scores, same, *faces.people, folds, replicates=replicates)
-        rows.insert(0, ("accuracy", f"{folds} folds", accuracy))
-        value = val_at_far(scores, same, 1e-3, folds)
-        rows.append(("val_at_far", "0.001", Interval(value.val, torch.nan, torch.nan, len(same))))
-    return rows, scores
+    rows: list[Row] = [("eer", "", eer), ("auc", "", auc)]
+    rows += [("tar_at_far", f"{far:g}", each) for far, each in zip(fars, tars, strict=True)]
+    if folds := faces.folds:
+        of_folds = fold_interval(scores, same, *faces.people, folds, replicates=replicates)
+        spread = fold_verification(scores, same, folds).deviation
+        value = val_at_far(scores, same, 1e-3, folds).val
+        rows[:0] = [
+            ("accuracy", f"{folds} folds", of_folds),
+            ("accuracy_deviation", f"{folds} folds", _alone(spread, eer.n)),
+        ]
+        rows.append(("val_at_far", "0.001", _alone(value, eer.n)))
+    sheet = [] if faces.templates is not None else _judged_worst(faces, scores)
+    return Measured(rows, roc(scores, same), sheet)
 
 
-def _write(out: Path, rows: list[Row]) -> None:
-    """Write the numbers and show them."""
-    held = io.StringIO()
-    table = csv.writer(held, lineterminator="\n")
-    table.writerow(("quantity", "at", "value", "low", "high", "n"))
+def _alone(number: float, identities: int) -> Interval:
+    """Return a number without an interval."""
+    return Interval(number, torch.nan, torch.nan, identities)
+
+
+def _judged_worst(faces: Paired, scores: Tensor) -> list[tuple[int, str]]:
+    """Return the pictures of the worst pairs, the two of a pair beside each other."""
+    sheet: list[tuple[int, str]] = []
+    for kind, name in ((~faces.same, "other"), (faces.same, "same")):
+        pairs = kind.nonzero()[:, 0]
+        order = scores[pairs].argsort(descending=name == "other")
+        for pair in pairs[order[:_WORST]].tolist():
+            sheet.append((int(faces.first[pair]), f"{name} {float(scores[pair]):.2f}"))
+            sheet.append((int(faces.second[pair]), ""))
+    return sheet
+
+
+def _show(rows: list[Row]) -> None:
+    """Show the numbers as a table."""
     shown = Table("quantity", "at", "value", "95 % interval over identities")
     for quantity, at, number in rows:
-        table.writerow((quantity, at, *(repr(float(x)) for x in number[:3]), number.n))
         interval = "" if number.low != number.low else f"{number.low:.4f} to {number.high:.4f}"
         shown.add_row(quantity, at, f"{number.value:.4f}", interval)
-    files.write(out / "results.csv", held.getvalue())
     Console().print(shown)
 
 
-def _draw(out: Path, scores: Tensor, same: Tensor) -> None:
-    """Draw the ROC curve, with at most a few thousand points."""
+def _write(out: Path, rows: list[Row]) -> None:
+    """Write the numbers as a table of columns."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("quantity", "at", "value", "low", "high", "n"))
+    for quantity, at, number in rows:
+        table.writerow((quantity, at, *(repr(float(x)) for x in number[:3]), number.n))
+    files.write(out / "results.csv", text.getvalue())
+
+
+def drawn(curve: Roc) -> Int64[Tensor, " n"]:
+    """Return the points of a curve that are drawn: even on a logarithmic axis of rates above 0."""
+    rates = torch.logspace(-math.log10(curve.impostors), 0, _POINTS, dtype=torch.float64)
+    at: Tensor = (torch.searchsorted(curve.far, rates * (1 + 1e-9), right=True) - 1).unique()
+    return at[curve.far[at] > 0]
+
+
+def _draw(out: Path, curve: Roc) -> None:
+    """Draw the ROC curve."""
     import plotly.graph_objects as go
 
-    curve = roc(scores, same)
-    step = max(1, len(curve.far) // 4000)
-    far, tar = curve.far[::step].tolist(), curve.tar[::step].tolist()
-    figure = go.Figure(go.Scatter(x=far, y=tar, mode="lines"))
+    at = drawn(curve)
+    figure = go.Figure(go.Scatter(x=curve.far[at].tolist(), y=curve.tar[at].tolist(), mode="lines"))
     figure.update_xaxes(type="log", title="false accept rate")
     figure.update_yaxes(range=[0, 1.02], title="true accept rate")
     page = figure.to_html(include_plotlyjs=True, include_mathjax=False)
     files.write(out / "roc.html", page)
-
-
-def _sheet(out: Path, faces: Paired, scores: Tensor, size: int) -> None:
-    """Show the pairs that are judged worst, the two pictures of a pair beside each other."""
-    if faces.templates is not None:
-        return
-    impostors = scores.masked_fill(faces.same, -torch.inf).argsort(descending=True)
-    genuine = scores.masked_fill(~faces.same, torch.inf).argsort()
-    chosen: list[int] = []
-    for order, kind in ((impostors, ~faces.same), (genuine, faces.same)):
-        chosen += order[: min(_WORST, int(kind.sum()))].tolist()
-    index = [int(part[pair]) for pair in chosen for part in (faces.first, faces.second)]
-    captions = list(_captions(chosen, scores, faces.same))
-    sheet = contact_sheet(faces.pictures.read(index, size), captions, columns=8)
-    files.write(out / "worst.png", encode_picture(sheet))
-
-
-def _captions(chosen: list[int], scores: Tensor, same: Tensor) -> Iterable[str]:
-    for pair in chosen:
-        yield f"{'same' if bool(same[pair]) else 'other'} {float(scores[pair]):.2f}"
-        yield ""
 
 
 if __name__ == "__main__":

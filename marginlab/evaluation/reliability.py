@@ -5,7 +5,6 @@ P(correct | score in a level),   with the interval of Clopper and Pearson 1934
 
 from typing import NamedTuple
 
-import scipy.stats
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -50,6 +49,8 @@ def reliability(
         >>> found.correct.tolist(), found.decisions.tolist()
         ([0.0, 1.0], [2, 2])
     """
+    import scipy.stats  # takes a while to import
+
     q = as_tensor("scores", quality).double().cpu()
     right = as_tensor("decisions", correct).cpu()
     if q.ndim != 1 or right.shape != q.shape or right.dtype != torch.bool or not len(q):

@@ -9,11 +9,11 @@ they find.
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 from marginlab.files import open_regular
@@ -38,6 +38,19 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
+def refusal(error: Exception) -> str:
+    """Say in a few words why torch.load took no file as data.
+
+    Example:
+        >>> refusal(RuntimeError("Unsupported. GLOBAL os.system was not an allowed global ..."))
+        'it holds a os.system'
+    """
+    foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
+    if foreign:
+        return f"it holds a {foreign[1]}"
+    return str(error).split("\n")[0].rstrip(".") or "it is cut short"
+
+
 class Entries:
     """The entries of a zip file by name, for reading; use it in a `with` statement.
 
@@ -60,12 +73,7 @@ class Entries:
     def __enter__(self) -> "Entries":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._archive.close()
         self._stream.close()
 

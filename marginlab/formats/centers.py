@@ -67,11 +67,11 @@ def import_insightface(
                 f"{tuple(first.shape)} of {first.dtype}. The shards of a run are floating-point "
                 "matrices (classes, D) of one width and type: give the files of one run."
             )
-    held = [len(shard) for shard in shards]
-    C, N = sum(held), len(held)
+    classes = [len(shard) for shard in shards]
+    C, N = sum(classes), len(classes)
     wrong = [
         f"{file} ({rows}, not {due})"
-        for file, rows, due in zip(files, held, sizes(C, N), strict=True)
+        for file, rows, due in zip(files, classes, sizes(C, N), strict=True)
         if rows != due
     ]
     if wrong:
@@ -112,7 +112,7 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
         )
     if ranks < 1:
         raise ValueError(f"Shards are written for 1 rank or more, not {ranks}.")
-    _whole(centers)
+    _refuse_part(centers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     there = [path for path in folder.iterdir() if rank_of(path) is not None]
@@ -149,7 +149,7 @@ def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:
         ...     load_centers(f"{folder}/centers.safetensors").shape
         torch.Size([5, 1, 4])
     """
-    _whole(centers)
+    _refuse_part(centers)
     path = Path(path)
     C, K, D = len(centers), centers.shape[1] if centers.ndim == 3 else 1, centers.shape[-1]
     partial = path.with_name(f"{path.name}.partial")
@@ -193,7 +193,7 @@ def load_centers(path: Path | str) -> Float[Tensor, "C K D"]:
     return centers
 
 
-def _whole(centers: Tensor) -> None:
+def _refuse_part(centers: Tensor) -> None:
     if hasattr(centers, "full_tensor"):
         raise ValueError(
             f"Of these {len(centers)} centers this rank holds a part. Give centers.full_tensor(), "

@@ -10,7 +10,8 @@ faces are from. Landmarks are eyes, nose and corners of the mouth, in pixels. So
 al., 2017; Maze et al., 2018; the layout is that of InsightFace's evaluation.
 """
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,12 +72,12 @@ def read_faces(path: Path) -> Faces:
         [40, 41]
     """
     names: list[str] = []
-    numbers: list[tuple[int, ...]] = []
+    numbers = array("q")
     for line, words in lines(path, _FACES):
         if len(words) != 3 or not name_in(words[0]):
             raise wrong(path, f"line {line}", "it is no name and two numbers", _FACES)
         names.append(words[0])
-        numbers.append(_wholes(path, line, words[1:], _FACES))
+        numbers.extend(_wholes(path, line, words[1:], _FACES))
     template, medium = _columns(path, numbers, 2, _FACES)
     return Faces(tuple(names), template, medium)
 
@@ -112,12 +113,12 @@ def read_template_pairs(path: Path) -> TemplatePairs:
         FileNotFoundError: There is no such file.
         ValueError: A line that is not three whole numbers, the last of them 0 or 1.
     """
-    numbers: list[tuple[int, ...]] = []
+    numbers = array("q")
     for line, words in lines(path, _PAIRS):
         row = _wholes(path, line, words, _PAIRS)
         if len(row) != 3 or row[2] > 1:
             raise wrong(path, f"line {line}", "it is no pair and 0 or 1", _PAIRS)
-        numbers.append(row)
+        numbers.extend(row)
     first, second, same = _columns(path, numbers, 3, _PAIRS)
     return TemplatePairs(first, second, same == 1)
 
@@ -163,9 +164,9 @@ def _wholes(path: Path, line: int, words: list[str], remedy: str) -> tuple[int, 
 
 
 def _columns(
-    path: Path, rows: list[tuple[int, ...]], n: int, remedy: str
+    path: Path, numbers: Sequence[int], n: int, remedy: str
 ) -> tuple[Int64[np.ndarray, " N"], ...]:
-    if not rows:
+    if not numbers:
         raise wrong(path, "line 1", "the file is empty", remedy)
-    table = np.array(rows, dtype=np.int64).reshape(-1, n)
+    table = np.array(numbers, dtype=np.int64).reshape(-1, n)
     return tuple(table[:, k] for k in range(n))

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marginlab.files import content_of, encoded, write
-from marginlab.formats.reading import shown, version_of, wrong
+from marginlab.files.untrusted import shown
+from marginlab.formats.reading import version_of, wrong
 from marginlab.formats.recordio import RecordReader, read_idx
 
 _FORMAT = 1

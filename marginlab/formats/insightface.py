@@ -124,12 +124,9 @@ def no_data(path: Path, error: Exception, remedy: str) -> ValueError:
         error: The error met in reading it.
         remedy: Words after "load it yourself and".
     """
-    foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))  # its advice is long
-    why = str(error).split("\n")[0].rstrip(".") or "it is cut short"
     return ValueError(
-        f"{path} could not be read as tensors and plain containers: "
-        f"{f'it holds a {foreign[1]}' if foreign else why}. If you trust it, load it yourself and "
-        f"{remedy}."
+        f"{path} could not be read as tensors and plain containers: {refusal(error)}. If you trust "
+        f"it, load it yourself and {remedy}."
     )
 
 

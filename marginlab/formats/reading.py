@@ -6,10 +6,12 @@ and the remedy. A file that is not there gives a FileNotFoundError.
 
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from marginlab.files import content_of, encoded
+from marginlab.files import content_of
+from marginlab.files.untrusted import shown
 
 MOST = 2**32  # bytes of a file that is read whole
 
@@ -26,11 +28,6 @@ class Line(NamedTuple):
 
     number: int
     words: list[str]
-
-
-def shown(path: Path) -> str:
-    """Write a path as text for any log, with escapes for bytes that are not UTF-8."""
-    return encoded(str(path)).decode()
 
 
 def wrong(path: Path, place: str, problem: str, remedy: str) -> ValueError:
@@ -77,14 +74,17 @@ def lines(path: Path, remedy: str, separator: str | None = None) -> Iterator[Lin
         FileNotFoundError: There is no such file.
         ValueError: The file is not text in UTF-8.
     """
-    try:
-        text = content(path, remedy).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problem = "the bytes are no text in UTF-8"
-        raise wrong(path, f"byte {error.start}", problem, remedy) from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield Line(number, [word.strip() for word in line.strip().split(separator)])
+    begin = 0
+    # a line at a time: the lines of a list of 15 million pairs would take gigabytes
+    for number, line in enumerate(BytesIO(content(path, remedy)), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            problem = "the bytes are no text in UTF-8"
+            raise wrong(path, f"byte {begin + error.start}", problem, remedy) from error
+        if text:
+            yield Line(number, [word.strip() for word in text.split(separator)])
+        begin += len(line)
 
 
 def whole(word: str, most: int = 2**62) -> int | None:

@@ -13,6 +13,7 @@ visible-light cameras are 1 to 5. Sources: Cheng, Zhu and Gong, 2018 (both sets 
 Delac and Grgic, 2011 (SCface).
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from marginlab.files.untrusted import shown
 from marginlab.formats.pairs import PairList
-from marginlab.formats.reading import content, name_in, shown, wrong
+from marginlab.formats.reading import content, name_in, wrong
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 _MAT = "Give a file of MATLAB 5 to 7 as the set's authors publish it."
@@ -53,6 +55,10 @@ class SCface(NamedTuple):
     probes: Images
     camera: Int64[np.ndarray, " N"]
     distance: Int64[np.ndarray, " N"]
+
+
+class _TooLargeError(ValueError):
+    """A variable that claims more entries than its file can hold."""
 
 
 def read_tinyface(folder: Path) -> Identification:
@@ -171,14 +177,22 @@ def _with_nobody(images: Images, folder: Path, below: str) -> Images:
 
 def _variables(path: Path, names: tuple[str, ...]) -> list[Any]:
     """Read arrays of a MATLAB file."""
-    from scipy.io import loadmat  # takes a while to import
+    from scipy.io import loadmat, whosmat  # takes a while to import
 
     data = content(path, _MAT)
     if data[:10] == b"MATLAB 7.3":
         raise wrong(path, "byte 0", "this is a file of MATLAB 7.3", "Save it with -v7 in MATLAB.")
+    most = 8 * len(data)  # entries: a name or an id takes some bytes, packed too
     try:
+        # loadmat would make an array of whatever size is claimed
+        sizes = {name: math.prod(shape) for name, shape, _ in whosmat(BytesIO(data))}
+        if large := [name for name in names if not 0 <= sizes.get(name, 0) <= most]:
+            raise _TooLargeError(f"{large[0]} claims {sizes[large[0]]:,} entries")
         found = loadmat(BytesIO(data), variable_names=list(names))
         return [np.atleast_1d(np.asarray(found[name])) for name in names]
+    except _TooLargeError as error:
+        problem = f"{error}, more than {len(data):,} bytes can hold"
+        raise wrong(path, "its variables", problem, _MAT) from error
     except KeyError as error:
         raise wrong(path, "its variables", f"there is no {error}", _MAT) from error
     except Exception as error:  # scipy has many ways to say that a file is broken

@@ -26,7 +26,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from marginlab import files, settings
+from marginlab import files
 from marginlab.data import ImageSet, load
 from marginlab.data.loading import splits
 from marginlab.data.selection import selection_of
@@ -46,8 +46,8 @@ from marginlab.purify.writing import (
 )
 from marginlab.settings import SettingsError
 from marginlab.terminal import printable, say
-from marginlab.train import Recipe
 from marginlab.train import load as load_run
+from marginlab.train.recipe import recipe_of
 
 _WRITE = ("index", "links", "copies", "records", "none")
 _FILES = ("folder:", "index:", "record:")
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
                 f"--batch and --worst are at least 1, not {asked.batch} and {asked.worst}."
             )
         _check_device(asked.device)
-        size = _size(asked.run) if asked.size is None else asked.size
+        size = recipe_of(asked.run).image_size if asked.size is None else asked.size
         model = load_run(asked.run, asked.device)
         images = _images(asked, asked.split, size)
         head = embedder(model).head
@@ -147,15 +147,6 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
         told = str(error).splitlines()[0]
         raise SettingsError(f"--device {device} cannot be used: {told}. Give cpu.") from error
-
-
-def _size(run: Path) -> int:
-    """Return the size of images that the run was trained on."""
-    if not (run / "recipe.toml").is_file():
-        raise FileNotFoundError(f"{run} holds no recipe.toml, so it is no run. Give its folder.")
-    with settings.as_data():
-        recipe: Recipe = settings.read(Recipe, run / "recipe.toml")
-    return recipe.image_size
 
 
 def _images(asked: argparse.Namespace, split: str, size: int) -> ImageSet:

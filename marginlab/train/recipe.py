@@ -8,6 +8,7 @@ has the numbers. A run records in `machines.csv` where it was computed, a study 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -178,3 +179,16 @@ class Recipe:
             return models.OwnBackbone(net)
         except ValueError as error:
             raise SettingsError(f"{self.backbone!r} is not a backbone: {error}") from error
+
+
+def recipe_of(run: Path) -> Recipe:
+    """Read the recipe of a run folder, or of one of its checkpoints, as data.
+
+    Raises:
+        FileNotFoundError: The folder holds no recipe.
+        SettingsError: The recipe is broken, or names code that no one allowed.
+    """
+    if not (run / "recipe.toml").is_file():
+        raise FileNotFoundError(f"{run} holds no recipe.toml, so it is no run. Give its folder.")
+    with settings.as_data():
+        return settings.read(Recipe, run / "recipe.toml")

@@ -153,6 +153,26 @@ def test_tinyface(tmp_path):
         formats.read_tinyface(root)
 
 
+def test_a_list_that_claims_more_than_its_file_holds_is_refused(tmp_path):
+    ids = np.zeros((1, 1), np.uint8)
+    path = tmp_path / "probe_img_ID_pairs.mat"
+    for compressed, number in ((True, 4_000_000), (False, 2**30)):
+        names = cells("a", "b")
+        many = np.zeros((number, 1), np.uint8) if compressed else names
+        savemat(path, {"probe_set": many, "probe_ids": ids}, do_compression=compressed)
+        if not compressed:  # the number of cells is a field of the header
+            field = struct.pack("<ii", 2, 1)
+            data = path.read_bytes()
+            assert data.count(field) == 1
+            path.write_bytes(data.replace(field, struct.pack("<ii", number, 1)))
+        savemat(
+            tmp_path / "gallery_match_img_ID_pairs.mat",
+            {"gallery_set": cells("a"), "gallery_ids": ids},
+        )
+        with pytest.raises(ValueError, match=f"probe_set claims {number:,} entries, more than"):
+            formats.read_tinyface(tmp_path)
+
+
 def test_survface(tmp_path):
     root = tmp_path / "Face_Identification_Test_Set"
     touch(root / "unmated_probe", "9_cam1_1.jpg")

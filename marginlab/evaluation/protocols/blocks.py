@@ -1,4 +1,4 @@
-"""Scores of probes with a gallery, a block at a time, and what a search keeps of them.
+"""Scores of probes with a gallery, a block at a time, and five numbers of each search.
 
     best(p)    = max of s(p, g) over gallery entries g of the identity of probe p (its mates)
     above(p)   = #{other entries with s(p, g) > best(p)}
@@ -34,7 +34,7 @@ _ROWS = 1 << 13  # features that are checked at a time
 
 
 class Search(NamedTuple):
-    """What is kept of a search, for each of N probes, on the CPU.
+    """Five numbers for each of N probes, which tell its rank, on the CPU.
 
     A probe without mates has `best` of minus infinity, and `mates`, `above` and `tied` of 0.
     """
@@ -126,8 +126,9 @@ def search(
     mates, above, tied = (torch.zeros(N, dtype=torch.int64) for _ in range(3))
     for rows, columns in by_rows(N, G, budget):
         own = asked[rows]
-        some = [c for c in columns if bool(torch.isin(entries[c], own[own >= 0]).any())]
-        for c in some:
+        # starts of the blocks that hold mates
+        mated = {c.start for c in columns if bool(torch.isin(entries[c], own[own >= 0]).any())}
+        for c in (c for c in columns if c.start in mated):
             found = check_block(block(rows, c), rows, c)
             mate = mates_of(own, entries[c], found.device)
             reached = found.masked_fill(~mate, -torch.inf).amax(1).double().cpu()
@@ -137,7 +138,7 @@ def search(
             bar = best[rows, None].to(found.device, found.dtype)
             highest[rows] = torch.maximum(highest[rows], found.amax(1).double().cpu())
             equal, larger = found == bar, found > bar
-            if any(c == other for other in some):
+            if c.start in mated:
                 mate = mates_of(own, entries[c], found.device)
                 mates[rows] += (equal & mate).sum(1).cpu()
                 equal &= ~mate
@@ -151,8 +152,8 @@ def by_rows(N: int, G: int, budget: int) -> Iterator[tuple[slice, list[slice]]]:
     """Yield blocks of rows, each with its blocks of columns."""
     blocks = walk(N, G, entry=_ENTRY, budget=budget)
     for _, group in itertools.groupby(blocks, key=lambda block: block[0].start):
-        held = list(group)
-        yield held[0][0], [columns for _, columns in held]
+        row = list(group)
+        yield row[0][0], [columns for _, columns in row]
 
 
 def mates_of(own: Tensor, entries: Tensor, device: torch.device) -> Bool[Tensor, "n m"]:

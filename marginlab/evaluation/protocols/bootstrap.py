@@ -21,8 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64, Integer
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from marginlab.evaluation.check import Array, as_tensor
@@ -143,6 +141,9 @@ def people_of_pairs(
         >>> people_of_pairs(a, b, torch.tensor([True, True, False]))
         (tensor([0, 0, 0]), tensor([0, 0, 1]))
     """
+    from scipy.sparse import coo_matrix  # takes a while to import
+    from scipy.sparse.csgraph import connected_components
+
     a, b = (as_tensor("images of pairs", x).cpu().long().numpy() for x in (first, second))
     joined = as_tensor("kinds", same).cpu().numpy()
     images, number = np.unique(np.concatenate([a, b]), return_inverse=True)

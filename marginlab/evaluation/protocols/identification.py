@@ -19,7 +19,7 @@ al., CVPR 2016 (TAR at FAR of probes with all entries).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Float64, Int64, Integer
@@ -118,7 +118,12 @@ def open_set(found: Search, rank: int = 20, weights: Float[Array, " N"] | None =
         >>> open_set(found, rank=1).at(0.5).tar
         0.5
     """
-    mated, weight = found.mated, check_weights(weights, len(found.best))
+    return _open_set(found, rank)(check_weights(weights, len(found.best)))
+
+
+def _open_set(found: Search, rank: int) -> Callable[[Tensor], Roc]:
+    """Return the function that maps weights of the probes to `open_set`, sorted once."""
+    mated = found.mated
     n = int(mated.sum())
     if not 0 < n < len(mated):
         raise ValueError(
@@ -127,7 +132,7 @@ def open_set(found: Search, rank: int = 20, weights: Float[Array, " N"] | None =
         )
     hit = torch.where(mated, hits(found, rank), 1.0)
     levels = Levels(torch.where(mated, found.best, found.highest), mated)
-    return levels.curve(weight * hit, float(weight[mated].sum()))
+    return lambda weight: levels.curve(weight * hit, float(weight[mated].sum()))
 
 
 def identification_intervals(
@@ -174,17 +179,18 @@ def identification_intervals(
     mated = found.mated
     if not bool(mated.any()):
         raise ValueError("No probe has a mate in the gallery. Compare the two lists of labels.")
-    if fpirs:
-        open_set(found, rank)  # refused once, with a sentence
+    curve_of = _open_set(found, rank) if fpirs else None
 
     def rates(weights: Tensor) -> list[float]:
         of_probes = weights[number]
         total = float(of_probes[mated].sum())
         closed = [float((hit * of_probes).sum()) / total for hit in reached]
-        if fpirs and not float(of_probes[~mated].sum()):
+        if curve_of is None:
+            return closed
+        if not float(of_probes[~mated].sum()):
             raise ZeroDivisionError("no unmated probe was drawn")
-        curve = open_set(found, rank, of_probes) if fpirs else None
-        return closed + ([curve.at(f).tar for f in fpirs] if curve else [])
+        curve = curve_of(of_probes)
+        return closed + [curve.at(f).tar for f in fpirs]
 
     return bootstrap(rates, len(people), replicates=replicates, confidence=confidence, seed=seed)
 

@@ -53,6 +53,8 @@ def roc_intervals(
     """
     found, kinds = check_scores(scores, same)
     first, second, number = check_people(*people, kinds)
+    order = found.argsort(descending=True, stable=True)  # so that a draw reads its pairs in order
+    found, kinds, first, second = (x[order] for x in (found, kinds, first, second))
     levels = Levels(found, kinds)
 
     def numbers(weights: Tensor) -> list[float]:
