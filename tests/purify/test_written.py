@@ -1,4 +1,4 @@
-"""What is written: an index, folders of links and of copies, record files, the command."""
+"""Files that a purification writes: an index, folders of links or copies, record files."""
 
 import csv
 
