@@ -45,7 +45,7 @@ def imports(text: str) -> set[str]:
 
 
 def imported_files(text: str, files: set[str]) -> set[str]:
-    """Those of `files`, given by module name, that a source text imports, wherever in it."""
+    """Modules among `files` that a source text imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

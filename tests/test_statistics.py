@@ -1,12 +1,14 @@
-"""Unit vectors against float64, whose range holds every square of float32, and against exact
-scaling.
-"""
+"""Unit vectors against float64 and exact scaling; groups by brute force; intervals by scipy."""
+
+import math
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
-from marginlab.statistics import unit_vectors
+from marginlab.statistics import index_within_group, unit_vectors
+from marginlab.statistics.intervals import clopper_pearson, normal_interval, wilson, within
 
 ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -60,3 +62,27 @@ def test_it_is_differentiable_twice_and_vmapped():
     torch.testing.assert_close(
         torch.func.vmap(unit_vectors)(ROWS[:, None]), unit_vectors(ROWS)[:, None]
     )
+
+
+def test_rows_are_numbered_within_their_groups():
+    groups = torch.randint(-3, 3, (50,), generator=torch.Generator().manual_seed(0))
+    expected = [int((groups[:i] == group).sum()) for i, group in enumerate(groups)]
+    assert index_within_group(groups).tolist() == expected
+    assert index_within_group(groups[:0]).dtype == torch.int64
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (7, 7), (40, 1000)])
+def test_intervals_of_rates_are_those_of_scipy(hits, n):
+    test = scipy.stats.binomtest(hits, n)
+    # scipy's quantile of the normal distribution has more digits than 1.96
+    assert wilson(hits / n, n) == pytest.approx(test.proportion_ci(method="wilson"), abs=1e-5)
+    exact = test.proportion_ci(method="exact")
+    for trials in (n, torch.tensor([n])):
+        ends = clopper_pearson(torch.tensor([hits]), trials)
+        assert [float(end) for end in ends] == pytest.approx(list(exact), abs=1e-12)
+
+
+def test_an_estimate_without_an_error_has_no_interval():
+    assert normal_interval(0.5, 0.0) == (0.5, 0.5)
+    assert all(math.isnan(end) for end in normal_interval(0.5, math.nan))
+    assert math.isnan(within(math.nan, 0.0, 1.0))

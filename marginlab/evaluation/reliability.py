@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from marginlab.evaluation.check import Array, as_tensor
+from marginlab.statistics.intervals import clopper_pearson
 
 
 class Reliability(NamedTuple):
@@ -49,8 +50,6 @@ def reliability(
         >>> found.correct.tolist(), found.decisions.tolist()
         ([0.0, 1.0], [2, 2])
     """
-    import scipy.stats  # takes a while to import
-
     q = as_tensor("scores", quality).double().cpu()
     right = as_tensor("decisions", correct).cpu()
     if q.ndim != 1 or right.shape != q.shape or right.dtype != torch.bool or not len(q):
@@ -69,9 +68,7 @@ def reliability(
     group = (middle * bins / len(q)).long().clamp(max=bins - 1)[level]
     _, group = group.unique(return_inverse=True)
     count = torch.bincount(group)
-    hits = torch.zeros(len(count), dtype=torch.float64).index_add_(0, group, right.double())
+    hits = torch.zeros_like(count).index_add_(0, group, right.long())
     total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, group, q)
-    k, n, risk = hits.numpy(), count.numpy(), (1 - confidence) / 2
-    low = torch.from_numpy(scipy.stats.beta.ppf(risk, k, n - k + 1)).nan_to_num(nan=0.0)
-    high = torch.from_numpy(scipy.stats.beta.ppf(1 - risk, k + 1, n - k)).nan_to_num(nan=1.0)
+    low, high = clopper_pearson(hits, count, confidence)
     return Reliability(total / count, hits / count, low, high, count)

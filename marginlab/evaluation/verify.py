@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer
 from marginlab.evaluation.check import Array, as_tensor, check_features
 from marginlab.evaluation.pairing import pairs
 from marginlab.evaluation.verification import accepted_at, accuracy_of, distances_between
+from marginlab.statistics.intervals import normal_interval
 
 
 class Rate(NamedTuple):
@@ -89,8 +90,8 @@ def verify(
     identities = identities.to(wide.device)
     drawn = pairs(identities, n, folds=folds, seed=seed)
     found = accuracy_of(distances_between(wide, drawn.first, drawn.second), drawn.same.cpu(), folds)
-    half = 1.96 * found.standard_error
-    accuracy = Rate(found.accuracy, found.accuracy - half, found.accuracy + half, n)
+    ends = normal_interval(found.accuracy, found.standard_error)
+    accuracy = Rate(found.accuracy, *ends, n)
     drawn = pairs(identities, far_pairs, folds=1, seed=seed)
     distances, same = distances_between(wide, drawn.first, drawn.second), drawn.same.cpu()
     tar = dict[float, Rate]()

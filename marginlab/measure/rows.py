@@ -41,17 +41,16 @@ from marginlab.measures import (
     SpectrumDecay,
     Uniformity,
 )
-from marginlab.measures.composed import numbers
-from marginlab.measures.functional import clopper_pearson
+from marginlab.measures.composed import with_intervals
 from marginlab.measures.measure import Measure
 from marginlab.rng import Key
+from marginlab.statistics.intervals import clopper_pearson, normal_interval, within
 from marginlab.theory import Certificate, certify
 
 EPSILONS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SHUFFLED = "shuffled classes"
 _PROBED = 200  # classes: a logistic regression of more takes minutes
 _PAIRED = 2000  # images whose distances are all taken
-_Z = 1.96
 
 
 class Row(NamedTuple):
@@ -168,11 +167,11 @@ def _centers(space: str, features: Features) -> Iterator[Row]:
     found = divergence.compute()
     if int((found.n > 0).sum()) > 1:
         product = found.largest_product()
-        ends = _within(product.low, -1.0, 1.0), _within(product.high, -1.0, 1.0)
+        ends = within(product.low, -1.0, 1.0), within(product.high, -1.0, 1.0)
         yield Row(space, "divergence_max", "", product.value, *ends, n)
         length = found.shortest_center()
         least, low, high = (math.sqrt(max(end, 0.0)) for end in length)
-        yield Row(space, "center_norm_min", "", least, low, _within(high, 0.0, 1.0), n)
+        yield Row(space, "center_norm_min", "", least, low, within(high, 0.0, 1.0), n)
         yield Row(space, "delta_mu", "", float(found.Delta_mu), n=n)
         yield from of_measure(space, ClassVariance(C, dim), test)
         yield from of_measure(space, NeuralCollapse(C, dim), test)
@@ -184,10 +183,6 @@ def _centers(space: str, features: Features) -> Iterator[Row]:
     if bool(here.any()):
         seen = Split(test.features[here], test.labels[here])
         yield from of_measure(space, IntraAngle(torch.nan_to_num(centers)), seen)
-
-
-def _within(value: float, least: float, most: float) -> float:
-    return value if math.isnan(value) else min(max(value, least), most)
 
 
 def _concentration(space: str, features: Features) -> Iterator[Row]:
@@ -231,9 +226,9 @@ def _classifiers(space: str, features: Features) -> Iterator[Row]:
     yield rate(space, "nearest_center_error", "test images", found.error, found.n)
     searched = retrieval(bank, train.labels, asked[known], test.labels[known])
     for name in ("precision_at_1", "r_precision", "map_at_r"):
-        value, half = getattr(searched, name), _Z * getattr(searched, f"error_{name}")
-        ends = _within(value - half, 0.0, 1.0), _within(value + half, 0.0, 1.0)
-        yield Row(space, name, "", value, *ends, searched.n)
+        value, error = getattr(searched, name), getattr(searched, f"error_{name}")
+        low, high = (within(end, 0.0, 1.0) for end in normal_interval(value, error))
+        yield Row(space, name, "", value, low, high, searched.n)
 
 
 def rate(space: str, quantity: str, at: str, value: float, n: int) -> Row:
@@ -255,19 +250,10 @@ def of_measure(space: str, of: Measure, split: Split, only: str = "") -> Iterato
     """
     of.update(split.features, split.labels)
     result: Any = of.compute()
-    found = {name: float(value) for name, value in numbers(result).items()}
-    values = {name: value for name, value in found.items() if not _is_error(name)}
-    for name, value in values.items():
-        if math.isnan(value):
-            continue
-        alone = found.get("standard_error", math.nan) if len(values) == 1 else math.nan
-        half = _Z * found.get(f"error_{name}", alone) if name in of.intervals else math.nan
-        quantity = only or f"{type(of).__name__}.{name}"
-        yield Row(space, quantity, "", value, value - half, value + half, len(split.labels))
-
-
-def _is_error(name: str) -> bool:
-    return name == "standard_error" or name.startswith("error_")
+    for name, (value, low, high) in with_intervals(result, of.intervals).items():
+        if not math.isnan(value):
+            quantity = only or f"{type(of).__name__}.{name}"
+            yield Row(space, quantity, "", value, low, high, len(split.labels))
 
 
 def stacked(rows: list[Row]) -> list[dict[str, Any]]:

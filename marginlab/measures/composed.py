@@ -9,13 +9,16 @@ field to a tensor without dimensions.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.metric import CompositionalMetric
+
+from marginlab.statistics.intervals import normal_interval
 
 OPERATORS = (
     *(
@@ -54,6 +57,38 @@ def numbers(result: Any) -> dict[str, Tensor]:
         elif isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
             found[name] = value
     return found
+
+
+def with_intervals(
+    result: Any, intervals: Collection[str]
+) -> dict[str, tuple[float, float, float]]:
+    """Return the numbers of a result without its errors: each with its 95 % interval.
+
+    Args:
+        result: The result of a measure.
+        intervals: Numbers that have an interval, as in `Measure.intervals`. It comes from
+            `error_x`, or from `standard_error` if the result names no other number. The ends of
+            other numbers are NaN.
+
+    Returns:
+        Value, lower and upper end by name.
+
+    Example:
+        >>> from marginlab.measures import Uniformity
+        >>> measure = Uniformity()
+        >>> with_intervals(measure(torch.eye(3)[:, None].double()), measure.intervals)
+        {'L_unif': (-4.0, -4.0, -4.0)}
+    """
+    found = {name: float(value) for name, value in numbers(result).items()}
+    alone = found.pop("standard_error", math.nan)
+    values = {name: value for name, value in found.items() if not name.startswith("error_")}
+    if len(values) > 1:
+        alone = math.nan
+    errors = {
+        name: found.get(f"error_{name}", alone) if name in intervals else math.nan
+        for name in values
+    }
+    return {name: (value, *normal_interval(value, errors[name])) for name, value in values.items()}
 
 
 def number(result: Any, name: str) -> Tensor:

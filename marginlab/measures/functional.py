@@ -32,13 +32,13 @@ from marginlab.measures.spectrum.spectrum import effective_rank as effective_ran
 from marginlab.measures.spectrum.spectrum_decay import power_law as power_law
 from marginlab.measures.spectrum.spectrum_decay import spectrum_decay as spectrum_decay
 from marginlab.measures.views.alignment import alignment as alignment
-from marginlab.measures.views.alignment import clopper_pearson as clopper_pearson
 from marginlab.measures.views.augmentation_confusion import (
     augmentation_confusion as augmentation_confusion,
 )
 from marginlab.measures.views.augmentation_confusion import relative_confusion as relative_confusion
 from marginlab.measures.views.uniformity import uniformity as uniformity
 from marginlab.statistics import remove_direction as remove_direction
+from marginlab.statistics.intervals import clopper_pearson as clopper_pearson
 
 __all__ = [
     "alignment",

@@ -257,8 +257,30 @@ def constant(values: Tensor) -> Tensor:
     return values.amax(0)
 
 
-def check_features(features: Tensor, fewest_views: int) -> None:
+def same_views(
+    features: Tensor, before: Tensor, remedy: str = "give all images equally many."
+) -> Tensor:
+    """Return the number of views of features (N, V, D), as a state reduced by `constant`.
+
+    Args:
+        features: The features.
+        before: The state so far, 0 where nothing was given.
+        remedy: End of the sentence that refuses another number of views.
+
+    Raises:
+        ValueError: Earlier features had another number of views.
+    """
+    if int(before) not in (0, features.shape[1]):
+        raise ValueError(
+            f"features have {features.shape[1]} views, those before had {int(before)}: {remedy}"
+        )
+    return torch.full_like(before, features.shape[1])
+
+
+def check_features(features: Tensor, fewest_views: int, dim: int | None = None) -> None:
     """Check that features are finite and of shape (N, V, D), with at least `fewest_views` views.
+
+    D is `dim`, or any if that is None.
 
     Raises:
         ValueError: They are not.
@@ -278,6 +300,11 @@ def check_features(features: Tensor, fewest_views: int) -> None:
         raise ValueError(
             f"features of shape {tuple(features.shape)} have {features.shape[1]} view(s) of an "
             f"image, but at least {fewest_views} are needed. Encode more views."
+        )
+    if dim is not None and features.shape[2] != dim:
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but "
+            f"dim={dim} was announced."
         )
     if not bool(features.isfinite().all()):
         raise ValueError(

@@ -126,8 +126,8 @@ def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             finite.
     """
     remedy = (
-        f"{text!r} is not a choice in call notation. Write a name with literal arguments, such as "
-        "'Name(size=2, kind=\"wide\")'."
+        f"{short(text)} is not a choice in call notation. Write a name with literal arguments, "
+        "such as 'Name(size=2, kind=\"wide\")'."
     )
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -142,9 +142,11 @@ def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         positional = [ast.literal_eval(a) for a in node.args]
         keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
         if odd := [item for item in leaves([positional, keywords]) if not _finite(item)]:
-            raise SettingsError(f"{text!r} holds {odd[0]}, which is no finite number. Write one.")
+            raise SettingsError(
+                f"{short(text)} holds {odd[0]}, which is no finite number. Write one."
+            )
         return node.func.id, positional, keywords
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise error if isinstance(error, SettingsError) else SettingsError(remedy) from error
 
 

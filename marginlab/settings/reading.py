@@ -13,6 +13,7 @@ from marginlab.settings.notation import is_choice
 from marginlab.settings.trust import reads_data
 
 T = TypeVar("T")
+_LIMIT = 2**20  # bytes of a file of settings; those of a study have some 1000
 
 
 def read(
@@ -40,16 +41,11 @@ def read(
 def _table(path: Path) -> dict[str, Any]:
     try:
         # somebody else's; one's own may be a pipe
-        content = content_of(path) if reads_data() else path.read_bytes()
+        content = content_of(path, _LIMIT) if reads_data() else path.read_bytes()
         return tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise SettingsError(f"There is no settings file {path}.") from error
-    except (
-        tomllib.TOMLDecodeError,
-        UnicodeDecodeError,
-        IsADirectoryError,
-        RecursionError,
-    ) as error:
+    except (ValueError, IsADirectoryError, RecursionError) as error:
         raise SettingsError(f"{path} is not a TOML file: {error}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:

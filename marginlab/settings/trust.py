@@ -1,4 +1,4 @@
-"""Which modules settings may import: those that the user named, and no others.
+"""Trust in the modules that settings name: only those that the user named are imported.
 
 "package.module:Class(size=2)"   names code: the module is imported to make the object
 "folder:faces(1)"                is a data spec, and names none

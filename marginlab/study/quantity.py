@@ -1,4 +1,4 @@
-"""Which rows of a study stand in its closing table, and which are kept: chosen by their columns."""
+"""Rows of a study chosen by their columns, for its closing table and for what is kept."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

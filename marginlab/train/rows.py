@@ -15,7 +15,7 @@ import csv
 import inspect
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,10 @@ from torch import Tensor
 
 from marginlab import files
 from marginlab.measures import Alignment, ClassDivergence
+from marginlab.measures.composed import with_intervals
 from marginlab.measures.measure import Measure
 from marginlab.settings import SettingsError
+from marginlab.statistics.intervals import normal_interval, wilson, within
 
 
 class Row(NamedTuple):
@@ -61,24 +63,13 @@ class Row(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """Where TensorBoard shows the row: quantity, `at` and space, whichever are not empty."""
+        """Name in TensorBoard: quantity, `at` and space, whichever are not empty."""
         return "/".join(part for part in (self.quantity, self.at, self.space) if part)
 
 
 def rate(epoch: int, space: str, quantity: str, value: float | Tensor, n: int) -> Row:
     """Return an error rate with its 95 % Wilson interval."""
-    p, z = float(value), 1.96
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Row(
-        epoch,
-        space,
-        quantity,
-        "",
-        p,
-        max(0.0, (middle - half) / (1 + z * z / n)),
-        min(1.0, (middle + half) / (1 + z * z / n)),
-        n,
-    )
+    return Row(epoch, space, quantity, "", float(value), *wilson(float(value), n), n)
 
 
 def geometry(
@@ -109,8 +100,8 @@ def geometry(
     n = len(features)
 
     def row(quantity: str, value: Tensor, error: Tensor | None = None) -> Row:
-        middle, half = float(value), 1.96 * float(error) if error is not None else math.nan
-        return Row(epoch, space, quantity, "", middle, middle - half, middle + half, n)
+        ends = normal_interval(float(value), math.nan if error is None else float(error))
+        return Row(epoch, space, quantity, "", float(value), *ends, n)
 
     rows = [row("alignment", aligned.L_align, aligned.standard_error)]
     for number, epsilon in enumerate(epsilons):
@@ -129,33 +120,21 @@ def geometry(
         )
     product, length = apart.largest_product(), apart.shortest_center()
     pairs = apart.gram[~torch.eye(classes, dtype=torch.bool, device=apart.gram.device)]
-    least, low, high = (math.sqrt(max(end, 0.0)) for end in length)
-    rows.append(
-        _within(
-            Row(epoch, space, "divergence_max", "", product.value, product.low, product.high, n),
-            -1.0,
-            1.0,
-        )
-    )
+    norms = [math.sqrt(max(end, 0.0)) for end in length]
+    delta = [float(apart.Delta_mu), 1 - length.high, 1 - length.low]  # of features of length 1
+
+    def extreme(quantity: str, found: Sequence[float], least: float) -> Row:
+        value, *ends = found
+        low, high = (within(end, least, 1.0) for end in ends)
+        return Row(epoch, space, quantity, "", value, low, high, n)
+
+    rows.append(extreme("divergence_max", product, -1.0))
     rows.append(row("divergence_mean", pairs[~pairs.isnan()].mean()))
-    rows.append(_within(Row(epoch, space, "center_norm_min", "", least, low, high, n), 0.0, 1.0))
-    delta = float(apart.Delta_mu)  # of features of length 1
-    rows.append(
-        _within(
-            Row(epoch, space, "delta_mu", "", delta, 1 - length.high, 1 - length.low, n), 0.0, 1.0
-        )
-    )
+    rows.append(extreme("center_norm_min", norms, 0.0))
+    rows.append(extreme("delta_mu", delta, 0.0))
     if (present := int((apart.n > 0).sum())) < classes:
         rows.append(Row(epoch, space, "classes_present", "", present, n=n))
     return rows
-
-
-def _within(row: Row, least: float, most: float) -> Row:
-    """Cut the interval of a row to the possible values."""
-    low, high = (
-        end if math.isnan(end) else min(max(end, least), most) for end in (row.low, row.high)
-    )
-    return row._replace(low=low, high=high)
 
 
 def measured(
@@ -167,53 +146,20 @@ def measured(
 ) -> list[Row]:
     """Return a row for each number in the result of a measure.
 
-    Its quantity is the measure's class, and `at` is the field of the result.
-
-    Arrays, counts and standard errors make no row of their own.
-
-    Only numbers that the measure has in its `intervals` get an interval. The interval of a number
-    `x` comes from `error_x`, or from `standard_error` if the result names no other number. The
-    other numbers have none: their bias is beyond their error, as their `meaning` says, or the error
-    is for a given bank.
+    Its quantity is the measure's class, and `at` is the field of the result. Arrays, counts and
+    standard errors make no row of their own. Only numbers that the measure has in its `intervals`
+    get an interval. The bias of the others is beyond their error, as their `meaning` says, or the
+    error is for a given bank.
     """
     measure.distributed_available_fn = lambda: False  # rank 0 measures alone
     takes_labels = "labels" in inspect.signature(type(measure).update).parameters
     measure.update(features, *([labels] if takes_labels else []))
     result: Any = measure.compute()
-    numbers = {
-        name: float(value)
-        for name in result._fields
-        if name != "standard_error" and _number(value := getattr(result, name))
-    }
-    values = {name: value for name, value in numbers.items() if not name.startswith("error_")}
-    single = (
-        float(result.standard_error)
-        if len(values) == 1 and _number(getattr(result, "standard_error", None))
-        else math.nan
-    )
-    rows = []
-    for name, value in values.items():
-        error = numbers.get(f"error_{name}", single)
-        half = 1.96 * error if name in measure.intervals else math.nan
-        rows.append(
-            Row(
-                epoch,
-                space,
-                type(measure).__name__,
-                name,
-                value,
-                value - half,
-                value + half,
-                len(features),
-            )
-        )
-    return rows
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, float) or (
-        isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
-    )
+    n = len(features)
+    return [
+        Row(epoch, space, type(measure).__name__, name, value, low, high, n)
+        for name, (value, low, high) in with_intervals(result, measure.intervals).items()
+    ]
 
 
 def write(rows: Iterable[Row], file: Path) -> None:

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from marginlab.statistics import index_within_group
 from marginlab.theory import (
     Population,
     certify,
@@ -182,11 +183,7 @@ def _least(bound: PairBound) -> float:
 def _balanced(labels: Tensor) -> Tensor:
     """Return indices of images: the first of each class, then the second of each, and so on."""
     by_class = labels.argsort(stable=True)
-    sorted_labels = labels[by_class]
-    place = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
-        sorted_labels, sorted_labels
-    )
-    return by_class[place.argsort(stable=True)]
+    return by_class[index_within_group(labels)[by_class].argsort(stable=True)]
 
 
 def _standardised(population: Population) -> Population | None:

@@ -111,8 +111,8 @@ class Settings:
     views: int = 32
     """Views of each of them, the clean image first (V)."""
     delta: float = 0.5
-    """Where 1-sigma is set against error, in units of delta_max, the 90 % quantile of the clean
-    within-class distances.
+    """Distance at which 1-sigma is set against error, in units of delta_max, the 90 % quantile of
+    the clean within-class distances.
     """
     deep_views: int = 64
     """The curve in V goes up to so many views,"""

@@ -180,7 +180,7 @@ def test_bad_input_is_refused(unchecked):
     )
     for measure in (make(), make_intra()):
         for features, names, sentence in (
-            (z[..., :4], labels, "dimension 4, but those announced have 5"),
+            (z[..., :4], labels, "dimension 4, but dim=5 was announced"),
             (z, labels + 1, "labels run from 0 to 2, but these hold 1 to 3"),
             (z / 0, labels, "not finite"),
             (z[:, 0], labels, r"shape \(N, V, D\)"),

@@ -167,7 +167,7 @@ def test_the_sample_is_uniform_and_depends_on_its_seed():
     for seed in range(300):
         measure = AugmentationConfusion(max_images=10, seed=seed)
         measure.update(z)
-        counted += (z[:, None] == measure._sample()[0]).all(3).all(2).any(1)
+        counted += (z[:, None] == measure.sample()[0]).all(3).all(2).any(1)
     assert float(counted.sum()) == 3000
     chi2 = float(((counted - 75) ** 2 / (75 * 0.75)).sum())
     assert 15 < chi2 < 80  # 39 degrees of freedom

@@ -197,7 +197,7 @@ def test_of_many_equal_features_a_sample_takes_its_share():
         measure = Uniformity(max_images=100, seed=seed)
         for part in z.split(150):
             measure.update(part)
-        taken = measure._sample()[0]
+        taken = measure.sample()[0]
         assert 30 <= int((taken == 1).all(-1).sum()) <= 70
 
 

@@ -1,4 +1,4 @@
-"""Sets as they are written: an index, folders of links and of copies, record files, the command."""
+"""Files that a purification writes: an index, folders of links or copies, record files."""
 
 import csv
 import shutil

@@ -78,12 +78,22 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
         ("seeds = 3", "seeds is a list, not 3"),
         ("seeds = ['a']", "seeds is of type int, not 'a'"),
         ("batch == 3", "is not a TOML file"),
+        (f"batch = {'9' * 5000}", "is not a TOML file: Exceeds the limit"),
+        (f"seeds = {'[' * 5000}", "is not a TOML file: maximum recursion depth"),
     ],
 )
 def test_a_bad_file_is_refused_with_a_sentence(tmp_path, text, sentence):
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=sentence):
+        settings.read(Small, path)
+
+
+def test_a_large_file_of_a_run_folder_is_not_read(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("batch = 3\n" + "#" * 2**20)
+    assert settings.read(Small, path).batch == 3
+    with settings.as_data(), pytest.raises(SettingsError, match="more than 1,048,576 for such a"):
         settings.read(Small, path)
 
 
@@ -126,6 +136,9 @@ def test_call_passes_on_what_a_text_cannot_hold():
         ("__import__('os').system('true')", "not a choice in call notation"),
         ("Room(", "not a choice in call notation"),
         ("Room(1, 2, 3)", "cannot be made"),
+        ("Room({[]: 1})", "not a choice in call notation"),
+        (f"Room({'~' * 20000}1)", r"~\.\.\. \(str\) is not a choice in call notation"),
+        (f"Room({'1+' * 20000}1)", "not a choice in call notation"),
     ],
 )
 def test_a_bad_call_is_refused_with_a_sentence(text, sentence):

@@ -18,7 +18,7 @@ More about it.
 from dataclasses import dataclass
 @dataclass(frozen=True)
 class Settings:
-    """What may be set."""
+    """Settings of the counting."""
     n: int = 2
     """how many cells"""
     letters: tuple[str, ...] = ("a",)

@@ -30,7 +30,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(autouse=True)
 def forks(monkeypatch, tmp_path):
-    """What the script starts is forked."""
+    """Fork the processes that the script starts."""
 
     def run(words, *, env, **_):
         return forked.run(words, cwd=tmp_path, env=env, timeout=200)

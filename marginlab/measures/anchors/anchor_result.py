@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.measures.concentration.sigma_curve import Deltas
-from marginlab.measures.views.alignment import clopper_pearson
+from marginlab.statistics.intervals import clopper_pearson
 
 
 class AnchorCurve(NamedTuple):

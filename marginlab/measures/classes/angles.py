@@ -20,7 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.measures.classes.vector_angles import angle, nearest_class_angles
-from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
+from marginlab.measures.measure import (
+    Measure,
+    check_features,
+    check_labels,
+    constant,
+    prepared,
+    same_views,
+)
 
 _NONE = 1e-12  # a mean of unit vectors of at most this length has no direction
 
@@ -164,12 +171,7 @@ class AngleStatistics(Measure):
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' embeddings of N more images and their labels."""
         _check(features, labels, self.num_classes, self.dim)
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        self.views = same_views(features, self.views)
         self.sums = self.sums.index_add(0, labels.long(), prepared(features, True).mean(1))
         self.n = self.n.index_add(0, labels.long(), torch.ones_like(labels, dtype=torch.int64))
 
@@ -292,12 +294,7 @@ class IntraAngle(Measure):
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int, dim: int) -> None:
-    check_features(features, fewest_views=1)
-    if features.shape[2] != dim:
-        raise ValueError(
-            f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, but "
-            f"those announced have {dim}."
-        )
+    check_features(features, fewest_views=1, dim=dim)
     check_labels(labels, len(features), num_classes)
 
 

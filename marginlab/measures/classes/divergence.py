@@ -20,7 +20,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
+from marginlab.measures.measure import (
+    Measure,
+    check_features,
+    check_labels,
+    constant,
+    prepared,
+    same_views,
+)
+from marginlab.statistics import index_within_group
 from marginlab.statistics.extremes import Extreme, largest, least
 from marginlab.statistics.jackknife import jackknife_variance
 
@@ -201,28 +209,12 @@ class ClassDivergence(Measure):
             features: The features, (N, V, D).
             labels: The images' classes, (N,).
         """
-        check_features(features, fewest_views=1)
-        if features.shape[2] != self.dim:
-            raise ValueError(
-                f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, "
-                f"but dim={self.dim} was announced."
-            )
+        check_features(features, fewest_views=1, dim=self.dim)
         check_labels(labels, len(features), self.num_classes)
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        self.views = same_views(features, self.views)
         z, labels = prepared(features, self.normalize), labels.long()
         h = z.mean(1)
-        # the place of an image in its class counts the class's images in earlier batches (added
-        # below) and before it in this batch
-        sorted_labels, order = labels.sort(stable=True)
-        place = torch.empty_like(labels)
-        starts = torch.searchsorted(sorted_labels, sorted_labels)
-        place[order] = torch.arange(len(labels), device=labels.device) - starts
-        group = (place + self.n.sum(1)[labels]) % self.groups
+        group = (index_within_group(labels) + self.n.sum(1)[labels]) % self.groups
         at = labels * self.groups + group
         self.h = self.h.flatten(0, 1).index_add(0, at, h).view_as(self.h)
         self.squares = (

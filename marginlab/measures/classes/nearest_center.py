@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.measure import Measure, check_features, constant, prepared
+from marginlab.measures.measure import Measure, check_features, constant, prepared, same_views
 
 
 class MismatchResult(NamedTuple):
@@ -138,12 +138,7 @@ class NearestCenterMismatch(Measure):
         share = nearest_center_mismatch(
             features, predictions, self.centers, normalize=self.normalize
         )
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        self.views = same_views(features, self.views)
         self.sums, self.squares, self.n = (
             self.sums + share.sum(),
             self.squares + share.square().sum(),

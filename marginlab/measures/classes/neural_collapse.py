@@ -27,8 +27,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from marginlab.measures.measure import Measure, check_features, check_labels, constant, prepared
+from marginlab.measures.measure import (
+    Measure,
+    check_features,
+    check_labels,
+    constant,
+    prepared,
+    same_views,
+)
 from marginlab.measures.spectrum.spectrum import EPS, moments
+from marginlab.statistics import index_within_group
 from marginlab.statistics.jackknife import jackknife_variance
 
 
@@ -184,26 +192,11 @@ class NeuralCollapse(Measure):
 
     def update(self, features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"]) -> None:
         """Take V views' features of N more images and their labels."""
-        check_features(features, fewest_views=1)
-        if features.shape[2] != self.dim:
-            raise ValueError(
-                f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, "
-                f"but dim={self.dim} was announced."
-            )
+        check_features(features, fewest_views=1, dim=self.dim)
         check_labels(labels, len(features), self.num_classes)
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        self.views = same_views(features, self.views)
         z, labels = prepared(features, self.normalize), labels.long()
-        ordered, order = labels.sort(stable=True)
-        place = torch.empty_like(labels)
-        place[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
-            ordered, ordered
-        )
-        group = (place + self.n.sum(0)[labels]) % self.groups
+        group = (index_within_group(labels) + self.n.sum(0)[labels]) % self.groups
         at = group * self.num_classes + labels
         self.h = self.h.flatten(0, 1).index_add(0, at, z.mean(1)).view_as(self.h)
         self.n = self.n.flatten().index_add(0, at, torch.ones_like(at)).view_as(self.n)

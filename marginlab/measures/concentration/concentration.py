@@ -25,7 +25,7 @@ from marginlab.measures.concentration.controls import between_classes, null_grou
 from marginlab.measures.concentration.sigma import ConcentrationResult
 from marginlab.measures.concentration.sigma_curve import Deltas
 from marginlab.measures.measure import Measure, check_labels, constant, rows
-from marginlab.statistics import unit_vectors
+from marginlab.statistics import index_within_group, unit_vectors
 
 # fewest distances between classes that a median is over, even if the budget is used up
 _FEWEST = 2**16
@@ -130,7 +130,7 @@ class Concentration(Measure):
         self.shape = torch.tensor(_shape(views), device=self.shape.device)
         before = rows(self.label, labels.new_zeros(0, dtype=torch.int64))
         after = torch.cat([before, labels.long()])
-        place = _place(after)
+        place = index_within_group(after)
         held = place < self._most(after, views.element_size())
         old = rows(self.kept, torch.zeros_like(before, dtype=torch.bool))
         # with a new class, or the budget reached, earlier images are dropped too
@@ -251,7 +251,7 @@ class Concentration(Measure):
                 f"{tuple(number for number in self.shape[1:].tolist() if number)}: raise the "
                 "budget or give fewer views."
             )
-        held = kept & (_place(labels) < most)
+        held = kept & (index_within_group(labels) < most)
         images, views = held.nonzero()[:, 0], views[held[kept]]
         own = labels[images]
         groups = tuple((own == label).nonzero()[:, 0] for label in classes)
@@ -324,13 +324,3 @@ def _shape(views: Tensor) -> list[int]:
     They are (V, 3, H, W) for pixels and (V, D, 0, 0) for features.
     """
     return [*views.shape[1:], 0, 0][:4]
-
-
-def _place(labels: Tensor) -> Tensor:
-    """Count the earlier images with the label of each image: (N,)."""
-    by_label, order = labels.sort(stable=True)
-    place = torch.empty_like(labels)
-    place[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
-        by_label, by_label
-    )
-    return place

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from marginlab.kernels import BUDGET
 from marginlab.measures.anchors.anchor_points import check_views
-from marginlab.measures.measure import Measure, check_features, constant, prepared, rows
+from marginlab.measures.measure import Measure, check_features, constant, prepared, rows, same_views
 from marginlab.rng import Key
 
 
@@ -156,12 +156,7 @@ class LipschitzRatio(Measure):
         ratios, left_out = lipschitz_ratios(
             views, features, normalize=self.normalize, closest=self.closest
         )
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        self.views = same_views(features, self.views)
         self.ratio.append(ratios)
         self.left_out = self.left_out + left_out.sum()
 

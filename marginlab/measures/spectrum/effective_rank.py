@@ -14,7 +14,7 @@ compares runs of one method on equally many rows; the paper takes 25,600.
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from marginlab.measures.spectrum.spectrum import SecondMoments, effective_rank, resolved
@@ -109,17 +109,6 @@ class EffectiveRank(SecondMoments):
                 f"1e-7), not {epsilon}."
             )
         self.epsilon = epsilon
-
-    def update(
-        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
-    ) -> None:
-        """Take V views' features of N more images.
-
-        Args:
-            features: The features.
-            labels: Ignored; accepted so that all measures may be called alike.
-        """
-        self.add(*self.taken(features))
 
     def compute(self) -> EffectiveRankResult:
         """Return the result, over all ranks under a process group."""

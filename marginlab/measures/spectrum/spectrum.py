@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from marginlab.measures.measure import Measure, check_features, constant, prepared
+from marginlab.measures.measure import Measure, check_features, constant, prepared, same_views
 from marginlab.statistics.jackknife import jackknife_variance
 
 EPS = 2.0**-52  # float64's
@@ -83,6 +83,17 @@ class SecondMoments(Measure):
         self.add_state("n", default=torch.zeros(groups, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
+        """Take V views' features of N more images.
+
+        Args:
+            features: The features.
+            labels: Ignored; accepted so that all measures may be called alike.
+        """
+        self.add(*self.taken(features))
+
     def taken(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return checked features (N, V, D) in float64, and the group of each image.
 
@@ -91,18 +102,8 @@ class SecondMoments(Measure):
         Raises:
             ValueError: The features do not fit.
         """
-        check_features(features, self.fewest_views)
-        if features.shape[2] != self.dim:
-            raise ValueError(
-                f"features of shape {tuple(features.shape)} have dimension {features.shape[2]}, "
-                f"but dim={self.dim} was announced."
-            )
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        check_features(features, self.fewest_views, dim=self.dim)
+        self.views = same_views(features, self.views)
         group = (torch.arange(len(features), device=features.device) + self.n.sum()) % self.groups
         return prepared(features, self.normalize), group
 

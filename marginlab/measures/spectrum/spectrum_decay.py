@@ -21,7 +21,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from marginlab.measures.spectrum.spectrum import SecondMoments, resolved
@@ -176,17 +176,6 @@ class SpectrumDecay(SecondMoments):
                 f"{fit_range}."
             )
         self.fit_range, self.weights = fit_range, weights
-
-    def update(
-        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
-    ) -> None:
-        """Take V views' features of N more images.
-
-        Args:
-            features: The features.
-            labels: Ignored; accepted so that all measures may be called alike.
-        """
-        self.add(*self.taken(features))
 
     def compute(self) -> SpectrumDecayResult:
         """Return the result, over all ranks under a process group."""

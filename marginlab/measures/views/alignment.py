@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from scipy import special
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
@@ -27,7 +26,9 @@ from marginlab.measures.measure import (
     constant,
     prepared,
     rows,
+    same_views,
 )
+from marginlab.statistics.intervals import clopper_pearson
 
 Interval = Literal["clopper-pearson", "hoeffding"]
 
@@ -187,12 +188,8 @@ class Alignment(Measure):
             labels = torch.full((len(features),), -1, device=features.device)
         else:
             check_labels(labels, len(features))
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "R_eps of both together has no meaning."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
+        mixed = "R_eps of both together has no meaning."
+        self.views = same_views(features, self.views, mixed)
         self.square.append(square)
         self.diameter.append(diameter)
         self.label.append(labels.long().clone())  # a caller may use its buffer again
@@ -241,29 +238,3 @@ class Alignment(Measure):
                 f"({self.interval}) is for V = {int(self.views)}."
             ),
         )
-
-
-def clopper_pearson(
-    successes: Int[Tensor, " E"], n: int, confidence: float = 0.95
-) -> tuple[Float[Tensor, " E"], Float[Tensor, " E"]]:
-    """Return the exact binomial confidence interval of a probability.
-
-    Its ends are quantiles of beta distributions.
-
-    Args:
-        successes: Numbers of successes.
-        n: Number of trials.
-        confidence: Confidence of the interval.
-
-    Returns:
-        The lower and the upper ends.
-
-    Example:
-        >>> clopper_pearson(torch.tensor([0]), 10)
-        (tensor([0.], dtype=torch.float64), tensor([0.3085], dtype=torch.float64))
-    """
-    k, tail = successes.cpu().double().numpy(), (1 - confidence) / 2
-    # without successes the lower end is 0
-    lower = torch.from_numpy(special.betaincinv(k, n - k + 1, tail)).nan_to_num(nan=0.0)
-    upper = torch.from_numpy(special.betaincinv(k + 1, n - k, 1 - tail)).nan_to_num(nan=1.0)
-    return lower.to(successes.device), upper.to(successes.device)

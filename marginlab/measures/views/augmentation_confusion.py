@@ -23,12 +23,12 @@ too, but another image has no view left out.) Compare only ACRs of equal N and V
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from marginlab.kernels import BUDGET, walk
-from marginlab.measures.measure import Measure, check_features, constant, prepared, rows
-from marginlab.rng import Key
+from marginlab.measures.measure import check_features, prepared
+from marginlab.measures.views.image_sample import ImageSample
 
 Reduction = Literal["min", "mean", "max"]
 # near zero, distances of unit features err by up to 1e-8 in float64, and by this if the features
@@ -120,7 +120,7 @@ def augmentation_confusion(
     return (nearest.view(N, V) <= torch.cat(own) + TIE).double().mean(1)
 
 
-class AugmentationConfusion(Measure):
+class AugmentationConfusion(ImageSample):
     """ACR (or GACR) from features (N, V, D) of V >= 2 views.
 
     It streams, merges and reduces over ranks. It keeps the features of at most 2 max_images images,
@@ -147,11 +147,6 @@ class AugmentationConfusion(Measure):
         (0.5, 2, 2)
     """
 
-    features: list[Tensor]
-    priority: list[Tensor]
-    seen: Tensor
-    views: Tensor
-
     def __init__(
         self,
         within: Reduction = "min",
@@ -161,18 +156,9 @@ class AugmentationConfusion(Measure):
         seed: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(max_images, seed, **kwargs)
         _check_reductions(within, across)
-        if max_images < 2:
-            raise ValueError(
-                "A view is confused with a view of another image: the bank holds at least 2, not "
-                f"max_images={max_images}."
-            )
-        self.within, self.across, self.max_images, self.seed = within, across, max_images, seed
-        for name in ("features", "priority"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("seen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
+        self.within, self.across = within, across
 
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
@@ -183,44 +169,12 @@ class AugmentationConfusion(Measure):
             features: The features.
             labels: Ignored; accepted so that all measures may be called alike.
         """
-        check_features(features, fewest_views=2)
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: ACR "
-                "changes with V, give equally many."
-            )
-        if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
-            raise ValueError(
-                f"features have {features.shape[2]} dimensions, those before had "
-                f"{self.features[0].shape[-1]}: they are of one encoder."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
-        self.seen = self.seen + len(features)
-        self.features.append(features.detach().clone())
-        self.priority.append(place_of(features, self.seed))
-        if sum(map(len, self.priority)) > 2 * self.max_images:
-            kept, priority = self._sample()
-            self.features[:], self.priority[:] = [kept], [priority]
-
-    def _sample(self) -> tuple[Tensor, Tensor]:
-        """Return the images with the smallest priorities, and these priorities.
-
-        They are a random sample of all images. The sample of a union of parts is the sample of the
-        parts' samples.
-        """
-        priority = rows(self.priority, self.seen.new_zeros(0))
-        order = priority.argsort()[: self.max_images]
-        return rows(self.features, priority.new_zeros(0, 2, 1).double())[order], priority[order]
+        self.add(features, 2, "ACR changes with V, give equally many.")
 
     def compute(self) -> ConfusionResult:
         """Return the result, over all ranks under a process group."""
-        seen, V = int(self.seen), int(self.views)
-        if seen == 0:
-            raise ValueError(
-                "AugmentationConfusion has seen no image yet: call update(features) with features "
-                "of shape (N, V, D) first."
-            )
-        confused = augmentation_confusion(self._sample()[0], within=self.within, across=self.across)
+        sample, seen, V = self.checked(), int(self.seen), int(self.views)
+        confused = augmentation_confusion(sample, within=self.within, across=self.across)
         n = len(confused)
         return ConfusionResult(
             ACR=confused.mean(),
@@ -306,27 +260,3 @@ def _check_reductions(within: str, across: str) -> None:
                 "Distances to the views of an image are reduced by 'min', 'mean' or 'max', not by "
                 f"{name}={how!r}."
             )
-
-
-def place_of(features: Tensor, seed: int) -> Int[Tensor, " N"]:
-    """Return a random number of each image, made of the seed and of the bits of its features.
-
-    Two images differ in it unless all their features agree.
-    """
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
-    words = features.detach().flatten(1).contiguous().view(bits).long()
-    odd = (
-        Key(seed)
-        .named("confusion", "fold")
-        .at(torch.arange(words.shape[1], device=words.device))
-        .bits()
-        * 2
-        + 1
-    )
-    folded = (words * odd).sum(1)  # modulo 2^64: multilinear hashing (Carter and Wegman 1979)
-    return (
-        Key(seed)
-        .named("confusion", "place")
-        .at(folded >> 32 & 0xFFFFFFFF, folded & 0xFFFFFFFF)
-        .bits()
-    )

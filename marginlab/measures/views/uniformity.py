@@ -25,9 +25,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from marginlab.kernels import BUDGET, logsumexp
-from marginlab.measures.measure import Measure, check_features, constant, prepared, rows
-from marginlab.measures.views.augmentation_confusion import place_of
+from marginlab.measures.measure import check_features, prepared
+from marginlab.measures.views.image_sample import ImageSample, priority_of
 from marginlab.rng import Key
+from marginlab.statistics import index_within_group
 
 
 class UniformityResult(NamedTuple):
@@ -97,7 +98,7 @@ def uniformity(
     return log_u.clamp(max=0), ((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt()
 
 
-class Uniformity(Measure):
+class Uniformity(ImageSample):
     """L_unif(t) from features (N, V, D); streams, merges and reduces over ranks.
 
     It keeps the features of at most 2 max_images images, in the dtype they come in. Time grows as
@@ -128,10 +129,6 @@ class Uniformity(Measure):
     """
 
     intervals = ("L_unif",)
-    features: list[Tensor]
-    priority: list[Tensor]
-    seen: Tensor
-    views: Tensor
 
     def __init__(
         self,
@@ -142,18 +139,9 @@ class Uniformity(Measure):
         seed: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(max_images, seed, **kwargs)
         _check_t(t)
-        if max_images < 2:
-            raise ValueError(
-                "Uniformity is of pairs of different images: at least 2 are kept, not "
-                f"max_images={max_images}."
-            )
-        self.t, self.normalize, self.max_images, self.seed = t, normalize, max_images, seed
-        for name in ("features", "priority"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("seen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
+        self.t, self.normalize = t, normalize
 
     def update(
         self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
@@ -164,44 +152,26 @@ class Uniformity(Measure):
             features: The features.
             labels: Ignored; accepted so that all measures may be called alike.
         """
-        check_features(features, fewest_views=1)
-        if int(self.views) not in (0, features.shape[1]):
-            raise ValueError(
-                f"features have {features.shape[1]} views, those before had {int(self.views)}: "
-                "give all images equally many."
-            )
-        if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
-            raise ValueError(
-                f"features have {features.shape[2]} dimensions, those before had "
-                f"{self.features[0].shape[-1]}: they are of one encoder."
-            )
-        self.views = torch.full_like(self.views, features.shape[1])
-        self.seen = self.seen + len(features)
-        self.features.append(features.detach().clone())
-        self.priority.append(_places(features, self.seed))
-        if sum(map(len, self.priority)) > 2 * self.max_images:
-            kept, priority = self._sample()
-            self.features[:], self.priority[:] = [kept], [priority]
+        self.add(features, 1, "give all images equally many.")
 
-    def _sample(self) -> tuple[Tensor, Tensor]:
-        """Return the images with the smallest priorities, and these priorities.
+    def priorities(self, features: Tensor) -> Int[Tensor, " N"]:
+        """Return a random number of each image, from the seed, its features and its duplicates.
 
-        They are a random sample of all images. The sample of a union of parts is the sample of the
-        parts' samples.
+        These are the earlier images in the batch that have the same features. Without their number,
+        a network that gives many images one and the same feature would have all of them drawn
+        together, or none.
         """
-        priority = rows(self.priority, self.seen.new_zeros(0))
-        order = priority.argsort(stable=True)[: self.max_images]
-        return rows(self.features, priority.new_zeros(0, 1, 1).double())[order], priority[order]
+        content = priority_of(features, self.seed)
+        return (
+            Key(self.seed)
+            .named("uniformity", "place")
+            .at(content >> 32, content & 0xFFFFFFFF, index_within_group(content))
+            .bits()
+        )
 
     def compute(self) -> UniformityResult:
         """Return the result, over all ranks under a process group."""
-        seen, V = int(self.seen), int(self.views)
-        if seen == 0:
-            raise ValueError(
-                "Uniformity has seen no image yet: call update(features) with features of shape "
-                "(N, V, D) first."
-            )
-        sample = self._sample()[0]
+        sample, seen, V = self.checked(), int(self.seen), int(self.views)
         value, error = uniformity(sample, self.t, normalize=self.normalize)
         n = len(sample)
         return UniformityResult(
@@ -222,24 +192,3 @@ def _check_t(t: float) -> None:
         raise ValueError(
             f"The sharpness of the Gaussian potential is positive and finite, not t = {t}."
         )
-
-
-def _places(features: Tensor, seed: int) -> Int[Tensor, " N"]:
-    """Return a random number of each image, from the seed, its features and its duplicates so far.
-
-    The last is the number of earlier images in the batch that have the same features. Without it, a
-    network that gives many images one and the same feature would have all of them drawn together,
-    or none.
-    """
-    content = place_of(features, seed)
-    ordered, order = content.sort(stable=True)
-    repeated = torch.empty_like(content)
-    repeated[order] = torch.arange(len(content), device=content.device) - torch.searchsorted(
-        ordered, ordered
-    )
-    return (
-        Key(seed)
-        .named("uniformity", "place")
-        .at(content >> 32, content & 0xFFFFFFFF, repeated)
-        .bits()
-    )
