@@ -8,6 +8,8 @@ shown as `\udcff`.
 
 import re
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 # C0 but line feed and tab, DEL and C1, lone surrogates, marks of direction, line and paragraph
 # separators
@@ -29,3 +31,20 @@ def printable(text: object) -> str:
 def say(text: object, *, error: bool = False) -> None:
     """Print a line of text at once, to standard output or standard error."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def run_command(main: Callable[[list[str]], int | None], *, resumes: bool) -> NoReturn:
+    """Run a command on the words of the command line, and end the process with its status.
+
+    Ctrl-C ends it with a sentence and the status 130, as shells expect.
+
+    Args:
+        main: The command.
+        resumes: The same command continues what was stopped.
+    """
+    try:
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        say(f"Stopped.{' The same command goes on from there.' if resumes else ''}", error=True)
+        status = 130
+    sys.exit(status)

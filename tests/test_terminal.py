@@ -20,7 +20,7 @@ from marginlab.study import Markup, Report, literal, open_run
 from marginlab.study.__main__ import main
 from marginlab.study.display import console
 from marginlab.study.markup import block, inline
-from marginlab.terminal import printable, say
+from marginlab.terminal import printable, run_command, say
 
 LINKS = (
     "[cat](https://evil.example)",
@@ -186,3 +186,19 @@ def test_the_console_takes_nothing_for_markup():
         pass
     assert capture.get() == ""
     assert console()._markup is False
+
+
+def test_ctrl_c_ends_a_command_with_a_sentence(monkeypatch, capsys):
+    def stopped(words):
+        assert words == ["a", "b"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["command", "a", "b"])
+    for resumes, said in ((True, "Stopped. The same command goes on"), (False, "Stopped.\n")):
+        with pytest.raises(SystemExit) as ended:
+            run_command(stopped, resumes=resumes)
+        assert ended.value.code == 130
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda words: 2, resumes=True)
+    assert ended.value.code == 2

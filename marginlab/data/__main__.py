@@ -19,7 +19,7 @@ from marginlab.data.inspection import check_sheet, histogram, write_sheet
 from marginlab.data.loading import load, splits
 from marginlab.data.published import TORCHVISION, root_folder, torchvision_set
 from marginlab.data.streaming import default_workers
-from marginlab.terminal import printable, say
+from marginlab.terminal import printable, run_command, say
 
 _SPEC = (
     "shapes, shapes-5, digits, cifar10, cifar100, stl10, omniglot, omniglot-upright, lfw, "
@@ -138,4 +138,4 @@ def _there(spec: str, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, resumes=True)

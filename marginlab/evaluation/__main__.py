@@ -20,7 +20,6 @@ import argparse
 import csv
 import io
 import math
-import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -50,7 +49,7 @@ from marginlab.evaluation.protocols import (
 )
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
-from marginlab.terminal import printable, say
+from marginlab.terminal import printable, run_command, say
 from marginlab.train import load
 from marginlab.train.recipe import recipe_of
 
@@ -292,4 +291,4 @@ def _draw(out: Path, curve: Roc) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main, resumes=False)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from marginlab.files import open_regular
-from marginlab.files.untrusted import DamagedError, Entries
+from marginlab.files.untrusted import DamagedError, Entries, refusal
 
 PATTERNS = (
     re.compile(r"checkpoint_gpu_(\d+)\.pt"),

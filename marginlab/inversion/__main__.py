@@ -17,7 +17,6 @@ embeddings of the pictures in a folder. The output folder holds:
 
 import argparse
 import io
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ from marginlab.inversion.settings import InversionSettings
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
 from marginlab.statistics import unit_vectors
-from marginlab.terminal import printable, say
+from marginlab.terminal import printable, run_command, say
 from marginlab.train import load
 
 
@@ -185,4 +184,4 @@ def _written(out: Path, target: _Asked, made: Inversion) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main, resumes=True)

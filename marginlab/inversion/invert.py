@@ -72,7 +72,7 @@ def invert(
     head: Callable[[Tensor, Tensor], Tensor] | None = None,
     statistics: Mapping[str, ChannelStatistics] | None = None,
     folder: Path | str | None = None,
-    save_every: int = 200,
+    save_every: int = 50,
     say: Callable[[int, dict[str, float]], None] | None = None,
     **changes: Any,
 ) -> Inversion:

@@ -22,7 +22,7 @@ from marginlab.measure.features import Features, encoded_features, read_features
 from marginlab.measure.report import page
 from marginlab.measure.rows import SHUFFLED, Row, measure, stacked
 from marginlab.settings import SettingsError
-from marginlab.terminal import printable, say
+from marginlab.terminal import printable, run_command, say
 
 PROG = "python -m marginlab.measure"
 _TABLE, _PAGE = "measures.csv", "report.html"
@@ -111,4 +111,4 @@ def _features(asked: argparse.Namespace) -> Iterable[Features]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, resumes=False)

@@ -18,7 +18,6 @@ never modified. The output folder holds:
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ from marginlab.purify.writing import (
     write_record,
 )
 from marginlab.settings import SettingsError
-from marginlab.terminal import printable, say
+from marginlab.terminal import printable, run_command, say
 from marginlab.train import load as load_run
 from marginlab.train.recipe import recipe_of
 
@@ -245,4 +244,4 @@ def _told(found: Purification) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main, resumes=True)
