@@ -30,6 +30,7 @@ class Cell(Mapping[str, Value]):
         folder: This cell's own folder, for files that the report shows. It is kept when the cell is
             interrupted, so that `run` can go on in it.
         home: The folder of the study's file, for data beside it.
+        run_folder: The folder of the whole run.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Cell(Mapping[str, Value]):
         self.settings, self.home = settings, home
         self.id = identify(columns)
         self.folder = run_folder / "cells" / self.id
-        self._run_folder, self._team, self._progress = run_folder, team or Team(), progress
+        self.run_folder, self._team, self._progress = run_folder, team or Team(), progress
         self._rows: list[dict[str, Value]] = []
         self._seen = (0, 0), False  # the rows' file when it was read last, and whether it was whole
 
@@ -133,7 +134,7 @@ class Cell(Mapping[str, Value]):
         dataclasses). The result is a value that JSON can hold. Larger things go into `folder`,
         which an interrupted computation finds again.
         """
-        return once(self._run_folder, self._team, self.say, name, function, *arguments)
+        return once(self.run_folder, self._team, self.say, name, function, *arguments)
 
     def say(self, text: str, done: float = math.nan) -> None:
         """Show a few words beside the cell ("epoch 3/20").

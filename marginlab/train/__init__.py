@@ -1,11 +1,14 @@
 """Training: `Recipe` says what is trained, `fit` trains it, `load` gives a trained method back.
 
 A training loop of your own writes the same checkpoints with `save`, and continues from them with
-`restore`.
+`restore`. A cell of a study that trains calls `train_cell`.
 """
 
 from marginlab.train.angles import CollapseWarning as CollapseWarning
 from marginlab.train.callback import Callback as Callback
+from marginlab.train.cell import Trained as Trained
+from marginlab.train.cell import once_trained as once_trained
+from marginlab.train.cell import train_cell as train_cell
 from marginlab.train.checkpoint import load as load
 from marginlab.train.checkpoint import prune as prune
 from marginlab.train.checkpoint import restore as restore
@@ -25,11 +28,14 @@ __all__ = [
     "Monitor",
     "Recipe",
     "Row",
+    "Trained",
     "check",
     "fit",
     "load",
+    "once_trained",
     "prune",
     "read_rows",
     "restore",
     "save",
+    "train_cell",
 ]

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from marginlab.methods import SimCLR
 from marginlab.settings import replaced
-from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import Monitor, Recipe, load, once_trained, train_cell
 @dataclass(frozen=True)
 class Settings:
     temperatures: tuple[float, ...] = (0.1, 0.5)
@@ -26,15 +26,19 @@ class Settings:
     )
     monitor: Monitor = Monitor.none()
 headline = ("norm",)
-def train(recipe, monitor, *, folder):
-    run = fit(recipe, folder / "run", monitor, say=lambda line: None)
-    return float(run.method.encode(torch.full((1, 3, 32, 32), 0.5)).detach().norm())
 def cells(settings):
     return [{"temperature": t} for t in settings.temperatures]
-def run(cell):
+def recipe_of(cell, settings):
     method = partial(SimCLR, temperature=cell["temperature"], hidden=8, dim=4)
-    recipe = replaced(cell.settings.recipe, {"method": method})
-    cell.record("norm", cell.once("train", train, recipe, cell.settings.monitor))
+    return replaced(settings.recipe, {"method": method})
+def run(cell):
+    trained = train_cell(cell, recipe_of(cell, cell.settings), cell.settings.monitor)
+    gray = torch.full((1, 3, 32, 32), 0.5)
+    cell.record("norm", float(load(trained.folder).encode(gray).detach().norm()))
+def report(run):
+    settings = run.settings
+    found = [once_trained(run, recipe_of(c, settings), settings.monitor) for c in run.cells]
+    run.report.table([{"rows": len(trained.rows)} for trained in found], "Rows of each training.")
 '''
 
 
@@ -50,14 +54,19 @@ def test_a_study_trains_from_the_recipe_and_the_monitor_that_it_holds(study, cap
     flags = ["--recipe.batch", "8", "--monitor.every", "3"]
     assert main([str(study), *flags, "--folder", "run"]) == 0
     run = open_run("run", study)
-    assert len(run.results) == 2
+    assert len(run.select(quantity="norm")) == len(run.select(quantity="images_per_second")) == 2
+    losses = run.select(quantity="loss")
+    assert [row["epoch"] for row in losses] == [1, 1]
+    assert len({row["value"] for row in losses}) == 2  # each cell has its own training
+    assert "Rows of each training" in Path("run/report.html").read_text()
+    assert len(list(Path("run/once").iterdir())) == 2  # the report trained nothing anew
     assert run.settings.recipe.batch == 8
     assert run.settings.monitor == settings.replaced(Monitor.none(), {"every": 3})
     assert isinstance(run.settings.recipe, Recipe)
     kind = load(study).module.Settings
     assert settings.read(kind, Path("run/config.toml")) == run.settings
     assert "\n[recipe]\n" in Path("run/config.toml").read_text()
-    for folder in Path("run/once").iterdir():
+    for folder in (kept.parent for kept in Path("run/once").glob("*/once.json")):
         recipe = settings.read(Recipe, folder / "run" / "recipe.toml")
         assert recipe.batch == 8
         assert recipe.method.startswith("SimCLR(temperature=0.")
