@@ -10,7 +10,8 @@ from marginlab import study
 
 HOME = study.load("concentration").module.__name__
 findings = importlib.import_module(f"{HOME}.findings")
-measure = importlib.import_module(f"{HOME}.measure")
+blocks = importlib.import_module(f"{HOME}.blocks")
+estimates = importlib.import_module(f"{HOME}.estimates")
 PAIRS = ["".join(pair) for pair in itertools.combinations("abcde", 2)]
 # of a letter: what it leaves of 1 - sigma
 WORTH = {"a": 0.0, "d": 0.01, "c": 0.09, "e": 0.2, "b": 0.3}
@@ -128,7 +129,7 @@ def test_the_interval_is_students():
     from scipy.stats import ttest_1samp
 
     values = [0.2, 0.5, 0.4, 0.9]
-    assert measure.interval(values) == pytest.approx(
+    assert estimates.interval(values) == pytest.approx(
         tuple(ttest_1samp(values, 0).confidence_interval(0.95))
     )
 
@@ -139,7 +140,7 @@ def test_groups_across_classes_are_as_large_and_balanced():
     labels = torch.arange(5).repeat_interleave(10)[
         torch.randperm(50, generator=torch.Generator().manual_seed(0))
     ]
-    groups = measure._across(labels)
+    groups = blocks.across_classes(labels)
     assert torch.bincount(groups).tolist() == [10] * 5
     for group in range(5):
         assert torch.bincount(labels[groups == group], minlength=5).tolist() == [2] * 5
