@@ -10,7 +10,7 @@ from marginlab import files
 
 WRITES = {
     "append": lambda path: files.append(path, "more\n"),
-    "lock": lambda path: files.lockable(path).close(),
+    "lock": lambda path: files.Lock(path).take(),
 }
 
 
