@@ -1,0 +1,169 @@
+"""Theorem 1 of the population that new images come from, with exact binomial limits.
+
+Centers c_k and two reaches, an inner and an outer one, are fixed on images at hand. A new image is
+good if all its views lie within the outer reach of its c_k. With the risk alpha = 1 - confidence,
+
+    alpha / 2   q, lower limits of the share of a class within either reach, alpha / (4 C) each:
+                they decide which classes hold (`theorem_1_population`)
+    alpha / 2   an upper limit of P[not good, or of a class that does not hold], from all images
+                together
+
+The second event depends on which classes hold, and this on the images that are counted. So classes
+are ordered beforehand, on the images at hand, from the one that holds by least to the one that
+holds by most; the j-th event is "not good, or of the first j classes". Half of the second risk goes
+to j = 0, the other half to j = 1..C-1. The event that is taken is the first that contains all
+classes that fail. Err(G_f) is at most its probability, with probability 1 - alpha
+(docs/derivations.md, 2.11, which also says why the views may be drawn ones).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import special
+from torch import Tensor
+
+from marginlab.statistics import to_nearest_other
+from marginlab.theory.bound import Bound
+from marginlab.theory.certificates.by_class import lower_limit, upper_limit
+from marginlab.theory.certificates.form import POPULATION, Form
+from marginlab.theory.certificates.unseen import NewImages
+from marginlab.theory.population import Population
+from marginlab.theory.theorems.theorem_1_population import (
+    NONE_HOLDS,
+    Theorem1Population,
+    theorem_1_population,
+)
+
+REACHES = 24  # candidates: equal parts of half the way to the next center
+WIDER = 1.5  # the plan takes new images to lie by so much farther from their center than those seen
+
+
+class Plan(NamedTuple):
+    """What is fixed before new images are looked at.
+
+    Attributes:
+        centers: c_k.
+        reach: The inner reaches and the outer ones.
+        order: The classes, from the one that holds by least on the images at hand.
+    """
+
+    centers: Float[Tensor, "C D"]
+    reach: Float[Tensor, "2 C"]
+    order: Int[Tensor, " C"]
+
+
+def farthest(
+    features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], centers: Float[Tensor, "C D"]
+) -> Float[Tensor, " N"]:
+    """Return the distance of the farthest view of each image from the center of its class."""
+    return (features - centers[labels, None]).norm(dim=-1).amax(1)
+
+
+def plan(population: Population, n: int, confidence: float) -> Plan:
+    """Fix reaches for n new images that come in the class shares of the population.
+
+    All outer reaches are the same share of half the way to the next center: the share that would
+    certify most if new images were like these, only `WIDER`. Of equally good shares the middle one
+    is taken, because images on the edge do not carry over to others. The inner reach is the one
+    that leaves most room.
+    """
+    half = to_nearest_other(population.centers) / 2
+    far = farthest(population.f, population.labels, population.centers)
+    far = WIDER * far / half[population.labels].clamp(min=1e-300)
+    shares = torch.arange(1, REACHES + 1, dtype=torch.float64, device=half.device) / REACHES
+    good = torch.stack([population.share(far <= share).clamp(0, 1) for share in shares])
+    # the limits of as many good images as are expected, which need not be a whole number
+    count = (n * population.p * good).clamp(min=1e-9).cpu().numpy()
+    lost = (n * population.p * (1 - good)).cpu().numpy()
+    risk = (1 - confidence) / (4 * len(half))
+    q = torch.from_numpy(special.betaincinv(count, lost + 1, risk)).to(good).clamp(0, 1)
+    known = {"p": population.p, "centers": population.centers}
+    values, inner, rooms = [], [], []
+    for outer in range(REACHES):
+        found = [
+            theorem_1_population(q=q[[i, outer]], reach=shares[[i, outer], None] * half, **known)
+            for i in range(outer + 1)
+        ]
+        i = max(range(outer + 1), key=lambda i: float(found[i].room.min()))
+        inner.append(i)
+        rooms.append(found[i].room)
+        values.append(float(population.p @ torch.where(found[i].holds, 1 - good[outer], 1.0)))
+    value = torch.tensor(values, dtype=torch.float64)
+    best = (value <= value.min() + 1e-12).nonzero()[:, 0]
+    at = int(best[len(best) // 2])
+    reach = shares[[inner[at], at], None] * half
+    return Plan(population.centers, reach, rooms[at].argsort(stable=True))
+
+
+class Limits(NamedTuple):
+    """What new images say of the plan.
+
+    Attributes:
+        good: True for new images within the outer reach.
+        q: Lower limits of the share of each class within the inner and the outer reach.
+        theorem: The theorem at these limits. Its own bounds are for the class shares `p` of the
+            images at hand; those of the forms come from all new images together.
+    """
+
+    good: Bool[Tensor, " M"]
+    q: Float[Tensor, "2 C"]
+    theorem: Theorem1Population
+
+
+def limits(fixed: Plan, new: NewImages, p: Float[Tensor, " C"], confidence: float) -> Limits:
+    """Return the lower limits q from new images, and which classes hold by them."""
+    C = len(p)
+    far = farthest(new.features, new.labels, fixed.centers)
+    inside = (far <= fixed.reach[:, new.labels]) & new.known
+    n = torch.bincount(new.labels[new.known], minlength=C)
+    each = 1 - (1 - confidence) / (4 * C)
+    q = torch.stack(
+        [lower_limit(torch.bincount(new.labels[within], minlength=C), n, each) for within in inside]
+    )
+    theorem = theorem_1_population(p=p, centers=fixed.centers, q=q, reach=fixed.reach)
+    return Limits(inside[1], q, theorem)
+
+
+def population_forms(
+    population: Population, new: NewImages, confidence: float
+) -> tuple[Form, Form]:
+    """Return Theorem 1 for the population under (T), and under the weaker condition (G)."""
+    fixed = plan(population, len(new.labels), confidence)
+    found = limits(fixed, new, population.p, confidence)
+    theorem = found.theorem
+    said = f"confidence {confidence:g}"
+    forms = []
+    for key, title, holds, room in (
+        ("population_T", "Theorem 1 for the population under (T)", theorem.holds_T, theorem.room_T),
+        ("population", "Theorem 1 for the population", theorem.holds, theorem.room),
+    ):
+        right = _limit(fixed.order, holds, found.good, new, confidence)
+        bound = Bound(
+            f"{title}, {said}", float("nan"), right, 1.0, "" if bool(holds.any()) else NONE_HOLDS
+        )
+        radius = theorem.rho if key == "population_T" else theorem.radius
+        form = Form(
+            key,
+            bound,
+            POPULATION,
+            delta=float(2 * fixed.reach[1].max()),
+            outside=1 - float(found.good.double().mean()),
+            rho=float(radius.max()),
+            margin=float(room[holds].min() if bool(holds.any()) else room.max()),
+        )
+        forms.append(form)
+    return forms[0], forms[1]
+
+
+def _limit(order: Tensor, holds: Tensor, good: Tensor, new: NewImages, confidence: float) -> float:
+    """Return the limit of the first event, in the order fixed before, that contains what fails."""
+    C, half = len(order), (1 - confidence) / 2
+    failing = (~holds[order]).nonzero()
+    j = int(failing.max()) + 1 if len(failing) else 0
+    if j == C:
+        return 1.0
+    risk = half / 2 if j == 0 else half / 2 / (C - 1)
+    dropped = torch.isin(new.labels, order[:j]) & new.known
+    count = (~good | dropped).sum()[None].cpu()
+    return float(upper_limit(count, torch.tensor([len(good)]), 1 - risk))
