@@ -24,7 +24,7 @@ from scipy import special
 from torch import Tensor
 
 from marginlab.statistics import to_nearest_other
-from marginlab.theory.bound import Bound
+from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.certificates.by_class import lower_limit, upper_limit
 from marginlab.theory.certificates.form import POPULATION, Form
 from marginlab.theory.certificates.unseen import NewImages
@@ -32,6 +32,7 @@ from marginlab.theory.population import Population
 from marginlab.theory.theorems.theorem_1_population import (
     NONE_HOLDS,
     Theorem1Population,
+    conditions,
     theorem_1_population,
 )
 
@@ -78,17 +79,15 @@ def plan(population: Population, n: int, confidence: float) -> Plan:
     lost = (n * population.p * (1 - good)).cpu().numpy()
     risk = (1 - confidence) / (4 * len(half))
     q = torch.from_numpy(special.betaincinv(count, lost + 1, risk)).to(good).clamp(0, 1)
-    known = {"p": population.p, "centers": population.centers}
     values, inner, rooms = [], [], []
     for outer in range(REACHES):
-        found = [
-            theorem_1_population(q=q[[i, outer]], reach=shares[[i, outer], None] * half, **known)
-            for i in range(outer + 1)
-        ]
-        i = max(range(outer + 1), key=lambda i: float(found[i].room.min()))
-        inner.append(i)
-        rooms.append(found[i].room)
-        values.append(float(population.p @ torch.where(found[i].holds, 1 - good[outer], 1.0)))
+        at = torch.arange(outer + 1, device=half.device)
+        pairs = torch.stack((at, torch.full_like(at, outer)), 1)
+        room = conditions(population.centers, q[pairs], shares[pairs, None] * half).room
+        inner.append(int(room.amin(1).argmax()))
+        rooms.append(room[inner[-1]])
+        lost_here = torch.where(rooms[-1] > SLACK, 1 - good[outer], 1.0)
+        values.append(float(population.p @ lost_here))
     value = torch.tensor(values, dtype=torch.float64)
     best = (value <= value.min() + 1e-12).nonzero()[:, 0]
     at = int(best[len(best) // 2])

@@ -24,6 +24,7 @@ bound is of the classifier that the theory speaks of. Derived in docs/derivation
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -111,26 +112,12 @@ def theorem_1_population(
         )
     levels = torch.stack([fractions("q", row, len(p)) for row in q]).cummax(0).values
     s = torch.stack([of_each_class("reach", row, len(p)) for row in reach]).clamp(max=2)
-    q, reach = levels[-1], s[-1]
-    more = levels.diff(dim=0, prepend=torch.zeros_like(levels[:1]))
-    c = centers.double()
-    spread = (more * s).sum(0) + 1 - q
-    t = (more * (reach + s)).sum(0) / q.clamp(min=1e-300)
-    rho, lengths = rho_2(q, t), (q * c.norm(dim=1) - spread).clamp(min=0).square()
-    radius = center_radius(q, t, lengths)
-    gram = c @ c.T
-    # || q_k c_k - q_l c_l ||, and || c_k - q_l c_l ||, rounded down
-    both, one = _apart(gram, q, q), _apart(gram, torch.ones_like(q), q)
-    room_T = (both - spread[:, None] - spread).fill_diagonal_(math.inf).amin(1) - 2 * rho
-    room = (one - reach[:, None] - spread).fill_diagonal_(math.inf).amin(1) - radius
+    found = conditions(centers.double(), levels, s)
+    q, room_T, room = levels[-1], found.room_T, found.room
     holds_T = room_T > SLACK
     holds = (room > SLACK) | holds_T
     return Theorem1Population(
-        spread,
-        rho,
-        radius,
-        room_T,
-        room,
+        *found,
         holds_T,
         holds,
         _bound("Theorem 1 for the population under (T)", p, q, holds_T, error),
@@ -138,11 +125,47 @@ def theorem_1_population(
     )
 
 
+class Conditions(NamedTuple):
+    """The first fields of `Theorem1Population`, of one or of many choices of reaches."""
+
+    spread: Float[Tensor, "*G C"]
+    rho: Float[Tensor, "*G C"]
+    radius: Float[Tensor, "*G C"]
+    room_T: Float[Tensor, "*G C"]  # noqa: N815  # (T) is its name
+    room: Float[Tensor, "*G C"]
+
+
+def conditions(
+    centers: Float[Tensor, "C D"], q: Float[Tensor, "*G R C"], s: Float[Tensor, "*G R C"]
+) -> Conditions:
+    """Return by how much (T) and (G) hold, for each of many limits q and reaches s.
+
+    They do not decrease along R. Nothing is checked.
+    """
+    outer, last = s[..., -1, :], q[..., -1, :]
+    more = q.diff(dim=-2, prepend=torch.zeros_like(q[..., :1, :]))
+    spread = (more * s).sum(-2) + 1 - last
+    t = (more * (outer[..., None, :] + s)).sum(-2) / last.clamp(min=1e-300)
+    lengths = (last * centers.norm(dim=1) - spread).clamp(min=0).square()
+    flat = last.flatten(), t.flatten()
+    rho = rho_2(*flat).view_as(t)
+    radius = center_radius(*flat, lengths.flatten()).view_as(t)
+    gram = centers @ centers.T
+    other = spread[..., None, :]
+    itself = torch.eye(len(centers), dtype=torch.bool, device=gram.device)
+    # || q_k c_k - q_l c_l || - e_k - e_l, and || c_k - q_l c_l || - s_k - e_l
+    both = _apart(gram, last, last) - spread[..., None] - other
+    one = _apart(gram, torch.ones_like(last), last) - outer[..., None] - other
+    room_T, room = (apart.masked_fill(itself, math.inf).amin(-1) for apart in (both, one))
+    return Conditions(spread, rho, radius, room_T - 2 * rho, room - radius)
+
+
 def _apart(gram: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Return || a_k c_k - b_l c_l || of each pair (k, l), rounded down."""
     lengths = gram.diagonal()
-    first, second = (a.square() * lengths)[:, None], b.square() * lengths
-    squared = first + second - 2 * a[:, None] * b * gram - LOST * (first + second)
+    first, second = (a.square() * lengths)[..., None], (b.square() * lengths)[..., None, :]
+    product = a[..., None] * b[..., None, :] * gram
+    squared = first + second - 2 * product - LOST * (first + second)
     return squared.clamp(min=0).sqrt()
 
 
