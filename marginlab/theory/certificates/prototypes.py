@@ -77,11 +77,14 @@ def _means(points: Tensor, each: int, seed: int) -> Tensor:
 def choose_number(population: Population, tried: Sequence[int], seed: int = 0) -> int:
     """Return the J of those tried that certifies most images of one half by the other half.
 
-    Of equally good ones the smallest. Images of a class with one image are in the first half only.
+    Halves are drawn, of each class alike. Of equally good J the smallest is taken.
     """
     if len(tried) == 1:
         return tried[0]
-    first = index_within_group(population.labels) % 2 == 0
+    order = Key(seed).named("halves").permutation(len(population.labels))
+    order = order.to(population.labels.device)
+    first = torch.empty_like(population.labels, dtype=torch.bool)
+    first[order] = index_within_group(population.labels[order]) % 2 == 0
     lost = {each: _lost(population, first, each, seed) for each in sorted(tried)}
     return min(lost, key=lambda each: (round(lost[each], 9), each))
 
