@@ -110,7 +110,8 @@ class Settings:
     seeds: tuple[int, ...] = (0,)
     unseen: int = 0
     """Images that training has not seen, by which each trained encoder is certified once more: of
-    `shapes` as many are rendered, of other data test images are taken. 0 leaves it out.
+    `shapes` as many are rendered, of other data at most so many are taken, from the test images
+    and the training images that the recipe leaves out. 0 takes none.
     """
     fixing: int = 1000
     """Training images on which centers, reaches and prototypes are fixed for it."""

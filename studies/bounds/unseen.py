@@ -6,8 +6,9 @@
                        prototypes at `prototypes`
 
 Centers, reaches and prototypes are fixed on `fixing` training images; new images are counted. Of
-`shapes` the new ones are rendered behind the test images, of other data they are test images. With
-the monitor's augmentation and V views, an image comes as itself and V - 1 draws.
+`shapes` the new ones are rendered behind the test images. Of other data they are the test images
+and the training images that the recipe leaves out. With the monitor's augmentation and V views, an
+image comes as itself and V - 1 draws.
 """
 
 import functools
@@ -19,6 +20,7 @@ from torch import Tensor
 from marginlab import augment
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet, Shapes
+from marginlab.data import load as load_images
 from marginlab.data.shapes import EASY
 from marginlab.encoding import encode_views
 from marginlab.methods import Method
@@ -38,18 +40,32 @@ RENDERED = {"shapes": Shapes(), "shapes-5": EASY}
 
 
 def unseen_images(recipe: Recipe, test: ImageSet, count: int) -> ImageSet:
-    """Return images that neither training nor the monitor has seen, or of other data test images.
+    """Return images that training has not seen.
 
-    The monitor's test images choose nothing; they are passed over so that every number of the page
-    is of other images.
+    Of `shapes` the monitor's test images are passed over, so that a page's numbers are of different
+    images.
     """
     if recipe.data not in RENDERED:
-        return test.subset(min(count, len(test)))
+        return _left_out(recipe, test).subset(count, seed=0)
     rendered = RENDERED[recipe.data]
     if recipe.image_size:
         rendered = type(rendered)(**(vars(rendered) | {"size": recipe.image_size}))
     more = rendered.load("test", len(test) + count)
     return more.at(torch.arange(len(test), len(more)))
+
+
+def _left_out(recipe: Recipe, test: ImageSet) -> ImageSet:
+    """Return the test images, and the training images that the recipe leaves out."""
+    if not recipe.images:
+        return test
+    train = load_images(recipe.data, "train", size=recipe.image_size)
+    if recipe.images >= len(train):
+        return test
+    rest = train.without_subset(recipe.images, recipe.seed)
+    images, labels = (
+        torch.cat((getattr(test, name), getattr(rest, name))) for name in ("images", "labels")
+    )
+    return ImageSet(images, labels, test.classes, test.name)
 
 
 def features(method: Method, images: ImageSet, monitor: Monitor, seed: int) -> dict[str, Tensor]:

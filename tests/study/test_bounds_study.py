@@ -156,8 +156,14 @@ def test_unseen_silhouettes_are_no_test_images_and_of_the_same_classes():
     rendered = load("shapes-5", "test", size=recipe.image_size)
     assert torch.equal(new.images, rendered.images[50:110])
     digits = load("digits", "test", size=16)
-    recipe = settings.replaced(recipe, {"data": "digits"})
-    assert len(unseen.unseen_images(recipe, digits, 1000)) == len(digits)
+    recipe = settings.replaced(recipe, {"data": "digits", "images": 0})
+    assert len(unseen.unseen_images(recipe, digits, 5000)) == len(digits)
+    # and what the recipe leaves out of the training images
+    recipe = settings.replaced(recipe, {"images": 1000, "seed": 2})
+    new, whole = unseen.unseen_images(recipe, digits, 5000), load("digits", "train", size=16)
+    rows = {image.numpy().tobytes() for image in whole.subset(1000, seed=2).images}
+    assert len(new) == len(digits) + len(whole) - 1000
+    assert not any(image.numpy().tobytes() in rows for image in new.images)
 
 
 def test_differences_are_paired_by_the_seed():

@@ -74,11 +74,17 @@ def plan(population: Population, n: int, confidence: float) -> Plan:
     far = WIDER * far / half[population.labels].clamp(min=1e-300)
     shares = torch.arange(1, REACHES + 1, dtype=torch.float64, device=half.device) / REACHES
     good = torch.stack([population.share(far <= share).clamp(0, 1) for share in shares])
-    # the limits of as many good images as are expected, which need not be a whole number
-    count = (n * population.p * good).clamp(min=1e-9).cpu().numpy()
-    lost = (n * population.p * (1 - good)).cpu().numpy()
+    # as many are expected to be lost, and chance may lose two standard deviations more in a class;
+    # neither need be a whole number
+    lost = n * population.p * (1 - good)
+    lost = torch.minimum(lost + 2 * (lost + 1).sqrt(), n * population.p)
+    count = (n * population.p - lost).clamp(min=1e-9).cpu().numpy()
     risk = (1 - confidence) / (4 * len(half))
-    q = torch.from_numpy(special.betaincinv(count, lost + 1, risk)).to(good).clamp(0, 1)
+    q = (
+        torch.from_numpy(special.betaincinv(count, lost.cpu().numpy() + 1, risk))
+        .to(good)
+        .clamp(0, 1)
+    )
     values, inner, rooms = [], [], []
     for outer in range(REACHES):
         at = torch.arange(outer + 1, device=half.device)
