@@ -92,7 +92,7 @@ def certified(
         for quantity, key, value in terms
     ]
     form = certificate["population"]
-    terms = (
+    of_new: tuple[tuple[str, str, float], ...] = (
         ("certificate_outside", form.key, form.outside),
         ("certificate_rho", form.key, form.rho),
         ("certificate_margin", form.key, form.margin),
@@ -101,7 +101,7 @@ def certified(
     )
     rows += [
         Row(epoch, space, quantity, key, value, n=certificate.new_images)
-        for quantity, key, value in terms
+        for quantity, key, value in of_new
     ]
     tested = certify(*new, v_curve=False)
     rows += [

@@ -14,6 +14,7 @@ from typing import Any
 from scipy import special
 
 from marginlab.study import Run
+from marginlab.study.run import Rows
 from marginlab.theory import rounded_up
 
 TITLES = {
@@ -40,30 +41,31 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(n)
 
 
-def values_of(run: Run, method: str, quantity: str, at: str, space: str) -> dict[int, float]:
+def values_of(rows: Rows, method: str, quantity: str, at: str, space: str) -> dict[int, float]:
     """Return a quantity of a method by seed, as it is measured after the training."""
-    found = run.select(method=method, quantity=quantity, at=at, space=space)
+    found = rows.select(method=method, quantity=quantity, at=at, space=space)
     return {int(row["seed"]): float(row["value"]) for row in found}
 
 
 def write(run: Run, names: dict[str, str]) -> None:
     """Report what is certified by images that training has not seen."""
-    if not run.select(quantity="certified_unseen"):
+    rows = run.results
+    if not rows.select(quantity="certified_unseen"):
         return
     run.report.text("## By images that training has not seen")
-    sizes = sorted({row["n"] for row in run.select(quantity="certified_unseen")})
+    sizes = sorted({row["n"] for row in rows.select(quantity="certified_unseen")})
     run.report.table(
         [
-            _row(run, names, method, space)
+            _row(rows, names, method, space)
             for space in ("projector", "backbone")
             for method in names
-            if values_of(run, method, "certified_unseen", "image_wise", space)
+            if values_of(rows, method, "certified_unseen", "image_wise", space)
         ],
         f"Certified by {', '.join(map(str, sizes))} new images with confidence 0.95 for each "
         "encoder: mean over the seeds +- half of its 95 % interval, and the largest, rounded up. "
         "Errors are those that were counted.",
     )
-    differences = _differences(run, names)
+    differences = _differences(rows, names)
     if differences:
         run.report.table(
             differences,
@@ -72,16 +74,16 @@ def write(run: Run, names: dict[str, str]) -> None:
         )
 
 
-def _row(run: Run, names: dict[str, str], method: str, space: str) -> dict[str, Any]:
+def _row(rows: Rows, names: dict[str, str], method: str, space: str) -> dict[str, Any]:
     def shown(quantity: str, at: str) -> str:
-        found = list(values_of(run, method, quantity, at, space).values())
+        found = list(values_of(rows, method, quantity, at, space).values())
         mean, half = interval(found)
         spread = "" if math.isnan(half) else f" +- {half:.4f}"
         return f"{mean:.4f}{spread}"
 
     row = {"method": names[method], "features": space, "error": shown("error_unseen", "")}
     for key, title in TITLES.items():
-        worst = max(values_of(run, method, "certified_unseen", key, space).values())
+        worst = max(values_of(rows, method, "certified_unseen", key, space).values())
         row[title] = (
             "-" if worst >= 1 else f"{shown('certified_unseen', key)}, at most {rounded_up(worst)}"
         )
@@ -89,13 +91,13 @@ def _row(run: Run, names: dict[str, str], method: str, space: str) -> dict[str, 
     return row
 
 
-def _differences(run: Run, names: dict[str, str]) -> list[dict[str, Any]]:
+def _differences(rows: Rows, names: dict[str, str]) -> list[dict[str, Any]]:
     pairs = [((m, "new_images"), (m, "image_wise")) for m in names]
     pairs += [((a, "image_wise"), (b, "image_wise")) for a, b in itertools.pairwise(names)]
     table = []
     for one, other in pairs:
         found = [
-            values_of(run, method, "certified_unseen", key, "projector")
+            values_of(rows, method, "certified_unseen", key, "projector")
             for method, key in (one, other)
         ]
         seeds = sorted(found[0].keys() & found[1].keys())

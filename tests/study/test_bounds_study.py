@@ -16,6 +16,7 @@ from scipy import stats
 
 from marginlab import settings, study
 from marginlab.data import load
+from marginlab.study.run import Rows
 
 HERE = study.load("bounds")
 figures, over_seeds, unseen = (
@@ -180,11 +181,7 @@ def test_differences_are_paired_by_the_seed():
                     columns | {"quantity": "certified_unseen", "value": shared + off + more}
                 )
 
-    class Fake:
-        def select(self, **columns):
-            return [r for r in rows if all(r[key] == value for key, value in columns.items())]
-
-    table = over_seeds._differences(Fake(), {"one": "1", "two": "2"})
+    table = over_seeds._differences(Rows(rows), {"one": "1", "two": "2"})
     forms, _, methods = (row["first less second"] for row in table)
     half = stats.t.ppf(0.975, 2) * stats.sem([0.0, 0.01, 0.02])
     assert forms == f"0.0100 ({0.01 - half:.4f} to {0.01 + half:.4f})"

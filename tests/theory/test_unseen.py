@@ -105,7 +105,7 @@ def exact(population, centers, reach, share=1.0):
     inside = far <= reach.view(-1, len(centers))[:, population.labels]
     q = torch.stack([(population.share(within) * share).clamp(0, 1) for within in inside])
     known = {"p": population.p, "centers": centers, "error": population.error}
-    return inside[-1], q[-1], theorem_1_population(q=q, reach=reach, **known)
+    return inside[-1], q[-1], theorem_1_population(q=q, reach=reach.view_as(q), **known)
 
 
 @MANY

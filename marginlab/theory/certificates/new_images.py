@@ -192,14 +192,17 @@ def of_new(
         if bool(reach.holds.any())
         else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
     )
-    shares = {
-        "outside": float(found.outside.double().mean()),
-        "R_epsilon": float(found.unaligned.double().mean()),
-    }
+    outside, unaligned = (
+        float(which.double().mean()) for which in (found.outside, found.unaligned)
+    )
     said = f"new images, confidence {confidence:g}"
     return (
         Form(
-            "new_images", Bound(f"Fixed centers, {said}", wrong, bad, 1.0, premise), NEW, **shares
+            "new_images",
+            Bound(f"Fixed centers, {said}", wrong, bad, 1.0, premise),
+            NEW,
+            outside=outside,
+            R_epsilon=unaligned,
         ),
         Form("image_wise", Bound(f"Image by image, {said}", wrong, uncertified, 1.0), NEW),
         (wrong, direct),

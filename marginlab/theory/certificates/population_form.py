@@ -58,7 +58,8 @@ def farthest(
     features: Float[Tensor, "N V D"], labels: Int[Tensor, " N"], centers: Float[Tensor, "C D"]
 ) -> Float[Tensor, " N"]:
     """Return the distance of the farthest view of each image from the center of its class."""
-    return (features - centers[labels, None]).norm(dim=-1).amax(1)
+    far: Tensor = (features - centers[labels, None]).norm(dim=-1).amax(1)
+    return far
 
 
 def plan(population: Population, n: int, confidence: float) -> Plan:
@@ -87,8 +88,8 @@ def plan(population: Population, n: int, confidence: float) -> Plan:
     )
     values, inner, rooms = [], [], []
     for outer in range(REACHES):
-        at = torch.arange(outer + 1, device=half.device)
-        pairs = torch.stack((at, torch.full_like(at, outer)), 1)
+        below = torch.arange(outer + 1, device=half.device)
+        pairs = torch.stack((below, torch.full_like(below, outer)), 1)
         room = conditions(population.centers, q[pairs], shares[pairs, None] * half).room
         inner.append(int(room.amin(1).argmax()))
         rooms.append(room[inner[-1]])

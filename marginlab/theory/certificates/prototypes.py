@@ -63,8 +63,9 @@ def _means(points: Tensor, each: int, seed: int) -> Tensor:
     from scipy.cluster.vq import kmeans2
 
     if each == 1:
-        return points.mean(0, keepdim=True)
-    distinct = points.unique(dim=0)
+        mean: Tensor = points.mean(0, keepdim=True)
+        return mean
+    distinct: Tensor = points.unique(dim=0)
     if len(distinct) <= each:
         return distinct
     first = int(Key(seed).named("prototypes").permutation(2**16)[0])

@@ -51,7 +51,8 @@ def image_wise(
     """
     diameters = _diameters(features) if diameters is None else diameters
     near = (features - centers[labels, None]).norm(dim=-1).amin(1)
-    return to_nearest_other(centers.double())[labels] - 2 * (near + diameters)
+    slack: Tensor = to_nearest_other(centers.double())[labels] - 2 * (near + diameters)
+    return slack
 
 
 def prototype_margin(
