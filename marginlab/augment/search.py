@@ -42,6 +42,7 @@ from marginlab.augment.operation import Searchable
 from marginlab.augment.pairs import Pairs, each, total, where
 from marginlab.augment.pieces import in_threads
 from marginlab.rng import Key
+from marginlab.statistics.distances import EXACTLY
 
 # bytes of views proposed at once: larger batches save no more overhead; 2**20 takes twice as long
 BATCH = {"cpu": 2**23, "cuda": 2**29}
@@ -198,9 +199,7 @@ def _propose(
     x, y = (v.flatten(2) for v in views)
     # by differences, each pair of views by itself: a matrix product would round differently for
     # other numbers of pairs
-    nearest = (
-        torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").flatten(1).argmin(1).cpu()
-    )
+    nearest = torch.cdist(x, y, compute_mode=EXACTLY).flatten(1).argmin(1).cpu()
     pairs.take(parameters, views, (nearest // y.shape[1], nearest % y.shape[1]))
 
 

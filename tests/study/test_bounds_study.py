@@ -131,7 +131,7 @@ def test_methods_want_an_optimizer_and_an_augmentation_each():
     ):
         HERE.module.check(chosen)
     with pytest.raises(settings.SettingsError, match="names no class"):
-        HERE.module.check(HERE.settings("default", ["--monitor.augmentation", "Agumentation('e')"]))
+        settings.replaced(chosen, {"monitor": {"augmentation": "Agumentation('e')"}})
 
 
 def test_the_monitor_records_the_bounds():
