@@ -148,7 +148,7 @@ def test_numbers_of_images_are_refused_before_work_starts(changes):
 
 
 def test_unseen_silhouettes_are_no_test_images_and_of_the_same_classes():
-    recipe = HERE.settings("contrastive").recipe
+    recipe = settings.replaced(HERE.settings("contrastive").recipe, {"image_size": 16})
     test = load("shapes-5", "test", size=recipe.image_size).subset(50)
     new = unseen.unseen_images(recipe, test, 60)
     assert (len(new), new.classes, new.images.shape) == (60, test.classes, (60, 3, 16, 16))

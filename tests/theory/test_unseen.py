@@ -31,6 +31,7 @@ from marginlab.theory.certificates.population_form import (
     limits,
     plan,
     population_forms,
+    split,
 )
 from marginlab.theory.certificates.prototypes import choose_number, prototype_form
 from marginlab.theory.certificates.unseen import NewImages
@@ -287,8 +288,9 @@ def test_limits_cover_at_least_as_often_as_they_say(name, repeats):
         missed["prototypes"] += form.bound.right < float((margin <= SLACK).double().mean())
         by_T, of_all = population_forms(seen, new, 0.9)
         assert of_all.bound.right <= by_T.bound.right
-        plans = plan(seen, len(new.labels), 0.9)
-        told = limits(plans, new, seen.p, 0.9)
+        pilot, rest = split(new, 0)
+        plans = plan(seen, pilot, len(rest.labels), 0.9)
+        told = limits(plans, rest, seen.p, 0.9)
         far = farthest(whole.features, labels, plans.centers)
         inside = far <= plans.reach[:, labels]
         good, share = inside[1], torch.stack([here.population.share(each) for each in inside])
@@ -316,7 +318,11 @@ def test_the_population_is_certified_where_classes_are_tight_and_not_where_one_i
     by_T, form = population_forms(seen, new, 0.95)
     assert (by_T.key, form.key, form.of) == ("population_T", "population", "the population")
     # no image is out of reach, and all classes hold: a quarter of the risk on one count
-    assert form.bound.right == by_T.bound.right == pytest.approx(1 - 0.0125 ** (1 / 1000))
+    assert form.bound.right == by_T.bound.right == pytest.approx(1 - 0.0125 ** (1 / 800))
+    pilot, rest = split(new, 0)
+    assert (len(pilot.labels), len(rest.labels)) == (200, 800)
+    both = torch.cat((pilot.features, rest.features)).flatten(1)
+    assert len(both.unique(dim=0)) == 1000  # no image is in both
     few = torch.cat((torch.arange(3, 1000, 4)[:2], (labels[200:] != 3).nonzero()[:, 0]))
     rare = NewImages(new.features[few], new.labels[few], known[few], new.diameters[few])
     _, form = population_forms(seen, rare, 0.95)

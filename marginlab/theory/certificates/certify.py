@@ -113,7 +113,8 @@ def certify(
         v_curve: Compute the certificate also for the first 2, 4, 8, ... views.
         nodes: Steps of the search for the largest main parts (`largest_clique`). 0 takes greedy
             ones, which a search improves little.
-        seed: Seed of the choice of images that are put aside, and of the search for prototypes.
+        seed: Seed of the choice of images that are put aside, of the pilot of the population, and
+            of the search for prototypes.
         budget: Bytes of a block of distances.
 
     Returns:
@@ -183,7 +184,7 @@ def certify(
         forms += [fixed, image_wise]
         if prototypes:
             forms.append(prototype_form(population, unseen, prototypes, confidence, seed))
-        forms += population_forms(population, unseen, confidence)
+        forms += population_forms(population, unseen, confidence, seed)
     return Certificate(
         forms=tuple(forms),
         error=population.error,

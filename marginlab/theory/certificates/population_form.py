@@ -1,7 +1,9 @@
 """Theorem 1 of the population that new images come from, with exact binomial limits.
 
-Centers c_k and two reaches, an inner and an outer one, are fixed on images at hand. A new image is
-good if all its views lie within the outer reach of its c_k. With the risk alpha = 1 - confidence,
+Centers c_k are fixed on images at hand; two reaches of each class, an inner and an outer one, on a
+fifth of the new images, the pilot, because images that training has seen lie nearer to their
+centers than others. The other new images are counted: one is good if all its views lie within the
+outer reach of its c_k. With the risk alpha = 1 - confidence,
 
     alpha / 2   q, lower limits of the share of a class within either reach, alpha / (4 C) each:
                 they decide which classes hold (`theorem_1_population`)
@@ -9,8 +11,8 @@ good if all its views lie within the outer reach of its c_k. With the risk alpha
                 together
 
 The second event depends on which classes hold, and this on the images that are counted. So classes
-are ordered beforehand, on the images at hand, from the one that holds by least to the one that
-holds by most; the j-th event is "not good, or of the first j classes". Half of the second risk goes
+are ordered beforehand, by the pilot, from the one that holds by least to the one that holds by
+most; the j-th event is "not good, or of the first j classes". Half of the second risk goes
 to j = 0, the other half to j = 1..C-1. The event that is taken is the first that contains all
 classes that fail. Err(G_f) is at most its probability, with probability 1 - alpha
 (docs/derivations.md, 2.11, which also says why the views may be drawn ones).
@@ -23,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 from torch import Tensor
 
+from marginlab.rng import Key
 from marginlab.statistics import to_nearest_other
 from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.certificates.by_class import lower_limit, upper_limit
@@ -37,16 +40,17 @@ from marginlab.theory.theorems.theorem_1_population import (
 )
 
 REACHES = 24  # candidates: equal parts of half the way to the next center
-WIDER = 1.5  # the plan takes new images to lie by so much farther from their center than those seen
+PILOT = 5  # one of so many new images is in the pilot
+PRIOR = 5.0  # images by which the pilot of all classes counts in that of one
 
 
 class Plan(NamedTuple):
-    """What is fixed before new images are looked at.
+    """What is fixed before new images are counted.
 
     Attributes:
         centers: c_k.
         reach: The inner reaches and the outer ones.
-        order: The classes, from the one that holds by least on the images at hand.
+        order: The classes, from the one that holds by least on the pilot.
     """
 
     centers: Float[Tensor, "C D"]
@@ -62,19 +66,24 @@ def farthest(
     return far
 
 
-def plan(population: Population, n: int, confidence: float) -> Plan:
+def plan(population: Population, pilot: NewImages, n: int, confidence: float) -> Plan:
     """Fix reaches for n new images that come in the class shares of the population.
 
     All outer reaches are the same share of half the way to the next center: the share that would
-    certify most if new images were like these, only `WIDER`. Of equally good shares the middle one
-    is taken, because images on the edge do not carry over to others. The inner reach is the one
-    that leaves most room.
+    certify most if new images were like the pilot. Of equally good shares the middle one is taken,
+    because images on the edge do not carry over to others. The inner reach is the one that leaves
+    most room.
     """
     half = to_nearest_other(population.centers) / 2
-    far = farthest(population.f, population.labels, population.centers)
-    far = WIDER * far / half[population.labels].clamp(min=1e-300)
+    far = farthest(pilot.features, pilot.labels, population.centers)
+    far = torch.where(pilot.known, far / half[pilot.labels].clamp(min=1e-300), torch.inf)
     shares = torch.arange(1, REACHES + 1, dtype=torch.float64, device=half.device) / REACHES
-    good = torch.stack([population.share(far <= share).clamp(0, 1) for share in shares])
+    inside = (far <= shares[:, None]).double()
+    of_class = torch.nn.functional.one_hot(pilot.labels, len(half)).double()
+    of_class *= pilot.known[:, None]
+    # of a class, few of the pilot: they count beside PRIOR images that are like all of it
+    every = inside.sum(1, keepdim=True) / max(len(far), 1)
+    good = (inside @ of_class + PRIOR * every) / (of_class.sum(0) + PRIOR)
     # as many are expected to be lost, and chance may lose two standard deviations more in a class;
     # neither need be a whole number
     lost = n * population.p * (1 - good)
@@ -131,11 +140,22 @@ def limits(fixed: Plan, new: NewImages, p: Float[Tensor, " C"], confidence: floa
     return Limits(inside[1], q, theorem)
 
 
+def split(new: NewImages, seed: int) -> tuple[NewImages, NewImages]:
+    """Return the pilot, a fifth of the new images whatever their classes, and the others."""
+    order = Key(seed).named("pilot").permutation(len(new.labels)).to(new.labels.device)
+    size = len(order) // PILOT
+    pilot, counted = (
+        NewImages(*(rows[part] for rows in new)) for part in (order[:size], order[size:])
+    )
+    return pilot, counted
+
+
 def population_forms(
-    population: Population, new: NewImages, confidence: float
+    population: Population, new: NewImages, confidence: float, seed: int = 0
 ) -> tuple[Form, Form]:
     """Return Theorem 1 for the population under (T), and under the weaker condition (G)."""
-    fixed = plan(population, len(new.labels), confidence)
+    pilot, new = split(new, seed)
+    fixed = plan(population, pilot, len(new.labels), confidence)
     found = limits(fixed, new, population.p, confidence)
     theorem = found.theorem
     said = f"confidence {confidence:g}"
