@@ -76,7 +76,7 @@ def certify(
     deltas: Sequence[float] | None = None,
     epsilons: Sequence[float] | None = None,
     confidence: float = 0.95,
-    prototypes: Sequence[int] = (1, 2, 5, 10),
+    prototypes: Sequence[int] = (1, 3, 10),
     v_curve: bool = True,
     nodes: int = 0,
     seed: int = 0,

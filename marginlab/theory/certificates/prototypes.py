@@ -28,7 +28,7 @@ from marginlab.theory.certificates.unseen import NewImages
 from marginlab.theory.population import Population
 from marginlab.theory.theorems.image_wise import certain, prototype_margin, read_by_prototypes
 
-STEPS = 20  # of k-means
+STEPS = 10  # of k-means
 
 
 def find_prototypes(
