@@ -112,6 +112,22 @@ class ImageSet:
             return self
         return self.at(self._turns(seed)[:n])
 
+    def without_subset(self, n: int, seed: int = 0) -> "ImageSet":
+        """Return the images that `subset(n, seed)` leaves out, in their old order.
+
+        Raises:
+            ValueError: It leaves none out.
+
+        Example:
+            >>> images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+            >>> held = ImageSet(images, torch.arange(6) % 2, ("a", "b"), "mine")
+            >>> len(held.subset(4)), len(held.without_subset(4))
+            (4, 2)
+        """
+        if n == 0 or n >= len(self):
+            raise ValueError(f"{self.name}: a subset of {n} of {len(self)} images leaves none out.")
+        return self.at(self._turns(seed)[n:])
+
     def blocks(self, n: int, count: int, seed: int = 0) -> tuple["ImageSet", ...]:
         """Choose `count` disjoint sets of n images of each class, each in their old order.
 

@@ -19,10 +19,10 @@ _SAID = (
     "its control says nothing of the classes. Numbers without one need no classes."
 )
 _CERTIFIED = (
-    "A certificate is of the nearest-center classifier. The forms but `new_images` are exact for "
-    "the training images and views at hand. `new_images` is a limit for other images, from the "
-    "test images, and holds if the encoder was neither trained on them nor chosen by them. 1 "
-    "certifies nothing."
+    "A certificate is of the nearest-center classifier, or of the nearest of some prototypes. "
+    "Forms of these images are exact for the training images and views at hand. Those of new "
+    "images and of the population are limits for other images, from the test images, and hold if "
+    "the encoder was neither trained on them nor chosen by them. 1 certifies nothing."
 )
 
 

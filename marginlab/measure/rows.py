@@ -46,6 +46,7 @@ from marginlab.measures.measure import Measure
 from marginlab.rng import Key
 from marginlab.statistics.intervals import clopper_pearson, normal_interval, within
 from marginlab.theory import Certificate, certify
+from marginlab.theory.certificates.form import SAMPLED
 
 EPSILONS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SHUFFLED = "shuffled classes"
@@ -147,7 +148,7 @@ def _of_classes(space: str, features: Features) -> tuple[list[Row], Certificate 
         *features.train, new=new if len(new[1]) else None, v_curve=not space.endswith(SHUFFLED)
     )
     for form in certificate.forms:
-        n = certificate.new_images if form.key == "new_images" else certificate.images
+        n = certificate.images if form.of == SAMPLED else certificate.new_images
         rows.append(Row(space, "certified", form.key, form.value, n=n))
     rows.append(Row(space, "nearest_center_error", "training images", certificate.error,
                     n=certificate.images))  # fmt: skip

@@ -6,7 +6,10 @@ The printed and the sharpened forms of an inequality come together.
                                                          the theory of it, exactly
     lemma_3_1 theorem_1 theorem_2
     theorem_3 theorem_4 lemma_4_1                        Huang et al. 2023
-    per_class fixed_centers companion                    corollaries and a companion, ours
+    per_class fixed_centers image_wise
+    prototype_margin companion                           corollaries and a companion, ours
+    theorem_1_population                                 Theorem 1 of a distribution, from limits
+    surrogate                                            a certificate from unlabelled images
     saunshi haochen infonce_limit                        neighbouring theory
     clique_part anchor_part observed_stretch             main parts of classes
     certify                                              all of them, of an encoder's features:
@@ -26,10 +29,13 @@ from marginlab.theory.certificates.main_parts import (
     clique_part,
     observed_stretch,
 )
+from marginlab.theory.certificates.prototypes import find_prototypes
+from marginlab.theory.certificates.surrogate import surrogate
 from marginlab.theory.population import Population
 from marginlab.theory.theorems.companion import companion
 from marginlab.theory.theorems.fixed_centers import FixedCenters, fixed_centers
 from marginlab.theory.theorems.haochen import HaoChen, haochen
+from marginlab.theory.theorems.image_wise import image_wise, prototype_margin
 from marginlab.theory.theorems.lemma_3_1 import Lemma31, lemma_3_1
 from marginlab.theory.theorems.per_class import PerClass, per_class
 from marginlab.theory.theorems.saunshi import Saunshi, saunshi
@@ -41,7 +47,17 @@ from marginlab.theory.theorems.theorem_1 import (
     rho_2,
     theorem_1,
 )
-from marginlab.theory.theorems.theorem_2 import Theorem2, eta, theorem_2, theorem_2_discrete
+from marginlab.theory.theorems.theorem_1_population import (
+    Theorem1Population,
+    theorem_1_population,
+)
+from marginlab.theory.theorems.theorem_2 import (
+    Theorem2,
+    eta,
+    theorem_2,
+    theorem_2_discrete,
+    theorem_2_worst_view,
+)
 from marginlab.theory.theorems.theorem_3 import Theorem3, tau, theorem_3, theorem_3_printed
 from marginlab.theory.theorems.theorem_4 import (
     Normalisation,
@@ -75,6 +91,7 @@ __all__ = [
     "Population",
     "Saunshi",
     "Theorem1",
+    "Theorem1Population",
     "Theorem2",
     "Theorem3",
     "Theorem4",
@@ -86,8 +103,10 @@ __all__ = [
     "companion",
     "divergence_limit",
     "eta",
+    "find_prototypes",
     "fixed_centers",
     "haochen",
+    "image_wise",
     "infonce_floor",
     "infonce_limit",
     "largest_rho",
@@ -97,13 +116,17 @@ __all__ = [
     "normalisation",
     "observed_stretch",
     "per_class",
+    "prototype_margin",
     "rho_2",
     "rounded_up",
     "saunshi",
+    "surrogate",
     "tau",
     "theorem_1",
+    "theorem_1_population",
     "theorem_2",
     "theorem_2_discrete",
+    "theorem_2_worst_view",
     "theorem_3",
     "theorem_3_printed",
     "theorem_4",

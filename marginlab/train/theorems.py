@@ -9,14 +9,16 @@ The population is finite: test images and their views.
     companion              sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2), which bounds the error
                            of views without a premise
     certified              what `marginlab.theory.certify` certifies by each form, `at` its key: of
-                           training images, and `new_images` of test images
+                           training images; of test images as new ones (`image_wise`, `new_images`,
+                           `prototypes`); of the population (`population`, `population_T`)
     certified_test         Theorem 1 of the test images by themselves, with their own centers: a
                            population that was not trained on
     certificate_...        terms of a form at its best point, `at` its key
 
-All but `new_images` are exact for the population that these images and views form, and for no
-other. Of the bounds of pairs the least right side is given. For Theorem 4 it is in units of r^2,
-where 1 holds for every encoder. Source: Huang et al. 2023, Theorems 3 and 4.
+Test images are new only where training has not seen them, nor chosen by them. All other forms are
+exact for the population that these images and views make, and for no other. Of the bounds of pairs
+the least right side is given. For Theorem 4 it is in units of r^2, where 1 holds for every encoder.
+Source: Huang et al. 2023, Theorems 3 and 4.
 """
 
 import math
@@ -44,7 +46,8 @@ PAIRS = 2e7
 
 
 CONDITIONS = ("P", "T", "T_lengths")  # of Theorem 1: keys of forms
-FORMS = (*CONDITIONS, "per_class", "fixed_centers", "new_images")
+OF_NEW = ("new_images", "image_wise", "prototypes", "population_T", "population")
+FORMS = (*CONDITIONS, "per_class", "fixed_centers", *OF_NEW)
 
 
 def certified(
@@ -56,9 +59,10 @@ def certified(
     """Return rows of what each form certifies, and of the error of new images with its own limit.
 
     A form that certifies nothing has the value 1. More rows give the terms of (T') at its best
-    point.
+    point, and those of Theorem 1 for the population.
 
-    The first view of each image is the image itself. New images count only if their class is seen.
+    The first view of each image is the image itself. New images are images that training has not
+    seen. They count only if their class is seen.
     """
     known = torch.isin(new[1], seen[1])  # an encoder has no center of a class that it has not seen
     new = new[0][known], new[1][known]
@@ -70,7 +74,7 @@ def certified(
             "certified",
             key,
             certificate[key].value,
-            n=certificate.new_images if key == "new_images" else certificate.images,
+            n=certificate.new_images if key in OF_NEW else certificate.images,
         )
         for key in FORMS
     ]
@@ -86,6 +90,18 @@ def certified(
     rows += [
         Row(epoch, space, quantity, key, value, n=certificate.images)
         for quantity, key, value in terms
+    ]
+    form = certificate["population"]
+    of_new: tuple[tuple[str, str, float], ...] = (
+        ("certificate_outside", form.key, form.outside),
+        ("certificate_rho", form.key, form.rho),
+        ("certificate_margin", form.key, form.margin),
+        ("certificate_prototypes", "prototypes", certificate["prototypes"].prototypes),
+        ("prototypes_error", "", certificate["prototypes"].bound.left),
+    )
+    rows += [
+        Row(epoch, space, quantity, key, value, n=certificate.new_images)
+        for quantity, key, value in of_new
     ]
     tested = certify(*new, v_curve=False)
     rows += [

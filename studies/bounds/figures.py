@@ -10,7 +10,10 @@ from marginlab.study import Run, Series
 
 # title of a form in the report: quantity, at
 FORMS = {
-    "new": ("certified", "new_images"),
+    "new": ("certified", "image_wise"),
+    "new, fixed": ("certified", "new_images"),
+    "new, prototypes": ("certified", "prototypes"),
+    "population": ("certified", "population"),
     "P": ("certified", "P"),
     "T": ("certified", "T"),
     "T'": ("certified", "T_lengths"),
@@ -40,7 +43,7 @@ def series_of(run: Run, method: str, quantity: str, at: str = "") -> Series:
 def curves(run: Run, names: dict[str, str]) -> go.Figure:
     """Plot certified error by three forms, and the error of new images, over the training."""
     titles = (
-        "new images, fixed centers",
+        "new images, image by image",
         "training images, Theorem 1 (T')",
         "the same, as printed (P)",
     )

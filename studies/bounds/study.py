@@ -13,13 +13,15 @@ from marginlab.train import Monitor, Recipe, train_cell
 from marginlab.train import check as check_data
 
 from . import report as pages
+from . import unseen
 
 headline = (
     Quantity("new_error", "projector"),
-    *(Quantity("certified", "projector", at) for at in ("new_images", "T_lengths", "P")),
+    *(Quantity("certified", "projector", at) for at in ("image_wise", "T_lengths", "P")),
     Quantity("knn_error", "backbone"),
 )
 kept = (
+    *("certified_unseen", "error_unseen", "term_unseen"),
     *("certified", "certified_test", "new_error", "alignment", "divergence_max"),
     *("companion", "view_error", "loss"),
     Quantity("knn_error", "backbone"),
@@ -106,6 +108,13 @@ class Settings:
     )
     """Each method is trained with its own; all are certified for views of the monitor's."""
     seeds: tuple[int, ...] = (0,)
+    unseen: int = 0
+    """Images that training has not seen, by which each trained encoder is certified once more: of
+    `shapes` as many are rendered, of other data at most so many are taken, from the test images
+    and the training images that the recipe leaves out. 0 takes none.
+    """
+    fixing: int = 1000
+    """Training images on which centers, reaches and prototypes are fixed for it."""
 
 
 def check(chosen: Settings) -> str:
@@ -120,6 +129,11 @@ def check(chosen: Settings) -> str:
         raise settings.SettingsError(
             "The study is about what the monitor's bounds say: monitor.bounds is true, not false."
         )
+    for name, least in (("unseen", 0), ("fixing", 2)):
+        if getattr(chosen, name) < least:
+            raise settings.SettingsError(
+                f"{name} is a number of images, at least {least}, not {getattr(chosen, name)}."
+            )
     digest = ""
     for cell in cells(chosen):
         recipe = recipe_of(cell, chosen)
@@ -147,8 +161,13 @@ def recipe_of(cell: Any, chosen: Settings) -> Recipe:
 
 
 def run(cell: Cell) -> None:
-    """Train, and record all that the monitor measured on the way."""
-    train_cell(cell, recipe_of(cell, cell.settings), cell.settings.monitor)
+    """Train, record all that the monitor measured on the way, and certify by new images."""
+    chosen: Settings = cell.settings
+    recipe = recipe_of(cell, chosen)
+    trained = train_cell(cell, recipe, chosen.monitor)
+    if chosen.unseen:
+        sizes = chosen.fixing, chosen.unseen
+        unseen.record(cell, recipe, chosen.monitor, trained.folder, sizes)
 
 
 def report(run: Run) -> None:

@@ -18,13 +18,14 @@ from marginlab.augment import Augmentation
 from marginlab.data import load
 from marginlab.statistics import unit_vectors
 from marginlab.theory import Population, certify, clique_part, rounded_up, theorem_1
-from marginlab.theory.certificates.new_images import (
-    by_class,
-    counted,
-    fix_centers,
-    of_new,
-    put_aside,
-)
+from marginlab.theory.certificates import new_images
+from marginlab.theory.certificates.new_images import by_class, fix_centers, of_new
+from marginlab.theory.certificates.unseen import checked, put_aside
+
+
+def counted(reach, new, names, unknown=False):
+    """What became of new images, by features and labels."""
+    return new_images.counted(reach, checked(new, names, reach.centers.shape[1], unknown=unknown))
 
 
 def clusters(seed=0, classes=4, each=15, views=4, dim=6, spread=0.05, jitter=0.02, strays=0):
@@ -158,22 +159,26 @@ def test_fixed_centers_hold_the_most_images_that_any_choice_holds(seed, jitter, 
 def test_of_new_images_as_many_as_are_not_good_are_counted_and_the_direct_limit_is_below():
     fitted, new = clusters(0), clusters(1, spread=0.12, jitter=0.05)
     certificate = certify(*fitted, new=new, v_curve=False)
-    form = certificate.best("new images")
+    form = certificate["new_images"]
     assert form.title == "Fixed centers, new images, confidence 0.95"
     # Two epsilons can be equally near the middle: directions are those of the certificate, to the
     # bit
     population = Population(unit_vectors(fitted[0].double()), fitted[1])
     reach, f = fix_centers(population), unit_vectors(new[0].double())
-    bad = wrong = 0
+    bad = wrong = uncertified = 0
+    half = torch.cdist(reach.centers, reach.centers).fill_diagonal_(math.inf).amin(1) / 2
     for x, k in zip(f, new[1].tolist(), strict=True):
         near = min(float((view - reach.centers[k]).norm()) for view in x)
         wide = max(float((a - b).norm()) for a in x for b in x)
         bad += near > reach.delta[k] / 2 or wide > reach.epsilon[k]
+        uncertified += near + wide >= half[k]
         wrong += int((x[0] - reach.centers).norm(dim=1).argmin()) != k
-    assert 0 <= wrong < bad < len(f)
-    assert form.bound.right == pytest.approx(
-        stats.binomtest(bad, len(f), alternative="less").proportion_ci(0.95).high
-    )
+    assert 0 <= wrong < uncertified < bad < len(f)
+    for which, count in ((form, bad), (certificate["image_wise"], uncertified)):
+        assert which.bound.right == pytest.approx(
+            stats.binomtest(count, len(f), alternative="less").proportion_ci(0.95).high
+        )
+    assert certificate.best("new images") is certificate["image_wise"]
     assert certificate.new_error[0] == form.bound.left == wrong / len(f)
     assert certificate.new_error[1] <= form.bound.right
 
@@ -192,7 +197,7 @@ def test_the_limit_covers_the_error_of_new_images_as_often_as_it_says():
     assert 0.05 < true < 0.95
     for seed in range(200):
         drawn = torch.randint(len(f), (50,), generator=torch.Generator().manual_seed(seed))
-        form, (_, direct) = of_new(
+        form, _, (_, direct) = of_new(
             reach, counted(reach, (many[drawn], classes[drawn]), torch.arange(4)), confidence=0.95
         )
         assert direct <= form.bound.right
@@ -206,7 +211,7 @@ def test_limits_of_classes_hold_for_all_classes_at_once_as_often_as_they_say():
     fitted = Population(torch.nn.functional.normalize(features.double(), dim=-1), labels)
     reach = fix_centers(fitted)
     found = counted(reach, (many, classes), torch.arange(4))
-    true = found.of_class(found.bad, 4) / 1000
+    true = found.of_class(found.uncertified, 4) / 1000
     missed = 0
     for seed in range(200):
         drawn = torch.randint(len(many), (60,), generator=torch.Generator().manual_seed(seed))
@@ -240,11 +245,12 @@ def test_limits_of_classes_are_those_of_scipy_and_a_class_without_new_images_is_
             assert (row["n"], row["upper"], row["direct"]) == (0, 1.0, 1.0)
             continue
         high = (
-            stats.binomtest(row["new_bad"], row["n"], alternative="less")
+            stats.binomtest(row["new_uncertified"], row["n"], alternative="less")
             .proportion_ci(1 - 0.1 / 4)
             .high
         )
         assert row["upper"] == pytest.approx(high)
+        assert row["new_wrong"] <= row["new_uncertified"] <= row["new_bad"]
     assert sum(row["new_bad"] for row in rows) / 45 == pytest.approx(
         1 - _good_share(certificate, f[kept], y[kept])
     )
@@ -307,7 +313,7 @@ def test_a_share_put_aside_covers_the_error_as_often_as_it_says_with_rare_classe
         reach = fix_centers(Population(fitted, y))
         true = counted(reach, (population, classes), names, unknown=True)
         found = counted(reach, (features[aside], labels[aside]), names, unknown=True)
-        form, (_, direct) = of_new(reach, found, confidence=0.9)
+        form, _, (_, direct) = of_new(reach, found, confidence=0.9)
         bad, wrong = (float(part.double().mean()) for part in (true.bad, true.wrong))
         missed += torch.tensor([form.bound.right < bad, direct < wrong])
     assert int(missed.max()) <= 26  # of 150 with 10 % each: more has a probability of 0.1 %
@@ -446,6 +452,7 @@ def test_it_prints_tabulates_and_draws_itself():
         ({"confidence": 1.0}, "confidence is between 0 and 1"),
         ({"new": (torch.rand(3, 4, 6), torch.tensor([0, 1, 9]))}, r"not also of \[9\]"),
         ({"new": 1.0}, "between 0 and 1, not at 1.0"),
+        ({"prototypes": (1, 0)}, r"whole and at least 1, not \(1, 0\)"),
         ({"priors": torch.tensor([0.5, 0.5])}, "one for each of 4 classes, not 2"),
         ({"priors": torch.tensor([0.5, 0.5, 0.5, 0.5])}, "sum to 1"),
         ({"labels": torch.arange(60).clamp(max=1), "new": 0.99}, "put aside a smaller share"),

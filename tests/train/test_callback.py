@@ -187,8 +187,13 @@ def test_bounds_are_those_of_the_images_and_views_that_are_watched(digits):
     assert (
         rows["certified/new_images/backbone"].value
         == certificate["new_images"].value
+        >= rows["certified/image_wise/backbone"].value
+        == certificate["image_wise"].value
         >= rows["new_error/backbone"].high
     )
+    for key in ("prototypes", "population", "population_T"):
+        assert rows[f"certified/{key}/backbone"].value == certificate[key].value
+        assert rows[f"certified/{key}/backbone"].n == certificate.new_images
     assert rows["new_error/backbone"].value == certificate.new_error[0]
     assert (
         rows["certified_test/T_lengths/backbone"].value

@@ -2,11 +2,12 @@
 
 It shows what was fixed and what each class costs:
 
-    P[nearest c wrong]  <=  sum_k p_k b_k
+    P[nearest c wrong]  <=  sum_k p_k u_k  <=  sum_k p_k b_k
+    u_k = P[the image-wise condition fails | class k]
     b_k = P[not in main_k, or not in S_eps_k | class k],  1 where class k does not hold
 
-The pooled count of `new_images` is binomial with this sum, so it needs no p_k, but its limit is for
-images that come in the class shares of those that were counted. An upper limit of each b_k with a
+A pooled count of new images is binomial with such a sum, so it needs no p_k, but its limit is for
+images that come in the class shares of those that were counted. An upper limit of each u_k with a
 C-th of the risk (Bonferroni) holds for all classes at once. Then sum_k p_k upper_k bounds the error
 for every p, even one chosen afterwards, and max_k upper_k bounds it whatever the shares are.
 
@@ -38,8 +39,9 @@ class ByClass(NamedTuple):
         bad: b_k of these images.
         n: Number of new images.
         new_bad: Number of new images that are bad.
+        new_uncertified: Number of new images for which the image-wise condition fails.
         new_wrong: Number of new images that are read as another class.
-        upper: Upper limits of b_k, for all classes at once at `confidence`; 1 for a class without a
+        upper: Upper limits of u_k, for all classes at once at `confidence`; 1 for a class without a
             new image.
         direct: Upper limits of the error, for all classes at once at `confidence`; 1 for a class
             without a new image.
@@ -58,6 +60,7 @@ class ByClass(NamedTuple):
     bad: Float[Tensor, " C"]
     n: Int[Tensor, " C"]
     new_bad: Int[Tensor, " C"]
+    new_uncertified: Int[Tensor, " C"]
     new_wrong: Int[Tensor, " C"]
     upper: Float[Tensor, " C"]
     direct: Float[Tensor, " C"]
@@ -109,3 +112,15 @@ def upper_limit(
     # NaN where the count is n: there is no upper end
     limit = torch.from_numpy(special.betaincinv(k + 1, of - k, confidence)).nan_to_num(nan=1.0)
     return limit.to(count.device)
+
+
+def lower_limit(
+    count: Int[Tensor, " C"], n: Int[Tensor, " C"], confidence: float
+) -> Float[Tensor, " C"]:
+    """Return the one-sided exact lower limit of a probability from a count among n; 0 where n is 0.
+
+    Example:
+        >>> lower_limit(torch.tensor([10, 0]), torch.tensor([10, 3]), 0.95)
+        tensor([0.7411, 0.0000], dtype=torch.float64)
+    """
+    return 1 - upper_limit(n - count, n, confidence)

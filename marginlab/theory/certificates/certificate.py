@@ -21,7 +21,7 @@ class Certificate:
     """The result of `certify`: `print(certificate)`, `certificate.table()`, `certificate.figure()`.
 
     Attributes:
-        forms: Each theorem at its best; forms of new images come last.
+        forms: Each theorem at its best; forms of new images and of the population come last.
         error: Err(G_f) of the clean images, by the nearest of the class centers of these features.
         new_error: The error of new images by the same centers, with its exact upper limit at the
             certificate's confidence. NaN without new images.
@@ -37,7 +37,7 @@ class Certificate:
             2 (T) too, 3 (P) too.
         bounds: (deltas, epsilons), (1 - sigma) + R_eps.
         v_curve: The certified values by form with only the first views: {views: {key: value}}.
-        by_class: The form with fixed centers class by class, with limits for new images in any
+        by_class: The forms with fixed centers class by class, with limits for new images in any
             class shares; `by_class.table()`.
         left_out: Labels of the classes whose images were all put aside as new ones. The certificate
             says nothing of them.
@@ -76,7 +76,12 @@ class Certificate:
         raise KeyError(f"There is no form {key!r} in this certificate; its forms are {keys}.")
 
     def best(self, of: str = SAMPLED) -> Form:
-        """Return the form that certifies the least error, of these images or of `new images`.
+        """Return the form that certifies the least error of such images.
+
+        Args:
+            of: "these images and views", "new images", "new images, by prototypes" or "the
+                population". Forms of one kind hold at once: the least is no choice that would cost
+                confidence. The kinds are of different classifiers.
 
         Raises:
             ValueError: There is no form of such images.

@@ -37,6 +37,10 @@ LABELS = {
     "fixed_centers": "fixed centers",
     "companion": "companion (of views)",
     "new_images": "fixed centers, new images",
+    "image_wise": "image by image, new images",
+    "prototypes": "prototypes, new images",
+    "population_T": "(T), population",
+    "population": "(T) or (G), population",
     "P_pixels": "(P), pixels",
     "T_pixels": "(T), pixels",
     "T_lengths_pixels": "(T'), pixels",
@@ -147,7 +151,13 @@ def _forms(
         error, confidence = limit
         name = f"its own limit, confidence {confidence:g}"
         figure.add_scatter(
-            y=[names[-1]], x=[error], mode="markers", marker=mark, name=name, row=1, col=1
+            y=[LABELS["image_wise"]],
+            x=[error],
+            mode="markers",
+            marker=mark,
+            name=name,
+            row=1,
+            col=1,
         )
     figure.add_vline(x=chance, line_dash="dot", line_color=GREY, row=1, col=1)
     figure.add_scatter(

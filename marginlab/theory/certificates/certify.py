@@ -11,13 +11,20 @@ The bounds are computed from the encoder's features, with the cost of each of th
     companion       P[a view is read wrong] <= sum_k p_k min(1, 4 V_k / min ||mu_k - mu_l||^2)
                     no condition
 
+of images that training has not seen, with exact binomial limits:
+
+    image-wise      P[nearest c wrong] <= P[near(x) + diam(x) >= half the way to the next center]
+    fixed centers   the same, with delta_k and epsilon_k fixed beforehand
+    prototypes      P[nearest prototype wrong], with J points of each class
+    population      Err(G_f) of the distribution, by Theorem 1 under (T) and by a weaker condition
+
 Features have length one (r = 1), and delta is in feature space, so that no Lipschitz constant
 enters. Given pixels, Theorem 1 also comes in the pixel form, with L delta replaced by the largest
 distance observed. Huang et al. 2023, sections 2 and 3; the corollaries: docs/derivations.md, 2.
 
 Which images a bound is about: a bound computed from V views of N images is exact for the finite
-population that they make, and optimistic for views that were not drawn. For new images only the
-form with fixed centers says something: `marginlab.theory.certificates.new_images`.
+population that they make, and optimistic for views that were not drawn. For new images:
+`new_images`, `prototypes` and `population_form` of this folder.
 """
 
 import math
@@ -48,9 +55,10 @@ from marginlab.theory.certificates.new_images import (
     fix_centers,
     of_new,
     of_sampled,
-    put_aside,
-    unit,
 )
+from marginlab.theory.certificates.population_form import population_forms
+from marginlab.theory.certificates.prototypes import prototype_form
+from marginlab.theory.certificates.unseen import checked, put_aside, unit
 from marginlab.theory.population import Population
 from marginlab.theory.theorems.companion import companion
 
@@ -68,6 +76,7 @@ def certify(
     deltas: Sequence[float] | None = None,
     epsilons: Sequence[float] | None = None,
     confidence: float = 0.95,
+    prototypes: Sequence[int] = (1, 3, 10),
     v_curve: bool = True,
     nodes: int = 0,
     seed: int = 0,
@@ -83,13 +92,13 @@ def certify(
         views: The pixels, for the pixel form.
         images: The images, with which their first views are compared. Without them the first view
             is taken to be the image, and the certificate says so.
-        new: Features and labels of other images, for which the form with fixed centers is
-            certified. Their first view is the image as well. The encoder must not have been trained
-            on them, nor chosen by them: for images that it was trained on, the limit may be far
-            below the true error. A number is the share of these images that is put aside for it.
-            They are drawn by `seed` whatever their classes, and nothing else is computed from them.
-            Then the encoder must not have been trained on any of `features`. An image put aside
-            with no other of its class counts as wrong.
+        new: Features and labels of images that training has not seen, from which the forms of new
+            images and of the population are certified. Their first view is the image as well. The
+            encoder must not have been trained on them, nor chosen by them: for images that it was
+            trained on, the limit may be far below the true error. A number is the share of these
+            images that is put aside. They are drawn by `seed` whatever their classes, and nothing
+            else is computed from them. Then the encoder must not have been trained on any of
+            `features`. An image put aside with no other of its class counts as wrong.
         priors: p_k of the classes, in the order of their labels, for the bounds of these images. By
             default their shares. New images are counted as they come: for them, see
             `Certificate.by_class`. Nothing is said of a class whose images are all among those put
@@ -98,11 +107,14 @@ def certify(
         deltas: The grid's deltas. By default quantiles of the distances within classes.
         epsilons: The grid's epsilons. By default quantiles of the largest distances between views
             of an image.
-        confidence: Confidence of the limits for new images.
+        confidence: Confidence of the limits for new images, of each form by itself.
+        prototypes: Numbers of prototypes of a class among which the best is chosen, on the images
+            that are not new. Empty leaves the form out.
         v_curve: Compute the certificate also for the first 2, 4, 8, ... views.
         nodes: Steps of the search for the largest main parts (`largest_clique`). 0 takes greedy
             ones, which a search improves little.
-        seed: Seed of the choice of images that are put aside.
+        seed: Seed of the choice of images that are put aside, of the pilot of the population, and
+            of the search for prototypes.
         budget: Bytes of a block of distances.
 
     Returns:
@@ -111,7 +123,7 @@ def certify(
     Raises:
         ValueError: Shapes do not fit, there are fewer than two views or classes, features are zero
             or not finite, a first view is not the image, new images are of a class that is not
-            among the others, or a grid or confidence makes no sense.
+            among the others, or a grid, confidence or number of prototypes makes no sense.
 
     Example:
         >>> from marginlab.theory import rounded_up
@@ -124,9 +136,11 @@ def certify(
         (0.0, True)
         >>> other = certify(features, labels, new=0.5, v_curve=False).best("new images")
         >>> print(f"{other.title}: error at most {rounded_up(other.value, 3)}")
-        Fixed centers, new images, confidence 0.95: error at most 0.096
+        Image by image, new images, confidence 0.95: error at most 0.096
     """
     f, y, pixels, names = _checked(features, labels, views, images, deltas, epsilons, confidence)
+    if not all(isinstance(each, int) and each >= 1 for each in prototypes):
+        raise ValueError(f"Numbers of prototypes are whole and at least 1, not {prototypes}.")
     p = None if priors is None else _class_priors(priors, y)
     left_out: tuple[int, ...] = ()
     share = new is not None and not isinstance(new, tuple | list)
@@ -148,7 +162,8 @@ def certify(
     weights = None if p is None else (p / torch.bincount(y))[y]
     population = Population(f, y, weights)
     reach = fix_centers(population)
-    found = None if new is None else counted(reach, new, names, unknown=share)
+    unseen = None if new is None else checked(new, names, f.shape[2], unknown=share)
+    found = None if unseen is None else counted(reach, unseen)
     forms, grid = _of_population(population, deltas, epsilons, nodes, budget)
     curve = {}
     if v_curve:
@@ -164,9 +179,12 @@ def certify(
     if pixels is not None:
         forms += _pixel_form(population, pixels, grid.epsilons, nodes, budget)
     counts, new_error = of_sampled(population, reach)[1], (math.nan, math.nan)
-    if found is not None:
-        form, new_error = of_new(reach, found, confidence)
-        forms.append(form)
+    if found is not None and unseen is not None:
+        fixed, image_wise, new_error = of_new(reach, found, confidence)
+        forms += [fixed, image_wise]
+        if prototypes:
+            forms.append(prototype_form(population, unseen, prototypes, confidence, seed))
+        forms += population_forms(population, unseen, confidence, seed)
     return Certificate(
         forms=tuple(forms),
         error=population.error,

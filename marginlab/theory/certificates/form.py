@@ -7,6 +7,8 @@ from marginlab.theory.bound import Bound
 
 SAMPLED = "these images and views"
 NEW = "new images"
+PROTOTYPES = "new images, by prototypes"
+POPULATION = "the population"
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Form:
 
     Attributes:
         key: Name for code: "P", "T", "T_lengths" (Theorem 1 under each condition), "per_class",
-            "fixed_centers", "companion", "new_images"; with "_pixels" at the end if the main parts
-            are those of pixel distances.
+            "fixed_centers", "companion"; of new images "new_images" (fixed centers with fixed
+            reaches), "image_wise", "prototypes"; of the population "population_T" and "population";
+            with "_pixels" at the end if the main parts are those of pixel distances.
         bound: The bound.
         of: The images that it is about.
         delta: delta at the best point.
@@ -36,6 +39,7 @@ class Form:
         union: The share of images outside main parts or S_eps, counted together. It bounds the
             error of Theorem 1 under the same condition, and is at most (1 - sigma) + R_eps
             (`lemma_3_1`).
+        prototypes: Number of prototypes of each class, 0 where the form has none.
     """
 
     key: str
@@ -49,6 +53,7 @@ class Form:
     rho: float = math.nan
     margin: float = math.nan
     union: float = math.nan
+    prototypes: int = 0
 
     @property
     def title(self) -> str:

@@ -1,18 +1,21 @@
-"""A certificate for new images: centers and reaches are fixed on one split.
+"""Certificates for new images: centers and reaches are fixed on one split, another is counted.
 
-The images of another split are counted.
+The main form goes image by image and has nothing to choose (`image_wise`): an image is certified if
+
+    min over views || f(x_v) - c_k ||  +  diam(x)   <   min over l of || c_k - c_l || / 2
+
+The form with fixed reaches (delta_k, epsilon_k) certifies a part of the same images:
 
     main_k = { x in C_k : min over views || f(x_v) - c_k || <= delta_k / 2 }
     S_eps_k: views of x at most epsilon_k apart
     class k holds if  min over l of || c_k - c_l ||  >  delta_k + 2 epsilon_k     (`fixed_centers`)
 
-A new image is good if its class holds and it is in main_k and S_eps_k. The nearest c reads it
-rightly then. The number of images that are not good is binomial. So its exact upper limit (Clopper
-and Pearson 1934) bounds the error of the nearest c on the population they are drawn from. No view
-that was not drawn enters: if the image and one of its views are within epsilon_k of each other, and
-that view within delta_k / 2 of c_k, then the image itself is nearer to c_k than to any other
-center. The errors are among what is counted, so a direct limit of the error is never above this
-one.
+There an image is good if its class holds and it is in main_k and S_eps_k. The nearest c reads a
+certified or good image rightly, in all its drawn views. The number of the others is binomial. So
+its exact upper limit (Clopper and Pearson 1934) bounds the error of the nearest c on the population
+they are drawn from, and the probability that some view is misread. No view that was not drawn
+enters: the image itself is among the views. The errors are among what is counted, so a direct limit
+of the error is never above this one.
 
 The encoder, too, is fixed before the new images are seen: it was neither trained on them nor chosen
 by them. The limit is for images in the class shares of those that were counted; `by_class` has
@@ -29,15 +32,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from marginlab.kernels import BUDGET
-from marginlab.measures.views.alignment import alignment
-from marginlab.rng import Key
-from marginlab.statistics import to_nearest_other, unit_vectors
+from marginlab.statistics import to_nearest_other
 from marginlab.statistics.distances import EXACTLY
 from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.certificates.by_class import ByClass, upper_limit
 from marginlab.theory.certificates.form import NEW, Form
+from marginlab.theory.certificates.unseen import NewImages
 from marginlab.theory.population import Population
 from marginlab.theory.theorems.fixed_centers import fixed_centers
+from marginlab.theory.theorems.image_wise import certain, image_wise
 
 ROUNDING = 1e-7  # accuracy of distances of float32 features
 
@@ -110,6 +113,7 @@ class Counted(NamedTuple):
         outside: True outside main_k.
         unaligned: True outside S_eps_k.
         bad: True if not good.
+        uncertified: True if the image-wise condition fails; then it is bad, too.
         wrong: True if the nearest c reads it as another class.
     """
 
@@ -117,6 +121,7 @@ class Counted(NamedTuple):
     outside: Bool[Tensor, " M"]
     unaligned: Bool[Tensor, " M"]
     bad: Bool[Tensor, " M"]
+    uncertified: Bool[Tensor, " M"]
     wrong: Bool[Tensor, " M"]
 
     def of_class(self, which: Bool[Tensor, " M"], classes: int) -> Int[Tensor, " C"]:
@@ -124,53 +129,31 @@ class Counted(NamedTuple):
         return torch.bincount(self.labels[which], minlength=classes)[:classes]
 
 
-def counted(
-    reach: Reach,
-    new: tuple[Float[Tensor, "M W D"], Int[Tensor, " M"]],
-    names: Int[Tensor, " C"],
-    *,
-    unknown: bool = False,
-) -> Counted:
-    """Tell which new images are outside the main part, unaligned, not good or read wrongly.
-
-    Args:
-        reach: The fixed centers and reaches.
-        new: Features and labels of the new images.
-        names: Labels of the classes that have a center.
-        unknown: Allow images of a class without a center, which count as wrong.
-
-    Raises:
-        ValueError: A class without a center is not allowed, features are of another dimension, or
-            there is no image.
-    """
-    f, y = unit(new[0], "The new features"), new[1]
-    if f.shape[2] != reach.centers.shape[1] or y.shape != (len(f),) or len(f) == 0:
-        raise ValueError(
-            f"New features are (M, V, {reach.centers.shape[1]}) with labels (M,), not "
-            f"{tuple(f.shape)} and {tuple(y.shape)}."
-        )
-    known = torch.isin(y, names)
-    if not unknown and not bool(known.all()):
-        raise ValueError(
-            f"New images are of the classes {names.tolist()}, not also of "
-            f"{y[~torch.isin(y, names)].unique().tolist()}."
-        )
-    place = torch.where(known, torch.searchsorted(names, y), 0)
-    found = _counted(reach, f, place, alignment(f, normalize=False)[1])
-    lost = [part | ~known for part in found[1:]]
-    return Counted(torch.where(known, place, len(names)), *lost)
-
-
-def _counted(reach: Reach, f: Tensor, y: Tensor, diameters: Tensor) -> Counted:
+def counted(reach: Reach, new: NewImages) -> Counted:
+    """Tell which images are outside the main part, unaligned, not good, uncertified or misread."""
+    f, y = new.features, new.labels
     near = (f - reach.centers[y, None]).norm(dim=-1).amin(1)
-    outside, unaligned = near > reach.delta[y] / 2, diameters > reach.epsilon[y]
-    wrong = torch.cdist(f[:, 0], reach.centers, compute_mode=EXACTLY).argmin(1) != y
-    return Counted(y, outside, unaligned, outside | unaligned | ~reach.holds[y], wrong)
+    outside, unaligned = near > reach.delta[y] / 2, new.diameters > reach.epsilon[y]
+    found = (
+        outside,
+        unaligned,
+        outside | unaligned | ~reach.holds[y],
+        ~certain(image_wise(f, y, reach.centers, new.diameters)),
+        torch.cdist(f[:, 0], reach.centers, compute_mode=EXACTLY).argmin(1) != y,
+    )
+    labels = torch.where(new.known, y, len(reach.centers))
+    return Counted(labels, *(which | ~new.known for which in found))
+
+
+def sampled(population: Population) -> NewImages:
+    """Return the images of a population in the form of new ones."""
+    known = torch.ones_like(population.labels, dtype=torch.bool)
+    return NewImages(population.f, population.labels, known, population.diameters)
 
 
 def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
     """Return the form with fixed centers for the images that they were fixed on."""
-    found = _counted(reach, population.f, population.labels, population.diameters)
+    found = counted(reach, sampled(population))
     q = population.share(~(found.outside | found.unaligned)).clamp(0, 1)
     result = fixed_centers(
         p=population.p,
@@ -192,31 +175,44 @@ def of_sampled(population: Population, reach: Reach) -> tuple[Form, Counted]:
     return form, found
 
 
-def of_new(reach: Reach, found: Counted, confidence: float) -> tuple[Form, tuple[float, float]]:
-    """Return the form with fixed centers for new images, and their error with its direct limit.
+def of_new(
+    reach: Reach, found: Counted, confidence: float
+) -> tuple[Form, Form, tuple[float, float]]:
+    """Return the forms with fixed centers for new images, and their error with its direct limit.
 
-    Both come from the numbers of images that are not good and wrong.
+    The first form has fixed reaches, the second goes image by image. All come from the numbers of
+    images that are not good, not certified, and wrong.
     """
-    n, wrong = (
-        found.bad.new_full((1,), len(found.bad), dtype=torch.int64),
-        float(found.wrong.double().mean()),
-    )
-    upper, direct = (
-        float(upper_limit(count.sum()[None], n, confidence)) for count in (found.bad, found.wrong)
+    wrong = float(found.wrong.double().mean())
+    bad, uncertified, direct = (
+        pooled(which, confidence) for which in (found.bad, found.uncertified, found.wrong)
     )
     premise = (
         ""
         if bool(reach.holds.any())
         else "No class holds: every center has another within delta_k + 2 epsilon_k of it."
     )
-    bound = Bound(
-        f"Fixed centers, new images, confidence {confidence:g}", wrong, upper, 1.0, premise
+    outside, unaligned = (
+        float(which.double().mean()) for which in (found.outside, found.unaligned)
     )
-    shares = {
-        "outside": float(found.outside.double().mean()),
-        "R_epsilon": float(found.unaligned.double().mean()),
-    }
-    return Form("new_images", bound, NEW, **shares), (wrong, direct)
+    said = f"new images, confidence {confidence:g}"
+    return (
+        Form(
+            "new_images",
+            Bound(f"Fixed centers, {said}", wrong, bad, 1.0, premise),
+            NEW,
+            outside=outside,
+            R_epsilon=unaligned,
+        ),
+        Form("image_wise", Bound(f"Image by image, {said}", wrong, uncertified, 1.0), NEW),
+        (wrong, direct),
+    )
+
+
+def pooled(which: Bool[Tensor, " M"], confidence: float) -> float:
+    """Return the exact upper limit of the probability of what is True, from all images together."""
+    n = torch.tensor([len(which)])
+    return float(upper_limit(which.sum()[None].cpu(), n, confidence))
 
 
 def by_class(
@@ -234,8 +230,9 @@ def by_class(
     C = len(names)
     if new is None:
         new = Counted(here.labels[:0], *(found[:0] for found in here[1:]))
-    n, bad, wrong = (
-        new.of_class(which, C) for which in (torch.ones_like(new.bad), new.bad, new.wrong)
+    n, bad, uncertified, wrong = (
+        new.of_class(which, C)
+        for which in (torch.ones_like(new.bad), new.bad, new.uncertified, new.wrong)
     )
     each = 1 - (1 - confidence) / C
     outside, unaligned, lost = (
@@ -253,48 +250,10 @@ def by_class(
         lost,
         n,
         bad,
+        uncertified,
         wrong,
-        upper_limit(bad, n, each),
+        upper_limit(uncertified, n, each),
         upper_limit(wrong, n, each),
         confidence,
         int((new.labels == C).sum()),
     )
-
-
-def put_aside(labels: Int[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
-    """Draw the images to count: a simple random sample of this share, at least one and not all.
-
-    The sample does not have so many of each class. With at least one of each, rare classes would
-    weigh more than in the population, and the limit would be of another error.
-
-    Example:
-        >>> put_aside(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0).sum()
-        tensor(3)
-    """
-    if not 0 < share < 1:
-        raise ValueError(
-            f"The share of the images that is put aside lies between 0 and 1, not at {share}."
-        )
-    n = len(labels)
-    if n < 2:
-        raise ValueError(f"Of {n} image(s) no share can be put aside: give more, or new images.")
-    order = Key(seed).named("put aside").permutation(n).to(labels.device)
-    aside = torch.zeros_like(labels, dtype=torch.bool)
-    aside[order[: min(max(round(share * n), 1), n - 1)]] = True
-    return aside
-
-
-def unit(features: Tensor, name: str) -> Tensor:
-    """Return features at length one, in float64; refuse features without a length."""
-    f = features.detach().double()
-    if (
-        f.ndim != 3
-        or f.shape[1] < 2
-        or not bool(f.isfinite().all())
-        or bool((f == 0).all(-1).any())
-    ):
-        raise ValueError(
-            f"{name} are finite, not zero, and of at least two views, (N, V, D), the image itself "
-            f"first: {tuple(f.shape)} are not."
-        )
-    return unit_vectors(f)

@@ -20,7 +20,9 @@ the variance form of order eps^-(n+2) in L_align.
 The variance form (ours, docs/derivations.md, 3) rests on E ||f_1 - f_2||^2 = 2 min_c E ||f - c||^2
 >= 2 ab/(a+b) gap^2 for two sets of masses a, b that lie `gap` apart: one mass of a set, and no
 product of two. It is below the printed form wherever that is below 1. If all views are discrete, V
-of them equally likely, a = b = 1/V and there is no cube.
+of them equally likely, a = b = 1/V and there is no cube. Between the two sides of that form lies
+the alignment of the worst pair of views (Zhao et al., ICLR 2023, ArCL), R_eps <= E diam^2 / eps^2
+<= V L_align / eps^2.
 """
 
 import math
@@ -99,6 +101,32 @@ def theorem_2_discrete(
     positive(epsilon=epsilon, V=V)
     not_negative(L_align=L_align)
     return _forms(R_epsilon, L_align, V**2 / epsilon, V**2 / epsilon**2, V / epsilon**2)
+
+
+def theorem_2_worst_view(
+    *, L_worst: float, epsilon: float, R_epsilon: float = float("nan")
+) -> Bound:
+    """Bound R_eps by E max over views ||f(x_u) - f(x_v)||^2 / eps^2, the worst pair of views.
+
+    For V equally likely views it is never above V L_align / eps^2 of `theorem_2_discrete`.
+
+    Args:
+        L_worst: E diam(x)^2, diam(x) the largest distance of two views.
+        epsilon: A distance of features, positive.
+        R_epsilon: R_eps, where it is known.
+
+    Raises:
+        ValueError: A quantity cannot be what it is named.
+
+    Example:
+        >>> theorem_2_worst_view(L_worst=0.125, epsilon=1.0).right
+        0.125
+    """
+    positive(epsilon=epsilon)
+    not_negative(L_worst=L_worst)
+    if not math.isnan(R_epsilon):
+        fraction("R_epsilon", R_epsilon)
+    return Bound("Theorem 2, worst view", R_epsilon, L_worst / epsilon**2, 1.0)
 
 
 def eta(epsilon: float, *, n: int, m: int, L: float, M: float) -> float:
