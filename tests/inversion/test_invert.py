@@ -217,6 +217,13 @@ def test_an_embedding_layer_alone_is_said_to_be_no_prior():
         assert list(stored_statistics(net)) == ["2"]
 
 
+def test_a_classifier_on_group_normalisation_is_said_to_have_almost_no_prior():
+    backbone = models.Backbone("resnet18", stem="strided", width=0.125, norm="group")
+    model = methods.MarginClassifier(backbone, 4, dim=8)
+    with pytest.warns(UserWarning, match=r"Only head\.norm stores .* almost no prior"):
+        invert(model, torch.arange(2), size=16, steps=1)
+
+
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
