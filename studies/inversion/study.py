@@ -76,7 +76,7 @@ class Settings:
     """Of the embedding."""
     seeds: tuple[int, ...] = (0,)
     """Of the networks; each has targets of its own."""
-    targets: int = 32
+    targets: int = 24
     """Images that are made for a seed, of as many identities."""
     terms: tuple[str, ...] = ("no BN", "no TV", "no l2")
     """Terms that are left out, one at a time, of the last loss."""

@@ -1,0 +1,155 @@
+"""The page of the study inversion, from its tables."""
+
+from page import ROOT, Page, near, rows, table
+
+LOSSES = {
+    "NoMargin()": "softmax",
+    "SphereFace(1.35, gradient='straight_through')": "SphereFace 1.35",
+    "CosFace(0.2)": "CosFace 0.2",
+    "ArcFace(0.3, gradient='straight_through')": "ArcFace 0.3",
+}
+LAST = "ArcFace(0.3, gradient='straight_through')"
+WHOLE = {"terms": "all", "defence": "none"}
+
+
+class Measured:
+    """The kept table of a preset, and its numbers as the page writes them."""
+
+    def __init__(self, preset: str):
+        self.preset, self.rows = preset, table(f"studies/inversion/measured/{preset}.csv")
+        self.losses = list(dict.fromkeys(row["loss"] for row in self.rows))
+
+    def row(self, quantity: str, space: str = "", at: str = "", **columns: str) -> dict[str, str]:
+        found = rows(self.rows, quantity=quantity, space=space, at=at, **columns)
+        assert len(found) == 1, f"{len(found)} rows of {quantity}, {space}, {at}, {columns}"
+        return found[0]
+
+    def number(self, *what: str, digits: int = 2, **columns: str) -> str:
+        return near(float(self.row(*what, **columns)["value"]), digits)
+
+    def within(self, *what: str, digits: int = 2, **columns: str) -> str:
+        row = self.row(*what, **columns)
+        value, low, high = (near(float(row[name]), digits) for name in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
+
+    def people(self) -> str:
+        one = {"loss": self.losses[0], "attack": "closed", **WHOLE}
+        return self.number("identities", "judged", digits=0, **one)
+
+    def scores(self) -> list[list[str]]:
+        """Of each loss and set: own rank-1; the judge's numbers beside the shuffled ones."""
+        found = []
+        for loss in self.losses:
+            for attack in ("closed", "open"):
+                one = {"loss": loss, "attack": attack, **WHOLE}
+                found.append(
+                    [
+                        f"{LOSSES[loss]}, {attack}",
+                        self.number("rank1", "own", **one),
+                        self.within("cosine", "judge", **one),
+                        self.number("cosine", "shuffled", **one),
+                        self.within("rank1", "judge", **one),
+                        self.within("rank5", "judge", **one),
+                        self.number("rank5", "shuffled", **one),
+                        self.within("median_rank", "judge", digits=0, **one),
+                        self.number("median_rank", "shuffled", digits=0, **one),
+                    ]
+                )
+        return found
+
+    def looks(self) -> list[list[str]]:
+        """Of each loss and set: distances, verification, and the nearest training image."""
+        found = []
+        for loss in self.losses:
+            for attack in ("closed", "open"):
+                one = {"loss": loss, "attack": attack, **WHOLE}
+                pair = [
+                    f"{self.number(name, 'generated', digits=digits, **one)} / "
+                    f"{self.number(name, 'real', digits=digits, **one)}"
+                    for name, digits in (
+                        ("frechet_distance", 2),
+                        ("kernel_distance", 3),
+                        ("regenerated", 2),
+                        ("nearest_pixels", 2),
+                    )
+                ]
+                found.append([f"{LOSSES[loss]}, {attack}", *pair])
+        return found
+
+    def terms(self) -> list[list[str]]:
+        """Of each term that is left out: what the judge's numbers gain."""
+        named = dict.fromkeys(row["terms"] for row in self.rows)
+        found = []
+        for terms in (name for name in named if name.startswith("no ")):
+            for attack in ("closed", "open"):
+                one = {"loss": LAST, "attack": attack, "terms": terms, "defence": "none"}
+                gained = [
+                    self.within(name, "difference", "all terms", **one)
+                    for name in ("cosine", "rank1")
+                ]
+                found.append([f"{terms}, {attack}", self.number("cosine", "judge", **one), *gained])
+        return found
+
+    def against(self) -> list[list[str]]:
+        """Of each pair of losses: the difference of the judge's cosine and rank-1."""
+        found = []
+        for row in rows(self.rows, space="difference", quantity="cosine", terms="all"):
+            one = {"loss": row["loss"], "attack": row["attack"], **WHOLE}
+            pair = f"{LOSSES[row['loss']]} minus {LOSSES[row['at']]}, {row['attack']}"
+            names = ("cosine", "rank1")
+            found.append([pair, *(self.within(n, "difference", row["at"], **one) for n in names)])
+        return found
+
+    def maps(self, kind: str) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows of maps by pairs or dims: cosine and rank-1 of each loss."""
+        one = {"attack": "map", "defence": "none", "loss": self.losses[0]}
+        ats = [row["at"] for row in rows(self.rows, quantity="map_rank1", **one)]
+        ats = [at for at in ats if at.startswith(kind)]
+        found = []
+        for loss in self.losses:
+            of = {"attack": "map", "defence": "none", "loss": loss}
+            cells = [
+                f"{self.number('map_cosine', '', at, **of)}, "
+                f"{self.within('map_rank1', '', at, **of)}"
+                for at in ats
+            ]
+            found.append([LOSSES[loss], *cells])
+        return [at.split()[1] for at in ats], found
+
+    def defences(self) -> list[list[str]]:
+        """Of each defence: verification, points lost, rank-1 by inversion and by maps."""
+        named = dict.fromkeys(row["defence"] for row in self.rows)
+        columns, _ = self.maps("pairs")
+        found = []
+        for defence in (*named, "no BN"):
+            stored = "none" if defence == "no BN" else defence
+            terms = defence if defence == "no BN" else "all"
+            read = {"loss": LAST, "attack": "map", "defence": stored}
+            made = {"loss": LAST, "attack": "open", "terms": terms, "defence": stored}
+            alone = rows(self.rows, quantity="map_rank1", at="no pair", **read)
+            found.append(
+                [
+                    defence,
+                    self.number("verification", digits=3, **read),
+                    self.within("verification_lost", **read),
+                    self.within("rank1", "judge", **made),
+                    self.within("map_rank1", "", f"pairs {columns[-1]}", **read),
+                    near(float(alone[0]["value"]), 2) if alone else "",
+                ]
+            )
+        return found
+
+    def probes(self) -> list[list[str]]:
+        """The alphabet from embeddings, from pixels, and by the most frequent one."""
+        found = []
+        for loss in self.losses:
+            of = {"loss": loss, "attack": "map", "defence": "none"}
+            spaces = ("embeddings", "pixels", "most frequent")
+            found.append([LOSSES[loss], *(self.number("probe", s, **of) for s in spaces)])
+        return found
+
+
+def presets() -> list[str]:
+    """The presets that were run."""
+    folder = ROOT / "studies/inversion/measured"
+    return sorted(path.name.split(".")[0] for path in folder.glob("*.csv*"))
