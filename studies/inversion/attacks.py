@@ -17,7 +17,12 @@ from . import maps, people
 from .networks import Say, embedded, embeddings, gallery, parts_of
 
 ATTACKS = ("closed", "open")
-TERMS = {"no BN": {"batch_norm": 0.0}, "no TV": {"total_variation": 0.0}, "no l2": {"l2": 0.0}}
+TERMS = {
+    "no BN": {"batch_norm": 0.0},
+    "no TV": {"total_variation": 0.0},
+    "no l2": {"l2": 0.0},
+    "free pixels": {"within_range": False},
+}
 
 
 class Targets(NamedTuple):
@@ -97,7 +102,7 @@ def attack(
     classifier: Any = network.classifier
     ours = {**embedded(folder, kept[0]), "centers": classifier.centers.detach()[:, 0]}
     targets = targets_of(chosen, case, ours, embedded(folder, kept[1]))
-    changes: dict[str, float] = TERMS.get(case["terms"], {})
+    changes: dict[str, Any] = TERMS.get(case["terms"], {})
     defence = maps.defence_of(case["defence"])
     asked, model = targets.asked, network
     if defence is not None:

@@ -57,7 +57,7 @@ JUDGE = settings.replaced(
         "seed": 1000,
     },
 )
-INVERSION = InversionSettings(steps=150)
+INVERSION = InversionSettings(steps=150, within_range=True)
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Settings:
     """Of the networks; each has targets of its own."""
     targets: int = 24
     """Images that are made for a seed, of as many identities."""
-    terms: tuple[str, ...] = ("no BN", "no TV", "no l2")
-    """Terms that are left out, one at a time, of the last loss."""
+    terms: tuple[str, ...] = ("no BN", "no TV", "no l2", "free pixels")
+    """What is left out, one at a time, with the last loss; "free pixels" may leave [0, 1]."""
     defences: tuple[str, ...] = ("FewerDimensions(16)", "Quantised(1)", "SecretRotation(7)")
     """Classes of marginlab.inversion, for the last loss."""
     least_images: int = 4

@@ -1,6 +1,6 @@
 """The page of the study inversion, from its tables."""
 
-from page import ROOT, Page, near, rows, table
+from page import ROOT, near, rows, table
 
 LOSSES = {
     "NoMargin()": "softmax",
