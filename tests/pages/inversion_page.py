@@ -153,3 +153,24 @@ def presets() -> list[str]:
     """The presets that were run."""
     folder = ROOT / "studies/inversion/measured"
     return sorted(path.name.split(".")[0] for path in folder.glob("*.csv*"))
+
+
+def tables(preset: str) -> dict[str, list[list[str]]]:
+    """All tables of a preset as the page shows them, by what they are of."""
+    of = Measured(preset)
+    found = {"scores": of.scores(), "looks": of.looks(), "terms": of.terms()}
+    found |= {"against": of.against(), "defences": of.defences()}
+    for kind in ("pairs", "dims"):
+        columns, lines = of.maps(kind)
+        found[kind] = [["", *columns], *lines]
+    if rows(of.rows, quantity="probe"):
+        found["probes"] = of.probes()
+    return found
+
+
+def inversion() -> Page:
+    page = Page("studies/inversion/README.md")
+    for preset in presets():
+        for lines in tables(preset).values():
+            page.says_rows(*lines)
+    return page
