@@ -62,21 +62,26 @@ INVERSION = InversionSettings(steps=150, within_range=True)
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the preset `default`: characters, one seed, two losses."""
+    """The defaults are the preset `default`: characters, one seed, four losses."""
 
     recipe: Recipe = RECIPE
     """Training of the networks that are inverted; the study sets its method and its seed."""
     judge: Recipe = JUDGE
     """Training of the judge, on the other half of the images, of the same size."""
     inversion: InversionSettings = INVERSION
-    losses: tuple[str, ...] = ("NoMargin()", "ArcFace(0.3, gradient='straight_through')")
+    losses: tuple[str, ...] = (
+        "NoMargin()",
+        "SphereFace(1.35, gradient='straight_through')",
+        "CosFace(0.2)",
+        "ArcFace(0.3, gradient='straight_through')",
+    )
     """Margins of marginlab.margins; NoMargin is the normalised softmax."""
     scale: float = 16.0
     dim: int = 64
     """Of the embedding."""
     seeds: tuple[int, ...] = (0,)
     """Of the networks; each has targets of its own."""
-    targets: int = 24
+    targets: int = 40
     """Images that are made for a seed, of as many identities."""
     terms: tuple[str, ...] = ("no BN", "no TV", "no l2", "free pixels")
     """What is left out, one at a time, with the last loss; "free pixels" may leave [0, 1]."""
