@@ -17,8 +17,6 @@ Embeddings are those under the head, f(x) + f(mirror of x), as published evaluat
 """
 
 import argparse
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -75,6 +73,7 @@ class Measured(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Evaluate what the arguments say, and return the exit status."""
     asked = _parser().parse_args(arguments)
+    asked.out = asked.out or Path(f"{asked.run.resolve().name}-{asked.protocol}")
     try:
         if asked.replicates is not None and asked.replicates < 2:
             raise SettingsError(f"--replicates is 2 or more, not {asked.replicates}.")
@@ -113,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="the folder of a trained run")
     parser.add_argument("path", type=Path, help="the protocol's files")
     parser.add_argument("--protocol", required=True, choices=("lfw", "pack", "tinyface", "ijb"))
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
+    parser.add_argument(
+        "--out", type=Path, help="a new folder for the results; by default RUN-PROTOCOL, here"
+    )
     parser.add_argument(
         "--size",
         type=int,
@@ -263,12 +264,9 @@ def _show(rows: list[Row]) -> None:
 
 def _write(out: Path, rows: list[Row]) -> None:
     """Write the numbers as a table of columns."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("quantity", "at", "value", "low", "high", "n"))
-    for quantity, at, number in rows:
-        table.writerow((quantity, at, *(repr(float(x)) for x in number[:3]), number.n))
-    files.write(out / "results.csv", text.getvalue())
+    table = [(name, at, *(float(x) for x in number[:3]), number.n) for name, at, number in rows]
+    header = ("quantity", "at", "value", "low", "high", "n")
+    files.write(out / "results.csv", files.csv_text(header, table))
 
 
 def drawn(curve: Roc) -> Int64[Tensor, " n"]:
