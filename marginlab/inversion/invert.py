@@ -314,6 +314,9 @@ class _Work:
             total = total + getattr(chosen, name) * terms[name]
         (images.grad,) = torch.autograd.grad(total, [images])
         optimizer.step()
+        if chosen.within_range:
+            with torch.no_grad():
+                images.copy_(self.network.within_range(images))
         return torch.stack([terms[name].detach().float() for name in TERMS])
 
     def _moved(self, images: Tensor, key: Key) -> Tensor:

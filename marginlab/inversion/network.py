@@ -41,6 +41,10 @@ class Network:
         """Return images in [0, 1] of images in normalised units; they may leave the range."""
         return self.mean + self.deviation * images
 
+    def within_range(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Return images in normalised units whose pixels are cut to [0, 1]."""
+        return (self.pixels(images).clamp(0, 1) - self.mean) / self.deviation
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Return embeddings of images in normalised units, with their graph."""
         return self.embed_pixels(self.pixels(images))

@@ -38,6 +38,9 @@ class InversionSettings:
     """Shift the images by up to so many pixels at each step, as DeepInversion does."""
     flip: bool = False
     """Mirror the images at about half of the steps, drawn by the seed."""
+    within_range: bool = False
+    """Put pixels back into [0, 1] after each step. The paper does not say it; without it, images
+    leave the range, and lose much of what they tell when they are cut to it at the end."""
     seed: int = 0
     """Seed of the first images, of the mixing, and of jitter and flips."""
 

@@ -143,6 +143,22 @@ def test_images_reach_their_targets_and_the_model_stays_as_it_was(closed):
     assert bool(((made.images >= 0) & (made.images <= 1)).all())
 
 
+def test_pixels_that_are_put_back_after_each_step_lose_nothing_at_the_end():
+    model = method()
+    trained_statistics(model.backbone, torch.rand(16, 3, 16, 16))
+    options = {"size": 16, "steps": 20, "batch_norm": 0.01}
+    free = invert(model, torch.arange(4), **options)
+    kept = invert(model, torch.arange(4), within_range=True, **options)
+    assert bool(((kept.images >= 0) & (kept.images <= 1)).all())
+    assert not torch.equal(free.images, kept.images)
+    index = torch.arange(4)
+    with torch.no_grad():
+        ends = [model.classifier(made.embeddings, index) for made in (free, kept)]
+    # one more step than the last term, which was taken before the step
+    assert float(ends[1]) < 1.2 * float(kept.terms[0, -1, 0])
+    assert float(ends[1]) < float(ends[0])
+
+
 def test_an_interruption_leaves_the_model_as_it_was():
     model = method().train()
     before = bits(model)
@@ -215,6 +231,13 @@ def test_an_embedding_layer_alone_is_said_to_be_no_prior():
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4))
     with pytest.warns(UserWarning, match="almost no prior"):
         assert list(stored_statistics(net)) == ["2"]
+
+
+def test_a_classifier_on_group_normalisation_is_said_to_have_almost_no_prior():
+    backbone = models.Backbone("resnet18", stem="strided", width=0.125, norm="group")
+    model = methods.MarginClassifier(backbone, 4, dim=8)
+    with pytest.warns(UserWarning, match=r"Only head\.norm stores .* almost no prior"):
+        invert(model, torch.arange(2), size=16, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ NOT_READ = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)\n]*\)|^#.*?$", re.DOTALL | r
 NAMES = {
     r"CIFAR-100?\b": "a data set",
     r"ResNet-18": "a network",
+    r"\brank-[15]\b": "a score",
     r"Theorems? \d( \([\w-]+\))?": "a theorem",
     r"(Figure|Tables?) \d( and \d)?": "a figure or table of a paper",
     r"section \d": "a section of a paper",

@@ -68,7 +68,9 @@ def test_bounds_are_rounded_to_the_side_on_which_they_hold():
     assert [near(x) for x in (0.8605, 0.1765, 0.0125, 0.4)] == ["0.861", "0.177", "0.013", "0.400"]
 
 
-@pytest.mark.parametrize("study", ["bounds", "concentration", "learning_rate", "partial_fc"])
+@pytest.mark.parametrize(
+    "study", ["bounds", "concentration", "inversion", "learning_rate", "partial_fc"]
+)
 def test_a_page_with_tables_of_one_run_says_so(study):
     text = (ROOT / f"studies/{study}/README.md").read_text()
     assert "**One run" in text
