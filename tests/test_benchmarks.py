@@ -42,18 +42,13 @@ def test_a_part_for_a_cuda_device_ends_on_a_cpu(part, tmp_path):
     assert re.match(r".*bare products of .* They prefer (float32|bfloat16)\.\n", ended.stdout)
 
 
-def test_each_test_for_a_cuda_device_leaves_its_row(tmp_path):
-    ended = python(BENCHMARKS / "_cuda_tests.py", "--small", "--out", tmp_path / "tests.json")
+def test_the_command_runs_a_part_in_a_process_of_its_own(tmp_path):
+    """The tests are a part too: each leaves its row."""
+    ended = python(CUDA, "--small", "--parts", "tests", "--out", tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = json.loads((tmp_path / "tests.json").read_text())["rows"]
     assert rows
     assert {row["outcome"] for row in rows} == {"passed"}
-
-
-def test_the_command_runs_a_part_in_a_process_of_its_own(tmp_path):
-    ended = python(CUDA, "--small", "--parts", "partial_fc", "--out", tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert json.loads((tmp_path / "partial_fc.json").read_text())["rows"]
 
 
 @pytest.mark.nightly
