@@ -74,7 +74,7 @@ def two_towers(
     Example:
         >>> z = torch.eye(4)
         >>> two_towers(z, z, temperature=0.5)  # log(1 + 3 / e^2)
-        tensor(0.3409)
+        tensor(0.3408)
     """
     _check(number(temperature), label_smoothing, grads)
     chosen = None if widths is None else tuple(widths)
@@ -161,7 +161,7 @@ class TwoTowers(nn.Module):
     Example:
         >>> z = torch.eye(4)
         >>> TwoTowers(0.5)(z, z)
-        tensor(0.3409)
+        tensor(0.3408)
         >>> TwoTowers(0.07, learnable=True, widths=(2, 4)).temperature
         tensor(0.0700, grad_fn=<ExpBackward0>)
     """
