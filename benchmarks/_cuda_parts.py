@@ -7,6 +7,7 @@ that fails leaves its error as its row.
 """
 
 import argparse
+import functools
 import gc
 import statistics
 import tempfile
@@ -18,17 +19,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _head_tasks import bare, cut_cross_entropy, inputs, linear_cross_entropy, low, naive, ours
 from _memory import extra_bytes
-from _report import median_seconds, save
-from contrastive import bare_nt_xent
-from head import ArcFace, bare, errors, gradients, inputs, linear_cross_entropy, naive, ours
+from _report import median_seconds, save, show_products
+from contrastive import bare_nt_xent, bare_towers
+from head import errors
 from torch import Tensor
 
 from marginlab import plan
 from marginlab.augment import Augmentation
 from marginlab.kernels import minimum
 from marginlab.losses import PartialFC
-from marginlab.losses.functional import info_nce
+from marginlab.losses.functional import info_nce, two_towers
+from marginlab.margins import ArcFace
 from marginlab.optim import LazySGD
 from marginlab.train import Monitor, Recipe, fit
 
@@ -82,22 +85,6 @@ def clear() -> None:
         torch.cuda.empty_cache()
 
 
-def cut_cross_entropy(filter_eps: str | None) -> Any:
-    """The plain softmax of Apple's library, without margin and without normalising."""
-    from cut_cross_entropy import linear_cross_entropy as peer
-
-    def make(x: Tensor, W: Tensor, y: Tensor) -> Callable[[], Any]:
-        x, W = x.bfloat16(), W.bfloat16()
-        return lambda: gradients(lambda x, W: peer(x, W, y, filter_eps=filter_eps), x, W)
-
-    return make
-
-
-def low(maker: Any) -> Any:
-    """A maker whose embeddings and centers are kept in bfloat16."""
-    return lambda x, W, y: maker(x.bfloat16(), W.bfloat16(), y)
-
-
 def head(table: Table, small: bool) -> None:
     """ArcFace over many classes, forward and backward."""
     torch._dynamo.config.recompile_limit = 64
@@ -129,21 +116,6 @@ def head(table: Table, small: bool) -> None:
         table.add(**row)
 
 
-def two_towers(z1: Tensor, z2: Tensor) -> Callable[[], Any]:
-    """The bare products of a two-tower loss: similarities in blocks, and two products of each."""
-    block = z1.new_empty(min(4096, len(z1)), len(z2))
-    near, far = torch.empty_like(z1), torch.zeros_like(z2)
-
-    def run() -> None:
-        for start in range(0, len(z1), len(block)):
-            part = slice(start, start + len(block))
-            product = torch.mm(z1[part], z2.T, out=block[: len(z1[part])])
-            torch.mm(product, z2, out=near[part])
-            far.addmm_(product.T, z1[part])
-
-    return run
-
-
 def contrastive(table: Table, small: bool) -> None:
     """InfoNCE of two views and of two towers, forward and backward."""
 
@@ -167,8 +139,12 @@ def contrastive(table: Table, small: bool) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         size = {"rows": n, "dim": dim, "dtype": str(dtype).removeprefix("torch.")}
         z1, z2 = pair(n, dim, dtype)
-        of = table.measure("two towers: bare products", two_towers(z1, z2), **size)
+        of = table.measure("two towers: bare products", bare_towers(z1, z2), **size)
         table.measure("two towers: info_nce", call(towers, z1, z2), of, **size)
+        for widths in ((dim,), (dim // 8, dim // 4, dim // 2, dim)):
+            nested = functools.partial(two_towers, temperature=0.07, widths=widths)
+            task = f"two towers: two_towers, {len(widths)} widths"
+            table.measure(task, call(nested, z1, z2), of, **size)
         try:
             from memeff import MemoryEfficientCLIPLoss
         except ImportError:
@@ -289,12 +265,13 @@ def profile(table: Table, small: bool) -> None:
 def training(table: Table, small: bool) -> None:
     """Images a second of SimCLR with a ResNet-18, the whole loop, and the network alone."""
     recipe = Recipe(
-        images=64 if small else 5000,
+        images=32 if small else 5000,
+        image_size=16 if small else 0,
         backbone="Backbone('resnet18', stem='strided', width=0.25)"
         if small
         else "Backbone('resnet18', stem='cifar')",
-        batch=32 if small else 512,
-        precision="bfloat16",
+        batch=16 if small else 512,
+        precision="float32" if small else "bfloat16",
         epochs=1 if small else 12,
     )
     monitor = Monitor(images=20, views=2, bank=20, probe_classes=0)
@@ -360,6 +337,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
     chosen = parser.parse_args()
+    show_products()
     PARTS[chosen.part](Table(chosen.part, chosen.out), chosen.small)
 
 

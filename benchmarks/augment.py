@@ -19,7 +19,7 @@ import kornia
 import kornia.augmentation as K
 import torch
 import torchvision
-from _report import environment, median_seconds, save
+from _report import environment, median_seconds, save, show_products
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -146,6 +146,7 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).parent / "measured" / "augment.json"
     )
     options = parser.parse_args()
+    show_products()
     here = environment()
     print(
         f"{here['device']}, {options.device}, {here['cores']} cores, torch {here['torch']}, "

@@ -43,7 +43,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _memory import extra_bytes
-from _report import _wait, save
+from _report import _wait, save, show_products
 from torch import Tensor
 
 from marginlab.losses.functional import cross_correlation, info_nce
@@ -92,6 +92,21 @@ def bare_nt_xent(z1: Tensor, z2: Tensor) -> Task:
             product = torch.mm(z[part], z.T, out=block[: len(z[part])])
             torch.mm(product, z, out=near[part])
             far.addmm_(product.T, z[part])
+
+    return run
+
+
+def bare_towers(z1: Tensor, z2: Tensor) -> Task:
+    """The bare products of a two-tower loss: similarities in blocks, and two products of each."""
+    block = z1.new_empty(min(4096, len(z1)), len(z2))
+    near, far = torch.empty_like(z1), torch.zeros_like(z2)
+
+    def run() -> None:
+        for start in range(0, len(z1), len(block)):
+            part = slice(start, start + len(block))
+            product = torch.mm(z1[part], z2.T, out=block[: len(z1[part])])
+            torch.mm(product, z2, out=near[part])
+            far.addmm_(product.T, z1[part])
 
     return run
 
@@ -244,6 +259,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    show_products()
     if chosen.small:
         chosen.rows, chosen.dims = [64, 128], [256]
     of_rows, of_features = peers()

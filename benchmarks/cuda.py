@@ -35,28 +35,49 @@ SECONDS = {  # the longest that a part may take
     "views": 60,
     "profile": 60,
 }
-NEEDED = ("pytest", "hypothesis", "beartype", "jaxtyping", "torchmetrics", "timm", "sklearn")
-PEERS = ("cut_cross_entropy", "memeff", "kornia", "torchvision", "triton")
+NEEDED = (
+    "pytest",
+    "hypothesis",
+    "beartype",
+    "jaxtyping",
+    "torchmetrics",
+    "timm",
+    "sklearn",
+    "tyro",
+    "rich",
+)
+PEERS = ("cut_cross_entropy", "memeff")
 
 
 def command(part: str, out: Path, small: bool) -> list[str]:
     """The process of a part."""
-    if part == "tests":
-        files = ["tests/test_devices.py"] + ([] if small else ["tests/kernels/test_triton_tile.py"])
-        options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "--color=no", "-rfE"]
-        chosen = ["-k", "counters or NT-Xent"] if small else []
-        return [sys.executable, "-m", "pytest", *options, *chosen, f"--junitxml={out}", *files]
+    file = ["_cuda_tests.py"] if part == "tests" else ["_cuda_parts.py", part]
     size = ["--small"] if small else []
-    return [sys.executable, str(HERE / "_cuda_parts.py"), part, "--out", str(out), *size]
+    return [sys.executable, str(HERE / file[0]), *file[1:], "--out", str(out), *size]
+
+
+def fault(words: list[str], limit: float) -> str:
+    """Run a process; return how it failed within the limit of seconds, or nothing."""
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    try:
+        code = subprocess.run(words, cwd=HERE.parent, timeout=limit, env=environment).returncode
+    except subprocess.TimeoutExpired:
+        return f"not done within {limit:.0f} s"
+    return f"ended with code {code}" if code else ""
 
 
 def installed() -> None:
     """Say what is there and what is not; end where the parts cannot run at all."""
     import torch
 
-    found = {name: importlib.util.find_spec(name) is not None for name in NEEDED + PEERS}
+    found = {
+        name: importlib.util.find_spec(name) is not None for name in (*NEEDED, *PEERS, "triton")
+    }
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device: CPU"
     print(f"{device}, torch {torch.__version__}, Python {sys.version.split()[0]}", flush=True)
+    if not found["triton"]:
+        print("Triton is not installed: the head runs with torch's own operations.", flush=True)
     if lacking := [name for name in PEERS if not found[name]]:
         print(f"Not installed, so these rows are left out: {', '.join(lacking)}.", flush=True)
     if lacking := [name for name in NEEDED if not found[name]]:
@@ -81,7 +102,6 @@ def main() -> None:
     out = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * chosen.minutes
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     faults = []
     for part in chosen.parts:
         limit = min(SECONDS[part], end - time.monotonic())
@@ -90,20 +110,11 @@ def main() -> None:
             continue
         print(f"\n== {part} (at most {limit:.0f} s)", flush=True)
         start = time.monotonic()
-        file = out / (f"{part}.xml" if part == "tests" else f"{part}.json")
-        environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        try:
-            ended = subprocess.run(
-                command(part, file, chosen.small), cwd=HERE.parent, timeout=limit, env=environment
-            ).returncode
-        except subprocess.TimeoutExpired:
-            faults.append(f"{part}: not done within {limit:.0f} s")
-        else:
-            if ended:
-                faults.append(f"{part}: ended with code {ended}")
+        if said := fault(command(part, out / f"{part}.json", chosen.small), limit):
+            faults.append(f"{part}: {said}")
         print(f"== {part}: {time.monotonic() - start:.0f} s", flush=True)
-    for fault in faults:
-        print(fault, flush=True)
+    for each in faults:
+        print(each, flush=True)
     sys.exit(1 if faults else 0)
 
 

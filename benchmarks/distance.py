@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import median_seconds, save
+from _report import median_seconds, save, show_products
 
 from marginlab.augment import Augmentation
 from marginlab.kernels import filter, minimum
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="7; with --filter 3")
     parser.add_argument("--out")
     chosen = parser.parse_args()
+    show_products()
     images, rounds = (
         chosen.images or (100 if chosen.filter else 150),
         chosen.rounds or (3 if chosen.filter else 7),

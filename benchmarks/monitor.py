@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import median_seconds, save
+from _report import median_seconds, save, show_products
 
 from marginlab import settings
 from marginlab.data import load
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/monitor.json"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    show_products()
     small = Recipe(backbone="Backbone('resnet18', stem='strided', width=0.25)", batch=128)
     recipes = [
         small,

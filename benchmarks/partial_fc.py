@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from _memory import extra_bytes
-from _report import _wait, save
+from _report import _wait, save, show_products
 
 from marginlab.losses import PartialFC
 from marginlab.losses.sampling import sample
@@ -168,6 +168,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    show_products()
     folder = Path(__file__).parent / "measured"
     if chosen.hundred_million:
         rows = measure(chosen.rows, 512, chosen.sampled, [100_000_000], 1, momentum=0.0)

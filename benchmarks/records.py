@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from _report import environment, save
+from _report import environment, save, show_products
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -101,6 +101,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    show_products()
     here = environment()
     print(
         f"{here['device']}, {here['cores']} cores, torch {here['torch']}, torchvision "

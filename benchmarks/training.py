@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import median_seconds, save
+from _report import median_seconds, save, show_products
 
 from marginlab import settings
 from marginlab.data import load
 from marginlab.train import Monitor, Recipe, fit
-from marginlab.train.recipe import PRECISIONS
+from marginlab.train.precision import PRECISIONS, chosen
 
 
 def measure(recipe: Recipe, repeats: int) -> list[dict[str, Any]]:
@@ -30,6 +30,12 @@ def measure(recipe: Recipe, repeats: int) -> list[dict[str, Any]]:
     )
     optimizer = method.optimizers(recipe.make_optimizer())[0]
     views = augmentation.views(images.images, n_views=2)
+    with tempfile.TemporaryDirectory() as folder:  # "auto": as the training itself would choose
+        shape = views.flatten(0, 1).shape
+        precision, said = chosen(recipe.precision, method.backbone, shape, Path(folder))
+    if said:
+        print(f"{recipe.backbone} {said}.", flush=True)
+    recipe = replace(recipe, precision=precision)
 
     def network() -> None:
         optimizer.zero_grad()
@@ -77,7 +83,8 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/training.json"))
-    chosen = parser.parse_args()
+    options = parser.parse_args()
+    show_products()
     small = Recipe(
         images=1024, backbone="Backbone('resnet18', stem='strided', width=0.25)", batch=128
     )
@@ -91,15 +98,15 @@ def main() -> None:
         ),
     ]
     rows = []
-    for recipe in [settings.read(Recipe, chosen.recipe)] if chosen.recipe else recipes:
-        for row in measure(recipe, chosen.repeats):
+    for recipe in [settings.read(Recipe, options.recipe)] if options.recipe else recipes:
+        for row in measure(recipe, options.repeats):
             print(
                 f"{row['backbone']:60} {row['precision']:9} {row['task']:14} "
                 f"{row['images_per_second']:7,} images/s",
                 flush=True,
             )
             rows.append(row)
-    save("training", rows, chosen.out)
+    save("training", rows, options.out)
 
 
 if __name__ == "__main__":

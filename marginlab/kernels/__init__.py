@@ -5,6 +5,7 @@ from marginlab.kernels.correlation import off_diagonal_squares as off_diagonal_s
 from marginlab.kernels.logsumexp import logsumexp as logsumexp
 from marginlab.kernels.minimum import between as between
 from marginlab.kernels.minimum import minimum as minimum
+from marginlab.kernels.nested import nested_logsumexp as nested_logsumexp
 from marginlab.kernels.softplus_sum import softplus_sum as softplus_sum
 from marginlab.kernels.split import split_logsumexp as split_logsumexp
 from marginlab.kernels.symmetric import symmetric_logsumexp as symmetric_logsumexp

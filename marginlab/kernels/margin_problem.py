@@ -12,7 +12,7 @@ over the n columns that the row has; without weights a_i = 1.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +20,12 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.directions import measured
+from marginlab.kernels.exponentials import Exponentials, fits
 from marginlab.kernels.margin_batch import MarginBatch, Over
 from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
 from marginlab.kernels.pointwise import pointwise
-from marginlab.kernels.tiles import Columns, Rows, Slopes, Sums, multiply
+from marginlab.kernels.tiles import Columns, Gradients, Rows, Slopes, Sums, multiply
 from marginlab.margins import Margin, Targets
-
-
-class Gradients(NamedTuple):
-    """Tensors that a backward walk writes its gradients into.
-
-    Attributes:
-        directions: (B, D), gradient of the embeddings at unit length; it is added to.
-        centers: (n, K, D), gradient of the centers; None: not wanted.
-        complete: The centers of a tile get no more gradient from other rows.
-        add: The gradient of the centers is added to; otherwise it is written.
-    """
-
-    directions: Tensor
-    centers: Tensor | None
-    complete: bool
-    add: bool
 
 
 class Problem:
@@ -84,8 +69,11 @@ class Problem:
                 self.cosine = ranks.all_reduce(self.cosine, over.group)
             self.targets = self._batch_targets()
         self.forward_tile, self.backward_tile = pointwise(columns, self.part(slice(None)))
-        # along: d loss / d |x|
-        self.loss, self.along = self.length.new_zeros(2, len(target)).unbind()
+        self.exponentials: Exponentials | None = None  # held in place of the products
+        if fits(columns, self.part(slice(None))):
+            self.exponentials = Exponentials(columns, len(target))
+        # along: d loss / d |x|; others: 1 - p of the own class
+        self.loss, self.along, self.others = self.length.new_zeros(3, len(target)).unbind()
         log_sum, spread, against = self.length.new_zeros(3, len(target)).unbind()
         self.slopes = Slopes(log_sum, spread, against, winner)
 
@@ -130,7 +118,7 @@ class Problem:
         )
         return Targets(*(rows_of(each, slice(before, before + len(rows))) for each in made))
 
-    def part(self, part: slice) -> Rows:
+    def part(self, part: slice | Tensor) -> Rows:
         """Return some of the rows, as the tiles need them."""
         value, hardness = (
             (None, None)
@@ -148,15 +136,15 @@ class Problem:
     def forward(self, part: slice, products: Tensor | None, *, measure: bool) -> None:
         """Sum a part of the rows over all tiles; set their losses and values for the backward pass.
 
-        The products are kept in the buffer `products`, or not kept where it is None.
+        The products, or the exponentials, are kept in the buffer `products`, or not kept where it
+        is None.
         """
-        rows, columns = self.part(part), self.columns
-        operand = rows.direction.to(columns.operands)
-        sums = Sums.none(len(operand), self.length)
-        for tile, place in self.places(len(operand), products):
-            sums = self.forward_tile(
-                columns.product(operand, tile, place, measure=measure), columns, rows, tile, sums
-            )
+        sums = None
+        if products is not None and self.exponentials is not None:
+            sums = self.exponentials.forward(self.part(part), part, products, measure=measure)
+        if sums is None:
+            self.exponentials = None
+            sums = self._sums(part, products, measure=measure)
         if self.over.classes:
             sums = self._exchanged(sums)
         if self.targets is None:
@@ -167,6 +155,7 @@ class Problem:
         far, near = sums.logarithm(), made.value * self.settings.scale
         loss, against = F.softplus(far - near, threshold=40.0), torch.sigmoid(far - near)
         log_sum = torch.logaddexp(far, near)
+        self.others[part] = against
         penalty, penalty_slope = made.penalty, made.penalty_slope
         epsilon = self.settings.label_smoothing
         if epsilon > 0:
@@ -188,6 +177,17 @@ class Problem:
         self.loss[part] = loss
         self.slopes.log_sum[part] = log_sum
         self.slopes.target[part] = -against * made.slope
+
+    def _sums(self, part: slice, products: Tensor | None, *, measure: bool) -> Sums:
+        """Return the sums of a part of the rows over all tiles, with a running maximum."""
+        rows, columns = self.part(part), self.columns
+        operand = rows.direction.to(columns.operands)
+        sums = Sums.none(len(operand), self.length)
+        for tile, place in self.places(len(operand), products):
+            sums = self.forward_tile(
+                columns.product(operand, tile, place, measure=measure), columns, rows, tile, sums
+            )
+        return sums
 
     def _exchanged(self, sums: Sums) -> Sums:
         """Combine all ranks' sums, and the target cosines, in one packed exchange."""
@@ -218,25 +218,39 @@ class Problem:
         Where the gradient of the centers is complete, the component along the centers is removed
         from it, and the rest is divided by their length.
         """
-        rows, columns = self.part(part), self.columns
-        operands, dx, dw = columns.operands, into.directions, into.centers
-        slopes = Slopes(*(s[part] for s in self.slopes))
+        height = part.stop - part.start
+        index: slice | Tensor = part
+        chosen = None  # the rows that take part
+        if self.settings.negligible > 0:
+            chosen = (~self.negligible(part)).nonzero().squeeze(1)
+            index, upstream = chosen + part.start, upstream[chosen]
+        rows, columns = self.part(index), self.columns
+        operands, dw = columns.operands, into.centers
+        dx = torch.zeros_like(rows.direction)
+        slopes = Slopes(*(s[index] for s in self.slopes))
+        if products is not None and self.exponentials is not None:
+            chosen_of = (part, chosen)
+            dx = self.exponentials.backward(rows, chosen_of, products, slopes, upstream, into)
+            into.directions[index] = dx
+            return
         factor, top = self.settings.scale * upstream, None
         if operands == torch.float16 and len(factor):  # a loss scaler's factor can leave its range
             top = factor.abs().amax().clamp_min(torch.finfo(factor.dtype).tiny)
             factor = factor / top
         operand = rows.direction.to(operands)
         weighted = (rows.direction * factor[:, None]).to(operands)
-        for tile, place in self.places(len(operand), products):
-            product = columns.product(operand, tile, place) if products is None else place
-            assert product is not None
+        for tile, place in self.places(height, products):
+            if place is None:
+                product = columns.product(operand, tile)
+            else:
+                product = place if chosen is None else place[chosen]
             grad = self.backward_tile(product, columns, rows, tile, slopes).to(operands)
             directions = columns.directions(tile)
             flat = directions.flatten(0, 1)
             if columns.wide == operands:
-                dx[part].addmm_(grad, flat)
+                dx.addmm_(grad, flat)
             else:
-                dx[part].add_(multiply(grad, flat.to(operands), columns.product_dtype()))
+                dx.add_(multiply(grad, flat.to(operands), columns.product_dtype()))
             if dw is None:
                 continue
             flat_dw = dw[tile].view(-1, columns.D)
@@ -244,12 +258,11 @@ class Problem:
                 part_of_dw = (
                     multiply(grad.T, weighted, columns.product_dtype()).to(columns.wide).mul_(top)
                 )
-                if into.add:
-                    flat_dw.add_(part_of_dw)
-                else:
+                if not into.add:
                     dw[tile] = tangent(part_of_dw.view_as(directions), directions, columns, tile)
-                continue
-            if into.add:
+                    continue
+                flat_dw.add_(part_of_dw)
+            elif into.add:
                 if flat_dw.dtype == operands:
                     flat_dw.addmm_(grad.T, weighted)
                 else:
@@ -268,7 +281,12 @@ class Problem:
                 continue
             if into.complete:
                 tangent(dw[tile], directions, columns, tile)
-        dx[part] *= (upstream * self.settings.scale)[:, None]
+        into.directions[index] = dx.mul_((upstream * self.settings.scale)[:, None])
+
+    def negligible(self, part: slice) -> Tensor:
+        """Mark the rows that take no part in the backward pass."""
+        few = self.others[part] < self.settings.negligible
+        return few if self.valid is None else few & self.valid[part]
 
     def places(self, rows: int, products: Tensor | None) -> Iterator[tuple[slice, Tensor | None]]:
         """Yield the tiles, each with its place in the buffer: one contiguous stretch of it."""
@@ -283,11 +301,6 @@ class Problem:
                         rows, tile.stop - tile.start, self.columns.K
                     ),
                 )
-
-    def finish(self, dw: Tensor) -> None:
-        """Project a summed gradient of the centers off their directions; divide by their length."""
-        for tile in self.columns.tiles(1):
-            tangent(dw[tile], self.columns.directions(tile), self.columns, tile)
 
     def to_rows(self, dx: Tensor, upstream: Tensor) -> Tensor:
         """Return the gradient of the embeddings, given that of their directions."""

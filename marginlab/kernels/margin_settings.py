@@ -33,6 +33,8 @@ class MarginSettings:
         operands: Dtype of the factors of the large products; None: that of the centers.
         budget: Bytes held between the passes or in one tile; None: 128 MiB, on CUDA 512 MiB.
         compiled: Compile the pointwise part with torch.compile.
+        negligible: Rows that leave less than this of their softmax to other classes take no part
+            in the backward pass (`marginlab.kernels.negligible`); 0: every row does.
         dense_grad: Make the gradient of the centers dense, also of sampled classes.
     """
 
@@ -47,6 +49,7 @@ class MarginSettings:
     operands: torch.dtype | None = None
     budget: int | None = None
     compiled: bool = False
+    negligible: float = 0.0
     dense_grad: bool = False
 
     def valid(self, labels: Tensor) -> Tensor | None:

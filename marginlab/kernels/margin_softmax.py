@@ -15,10 +15,14 @@ There are three ways to hold little, chosen by the budget:
 
     one buffer    the products of all rows with all classes fit: they are held
                   from the forward to the backward pass; 3 matrix products
-    row chunks    they do not fit, but those of ROWS rows do, and one scalar is
-                  asked for: gradients are made forward; 3 matrix products
+    row chunks    they do not fit, but those of some rows do (`least_rows`), and
+                  one scalar is asked for: gradients are made forward; 3 matrix
+                  products
     class tiles   otherwise: tiles of classes, computed once more in the
                   backward pass; 4 matrix products
+
+In float32 on a CPU the first two hold exponentials in place of products where nothing forbids it
+(`marginlab.kernels.exponentials`).
 
 Sources: Deng et al. 2022 (ArcFace), eq. 4 and section 3.2 (sub-centers); An et al. 2022 (Partial
 FC), section 3; the online softmax is Milakov and Gimelshein 2018.
@@ -36,12 +40,16 @@ from torch import Tensor
 from marginlab.kernels.function import unlowered
 from marginlab.kernels.margin_batch import MarginBatch, Over
 from marginlab.kernels.margin_plain import plain
-from marginlab.kernels.margin_problem import Gradients, Problem
+from marginlab.kernels.margin_problem import Problem
 from marginlab.kernels.margin_settings import MarginSettings
+from marginlab.kernels.negligible import LeftOut, left_out
+from marginlab.kernels.tiles import Gradients
 from marginlab.recomputation import transformed
 
-# fewer rows at a time cost more memory traffic on the centers' gradient than the product they save
+# fewer rows at a time cost more memory traffic on the centers' gradient than the product they save:
+# ROWS on CUDA, and on a CPU, whose products are slower beside its memory, ROWS_CPU
 ROWS = 1000
+ROWS_CPU = 100
 
 
 def margin_cross_entropy(
@@ -50,8 +58,8 @@ def margin_cross_entropy(
     batch: MarginBatch,
     settings: MarginSettings,
     over: Over,
-) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """Return the loss of each row, (B,), and the target cosines.
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"], LeftOut | None]:
+    """Return the loss of each row, (B,), the target cosines, and what is left out backward.
 
     With `batch.share`, the loss is the weighted sum over the rows, a scalar. The loss is
     differentiable in embeddings and centers; the cosines are not. Shapes and values are not checked
@@ -76,13 +84,18 @@ def margin_cross_entropy(
         >>> embeddings, centers = torch.eye(2), torch.eye(2)[:, None]
         >>> batch, settings = MarginBatch(torch.arange(2)), MarginSettings(NoMargin(), scale=1.0)
         >>> margin_cross_entropy(embeddings, centers, batch, settings, Over())  # log(1 + e^-1)
-        (tensor([0.3133, 0.3133]), tensor([1., 1.]))
+        (tensor([0.3133, 0.3133]), tensor([1., 1.]), None)
     """
     # transforms and exports differentiate torch's own operations
     if transformed() or torch.compiler.is_exporting():
-        return plain(embeddings, centers, batch, settings, over)
-    out: tuple[Tensor, Tensor] = _MarginSoftmax.apply(embeddings, centers, batch, settings, over)
-    return out
+        return *plain(embeddings, centers, batch, settings, over), None
+    loss, cosine, *left = _MarginSoftmax.apply(embeddings, centers, batch, settings, over)
+    return loss, cosine, LeftOut(*left) if left else None
+
+
+def least_rows(device: str) -> int:
+    """Return the rows whose products must fit for row chunks on a type of device."""
+    return ROWS_CPU if device == "cpu" else ROWS
 
 
 class _MarginSoftmax(torch.autograd.Function):
@@ -94,7 +107,7 @@ class _MarginSoftmax(torch.autograd.Function):
         batch: MarginBatch,
         settings: MarginSettings,
         over: Over,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         with unlowered(x):
             problem = Problem(x, weight, batch, settings, over)
             columns = problem.columns
@@ -110,7 +123,9 @@ class _MarginSoftmax(torch.autograd.Function):
                     len(x) * columns.n * columns.K, dtype=columns.product_dtype()
                 )
                 problem.forward(everything, products, measure=True)
-            elif batch.share is not None and chunk >= ROWS and not over.classes:
+            elif (
+                batch.share is not None and chunk >= least_rows(x.device.type) and not over.classes
+            ):
                 weights = batch.share if batch.valid is None else batch.share * batch.valid
                 ctx.gradients = _forward_with_gradients(
                     problem, weight, weights, chunk, to_weight=ctx.needs_input_grad[1]
@@ -123,12 +138,16 @@ class _MarginSoftmax(torch.autograd.Function):
             # autograd notices when the inputs are changed before the backward pass, and frees the
             # buffer after it
             ctx.save_for_backward(x, weight, products)
-            cosine = problem.cosine.detach()
-            ctx.mark_non_differentiable(cosine)
-            return batch.reduced(problem.loss), cosine
+            out: tuple[Tensor, ...] = batch.reduced(problem.loss), problem.cosine.detach()
+            if settings.negligible > 0:
+                few = problem.negligible(everything)
+                slope, scale = problem.slopes.target, settings.scale
+                out = *out, *left_out(problem.others, slope, few, batch.share, scale)
+            ctx.mark_non_differentiable(*out[1:])
+            return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, products = ctx.saved_tensors
         problem: Problem = ctx.problem
         batch: MarginBatch = ctx.batch
@@ -210,12 +229,13 @@ def _forward_with_gradients(
     high = math.ceil(n / math.ceil(n / high))  # chunks of one height
     products = problem.loss.new_empty(high * columns.n * columns.K, dtype=columns.product_dtype())
     dx = torch.zeros_like(problem.direction)
-    dw = problem.loss.new_zeros(columns.n, *weight.shape[1:]) if to_weight else None
-    into = Gradients(dx, dw, complete=False, add=True)
+    dw = problem.loss.new_empty(columns.n, *weight.shape[1:]) if to_weight else None
     for start in range(0, n, high):
         part = slice(start, min(start + high, n))
         problem.forward(part, products, measure=start == 0)
+        add = start > 0 or problem.exponentials is None
+        if add and start == 0 and dw is not None:
+            dw.zero_()
+        into = Gradients(dx, dw, complete=part.stop == n, add=add)
         problem.backward(part, products, share[part].to(problem.loss), into)
-    if dw is not None:
-        problem.finish(dw)
     return problem.to_rows(dx, share), None if dw is None else dw.to(weight.dtype)

@@ -252,6 +252,23 @@ class Slopes(NamedTuple):
     winner: Tensor  # which sub-center of the own class is the nearest
 
 
+class Gradients(NamedTuple):
+    """Tensors that a backward walk writes its gradients into.
+
+    Attributes:
+        directions: (B, D), gradient of the embeddings at unit length; it is added to.
+        centers: (n, K, D), gradient of the centers; None: not wanted.
+        complete: The centers of a tile get no more gradient from other rows.
+        add: The gradient of the centers is added to; otherwise it is written, and complete, but
+            where the exponentials are held.
+    """
+
+    directions: Tensor
+    centers: Tensor | None
+    complete: bool
+    add: bool
+
+
 def backward_tile(
     product: Tensor, columns: Columns, rows: Rows, tile: slice, slopes: Slopes
 ) -> Tensor:

@@ -18,6 +18,7 @@ from marginlab.losses.spectral_contrastive import SpectralContrastive as Spectra
 from marginlab.losses.sup_con import References as References
 from marginlab.losses.sup_con import SupCon as SupCon
 from marginlab.losses.t_info_nce import TInfoNCE as TInfoNCE
+from marginlab.losses.two_towers import TwoTowers as TwoTowers
 from marginlab.losses.vicreg import VICReg as VICReg
 
 __all__ = (
@@ -32,5 +33,6 @@ __all__ = (
     "SpectralContrastive",
     "SupCon",
     "TInfoNCE",
+    "TwoTowers",
     "VICReg",
 )

@@ -16,6 +16,7 @@ from marginlab import ranks
 from marginlab.kernels.directions import unit
 from marginlab.kernels.margin_batch import MarginBatch, Over
 from marginlab.kernels.margin_settings import MarginSettings, Reduction, wide_dtype
+from marginlab.kernels.negligible import LeftOut
 from marginlab.losses.centers import draw_
 from marginlab.losses.classifier_settings import check_classes, check_settings
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
@@ -54,6 +55,7 @@ class Classifier(nn.Module):
     grads = setting("grads")
     operands = setting("operands")
     budget = setting("budget")
+    negligible = setting("negligible")
     compiled = setting("compiled")
     class_weights: Tensor | None
     part: slice  # of the classes, whose centers this rank has
@@ -63,6 +65,8 @@ class Classifier(nn.Module):
 
     They are detached, and 0 for ignored rows. `PartialFC` holds those of all ranks.
     """
+    left_out: LeftOut | None = None
+    """Rows of the last batch that the backward pass leaves out, with `negligible`; else None."""
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Classifier(nn.Module):
         reduction: Reduction = "mean",
         operands: torch.dtype | None = None,
         budget: int | None = None,
+        negligible: float = 0.0,
         compiled: bool = False,
         validate: Validate | None = None,
         group: dist.ProcessGroup | None = None,
@@ -103,6 +108,7 @@ class Classifier(nn.Module):
             grads=grads,
             operands=operands,
             budget=budget,
+            negligible=negligible,
             compiled=compiled,
         )
         check_settings(settings)
@@ -241,7 +247,7 @@ class Classifier(nn.Module):
         # the module's margin, which may have been replaced since the settings were made
         settings = replace(self.settings, margin=self.margin if margin is None else margin)
         over = Over(self.group, classes=spread, first=self.part.start)
-        loss, cosine = weighted_loss(
+        loss, cosine, left = weighted_loss(
             embeddings,
             self.centers,
             labels,
@@ -252,10 +258,10 @@ class Classifier(nn.Module):
             total_weight,
         )
         if not recomputing():  # a pass that is run again may be that of an earlier batch
-            self.target_cosines, self._counted = cosine, batch.valid
+            self.target_cosines, self._counted, self.left_out = cosine, batch.valid, left
         # a value of the trace is none of the module
         if torch.compiler.is_exporting() or transformed():
-            self.target_cosines = self._counted = None
+            self.target_cosines = self._counted = self.left_out = None
         self.faults.after(embeddings, labels, batch.valid, loss)
         return loss
 

@@ -32,6 +32,15 @@ def check_settings(settings: MarginSettings) -> None:
     check_word("reduction", settings.reduction, ("mean", "sum", "none"))
     if settings.budget is not None and settings.budget <= 0:
         raise ValueError(f"A budget is a positive number of bytes, not {settings.budget}.")
+    if not 0 <= settings.negligible < 1:
+        raise ValueError(f"negligible is a probability in [0, 1), not {settings.negligible}.")
+    if settings.negligible > 0 and (settings.label_smoothing > 0 or margin.hardens):
+        why = "label smoothing" if settings.label_smoothing > 0 else type(margin).__name__
+        raise ValueError(
+            f"negligible={settings.negligible} leaves rows out whose own class has nearly all of "
+            f"their softmax. With {why} such rows have a gradient that its bound does not cover: "
+            "set negligible=0."
+        )
     if settings.operands not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
             "operands are torch.float32, bfloat16 or float16, or None for the dtype of the "

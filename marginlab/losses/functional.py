@@ -13,6 +13,7 @@ from marginlab.losses.margin_softmax import margin_softmax as margin_softmax
 from marginlab.losses.spectral_contrastive import spectral_contrastive as spectral_contrastive
 from marginlab.losses.sup_con import sup_con as sup_con
 from marginlab.losses.t_info_nce import t_info_nce as t_info_nce
+from marginlab.losses.two_towers import two_towers as two_towers
 from marginlab.losses.vicreg import vicreg as vicreg
 
 __all__ = (
@@ -26,5 +27,6 @@ __all__ = (
     "spectral_contrastive",
     "sup_con",
     "t_info_nce",
+    "two_towers",
     "vicreg",
 )

@@ -42,6 +42,7 @@ def margin_softmax(
     reduction: Reduction = "mean",
     operands: torch.dtype | None = None,
     budget: int | None = None,
+    negligible: float = 0.0,
     compiled: bool = False,
     validate: bool = True,
     group: dist.ProcessGroup | None = None,
@@ -74,6 +75,7 @@ def margin_softmax(
         grads=grads,
         operands=operands,
         budget=budget,
+        negligible=negligible,
         compiled=compiled,
     )
     check_settings(settings)
@@ -90,7 +92,7 @@ def margin_softmax(
     faults.before(embeddings, labels, valid)
     centers = centers.unsqueeze(1) if centers.ndim == 2 else centers
     batch = MarginBatch(labels, valid=valid, exclude=excluded(exclude, len(labels)))
-    loss, _ = weighted_loss(
+    loss, *_ = weighted_loss(
         embeddings, centers, labels, batch, settings, Over(group), class_weights
     )
     faults.after(embeddings, labels, valid, loss)
@@ -133,6 +135,10 @@ class MarginSoftmax(Classifier):
             a CPU the other cosines are also rounded to bfloat16, each by up to 2^-9 of itself.
             float64 inputs are computed in float64 whatever is said here.
         budget: Bytes held between the passes or in a tile; None: 128 MiB, on CUDA 512 MiB.
+        negligible: Leave rows that give less than this of their softmax to the other classes out
+            of the backward pass, such as 1e-4; 0: none. Late in a training they are most rows.
+            `left_out` then holds their number in the last batch, and a bound of what it changes. On
+            CUDA each backward pass waits for the device.
         compiled: Compile the pointwise part with torch.compile.
         validate: "now" refuses NaN, inf and wrong labels before work starts (default on a CPU).
             "deferred" raises at the next call, so that nothing waits for a GPU (default there; the

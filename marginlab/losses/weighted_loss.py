@@ -16,6 +16,7 @@ from marginlab import ranks
 from marginlab.kernels.margin_batch import MarginBatch, Over, Shares
 from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
 from marginlab.kernels.margin_softmax import margin_cross_entropy
+from marginlab.kernels.negligible import LeftOut
 
 
 def row_weights(
@@ -43,8 +44,8 @@ def weighted_loss(
     over: Over,
     class_weights: Float[Tensor, " num_classes"] | None,
     total_weight: Float[Tensor, ""] | None = None,
-) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"]]:
-    """Return the reduced loss and the target cosines.
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, " B"], LeftOut | None]:
+    """Return the reduced loss, the target cosines, and what the backward pass leaves out.
 
     Nothing is checked.
 
@@ -73,7 +74,9 @@ def weighted_loss(
             total_weight = total if over.classes else ranks.all_reduce(total, over.group)
         share = factor / total_weight.to(wide).clamp_min(torch.finfo(wide).tiny)
     batch = replace(batch, share=share, shares=shares)
-    loss, cosine = margin_cross_entropy(embeddings, centers, batch, settings, over)
+    loss, cosine, left = margin_cross_entropy(embeddings, centers, batch, settings, over)
     if share is None:
-        return loss * factor, cosine
-    return loss if over.classes else ranks.all_reduce(loss, over.group, settings.grads), cosine
+        return loss * factor, cosine, left
+    if not over.classes:
+        loss = ranks.all_reduce(loss, over.group, settings.grads)
+    return loss, cosine, left

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from marginlab import margins, settings
 from marginlab.kernels.margin_settings import BUDGET_CPU, BUDGET_CUDA
-from marginlab.kernels.margin_softmax import ROWS
+from marginlab.kernels.margin_softmax import least_rows
 from marginlab.kernels.tiles import ALIGNED, TILE, TILE_CUDA
 from marginlab.optim.rowsparse import SEMANTICS
 
@@ -199,7 +199,9 @@ class Setup:
         """The way in which the kernel holds logits: "one buffer", "row chunks" or "tiles"."""
         if self.rows <= self.chunk:
             return "one buffer"
-        return "row chunks" if self.chunk >= ROWS and self.ranks == 1 else "tiles"
+        if self.chunk >= least_rows(self.device) and self.ranks == 1:
+            return "row chunks"
+        return "tiles"
 
     @property
     def buffer(self) -> int:

@@ -58,7 +58,7 @@ def test_it_is_its_formula_in_value_and_gradient(text, data):
         lambda a, b: weighted(naive(a, b, labels, margin, **arguments)), x, w
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "ROWS", rows)
+        patch.setattr(kernel, "ROWS_CPU", rows)
         budget = data.draw(budgets)
         got = value_and_gradients(
             lambda a, b: weighted(

@@ -41,7 +41,7 @@ CASES = {
     "one buffer": replace(SMALL, sample_rate=1.0, batch=256),
     "sampled, one buffer": replace(SMALL, classes=80_000, sample_rate=0.5, batch=256),
     "row chunks": replace(SMALL, classes=8_000, sample_rate=1.0, batch=2_048, budget=48.0),
-    "tiles": replace(SMALL, sample_rate=0.6, batch=512, budget=16.0),
+    "tiles": replace(SMALL, sample_rate=0.6, batch=512, budget=6.0),
     "momentum that rows make up for": replace(
         SMALL, classes=60_000, dim=64, sample_rate=0.3, semantics="decayed"
     ),
