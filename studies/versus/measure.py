@@ -124,8 +124,13 @@ def seen(images: ImageSet, labels: Labels) -> ImageSet:
     noisy = flip_labels(images, labels.noise, seed=labels.seed).images if labels.noise else images
     n = max(round(labels.share * len(images)), 2)
     chosen = noisy.subset(n if n < len(images) else 0, labels.seed)
-    if len(chosen.labels.unique()) < 2:
-        raise SettingsError(f"{n} of {len(images)} labels are of one class. Let more be seen.")
+    unseen = sorted(set(range(len(images.classes))) - set(chosen.labels.tolist()))
+    if unseen:
+        raise SettingsError(
+            f"A share of {labels.share:g} of {len(images)} labels shows no image of "
+            f"{images.classes[unseen[0]]}, and a noise of {labels.noise:g} may flip the last one. "
+            "Let more labels be seen."
+        )
     return chosen
 
 
@@ -203,7 +208,7 @@ def _variance(features: Tensor, labels: Tensor) -> float:
 def _concentration(views: Tensor, labels: Tensor) -> list[float]:
     """1 - sigma, mean over classes, at half of the 90 % quantile of clean distances in a class."""
     labels = labels.unique(return_inverse=True)[1]
-    clean = _measured(views[:, :1], labels)
+    clean = _measured(views[:, :1], labels, levels=(1,))
     distances = torch.cat([_upper(torch.as_tensor(matrix)) for matrix in clean.distances()])
     delta = SHARE * float(distances.double().quantile(0.9))
     return [
@@ -212,8 +217,8 @@ def _concentration(views: Tensor, labels: Tensor) -> list[float]:
     ]
 
 
-def _measured(views: Tensor, labels: Tensor) -> Any:
-    measure = Concentration(sync_on_compute=False)
+def _measured(views: Tensor, labels: Tensor, levels: tuple[int, ...] | None = None) -> Any:
+    measure = Concentration(levels, sync_on_compute=False)
     measure.update(views, labels)
     return measure.compute()
 

@@ -101,8 +101,8 @@ def write(run: Run, levels: Sequence[tuple[str, str]], families: Mapping[str, st
     seeds = len(chosen.seeds)
     run.report.title = f"Contrastive or margin: {literal(chosen.recipe.data)}"
     run.report.lead = (
-        f"{len(shown)} methods on one backbone, {chosen.recipe.images or 'all'} images and the same "
-        f"number of steps, {seeds} seed(s)"
+        f"{len(shown)} methods on one backbone, {chosen.recipe.images or 'all'} images and as many "
+        f"steps, {seeds} seed(s)"
         + ("." if seeds > 2 else ": no finding, for that takes three.")
         + " A contrastive method sees no label while it trains; the judge on its features sees as "
         "many as a method with labels does."
@@ -116,8 +116,8 @@ def write(run: Run, levels: Sequence[tuple[str, str]], families: Mapping[str, st
         run.report.table(rows, f"{error} error of test images, mean over seeds.")
     run.report.table(
         contrasts(run, families, levels),
-        "kNN error: mean over the contrastive methods minus mean over the margin methods, paired by "
-        "seed, with its 95 % Student interval. Below zero, contrastive methods err less.",
+        "kNN error: mean over the contrastive methods minus mean over the margin methods, paired "
+        "by seed, with its 95 % Student interval. Below zero, contrastive methods err less.",
     )
     run.report.figure(
         panels(run, shown, levels, factors), "kNN error at each level of each factor."
@@ -127,10 +127,10 @@ def write(run: Run, levels: Sequence[tuple[str, str]], families: Mapping[str, st
         run.report.text("## What predicts the error over augmentations")
         run.report.table(
             rows,
-            "r: Spearman's correlation over the augmentations, mean over the methods of a family; p "
-            "by relabelling the augmentations; control: the same with the classes shuffled; excess: "
-            "how much farther from zero r is than its control, by seed, with the lower end of its "
-            "interval. Nothing is corrected for the number of rows.",
+            "r: Spearman's correlation over the augmentations, mean over the methods of a family; "
+            "p by relabelling the augmentations; control: the same with the classes shuffled; "
+            "excess: how much farther from zero r is than its control, by seed, with the lower "
+            "end of its interval. Nothing is corrected for the number of rows.",
         )
         run.report.figure(
             scatter(run, shown, families), "Each point is a method with an augmentation."
@@ -322,6 +322,11 @@ def scatter(run: Run, shown: Mapping[str, str], families: Mapping[str, str]) -> 
             row["at"] for row in run.select(quantity="predictor", space="backbone", **where[0])
         )
     )
+
+    def mean(quantity: str, at: str, method: str) -> list[float]:
+        found = [values(run, quantity, at, "backbone", method=method, **a) for a in where]
+        return [float(np.mean(of_seeds)) for of_seeds in found]
+
     figure = make_subplots(2, math.ceil(len(names_of) / 2), subplot_titles=names_of)
     for place, name in enumerate(names_of):
         row, column = divmod(place, math.ceil(len(names_of) / 2))

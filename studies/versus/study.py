@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from marginlab import methods as rooms
-from marginlab import models, settings
+from marginlab import settings
 from marginlab.methods import MarginClassifier, SupCon
 from marginlab.settings import SettingsError
 from marginlab.study import Cell, Quantity, Run
@@ -17,7 +17,7 @@ from marginlab.train import Monitor, Recipe
 from marginlab.train import check as check_data
 
 from . import report as pages
-from .measure import Labels, Predictors, pixels, predict, train
+from .measure import Labels, Predictors, pixels, predict, seen, train
 
 headline = (
     Quantity("error", "backbone", "kNN"),
@@ -140,7 +140,10 @@ def cells(chosen: Settings) -> list[dict[str, Any]]:
 
 def family(method: str) -> str:
     """Return the family of a method in call notation: one of `FAMILIES`."""
-    kind = getattr(rooms, method.partition("(")[0])
+    name = method.partition("(")[0]
+    if name not in rooms.__all__:
+        raise SettingsError(f"There is no method {name!r}: {settings.nearest(name, rooms.__all__)}")
+    kind = getattr(rooms, name)
     if issubclass(kind, MarginClassifier):
         return "margin"
     return "supervised contrastive" if issubclass(kind, SupCon) else "contrastive"
@@ -180,16 +183,19 @@ def predictors_of(cell: Any, chosen: Settings) -> Predictors:
 
 def check(chosen: Settings) -> str:
     """Refuse settings that do not fit the data or the networks; return the digest of the data."""
-    digests = {}
+    sets = {}
+    tried = set()
     for cell in cells(chosen):
-        recipe = recipe_of(cell, chosen)
-        settings.make(recipe.backbone, models, models.Backbone)
-        if recipe.data not in digests:
-            train_images, test_images = check_data(recipe)
-            recipe.make_method(len(train_images.classes))
-            digests[recipe.data] = f"{train_images.digest()} {test_images.digest()}"
-            chosen.monitor.unseen(train_images, size=recipe.image_size)
-    return " ".join(digests.values())
+        recipe, labels = recipe_of(cell, chosen), labels_of(cell)
+        if (recipe.data, recipe.seed) not in sets:
+            sets[recipe.data, recipe.seed] = check_data(recipe)
+            chosen.monitor.unseen(sets[recipe.data, recipe.seed][0], size=recipe.image_size)
+        images, _ = sets[recipe.data, recipe.seed]
+        seen(images, labels)
+        if (recipe.backbone, recipe.method, recipe.data) not in tried:
+            tried.add((recipe.backbone, recipe.method, recipe.data))
+            recipe.make_method(len(images.classes))
+    return " ".join(images.digest() for two in sets.values() for images in two)
 
 
 def run(cell: Cell) -> None:
