@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from scipy.stats import rankdata
 
 from marginlab.statistics.intervals import student_interval
 from marginlab.study import Run, literal
 
+from .figures import panels, scatter, training
+from .values import augmentations, values
+
 ERRORS = ("kNN", "linear")
-COLORS = ("#2458a6", "#3a9fb5", "#8e4aa3", "#6b6f76", "#d1622b", "#c23b5a", "#2e8b57", "#b8892b")
 
 
 class Prediction(NamedTuple):
@@ -146,15 +146,6 @@ def write(run: Run, levels: Sequence[tuple[str, str]], families: Mapping[str, st
         run.report.table(list(csv.DictReader(file)), "Beside it, at other scales.")
 
 
-def values(run: Run, quantity: str, at: str, space: str, **columns: Any) -> list[float]:
-    """Return a quantity that is measured once, of each seed, in the order of the settings."""
-    found = {
-        row["seed"]: row["value"]
-        for row in run.select(quantity=quantity, at=at, space=space, epoch=-1, **columns)
-    }
-    return [found.get(seed, math.nan) for seed in run.settings.seeds]
-
-
 def spread(numbers: Sequence[float]) -> str:
     """Return a mean with its interval over seeds, as text.
 
@@ -234,14 +225,6 @@ def contrasts(
     return rows
 
 
-def augmentations(run: Run) -> list[dict[str, str]]:
-    """Return the columns of the cells that differ in the augmentation alone."""
-    return [
-        {"factor": "base", "level": "base"},
-        *({"factor": "augmentations", "level": level} for level in run.settings.augmentations),
-    ]
-
-
 def predictions(
     run: Run, families: Mapping[str, str], levels: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
@@ -283,93 +266,3 @@ def predictions(
             }
         )
     return rows
-
-
-# --- figures --------------------------------------------------------------------------------------
-
-
-def panels(
-    run: Run, shown: Mapping[str, str], levels: Sequence[tuple[str, str]], factors: Sequence[str]
-) -> go.Figure:
-    """Plot the kNN error of each method at the levels of each factor."""
-    figure = make_subplots(1, max(len(factors), 1), subplot_titles=factors, shared_yaxes=True)
-    for column, factor in enumerate(factors, 1):
-        own = [("base", "base"), *((f, level) for f, level in levels if f == factor)]
-        for number, (method, name) in enumerate(shown.items()):
-            found = [
-                np.mean(values(run, "error", "kNN", "backbone", factor=f, level=v, method=method))
-                for f, v in own
-            ]
-            figure.add_scatter(
-                x=[v.partition("(")[2].rstrip(")")[:24] or v for _, v in own],
-                y=found,
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                mode="lines+markers",
-                line={"color": COLORS[number % len(COLORS)]},
-                row=1,
-                col=column,
-            )
-    return figure.update_layout(height=420, legend={"orientation": "h", "y": -0.35})
-
-
-def scatter(run: Run, shown: Mapping[str, str], families: Mapping[str, str]) -> go.Figure:
-    """Plot the kNN error against each predictor in features."""
-    where = augmentations(run)
-    names_of = list(
-        dict.fromkeys(
-            row["at"] for row in run.select(quantity="predictor", space="backbone", **where[0])
-        )
-    )
-
-    def mean(quantity: str, at: str, method: str) -> list[float]:
-        found = [values(run, quantity, at, "backbone", method=method, **a) for a in where]
-        return [float(np.mean(of_seeds)) for of_seeds in found]
-
-    figure = make_subplots(2, math.ceil(len(names_of) / 2), subplot_titles=names_of)
-    for place, name in enumerate(names_of):
-        row, column = divmod(place, math.ceil(len(names_of) / 2))
-        for number, (method, title) in enumerate(shown.items()):
-            figure.add_scatter(
-                x=[
-                    np.mean(values(run, "predictor", name, "backbone", method=method, **a))
-                    for a in where
-                ],
-                y=[
-                    np.mean(values(run, "error", "kNN", "backbone", method=method, **a))
-                    for a in where
-                ],
-                name=title,
-                legendgroup=title,
-                showlegend=place == 0,
-                mode="markers",
-                marker={"color": COLORS[number % len(COLORS)]},
-                row=row + 1,
-                col=column + 1,
-            )
-    return figure.update_layout(height=560, legend={"orientation": "h", "y": -0.1})
-
-
-def training(run: Run, shown: Mapping[str, str]) -> go.Figure:
-    """Plot alignment, divergence and the two theorems' losses over training in the base cell."""
-    quantities = ("alignment", "divergence_mean", "InfoNCE_L_2", "CrossCorrelation_L_2")
-    figure = make_subplots(1, len(quantities), subplot_titles=quantities)
-    for number, (method, name) in enumerate(shown.items()):
-        for column, quantity in enumerate(quantities, 1):
-            found = run.series(quantity, space="projector", factor="base", method=method)
-            if not found.epochs:
-                found = run.series(quantity, space="backbone", factor="base", method=method)
-            figure.add_scatter(
-                x=found.epochs,
-                y=found.values,
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                mode="lines+markers",
-                line={"color": COLORS[number % len(COLORS)]},
-                row=1,
-                col=column,
-            )
-    figure.update_yaxes(type="log", row=1, col=4)
-    return figure.update_layout(height=380, legend={"orientation": "h", "y": -0.25})
