@@ -9,7 +9,7 @@ interval of a difference is a paired one.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ Numbers = dict[tuple[str, str, str], float]  # of quantity, space and at
 FPIR, RANK = 0.1, 20
 
 
+class Scores(NamedTuple):
+    """Scores of one judgement by name: of its probes, and of pairs with their gallery images."""
+
+    probes: Arrays
+    pairs: Arrays
+    index: str
+
+
 def rows(
     protocol: Any, judged: list[Arrays], beside: list[Arrays] | None, *, replicates: int
 ) -> Iterator[dict[str, Any]]:
@@ -38,10 +46,15 @@ def rows(
     people = len(judged[0]["means trained"][0]) if "means trained" in judged[0] else None
     people = people or int(judged[0]["identity"].max()) + 1
     others = beside or [None] * len(judged)
+    scores = [scores_of(one) for one in judged]
 
     def of_people(w: Tensor) -> Numbers:
-        found = [_of_people(protocol, one, two, w) for one, two in zip(judged, others, strict=True)]
-        return _mean(found)
+        return _mean(
+            [
+                _of_people(protocol, one, two, three, w)
+                for one, two, three in zip(judged, others, scores, strict=True)
+            ]
+        )
 
     yield from _intervals(of_people, people, replicates)
     if "index" in judged[0]:
@@ -90,7 +103,9 @@ def _mean(found: list[Numbers]) -> Numbers:
     return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
 
 
-def _of_people(protocol: Any, one: Arrays, beside: Arrays | None, w: Tensor) -> Numbers:
+def _of_people(
+    protocol: Any, one: Arrays, beside: Arrays | None, scores: Scores, w: Tensor
+) -> Numbers:
     """Return all numbers of one seed, its images weighted by their identities."""
     identity = one["identity"]
     drawn = np.repeat(np.arange(len(identity)), w.numpy().astype(int)[identity])
@@ -101,7 +116,7 @@ def _of_people(protocol: Any, one: Arrays, beside: Arrays | None, w: Tensor) -> 
         _recognition(other, beside, drawn, w.numpy()[identity])
         for key in [key for key in other if key[0] == "rank1"]:
             found["rank1_gain", "", key[2]] = found[key] - other[key]
-    _scores(found, protocol, one, drawn)
+    _quality(found, protocol, one, scores, drawn)
     weight = w.numpy() / w.sum().item()
     for name in ("trained", "untrained"):
         if f"means {name}" in one:
@@ -130,35 +145,40 @@ def _recognition(found: Numbers, one: Arrays, drawn: np.ndarray, weight: np.ndar
         found["center_cosine", name, ""] = float(one[f"center_{name}"][drawn].mean())
 
 
-def _scores(found: Numbers, protocol: Any, one: Arrays, drawn: np.ndarray) -> None:
-    """Spearman's correlations and areas of all scores, and the gains of the predicted index."""
-    scores = {name[6:]: one[name].astype(float) for name in one if name.startswith("score ")}
+def scores_of(one: Arrays) -> Scores:
+    """Return all scores, the true number of rows and a random one among them."""
+    probes = {name[6:]: one[name].astype(float) for name in one if name.startswith("score ")}
     gallery = {name[8:]: one[name].astype(float) for name in one if name.startswith("gallery ")}
     rows_, people = one["rows"].astype(float), int(one["identity"].max()) + 1
-    scores["rows"], gallery["rows"] = rows_, np.full(people, rows_.max())
+    probes["rows"], gallery["rows"] = rows_, np.full(people, rows_.max())
     key = Key(0).named("random score")
-    scores["random"] = key.at(torch.arange(len(rows_))).uniform().numpy().astype(float)
+    probes["random"] = key.at(torch.arange(len(rows_))).uniform().numpy().astype(float)
     gallery["random"] = key.named("gallery").at(torch.arange(people)).uniform().numpy()
-    genuine, levels = one["genuine"].astype(float)[drawn], rows_[drawn]
+    pairs = {
+        name: _pair_quality(gallery[name], score, one["identity"]) for name, score in probes.items()
+    }
+    return Scores(probes, pairs, "index" if "index" in probes else "index_first")
+
+
+def _quality(found: Numbers, protocol: Any, one: Arrays, scores: Scores, drawn: np.ndarray) -> None:
+    """Spearman's correlations and areas of all scores, and the gains of the predicted index."""
+    genuine, levels = one["genuine"].astype(float)[drawn], one["rows"].astype(float)[drawn]
     places = [np.flatnonzero(levels == r) for r in np.unique(levels)]
     same = torch.ones(len(drawn), dtype=torch.bool)
-    index = "index" if "index" in scores else "index_first"
-    for name, score in scores.items():
+    for name, score in scores.probes.items():
         s = score[drawn]
         if name != "rows":
             found["spearman_resolution", name, ""] = _spearman(s, levels)
             within = [_spearman(s[at], genuine[at]) for at in places]
             found["spearman_within", name, ""] = float(np.mean(within))
-        pair = _pair_quality(gallery[name], score, one["identity"])[drawn]
+        pair = torch.from_numpy(scores.pairs[name][drawn])
         for fnmr in protocol.fnmrs:
-            curve = error_versus_discard(
-                torch.from_numpy(genuine), same, torch.from_numpy(pair), fnmr=fnmr
-            )
+            curve = error_versus_discard(torch.from_numpy(genuine), same, pair, fnmr=fnmr)
             for limit in protocol.limits:
                 found["discard_area", name, f"{fnmr:g} to {limit:g}"] = curve.area(limit)
     for quantity, name, at in list(found):
-        if quantity == "discard_area" and name != index:
-            gain = found["discard_area", index, at] - found["discard_area", name, at]
+        if quantity == "discard_area" and name != scores.index:
+            gain = found["discard_area", scores.index, at] - found["discard_area", name, at]
             found["discard_gain", name, at] = gain
 
 

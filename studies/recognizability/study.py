@@ -159,7 +159,8 @@ def _judged(cell: Cell, variant: str, seed: int) -> Any:
     two = once_trained(cell, second(chosen, variant, seed, str(one)), chosen.monitor).folder
     names = [str(folder.relative_to(cell.run_folder)) for folder in (one, two)]
     cell.say(f"judging {variant}, seed {seed}")
-    told = cell.once("judged", judge, chosen, variant, *names)
+    alone = settings.replaced(chosen, {"variants": (variant,), "seeds": (seed,)})
+    told = cell.once("judged", judge, alone, variant, *names)
     return read(cell.run_folder / "once" / told["folder"])
 
 

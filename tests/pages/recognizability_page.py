@@ -133,5 +133,55 @@ def read(name: str):
     return table(f"{FILES}/{name}.csv")
 
 
+def bank(of) -> str:
+    """The sentence on the bank that clustering finds."""
+
+    def mean(name):
+        return shown(of, variant="frozen", quantity=name)
+
+    seeds = [row for row in rows(of, quantity="bank_accepted") if row["seed"] != "all"]
+    accepted = sum(float(row["value"]) for row in seeds)
+    return (
+        f"The bank that clustering finds has a cosine of {mean('bank_cosine')} with ruined images, "
+        f"holds {mean('bank_share')} of the full ones, and is {mean('bank_ratio')} times as large "
+        f"as the next cluster, as means over the seeds. It is accepted on {accepted:.0f} of "
+        f"{len(seeds)} seeds. Its center has a cosine of {mean('centers_cosine')} with that of "
+        f"ruined images. Spearman's correlation of the index with the number of rows is "
+        f"{mean('index_spearman')}."
+    )
+
+
+def seeds(of, **columns) -> str:
+    """The values of the seeds, from the least to the largest."""
+    values = [float(r["value"]) for r in rows(of, **columns) if r["seed"] != "all"]
+    return f"{near(min(values))} to {near(max(values))}"
+
+
+def tables(of, name: str) -> list[list[list[str]]]:
+    """All tables of a preset, in the order of the page."""
+    found = [cluster(of), recognition(of), quality(of, "frozen", "0.1"), quality(of, "full", "0.1")]
+    return [*found, [*attention(of, "full"), *gains(of, "full")]]
+
+
 def recognizability() -> Page:
-    return Page("studies/recognizability/README.md")
+    page = Page("studies/recognizability/README.md")
+    for name in PRESETS:
+        of = read(name)
+        for each in tables(of, name):
+            page.says_rows(*each)
+        page.says(bank(of))
+        for sentence in SENTENCES[name](of):
+            page.says(sentence)
+    page.given(
+        "settings, in the presets and in study.py",
+        "(at least 0.9)",
+        "(at most 0.5)",
+        "TPIR at rank 20 and an FPIR of 0.1",
+        "share, 1 for a score",
+        "is 0.5 for a uniform map",
+        "2 x 2 places",
+        "4 x 4 on the faces",
+        "Intervals are of 95 %",
+        "(1, 0.02, 1), tau = 3",
+    )
+    return page
