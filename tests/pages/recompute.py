@@ -11,12 +11,19 @@ from concentration_page import concentration
 from front_page import front, shared, speed
 from inversion_page import inversion
 from page import Page
+from recognizability_page import recognizability
 from small_pages import learning_rate, partial_fc
 
-PAGES = {
-    page.__name__: page
-    for page in (bounds, concentration, inversion, learning_rate, partial_fc, shared)
-}
+STUDIES = (
+    bounds,
+    concentration,
+    inversion,
+    learning_rate,
+    partial_fc,
+    recognizability,
+    shared,
+)
+PAGES = {page.__name__: page for page in STUDIES}
 
 
 def faults() -> dict[str, list[str]]:

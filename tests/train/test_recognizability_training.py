@@ -1,12 +1,16 @@
 """Fine-tuning by Recognizability from a margin classifier: it starts, and resumes bit for bit."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
+from marginlab.methods import Recognizability
 from marginlab.settings import SettingsError
 from marginlab.train import Monitor, Recipe, fit, load
+from marginlab.train.watch import Stopped
 
 FIRST = Recipe(
     images=80,
@@ -60,6 +64,31 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(first, tmp_path):
     assert torch.equal(loaded.quality(images), whole.method.quality(images))
     named = {row.quantity for row in whole.rows}
     assert {"index_regression", "index_diversion", "attention", "unrecognizable_cosine"} <= named
+
+
+def test_a_run_that_is_stopped_within_an_epoch_keeps_center_and_statistics(
+    first, tmp_path, monkeypatch
+):
+    recipe = replace(SECOND, start=str(first.folder))
+    whole = fit(recipe, tmp_path / "whole", Monitor.none(), say=quiet)
+    steps, loss = [], Recognizability.loss
+
+    def stopping(self, views, labels):
+        steps.append(int(self.center_epoch))
+        if len(steps) == 3:  # the first of two steps of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, views, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recognizability, "loss", stopping)
+        with pytest.raises(Stopped, match="after step 3 of 4"):
+            fit(recipe, tmp_path / "stopped", Monitor.none(), say=quiet)
+    assert steps == [0, 0, 1]
+    with monkeypatch.context() as patch:  # what the second epoch began with is in the checkpoint
+        patch.setattr(Recognizability, "begin_epoch", lambda *_: pytest.fail("an epoch began"))
+        again = fit(recipe, tmp_path / "stopped", Monitor.none(), say=quiet)
+    ours, theirs = whole.method.state_dict(), again.method.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_the_center_is_that_of_the_network_it_starts_from(first, tmp_path):
