@@ -10,9 +10,13 @@ from bounds_page import bounds
 from concentration_page import concentration
 from front_page import front, shared, speed
 from page import Page
+from purify_page import purify
 from small_pages import learning_rate, partial_fc
 
-PAGES = {page.__name__: page for page in (bounds, concentration, learning_rate, partial_fc, shared)}
+PAGES = {
+    page.__name__: page
+    for page in (bounds, concentration, learning_rate, partial_fc, purify, shared)
+}
 
 
 def faults() -> dict[str, list[str]]:
