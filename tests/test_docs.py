@@ -62,7 +62,7 @@ def short(command):
         words[0] = sys.executable
     if "concentration" in words:
         words += [*SHORT_STUDY, *([] if "--batch" in words else ["--batch", "20"])]
-        words += ["--images", "100"]
+        words += ["--recipe.images", "100"]
     if "marginlab.train" in words:
         words += SHORT_TRAIN
     return words

@@ -10,7 +10,7 @@ from marginlab import files
 
 WRITES = {
     "append": lambda path: files.append(path, "more\n"),
-    "lock": lambda path: files.lockable(path).close(),
+    "lock": lambda path: files.Lock(path).take(),
 }
 
 
@@ -78,3 +78,26 @@ def test_what_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
         files.write(path, b"new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["name"]
+
+
+def test_a_lock_knows_whether_its_file_is_still_in_place(tmp_path):
+    lock = files.Lock(tmp_path / "lock")
+    assert not lock.in_place
+    assert lock.take()
+    assert lock.in_place
+    (tmp_path / "lock").unlink()
+    assert not lock.in_place
+    (tmp_path / "lock").touch()  # another file of the same name
+    assert not lock.in_place
+    other = files.Lock(tmp_path / "lock")
+    assert other.take()
+    assert other.in_place
+    lock.release()
+    other.release()
+    assert not other.in_place
+
+
+def test_rows_that_are_added_to_a_table_have_no_header():
+    rows = [(1, "a, b", 0.1)]
+    whole = files.csv_text(("n", "name", "value"), rows)
+    assert whole == "n,name,value\n" + files.csv_text((), rows)

@@ -111,7 +111,59 @@ def test_the_reader_of_imports_sees_every_form():
 
 def test_every_file_is_one_room():
     assert {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} <= set(FLOOR)
-    assert all(len(p.read_text().splitlines()) <= 400 for p in FILES)
+
+
+STUDIES = sorted((PACKAGE.parent / "studies").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *STUDIES], ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_a_file_is_short_and_narrow(path):
+    lines = path.read_text().splitlines()
+    most = 250 if path.name == "study.py" and path in STUDIES else 350
+    assert len(lines) <= most, f"{path} has {len(lines)} lines: split it by subject"
+    wide = [number for number, line in enumerate(lines, 1) if len(line) > 100]
+    assert not wide, f"{path} has lines over 100 columns: {wide}"
+
+
+def many_parameters(text: str, most: int = 8) -> list[str]:
+    """Name the functions of a source text with more parameters than `most`.
+
+    Settings that a public function takes by keyword only do not count, nor do the parameters of a
+    public class's constructor. A Triton kernel takes no objects.
+    """
+    found = []
+
+    def look(node: ast.AST, owner: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                made = child.args
+                taken = [a for a in (*made.posonlyargs, *made.args) if a.arg not in ("self", "cls")]
+                constructor = child.name == "__init__"
+                hidden = owner.startswith("_") or (child.name.startswith("_") and not constructor)
+                if hidden:
+                    taken += made.kwonlyargs
+                kernel = any("triton" in ast.unparse(d) for d in child.decorator_list)
+                if len(taken) > most and not (constructor and not hidden) and not kernel:
+                    found.append(child.name)
+            look(child, child.name if isinstance(child, ast.ClassDef) else owner)
+
+    look(ast.parse(text), "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_function_has_at_most_eight_parameters(path):
+    assert many_parameters(path.read_text()) == []
+
+
+def test_many_parameters_are_found():
+    three = "a, b, c"
+    assert many_parameters(f"def f({three}): ...", most=2) == ["f"]
+    assert many_parameters("def f(a, *, b, c): ...", most=2) == []
+    assert many_parameters("def _f(a, *, b, c): ...", most=2) == ["_f"]
+    assert many_parameters(f"class A:\n def __init__(self, {three}): ...", most=2) == []
+    assert many_parameters(f"class _A:\n def __init__(self, {three}): ...", most=2) == ["__init__"]
+    assert many_parameters(f"@triton.jit\ndef _f({three}): ...", most=2) == []
 
 
 def test_no_two_test_files_have_one_name():

@@ -28,19 +28,19 @@ COMMANDS = [
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # Added to every command that trains, so that it ends within seconds; flags that come later win.
 SHORT_STUDY = (
-    "--grids pairs --pairs ad --epochs 1 --measure-every 0 --bank 100 --methods "
+    "--grids pairs --pairs ad --recipe.epochs 1 --monitor.every 0 --monitor.bank 100 --methods "
     "SimCLR(hidden=8,dim=8)"
 ).split()
 SHORT_STUDY += "--per-class 4 --views 3 --deep-views 4 --sharpened 2".split()
-SHORT_STUDY += ["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
+SHORT_STUDY += ["--recipe.backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 SHORT_BOUNDS = (
-    "--epochs 1 --images 100 --monitored 20 --views 3 --bank 50 --methods SupCon(hidden=8,dim=8) "
-    "--optimizers SGD(lr=0.1)"
+    "--recipe.epochs 1 --recipe.images 100 --monitor.images 20 --monitor.views 3 --monitor.bank 50 "
+    "--methods SupCon(hidden=8,dim=8) --optimizers SGD(lr=0.1)"
 ).split()
 SHORT_BOUNDS += [
     "--augmentations",
     "Augmentation('e')",
-    "--backbone",
+    "--recipe.backbone",
     "Backbone('resnet18', stem='strided', width=0.125)",
 ]
 SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
@@ -80,8 +80,8 @@ def test_every_command_runs(home, command):
     if "concentration" in words and "--help" not in words:
         words += [
             *SHORT_STUDY,
-            *([] if "--batch" in words else ["--batch", "20"]),
-            "--images",
+            *([] if "--batch" in words else ["--recipe.batch", "20"]),
+            "--recipe.images",
             "100",
         ]
     if "bounds" in words:

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
-from marginlab.statistics import index_within_group, unit_vectors
+from marginlab.statistics import index_within_group, to_nearest_other, unit_vectors
 from marginlab.statistics.intervals import clopper_pearson, normal_interval, wilson, within
 
 ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -86,3 +86,18 @@ def test_an_estimate_without_an_error_has_no_interval():
     assert normal_interval(0.5, 0.0) == (0.5, 0.5)
     assert all(math.isnan(end) for end in normal_interval(0.5, math.nan))
     assert math.isnan(within(math.nan, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_the_nearest_other_point_by_brute_force(offset):
+    points = ROWS + offset
+    expected = [
+        min(float((a - b).norm()) for j, b in enumerate(points) if j != i)
+        for i, a in enumerate(points)
+    ]
+    torch.testing.assert_close(
+        to_nearest_other(points), torch.tensor(expected, dtype=torch.float64)
+    )
+    assert to_nearest_other(points[:1]).tolist() == [math.inf]
+    twins = torch.cat([points[:2], points[:1]]).float()
+    assert to_nearest_other(twins)[[0, 2]].tolist() == [0.0, 0.0]

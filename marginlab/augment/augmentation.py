@@ -12,10 +12,9 @@ for bit. Nothing depends on the batch, the worker or the rank.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab import settings
@@ -23,6 +22,7 @@ from marginlab.augment import operations
 from marginlab.augment.blur import GaussianBlur
 from marginlab.augment.color import ColorJitter, Grayscale
 from marginlab.augment.geometry import HorizontalFlip, ResizedCrop
+from marginlab.augment.images import Images, check_images, floating
 from marginlab.augment.operation import Operation, Searchable
 from marginlab.augment.pieces import in_threads, map_fields, similar_pieces
 from marginlab.rng import Key
@@ -32,7 +32,6 @@ COMPOSITION = (ResizedCrop, HorizontalFlip, ColorJitter, Grayscale, GaussianBlur
 # bytes of images that go through the operations at once: what a CPU's cache holds, what fills a
 # device
 PIECE = {"cpu": 2**20, "cuda": 2**27}
-Images = UInt8[Tensor, "N 3 H W"] | Float[Tensor, "N 3 H W"]
 
 
 def _letters(strength: float, jitter_p: float) -> dict[str, Operation]:
@@ -229,7 +228,7 @@ class Augmentation:
             ValueError, TypeError: Images of a wrong shape, type or range; parameters of other
                 operations or other images.
         """
-        _check(images)
+        check_images(images)
         if set(parameters) != {type(operation).__name__ for operation in self.composed}:
             raise ValueError(
                 f"Parameters are of {sorted(parameters)}, but the augmentation is {self}."
@@ -279,7 +278,7 @@ class Augmentation:
             ValueError, TypeError: Images of a wrong shape, type or range (on a device the range is
                 not checked), or an index that does not fit.
         """
-        _check(images)
+        check_images(images)
         if n_views < 1 or first_view < 0:
             raise ValueError(
                 f"n_views is at least 1 and first_view at least 0, not {n_views} and {first_view}."
@@ -297,7 +296,7 @@ class Augmentation:
         )
         out = torch.empty(len(images), n_views, *images.shape[1:], device=images.device)
         if identity:
-            out[:, 0] = _floating(images)
+            out[:, 0] = floating(images)
         pieces, make = self._pieces(images, parameters, n_views - first)
 
         @torch.no_grad()
@@ -330,7 +329,7 @@ class Augmentation:
         )
 
         def make(places: Tensor) -> Tensor:
-            pixels = _floating(
+            pixels = floating(
                 images.index_select(0, (places // V).to(images.device, non_blocking=True))
             )
             for operation, fields in drawn:
@@ -344,27 +343,5 @@ class Augmentation:
         ), make
 
 
-def _floating(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
 def _operation(item: object) -> Operation:
     return settings.make(item, operations, Operation)
-
-
-def _check(images: Any) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"images have the shape (N, 3, H, W), not {tuple(images.shape)}. Repeat the channel of "
-            "grey images three times."
-        )
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"images are uint8 in 0..255 or floating in [0, 1], not {images.dtype}.")
-    # on a device the look would wait for it
-    if images.is_floating_point() and images.device.type == "cpu" and images.numel():
-        low, high = (float(bound) for bound in images.detach().aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"Floating images lie in [0, 1], not in [{low:g}, {high:g}]. Divide by 255, or "
-                "give uint8; normalise in the backbone."
-            )

@@ -30,7 +30,7 @@ has V = 256 sampled views instead of a search:
     bc                  0.997, 0.9                0.996, 3.8                0.996, 34       0.996
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +39,10 @@ from torch import Tensor
 
 from marginlab.augment.augmentation import Augmentation
 from marginlab.augment.operation import Searchable
-from marginlab.augment.pieces import in_threads, map_fields
+from marginlab.augment.pairs import Pairs, each, total, where
+from marginlab.augment.pieces import in_threads
 from marginlab.rng import Key
+from marginlab.statistics.distances import EXACTLY
 
 # bytes of views proposed at once: larger batches save no more overhead; 2**20 takes twice as long
 BATCH = {"cpu": 2**23, "cuda": 2**29}
@@ -135,7 +137,7 @@ def sharpen(
         )
     # written to, so copies also where the caller's tensors lie on the CPU
     found = [
-        _each(lambda f: f.detach().cpu().clone(memory_format=torch.contiguous_format), start)
+        each(lambda f: f.detach().cpu().clone(memory_format=torch.contiguous_format), start)
         for start in (start_x, start_y)
     ]
     distance, before = torch.empty(M, dtype=torch.float64), torch.empty(M, dtype=torch.float64)
@@ -144,8 +146,8 @@ def sharpen(
     @torch.no_grad()
     def work(places: Tensor) -> None:
         there = places.to(x.device)
-        sides = [_each(lambda f: f[places], side) for side in found]
-        pairs = _Pairs(augmentation, (x[there], y.to(x.device)[there]), sides)
+        sides = [each(lambda f: f[places], side) for side in found]
+        pairs = Pairs(augmentation, (x[there], y.to(x.device)[there]), sides)
         before[places] = pairs.square.sqrt()
         for number in range(rounds):
             key = Key(seed).named("sharpen", number)
@@ -167,50 +169,8 @@ def sharpen(
     return Sharpened(distance, before, found[0], found[1])
 
 
-class _Pairs:
-    """Pairs of images with the nearest views found so far.
-
-    A pair has parameters (M, 1), views (M, 1, 3, H, W), and their squared distance.
-    """
-
-    def __init__(
-        self,
-        augmentation: Augmentation,
-        images: tuple[Tensor, Tensor],
-        parameters: list[dict[str, Any]],
-    ) -> None:
-        self.augmentation, self.images, self.parameters = augmentation, images, parameters
-        self.views = [
-            augmentation.apply(own, drawn) for own, drawn in zip(images, parameters, strict=True)
-        ]
-        self.square = _total((self.views[0].double() - self.views[1].double()).square()).cpu()[:, 0]
-        self.damping = torch.full_like(self.square, 1e-2)
-
-    def take(
-        self, parameters: list[dict[str, Any]], views: list[Tensor], chosen: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Keep view `chosen` (M,) of each side where the two are nearer; return where they are.
-
-        The views are (M, P, 3, H, W), of parameters (M, P).
-        """
-        rows = torch.arange(len(self.square))
-        there = [(rows.to(v.device), u.to(v.device)) for u, v in zip(chosen, views, strict=True)]
-        new = [v[at][:, None] for v, at in zip(views, there, strict=True)]
-        square = _total((new[0].double() - new[1].double()).square()).cpu()[:, 0]
-        nearer = square < self.square
-        self.square = torch.where(nearer, square, self.square)
-        for side, u in enumerate(chosen):
-            self.views[side] = torch.where(
-                nearer.to(new[side].device)[:, None, None, None, None], new[side], self.views[side]
-            )
-            self.parameters[side] = _select(
-                nearer[:, None], _at(rows, u, parameters[side]), self.parameters[side]
-            )
-        return nearer
-
-
 def _propose(
-    pairs: _Pairs, key: Key, index: Tensor, size: tuple[int, int], proposals: int, scale: float
+    pairs: Pairs, key: Key, index: Tensor, size: tuple[int, int], proposals: int, scale: float
 ) -> None:
     """Propose new parameters of both sides, and keep the nearest of all pairs of views.
 
@@ -228,8 +188,8 @@ def _propose(
             if isinstance(operation, Searchable):
                 near = operation.near(old, at, size, step)
             else:
-                near = _where(at.named(name, "redrawn").uniform() < step, drawn, old)
-            new[name] = _where(number % CYCLE == CYCLE - 1, drawn, near)
+                near = where(at.named(name, "redrawn").uniform() < step, drawn, old)
+            new[name] = where(number % CYCLE == CYCLE - 1, drawn, near)
         views.append(
             torch.cat([pairs.views[side], pairs.augmentation.apply(pairs.images[side], new)], 1)
         )
@@ -239,29 +199,27 @@ def _propose(
     x, y = (v.flatten(2) for v in views)
     # by differences, each pair of views by itself: a matrix product would round differently for
     # other numbers of pairs
-    nearest = (
-        torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").flatten(1).argmin(1).cpu()
-    )
+    nearest = torch.cdist(x, y, compute_mode=EXACTLY).flatten(1).argmin(1).cpu()
     pairs.take(parameters, views, (nearest // y.shape[1], nearest % y.shape[1]))
 
 
-def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
+def _descend(pairs: Pairs, size: tuple[int, int]) -> None:
     """Take one damped Gauss-Newton step in the continuous parameters of both sides.
 
     The step is computed at two dampings.
     """
-    where = [
+    varied = [
         (type(operation).__name__, field, low, high)
         for operation in pairs.augmentation.composed
         if isinstance(operation, Searchable)
         for field, (low, high) in operation.intervals().items()
         if low < high
     ]
-    if not where:
+    if not varied:
         return
-    F = len(where)
+    F = len(varied)
     low, high = (
-        torch.tensor([interval[i] for interval in where], dtype=torch.float64) for i in (2, 3)
+        torch.tensor([interval[i] for interval in varied], dtype=torch.float64) for i in (2, 3)
     )
 
     def views(side: int, z: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -269,8 +227,8 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
 
         z is in units of the parameters' ranges.
         """
-        parameters = _each(lambda f: f.expand(-1, z.shape[1]), pairs.parameters[side])
-        for k, (name, field, _, _) in enumerate(where):
+        parameters = each(lambda f: f.expand(-1, z.shape[1]), pairs.parameters[side])
+        for k, (name, field, _, _) in enumerate(varied):
             number = getattr(parameters[name], field)
             parameters[name] = parameters[name]._replace(
                 **{field: (low[k] + z[..., k] * (high[k] - low[k])).to(number.dtype)}
@@ -280,7 +238,7 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
     present, columns, inside = [], [], []
     for side in (0, 1):
         value = torch.stack(
-            [getattr(pairs.parameters[side][name], field)[:, 0] for name, field, _, _ in where], 1
+            [getattr(pairs.parameters[side][name], field)[:, 0] for name, field, _, _ in varied], 1
         )
         z = (value.double() - low) / (high - low)
         away = torch.where(z > 0.5, -DIFFERENCE, DIFFERENCE)  # inwards
@@ -291,10 +249,10 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
         present.append(z)
         inside.append(_supported(pairs.augmentation, pairs.parameters[side], size).expand(-1, F))
     J, r, z = torch.cat(columns, 1), pairs.views[0] - pairs.views[1], torch.cat(present, 1)
-    gradient = _total(J * r).cpu().double()
+    gradient = total(J * r).cpu().double()
     hessian = J.new_zeros(len(z), 2 * F, 2 * F)
     for k in range(2 * F):  # elementwise, again so that a pair is rounded as it is alone
-        hessian[:, k, k:] = hessian[:, k:, k] = _total(J[:, k:] * J[:, k : k + 1])
+        hessian[:, k, k:] = hessian[:, k:, k] = total(J[:, k:] * J[:, k : k + 1])
     # a number at an end of its range that would leave it stays where it is, and so do all of a
     # given view that no draw gives float32 ends lie a rounding inside or outside
     free = torch.cat(inside, 1) & ~((z <= 1e-6) & (gradient > 0) | (z >= 1 - 1e-6) & (gradient < 0))
@@ -307,7 +265,7 @@ def _descend(pairs: _Pairs, size: tuple[int, int]) -> None:
     new = (z[:, None] - _solve(damped, (gradient * free)[:, None].expand(-1, 2, -1))).clamp(0, 1)
     new = torch.where(free[:, None], new, z[:, None])
     (first, x), (second, y) = views(0, new[..., :F]), views(1, new[..., F:])
-    chosen = _total((x.double() - y.double()).square()).argmin(1).cpu()
+    chosen = total((x.double() - y.double()).square()).argmin(1).cpu()
     nearer = pairs.take([first, second], [x, y], (chosen, chosen))
     factor = torch.where(nearer, torch.where(chosen == 0, 0.3, 3.0).double(), 10.0)
     pairs.damping = (pairs.damping * factor).clamp(1e-6, 1e3)
@@ -340,31 +298,6 @@ def _solve(A: Float64[Tensor, "M L n n"], b: Float64[Tensor, "M L n"]) -> Float6
         A, b = A - factor[..., None] * row[..., None, :], b - factor * right[..., None]
         A[..., k, :], b[..., k] = row, right
     return b
-
-
-def _total(pixels: Float[Tensor, "M P 3 H W"]) -> Float[Tensor, "M P"]:
-    """Sum the numbers of each view, row by row.
-
-    A sum over all of one large image at once may be split among threads.
-    """
-    return pixels.sum(-1).sum(-1).sum(-1)
-
-
-def _each(function: Callable[[Tensor], Tensor], parameters: Parameters) -> dict[str, Any]:
-    return {name: map_fields(function, fields) for name, fields in parameters.items()}
-
-
-def _at(rows: Tensor, chosen: Tensor, parameters: dict[str, Any]) -> dict[str, Any]:
-    return _each(lambda f: f[rows, chosen][:, None], parameters)
-
-
-def _where(condition: Tensor, first: Any, second: Any) -> Any:
-    """Return the same NamedTuple, with each field of the first where the condition holds."""
-    return type(second)(*(torch.where(condition, a, b) for a, b in zip(first, second, strict=True)))
-
-
-def _select(condition: Tensor, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    return {name: _where(condition, first[name], fields) for name, fields in second.items()}
 
 
 def _joined(old: Tensor, new: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marginlab.data.images import ImageSet, check_labels, in_split
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import check_labels, in_split
 from marginlab.data.npy import Header, read_blocks, read_header
 from marginlab.data.pixels import afford, afford_beside, afford_one, resized
 from marginlab.files.untrusted import DamagedError, Entries

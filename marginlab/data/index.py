@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 
 from marginlab.data.folders import image_files
-from marginlab.data.images import ImageSet, check_labels, in_split
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import check_labels, in_split
 from marginlab.data.lists import read_columns
 from marginlab.data.pixels import BUDGET
 

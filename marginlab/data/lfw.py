@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from marginlab.data.images import ImageSet, in_split
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import in_split
 from marginlab.data.lists import read_all
 from marginlab.data.pixels import BUDGET
 from marginlab.data.published import root_folder

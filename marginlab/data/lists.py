@@ -20,7 +20,8 @@ from marginlab.data.arrays import (
     _one_each,
     _opened,
 )
-from marginlab.data.images import ImageSet, check_labels
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import check_labels
 from marginlab.data.npy import read_header
 from marginlab.files.untrusted import Entries
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from marginlab.data.arrays import read_npz
-from marginlab.data.images import ImageSet, in_split
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import in_split
 from marginlab.data.pixels import afford, resized
 
 # our spec, torchvision's class

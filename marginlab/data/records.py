@@ -22,7 +22,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from marginlab.data.decoding import READER, Encoded, decoded, look
-from marginlab.data.images import ImageSet, check_labels, in_split
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import check_labels, in_split
 from marginlab.data.pixels import BUDGET, afford, resized
 from marginlab.data.streaming import Streamed
 from marginlab.files.untrusted import shown

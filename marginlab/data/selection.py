@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from marginlab.data.images import ImageSet, places
+from marginlab.data.images import ImageSet
+from marginlab.data.labels import places
 from marginlab.rng import Key
 from marginlab.settings import SettingsError, nearest
 

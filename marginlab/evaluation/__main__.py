@@ -17,8 +17,6 @@ Embeddings are those under the head, f(x) + f(mirror of x), as published evaluat
 """
 
 import argparse
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -263,12 +261,9 @@ def _show(rows: list[Row]) -> None:
 
 def _write(out: Path, rows: list[Row]) -> None:
     """Write the numbers as a table of columns."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("quantity", "at", "value", "low", "high", "n"))
-    for quantity, at, number in rows:
-        table.writerow((quantity, at, *(repr(float(x)) for x in number[:3]), number.n))
-    files.write(out / "results.csv", text.getvalue())
+    table = [(name, at, *(float(x) for x in number[:3]), number.n) for name, at, number in rows]
+    header = ("quantity", "at", "value", "low", "high", "n")
+    files.write(out / "results.csv", files.csv_text(header, table))
 
 
 def drawn(curve: Roc) -> Int64[Tensor, " n"]:

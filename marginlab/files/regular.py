@@ -14,7 +14,6 @@ import socket
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import TextIO
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a reader is refused, not waited for
@@ -94,15 +93,6 @@ def open_own(path: Path, flags: int) -> int:
 def _refused(path: Path, kind: str) -> OSError:
     said = f"it is {kind}, and nothing is written through one. Remove it, or choose another folder"
     return OSError(errno.ELOOP, said, str(path))
-
-
-def lockable(path: Path) -> TextIO:
-    """Open a lock file without emptying it.
-
-    Raises:
-        OSError: As `open_own`.
-    """
-    return os.fdopen(open_own(path, os.O_RDWR), "r+", encoding="utf-8")
 
 
 def append(path: Path, text: str) -> None:

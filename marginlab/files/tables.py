@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     r"""Return a table as csv text; a number is written so that it reads back equal.
 
+    Args:
+        header: The names of the columns; empty for rows that are added to a table.
+        rows: The values of each row.
+
     Example:
         >>> csv_text(("name", "value"), [("a, b", 0.1)])
         'name,value\n"a, b",0.1\n'
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    if header:
+        writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()

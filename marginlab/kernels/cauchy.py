@@ -23,6 +23,7 @@ from torch import Tensor
 
 from marginlab.kernels.function import Needs, Point, Saved, blockwise, unlowered
 from marginlab.kernels.logsumexp import leave_out
+from marginlab.kernels.shapes import check_excluded, check_matrices
 from marginlab.kernels.walk import BUDGET, walk
 
 FEW = 8  # features up to which differences cost no more than a product
@@ -58,16 +59,8 @@ def log_cauchy_sum(
         >>> log_cauchy_sum(x, x, exclude=itself).exp()  # the other row only, at distance 3
         tensor([0.1000, 0.1000])
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
-        raise ValueError(
-            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
-            f"and {tuple(y.shape)} {y.dtype}."
-        )
-    if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
-        raise ValueError(
-            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of "
-            f"x, not {tuple(exclude.shape)}."
-        )
+    check_matrices(x, y)
+    check_excluded(x, exclude)
     # The median of each feature: a mean would follow one far row and take the others' digits with
     # it
     center = y.detach().sort(0).values[len(y) // 2] if len(y) else 0.0

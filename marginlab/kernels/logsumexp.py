@@ -26,6 +26,7 @@ from torch import Tensor
 
 from marginlab.kernels.function import Needs, Point, Saved, blockwise, unlowered
 from marginlab.kernels.second import Curvature, curvature
+from marginlab.kernels.shapes import check_excluded
 from marginlab.kernels.walk import BUDGET, walk
 
 
@@ -67,11 +68,7 @@ def logsumexp(
             f"Rows and columns are matrices (B, D) and (M, D) of the same D, not {tuple(x.shape)} "
             f"and {tuple(y.shape)}."
         )
-    if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
-        raise ValueError(
-            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of "
-            f"x, not {tuple(exclude.shape)}."
-        )
+    check_excluded(x, exclude)
     wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = x.to(wide), y.to(wide)
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)

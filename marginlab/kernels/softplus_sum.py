@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.kernels.function import Needs, Point, Saved, blockwise, readable, unlowered
+from marginlab.kernels.shapes import check_intervals, check_matrices
 from marginlab.kernels.walk import BUDGET
 
 ROWS = 128  # rows of a block where intervals are read: their columns together are few
@@ -62,16 +63,8 @@ def softplus_sum(
         >>> softplus_sum(x, x, first, stop, left_out)  # log 2, twice
         tensor([0.6931, 1.3863])
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
-        raise ValueError(
-            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
-            f"and {tuple(y.shape)} {y.dtype}."
-        )
-    if not len(first) == len(stop) == len(left_out) == len(x):
-        raise ValueError(
-            f"Each of the {len(x)} rows has one interval and one column that it leaves out, not "
-            f"{len(first)}, {len(stop)} and {len(left_out)}."
-        )
+    check_matrices(x, y)
+    check_intervals(x, first, stop, left_out)
     if budget <= 0:
         raise ValueError(f"A block needs a positive byte budget, not {budget}.")
     places = torch.stack((first, stop, left_out)).long()

@@ -24,6 +24,7 @@ from torch import Tensor
 from marginlab.kernels.function import Needs, Point, Saved, blockwise, readable, unlowered
 from marginlab.kernels.logsumexp import blocks, finite
 from marginlab.kernels.second import Curvature, chosen, curvature
+from marginlab.kernels.shapes import check_intervals, check_matrices
 from marginlab.kernels.walk import BUDGET
 
 
@@ -68,16 +69,8 @@ def split_logsumexp(
                 [0.0000, 0.0000],
                 [  -inf, 0.6931]])
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.dtype != y.dtype:
-        raise ValueError(
-            f"Rows and columns are matrices of one width and dtype, not {tuple(x.shape)} {x.dtype} "
-            f"and {tuple(y.shape)} {y.dtype}."
-        )
-    if not len(first) == len(stop) == len(left_out) == len(x):
-        raise ValueError(
-            f"Each of the {len(x)} rows has one interval and one column that it leaves out, not "
-            f"{len(first)}, {len(stop)} and {len(left_out)}."
-        )
+    check_matrices(x, y)
+    check_intervals(x, first, stop, left_out)
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
     ends = [] if end is None else [end.expand_as(left_out)]
     places = torch.stack((first, stop, left_out, *ends)).long()

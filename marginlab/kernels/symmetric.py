@@ -25,6 +25,7 @@ from torch import Tensor
 from marginlab.kernels.function import Needs, Point, Saved, blockwise, readable, unlowered
 from marginlab.kernels.logsumexp import Softmax, blocks, logsumexp
 from marginlab.kernels.second import Curvature
+from marginlab.kernels.shapes import check_excluded
 from marginlab.kernels.walk import BUDGET
 
 
@@ -62,11 +63,7 @@ def symmetric_logsumexp(
         >>> symmetric_logsumexp(torch.eye(2), exclude=itself)  # the other row only: a product of 0
         tensor([0., 0.])
     """
-    if exclude is not None and (exclude.ndim != 2 or len(exclude) != len(x)):
-        raise ValueError(
-            f"Excluded columns are a (B, E) matrix with one row for each of the {len(x)} rows of "
-            f"x, not {tuple(exclude.shape)}."
-        )
+    check_excluded(x, exclude)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     factor = scale.to(x) if isinstance(scale, Tensor) else x.new_full((), scale)
     limit = 350 if x.dtype == torch.float64 else 40

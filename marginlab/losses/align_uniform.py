@@ -19,12 +19,12 @@ import math
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
 from marginlab.kernels.function import unlowered
-from marginlab.losses.pair import Empty, check_word, directions, nothing, wide_of_all
+from marginlab.losses.pair import BatchLoss, Empty, check_word, directions, nothing, wide_of_all
 from marginlab.settings import describe
 
 
@@ -146,7 +146,7 @@ def check(
     check_word("grads", grads, ("mean", "sum"))
 
 
-class AlignUniform(nn.Module):
+class AlignUniform(BatchLoss):
     """Module form of `align_uniform`: `AlignUniform(uniformity_weight=1.0)(z1, z2)`.
 
     See `align_uniform` for the settings.
@@ -167,8 +167,7 @@ class AlignUniform(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
-        check_word("empty", empty, ("zero", "raise"))
+        super().__init__(group, grads, empty, budget)
         check(alignment_weight, uniformity_weight, alpha, t, grads)
         self.alignment_weight, self.uniformity_weight, self.alpha, self.t = (
             alignment_weight,
@@ -176,8 +175,6 @@ class AlignUniform(nn.Module):
             alpha,
             t,
         )
-        self.group, self.grads, self.budget = group, grads, budget
-        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
@@ -188,10 +185,7 @@ class AlignUniform(nn.Module):
             uniformity_weight=self.uniformity_weight,
             alpha=self.alpha,
             t=self.t,
-            group=self.group,
-            grads=self.grads,
-            empty=self.empty,
-            budget=self.budget,
+            **self.shared,
         )
 
     def __repr__(self) -> str:

@@ -24,13 +24,13 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.kernels.function import unlowered
 from marginlab.kernels.product import product
-from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
+from marginlab.losses.pair import BatchLoss, Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 from marginlab.statistics import in_range
 
@@ -152,7 +152,7 @@ def check(off_diagonal_weight: float, correction: int, grads: str) -> None:
     check_word("grads", grads, ("mean", "sum", "published"))
 
 
-class CrossCorrelation(nn.Module):
+class CrossCorrelation(BatchLoss):
     """Module form of `cross_correlation`: `CrossCorrelation(off_diagonal_weight=5e-3)(z1, z2)`.
 
     See `cross_correlation` for the settings.
@@ -172,12 +172,9 @@ class CrossCorrelation(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
-        check_word("empty", empty, ("zero", "raise"))
+        super().__init__(group, grads, empty, budget)
         check(off_diagonal_weight, correction, grads)
         self.off_diagonal_weight, self.correction = off_diagonal_weight, correction
-        self.group, self.grads, self.budget = group, grads, budget
-        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
@@ -186,10 +183,7 @@ class CrossCorrelation(nn.Module):
             z2,
             off_diagonal_weight=self.off_diagonal_weight,
             correction=self.correction,
-            group=self.group,
-            grads=self.grads,
-            empty=self.empty,
-            budget=self.budget,
+            **self.shared,
         )
 
     def __repr__(self) -> str:

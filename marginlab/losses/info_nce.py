@@ -45,7 +45,7 @@ from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
 from marginlab.kernels.function import unlowered
 from marginlab.losses.info_nce_checks import Negatives, Reduction, alone, check, checked
-from marginlab.losses.pair import Empty, check_word, directions, nothing, number
+from marginlab.losses.pair import BatchLoss, Empty, directions, nothing, number
 from marginlab.losses.several_positives import several_positives
 from marginlab.settings import describe
 
@@ -230,7 +230,7 @@ def _debiased(
     return torch.where(left, corrected, -torch.inf).maximum(floor * torch.ones_like(far))
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(BatchLoss):
     """Module form of `info_nce`: `InfoNCE(temperature=0.5)(z1, z2)`.
 
     See `info_nce` for the settings.
@@ -262,8 +262,7 @@ class InfoNCE(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
-        check_word("empty", empty, ("zero", "raise"))
+        super().__init__(group, grads, empty, budget)
         check(temperature, negatives, symmetric, tau_plus, reduction, grads)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
         self.fixed, self.negatives, self.symmetric, self.decoupled, self.tau_plus = (
@@ -273,8 +272,7 @@ class InfoNCE(nn.Module):
             decoupled,
             tau_plus,
         )
-        self.reduction, self.group, self.grads, self.budget = reduction, group, grads, budget
-        self.empty = empty
+        self.reduction = reduction
 
     @property
     def temperature(self) -> float | Tensor:
@@ -300,10 +298,7 @@ class InfoNCE(nn.Module):
             decoupled=self.decoupled,
             tau_plus=self.tau_plus,
             reduction=self.reduction,
-            group=self.group,
-            grads=self.grads,
-            empty=self.empty,
-            budget=self.budget,
+            **self.shared,
         )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Input checks shared by the losses on two views.
+"""Input checks and settings shared by the losses on two views.
 
 The views are two matrices of one shape, in float32 or wider, and every word is a known one.
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels.function import readable
@@ -104,3 +104,28 @@ def check_word(what: str, word: str, known: Sequence[str]) -> None:
     """Check that a word is known; the error names the nearest known one."""
     if word not in known:
         raise ValueError(f"{what} is not {word!r}: {nearest(word, known)}")
+
+
+class BatchLoss(nn.Module):
+    """Module form of a loss over the rows of all ranks, with the settings that all of them have.
+
+    Args:
+        group, grads, empty, budget: Settings of the function form, which documents them.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        grads: str,
+        empty: Empty,
+        budget: int,
+    ):
+        super().__init__()
+        check_word("empty", empty, ("zero", "raise"))
+        self.group, self.grads, self.empty, self.budget = group, grads, empty, budget
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Arguments of the function form that all losses have."""
+        names = ("group", "grads", "empty", "budget")
+        return {name: getattr(self, name) for name in names}

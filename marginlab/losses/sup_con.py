@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, split_logsumexp
 from marginlab.kernels.function import unlowered
 from marginlab.losses.faults import check_labels
-from marginlab.losses.pair import Empty, check_word, directions, nothing, number, widened
+from marginlab.losses.pair import BatchLoss, Empty, check_word, directions, nothing, number, widened
 from marginlab.settings import describe
 
 Variant = Literal["out", "in"]
@@ -221,7 +221,7 @@ def check(temperature: float | None, variant: str, reduction: str, grads: str) -
     check_word("grads", grads, ("mean", "sum"))
 
 
-class SupCon(nn.Module):
+class SupCon(BatchLoss):
     """Module form of `sup_con`: `SupCon(temperature=0.1)(embeddings, labels)`.
 
     See `sup_con` for the settings.
@@ -243,13 +243,10 @@ class SupCon(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
-        check_word("empty", empty, ("zero", "raise"))
+        super().__init__(group, grads, empty, budget)
         check(temperature, variant, reduction, grads)
         self.temperature, self.variant, self.reduction = temperature, variant, reduction
-        self.group, self.grads, self.budget = group, grads, budget
         self.ignore_index, self.base_temperature = ignore_index, base_temperature
-        self.empty = empty
 
     def forward(
         self,
@@ -264,13 +261,10 @@ class SupCon(nn.Module):
             temperature=self.temperature,
             variant=self.variant,
             reduction=self.reduction,
-            group=self.group,
-            grads=self.grads,
             references=references,
             ignore_index=self.ignore_index,
             base_temperature=self.base_temperature,
-            empty=self.empty,
-            budget=self.budget,
+            **self.shared,
         )
 
     def __repr__(self) -> str:

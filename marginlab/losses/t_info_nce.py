@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, log_cauchy_sum
 from marginlab.kernels.function import unlowered
-from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
+from marginlab.losses.pair import BatchLoss, Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
 
@@ -83,7 +83,7 @@ def t_info_nce(
         return ranks.all_reduce(losses.sum() / (2 * n), group, grads).to(dtype)
 
 
-class TInfoNCE(nn.Module):
+class TInfoNCE(BatchLoss):
     """Module form of `t_info_nce`: `TInfoNCE()(z1, z2)`; see there for the settings.
 
     Example:
@@ -99,17 +99,12 @@ class TInfoNCE(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
-        check_word("empty", empty, ("zero", "raise"))
+        super().__init__(group, grads, empty, budget)
         check_word("grads", grads, ("mean", "sum"))
-        self.group, self.grads, self.budget = group, grads, budget
-        self.empty = empty
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
-        return t_info_nce(
-            z1, z2, group=self.group, grads=self.grads, empty=self.empty, budget=self.budget
-        )
+        return t_info_nce(z1, z2, **self.shared)
 
     def __repr__(self) -> str:
         return describe("TInfoNCE", grads=self.grads, empty=self.empty, budget=self.budget)

@@ -19,13 +19,13 @@ Source: Bardes, Ponce and LeCun 2022, eqs. 1 to 6, and the published code for th
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.kernels.function import unlowered
 from marginlab.kernels.product import product
-from marginlab.losses.pair import Empty, check_word, nothing, wide_of_all
+from marginlab.losses.pair import BatchLoss, Empty, check_word, nothing, wide_of_all
 from marginlab.settings import describe
 
 
@@ -157,7 +157,7 @@ def check(
     check_word("grads", grads, ("mean", "sum"))
 
 
-class VICReg(nn.Module):
+class VICReg(BatchLoss):
     """Module form of `vicreg`: `VICReg()(z1, z2)`; see there for the settings.
 
     Example:
@@ -178,16 +178,14 @@ class VICReg(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
-        check_word("empty", empty, ("zero", "raise"))
+        super().__init__(group, grads, empty, budget)
         check(invariance_weight, variance_weight, covariance_weight, gamma, eps, grads)
         self.invariance_weight, self.variance_weight, self.covariance_weight = (
             invariance_weight,
             variance_weight,
             covariance_weight,
         )
-        self.gamma, self.eps, self.group, self.grads, self.budget = gamma, eps, group, grads, budget
-        self.empty = empty
+        self.gamma, self.eps = gamma, eps
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
@@ -199,10 +197,7 @@ class VICReg(nn.Module):
             covariance_weight=self.covariance_weight,
             gamma=self.gamma,
             eps=self.eps,
-            group=self.group,
-            grads=self.grads,
-            empty=self.empty,
-            budget=self.budget,
+            **self.shared,
         )
 
     def __repr__(self) -> str:

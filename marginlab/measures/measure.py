@@ -13,17 +13,16 @@
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
 from torch import Tensor
 from torchmetrics import Metric
 
 from marginlab.measures.composed import OPERATORS, Composed, compose, number, numbers
+from marginlab.measures.settings_digest import digest, same_settings
 from marginlab.statistics import unit_vectors
 
 LARGEST = 1e70  # its fourth power is a float64 number; moments are squared once more
@@ -159,39 +158,6 @@ def cast(result: Any, dtype: torch.dtype | None) -> Any:
         parts = [cast(part, dtype) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
     return result
-
-
-def digest(made: Any) -> Int[Tensor, "8"]:
-    """Return eight small numbers, the first of them 1, that tell settings apart.
-
-    They are small so that no relative tolerance of a comparison takes two of them for equal.
-    """
-    hashed = hashlib.blake2b(repr(_plain(made)).encode(), digest_size=7).digest()
-    return torch.tensor([1, *hashed])
-
-
-def _plain(value: Any) -> Any:
-    """Return settings in a form that has equal `repr` exactly where the settings are equal."""
-    if isinstance(value, Tensor):
-        wide = value.detach().double().cpu().contiguous()
-        return tuple(value.shape), hashlib.blake2b(wide.numpy().tobytes()).hexdigest()
-    if isinstance(value, dict):
-        return [(name, _plain(part)) for name, part in value.items()]
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def same_settings(digests: Int[Tensor, "ranks 8"]) -> Int[Tensor, "8"]:
-    """Reduce `settings_digest` over ranks or merged measures: 0 where nothing was measured.
-
-    Raises:
-        ValueError: The nonzero digests differ.
-    """
-    if len({tuple(row) for row in digests.tolist() if any(row)}) > 1:
-        raise ValueError(
-            "Measures with different settings cannot be joined: make all parts, and those of all "
-            "ranks, with the same arguments (classes, weights, centers and anchors too)."
-        )
-    return digests.amax(0)
 
 
 def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:

@@ -3,16 +3,13 @@
 Source: Zbontar et al. 2021; settings of Huang et al. 2023.
 """
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from marginlab.losses import CrossCorrelation
-from marginlab.methods.method import Method
+from marginlab.methods.pair import PairMethod
 from marginlab.models import Backbone, Projector
 from marginlab.settings import describe
 
 
-class BarlowTwins(Method):
+class BarlowTwins(PairMethod):
     """Barlow Twins: a backbone, a three-layer head, and cross-correlation over the global batch.
 
     The head is D - hidden - hidden - dim with batch normalisation. The defaults are the paper's:
@@ -39,13 +36,6 @@ class BarlowTwins(Method):
         super().__init__(backbone, Projector((backbone.dim, hidden, hidden, dim), batch_norm=True))
         self.criterion = CrossCorrelation(off_diagonal_weight, correction=correction)
         self.hidden, self.dim = hidden, dim
-
-    def loss(
-        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
-    ) -> dict[str, Tensor]:
-        """Return the cross-correlation loss between the two views of every image."""
-        one, two = self.embed(views).unbind(1)
-        return {"loss": self.criterion(one, two)}
 
     def __repr__(self) -> str:
         weight, correction = self.criterion.off_diagonal_weight, self.criterion.correction

@@ -3,16 +3,13 @@
 Source: Chen et al. 2020; settings of Huang et al. 2023.
 """
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from marginlab.losses import InfoNCE
-from marginlab.methods.method import Method
+from marginlab.methods.pair import PairMethod
 from marginlab.models import Backbone, Projector
 from marginlab.settings import describe
 
 
-class SimCLR(Method):
+class SimCLR(PairMethod):
     """SimCLR: a backbone, a two-layer head, and NT-Xent at a temperature over the global batch.
 
     The head is D - hidden - dim with ReLU and no batch normalisation.
@@ -30,13 +27,6 @@ class SimCLR(Method):
         super().__init__(backbone, Projector((backbone.dim, hidden, dim)))
         self.criterion = InfoNCE(temperature)
         self.temperature, self.hidden, self.dim = temperature, hidden, dim
-
-    def loss(
-        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
-    ) -> dict[str, Tensor]:
-        """Return NT-Xent between the two views of every image."""
-        one, two = self.embed(views).unbind(1)
-        return {"loss": self.criterion(one, two)}
 
     def __repr__(self) -> str:
         return describe("SimCLR", temperature=self.temperature, hidden=self.hidden, dim=self.dim)

@@ -3,16 +3,13 @@
 Source: Bardes, Ponce and LeCun 2022.
 """
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from marginlab import losses
-from marginlab.methods.method import Method
+from marginlab.methods.pair import PairMethod
 from marginlab.models import Backbone, Projector
 from marginlab.settings import describe
 
 
-class VICReg(Method):
+class VICReg(PairMethod):
     """VICReg: a backbone, a three-layer head, and the VICReg loss over the global batch.
 
     The head is D - hidden - hidden - dim with batch normalisation. The weights are the paper's for
@@ -39,13 +36,6 @@ class VICReg(Method):
         super().__init__(backbone, Projector((backbone.dim, hidden, hidden, dim), batch_norm=True))
         self.criterion = losses.VICReg(invariance_weight, variance_weight, covariance_weight)
         self.hidden, self.dim = hidden, dim
-
-    def loss(
-        self, views: Float[Tensor, "B 2 3 H W"], labels: Int[Tensor, " B"]
-    ) -> dict[str, Tensor]:
-        """Return the VICReg loss between the two views of every image."""
-        one, two = self.embed(views).unbind(1)
-        return {"loss": self.criterion(one, two)}
 
     def __repr__(self) -> str:
         weights = ("invariance_weight", "variance_weight", "covariance_weight")

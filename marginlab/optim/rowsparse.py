@@ -30,16 +30,11 @@ from torch import Tensor
 
 from marginlab import settings
 from marginlab.optim import rounding
+from marginlab.optim.rows import Rows, block_size, blocks, matrix_of, read, write
 from marginlab.rng import Key
 
 SEMANTICS = ("lazy", "dense", "decayed")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-# numbers of a parameter in hand at once: 1 MiB of float32, so that the passes over it stay in a
-# CPU's cache
-BLOCK = 1 << 18
-BLOCK_CUDA = 1 << 25  # and 128 MiB on a GPU, where each pass is a launch
-
-Rows = slice | Tensor  # neighbouring rows as a slice, others as their indices
 
 
 class RowSparse(torch.optim.Optimizer):
@@ -169,7 +164,7 @@ class RowSparse(torch.optim.Optimizer):
             state = self._begun(group, p)
             state["steps"] += 1
             now, wide = int(state["steps"]), torch.promote_types(p.dtype, torch.float32)
-            for rows, part in _blocks(grad, _matrix(p), group["semantics"] == "dense", wide):
+            for rows, part in blocks(grad, matrix_of(p), group["semantics"] == "dense", wide):
                 self._visit(
                     group,
                     p,
@@ -195,8 +190,8 @@ class RowSparse(torch.optim.Optimizer):
         """
         for number, (group, p) in enumerate(self._numbered()):
             if p is parameter and group["semantics"] == "decayed" and self.state.get(p):
-                matrix, state = _matrix(p), self.state[p]
-                size = max(1, _block(matrix) // max(1, matrix.shape[1]))
+                matrix, state = matrix_of(p), self.state[p]
+                size = max(1, block_size(matrix) // max(1, matrix.shape[1]))
                 parts = (
                     [slice(a, min(a + size, len(matrix))) for a in range(0, len(matrix), size)]
                     if rows is None
@@ -220,7 +215,7 @@ class RowSparse(torch.optim.Optimizer):
             if group["semantics"] == "decayed" or (
                 group["semantics"] == "lazy" and self._rows_count
             ):
-                state["step"] = torch.zeros(len(_matrix(p)), dtype=torch.int32, device=p.device)
+                state["step"] = torch.zeros(len(matrix_of(p)), dtype=torch.int32, device=p.device)
         for name, dtype in self._moments(group, p.dtype).items():
             if name not in state:  # a group's momentum may be set later
                 state[name] = torch.zeros(p.shape, dtype=dtype, device=p.device)
@@ -238,14 +233,14 @@ class RowSparse(torch.optim.Optimizer):
     ) -> None:
         """Read rows, make up for skipped steps, step by the gradient (None: no step), and write."""
         tables = [
-            _matrix(t)
+            matrix_of(t)
             for t in (p.detach(), *(state[name] for name in self._moments(group, p.dtype)))
         ]
         wide = torch.promote_types(p.dtype, torch.float32)
-        w, *moments = (_read(table, rows, wide) for table in tables)
+        w, *moments = (read(table, rows, wide) for table in tables)
         step = torch.full((1, 1), float(now), dtype=torch.float64, device=p.device)
         if "step" in state:
-            counts = _read(state["step"], rows, torch.int64)
+            counts = read(state["step"], rows, torch.int64)
             if group["semantics"] == "decayed":
                 skipped = now - counts - (0 if gradient is None else 1)
                 if bool(skipped.any()):
@@ -254,7 +249,7 @@ class RowSparse(torch.optim.Optimizer):
             else:
                 counts = counts + 1
                 step = counts[:, None].double()
-            _write(state["step"], rows, counts.to(torch.int32))
+            write(state["step"], rows, counts.to(torch.int32))
         if gradient is not None:
             self._update(group, w, moments, gradient, step)
         drawn: rounding.Tables | None = None
@@ -268,7 +263,7 @@ class RowSparse(torch.optim.Optimizer):
                     )
                     drawn = rounding.tables(key.at(now), index + group["first_row"], w.shape[1])
                 new = rounding.stochastic_round(new.float(), drawn.bits(which))
-            _write(table, rows, new)
+            write(table, rows, new)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the result of `state_dict`; the state keeps the dtypes it was saved in.
@@ -284,7 +279,7 @@ class RowSparse(torch.optim.Optimizer):
         # torch's own check of the numbers follows
         for number, p in zip(numbers, parameters, strict=False):
             for name, value in saved.get(number, {}).items():
-                shape = {"steps": (), "step": (len(_matrix(p)),)}.get(name, tuple(p.shape))
+                shape = {"steps": (), "step": (len(matrix_of(p)),)}.get(name, tuple(p.shape))
                 if "steps" not in saved[number] or tuple(value.shape) != shape:
                     raise ValueError(
                         f"The state {name} {tuple(value.shape)} was not saved by "
@@ -299,68 +294,3 @@ class RowSparse(torch.optim.Optimizer):
                     name: value.to("cpu" if name == "steps" else p.device)
                     for name, value in saved[number].items()
                 }
-
-
-def _matrix(t: Tensor) -> Tensor:
-    """Return a view (C, D) of a parameter or of its state; a number is one row."""
-    rows = t.shape[0] if t.ndim else 1
-    return t.view(rows, t.numel() // max(1, rows))
-
-
-def _read(table: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
-    return (table[rows] if isinstance(rows, slice) else table.index_select(0, rows)).to(dtype)
-
-
-def _write(table: Tensor, rows: Rows, new: Tensor) -> None:
-    new = new.to(table.dtype)
-    if not isinstance(rows, slice):
-        table.index_copy_(0, rows, new)
-    elif new.data_ptr() != table[rows].data_ptr():  # else the rows were moved where they lie
-        table[rows] = new
-
-
-def _block(matrix: Tensor) -> int:
-    return BLOCK_CUDA if matrix.device.type == "cuda" else BLOCK
-
-
-def _blocks(
-    gradient: Tensor, matrix: Tensor, whole: bool, wide: torch.dtype
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Yield the rows to visit with their gradients (n, D), a block at a time.
-
-    The rows are those of the gradient, or with `whole` all rows of the matrix.
-    """
-    C, D = matrix.shape
-    size = max(1, _block(matrix) // max(1, D))
-    every = (
-        [slice(start, min(start + size, C)) for start in range(0, C, size)]
-        if whole or not gradient.is_sparse
-        else []
-    )
-    if not gradient.is_sparse:
-        gradient = gradient.reshape(C, D)
-        yield from ((rows, gradient[rows].to(wide)) for rows in every)
-        return
-    index, values = gradient._indices()[0], gradient._values()
-    # autograd forgets that a gradient was coalesced; looking at the rows is far cheaper than
-    # sorting the values once more. Repeated rows add up in float32
-    if not gradient.is_coalesced() and not bool((index[1:] > index[:-1]).all()):
-        gradient = torch.sparse_coo_tensor(
-            index[None], values.to(wide), gradient.shape, check_invariants=False
-        ).coalesce()
-        index, values = gradient.indices()[0], gradient.values()
-    values = values.reshape(len(index), D)
-    if not whole:
-        yield from (
-            (rows, part.to(wide))
-            for rows, part in zip(index.split(size), values.split(size), strict=True)
-            if len(rows)
-        )
-        return
-    ends = torch.searchsorted(
-        index, torch.tensor([rows.stop for rows in every], device=index.device, dtype=index.dtype)
-    ).tolist()
-    for rows, start, end in zip(every, [0, *ends], ends, strict=False):
-        dense = values.new_zeros((rows.stop - rows.start, D), dtype=wide)
-        dense[index[start:end] - rows.start] = values[start:end].to(wide)
-        yield rows, dense

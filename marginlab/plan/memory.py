@@ -34,7 +34,7 @@ constants named above, and follow from the same code.
 from collections.abc import Callable
 
 from marginlab.losses.sampling import MANY
-from marginlab.optim.rowsparse import BLOCK, BLOCK_CUDA
+from marginlab.optim.rows import BLOCK, BLOCK_CUDA
 from marginlab.plan.backbone import backbone
 from marginlab.plan.setup import BYTES, MOMENTS, MOST, WIDE, Setup
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from marginlab import encoding
 from marginlab.data import ImageSet
-from marginlab.data.images import places
+from marginlab.data.labels import places
 from marginlab.losses.margin_softmax import margin_softmax
 from marginlab.purify.embedding import Head, embedder
 from marginlab.purify.mixture import PUBLISHED, Threshold, mixture_threshold

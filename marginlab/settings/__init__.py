@@ -23,6 +23,7 @@ from marginlab.settings.notation import Choice as Choice
 from marginlab.settings.notation import call_notation as call_notation
 from marginlab.settings.notation import describe as describe
 from marginlab.settings.notation import named_repr as named_repr
+from marginlab.settings.notation import with_arguments as with_arguments
 from marginlab.settings.reading import read as read
 from marginlab.settings.toml import one_line as one_line
 from marginlab.settings.toml import to_toml as to_toml

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from marginlab.settings.errors import SettingsError, short
 from marginlab.settings.nested import leaves
-from marginlab.settings.trust import own_code
+from marginlab.settings.trust import OWN, own_code
 
 T = TypeVar("T")
 Choice: TypeAlias = str | T | Callable[..., T]
@@ -42,6 +42,23 @@ def is_choice(hint: Any) -> bool:
 def describe(name: str, /, **arguments: Any) -> str:
     """Return the call notation of an object, for its `__repr__`."""
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def with_arguments(text: str, /, **arguments: Any) -> str:
+    """Return a text in call notation with some of its named arguments replaced or added.
+
+    Raises:
+        SettingsError: The text is no call of one name with literals.
+
+    Example:
+        >>> with_arguments("MarginClassifier(scale=16.0, dim=128)", scale=8.0, sample_rate=0.1)
+        'MarginClassifier(scale=8.0, dim=128, sample_rate=0.1)'
+    """
+    own = OWN.fullmatch(text)
+    name, positional, keywords = parse(text if own is None else own[2])
+    texts = [_literal(item) for item in positional]
+    texts += [f"{key}={_literal(item)}" for key, item in (keywords | arguments).items()]
+    return f"{'' if own is None else f'{own[1]}:'}{name}({', '.join(texts)})"
 
 
 def named_repr(item: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from marginlab.files import content_of
 from marginlab.settings.errors import SettingsError
 from marginlab.settings.fields import made, replaced
+from marginlab.settings.nested import flat
 from marginlab.settings.notation import is_choice
 from marginlab.settings.trust import reads_data
 
@@ -25,7 +26,8 @@ def read(
 ) -> T:
     """Read settings: defaults, overridden by a TOML file, overridden by flags like `--batch 64`.
 
-    A nested dataclass is a table of the file, `[recipe]`, and has flags like `--recipe.batch 64`.
+    A nested dataclass is a table of the file, `[recipe]`, and has flags like `--recipe.batch 64`. A
+    flag may leave out the table's name where no other field has the same one: `--batch 64`.
 
     Raises:
         SettingsError: The file is missing or no TOML, a key is unknown, a value has the wrong type,
@@ -73,9 +75,19 @@ def _with_flags(value: T, flags: Sequence[str], prog: str | None) -> T:
 
     return tyro.cli(
         type(value),
-        args=list(flags),
+        args=[_full_name(flag, value) for flag in flags],
         default=value,
         prog=prog,
         config=(tyro.conf.FlagCreatePairsOff,),
         registry=registry,
     )
+
+
+def _full_name(flag: str, value: Any) -> str:
+    """Return a flag with the name of its table, which may be left out: --data, --recipe.data."""
+    name, equals, rest = flag.partition("=")
+    key = name.removeprefix("--").replace("-", "_")
+    found = [known for known in flat(value) if f".{known}".endswith(f".{key}")]
+    if not name.startswith("--") or "." in key or len(found) != 1:
+        return flag
+    return f"--{found[0].replace('_', '-')}{equals}{rest}"

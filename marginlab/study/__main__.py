@@ -161,7 +161,9 @@ def _help(study: Study, preset: str | None) -> int:
     )
     print(f"also: --folder FOLDER, --resume RUN; see {PROG} --help\n")
     print(
-        f"Settings, with their values{f' in the preset {preset}' if preset else ''}:\n", flush=True
+        f"Settings, with their values{f' in the preset {preset}' if preset else ''}. --table.name "
+        "may be written --name where no\nother setting has that name.\n",
+        flush=True,
     )
     study.settings(preset, ["--help"])  # tyro shows them, and leaves
     return 0

@@ -1,8 +1,6 @@
 """One cell of a grid: its columns, its folder, its records, its results shared with other cells."""
 
-import csv
 import hashlib
-import io
 import json
 import math
 import numbers
@@ -11,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from marginlab.files import csv_text
 from marginlab.study.files import number, read_table, safe
 from marginlab.study.once import once
 from marginlab.study.team import Team
@@ -157,10 +156,9 @@ class Cell(Mapping[str, Value]):
             return False
         seen = found.st_mtime_ns, found.st_size
         if seen != self._seen[0]:
-            header = io.StringIO()
-            csv.writer(header, lineterminator="\n").writerow([*self._columns, *MEASURED])
+            header = csv_text([*self._columns, *MEASURED], ())
             text = self.rows_file.read_bytes()
-            whole = text.startswith(header.getvalue().encode()) and text.endswith(b"\n")
+            whole = text.startswith(header.encode()) and text.endswith(b"\n")
             self._seen = seen, whole
         return self._seen[1]
 

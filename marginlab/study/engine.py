@@ -8,19 +8,15 @@ others, wait until these end or their process does. Under torchrun all ranks wor
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from marginlab.settings import named_in
-from marginlab.signals import Terminated
+from marginlab.signals import Terminated, on_termination, terminate
 from marginlab.study import display as show
 from marginlab.study.cell import Cell
 from marginlab.study.definition import Study
@@ -70,7 +66,7 @@ def execute(
 
 def _work(study: Study, settings: Any, folder: Path, team: Team, command: str) -> int:
     grid = _Grid(study, settings, folder, team)
-    with _signals():
+    with on_termination(terminate):
         try:
             with Display(len(grid.cells), shown=team.leads) as display:
                 if team.leads:
@@ -308,23 +304,3 @@ def command_line(arguments: Sequence[str], team: Team) -> str:
         ]
     )
     return shlex.join([*start, "-m", "marginlab.study", *arguments])
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does, and restore the old handler afterwards.
-
-    Outside the main thread Python lets nobody set a handler.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

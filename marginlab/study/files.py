@@ -1,13 +1,11 @@
 """Files of a run folder that survive a kill: whole or absent, and claimed by one process at a time.
 
 A file is written beside its place and renamed into it, so a reader sees the old one or the new one.
-A claim is an flock: the kernel releases it when its process dies, however it dies, so nobody ever
-waits for a dead process.
+A claim is a lock that ends with its process, however that ends.
 """
 
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
@@ -16,34 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marginlab.files import content_of, open_own, refuse_links
+from marginlab.files import Lock, content_of, csv_text, refuse_links
 from marginlab.files import write as put
 
 # of every cell, not of one
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-_held: set[int] = set()
 
 
-def _let_go() -> None:
-    # A forked child (a worker that loads data) shares the open file, and with it the claim: it must
-    # not outlive us there.
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-class Claim:
-    """An exclusive claim on a path of a run folder.
-
-    The lock file stays behind: to remove it would let two processes lock two files of one name.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.descriptor = -1
+class Claim(Lock):
+    """An exclusive claim on a path of a run folder."""
 
     def take(self) -> bool:
         """Return True if the claim is now ours; False, at once, if another process has it."""
@@ -51,22 +30,7 @@ class Claim:
         refuse_links(place.parent, (place.name,))  # of a cell, which others wrote
         refuse_links(place.parent.parent, (place.parent.name,))
         place.mkdir(parents=True, exist_ok=True)
-        descriptor = open_own(self.path, os.O_RDWR)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self.descriptor = descriptor
-        _held.add(descriptor)
-        return True
-
-    def release(self) -> None:
-        """Release the claim; nothing happens if it is not ours."""
-        if self.descriptor in _held:
-            _held.remove(self.descriptor)
-            os.close(self.descriptor)
-        self.descriptor = -1
+        return super().take()
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -132,11 +96,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, o
 
     A float is written so that it reads back equal: csv writes its repr.
     """
-    text = io.StringIO()
-    table = csv.DictWriter(text, header, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write(path, text.getvalue())
+    write(path, csv_text(header, ([row[name] for name in header] for row in rows)))
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

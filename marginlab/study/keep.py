@@ -9,13 +9,13 @@
 A file called .csv.gz is compressed, to a tenth for a large table; numpy and pandas read it too.
 """
 
-import csv
 import gzip
-import io
 import shlex
 from pathlib import Path
+from typing import Any
 
 from marginlab import settings
+from marginlab.files import csv_text
 from marginlab.settings import SettingsError
 from marginlab.study.files import write
 from marginlab.study.folder import origin
@@ -54,20 +54,19 @@ def keep(run: Run, file: Path) -> int:
         "seconds": f"{sum(row['seconds'] for row in run.times):.0f}, over all cells",
         "settings": settings.one_line(run.settings),
     }
-    text = io.StringIO()
     # on one line each, also where a file's name is broken
-    text.writelines(
+    head = "".join(
         f"# {name}: {printable(' '.join(value.split()))}\n" for name, value in source.items()
     )
     rows = [row for row in run.results if any(one.matches(row) for one in kept)]
-    table = csv.DictWriter(text, list(run.results[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(
-        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-        for row in rows
-    )
+    header = list(run.results[0])
+    text = head + csv_text(header, ([_short(row[name]) for name in header] for row in rows))
     if file.suffix == ".gz":  # without a time, so that the same rows are the same bytes
-        write(file, gzip.compress(text.getvalue().encode(), mtime=0))
+        write(file, gzip.compress(text.encode(), mtime=0))
     else:
-        write(file, text.getvalue())
+        write(file, text)
     return len(rows)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

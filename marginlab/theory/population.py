@@ -25,6 +25,7 @@ from torch import Tensor
 
 from marginlab.kernels import BUDGET
 from marginlab.measures.views.alignment import alignment
+from marginlab.statistics.distances import EXACTLY
 from marginlab.theory.inputs import positive
 from marginlab.theory.logsum import expected_log_sum
 
@@ -203,9 +204,7 @@ class Population:
 
     def read(self, features: Float[Tensor, "N *V D"]) -> Int[Tensor, "N *V"]:
         """Return the class of the nearest class center G_f; of equally near ones the smallest."""
-        nearest: Tensor = torch.cdist(
-            features, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
-        ).argmin(-1)
+        nearest: Tensor = torch.cdist(features, self.centers, compute_mode=EXACTLY).argmin(-1)
         return nearest
 
     @cached_property

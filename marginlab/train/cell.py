@@ -31,6 +31,11 @@ class Trained(NamedTuple):
     rows: list[Row]
     images_per_second: float
 
+    def record(self, cell: Cell) -> None:
+        """Record the monitor's rows in a cell; the same training gives the same rows."""
+        for row in self.rows:
+            cell.record(**row._asdict())
+
 
 def once_trained(asking: Cell | Run, recipe: Recipe, monitor: Monitor | None = None) -> Trained:
     """Train a recipe once in the run of a study; who asks again finds the training.
@@ -62,12 +67,12 @@ def once_trained(asking: Cell | Run, recipe: Recipe, monitor: Monitor | None = N
 def train_cell(cell: Cell, recipe: Recipe, monitor: Monitor | None = None) -> Trained:
     """Train a recipe once in the run of a study, and record the monitor's rows in this cell.
 
-    The speed is recorded too, as `images_per_second`. Arguments, result and errors are those of
-    `once_trained`.
+    The speed is recorded too, as `images_per_second`. A study whose table is the same each time it
+    is run leaves it out: `once_trained(cell, ...).record(cell)`. Arguments, result and errors are
+    those of `once_trained`.
     """
     trained = once_trained(cell, recipe, monitor)
-    for row in trained.rows:
-        cell.record(**row._asdict())
+    trained.record(cell)
     cell.record("images_per_second", trained.images_per_second)
     return trained
 

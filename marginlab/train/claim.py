@@ -12,16 +12,11 @@ Files of the run folder that belong to the claim:
 """
 
 import contextlib
-import csv
 import dataclasses
-import fcntl
-import io
-import os
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
@@ -36,7 +31,7 @@ LOCK, PARTIAL = ".lock", ".partial"
 FIRST = ("recipe.toml", "monitor.toml", "images.txt")
 WRITTEN = ("checkpoints", "tensorboard")
 OURS = (LOCK, PARTIAL, RECORD, *FIRST)  # what a run leaves that was killed at its start
-_HELD = dict[Path, TextIO]()  # locks of this process, by their folders
+_HELD = dict[Path, files.Lock]()  # locks of this process, by their folders
 
 
 @contextlib.contextmanager
@@ -57,7 +52,12 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
     folder = folder.absolute()
     _refuse(recipe, monitor, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder) as lock:
+    lock = files.Lock(folder / LOCK)
+    if not lock.take():
+        raise SettingsError(
+            f"Another process trains in {folder}. Wait for it, or choose another folder."
+        )
+    try:
         _refuse(recipe, monitor, images, folder)
         partial = (folder / "checkpoints").glob("*.partial")
         files.refuse_links(folder, [*WRITTEN, *(f"checkpoints/{path.name}" for path in partial)])
@@ -74,17 +74,18 @@ def claimed(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> Iter
             _HELD[folder] = lock
             yield
         except BaseException:
-            if new and _holds(lock, folder) and checkpoint.latest(folder) is None:
+            if new and lock.in_place and checkpoint.latest(folder) is None:
                 _give_back(folder)
             raise
-        finally:
-            _HELD.pop(folder, None)
+    finally:
+        _HELD.pop(folder, None)
+        lock.release()
 
 
 def still_there(folder: Path) -> None:
     """Raise OSError if a claimed folder was removed, or replaced by another, during the run."""
     lock = _HELD.get(folder.absolute())
-    ours = (folder / LOCK).exists() if lock is None else _holds(lock, folder)
+    ours = (folder / LOCK).exists() if lock is None else lock.in_place
     if not ours and (folder / LOCK).exists():
         raise FileNotFoundError(
             f"{folder} was replaced by another folder while the run trained in it, and nothing is "
@@ -105,12 +106,9 @@ def record_machines(folder: Path, step: int, devices: list[str]) -> None:
     file = folder / "machines.csv"
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     named = "; ".join(dict.fromkeys(devices))
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    if not _filled(file):
-        table.writerow(("step", "started", "devices", "ranks", "torch"))
-    table.writerow((step, now, named, len(devices), torch.__version__))
-    files.append(file, out.getvalue())
+    header = () if _filled(file) else ("step", "started", "devices", "ranks", "torch")
+    row = (step, now, named, len(devices), torch.__version__)
+    files.append(file, files.csv_text(header, [row]))
 
 
 def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None:
@@ -141,14 +139,6 @@ def _refuse(recipe: Recipe, monitor: Monitor, images: str, folder: Path) -> None
             )
     elif folder.exists() and any(file.name not in OURS for file in folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no run. Choose another folder.")
-
-
-def _holds(lock: TextIO, folder: Path) -> bool:
-    """Return whether the lock is still the folder's: another may stand in its place."""
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
-    except FileNotFoundError:
-        return False
 
 
 def _give_back(folder: Path) -> None:
@@ -193,17 +183,3 @@ def _same(ours: Recipe | Monitor, theirs: Recipe | Monitor, folder: Path, holds:
                 f"{folder} holds {holds} with {field.name} = {before!r}, not {now!r}. Choose "
                 "another folder."
             )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[TextIO]:
-    """Hold the folder against other processes."""
-    with files.lockable(folder / LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"Another process trains in {folder}. Wait for it, or choose another folder."
-            ) from None
-        os.utime(file.fileno())  # its time says when it was claimed last
-        yield file

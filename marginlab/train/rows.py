@@ -13,7 +13,6 @@ distribution. Error rates have Wilson's interval, and extremes over classes have
 
 import csv
 import inspect
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -164,13 +163,9 @@ def measured(
 
 def write(rows: Iterable[Row], file: Path) -> None:
     """Write rows as a table; the previous table stays until this one is complete."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(Row._fields)
-    for row in rows:
-        numbers = (repr(number) for number in (row.value, row.low, row.high))
-        table.writerow([row.epoch, row.space, row.quantity, row.at, *numbers, row.n])
-    files.write(file, text.getvalue(), beside=file.with_name(f"{file.stem}.partial"))
+    files.write(
+        file, files.csv_text(Row._fields, rows), beside=file.with_name(f"{file.stem}.partial")
+    )
 
 
 def read_rows(file: Path | str) -> list[Row]:

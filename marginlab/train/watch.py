@@ -7,9 +7,7 @@ layer that failed can be found by passing the batch through the network once mor
 """
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.methods import Method
-from marginlab.signals import Terminated
+from marginlab.signals import Terminated, on_termination
 
 LOSS = "the loss, of finite embeddings"
 
@@ -34,21 +32,11 @@ class Signal:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Note SIGTERM instead of ending by it.
-
-        Only the main thread may do so. In another thread nothing changes.
-        """
-        try:
-            before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:
+        """Note SIGTERM instead of ending by it; see `on_termination`."""
+        with on_termination(self._note):
             yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self) -> None:
         self.came = True
 
 

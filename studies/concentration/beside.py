@@ -18,7 +18,7 @@ def published(home: Path) -> list[dict[str, str]]:
 def write(run: Run) -> None:
     """Write the section of the report."""
     chosen = run.settings
-    data = chosen.data if chosen.data in NAMED else "cifar10"
+    data = chosen.recipe.data if chosen.recipe.data in NAMED else "cifar10"
     of = {row["method"] for row in published(run.home)}
     table = []
     for method in chosen.methods:
@@ -39,7 +39,7 @@ def write(run: Run) -> None:
                     "their std": float(row["std"]),
                     "from": row["table"],
                 }
-                table.append({**columns, f"ours, {chosen.data}": ours, **theirs})
+                table.append({**columns, f"ours, {chosen.recipe.data}": ours, **theirs})
     if not table:
         return
     run.report.text(f"## Beside the published tables\n\n{_differences(run, data)}")
@@ -59,13 +59,16 @@ def write(run: Run) -> None:
 
 def _differences(run: Run, data: str) -> str:
     """Every setting in which this run is not the paper's."""
-    c = run.settings
+    c, recipe, bank = run.settings, run.settings.recipe, run.settings.monitor.bank
     theirs = {
-        "data": (NAMED[data], NAMED.get(c.data, c.data)),
-        "training images": ("50,000", f"{c.images:,}" if c.images else "all"),
-        "backbone": ("ResNet-18, cifar stem (3x3, stride 1, no pooling), 512 features", c.backbone),
-        "epochs": ("800 (200 for the pairs)", str(c.epochs)),
-        "batch": ("512", str(c.batch)),
+        "data": (NAMED[data], NAMED.get(recipe.data, recipe.data)),
+        "training images": ("50,000", f"{recipe.images:,}" if recipe.images else "all"),
+        "backbone": (
+            "ResNet-18, cifar stem (3x3, stride 1, no pooling), 512 features",
+            recipe.backbone,
+        ),
+        "epochs": ("800 (200 for the pairs)", str(recipe.epochs)),
+        "batch": ("512", str(recipe.batch)),
         "optimizer": (
             "SGD with cosine, lr 0.06 (SimCLR) or 0.11 (Barlow Twins)",
             f"{', '.join(c.optimizers)} with warm-up and cosine",
@@ -76,10 +79,10 @@ def _differences(run: Run, data: str) -> str:
         ),
         "seeds": ("0, 1, 2", ", ".join(map(str, c.seeds))),
         "accuracy of": ("the best epoch on the test set", "the last epoch"),
-        "precision": ("float32", c.precision),
+        "precision": ("float32", recipe.precision),
         "kNN": (
             "k = 200, T = 0.1, all training images",
-            f"k = 200, T = 0.1, {f'{c.bank:,}' if c.bank else 'all'} images trained on",
+            f"k = 200, T = 0.1, {f'{bank:,}' if bank else 'all'} images trained on",
         ),
         "1 - sigma": (
             "method, views, images and delta not published",

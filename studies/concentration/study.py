@@ -4,21 +4,20 @@ The question is asked of an augmentation: its concentration, and learning with i
 """
 
 import functools
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from marginlab import data, models, settings
 from marginlab.study import Cell, Quantity, Run
-from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import Monitor, Recipe, once_trained
 from marginlab.train import check as check_data
 
 from . import report as pages
-from .measure import Measured, concentrate, encoded
+from .blocks import Measured
+from .grids import GRIDS, PAIRS, augmentation, augmentations
+from .measure import concentrate, encoded
 
 headline = (
     Quantity("one_minus_sigma", "pixels", ""),
@@ -55,11 +54,6 @@ kept = (  # by the command `keep`
     "loss",
 )
 
-LADDER = ("abcde", "abcd", "abc", "ab", "a")  # Huang et al. 2023, Table 1
-STRENGTHS = (1.0, 0.5, 0.25, 0.125)  # their Table 2: crop and colour, the colour always applied
-PAIRS = tuple("".join(pair) for pair in itertools.combinations("abcde", 2))  # their Figure 3
-GRIDS = ("ladder", "strength", "pairs")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,12 +62,16 @@ class Settings:
     It takes some minutes on two cores.
     """
 
-    data: str = "shapes"
-    """Images: shapes, cifar10, npz:PATH, folder:PATH, ..."""
-    image_size: int = 0
-    """Resize images to this side; 0 keeps their own."""
-    images: int = 2000
-    """Training images, class-balanced; 0 takes all."""
+    recipe: Recipe = Recipe(
+        images=2000,
+        backbone="Backbone('resnet18', stem='strided', width=0.25)",
+        epochs=10,
+        batch=64,
+        precision="auto",
+    )
+    """Each training; the grid replaces its augmentation, method, optimizer and seed."""
+    monitor: Monitor = Monitor(every=5, images=300, views=8, bank=2000)
+    """Measurements during training."""
     grids: tuple[str, ...] = ("ladder", "pairs")
     """Of ladder (Table 1), strength (Table 2) and pairs (Figure 3)."""
     pairs: tuple[str, ...] = ("ab", "ac", "ad", "ae")
@@ -82,32 +80,12 @@ class Settings:
     """Classes of marginlab.methods."""
     optimizers: tuple[str, ...] = ("SGD(lr=0.1)",)
     """Of marginlab.optim: one for each method, or one for all."""
-    backbone: str = "Backbone('resnet18', stem='strided', width=0.25)"
-    """Of marginlab.models."""
-    epochs: int = 10
-    batch: int = 64
-    precision: str = "auto"
-    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times
-    faster.
-    """
-    compile: bool = False
-    """Compile the forward pass."""
     seeds: tuple[int, ...] = (0,)
     """One training run for each."""
-    measure_every: int = 5
-    """Epochs between measurements during training; 0 for the first and the last only."""
-    monitored: int = 300
-    """Training and test images, class-balanced, whose views give alignment, divergence and class
-    centers.
-    """
-    bank: int = 2000
-    """Training images for kNN and linear probe, and as many test images; 0 takes all."""
     per_class: int = 30
     """Images of a class whose concentration is measured together (n)."""
     blocks: int = 3
-    """Disjoint blocks of so many images of each class, each measured alone: the spread of the
-    estimate.
-    """
+    """Disjoint blocks of so many images of each class, each measured alone, for the spread."""
     views: int = 32
     """Views of each of them, the clean image first (V)."""
     delta: float = 0.5
@@ -119,9 +97,7 @@ class Settings:
     deep_per_class: int = 12
     """on so many images of a class (at most per_class)."""
     sharpened: int = 4
-    """Images of a class, of these, whose distances are sharpened by a search over the
-    augmentation's parameters; 0 leaves it out.
-    """
+    """Images of a class, of these, whose distances a search sharpens; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         for grid in self.grids:
@@ -142,14 +118,14 @@ class Settings:
                 "one for each."
             )
         if self.per_class < 2 or self.views < 2 or not 0 < self.delta <= 1:
-            given = f"{self.per_class}, {self.views}, {self.delta}"
             raise settings.SettingsError(
-                f"per_class and views are at least 2 and delta is in (0, 1], not {given}."
+                "per_class and views are at least 2 and delta is in (0, 1], not "
+                f"{self.per_class}, {self.views}, {self.delta}."
             )
         if self.blocks < 1 or self.deep_per_class < 2 or self.deep_views < 2:
-            given = f"{self.blocks}, {self.deep_per_class}, {self.deep_views}"
             raise settings.SettingsError(
-                f"blocks is at least 1, deep_per_class and deep_views are at least 2, not {given}."
+                "blocks is at least 1, deep_per_class and deep_views are at least 2, not "
+                f"{self.blocks}, {self.deep_per_class}, {self.deep_views}."
             )
         if self.sharpened == 1 or self.sharpened < 0:
             raise settings.SettingsError(
@@ -163,23 +139,17 @@ class Settings:
 
 def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
     """One cell for each augmentation of each grid, method and seed."""
-    stem = _stem(chosen.backbone)
+    stem = _stem(chosen.recipe.backbone)
     grid = [
-        {
-            "grid": name,
-            "letters": letters,
-            "strength": strength,
-            "method": method,
-            "seed": seed,
-            "stem": stem,
-        }
+        {"grid": name, "letters": letters, "strength": strength}
+        | {"method": method, "seed": seed, "stem": stem}
         for name in chosen.grids
-        for letters, strength in _augmentations(name, chosen)
+        for letters, strength in augmentations(name, chosen.pairs)
         for method in chosen.methods
         for seed in chosen.seeds
     ]
     for cell in grid:  # a wrong setting is refused before any work
-        _recipe(cell, chosen)
+        recipe_of(cell, chosen)
     return grid
 
 
@@ -187,20 +157,18 @@ def check(chosen: Settings) -> str:
     """Refuse settings that do not fit the data or the network; return the digest of the data."""
     for cell in cells(chosen):
         if cell["seed"] == chosen.seeds[0]:
-            _recipe(cell, chosen).make_method()
-    sets = check_data(_recipe(cells(chosen)[0], chosen))
-    counts = torch.bincount(sets[0].labels, minlength=len(sets[0].classes))
+            recipe_of(cell, chosen).make_method()
+    recipe = recipe_of(cells(chosen)[0], chosen)
+    train, _ = check_data(recipe)
+    counts = torch.bincount(train.labels, minlength=len(train.classes))
     if int(counts.min()) < 2:
-        alone = [sets[0].classes[label] for label in (counts < 2).nonzero().flatten().tolist()]
+        alone = [train.classes[label] for label in (counts < 2).nonzero().flatten().tolist()]
         raise settings.SettingsError(
-            f"{chosen.data}: {', '.join(alone)} has fewer than 2 training images, so no distance "
+            f"{recipe.data}: {', '.join(alone)} has fewer than 2 training images, so no distance "
             "within it. Add some."
         )
-    _monitor(chosen)
-    return " ".join(
-        data.load(chosen.data, split, size=chosen.image_size).digest()
-        for split in ("train", "test")
-    )
+    whole = (data.load(recipe.data, split, size=recipe.image_size) for split in ("train", "test"))
+    return " ".join(images.digest() for images in whole)
 
 
 @functools.cache
@@ -208,48 +176,23 @@ def _stem(backbone: str) -> str:
     return settings.make(backbone, models, models.Backbone).stem
 
 
-def _augmentations(grid: str, chosen: Settings) -> list[tuple[str, float]]:
-    if grid == "strength":
-        return [("ad", strength) for strength in STRENGTHS]
-    return [(letters, 0.5) for letters in (LADDER if grid == "ladder" else chosen.pairs)]
-
-
-def _recipe(cell: Any, chosen: Settings) -> Recipe:
-    return Recipe(
-        data=chosen.data,
-        image_size=chosen.image_size,
-        images=chosen.images,
-        augmentation=_augmentation(cell),
-        backbone=chosen.backbone,
-        method=cell["method"],
-        optimizer=chosen.optimizers[
-            chosen.methods.index(cell["method"]) if len(chosen.optimizers) > 1 else 0
-        ],
-        epochs=chosen.epochs,
-        batch=chosen.batch,
-        precision=chosen.precision,
-        compile=chosen.compile,
-        seed=cell["seed"],
-    )
-
-
-def _augmentation(cell: Any) -> str:
-    # their strength experiment always jitters
-    jitter_p = 1.0 if cell["grid"] == "strength" else 0.8
-    return settings.describe(
-        "Augmentation", operations=cell["letters"], strength=cell["strength"], jitter_p=jitter_p
-    )
-
-
-def _monitor(chosen: Settings) -> Monitor:
-    return Monitor(every=chosen.measure_every, images=chosen.monitored, views=8, bank=chosen.bank)
+def recipe_of(cell: Any, chosen: Settings) -> Recipe:
+    """Return the recipe of a cell."""
+    place = chosen.methods.index(cell["method"]) if len(chosen.optimizers) > 1 else 0
+    changes = {
+        "augmentation": augmentation(cell),
+        "method": cell["method"],
+        "optimizer": chosen.optimizers[place],
+        "seed": cell["seed"],
+    }
+    return settings.replaced(chosen.recipe, changes)
 
 
 def _measured(cell: Any, chosen: Settings) -> Measured:
     return Measured(
-        chosen.data,
-        chosen.image_size,
-        _augmentation(cell),
+        chosen.recipe.data,
+        chosen.recipe.image_size,
+        augmentation(cell),
         chosen.per_class,
         chosen.blocks,
         chosen.views,
@@ -269,36 +212,16 @@ def run(cell: Cell) -> None:
     The concentration is measured in pixels and in the features of the trained network.
     """
     chosen: Settings = cell.settings
-    trained = cell.once(
-        "training", functools.partial(train, say=cell.say), _recipe(cell, chosen), _monitor(chosen)
-    )
-    for row in trained["rows"]:
-        cell.record(**row)
+    trained = once_trained(cell, recipe_of(cell, chosen), chosen.monitor)
+    trained.record(cell)
     cell.say("measures concentration")
-    kept = cell.once("concentration", concentrate, _measured(cell, chosen))
-    features = cell.once("features", encoded, _measured(cell, chosen), trained["folder"])
+    measured = _measured(cell, chosen)
+    kept = cell.once("concentration", concentrate, measured)
+    features = cell.once("features", encoded, measured, trained.folder.parent.name)
     for space, rows in (("pixels", kept["rows"]), ("backbone", features["rows"])):
         for quantity, numbers in rows.items():
             for at, number in numbers.items():
                 cell.record(quantity, *number, space=space, at=at)
-
-
-def train(
-    recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
-) -> dict[str, Any]:
-    """Return the rows of one training run, and the folder under once/ that keeps its encoder.
-
-    `marginlab.train.load` reads the folder.
-    """
-    return {
-        "folder": folder.name,
-        "rows": [
-            row._asdict()
-            for row in fit(
-                recipe, folder / "run", monitor, say=say, precision_in=folder.parent
-            ).rows
-        ],
-    }
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -306,16 +229,16 @@ def train(
 
 def report(run: Run) -> None:
     """Write what was measured, in figures, tables and findings."""
+    chosen: Settings = run.settings
     pixels, features = {}, {}
     for cell in run.cells:
         if cell.finished:
             name = cell["grid"], cell["letters"], cell["strength"]
-            pixels[name] = run.once("concentration", concentrate, _measured(cell, run.settings))
-            trained = run.once(
-                "training", train, _recipe(cell, run.settings), _monitor(run.settings)
-            )
+            measured = _measured(cell, chosen)
+            trained = once_trained(run, recipe_of(cell, chosen), chosen.monitor)
+            pixels[name] = run.once("concentration", concentrate, measured)
             features[(*name, cell["method"], cell["seed"])] = run.once(
-                "features", encoded, _measured(cell, run.settings), trained["folder"]
+                "features", encoded, measured, trained.folder.parent.name
             )
     if pixels:
         pages.write(run, pixels, features)

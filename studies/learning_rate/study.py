@@ -3,17 +3,14 @@
 The rate is chosen once, on abcde, and then frozen for the study of concentration.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from marginlab import settings
 from marginlab.study import Cell, Quantity, Run, literal
-from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import Monitor, Recipe, once_trained
 from marginlab.train import check as check_data
 
 headline = (Quantity("knn_error", "backbone"), Quantity("linear_error", "backbone"), "loss")
@@ -26,12 +23,17 @@ class Settings:
     Its augmentations are not taken over.
     """
 
-    data: str = "cifar10"
-    images: int = 5000
-    """Training images, class-balanced; 0 takes all."""
-    augmentation: str = "Augmentation('abcde', strength=0.5)"
-    backbone: str = "Backbone('resnet18', stem='strided', width=0.25)"
-    method: str = "SimCLR(temperature=0.5)"
+    recipe: Recipe = Recipe(
+        data="cifar10",
+        images=5000,
+        backbone="Backbone('resnet18', stem='strided', width=0.25)",
+        epochs=16,
+        batch=128,
+        precision="bfloat16",
+    )
+    """Each training; the grid replaces its optimizer and seed."""
+    monitor: Monitor = Monitor(images=300)
+    """Measurements during training."""
     optimizers: tuple[str, ...] = (
         "SGD(lr=0.03)",
         "SGD(lr=0.06)",
@@ -40,12 +42,6 @@ class Settings:
         "SGD(lr=0.5)",
     )
     """Of marginlab.optim: the candidates."""
-    epochs: int = 16
-    batch: int = 128
-    precision: str = "bfloat16"
-    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times
-    faster.
-    """
     seeds: tuple[int, ...] = (0,)
 
 
@@ -59,40 +55,26 @@ def cells(chosen: Settings) -> list[dict[str, str | int]]:
         for seed in chosen.seeds
     ]
     for cell in grid:
-        _recipe(cell, chosen)
+        recipe_of(cell, chosen)
     return grid
 
 
 def check(chosen: Settings) -> str:
     """Refuse settings that do not fit the data or the network; return the digest of the data."""
-    recipe = _recipe(cells(chosen)[0], chosen)
+    recipe = recipe_of(cells(chosen)[0], chosen)
     recipe.make_method()
     return " ".join(images.digest() for images in check_data(recipe))
 
 
-def _recipe(cell: Any, chosen: Settings) -> Recipe:
-    same = ("data", "images", "augmentation", "backbone", "method", "epochs", "batch", "precision")
-    return Recipe(
-        **{name: getattr(chosen, name) for name in same},
-        optimizer=cell["optimizer"],
-        seed=cell["seed"],
-    )
+def recipe_of(cell: Any, chosen: Settings) -> Recipe:
+    """Return the recipe of a cell."""
+    return settings.replaced(chosen.recipe, {"optimizer": cell["optimizer"], "seed": cell["seed"]})
 
 
 def run(cell: Cell) -> None:
     """Train with the candidate, and record its errors on the test images and its loss."""
-    train: Callable[..., Any] = functools.partial(_train, say=cell.say)
-    for row in cell.once("training", train, _recipe(cell, cell.settings)):
-        cell.record(**row)
-
-
-def _train(recipe: Recipe, *, say: Callable[[str], None], folder: Path) -> list[dict[str, Any]]:
-    return [
-        row._asdict()
-        for row in fit(
-            recipe, folder / "run", Monitor(images=300), say=say, precision_in=folder.parent
-        ).rows
-    ]
+    chosen: Settings = cell.settings
+    once_trained(cell, recipe_of(cell, chosen), chosen.monitor).record(cell)
 
 
 def report(run: Run) -> None:
@@ -114,8 +96,9 @@ def report(run: Run) -> None:
         ]
     )
     figure.update_yaxes(title="test error")
-    made, data = literal(f"{chosen.method} with {chosen.augmentation}"), literal(chosen.data)
-    run.report.lead = f"{made} on {data}, {chosen.epochs} epochs at batch {chosen.batch}."
+    recipe = chosen.recipe
+    made, data = literal(f"{recipe.method} with {recipe.augmentation}"), literal(recipe.data)
+    run.report.lead = f"{made} on {data}, {recipe.epochs} epochs at batch {recipe.batch}."
     run.report.figure(
         figure,
         f"Errors on the test images after the last epoch, mean over {len(chosen.seeds)} seed(s).",

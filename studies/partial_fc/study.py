@@ -5,9 +5,7 @@ identities that it verifies.
 """
 
 import csv
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import plotly.graph_objects as go
 from marginlab import data, ranks, settings
 from marginlab.evaluation import verify
 from marginlab.study import Cell, Quantity, Run, literal
-from marginlab.train import Monitor, Recipe, fit
+from marginlab.train import Monitor, Recipe, train_cell
 from marginlab.train import check as check_data
 
 headline = (
@@ -42,74 +40,48 @@ kept = (
 class Settings:
     """The defaults are the preset `default`: 964 upright characters, some minutes on two cores."""
 
-    data: str = "omniglot-upright"
-    """Training images: omniglot (3,856 classes), omniglot-upright (964), ..."""
-    unseen: str = "omniglot-upright"
-    """Data set whose split `unseen` is verified."""
-    image_size: int = 28
-    images: int = 0
-    """Training images, class-balanced; 0 takes all."""
+    recipe: Recipe = Recipe(
+        data="omniglot-upright",
+        image_size=28,
+        augmentation="Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))",
+        backbone="Backbone('resnet18', stem='strided', width=0.25, norm='group', "
+        "activation='silu')",
+        method="MarginClassifier(margin=\"ArcFace(0.3, gradient='straight_through')\", scale=16.0, "
+        "dim=128)",
+        optimizer="SGD(lr=0.1)",
+        schedule="WarmupPolynomial(warmup=0.3, power=2.0)",
+        epochs=8,
+        batch=64,
+        clip=1.0,
+        precision="bfloat16",
+    )
+    """Each training; the grid replaces its seed and the sample rate of its method.
+
+    A mirrored character is another one, so views are not flipped. Group normalisation is alike on
+    one rank and on many, and SiLU forgives rounding. Without the clip the first steps multiply what
+    rounding does.
+    """
+    monitor: Monitor = Monitor(images=2000, views=2, bank=4000, verified="omniglot-upright")
+    """Measurements during training, and the pairs of unseen images that are verified."""
     rates: tuple[float, ...] = (1.0, 0.1)
     """Parts of the classes that a step sees."""
-    margin: str = "ArcFace(0.3, gradient='straight_through')"
-    """A class of marginlab.margins."""
-    scale: float = 16.0
-    dim: int = 128
-    """Of the embedding."""
-    augmentation: str = "Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))"
-    """Of marginlab.augment; a mirrored character is another one."""
-    backbone: str = (
-        "Backbone('resnet18', stem='strided', width=0.25, norm='group', activation='silu')"
-    )
-    """Of marginlab.models; group normalisation is alike on one rank and on many, and SiLU forgives
-    rounding.
-    """
-    optimizer: str = "SGD(lr=0.1)"
-    schedule: str = "WarmupPolynomial(warmup=0.3, power=2.0)"
-    epochs: int = 8
-    batch: int = 64
-    clip: float = 1.0
-    """Largest norm of the gradient of all but sampled centers; 0 does not clip.
-
-    Without it the first steps multiply what rounding does.
-    """
-    precision: str = "bfloat16"
-    """float32, bfloat16 by autocast, or auto: bfloat16 where a probe finds it at least 1.15 times
-    faster.
-    """
     seeds: tuple[int, ...] = (0,)
     ranks: int = 1
     """Processes that train together: start the study under torchrun with as many."""
-    measure_every: int = 0
-    """Epochs between the monitor's measurements; 0 for the first and the last only."""
-    monitored: int = 2000
-    """Training and test images whose views the monitor measures, of so many"""
-    watched: int = 200
-    """classes; 0 watches all."""
-    bank: int = 4000
-    """Training images for kNN, and as many test images; 0 takes all."""
-    pairs: int = 6000
-    """Pairs of unseen images, half genuine, for the accuracy,"""
-    folds: int = 10
-    """in so many folds of their own characters."""
-    far_pairs: int = 200_000
-    """Pairs, half genuine, for the true accept rate"""
-    fars: tuple[float, ...] = (0.01, 0.001)
-    """at these false accept rates."""
 
     def __post_init__(self) -> None:
-        if not self.rates or not self.seeds or not self.fars:
-            raise settings.SettingsError("rates, seeds and fars each name at least one.")
-        if not self.unseen:
+        if not self.rates or not self.seeds or not self.monitor.fars:
+            raise settings.SettingsError("rates, seeds and monitor.fars each name at least one.")
+        if not self.monitor.verified:
             raise settings.SettingsError(
-                "unseen names the image set to verify, such as omniglot-upright; it is empty."
+                "monitor.verified names the image set to verify, such as omniglot-upright; it is "
+                "empty."
             )
         for rate in self.rates:
             if not 0 <= rate <= 1:
                 raise settings.SettingsError(
                     f"A rate is a part of the classes, in [0, 1], not {rate}."
                 )
-        _monitor(self)
 
 
 # --- the grid -------------------------------------------------------------------------------------
@@ -123,7 +95,7 @@ def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
         for seed in chosen.seeds
     ]
     for cell in grid:  # a wrong setting is refused before any work
-        _recipe(cell, chosen)
+        recipe_of(cell, chosen)
     return grid
 
 
@@ -138,53 +110,18 @@ def check(chosen: Settings) -> str:
             f"The setting is ranks = {chosen.ranks}, and here are {ranks.size()} processes. Start "
             f"`{command}`."
         )
-    train, test = check_data(_recipe(cells(chosen)[0], chosen))
+    train, test = check_data(recipe_of(cells(chosen)[0], chosen))
     for cell in cells(chosen):
-        _recipe(cell, chosen).make_method(len(train.classes))
-    unseen = _monitor(chosen).unseen(train, size=chosen.image_size)
+        recipe_of(cell, chosen).make_method(len(train.classes))
+    unseen = chosen.monitor.unseen(train, size=chosen.recipe.image_size)
     assert unseen is not None
     return " ".join(images.digest() for images in (train, test, unseen))
 
 
-def _recipe(cell: Any, chosen: Settings) -> Recipe:
-    same = (
-        "data",
-        "image_size",
-        "images",
-        "augmentation",
-        "backbone",
-        "optimizer",
-        "schedule",
-        "epochs",
-        "batch",
-        "clip",
-        "precision",
-    )
-    method = settings.describe(
-        "MarginClassifier",
-        margin=chosen.margin,
-        scale=chosen.scale,
-        sample_rate=cell["rate"],
-        dim=chosen.dim,
-    )
-    return Recipe(
-        **{name: getattr(chosen, name) for name in same}, method=method, seed=cell["seed"]
-    )
-
-
-def _monitor(chosen: Settings) -> Monitor:
-    return Monitor(
-        every=chosen.measure_every,
-        images=chosen.monitored,
-        views=2,
-        bank=chosen.bank,
-        classes=chosen.watched,
-        verified=chosen.unseen,
-        verified_pairs=chosen.pairs,
-        folds=chosen.folds,
-        far_pairs=chosen.far_pairs,
-        fars=chosen.fars,
-    )
+def recipe_of(cell: Any, chosen: Settings) -> Recipe:
+    """Return the recipe of a cell."""
+    method = settings.with_arguments(chosen.recipe.method, sample_rate=cell["rate"])
+    return settings.replaced(chosen.recipe, {"method": method, "seed": cell["seed"]})
 
 
 # --- one cell -------------------------------------------------------------------------------------
@@ -196,25 +133,11 @@ def run(cell: Cell) -> None:
     Once in a run, the same pairs are verified by bare pixels.
     """
     chosen: Settings = cell.settings
-    trained = cell.once(
-        "training", functools.partial(_train, say=cell.say), _recipe(cell, chosen), _monitor(chosen)
-    )
-    for row in trained["rows"]:
-        cell.record(**row)
-    cell.record("images_per_second", trained["images_per_second"])
-    bare = cell.once("pixels", _pixels, _monitor(chosen), chosen.image_size)
+    train_cell(cell, recipe_of(cell, chosen), chosen.monitor)
+    bare = cell.once("pixels", _pixels, chosen.monitor, chosen.recipe.image_size)
     cell.record("verification_accuracy", *bare["accuracy"], space="pixels")
     for far, rate in bare["tar"]:
         cell.record("tar_at_far", *rate, space="pixels", at=far)
-
-
-def _train(
-    recipe: Recipe, monitor: Monitor, *, say: Callable[[str], None], folder: Path
-) -> dict[str, Any]:
-    """Rows of the training, and how fast it was."""
-    done = fit(recipe, folder / "run", monitor, say=say, precision_in=folder.parent)
-    rows = [row._asdict() for row in done.rows]
-    return {"rows": rows, "images_per_second": done.images_per_second}
 
 
 def _pixels(monitor: Monitor, size: int, *, folder: Path) -> dict[str, Any]:
@@ -244,17 +167,18 @@ def report(run: Run) -> None:
     The target angle over training and the published tables follow.
     """
     chosen: Settings = run.settings
+    recipe, monitor = chosen.recipe, chosen.monitor
     # title of a column of the tables: quantity, at
     shown: dict[str, tuple[str, str | float]] = {
         "verification accuracy": ("verification_accuracy", ""),
-        **{f"TAR at FAR {far:g}": ("tar_at_far", far) for far in chosen.fars},
+        **{f"TAR at FAR {far:g}": ("tar_at_far", far) for far in monitor.fars},
     }
-    run.report.title = f"Sampled classes and verification: {literal(chosen.data)}"
+    run.report.title = f"Sampled classes and verification: {literal(recipe.data)}"
     run.report.lead = (
-        f"{literal(chosen.margin)} at s = {chosen.scale:g} on {literal(chosen.data)}, "
-        f"{chosen.epochs} epochs at batch {chosen.batch} on {chosen.ranks} process(es). Each step "
-        f"sees a part `rate` of the classes. Verified: {chosen.pairs:,} pairs of characters of "
-        f"{literal(chosen.unseen)}, of other alphabets."
+        f"{literal(recipe.method)} on {literal(recipe.data)}, {recipe.epochs} epochs at batch "
+        f"{recipe.batch} on {chosen.ranks} process(es). Each step sees a part `rate` of the "
+        f"classes. Verified: {monitor.verified_pairs:,} pairs of characters of "
+        f"{literal(monitor.verified)}, of other alphabets."
     )
     table: list[dict[str, Any]] = [
         {
@@ -274,8 +198,8 @@ def report(run: Run) -> None:
     pixels = {title: run.last(name, space="pixels", at=at) for title, (name, at) in shown.items()}
     table += [{"rate": "untrained network", **untrained}, {"rate": "pixels", **pixels}]
     words = (
-        f"Accuracy over {chosen.folds} folds of different characters, TAR on {chosen.far_pairs:,} "
-        f"pairs; means over {len(chosen.seeds)} seed(s)."
+        f"Accuracy over {monitor.folds} folds of different characters, TAR on "
+        f"{monitor.far_pairs:,} pairs; means over {len(chosen.seeds)} seed(s)."
     )
     run.report.table(table, words)
     figure = go.Figure()
@@ -291,7 +215,7 @@ def report(run: Run) -> None:
     intervals = [
         {key: row[key] for key in ("rate", "seed", "quantity", "at", "value", "low", "high")}
         for quantity in ("verification_accuracy", "tar_at_far")
-        for row in run.results.select(quantity=quantity, space="projector", epoch=chosen.epochs)
+        for row in run.results.select(quantity=quantity, space="projector", epoch=recipe.epochs)
     ]
     run.report.table(
         intervals,

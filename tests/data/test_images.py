@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 
 from marginlab.data import ImageSet
-from marginlab.data.images import in_split
+from marginlab.data.labels import in_split
 
 
 def image_set(labels, classes=3, name="made"):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from marginlab.data import ImageSet, load
-from marginlab.data.images import places
+from marginlab.data.labels import places
 from marginlab.data.selection import selection_of
 from marginlab.rng import Key
 from marginlab.settings import SettingsError

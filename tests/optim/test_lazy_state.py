@@ -85,7 +85,7 @@ def test_a_step_makes_nothing_of_the_size_of_the_classes(make, semantics):
 
 @semantics_of_all
 def test_bfloat16_state_is_made_without_anything_wide_of_its_size(semantics, monkeypatch):
-    monkeypatch.setattr("marginlab.optim.rowsparse.BLOCK", 800)
+    monkeypatch.setattr("marginlab.optim.rows.BLOCK", 800)
     w = torch.nn.Parameter(torch.zeros(20_000, 8, dtype=torch.bfloat16))
     optimizer = MAKERS["sgd"]([w], semantics)
     w.grad = gradient(0, w.shape, w.dtype)

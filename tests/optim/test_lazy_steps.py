@@ -119,7 +119,7 @@ def test_with_every_row_touched_all_three_are_torchs(kind, semantics, data):
 @given(data=st.data())
 def test_dense_is_torchs_with_the_dense_gradient(kind, block, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("marginlab.optim.rowsparse.BLOCK", block)
+        patch.setattr("marginlab.optim.rows.BLOCK", block)
         ours, torchs = pair(kind, data.draw(optimizers(kind)))
         start, lrs, _, rows, whole = problem(data, 6)
         close(

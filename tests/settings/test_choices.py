@@ -163,3 +163,16 @@ def test_offered_arguments_reach_only_who_takes_them():
     for text in ("Uniformity()", "NeuralCollapse()"):
         made = make(text, room, Measure, offered=offered)
         assert type(made).__name__ == text[:-2]
+
+
+def test_arguments_of_a_text_are_replaced_and_the_rest_stays():
+    text = "MarginClassifier(\"ArcFace(0.3, gradient='true')\", scale=16.0)"
+    changed = settings.with_arguments(text, sample_rate=0.5, scale=8.0)
+    assert settings.with_arguments(changed, sample_rate=0.1) == (
+        "MarginClassifier(\"ArcFace(0.3, gradient='true')\", scale=8.0, sample_rate=0.1)"
+    )
+    own = "package.module:Mine(size=2)"
+    assert settings.with_arguments(own, kind="wide") == "package.module:Mine(size=2, kind='wide')"
+    assert settings.with_arguments("Mine", size=3) == "Mine(size=3)"
+    with pytest.raises(SettingsError, match="call notation"):
+        settings.with_arguments("Mine(", size=3)

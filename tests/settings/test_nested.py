@@ -114,6 +114,30 @@ def test_an_unknown_flag_at_depth_is_refused_with_the_nearest(capsys):
     assert "--recipe.batch" in capsys.readouterr().err
 
 
+def test_a_flag_may_leave_out_the_name_of_the_only_table_that_has_the_setting(capsys):
+    flags = ["--batch", "64", "--words=x", "--bounds", "--image-size", "16", "--size", "4"]
+    read = settings.read(Outer, flags=flags)
+    assert (read.recipe.batch, read.recipe.image_size, read.monitor.bounds) == (64, 16, True)
+    assert read.middle == Middle(size=4, deep=Deep(rate=0.25, words=("x",)))
+    for flag in ("--images", "--seed", "--augmentation"):  # of the recipe, or of the monitor?
+        with pytest.raises(SystemExit):
+            settings.read(Outer, flags=[flag, "3"])
+        assert f"--recipe.{flag[2:]}" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A field that a nested dataclass has as well."""
+
+    batch: int = 1
+    recipe: Recipe = RECIPE
+
+
+def test_a_flag_without_a_table_means_the_outer_field_where_there_is_one():
+    read = settings.read(Twice, flags=["--batch", "64"])
+    assert (read.batch, read.recipe.batch) == (64, RECIPE.batch)
+
+
 def test_replaced_takes_tables_and_objects():
     value = Outer(seeds=(3,), middle=Middle(name="b"))
     changed = settings.replaced(value, {"recipe": {"batch": 64}, "middle": {"deep": {"rate": 1}}})

@@ -3,6 +3,7 @@ what it refuses.
 """
 
 import csv
+import importlib
 import os
 import re
 import sys
@@ -13,9 +14,11 @@ import pytest
 from marginlab import settings, study
 
 HERE = study.load("bounds")
+figures = importlib.import_module(f"{HERE.module.__name__}.figures")
 SMALL = [
-    *"--data digits --image-size 16 --images 60 --epochs 1 --batch 20 --measure-every 1 "
-    "--monitored 40 --views 3 --bank 60 --measures".split(),
+    *"--recipe.data digits --recipe.image-size 16 --recipe.images 60 --recipe.epochs 1 "
+    "--recipe.batch 20 --monitor.every 1 --monitor.images 40 --monitor.views 3 --monitor.bank 60 "
+    "--monitor.measures".split(),
     *["NeuralCollapse()", "AugmentationConfusion()"],
     *[
         "--methods",
@@ -29,10 +32,10 @@ SMALL = [
         "--augmentations",
         "Augmentation('a')",
         "Augmentation('a')",
-        "--certified",
+        "--monitor.augmentation",
         "Augmentation('e')",
     ],
-    *["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"],
+    *["--recipe.backbone", "Backbone('resnet18', stem='strided', width=0.125)"],
 ]
 
 
@@ -74,7 +77,7 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
         for epoch in (0, 1):
             forms = {
                 form: seen[method, epoch, quantity, at]
-                for form, (quantity, at) in HERE.module.FORMS.items()
+                for form, (quantity, at) in figures.FORMS.items()
             }
             assert all(0 <= value <= 1 for value in forms.values())
             assert forms["T'"] <= min(forms["P"], forms["T"]) + 1e-6
@@ -112,4 +115,10 @@ def test_methods_want_an_optimizer_and_an_augmentation_each():
     ):
         HERE.module.check(chosen)
     with pytest.raises(settings.SettingsError, match="names no class"):
-        HERE.module.check(HERE.settings("default", ["--certified", "Agumentation('e')"]))
+        settings.replaced(chosen, {"monitor": {"augmentation": "Agumentation('e')"}})
+
+
+def test_the_monitor_records_the_bounds():
+    chosen = settings.replaced(HERE.module.Settings(), {"monitor": {"bounds": False}})
+    with pytest.raises(settings.SettingsError, match=r"monitor\.bounds is true"):
+        HERE.module.check(chosen)

@@ -19,10 +19,10 @@ from marginlab.study.__main__ import main
 
 HERE = study.load("concentration")
 SMALL = [
-    *"--data shapes-5 --image-size 16 --images 60 --grids pairs strength --pairs ad ae --methods "
-    "SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
+    *"--data shapes-5 --image-size 16 --recipe.images 60 --grids pairs strength --pairs ad ae "
+    "--methods SimCLR(hidden=16,dim=8) --epochs 1 --batch 20".split(),
     *"--per-class 6 --views 4 --deep-views 8 --deep-per-class 5 --sharpened 3 "
-    "--measure-every 0 --bank 100 --backbone".split(),
+    "--monitor.every 0 --monitor.bank 100 --recipe.backbone".split(),
     "Backbone('resnet18', stem='strided', width=0.125)",
 ]
 SECTIONS = (
@@ -188,8 +188,8 @@ def test_killed_and_resumed_it_gives_the_same_results_and_computes_nothing_twice
         (["--views", "1"], "at least 2"),
         (["--blocks", "0"], "blocks is at least 1"),
         (["--sharpened", "1"], "leaves it out"),
-        (["--bank", "1"], "bank is 0"),
-        (["--measure-every", "-5"], "every is at least 0"),
+        (["--monitor.bank", "1"], "bank is 0"),
+        (["--monitor.every", "-5"], "every is at least 0"),
         (["--backbone", "Projector((2,3))"], "is no Backbone"),
         (["--preset", "cifar11"], "did you mean 'cifar10"),
     ],
@@ -233,7 +233,10 @@ def arrays(folder, counts, seed=0):
     )
 
 
-OWN = [*SMALL, *"--data npz:own.npz --image-size 0 --images 0 --grids pairs --pairs ae".split()]
+OWN = [
+    *SMALL,
+    *"--data npz:own.npz --image-size 0 --recipe.images 0 --grids pairs --pairs ae".split(),
+]
 
 
 def test_classes_of_unequal_size_are_measured_on_equally_many_images_and_say_so(tmp_path):

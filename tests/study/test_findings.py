@@ -10,7 +10,9 @@ from marginlab import study
 
 HOME = study.load("concentration").module.__name__
 findings = importlib.import_module(f"{HOME}.findings")
-measure = importlib.import_module(f"{HOME}.measure")
+orders = importlib.import_module(f"{HOME}.orders")
+blocks = importlib.import_module(f"{HOME}.blocks")
+estimates = importlib.import_module(f"{HOME}.estimates")
 PAIRS = ["".join(pair) for pair in itertools.combinations("abcde", 2)]
 # of a letter: what it leaves of 1 - sigma
 WORTH = {"a": 0.0, "d": 0.01, "c": 0.09, "e": 0.2, "b": 0.3}
@@ -97,7 +99,7 @@ def test_where_error_falls_with_1_minus_sigma_the_claim_does_not_hold():
 def test_an_order_that_ends_with_more_views_or_after_sharpening_is_not_claimed():
     for deep in ((0.11, 0.5, 0.11), (0.11, 0.11, 0.5)):
         pixels = {**concentrated(), "ad": made(0.11, deep=deep)}
-        order = findings.orders(pixels)
+        order = orders.orders(pixels)
         assert "ad < ac" in order.local
         assert not order.claims("ad", "ac")
         errors = {"kNN": {pair: [0.5, 0.5, 0.5] for pair in PAIRS}}
@@ -108,9 +110,9 @@ def test_an_order_that_ends_with_more_views_or_after_sharpening_is_not_claimed()
 
 
 def test_what_scatters_more_than_it_differs_and_what_was_measured_once_cannot_be_said():
-    assert findings.below([1.0, 2.0, 3.0], [1.1, 1.9, 3.05]) is None
-    assert findings.below([1.0], [2.0]) is None
-    assert findings.below([1.0, 2.0, 3.0], [1.5, 2.5, 3.51]) is True
+    assert orders.below([1.0, 2.0, 3.0], [1.1, 1.9, 3.05]) is None
+    assert orders.below([1.0], [2.0]) is None
+    assert orders.below([1.0, 2.0, 3.0], [1.5, 2.5, 3.51]) is True
     errors = {"kNN": {pair: [0.5] for pair in PAIRS}}
     found = verdicts(concentrated(), errors)
     assert found["(a,d) has the smallest kNN error of the ten pairs"] == "cannot be said"
@@ -128,7 +130,7 @@ def test_the_interval_is_students():
     from scipy.stats import ttest_1samp
 
     values = [0.2, 0.5, 0.4, 0.9]
-    assert measure.interval(values) == pytest.approx(
+    assert estimates.interval(values) == pytest.approx(
         tuple(ttest_1samp(values, 0).confidence_interval(0.95))
     )
 
@@ -139,7 +141,7 @@ def test_groups_across_classes_are_as_large_and_balanced():
     labels = torch.arange(5).repeat_interleave(10)[
         torch.randperm(50, generator=torch.Generator().manual_seed(0))
     ]
-    groups = measure._across(labels)
+    groups = blocks.across_classes(labels)
     assert torch.bincount(groups).tolist() == [10] * 5
     for group in range(5):
         assert torch.bincount(labels[groups == group], minlength=5).tolist() == [2] * 5

@@ -57,11 +57,11 @@ def test_the_published_rows_are_whole():
     [
         ({"rates": ()}, "each name at least one"),
         ({"rates": (1.1,)}, r"a part of the classes, in \[0, 1\], not 1.1"),
-        ({"fars": (1e-6,)}, "1e-06 of 200000 makes no rate"),
-        ({"margin": "Arc(0.5)"}, "Arc"),
-        ({"unseen": ""}, "unseen names the image set to verify"),
-        ({"unseen": "digits"}, "no split 'unseen'"),
-        ({"pairs": 10_000_000}, "cannot be verified so"),
+        ({"monitor": {"fars": (1e-6,)}}, "1e-06 of 200000 makes no rate"),
+        ({"recipe": {"method": "MarginClassifier(margin='Arc(0.5)')"}}, "Arc"),
+        ({"monitor": {"verified": ""}}, "monitor.verified names the image set to verify"),
+        ({"monitor": {"verified": "digits"}}, "no split 'unseen'"),
+        ({"monitor": {"verified_pairs": 10_000_000}}, "cannot be verified so"),
         (
             {"ranks": 2},
             "here are 1 processes. Start `torchrun --nproc-per-node 2 -m marginlab.study "
@@ -96,11 +96,12 @@ def characters(tmp_path, monkeypatch):
 def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
     small = (
         "--image-size 16 --epochs 3 --batch 24 --rates 1.0 0.5 --precision float32 --optimizer "
-        "SGD(lr=0.05) --scale 16.0 --dim 16 --monitored 24"
+        "SGD(lr=0.05) --method MarginClassifier(margin='ArcFace(0.3)',scale=16.0,dim=16) "
+        "--monitor.images 24 --monitor.bank 24 --monitor.verified-pairs 200 --monitor.folds 2 "
+        "--monitor.far-pairs 600 --monitor.fars 0.1"
     )
-    more = "--bank 24 --pairs 200 --folds 2 --far-pairs 600 --fars 0.1".split()
     backbone = "Backbone('resnet18', stem='strided', width=0.125, norm='group')"
-    assert main(["partial_fc", *small.split(), *more, "--backbone", backbone]) == 0
+    assert main(["partial_fc", *small.split(), "--backbone", backbone]) == 0
     assert "verification_accuracy" in capsys.readouterr().out
     folder = next((characters / "runs").iterdir())
     with (folder / "results.csv").open(encoding="utf-8") as file:

@@ -42,6 +42,7 @@ from marginlab import data, ranks, settings, study
 from marginlab.losses import PartialFC
 from marginlab.plan.setup import Setup
 from marginlab.plan.traffic import traffic
+from marginlab.settings.notation import parse
 from marginlab.train import Monitor, Recipe, fit
 
 LOOP = sys.modules["marginlab.train.fit"]  # the module: its package has a function of that name
@@ -215,7 +216,7 @@ def main(arguments: list[str]) -> int:
     failed, of = False, study.load("partial_fc")
     for preset in options.presets:
         chosen = of.settings(preset)
-        own = of.module._recipe(of.grid(chosen)[0], chosen)
+        own = of.module.recipe_of(of.grid(chosen)[0], chosen)
         for seed in options.seeds:
             recipe = replace(own, precision="float32", seed=seed)
             for dtype, steps, most in (
@@ -240,10 +241,11 @@ def main(arguments: list[str]) -> int:
             )
             if processes == 2:
                 classes = len(data.load(own.data, "train", size=own.image_size).classes)
-                say(
-                    f"{preset}: "
-                    f"{exchanged(said, own, chosen.rates[0], classes, chosen.dim, chosen.margin)}"
+                head = parse(own.method)[2]
+                words = exchanged(
+                    said, own, head["sample_rate"], classes, head["dim"], head["margin"]
                 )
+                say(f"{preset}: {words}")
     if options.record:
         command = f"python tests/train/ranks_agree.py {' '.join(arguments)}"
         versions = {"torch": torch.__version__, "python": platform.python_version()}

@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_filled_keeps_nothing_half(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(claim.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with (
             pytest.raises(OSError, match="No space left"),
             claimed(RECIPE, Monitor(), "images\n", tmp_path / "run"),

@@ -21,6 +21,7 @@ from marginlab.kernels import BUDGET
 from marginlab.measures.anchors.anchor_points import check_views
 from marginlab.measures.measure import Measure, check_features, constant, prepared, rows, same_views
 from marginlab.rng import Key
+from marginlab.statistics.distances import EXACTLY
 
 
 class LipschitzResult(NamedTuple):
@@ -105,9 +106,7 @@ def lipschitz_ratios(
         x, y = x.double(), prepared(y, normalize)
         best, few = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for u in torch.arange(V, device=x.device).split(step):
-            apart, moved = (
-                torch.cdist(z[:, u], z, compute_mode="donot_use_mm_for_euclid_dist") for z in (x, y)
-            )
+            apart, moved = (torch.cdist(z[:, u], z, compute_mode=EXACTLY) for z in (x, y))
             before = u[:, None] > torch.arange(V, device=x.device)  # counts each pair once
             counted = before & (apart > closest)
             best = torch.maximum(best, torch.where(counted, moved / apart, 0.0).amax((1, 2)))

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from marginlab.measures.graphs.cliques import largest_clique
 from marginlab.measures.graphs.graphs import colouring, greedy_clique, matching
+from marginlab.statistics import to_nearest_other
 from marginlab.theory.bound import SLACK
 from marginlab.theory.certificates.form import Form
-from marginlab.theory.certificates.new_images import EXACTLY, ROUNDING
+from marginlab.theory.certificates.new_images import ROUNDING
 from marginlab.theory.population import Population
 from marginlab.theory.theorems.per_class import per_class
 from marginlab.theory.theorems.theorem_1 import center_radius, rho_2, theorem_1
@@ -142,7 +143,7 @@ def over_grid(
     product = population.gram.masked_fill(
         torch.eye(len(p), dtype=torch.bool, device=p.device), -math.inf
     ).max()
-    near = nearest_centers(population).square()
+    near = to_nearest_other(population.centers).square()
     true = [
         product + SLACK < threshold,
         *((near - 4 * x.square()).amin(-1) > SLACK for x in (rho2, radius)),
@@ -171,7 +172,7 @@ def over_grid(
         room = (
             theorem.threshold - product
             if name == "printed"
-            else (nearest_centers(population) - 2 * reach).min()
+            else (to_nearest_other(population.centers) - 2 * reach).min()
         )
         forms.append(
             Form(
@@ -210,7 +211,7 @@ def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor,
     radius = center_radius(
         q.flatten(), t.flatten(), population.gram.diagonal().clamp(min=0).expand_as(q).flatten()
     ).view_as(q)
-    held = nearest_centers(population).square() - 4 * radius.square() > SLACK
+    held = to_nearest_other(population.centers).square() - 4 * radius.square() > SLACK
     best, at = torch.where(held, q, 0.0).flatten(0, 1).max(0)
     i, j = at // len(e), at % len(e)
     some = best > 0
@@ -219,7 +220,7 @@ def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor,
     result = per_class(
         p=p, gram=population.gram, q=best, epsilon=epsilon, stretch=stretch, error=population.error
     )
-    room = nearest_centers(population) - 2 * result.radius
+    room = to_nearest_other(population.centers) - 2 * result.radius
     if not bool(result.holds.any()):
         return Form("per_class", result.bound, margin=float(room.max()))
     sigma = torch.stack([population.share(parts.members[i[k]])[k] for k in range(C)]).clamp(0, 1)
@@ -232,16 +233,6 @@ def class_by_class(population: Population, parts: Parts, epsilons: Float[Tensor,
         R_epsilon=float(counted @ unaligned),
         margin=float(room[result.holds].min()),
     )
-
-
-def nearest_centers(population: Population) -> Float[Tensor, " C"]:
-    """Return the distance of each class center from the nearest other one."""
-    apart: Tensor = (
-        torch.cdist(population.centers, population.centers, compute_mode=EXACTLY)
-        .fill_diagonal_(math.inf)
-        .amin(1)
-    )
-    return apart
 
 
 def quantiles(values: Sequence[Float[Tensor, "..."]], points: int) -> Float[Tensor, " T"]:

@@ -22,7 +22,6 @@ their mean (Hoeffding, Annals of Mathematical Statistics 27, 1956; below the mea
 limit keeps its confidence.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -32,7 +31,8 @@ from torch import Tensor
 from marginlab.kernels import BUDGET
 from marginlab.measures.views.alignment import alignment
 from marginlab.rng import Key
-from marginlab.statistics import unit_vectors
+from marginlab.statistics import to_nearest_other, unit_vectors
+from marginlab.statistics.distances import EXACTLY
 from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.certificates.by_class import ByClass, upper_limit
 from marginlab.theory.certificates.form import NEW, Form
@@ -40,7 +40,6 @@ from marginlab.theory.population import Population
 from marginlab.theory.theorems.fixed_centers import fixed_centers
 
 ROUNDING = 1e-7  # accuracy of distances of float32 features
-EXACTLY = "donot_use_mm_for_euclid_dist"
 
 
 class Reach(NamedTuple):
@@ -61,12 +60,7 @@ class Reach(NamedTuple):
     @property
     def nearest(self) -> Float[Tensor, " C"]:
         """Distance of each center from the nearest other one."""
-        apart: Tensor = (
-            torch.cdist(self.centers, self.centers, compute_mode=EXACTLY)
-            .fill_diagonal_(math.inf)
-            .amin(1)
-        )
-        return apart
+        return to_nearest_other(self.centers)
 
     @property
     def holds(self) -> Bool[Tensor, " C"]:
@@ -83,7 +77,7 @@ def fix_centers(population: Population) -> Reach:
     carry over to other images.
     """
     centers = population.centers
-    apart = torch.cdist(centers, centers, compute_mode=EXACTLY).fill_diagonal_(math.inf).amin(1)
+    apart = to_nearest_other(centers)
     near = (population.f - centers[population.labels, None]).norm(dim=-1).amin(1)
     delta, epsilon = torch.zeros_like(apart), torch.zeros_like(apart)
     for k, distance in enumerate(apart.tolist()):

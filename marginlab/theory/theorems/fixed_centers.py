@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from marginlab.statistics import to_nearest_other
 from marginlab.theory.bound import SLACK, Bound
 from marginlab.theory.inputs import fractions, of_each_class, priors
 
@@ -77,10 +78,7 @@ def fixed_centers(
         )
     reach = of_each_class("delta", delta, len(p)) + 2 * of_each_class("epsilon", epsilon, len(p))
     q = fractions("q", q, len(p))
-    apart = torch.cdist(
-        centers.double(), centers.double(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    nearest = apart.fill_diagonal_(torch.inf).amin(1)
+    nearest = to_nearest_other(centers.double())
     holds = nearest - reach > SLACK
     right = float(p @ torch.where(holds, 1 - q, 1.0))
     premise = (

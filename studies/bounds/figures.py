@@ -1,0 +1,135 @@
+"""The figures of the bounds study's report: certificates, terms and theorems over the training.
+
+Each is of embeddings, with the first seed; a colour is a method.
+"""
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from marginlab.study import Run, Series
+
+# title of a form in the report: quantity, at
+FORMS = {
+    "new": ("certified", "new_images"),
+    "P": ("certified", "P"),
+    "T": ("certified", "T"),
+    "T'": ("certified", "T_lengths"),
+    "per class": ("certified", "per_class"),
+    "fixed centers": ("certified", "fixed_centers"),
+    "P, test": ("certified_test", "P"),
+    "T, test": ("certified_test", "T"),
+    "T', test": ("certified_test", "T_lengths"),
+}
+# what the panels on geometry show of the measures that a run has, and whether their axis is
+# logarithmic
+GEOMETRY = {
+    ("NeuralCollapse", "NC1"): ("NC1, 0 at collapse", True),
+    ("ClassVariance", "CDNV"): ("CDNV", True),
+    ("Uniformity", "L_unif"): ("uniformity, least when even", False),
+    ("EffectiveRank", "RankMe"): ("RankMe, directions used", True),
+    ("AugmentationConfusion", "ACR"): ("ACR, confused by views", False),
+}
+
+
+def series_of(run: Run, method: str, quantity: str, at: str = "") -> Series:
+    """Return a quantity of embeddings over the training with the first seed."""
+    seed = run.settings.seeds[0]
+    return run.series(quantity, space="projector", at=at, method=method, seed=seed)
+
+
+def curves(run: Run, names: dict[str, str]) -> go.Figure:
+    """Plot certified error by three forms, and the error of new images, over the training."""
+    titles = (
+        "new images, fixed centers",
+        "training images, Theorem 1 (T')",
+        "the same, as printed (P)",
+    )
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
+    for number, (method, name) in enumerate(names.items()):
+        line = {"color": _color(number)}
+        for column, form in enumerate(("new", "T'", "P"), 1):
+            x, y = series_of(run, method, *FORMS[form])
+            figure.add_scatter(
+                x=x,
+                y=y,
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line=line,
+                row=1,
+                col=column,
+            )
+        x, y = series_of(run, method, "new_error")
+        figure.add_scatter(
+            x=x,
+            y=y,
+            name=name,
+            legendgroup=name,
+            showlegend=False,
+            line=line | {"dash": "dot"},
+            row=1,
+            col=1,
+        )
+    return (
+        figure.update_xaxes(title="epoch")
+        .update_yaxes(range=[0, 1.05])
+        .update_annotations(font_size=12)
+        .update_layout(height=420)
+    )
+
+
+def panels(
+    run: Run, names: dict[str, str], shown: tuple[tuple[str, str], ...], titles: tuple[str, ...]
+) -> go.Figure:
+    """Plot quantities over training: `shown` holds the quantity and `at` of each panel."""
+    figure = make_subplots(1, len(shown), subplot_titles=titles, horizontal_spacing=0.06)
+    for number, (method, name) in enumerate(names.items()):
+        for column, (quantity, at) in enumerate(shown, 1):
+            x, y = series_of(run, method, quantity, at)
+            look = {
+                "mode": "lines+markers",
+                "line": {"color": _color(number)},
+                "legendgroup": name,
+                "showlegend": column == 1,
+            }
+            figure.add_scatter(x=x, y=y, name=name, **look, row=1, col=column)
+    return (
+        figure.update_xaxes(title="epoch")
+        .update_annotations(font_size=12)
+        .update_layout(height=380, legend={"orientation": "h", "y": -0.25})
+    )
+
+
+def tension(run: Run, names: dict[str, str]) -> go.Figure:
+    """Plot Theorem 4: L_2 against tau', and its bounds over the training."""
+    titles = ("L_2 and tau', over training", "bound of |mu_k . mu_l| in r^2; dotted: refined")
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
+    for number, (method, name) in enumerate(names.items()):
+        line = {"color": _color(number)}
+        L_2 = series_of(run, method, "CrossCorrelation_L_2").values
+        tau = series_of(run, method, "tau").values
+        figure.add_scatter(
+            x=tau, y=L_2, name=name, legendgroup=name, mode="lines+markers", line=line, row=1, col=1
+        )
+        for bound, dash in (("printed", "solid"), ("refined", "dot")):
+            x, y = series_of(run, method, f"theorem_4_{bound}")
+            style = {
+                "name": f"{name}, {bound}",
+                "legendgroup": name,
+                "showlegend": False,
+                "line": line | {"dash": dash},
+            }
+            figure.add_scatter(x=x, y=y, **style, row=1, col=2)
+    figure.add_hline(y=1, line_dash="dash", row=1, col=2)
+    figure.update_xaxes(title="tau'", type="log", dtick=2, row=1, col=1).update_yaxes(
+        title="L_2", type="log", dtick=1, row=1, col=1
+    )
+    figure.update_xaxes(title="epoch", row=1, col=2).update_yaxes(type="log", dtick=1, row=1, col=2)
+    return figure.update_annotations(font_size=12).update_layout(height=420)
+
+
+def _color(number: int) -> str:
+    return ("#2458a6", "#3a9fb5", "#6b6f76", "#d1622b", "#2e8b57", "#8e4aa3", "#b8892b", "#c23b5a")[
+        number % 8
+    ]
