@@ -242,10 +242,9 @@ class Monitor:
         last: bool,
         bank: list[Labelled] | None = None,
     ) -> list[Row]:
-        """Measure the method as it is.
+        """Measure the method as it is, in evaluation mode; its mode is put back afterwards.
 
-        The mode (training or evaluation) of its modules is put back afterwards. `bank` takes the
-        embeddings of the bank's training images, as the loss sees them.
+        `bank` takes the embeddings of the bank's training images, as the loss sees them.
         """
         if self.off:
             return []
@@ -287,10 +286,7 @@ class Monitor:
             seen[split] = {space: (encoded[space], images.labels.to(device)) for space in encoded}
             clean[split] = encode_images(method, images.images, device) if self.bounds else {}
         bank, queries = train.subset(self.bank, self.seed), test.subset(self.bank, self.seed)
-        banked, asked = (
-            encode_images(method, bank.images, device),
-            encode_images(method, queries.images, device),
-        )
+        banked, asked = (encode_images(method, s.images, device) for s in (bank, queries))
         bank_labels, query_labels = bank.labels.to(device), queries.labels.to(device)
         near, near_labels = asked, query_labels
         if few < classes:
