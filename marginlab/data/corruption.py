@@ -153,7 +153,7 @@ def plant_outliers(
         >>> from marginlab.data import load
         >>> noisy = plant_outliers(load("digits"), 0.2, outside=torch.arange(10) >= 6)
         >>> noisy.images.classes, int(noisy.planted.sum()), len(noisy.planted)
-        (('0', '1', '2', '3', '4', '5'), 173, 866)
+        (('0', '1', '2', '3', '4', '5'), 173, 867)
     """
     _check_share(share)
     labels, C = images.labels.cpu(), len(images.classes)
