@@ -28,6 +28,7 @@ ROOMS = (
     "inversion",
     "plan",
     "purify",
+    "quality",
     "ranks",
     "measure",
     "testing",

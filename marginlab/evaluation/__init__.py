@@ -23,6 +23,7 @@ from marginlab.evaluation.nearest import NearestCenter as NearestCenter
 from marginlab.evaluation.nearest import nearest_center_error as nearest_center_error
 from marginlab.evaluation.pairing import Pairs as Pairs
 from marginlab.evaluation.pairing import pairs as pairs
+from marginlab.evaluation.protocols import AtResolution as AtResolution
 from marginlab.evaluation.protocols import FlipSum as FlipSum
 from marginlab.evaluation.protocols import Interval as Interval
 from marginlab.evaluation.protocols import Roc as Roc
@@ -39,10 +40,12 @@ from marginlab.evaluation.protocols import fold_interval as fold_interval
 from marginlab.evaluation.protocols import fold_verification as fold_verification
 from marginlab.evaluation.protocols import hits as hits
 from marginlab.evaluation.protocols import identification_intervals as identification_intervals
+from marginlab.evaluation.protocols import low_resolution as low_resolution
 from marginlab.evaluation.protocols import open_set as open_set
 from marginlab.evaluation.protocols import pair_scores as pair_scores
 from marginlab.evaluation.protocols import pair_weights as pair_weights
 from marginlab.evaluation.protocols import people_of_pairs as people_of_pairs
+from marginlab.evaluation.protocols import pool_by_quality as pool_by_quality
 from marginlab.evaluation.protocols import pool_templates as pool_templates
 from marginlab.evaluation.protocols import roc as roc
 from marginlab.evaluation.protocols import roc_intervals as roc_intervals
@@ -62,6 +65,7 @@ from marginlab.evaluation.verify import verify as verify
 
 __all__ = [
     "Association",
+    "AtResolution",
     "Correlation",
     "DiscardCurve",
     "FlipSum",
@@ -102,6 +106,7 @@ __all__ = [
     "line_area",
     "linear_probe",
     "linear_probe_accuracy",
+    "low_resolution",
     "nearest_center_error",
     "open_set",
     "pair_quality",
@@ -109,6 +114,7 @@ __all__ = [
     "pair_weights",
     "pairs",
     "people_of_pairs",
+    "pool_by_quality",
     "pool_templates",
     "reliability",
     "retrieval",

@@ -73,6 +73,7 @@ class Measured(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Evaluate what the arguments say, and return the exit status."""
     asked = _parser().parse_args(arguments)
+    asked.out = asked.out or Path(f"{asked.run.resolve().name}-{asked.protocol}")
     try:
         if asked.replicates is not None and asked.replicates < 2:
             raise SettingsError(f"--replicates is 2 or more, not {asked.replicates}.")
@@ -111,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="the folder of a trained run")
     parser.add_argument("path", type=Path, help="the protocol's files")
     parser.add_argument("--protocol", required=True, choices=("lfw", "pack", "tinyface", "ijb"))
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
+    parser.add_argument(
+        "--out", type=Path, help="a new folder for the results; by default RUN-PROTOCOL, here"
+    )
     parser.add_argument(
         "--size",
         type=int,

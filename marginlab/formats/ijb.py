@@ -57,7 +57,7 @@ class Subjects(NamedTuple):
     subject: Int64[np.ndarray, " N"]
 
 
-def read_faces(path: Path) -> Faces:
+def read_faces(path: Path | str) -> Faces:
     r"""Read the templates and media of all faces.
 
     Raises:
@@ -71,6 +71,7 @@ def read_faces(path: Path) -> Faces:
         ...     read_faces(Path(folder) / "faces.txt").medium.tolist()
         [40, 41]
     """
+    path = Path(path)
     names: list[str] = []
     numbers = array("q")
     for line, words in lines(path, _FACES):
@@ -82,13 +83,14 @@ def read_faces(path: Path) -> Faces:
     return Faces(tuple(names), template, medium)
 
 
-def read_landmarks(path: Path) -> Landmarks:
+def read_landmarks(path: Path | str) -> Landmarks:
     """Read the landmarks and the detector's score of all faces.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line that is not a name and eleven finite numbers.
     """
+    path = Path(path)
     names: list[str] = []
     numbers: list[list[float]] = []
     for line, words in lines(path, _POINTS):
@@ -106,13 +108,14 @@ def read_landmarks(path: Path) -> Landmarks:
     return Landmarks(tuple(names), table[:, :10].reshape(-1, 5, 2), table[:, 10])
 
 
-def read_template_pairs(path: Path) -> TemplatePairs:
+def read_template_pairs(path: Path | str) -> TemplatePairs:
     """Read the pairs of templates that are compared one to one.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line that is not three whole numbers, the last of them 0 or 1.
     """
+    path = Path(path)
     numbers = array("q")
     for line, words in lines(path, _PAIRS):
         row = _wholes(path, line, words, _PAIRS)

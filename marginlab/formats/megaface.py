@@ -22,7 +22,7 @@ _FLOAT = 5
 _REMEDY = "Write the feature again: four int32 (D, 1, 4, 5), then D float32."
 
 
-def read_feature(path: Path) -> Float32[np.ndarray, " D"]:
+def read_feature(path: Path | str) -> Float32[np.ndarray, " D"]:
     """Read the feature of an image.
 
     Raises:
@@ -38,6 +38,7 @@ def read_feature(path: Path) -> Float32[np.ndarray, " D"]:
         ...     read_feature(path).tolist()
         [1.0, 0.5]
     """
+    path = Path(path)
     data = content(path, _REMEDY)
     if len(data) < _HEADER.size:
         raise wrong(path, "byte 0", f"a header has 16 bytes, not {len(data)}", _REMEDY)
@@ -55,6 +56,7 @@ def read_feature(path: Path) -> Float32[np.ndarray, " D"]:
     return found
 
 
-def write_feature(path: Path, feature: Float32[np.ndarray, " D"]) -> None:
+def write_feature(path: Path | str, feature: Float32[np.ndarray, " D"]) -> None:
     """Write the feature of an image; the file appears whole or not at all."""
+    path = Path(path)
     write(path, _HEADER.pack(len(feature), 1, 4, _FLOAT) + feature.astype("<f4").tobytes())

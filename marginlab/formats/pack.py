@@ -34,7 +34,7 @@ class Pack(NamedTuple):
     same: Bool[np.ndarray, " M"]
 
 
-def read_pack(path: Path) -> Pack:
+def read_pack(path: Path | str) -> Pack:
     """Read a verification pack, without running any code in it.
 
     Raises:
@@ -50,6 +50,7 @@ def read_pack(path: Path) -> Pack:
         ...     read_pack(path)
         Pack(images=(b'a', b'b', b'c', b'd'), same=array([ True, False]))
     """
+    path = Path(path)
     data = content(path, _REMEDY)
     machine = _Machine()
     at = 0
@@ -67,7 +68,7 @@ def read_pack(path: Path) -> Pack:
         raise wrong(path, f"byte {at:,} or behind it", problem, _REMEDY) from error
 
 
-def write_pack(path: Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
+def write_pack(path: Path | str, images: Sequence[bytes], same: Sequence[bool]) -> None:
     """Write a verification pack that Python 3.4 and later, and InsightFace's programs, can read.
 
     Args:
@@ -78,6 +79,7 @@ def write_pack(path: Path, images: Sequence[bytes], same: Sequence[bool]) -> Non
     Raises:
         ValueError: Other than two images for each flag, or no pair.
     """
+    path = Path(path)
     flags = [bool(flag) for flag in same]
     if len(images) != 2 * len(flags) or not flags:
         raise ValueError(f"{len(images)} images are no {len(flags)} pairs. Give two for each flag.")

@@ -40,7 +40,7 @@ class People(NamedTuple):
     fold: Int64[np.ndarray, " C"]
 
 
-def read_pairs(path: Path, ending: str = "jpg") -> PairList:
+def read_pairs(path: Path | str, ending: str = "jpg") -> PairList:
     r"""Read a list of pairs, such as pairs.txt or pairsDevTest.txt.
 
     Args:
@@ -60,6 +60,7 @@ def read_pairs(path: Path, ending: str = "jpg") -> PairList:
         >>> pairs.second, pairs.same.tolist()
         (('Ann_Bee/Ann_Bee_0002.jpg', 'Cat_Dee/Cat_Dee_0003.jpg'), [True, False])
     """
+    path = Path(path)
     rows = list(lines(path, _PAIRS))
     folds, n = _counts(path, rows, _PAIRS)
     if len(rows) - 1 != 2 * folds * n:
@@ -79,13 +80,14 @@ def read_pairs(path: Path, ending: str = "jpg") -> PairList:
     return PairList(tuple(first), tuple(second), places // n % 2 == 0, places // (2 * n))
 
 
-def read_people(path: Path) -> People:
+def read_people(path: Path | str) -> People:
     """Read a list of people, such as people.txt or peopleDevTrain.txt.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line that is no name and number, or another number of people than is said.
     """
+    path = Path(path)
     rows = list(lines(path, _PEOPLE))
     folds, n = _counts(path, rows, _PEOPLE)
     several = len(rows) > 1 and len(rows[1].words) == 1

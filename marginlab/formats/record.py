@@ -88,7 +88,7 @@ def _image(payload: bytes, path: Path, offset: int) -> tuple[int, bytes]:
     return int(label), record.image
 
 
-def read_records(path: Path) -> RecordIndex:
+def read_records(path: Path | str) -> RecordIndex:
     """Find the images of a record file and their labels.
 
     The first call reads the file once and writes what it found beside it, or, where that cannot be
@@ -117,6 +117,7 @@ def read_records(path: Path) -> RecordIndex:
         >>> found.labels.tolist(), record.image
         ([0, 0, 1], b'third')
     """
+    path = Path(path)
     found = scanned(path, _image)
     if not len(found.keys):
         problem = "no record holds an image"
@@ -124,12 +125,13 @@ def read_records(path: Path) -> RecordIndex:
     return found
 
 
-def read_property(path: Path) -> Property | None:
+def read_property(path: Path | str) -> Property | None:
     """Read the file `property` of a training set; None where there is none.
 
     Raises:
         ValueError: The file is not three whole numbers above 0, separated by commas.
     """
+    path = Path(path)
     if not path.is_file():
         return None
     text = content(path, _PROPERTY)[:200]
@@ -141,7 +143,7 @@ def read_property(path: Path) -> Property | None:
 
 
 def write_records(
-    folder: Path,
+    folder: Path | str,
     images: Iterable[tuple[bytes, int]],
     *,
     size: tuple[int, int],
@@ -167,6 +169,7 @@ def write_records(
         ValueError: No image, one without bytes, or a label that is negative or 2^24 or more.
         OSError: The folder cannot be written.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path, key, most = folder / f"{name}.rec", 0, -1
     runs: list[tuple[int, int]] = []

@@ -67,7 +67,8 @@ class RecordReader:
         ([0, 12], b'two')
     """
 
-    def __init__(self, path: Path, version: Version | None = None):
+    def __init__(self, path: Path | str, version: Version | None = None):
+        path = Path(path)
         there(path, "Give a record file (.rec).")
         self.path = path
         self.version = version or version_of(path)
@@ -230,7 +231,8 @@ class RecordWriter:
         OSError: The folder cannot be written.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
+        path = Path(path)
         if path.suffix != ".rec":
             raise ValueError(f"A record file is called NAME.rec, not {path.name!a}. Rename it.")
         self._places = (path, path.with_suffix(".idx"))

@@ -61,7 +61,7 @@ class _TooLargeError(ValueError):
     """A variable that claims more entries than its file can hold."""
 
 
-def read_tinyface(folder: Path) -> Identification:
+def read_tinyface(folder: Path | str) -> Identification:
     """Read TinyFace's closed-set protocol; distractors stand behind the gallery, with the id -1.
 
     Args:
@@ -72,6 +72,7 @@ def read_tinyface(folder: Path) -> Identification:
         FileNotFoundError: No such folder or list.
         ValueError: A list without names and ids, or of different numbers of them.
     """
+    folder = Path(folder)
     beside = folder.parent / "Face_Identification_Evaluation"
     lists = folder if (folder / "probe_img_ID_pairs.mat").is_file() else beside
     lists = lists if lists.is_dir() else folder
@@ -80,7 +81,7 @@ def read_tinyface(folder: Path) -> Identification:
     return Identification(_with_nobody(gallery, folder, "Gallery_Distractor"), probes)
 
 
-def read_survface(folder: Path) -> Identification:
+def read_survface(folder: Path | str) -> Identification:
     """Read QMUL-SurvFace's open-set protocol; unmated probes stand last, with the id -1.
 
     Args:
@@ -90,12 +91,13 @@ def read_survface(folder: Path) -> Identification:
         FileNotFoundError: No such folder or list.
         ValueError: A list without names and ids, or of different numbers of them.
     """
+    folder = Path(folder)
     gallery = _listed(folder / "gallery_img_ID_pairs.mat", "gallery", "gallery")
     probes = _listed(folder / "mated_probe_img_ID_pairs.mat", "mated_probe", "mated_probe")
     return Identification(gallery, _with_nobody(probes, folder, "unmated_probe"))
 
 
-def read_survface_pairs(folder: Path) -> PairList:
+def read_survface_pairs(folder: Path | str) -> PairList:
     """Read QMUL-SurvFace's pairs for verification: those of one person, then those of two.
 
     Args:
@@ -105,6 +107,7 @@ def read_survface_pairs(folder: Path) -> PairList:
         FileNotFoundError: No such list.
         ValueError: A list that is not two names for each pair.
     """
+    folder = Path(folder)
     sides: tuple[list[str], list[str]] = ([], [])
     same: list[bool] = []
     for kind in ("positive", "negative"):
@@ -119,7 +122,7 @@ def read_survface_pairs(folder: Path) -> PairList:
     return PairList(tuple(sides[0]), tuple(sides[1]), np.array(same, dtype=np.bool_), fold)
 
 
-def read_scface(folder: Path) -> SCface:
+def read_scface(folder: Path | str) -> SCface:
     """Read SCface's mugshots and the probes of its visible-light cameras from the files' names.
 
     Args:
@@ -133,6 +136,7 @@ def read_scface(folder: Path) -> SCface:
         FileNotFoundError: No such folder.
         ValueError: No mugshot, no probe, or two mugshots of one person.
     """
+    folder = Path(folder)
     gallery: list[tuple[str, int]] = []
     probes: list[tuple[str, int, int, int]] = []
     for path in _images(folder, folder):

@@ -62,8 +62,11 @@ def main(arguments: list[str]) -> int:
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--classes", type=int, nargs="+", help="numbers of classes of the run")
     wanted.add_argument("--images", type=Path, help="a folder of pictures")
-    parser.add_argument("--out", type=Path, required=True, help="the folder that is written")
+    parser.add_argument(
+        "--out", type=Path, help="the folder that is written; by default RUN-inverted, here"
+    )
     asked, flags = parser.parse_known_args(arguments)
+    asked.out = asked.out or Path(f"{asked.run.resolve().name}-inverted")
     try:
         chosen = settings.read(
             InversionSettings, flags=flags, prog="python -m marginlab.inversion RUN"

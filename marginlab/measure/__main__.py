@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the table and the report, and return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = _parser().parse_args(given)
+    named = Path(asked.name.removeprefix(TIMM)).resolve().name.removesuffix(".npz")
+    asked.out = asked.out or Path(f"{named}-measures")
     try:
         _check_out(asked.out)
         measured = [measure(features, seed=asked.seed) for features in _features(asked)]
@@ -56,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help=f"FEATURES.npz, {TIMM}NAME or the folder of a run")
-    parser.add_argument("--out", type=Path, required=True, help="the folder that is written")
+    parser.add_argument(
+        "--out", type=Path, help="the folder that is written; by default NAME-measures, here"
+    )
     parser.add_argument("--data", default="", help="image set of an encoder, as of marginlab.data")
     parser.add_argument("--size", type=int, default=0, help="resize its images to this many pixels")
     parser.add_argument(

@@ -60,7 +60,7 @@ def check_index(sets: Mapping[str, ImageSet]) -> None:
             _check_word(word, images.name)
 
 
-def write_index(path: Path, sets: Mapping[str, ImageSet]) -> None:
+def write_index(path: Path | str, sets: Mapping[str, ImageSet]) -> None:
     """Write an index that `load("index:PATH")` reads: absolute paths and class names.
 
     Args:
@@ -71,6 +71,7 @@ def write_index(path: Path, sets: Mapping[str, ImageSet]) -> None:
     Raises:
         ValueError: A set that has no files, or a path or a class name that a line cannot hold.
     """
+    path = Path(path)
     if path.suffix != ".csv":
         raise ValueError(f"An index is called NAME.csv, not {path.name!a}. Rename it.")
     check_index(sets)
@@ -83,7 +84,7 @@ def write_index(path: Path, sets: Mapping[str, ImageSet]) -> None:
     files.write(path, files.csv_text(header, rows))
 
 
-def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = False) -> None:
+def write_folder(folder: Path | str, sets: Mapping[str, ImageSet], *, links: bool = False) -> None:
     """Write a folder that `load("folder:FOLDER")` reads, and FOLDER/classes.csv.
 
     A class has a folder of its name. If a name cannot be one, all are called by their numbers;
@@ -97,6 +98,7 @@ def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = Fa
     Raises:
         ValueError: The folder exists, or links to images that have no files.
     """
+    folder = Path(folder)
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"{folder} exists already. Choose another folder, or remove it.")
     draft = folder.with_name(f".{folder.name}.draft")
@@ -126,7 +128,7 @@ def write_folder(folder: Path, sets: Mapping[str, ImageSet], *, links: bool = Fa
     draft.rename(folder)
 
 
-def write_record(folder: Path, sets: Mapping[str, ImageSet]) -> None:
+def write_record(folder: Path | str, sets: Mapping[str, ImageSet]) -> None:
     """Write record files that `load("record:FOLDER")` reads, and FOLDER/classes.csv with the names.
 
     Args:
@@ -136,6 +138,7 @@ def write_record(folder: Path, sets: Mapping[str, ImageSet]) -> None:
     Raises:
         ValueError: `write_records` refuses an image.
     """
+    folder = Path(folder)
     rows = []
     for split in sorted(sets, key=lambda name: _ORDER.index(name) if name in _ORDER else -1):
         images = sets[split]

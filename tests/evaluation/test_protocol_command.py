@@ -108,6 +108,17 @@ def test_an_encoder_that_knows_the_people_is_right(protocol, knowing, tmp_path, 
     assert "interval over identities" in capsys.readouterr().out
 
 
+def test_a_folder_that_is_not_named_is_called_by_the_run_and_the_protocol(
+    knowing, tmp_path, monkeypatch
+):
+    write_pack(tmp_path / "faces.bin")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["runs/a", "faces.bin", "--protocol", "pack", "--replicates", "20"]
+    assert command.main(arguments) == 0
+    assert (tmp_path / "a-pack" / "results.csv").is_file()
+    assert command.main(arguments) == 2  # it is there already
+
+
 def test_a_picture_of_several_pairs_is_encoded_once(tmp_path):
     write_pack(tmp_path / "a.bin", people=5)
     found = read_protocol("pack", tmp_path / "a.bin")

@@ -177,7 +177,7 @@ def test_a_pack_is_read_as_it_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("packs") / "a.bin"
     images = [image for first, second, _ in rows for image in (first, second)]
     same = [flag for _, _, flag in rows]
-    write_pack(path, images, same)
+    write_pack(str(path), images, same)  # a text names a file as well as a Path does
     found = read_pack(path)
     assert list(found.images) == images
     assert found.same.tolist() == same

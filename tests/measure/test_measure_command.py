@@ -5,6 +5,7 @@ page.
 import csv
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,13 @@ def test_features_that_are_there_are_measured_as_by_the_measures_themselves(tmp_
     said = capsys.readouterr().out
     assert "knn_error" in said
     assert "shuffled classes" in said
+
+
+def test_a_folder_that_is_not_named_is_called_by_what_is_measured(tmp_path, monkeypatch):
+    file = Path(saved(tmp_path, **arrays()))
+    monkeypatch.chdir(tmp_path)
+    assert main([str(file)]) == 0
+    assert (tmp_path / f"{file.stem}-measures" / "measures.csv").is_file()
 
 
 def test_the_control_has_no_classes_and_the_same_views(tmp_path):

@@ -40,4 +40,5 @@ def shared() -> Page:
         "| .08 | .15 |",
         "| .02 to .03 | .02 to .03 |",
     )
+    page.given("the length of a study, which test_docs runs", "in under 40 lines")
     return page

@@ -4,6 +4,7 @@ rounding, and the planner's bytes are exchanged.
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -35,7 +36,7 @@ def forks(monkeypatch, tmp_path):
     def run(words, *, env, **_):
         return forked.run(words, cwd=tmp_path, env=env, timeout=200)
 
-    monkeypatch.setattr(ranks_agree.subprocess, "run", run)
+    monkeypatch.setattr(ranks_agree, "subprocess", SimpleNamespace(run=run))
 
 
 def test_the_first_losses_of_two_processes_are_those_of_one(tmp_path):

@@ -21,14 +21,18 @@ from marginlab.evaluation.protocols.identification import (
 )
 from marginlab.evaluation.protocols.identification import open_set as open_set
 from marginlab.evaluation.protocols.intervals import roc_intervals as roc_intervals
+from marginlab.evaluation.protocols.resolution import AtResolution as AtResolution
+from marginlab.evaluation.protocols.resolution import low_resolution as low_resolution
 from marginlab.evaluation.protocols.roc import Roc as Roc
 from marginlab.evaluation.protocols.roc import RocPoint as RocPoint
 from marginlab.evaluation.protocols.roc import roc as roc
 from marginlab.evaluation.protocols.templates import Templates as Templates
 from marginlab.evaluation.protocols.templates import pair_scores as pair_scores
+from marginlab.evaluation.protocols.templates import pool_by_quality as pool_by_quality
 from marginlab.evaluation.protocols.templates import pool_templates as pool_templates
 
 __all__ = [
+    "AtResolution",
     "FlipSum",
     "Interval",
     "Roc",
@@ -45,10 +49,12 @@ __all__ = [
     "fold_verification",
     "hits",
     "identification_intervals",
+    "low_resolution",
     "open_set",
     "pair_scores",
     "pair_weights",
     "people_of_pairs",
+    "pool_by_quality",
     "pool_templates",
     "roc",
     "roc_intervals",

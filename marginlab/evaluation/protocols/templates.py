@@ -14,7 +14,7 @@ score "D1 F1"). The paper itself says: the centre of the features.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Bool, Float, Float64, Int64, Integer
 from torch import Tensor
 
 from marginlab.evaluation.check import Array, as_tensor, check_features
@@ -95,6 +95,67 @@ def pool_templates(
         wide.split(rows), template.split(rows), weight.split(rows), strict=True
     ):
         total.index_add_(0, to.to(wide.device), part.double() * times.to(wide.device)[:, None])
+    kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
+    return Templates(unit_vectors(total).to(kind), numbers)
+
+
+def pool_by_quality(
+    features: Float[Array, "N D"],
+    templates: Integer[Array, " N"],
+    weights: Float[Array, " N"],
+    *,
+    keep: Bool[Array, " N"] | None = None,
+) -> Templates:
+    """Pool images into templates, each image's direction by a weight of quality.
+
+        z = unit vector of  sum over kept images i of  q_i f_i / |f_i|
+
+    A score whose range is arbitrary, as that of a predicted index, is no weight yet: subtract the
+    score of unrecognizable images, and clip at 0. A template without a kept image of positive
+    weight is the plain mean of its directions, so that it is not lost (our choice).
+
+    Sources: Deng et al. 2021 (ERS as the weight); Tu et al. 2026, TransFIRA (CCS as the weight, and
+    `keep` of CCAS > 0).
+
+    Args:
+        features: Features of the images, of any length.
+        templates: The template of each image. An image of two templates is given twice.
+        weights: The quality of each image, not negative.
+        keep: Marks the images that count; all by default.
+
+    Raises:
+        ValueError: Shapes differ, numbers are not integers, or features or weights are not finite,
+            or weights are negative.
+
+    Example:
+        >>> f = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> pool_by_quality(f, torch.tensor([3, 3, 3]), torch.tensor([4.0, 1.0, 2.0])).features
+        tensor([[0.8000, 0.6000]])
+    """
+    wide = check_features("features", features)
+    numbers, at = _numbers("templates", templates, len(wide)).unique(return_inverse=True)
+    weight = as_tensor("weights", weights).cpu().double()
+    if weight.shape != (len(wide),) or not bool((weight.isfinite() & (weight >= 0)).all()):
+        raise ValueError(
+            f"{len(wide)} images have as many weights, finite and not negative, not "
+            f"{tuple(weight.shape)} with a least value of {float(weight.min()):g}. Subtract the "
+            "score of unrecognizable images, and clip at 0."
+        )
+    if keep is not None:
+        mask = as_tensor("marks of what is kept", keep).cpu()
+        if mask.shape != weight.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"{len(wide)} images are kept or not by as many bools, not {mask.dtype} "
+                f"{tuple(mask.shape)}."
+            )
+        weight = weight * mask
+    heaviest = torch.zeros(len(numbers), dtype=torch.float64).scatter_reduce(0, at, weight, "amax")
+    weight = torch.where(heaviest[at] > 0, weight / heaviest[at].clamp(min=1e-300), 1.0)
+    total = torch.zeros(len(numbers), wide.shape[1], dtype=torch.float64, device=wide.device)
+    rows = max(1, _NUMBERS // wide.shape[1])
+    for part, to, times in zip(wide.split(rows), at.split(rows), weight.split(rows), strict=True):
+        moved = unit_vectors(part.double()) * times.to(wide.device)[:, None]
+        total.index_add_(0, to.to(wide.device), moved)
     kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
     return Templates(unit_vectors(total).to(kind), numbers)
 
