@@ -10,9 +10,11 @@ from marginlab.data.alignment import similarity_transform as similarity_transfor
 from marginlab.data.conversion import convert as convert
 from marginlab.data.corruption import Flipped as Flipped
 from marginlab.data.corruption import LongTail as LongTail
+from marginlab.data.corruption import Outliers as Outliers
 from marginlab.data.corruption import SplitIdentities as SplitIdentities
 from marginlab.data.corruption import flip_labels as flip_labels
 from marginlab.data.corruption import long_tail as long_tail
+from marginlab.data.corruption import plant_outliers as plant_outliers
 from marginlab.data.corruption import split_identities as split_identities
 from marginlab.data.images import ImageSet as ImageSet
 from marginlab.data.lfw import LFW as LFW
@@ -25,6 +27,7 @@ __all__ = (
     "Flipped",
     "ImageSet",
     "LongTail",
+    "Outliers",
     "Shapes",
     "SplitIdentities",
     "align_faces",
@@ -33,6 +36,7 @@ __all__ = (
     "lfw_protocol",
     "load",
     "long_tail",
+    "plant_outliers",
     "similarity_transform",
     "split_identities",
 )

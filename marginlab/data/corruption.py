@@ -1,6 +1,7 @@
-"""Planted faults of labels, whose truth is known: flips, split identities, and a long tail.
+"""Planted faults of labels, whose truth is known: flips, outliers, split identities, a long tail.
 
     flip_labels        round(share N) images get the label of another class
+    plant_outliers     round(share N) images make way for images of classes outside the set
     split_identities   round(share C) classes are cut into parts, each with a label of its own
     long_tail          all but `head` classes keep at most k images
 
@@ -32,6 +33,20 @@ class Flipped(NamedTuple):
     images: ImageSet
     truth: Int64[Tensor, " N"]
     flipped: Bool[Tensor, " N"]
+
+
+class Outliers(NamedTuple):
+    """Images some of which are of no class of the set.
+
+    Attributes:
+        images: The images under the labels that a training sees; its classes are those inside.
+        rows: (N',) their numbers in the set that was given.
+        planted: (N',) whether an image is of a class outside.
+    """
+
+    images: ImageSet
+    rows: Int64[Tensor, " N"]
+    planted: Bool[Tensor, " N"]
 
 
 class SplitIdentities(NamedTuple):
@@ -115,6 +130,56 @@ def flip_labels(
     labels = truth.clone()
     labels[chosen] = order[starts[group[old]] + new]
     return Flipped(images.with_labels(labels), truth, flipped)
+
+
+def plant_outliers(
+    images: ImageSet, share: float, *, outside: Bool[Tensor, " C"], seed: int = 0
+) -> Outliers:
+    """Take some classes out of a set, and put their images under labels of the other classes.
+
+    A class keeps its number of images: each outlier replaces an image of the class.
+
+    Args:
+        images: A set whose labels are taken as true.
+        share: Share of the images inside that are replaced, in [0, 1). Their number is rounded.
+        outside: (C,) whether a class is taken out. The others are numbered anew, in their order.
+        seed: Seed of the images that are replaced, and of the images that replace them.
+
+    Raises:
+        ValueError: A share outside [0, 1), a mask of another length, fewer than two classes inside,
+            or fewer images outside than are asked for.
+
+    Example:
+        >>> from marginlab.data import load
+        >>> noisy = plant_outliers(load("digits"), 0.2, outside=torch.arange(10) >= 6)
+        >>> noisy.images.classes, int(noisy.planted.sum()), len(noisy.planted)
+        (('0', '1', '2', '3', '4', '5'), 173, 867)
+    """
+    _check_share(share)
+    labels, C = images.labels.cpu(), len(images.classes)
+    outside = outside.cpu()
+    if outside.shape != (C,) or int((~outside).sum()) < 2:
+        raise ValueError(
+            f"{images.name}: outside marks some of the {C} classes and leaves two or more, so it "
+            f"is ({C},) with two False, not {tuple(outside.shape)} with {int((~outside).sum())}."
+        )
+    out = outside[labels]
+    rows, others = (~out).nonzero()[:, 0], out.nonzero()[:, 0]
+    n = round(share * len(rows))
+    if n > len(others) or n == len(rows):
+        raise ValueError(
+            f"{images.name}: a share of {share} replaces {n} of {len(rows)} images, and there are "
+            f"{len(others)} images of classes outside. Mark more classes, or lower the share."
+        )
+    number = (~outside).cumsum(0) - 1
+    new = number[labels[rows]]
+    key = Key(seed).named("plant_outliers")
+    replaced = key.at(rows).bits().argsort(stable=True)[:n]
+    rows[replaced] = others[key.named("image").at(others).bits().argsort(stable=True)[:n]]
+    planted = torch.zeros(len(rows), dtype=torch.bool)
+    planted[replaced] = True
+    names = tuple(images.classes[c] for c in (~outside).nonzero()[:, 0].tolist())
+    return Outliers(images.rows(rows).with_labels(new, names), rows, planted)
 
 
 def split_identities(

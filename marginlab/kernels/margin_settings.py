@@ -27,6 +27,7 @@ class MarginSettings:
         interclass_filter: Non-target cosines above it are filtered; None filters nothing.
         interclass_masks: A filtered class leaves the sum; otherwise its cosine counts as 0, as
             published. Either way it gets no gradient.
+        dispersion: Weight of the mean cosine between the sub-centers of each row's class.
         ignore_index: Rows with this label count nowhere; None: every row counts.
         reduction: The reduction over the rows, which `marginlab.losses.weighted_loss` does.
         grads: The factor of the gradients over several ranks, as in `ranks.all_reduce`.
@@ -43,6 +44,7 @@ class MarginSettings:
     label_smoothing: float = 0.0
     interclass_filter: float | None = None
     interclass_masks: bool = False
+    dispersion: float = 0.0
     ignore_index: int | None = -100
     reduction: Reduction = "mean"
     grads: Gradients = "mean"

@@ -50,6 +50,7 @@ class Classifier(nn.Module):
     label_smoothing = setting("label_smoothing")
     interclass_filter = setting("interclass_filter")
     interclass_masks = setting("interclass_masks")
+    dispersion = setting("dispersion")
     ignore_index = setting("ignore_index")
     reduction = setting("reduction")
     grads = setting("grads")
@@ -80,6 +81,7 @@ class Classifier(nn.Module):
         label_smoothing: float = 0.0,
         interclass_filter: float | None = None,
         interclass_masks: bool = False,
+        dispersion: float = 0.0,
         ignore_index: int | None = -100,
         reduction: Reduction = "mean",
         operands: torch.dtype | None = None,
@@ -103,6 +105,7 @@ class Classifier(nn.Module):
             label_smoothing=label_smoothing,
             interclass_filter=interclass_filter,
             interclass_masks=interclass_masks,
+            dispersion=dispersion,
             ignore_index=ignore_index,
             reduction=reduction,
             grads=grads,
@@ -268,7 +271,8 @@ class Classifier(nn.Module):
     def _alike(self) -> dict[str, Any]:
         """Settings that all ranks must share, by name; otherwise a collective hangs or errs."""
         names = ["num_classes", "dim", "subcenters", "margin", "scale", "label_smoothing"]
-        names += ["interclass_filter", "interclass_masks", "ignore_index", "reduction", "grads"]
+        names += ["interclass_filter", "interclass_masks", "dispersion", "ignore_index"]
+        names += ["reduction", "grads"]
         weights = self.class_weights
         if weights is not None:  # read once, not at every step
             seen = self._weighed

@@ -29,6 +29,8 @@ def check_settings(settings: MarginSettings) -> None:
         raise ValueError(f"label_smoothing lies in [0, 1), not at {settings.label_smoothing}.")
     if filtered is not None and not -1 <= filtered <= 1:
         raise ValueError(f"interclass_filter is a cosine, in [-1, 1], such as 0.4, not {filtered}.")
+    if not math.isfinite(settings.dispersion):
+        raise ValueError(f"dispersion is a finite weight, such as 0.1, not {settings.dispersion}.")
     check_word("reduction", settings.reduction, ("mean", "sum", "none"))
     if settings.budget is not None and settings.budget <= 0:
         raise ValueError(f"A budget is a positive number of bytes, not {settings.budget}.")

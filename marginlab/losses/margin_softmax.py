@@ -38,6 +38,7 @@ def margin_softmax(
     label_smoothing: float = 0.0,
     interclass_filter: float | None = None,
     interclass_masks: bool = False,
+    dispersion: float = 0.0,
     ignore_index: int | None = -100,
     reduction: Reduction = "mean",
     operands: torch.dtype | None = None,
@@ -70,6 +71,7 @@ def margin_softmax(
         label_smoothing=label_smoothing,
         interclass_filter=interclass_filter,
         interclass_masks=interclass_masks,
+        dispersion=dispersion,
         ignore_index=ignore_index,
         reduction=reduction,
         grads=grads,
@@ -127,6 +129,8 @@ class MarginSoftmax(Classifier):
         interclass_filter: Threshold of non-target cosines (0.4 in the published runs). Cosines
             above it are taken for two labels of one identity: they count as 0 and get no gradient.
             With interclass_masks=True they leave the sum.
+        dispersion: Weight of a term that drives the sub-centers of a class apart, or together if it
+            is negative (`marginlab.losses.dispersion`). Each row's loss has that of its class.
         ignore_index: Rows with this label count nowhere. None: every row counts.
         reduction: "mean" over the rows of all ranks, "sum", both the same number on every rank;
             "none": this rank's (B,).

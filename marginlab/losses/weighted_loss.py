@@ -3,7 +3,7 @@
     loss = sum_i w_i loss_i / sum_i w_i
 
 w_i is the weight of row i's class (1 without class weights), and 0 where the label says to ignore
-the row.
+the row. loss_i includes the dispersion of the sub-centers of its class, if one is asked for.
 """
 
 from dataclasses import replace
@@ -17,6 +17,7 @@ from marginlab.kernels.margin_batch import MarginBatch, Over, Shares
 from marginlab.kernels.margin_settings import MarginSettings, wide_dtype
 from marginlab.kernels.margin_softmax import margin_cross_entropy
 from marginlab.kernels.negligible import LeftOut
+from marginlab.losses.dispersion import dispersion
 
 
 def row_weights(
@@ -75,6 +76,12 @@ def weighted_loss(
         share = factor / total_weight.to(wide).clamp_min(torch.finfo(wide).tiny)
     batch = replace(batch, share=share, shares=shares)
     loss, cosine, left = margin_cross_entropy(embeddings, centers, batch, settings, over)
+    if settings.dispersion and centers.shape[1] > 1:
+        sparse = batch.classes is not None and not settings.dense_grad
+        rows = dispersion(centers, labels - over.first, sparse=sparse)
+        if over.classes:  # of the rows whose class is here: each rank differentiates its own
+            rows = rows + (ranks.all_reduce(rows.detach(), over.group) - rows.detach())
+        loss = loss + settings.dispersion * (rows if share is None else (rows * share).sum())
     if share is None:
         return loss * factor, cosine, left
     if not over.classes:

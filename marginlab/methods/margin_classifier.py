@@ -62,6 +62,7 @@ class MarginClassifier(Method):
             are the embeddings, for backbones that end in such a layer (`IResNet` and its like).
         label_smoothing: As in `marginlab.losses.MarginSoftmax`.
         interclass_filter: As in `marginlab.losses.MarginSoftmax`.
+        dispersion: As in `marginlab.losses.MarginSoftmax`.
 
     Raises:
         SettingsError: The margin cannot be made.
@@ -90,6 +91,7 @@ class MarginClassifier(Method):
         dim: int = 128,
         label_smoothing: float = 0.0,
         interclass_filter: float | None = None,
+        dispersion: float = 0.0,
     ):
         head = EmbeddingLayer(backbone.dim, dim) if dim else nn.Identity()
         super().__init__(backbone, head)
@@ -100,6 +102,7 @@ class MarginClassifier(Method):
         kept: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "interclass_filter": interclass_filter,
+            "dispersion": dispersion,
             "seed": seed,
             "validate": "never",
         }
@@ -187,4 +190,5 @@ class MarginClassifier(Method):
             dim=self.dim,
             label_smoothing=kept.label_smoothing,
             interclass_filter=kept.interclass_filter,
+            dispersion=kept.dispersion,
         )

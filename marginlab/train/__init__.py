@@ -18,6 +18,8 @@ from marginlab.train.fit import fit as fit
 from marginlab.train.images import check as check
 from marginlab.train.monitor import Monitor as Monitor
 from marginlab.train.recipe import Recipe as Recipe
+from marginlab.train.replay import SampledStep as SampledStep
+from marginlab.train.replay import sampled_steps as sampled_steps
 from marginlab.train.rows import Row as Row
 from marginlab.train.rows import read_rows as read_rows
 
@@ -28,6 +30,7 @@ __all__ = [
     "Monitor",
     "Recipe",
     "Row",
+    "SampledStep",
     "Trained",
     "check",
     "fit",
@@ -36,6 +39,7 @@ __all__ = [
     "prune",
     "read_rows",
     "restore",
+    "sampled_steps",
     "save",
     "train_cell",
 ]

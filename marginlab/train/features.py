@@ -7,7 +7,7 @@ Images are encoded without gradients, `batch` at a time.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,6 +19,8 @@ from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
 from marginlab.data.streaming import Streamed
 from marginlab.encoding import encode
+
+Labelled: TypeAlias = tuple[Tensor, Tensor]  # features (N, D) and labels (N,)
 
 
 @runtime_checkable

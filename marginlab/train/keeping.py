@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from marginlab import ranks
-from marginlab.losses import PartialFC, resized
+from marginlab.data import ImageSet
+from marginlab.losses import PartialFC
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
 from marginlab.train import checkpoint, contents
@@ -23,6 +24,7 @@ from marginlab.train.claim import still_there
 from marginlab.train.finite import check_finite
 from marginlab.train.recipe import Recipe
 from marginlab.train.rows import rows_of
+from marginlab.train.started import started_centers
 
 PATIENCE = 20.0  # seconds until a rank must see what the first has written: a network disk is slow
 
@@ -128,10 +130,11 @@ def remaining(folder: Path) -> str:
     )
 
 
-def start(method: Method, path: Path | str) -> None:
+def start(method: Method, path: Path | str, images: ImageSet | None = None) -> None:
     """Load the weights of another run into a method; all ranks call it.
 
-    Class centers (and sub-centers) of more or fewer classes are `resized`.
+    Class centers are those of the classes of the same name, or number, and of more sub-centers the
+    dominant ones, as `started_centers` says. `images` are the training images of this run.
 
     Raises:
         FileNotFoundError: As in `load`, on every rank if on one.
@@ -151,8 +154,9 @@ def start(method: Method, path: Path | str) -> None:
     old, own = ranks.full_tensors(loaded[0].state_dict()), method.state_dict()
     for name, part in method.named_modules():
         key = f"{name}.centers"
-        if isinstance(part, PartialFC) and key in old and old[key].shape[1:] == own[key].shape[1:]:
-            old[key] = resized(old[key], part.num_classes, seed=part.seed)
+        if isinstance(part, PartialFC) and key in old:
+            found = started_centers(old[key], part, loaded[0], images)
+            old[key] = old[key] if found is None else found
     for name, value in own.items():  # parts of this method that the other run's need not have
         if name.startswith(method.drawn_anew):
             old.setdefault(name, value)

@@ -18,6 +18,7 @@ features (r = 1) of the spaces `backbone` and `projector`. The quantities of its
                                          (field `measures`), `at` the field of their result
     verification_accuracy, tar_at_far    of pairs of images of classes that are not trained, where
                                          a set with a split `unseen` is named; `at` the FAR
+    subcenter_share, dead_subcenters     of a classifier with sub-centers: `marginlab.train.usage`
 
 Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are
 those of `classes` of them, drawn by the seed. kNN and the linear probe know all classes.
@@ -50,6 +51,7 @@ from marginlab.rng import Key
 from marginlab.settings import SettingsError
 from marginlab.train.features import (
     Encoder,
+    Labelled,
     device_of,
     encode_images,
     encode_views,
@@ -238,10 +240,11 @@ class Monitor:
         epoch: int,
         *,
         last: bool,
+        bank: list[Labelled] | None = None,
     ) -> list[Row]:
-        """Measure the method as it is.
+        """Measure the method as it is, in evaluation mode; its mode is put back afterwards.
 
-        The mode (training or evaluation) of its modules is put back afterwards.
+        `bank` takes the embeddings of the bank's training images, as the loss sees them.
         """
         if self.off:
             return []
@@ -249,7 +252,10 @@ class Monitor:
             augmentation = settings.make(self.augmentation, augment, Augmentation)
         with evaluating(method):
             device = device_of(method)
-            return self._rows(method, augmentation, train, test, epoch, device, last=last)
+            rows, seen = self._rows(method, augmentation, train, test, epoch, device, last=last)
+        if bank is not None:
+            bank.append(seen)
+        return rows
 
     def _rows(
         self,
@@ -261,7 +267,7 @@ class Monitor:
         device: torch.device,
         *,
         last: bool,
-    ) -> list[Row]:
+    ) -> tuple[list[Row], Labelled]:
         rows: list[Row] = []
         classes = len(train.classes)
         own_train, own_test = self._watched(train), self._watched(test)
@@ -280,10 +286,7 @@ class Monitor:
             seen[split] = {space: (encoded[space], images.labels.to(device)) for space in encoded}
             clean[split] = encode_images(method, images.images, device) if self.bounds else {}
         bank, queries = train.subset(self.bank, self.seed), test.subset(self.bank, self.seed)
-        banked, asked = (
-            encode_images(method, bank.images, device),
-            encode_images(method, queries.images, device),
-        )
+        banked, asked = (encode_images(method, s.images, device) for s in (bank, queries))
         bank_labels, query_labels = bank.labels.to(device), queries.labels.to(device)
         near, near_labels = asked, query_labels
         if few < classes:
@@ -318,7 +321,7 @@ class Monitor:
                 banked["backbone"], bank_labels, asked["backbone"], query_labels
             )
             rows.append(rate(epoch, "backbone", "linear_error", error, len(query_labels)))
-        return rows
+        return rows, (banked.get("projector", banked["backbone"]), bank_labels)
 
     @staticmethod
     def _measure(text: settings.Choice[Measure], classes: int, dim: int) -> Measure:

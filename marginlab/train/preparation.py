@@ -59,7 +59,7 @@ def prepared(
     method = recipe.make_method(len(train.classes))
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.start and keeping.newest(folder, device) is None:
-        keeping.start(method, recipe.start)
+        keeping.start(method, recipe.start, train)
     passes(method, train, recipe, device)
     viewable(recipe, monitor, train)
     optimizers = method.optimizers(recipe.make_optimizer())

@@ -92,8 +92,9 @@ class Recipe:
     start: str = ""
     """A run folder, or one of its checkpoints, to take the initial weights from.
 
-    Without it the initial weights are drawn. If that run had another number of classes, the centers
-    that both runs have are kept, class by class in their order, and the others are drawn.
+    Without it the initial weights are drawn. Class centers are those of the classes of the same
+    name, or of the same number where no name is common; those of other classes are drawn. If that
+    run had more sub-centers, the dominant ones are taken: those that most training images vote for.
     """
 
     def __post_init__(self) -> None:

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from marginlab import ranks
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
+from marginlab.losses import PartialFC
 from marginlab.methods import Method
+from marginlab.train.features import Labelled
 from marginlab.train.monitor import Monitor
 from marginlab.train.rows import Row, write
+from marginlab.train.usage import subcenter_usage
 
 
 class Record:
@@ -37,11 +42,18 @@ class Record:
         self.rows = list[Row]()
 
     def measure(self, epoch: int, board: Any, *, last: bool) -> None:
-        """Measure on rank 0; the other ranks wait for its rows."""
+        """Measure on rank 0; the other ranks wait for its rows.
+
+        The use of sub-centers, which may be spread over the ranks, is counted by all of them.
+        """
+        head = getattr(self.method, "classifier", None)
+        counts = isinstance(head, PartialFC) and head.subcenters > 1
+        bank: list[Labelled] = []
+        more = {"bank": bank} if counts else {}
 
         def rows() -> list[Row]:
             measured = self.monitor(
-                self.method, self.augmentation, self.train, self.test, epoch, last=last
+                self.method, self.augmentation, self.train, self.test, epoch, last=last, **more
             )
             return (
                 measured
@@ -49,8 +61,20 @@ class Record:
                 else measured + self.monitor.verify(self.method, self.unseen, epoch)
             )
 
-        for row in ranks.broadcast_from_first(rows):
+        found = ranks.broadcast_from_first(rows)
+        if isinstance(head, PartialFC) and counts:
+            found = [*found, *self._usage(head, bank, epoch)]
+        for row in found:
             self.note(row, board)
+
+    def _usage(self, head: PartialFC, bank: list[Labelled], epoch: int) -> list[Row]:
+        """Count the nearest sub-centers of the bank's images, which rank 0 has."""
+        if bank:
+            embeddings, labels = bank[0]
+        else:
+            embeddings = head.centers.new_empty(0, head.dim)
+            labels = torch.empty(0, dtype=torch.int64, device=head.centers.device)
+        return subcenter_usage(head, embeddings, labels, epoch)
 
     def note(self, row: Row, board: Any) -> None:
         """Add a row, and show it on TensorBoard where there is a writer of events."""

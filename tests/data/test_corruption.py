@@ -6,7 +6,12 @@ import torch
 from hypothesis import given
 
 from marginlab.data import ImageSet
-from marginlab.data.corruption import flip_labels, long_tail, split_identities
+from marginlab.data.corruption import (
+    flip_labels,
+    long_tail,
+    plant_outliers,
+    split_identities,
+)
 
 
 @st.composite
@@ -44,6 +49,33 @@ def test_flips_within_groups(labels, seed):
     noisy = flip_labels(images, 1.0, seed=seed, groups=groups)
     assert bool(noisy.flipped.all())
     assert torch.equal(groups[noisy.images.labels], groups[noisy.truth])
+
+
+@given(labels=numbers(), share=st.floats(0, 0.5), seed=st.integers(0, 99), data=st.data())
+def test_outliers(labels, share, seed, data):
+    images = made(labels)
+    C = len(images.classes)
+    outside = torch.zeros(C, dtype=torch.bool)
+    outside[torch.randperm(C)[: data.draw(st.integers(0, C - 2))]] = True
+    inside = ~outside[images.labels]
+    if round(share * int(inside.sum())) > int((~inside).sum()):
+        with pytest.raises(ValueError, match="Mark more classes"):
+            plant_outliers(images, share, outside=outside, seed=seed)
+        return
+    noisy = plant_outliers(images, share, outside=outside, seed=seed)
+    assert int(noisy.planted.sum()) == round(share * int(inside.sum()))
+    assert noisy.images.classes == tuple(
+        c for c, o in zip("abcdefg", outside, strict=False) if not o
+    )
+    # no image comes twice, outliers are from outside, and the others keep their place and class
+    assert len(set(noisy.rows.tolist())) == len(noisy.rows) == int(inside.sum())
+    assert torch.equal(images.images[noisy.rows], noisy.images.images)
+    assert torch.equal(outside[images.labels[noisy.rows]], noisy.planted)
+    number = (~outside).cumsum(0) - 1
+    assert torch.equal(noisy.images.labels, number[images.labels[inside]])
+    assert torch.equal(noisy.rows[~noisy.planted], inside.nonzero()[:, 0][~noisy.planted])
+    less = plant_outliers(images, share / 2, outside=outside, seed=seed)
+    assert torch.equal(less.rows[less.planted], noisy.rows[less.planted])
 
 
 def test_flips_are_uniform():
@@ -101,6 +133,14 @@ def test_long_tails(labels, k, seed, data):
         (lambda images: flip_labels(images, 1.5), "in \\[0, 1\\]"),
         (lambda images: flip_labels(images, 0.5, groups=torch.tensor([0, 0, 1])), "alone"),
         (lambda images: flip_labels(images, 0.5, groups=torch.tensor([0, 0])), "one for each"),
+        (
+            lambda images: plant_outliers(images, 0.5, outside=torch.tensor([True, True, False])),
+            "leaves two or more",
+        ),
+        (
+            lambda images: plant_outliers(images, 1.0, outside=torch.tensor([True, False, False])),
+            "Mark more",
+        ),
         (lambda images: split_identities(images, 0.5, parts=1), "2 parts"),
         (lambda images: split_identities(images, -0.5), "in \\[0, 1\\]"),
         (lambda images: long_tail(images, 4, 1), "from 0 to 3"),

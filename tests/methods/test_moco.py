@@ -219,10 +219,10 @@ def test_a_run_of_moco_that_died_ends_bit_for_bit_as_one_that_did_not(tmp_path):
         pass
 
     class Dying(Monitor):
-        def __call__(self, method, augmentation, train, test, at, *, last):
+        def __call__(self, method, augmentation, train, test, at, *, last, **more):
             if at == 1:
                 raise Stop
-            return super().__call__(method, augmentation, train, test, at, last=last)
+            return super().__call__(method, augmentation, train, test, at, last=last, **more)
 
     recipe = replace(SMALL, epochs=2)
     whole = fit(recipe, tmp_path / "whole", watch, say=quiet)

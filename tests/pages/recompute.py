@@ -11,6 +11,7 @@ from concentration_page import concentration
 from front_page import front, shared, speed
 from inversion_page import inversion
 from page import Page
+from purify_page import purify
 from recognizability_page import recognizability
 from small_pages import learning_rate, partial_fc
 
@@ -20,6 +21,7 @@ STUDIES = (
     inversion,
     learning_rate,
     partial_fc,
+    purify,
     recognizability,
     shared,
 )

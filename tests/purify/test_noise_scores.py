@@ -93,6 +93,20 @@ def test_a_mixture_separates_two_modes_and_falls_back_with_a_reason():
         mixture_threshold(torch.tensor([1.0, math.nan]))
 
 
+def test_the_threshold_of_many_values_is_that_of_fewer():
+    normal = torch.special.ndtri(torch.linspace(0.001, 0.999, 30_000).double())
+    for shift, share in ((88, 1.0), (80, 0.3)):
+        upper = shift + 5 * normal[:: round(1 / share)]
+        values = torch.cat([45 + 8 * normal, upper])
+        many, few = (
+            mixture_threshold(values[torch.randperm(len(values))]),
+            mixture_threshold(values[::7]),
+        )
+        assert many.separated
+        assert few.separated
+        assert many.value == pytest.approx(few.value, abs=0.1)
+
+
 @settings(max_examples=15)
 @given(data=st.data())
 def test_conflicts_are_those_of_a_loop_in_any_blocks(data):

@@ -31,10 +31,10 @@ def dying(epoch, watch=WATCH):
     """A monitor like `watch`, whose run dies when it measures at this epoch."""
 
     class Dying(Monitor):
-        def __call__(self, method, augmentation, train, test, at, *, last):
+        def __call__(self, method, augmentation, train, test, at, *, last, **more):
             if at == epoch:
                 raise Stop
-            return super().__call__(method, augmentation, train, test, at, last=last)
+            return super().__call__(method, augmentation, train, test, at, last=last, **more)
 
     return Dying(**vars(watch))
 

@@ -61,10 +61,10 @@ class Stop(Exception):
 
 def dying(at_epoch):
     class Dying(Monitor):
-        def __call__(self, method, augmentation, train, test, at, *, last):
+        def __call__(self, method, augmentation, train, test, at, *, last, **more):
             if at == at_epoch:
                 raise Stop
-            return super().__call__(method, augmentation, train, test, at, last=last)
+            return super().__call__(method, augmentation, train, test, at, last=last, **more)
 
     return Dying(**vars(WATCH))
 

@@ -39,10 +39,10 @@ class Stop(Exception):
 
 
 class Dying(Monitor):
-    def __call__(self, method, augmentation, train, test, at, *, last):
+    def __call__(self, method, augmentation, train, test, at, *, last, **more):
         if at == 2:
             raise Stop
-        return super().__call__(method, augmentation, train, test, at, last=last)
+        return super().__call__(method, augmentation, train, test, at, last=last, **more)
 
 
 @pytest.fixture(scope="module")
