@@ -18,6 +18,7 @@ features (r = 1) of the spaces `backbone` and `projector`. The quantities of its
                                          (field `measures`), `at` the field of their result
     verification_accuracy, tar_at_far    of pairs of images of classes that are not trained, where
                                          a set with a split `unseen` is named; `at` the FAR
+    class_angle, target_angle_share      ArcFace's angles: `marginlab.train.class_angles`
 
 Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are
 those of `classes` of them, drawn by the seed. kNN and the linear probe know all classes.
@@ -88,6 +89,8 @@ class Monitor:
         augmentation: Augmentation of the views that are measured, as an object or as a call of
             `marginlab.augment`. By default that of the training.
         k: Neighbours that vote in kNN. In a smaller bank all do.
+        angles: Class-balanced training images, and images of `verified`, whose angles to their
+            classes are measured: see `marginlab.train.class_angles`. 0 measures none.
         off: Measure nothing, at no epoch; see `none`.
     """
 
@@ -108,6 +111,7 @@ class Monitor:
     bounds: bool = False
     augmentation: settings.Choice[Augmentation] = ""
     k: int = 200
+    angles: int = 0
     off: bool = False
 
     @classmethod
@@ -131,6 +135,7 @@ class Monitor:
             ("classes", 0),
             ("folds", 2),
             ("k", 1),
+            ("angles", 0),
         ):
             if getattr(self, name) < least:
                 raise SettingsError(

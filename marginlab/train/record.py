@@ -6,7 +6,9 @@ from typing import Any
 from marginlab import ranks
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
+from marginlab.encoding import evaluating
 from marginlab.methods import Method
+from marginlab.train.class_angles import class_angles
 from marginlab.train.monitor import Monitor
 from marginlab.train.rows import Row, write
 
@@ -38,16 +40,22 @@ class Record:
 
     def measure(self, epoch: int, board: Any, *, last: bool) -> None:
         """Measure on rank 0; the other ranks wait for its rows."""
+        n = self.monitor.angles
+        weights = self.method.class_weights() if n else None
 
         def rows() -> list[Row]:
             measured = self.monitor(
                 self.method, self.augmentation, self.train, self.test, epoch, last=last
             )
-            return (
-                measured
-                if self.unseen is None
-                else measured + self.monitor.verify(self.method, self.unseen, epoch)
-            )
+            if self.unseen is not None:
+                measured += self.monitor.verify(self.method, self.unseen, epoch)
+            if n:
+                seed = self.monitor.seed
+                train = self.train.subset(n, seed)
+                unseen = None if self.unseen is None else self.unseen.subset(n, seed)
+                with evaluating(self.method):
+                    measured += class_angles(self.method, weights, train, unseen, epoch)
+            return measured
 
         for row in ranks.broadcast_from_first(rows):
             self.note(row, board)

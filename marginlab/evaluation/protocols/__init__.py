@@ -24,6 +24,7 @@ from marginlab.evaluation.protocols.intervals import roc_intervals as roc_interv
 from marginlab.evaluation.protocols.roc import Roc as Roc
 from marginlab.evaluation.protocols.roc import RocPoint as RocPoint
 from marginlab.evaluation.protocols.roc import roc as roc
+from marginlab.evaluation.protocols.templates import TemplatePool as TemplatePool
 from marginlab.evaluation.protocols.templates import Templates as Templates
 from marginlab.evaluation.protocols.templates import pair_scores as pair_scores
 from marginlab.evaluation.protocols.templates import pool_templates as pool_templates
@@ -34,6 +35,7 @@ __all__ = [
     "Roc",
     "RocPoint",
     "Search",
+    "TemplatePool",
     "Templates",
     "ValAtFar",
     "all_pairs_tar",
