@@ -124,7 +124,7 @@ def inter_class(
         if sharded:  # the centers of the batch's classes, from the ranks that have them
             rows = ranks.all_reduce_statistic(rows, group)
         step = max(1, budget // (_ENTRY * rows.element_size() * max(1, len(units))))
-        total = x.sum() * 0
+        total = x.flatten()[:0].sum()  # of no entries: 0, and connected to the rows
         for block, own, times in zip(
             rows.split(step), (distinct - first).split(step), counts.split(step), strict=True
         ):
@@ -202,6 +202,8 @@ def _rows(
 
     def check() -> None:
         check_rows(embeddings, labels)
+        if not centers.is_floating_point():
+            raise TypeError(f"Centers are floating point, not {centers.dtype}: call .float().")
         if centers.ndim != 2 or centers.shape[1] != embeddings.shape[1]:
             raise ValueError(
                 f"Centers are (C, D) with D = {embeddings.shape[1]}, not {tuple(centers.shape)}. "

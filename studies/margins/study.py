@@ -14,6 +14,7 @@ from marginlab.train import Monitor, Recipe, train_cell
 from marginlab.train import check as check_data
 
 from . import figures, tables
+from .folds import judged
 
 headline = (Quantity("verification_accuracy", "projector"), Quantity("class_angle", at="W_EC"))
 kept = (
@@ -23,6 +24,8 @@ kept = (
     "target_angle_share",
     "target_angle",
     "images_per_second",
+    "fold_accuracy",
+    "fold_eer",
 )
 MARGINS = {
     "norm-softmax": "NoMargin()",
@@ -58,11 +61,11 @@ RECIPE = Recipe(
     augmentation="Augmentation(('ResizedCrop(scale=(0.6, 1.0))',))",
     optimizer="SGD(lr=0.1)",
     schedule="WarmupPolynomial(warmup=0.2, power=2.0)",
-    epochs=6,
+    epochs=4,
     batch=64,
 )
 MONITOR = Monitor(
-    every=3,
+    every=2,
     images=64,
     views=2,
     bank=400,
@@ -92,6 +95,10 @@ class Settings:
     """Of the embedding. 0 for a backbone that ends in an embedding layer."""
     sample_rate: float = 1.0
     """Part of the classes that a step sees; below 1 there are no terms."""
+    folds: tuple[int, ...] = ()
+    """Folds of LFW's View 2, counted from 1. Each is judged by trainings on the people of no pair
+    in it; recipe.data and monitor.verified are then lfw.
+    """
     recipe: Recipe = RECIPE
     """Trained by each cell, which replaces method, backbone and seed."""
     monitor: Monitor = MONITOR
@@ -105,6 +112,12 @@ class Settings:
                 raise settings.SettingsError(
                     f"There is no loss {loss!r}: {settings.nearest(loss, LOSSES)}"
                 )
+        specs = (self.recipe.data, self.monitor.verified)
+        if self.folds and not all(spec.partition("?")[0] == "lfw" for spec in specs):
+            raise settings.SettingsError(
+                f"folds are of LFW, and the data are {specs[0]} and {specs[1]}. Take recipe.data "
+                "and monitor.verified lfw, or no folds."
+            )
         if not self.monitor.verified or not self.monitor.angles:
             raise settings.SettingsError(
                 "The monitor of this study verifies a set and measures angles: monitor.verified "
@@ -116,13 +129,16 @@ class Settings:
 
 
 def cells(chosen: Settings) -> list[dict[str, str | int | float]]:
-    """One training for each backbone, loss and seed."""
-    return [
+    """One training for each backbone, loss and seed, and for each fold where there are folds."""
+    grid: list[dict[str, str | int | float]] = [
         {"loss": loss, "backbone": backbone, "seed": seed}
         for backbone in chosen.backbones
         for loss in chosen.losses
         for seed in chosen.seeds
     ]
+    if not chosen.folds:
+        return grid
+    return [{**cell, "fold": fold} for cell in grid for fold in chosen.folds]
 
 
 def check(chosen: Settings) -> str:
@@ -130,13 +146,17 @@ def check(chosen: Settings) -> str:
 
     A class that is trained and verified is refused: the people or characters are others.
     """
-    grid = [recipe_of(cell, chosen) for cell in cells(chosen)]
-    train, test = check_data(grid[0])
-    for recipe in grid:
-        recipe.make_method(len(train.classes))
-    unseen = chosen.monitor.unseen(train, size=chosen.recipe.image_size)
-    assert unseen is not None  # the settings name it
-    return " ".join(images.digest() for images in (train, test, unseen))
+    grid = cells(chosen)
+    digests = []
+    by_data = {recipe_of(cell, chosen).data: cell for cell in grid}
+    for cell in by_data.values():
+        train, test = check_data(recipe_of(cell, chosen))
+        unseen = monitor_of(cell, chosen).unseen(train, size=chosen.recipe.image_size)
+        assert unseen is not None  # the settings name it
+        digests += [images.digest() for images in (train, test, unseen)]
+    for cell in grid:
+        recipe_of(cell, chosen).make_method(len(train.classes))
+    return " ".join(digests)
 
 
 def method_of(loss: str, chosen: Settings) -> str:
@@ -166,12 +186,28 @@ def recipe_of(cell: Any, chosen: Settings) -> Recipe:
     }
     if "views=2" in method or cell["loss"] == "triplet":  # as many rows a step as the others
         changes["batch"] = chosen.recipe.batch // 2
+    changes["data"] = _of_fold(cell, chosen.recipe.data)
     return settings.replaced(chosen.recipe, changes)
 
 
+def monitor_of(cell: Any, chosen: Settings) -> Monitor:
+    """Return the monitor of a cell."""
+    verified = _of_fold(cell, chosen.monitor.verified)
+    return settings.replaced(chosen.monitor, {"verified": verified})
+
+
+def _of_fold(cell: Any, spec: str) -> str:
+    return spec.replace("lfw", f"lfw-fold-{cell['fold']}", 1) if "fold" in cell else spec
+
+
 def run(cell: Cell) -> None:
-    """Train by the loss; the monitor verifies and measures angles."""
-    train_cell(cell, recipe_of(cell, cell.settings), cell.settings.monitor)
+    """Train by the loss; the monitor verifies and measures angles. A fold's pairs are judged."""
+    chosen: Settings = cell.settings
+    trained = train_cell(cell, recipe_of(cell, chosen), monitor_of(cell, chosen))
+    if "fold" in cell:
+        size, epoch = chosen.recipe.image_size, chosen.recipe.epochs
+        for quantity, value, n in judged(trained.folder, int(cell["fold"]), size):
+            cell.record(quantity, value, n=n, epoch=epoch, space="projector")
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -191,6 +227,9 @@ def report(run: Run) -> None:
         table = [tables.verified(run, loss, backbone, last) for loss in chosen.losses]
         words = f"{backbone}: verification of unseen classes; 95 % intervals over seeds (Student)."
         run.report.table(table, words)
+        if chosen.folds:
+            of_folds = [tables.over_folds(run, loss, backbone) for loss in chosen.losses]
+            run.report.table(of_folds, "The pairs of LFW's folds; 95 % intervals over seeds.")
         angles = [{"loss": loss, **tables.angles_of(run, loss, backbone)} for loss in chosen.losses]
         run.report.table(angles, "Angles in degrees after training, means over seeds.")
         run.report.table(

@@ -52,6 +52,19 @@ def verified(run: Run, loss: str, backbone: str, last: int) -> dict[str, Any]:
     return row
 
 
+def over_folds(run: Run, loss: str, backbone: str) -> dict[str, Any]:
+    """Return accuracy and equal error rate as means over the folds of each seed."""
+    row: dict[str, Any] = {"loss": loss}
+    for title, quantity in (("accuracy", "fold_accuracy"), ("equal error rate", "fold_eer")):
+        by_seed: dict[int, list[float]] = {}
+        for found in run.select(quantity=quantity, loss=loss, backbone=backbone):
+            by_seed.setdefault(found["seed"], []).append(found["value"])
+        mean, half = over_seeds([statistics.fmean(values) for values in by_seed.values()])
+        row[title] = mean
+        row[f"{title}, half width"] = half
+    return row
+
+
 def angles_of(run: Run, loss: str, backbone: str) -> dict[str, float]:
     """Return the table's angles of a loss after training; NaN for a loss without weights."""
     return {

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from insightface_files import write_training_folder
 
 from marginlab import data, settings, study
@@ -13,6 +14,7 @@ from marginlab.study.__main__ import main
 
 HERE = study.load("margins")
 tables = importlib.import_module(f"{HERE.module.__name__}.tables")
+folds = importlib.import_module(f"{HERE.module.__name__}.folds")
 figures = importlib.import_module(f"{HERE.module.__name__}.figures")
 PRESETS = sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
 SMALL = {
@@ -39,10 +41,11 @@ def test_the_default_preset_is_the_defaults():
 def test_every_preset_reads_and_makes_the_method_of_every_cell(preset):
     chosen = HERE.settings(preset)
     grid = HERE.grid(chosen)
-    assert len(grid) == len(chosen.losses) * len(chosen.backbones) * len(chosen.seeds)
+    number = max(1, len(chosen.folds))
+    assert len(grid) == len(chosen.losses) * len(chosen.backbones) * len(chosen.seeds) * number
     assert preset == "default" or len(chosen.seeds) >= 3
     narrow = settings.replaced(chosen, {"backbones": SMALL["backbones"], "dim": 8})
-    for cell in HERE.grid(narrow)[:: len(chosen.seeds)]:
+    for cell in HERE.grid(narrow)[:: len(chosen.seeds) * number]:
         recipe = HERE.module.recipe_of(cell, narrow)
         assert repr(recipe.make_method(4)).startswith(recipe.method.partition("(")[0])
 
@@ -207,6 +210,32 @@ def test_no_person_is_on_both_sides(people, capsys):
     }
     rows = started(small(changes), people, capsys)
     assert {"verification_accuracy", "class_angle"} <= {row["quantity"] for row in rows}
+
+
+def test_folds_are_judged_by_trainings_on_other_people(people, capsys):
+    changes = {
+        "losses": ("arcface",),
+        "folds": (1, 2),
+        "recipe": {"data": "lfw?min_per_class=2", "batch": 12},
+        "monitor": {
+            "verified": "lfw?max_per_class=10", "angles": 12, "verified_pairs": 8, "far_pairs": 20,
+        },
+    }  # fmt: skip
+    rows = started(small(changes), people, capsys)
+    accuracy = {r["fold"]: r for r in rows if r["quantity"] == "fold_accuracy"}
+    assert set(accuracy) == {"1", "2"}
+    assert all(row["n"] == "4" and 0 <= float(row["value"]) <= 1 for row in accuracy.values())
+    assert "LFW&#x27;s folds" in (people / "run" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(settings.SettingsError, match="folds are of LFW, and the data are omniglot"):
+        settings.replaced(HERE.module.Settings(), {"folds": (1,)})
+
+
+def test_the_best_threshold_is_that_of_trying_all():
+    draw = np.random.default_rng(0)
+    scores, same = torch.from_numpy(draw.normal(size=50)), torch.from_numpy(draw.random(50) < 0.5)
+    right = [int(((scores >= t) == same).sum()) for t in scores.tolist()]
+    found = folds.best_threshold(scores, same)
+    assert int(((scores >= found) == same).sum()) == max(right)
 
 
 def test_a_person_on_both_sides_is_refused(people):
