@@ -46,8 +46,9 @@ SHORT_BOUNDS += [
 ]
 SHORT_MARGINS = (
     "--losses arcface --recipe.epochs 1 --recipe.images 24 --recipe.batch 24 "
-    "--recipe.image-size 16 --monitor.verified-pairs 40 --monitor.folds 2 --monitor.far-pairs 100 --monitor.fars 0.1 "
-    "--monitor.bank 24 --monitor.images 24 --monitor.angles 24"
+    "--recipe.image-size 16 --monitor.verified-pairs 40 --monitor.folds 2 "
+    "--monitor.far-pairs 100 --monitor.fars 0.1 --monitor.bank 24 --monitor.images 24 "
+    "--monitor.angles 24"
 ).split()
 SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 

@@ -26,16 +26,8 @@ from marginlab.data.shapes import EASY, Shapes
 from marginlab.settings import SettingsError, nearest
 
 _FILES = ("npz:PATH", "folder:PATH", "index:PATH", "record:PATH")
-_SPECS = (
-    "shapes",
-    "shapes-5",
-    "digits",
-    *TORCHVISION,
-    "omniglot-upright",
-    "lfw",
-    *FOLD_SPECS,
-    *_FILES,
-)
+_LFW = ("lfw", *FOLD_SPECS)
+_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", *_LFW, *_FILES)
 SPLITS = ("train", "test", "unseen")
 _UNSEEN = (
     "Such are of omniglot, omniglot-upright, lfw, a folder with unseen/CLASS, an index with a "
