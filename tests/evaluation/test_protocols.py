@@ -1,5 +1,6 @@
 """Protocols of face recognition against loops in float64, scikit-learn, chance and the oracle."""
 
+import importlib
 import itertools
 import math
 
@@ -210,7 +211,7 @@ def test_templates_are_those_of_loops():
         found.rows(torch.tensor([99]))
 
 
-def test_templates_that_come_in_batches_are_those_of_all_images():
+def test_templates_that_come_in_batches_are_those_of_all_images(unchecked):
     draw = torch.Generator().manual_seed(0)
     f, q = torch.randn(23, 5, generator=draw), torch.rand(23, generator=draw)
     t, m = (torch.randint(4, (23,), generator=draw) for _ in range(2))
@@ -236,7 +237,8 @@ def test_weights_of_pairs_are_made_in_blocks_of_any_size(monkeypatch):
     w = torch.randint(4, (6,), generator=draw).double()
     expected = torch.where(a == b, w[a], w[a] * w[b])
     assert torch.equal(protocols.pair_weights(w, a, b), expected)
-    monkeypatch.setattr("marginlab.evaluation.protocols.bootstrap._PAIRS", 7)
+    module = importlib.import_module("marginlab.evaluation.protocols.bootstrap")
+    monkeypatch.setattr(module, "_PAIRS", 7)
     assert torch.equal(protocols.pair_weights(w, a.int(), b.int()), expected)
 
 

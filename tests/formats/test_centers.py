@@ -109,7 +109,7 @@ def step(head, optimizer, seed):
     optimizer.step()
 
 
-def test_momentum_that_is_not_there_or_does_not_fit_is_refused(tmp_path):
+def test_momentum_that_is_not_there_or_does_not_fit_is_refused(tmp_path, unchecked):
     export_insightface(centers_of(5, 2), tmp_path, 2)
     with pytest.raises(FileNotFoundError, match=r"such as rank_0_softmax_weight_mom\.pt"):
         import_insightface(tmp_path, momentum=True)

@@ -175,6 +175,6 @@ def test_a_batch_without_anything_to_compare_gives_zero():
         (lambda: IntraClass()(torch.eye(2), torch.arange(2)), "call it with centers"),
     ],
 )
-def test_what_cannot_be_is_refused(call, sentence):
+def test_what_cannot_be_is_refused(call, sentence, unchecked):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -92,7 +92,7 @@ def test_a_repr_reads_back(text):
         ({"views": 0}, "at least 1 view"),
     ],
 )
-def test_what_a_term_cannot_go_with_is_refused(changes, sentence):
+def test_what_a_term_cannot_go_with_is_refused(changes, sentence, unchecked):
     with pytest.raises(ValueError, match=sentence):
         made(MarginClassifier, **({"num_classes": 3, "terms": ("IntraClass()",)} | changes))
 
