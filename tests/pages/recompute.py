@@ -9,10 +9,14 @@ import sys
 from bounds_page import bounds
 from concentration_page import concentration
 from front_page import front, shared, speed
+from margins_page import margins
 from page import Page
 from small_pages import learning_rate, partial_fc
 
-PAGES = {page.__name__: page for page in (bounds, concentration, learning_rate, partial_fc, shared)}
+PAGES = {
+    page.__name__: page
+    for page in (bounds, concentration, learning_rate, margins, partial_fc, shared)
+}
 
 
 def faults() -> dict[str, list[str]]:
