@@ -218,7 +218,7 @@ def test_templates_that_come_in_batches_are_those_of_all_images(unchecked):
     whole = protocols.pool_templates(f, t, m, q)
     pool = protocols.TemplatePool(t, m, q)
     for part in f.split([10, 1, 12]):
-        with pytest.raises(ValueError, match=r"images have come\. Add the features of all"):
+        with pytest.raises(ValueError, match=r"have come\. Add the features of all"):
             pool.templates()
         pool.add(part)
     assert torch.equal(pool.templates().features, whole.features)

@@ -111,7 +111,7 @@ def test_curves_of_margins_fall_and_a_straight_slope_is_one():
         ({"monitor": {"verified": "digits"}}, "no split 'unseen'"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, characters):
+def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, characters, unchecked):
     with pytest.raises(settings.SettingsError, match=sentence):
         HERE.module.check(
             settings.replaced(settings.replaced(HERE.module.Settings(), SMALL), changes)
