@@ -131,7 +131,16 @@ def given(page: Page) -> None:
         "s = 64 is for tens of thousands of classes; at s = 16",
         "W-EC leans upwards and Intra1 downwards",
     )
-    page.given("counted: n of the rows of measured/lfw.csv.gz", "629 people", "4,288 images",
-               "1,711 people")  # fmt: skip
-    page.given("the paper, and tables of others", "CASIA-WebFace and a ResNet-50", "about 30 degrees", "A FAR of 1e-4 or 1e-6",
-               "112 x 112")  # fmt: skip
+    page.given(
+        "counted: n of the rows of measured/lfw.csv.gz",
+        "629 people",
+        "4,288 images",
+        "1,711 people",
+    )
+    page.given(
+        "the paper, and tables of others",
+        "CASIA-WebFace and a ResNet-50",
+        "about 30 degrees",
+        "A FAR of 1e-4 or 1e-6",
+        "112 x 112",
+    )
