@@ -14,6 +14,7 @@ import forked
 import numpy as np
 import pytest
 import torch
+from insightface_files import write_pack, write_training_folder
 from PIL import Image
 
 from marginlab.data import Shapes
@@ -43,6 +44,12 @@ SHORT_BOUNDS += [
     "--recipe.backbone",
     "Backbone('resnet18', stem='strided', width=0.125)",
 ]
+SHORT_MARGINS = (
+    "--losses arcface --recipe.epochs 1 --recipe.images 24 --recipe.batch 24 "
+    "--recipe.image-size 16 --monitor.verified-pairs 40 --monitor.folds 2 "
+    "--monitor.far-pairs 100 --monitor.fars 0.1 --monitor.bank 24 --monitor.images 24 "
+    "--monitor.angles 24"
+).split()
 SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 
 
@@ -59,9 +66,24 @@ def home(tmp_path_factory):
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((48, 40)).save(
             place / f"{number}.png"
         )
+    write_training_folder(folder / "faces", people=20, shots=10)
+    write_pack(folder / "faces" / "lfw.bin")
     (recipe,) = re.findall(r"```toml\n(.*?)```", README, re.S)
     (folder / "recipe.toml").write_text(recipe)
     arrays = {"images": photos.images.movedim(1, 3).numpy(), "labels": photos.labels.numpy()}
+    characters = np.random.default_rng(0).integers(0, 256, (240, 16, 16), dtype=np.uint8)
+    drawn = {"images": characters, "labels": np.arange(240) // 20}
+    np.savez(
+        folder / "omniglot.npz",
+        **{
+            f"{part}_{key}": array
+            for part in ("background", "evaluation")
+            for key, array in {
+                **drawn,
+                "classes": np.array([f"{part}/{number}" for number in range(12)]),
+            }.items()
+        },
+    )
     np.savez(
         folder / "cifar10.npz",
         **{f"{split}_{key}": array for split in ("train", "test") for key, array in arrays.items()},
@@ -86,8 +108,13 @@ def test_every_command_runs(home, command):
         ]
     if "bounds" in words:
         words += SHORT_BOUNDS
+    if "margins" in words:
+        words += SHORT_MARGINS
     if "marginlab.train" in words:
         words += SHORT_TRAIN
+    if "marginlab.evaluation" in words and not (home / "runs" / "faces").exists():
+        (training,) = [line for line in COMMANDS if "runs/faces --data" in line]
+        test_every_command_runs(home, training)  # in another process of the tests
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MARGINLAB_DATA": str(home),

@@ -5,8 +5,12 @@
     unseen           the people of the list for development's test; none is in train or test
     `lfw_protocol`   all images, and the 6,000 pairs of View 2 in ten folds whose people differ
 
+`lfw-fold-3` is for the third fold of View 2: train and test are the people of no pair in it, unseen
+are the people of its pairs.
+
 View 2's pairs are of all people, so they must not judge an encoder that was trained on `lfw`. Train
-on another set, or train on View 1's people and verify `unseen`.
+on another set, train on View 1's people and verify `unseen`, or train ten times, on the people of
+no pair in the fold that is judged.
 
 Source: Huang, Ramesh, Berg and Learned-Miller, University of Massachusetts report 07-49, 2007.
 ROOT/lfw.npz holds images (N, H, W, 3), labels (N,), classes (C,), pairs (M, 3) of first image,
@@ -28,6 +32,8 @@ from marginlab.data.pixels import BUDGET
 from marginlab.data.published import root_folder
 from marginlab.evaluation import Pairs
 
+FOLDS = 10  # of View 2
+FOLD_SPECS = tuple(f"lfw-fold-{fold}" for fold in range(1, FOLDS + 1))
 _LISTS = ("pairs", "fold", "dev_train", "dev_test")
 
 
@@ -68,17 +74,37 @@ def lfw_protocol(root: str | Path | None = None, *, size: int = 0, budget: int =
     return _read(file, size, budget, (stat.st_mtime_ns, stat.st_size))
 
 
-def read_lfw(split: str, root: Path, *, size: int, budget: int) -> ImageSet:
-    """Read a split of View 1's people."""
+def read_lfw(spec: str, split: str, root: Path, *, size: int, budget: int) -> ImageSet:
+    """Read a split of View 1's people, or of a fold of View 2."""
     found = lfw_protocol(root, size=size, budget=budget)
-    listed = found.dev_test if split == "unseen" else found.dev_train
-    people = found.images.where(_mask(listed, len(found.images)), dense=True)
+    if spec == "lfw":
+        listed = found.dev_test if split == "unseen" else found.dev_train
+        mask = _mask(listed, len(found.images))
+    else:
+        pairs = fold_pairs(found, int(spec.rpartition("-")[2]))
+        judged = found.images.labels[torch.cat([pairs.first, pairs.second])].unique()
+        mask = torch.isin(found.images.labels, judged)
+        mask = mask if split == "unseen" else ~mask
+    people = replace(found.images.where(mask, dense=True), name=spec)
     if split == "unseen":
         return people
     chosen = in_split(people.labels, split)
     if not bool(chosen.any()):
         raise ValueError(f"lfw: no person has two images, so none is left for the {split} split.")
     return people.where(chosen)
+
+
+def fold_pairs(lfw: LFW, fold: int) -> Pairs:
+    """Return the pairs of a fold of View 2, counted from 1.
+
+    Raises:
+        ValueError: There is no such fold.
+    """
+    if not 1 <= fold <= lfw.folds:
+        raise ValueError(f"lfw: there are the folds 1 to {lfw.folds}, and no fold {fold}.")
+    size = len(lfw.pairs.same) // lfw.folds
+    rows = slice((fold - 1) * size, fold * size)
+    return Pairs(lfw.pairs.first[rows], lfw.pairs.second[rows], lfw.pairs.same[rows])
 
 
 def _mask(index: Tensor, n: int) -> Tensor:

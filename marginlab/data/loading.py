@@ -16,7 +16,7 @@ from marginlab.data.arrays import has_part, read_npz, read_part
 from marginlab.data.folders import has_unseen, read_folder
 from marginlab.data.images import ImageSet, warn_of_absent
 from marginlab.data.index import index_has, read_index
-from marginlab.data.lfw import read_lfw
+from marginlab.data.lfw import FOLD_SPECS, read_lfw
 from marginlab.data.omniglot import OMNIGLOT, read_omniglot
 from marginlab.data.pixels import BUDGET, afford
 from marginlab.data.published import TORCHVISION, read_digits, read_published, root_folder
@@ -26,7 +26,8 @@ from marginlab.data.shapes import EASY, Shapes
 from marginlab.settings import SettingsError, nearest
 
 _FILES = ("npz:PATH", "folder:PATH", "index:PATH", "record:PATH")
-_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", "lfw", *_FILES)
+_LFW = ("lfw", *FOLD_SPECS)
+_SPECS = ("shapes", "shapes-5", "digits", *TORCHVISION, "omniglot-upright", *_LFW, *_FILES)
 SPLITS = ("train", "test", "unseen")
 _UNSEEN = (
     "Such are of omniglot, omniglot-upright, lfw, a folder with unseen/CLASS, an index with a "
@@ -57,7 +58,8 @@ def load(
       never downloaded.
     - `omniglot`, whose quarter turns are classes (3,856 to train on), and `omniglot-upright` (964):
       found as the sets above.
-    - `lfw`: from ROOT/lfw.npz, the people of its development lists. `lfw_protocol` has its pairs.
+    - `lfw`: from ROOT/lfw.npz, the people of its development lists, and `lfw-fold-1` to
+      `lfw-fold-10`, those of no pair in a fold. `lfw_protocol` has its pairs.
     - `npz:PATH`: keys `images` and `labels`, or both with `train_` and with `test_` before them;
       optionally `classes`.
     - `folder:PATH`: PATH/CLASS/*.png, or PATH/train/CLASS and PATH/test/CLASS.
@@ -156,8 +158,8 @@ def _load(
     if colon and rest and kind == "record":
         path = Path(rest).expanduser()
         return read_record_set(path, split, spec, size=size, budget=budget, workers=workers)
-    if spec == "lfw":
-        return read_lfw(split, root_folder(root), size=size, budget=budget)
+    if spec in _LFW:
+        return read_lfw(spec, split, root_folder(root), size=size, budget=budget)
     if spec in ("shapes", "shapes-5"):
         shapes = Shapes() if spec == "shapes" else EASY
         shapes = replace(shapes, size=size or shapes.size)
@@ -179,7 +181,7 @@ def splits(spec: str) -> tuple[str, ...]:
     kind, _, rest = source.partition(":")
     path = Path(rest).expanduser()
     unseen = (
-        source in (*OMNIGLOT, "lfw")
+        source in (*OMNIGLOT, *_LFW)
         or (kind == "folder" and has_unseen(path))
         or (kind == "npz" and has_part(path, "unseen"))
         or (kind == "index" and index_has(path, "unseen"))

@@ -29,6 +29,7 @@ from marginlab.evaluation.protocols import Interval as Interval
 from marginlab.evaluation.protocols import Roc as Roc
 from marginlab.evaluation.protocols import RocPoint as RocPoint
 from marginlab.evaluation.protocols import Search as Search
+from marginlab.evaluation.protocols import TemplatePool as TemplatePool
 from marginlab.evaluation.protocols import Templates as Templates
 from marginlab.evaluation.protocols import ValAtFar as ValAtFar
 from marginlab.evaluation.protocols import all_pairs_tar as all_pairs_tar
@@ -83,6 +84,7 @@ __all__ = [
     "Search",
     "Spread",
     "TarAtFar",
+    "TemplatePool",
     "Templates",
     "ValAtFar",
     "Verification",

@@ -34,12 +34,13 @@ from marginlab.encoding import encode
 from marginlab.evaluation.protocols import (
     Interval,
     Roc,
+    TemplatePool,
+    Templates,
     cosine_blocks,
     fold_interval,
     fold_verification,
     identification_intervals,
     pair_scores,
-    pool_templates,
     roc,
     roc_intervals,
     search,
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
         if not 8 <= size <= 1024:
             raise SettingsError(f"--size is 8 to 1024 pixels, not {size}.")
         faces = checked(read_protocol(asked.protocol, asked.path))
-        features = embeddings(model, faces.pictures, size)
+        features = embeddings(model, faces.pictures, size, pool_of(faces))
         found = measured(faces, features, asked.replicates)
         _show(found.rows)
         asked.out.mkdir(parents=True, exist_ok=True)
@@ -161,23 +162,44 @@ def checked(faces: Faces) -> Faces:
     return faces._replace(people=(first, torch.where(faces.same, first, first + M)))
 
 
-def embeddings(model: Method, pictures: Pictures, size: int) -> Tensor:
-    """Return the flip sums (N, D) of all pictures, decoded a batch at a time."""
+def embeddings(
+    model: Method, pictures: Pictures, size: int, pool: TemplatePool | None = None
+) -> Tensor | Templates:
+    """Return the flip sums (N, D) of all pictures, decoded a batch at a time, or their templates.
+
+    Args:
+        model: The trained method.
+        pictures: The pictures.
+        size: Side of the images in pixels.
+        pool: Takes the sums of each batch, so that those of all pictures are not held.
+    """
 
     def embed(images: Tensor) -> Tensor:
         return model.project(model.backbone(images))
 
     parts = []
-    for batch in torch.arange(len(pictures)).split(_BATCH):
-        parts.append(encode(embed, pictures.read(batch.tolist(), size), flip=True))
-        if len(pictures) > 20 * _BATCH and len(parts) % 20 == 0:
-            say(f"{len(parts) * _BATCH:,} of {len(pictures):,} images")
-    return torch.cat(parts)
+    for number, batch in enumerate(torch.arange(len(pictures)).split(_BATCH), 1):
+        sums = encode(embed, pictures.read(batch.tolist(), size), flip=True)
+        if pool is None:
+            parts.append(sums)
+        else:
+            pool.add(sums)
+        if len(pictures) > 20 * _BATCH and number % 20 == 0:
+            say(f"{number * _BATCH:,} of {len(pictures):,} images")
+    return torch.cat(parts) if pool is None else pool.templates()
 
 
-def measured(faces: Faces, features: Tensor, replicates: int | None) -> Measured:
+def pool_of(faces: Faces) -> TemplatePool | None:
+    """Return what pools the pictures of a protocol of templates; None for any other."""
+    if isinstance(faces, Identified) or faces.templates is None or faces.media is None:
+        return None
+    return TemplatePool(faces.templates, faces.media, faces.detector)
+
+
+def measured(faces: Faces, features: Tensor | Templates, replicates: int | None) -> Measured:
     """Return the numbers of a protocol with their intervals, by default of 500 draws or 100."""
     if isinstance(faces, Identified):
+        assert isinstance(features, Tensor)  # only pairs are of templates
         return _identified(faces, features, replicates or 500)
     return _verified(faces, features, replicates or (100 if len(faces.same) > _MANY else 500))
 
@@ -204,14 +226,14 @@ def _identified(faces: Identified, features: Tensor, replicates: int) -> Measure
     return Measured(rows, None, sheet, columns=9)
 
 
-def _verified(faces: Paired, features: Tensor, replicates: int) -> Measured:
+def _verified(faces: Paired, features: Tensor | Templates, replicates: int) -> Measured:
     same = faces.same
     # evaluations of IJB take the point nearest to a rate
     point: Literal["below", "nearest"] = "below" if faces.templates is None else "nearest"
-    if faces.templates is not None and faces.media is not None:
-        pooled = pool_templates(features, faces.templates, faces.media, faces.detector)
-        first, second = pooled.rows(faces.first), pooled.rows(faces.second)
-        scores = pair_scores(pooled.features, first, second)
+    if isinstance(features, Templates):
+        first, second = features.rows(faces.first), features.rows(faces.second)
+        scores = pair_scores(features.features, first, second)
+        del first, second  # as long as the pairs, of which there are millions
     else:
         scores = pair_scores(features, faces.first, faces.second)
     impostors = int((~same).sum())

@@ -20,11 +20,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from marginlab.formats.insightface import by_rank, rank_of, read_shard, sizes
+from marginlab.formats.insightface import (
+    MOMENTUM,
+    PATTERNS,
+    by_rank,
+    rank_of,
+    read_shard,
+    sizes,
+)
 
 
 def import_insightface(
-    source: Path | str | Iterable[Path | str], num_classes: int | None = None
+    source: Path | str | Iterable[Path | str],
+    num_classes: int | None = None,
+    *,
+    momentum: bool = False,
 ) -> Float[Tensor, "C D"]:
     """Read the class centers of an insightface run from its shards, in rank order, on the CPU.
 
@@ -34,9 +44,11 @@ def import_insightface(
             (`weights_only`): no code in them is run. From a checkpoint only the centers are read
             from the disk, and their checksum is verified.
         num_classes: C, where it is known.
+        momentum: Read the optimizer's momentum of the centers instead, which runs of 2021 keep in
+            `rank_{k}_softmax_weight_mom.pt`. Later files have no such entry of its own.
 
     Returns:
-        The centers (C, D).
+        The centers (C, D), or their momentum.
 
     Raises:
         FileNotFoundError: The folder holds no shard, or a rank between the first and the last is
@@ -52,7 +64,7 @@ def import_insightface(
         ...     torch.equal(import_insightface(folder, num_classes=7), centers)
         True
     """
-    files = by_rank(source)
+    files = by_rank(source, MOMENTUM if momentum else PATTERNS)
     shards = [read_shard(file) for file in files]
     first = shards[0]
     for file, shard in zip(files, shards, strict=True):
@@ -87,8 +99,17 @@ def import_insightface(
     return torch.cat(shards)
 
 
-def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ranks: int) -> None:
+def export_insightface(
+    centers: Float[Tensor, "C *K D"],
+    folder: Path | str,
+    ranks: int,
+    *,
+    momentum: Float[Tensor, "C *K D"] | None = None,
+) -> None:
     """Write centers as the files `checkpoint_gpu_{k}.pt` of `ranks` ranks.
+
+    With momentum they are the files of 2021, `rank_{k}_softmax_weight.pt`, each beside that of its
+    momentum, `rank_{k}_softmax_weight_mom.pt`, since later ones have no place for it.
 
     `import_insightface` and insightface's head read these files. They hold the head alone.
     insightface's own resume also wants a backbone, an optimizer and a step, and looks for them in
@@ -98,11 +119,12 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
         centers: Centers (C, D) or (C, 1, D) of all classes, on one process. Do not give the part of
             them that a rank of several holds.
         folder: The folder to write into. It is made if it does not exist.
-        ranks: Number of files.
+        ranks: Number of files, of each kind.
+        momentum: The optimizer's momentum of the centers, of their shape.
 
     Raises:
         ValueError: There are several centers for a class, for which the format has no place. Or
-            `ranks` is below 1. Or the centers are a DTensor.
+            `ranks` is below 1. Or the centers are a DTensor. Or the momentum is of another shape.
         FileExistsError: The folder already holds shards, whose ranks would mix with these.
     """
     if centers.ndim == 3 and centers.shape[1] != 1:
@@ -113,20 +135,38 @@ def export_insightface(centers: Float[Tensor, "C *K D"], folder: Path | str, ran
     if ranks < 1:
         raise ValueError(f"Shards are written for 1 rank or more, not {ranks}.")
     _refuse_part(centers)
+    if momentum is not None:
+        _refuse_part(momentum)
+        if momentum.shape != centers.shape:
+            raise ValueError(
+                f"Momentum is of the centers' shape {tuple(centers.shape)}, not "
+                f"{tuple(momentum.shape)}. Give the optimizer's momentum_buffer of the centers."
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    there = [path for path in folder.iterdir() if rank_of(path) is not None]
+    there = [path for path in folder.iterdir() if rank_of(path, (*PATTERNS, *MOMENTUM)) is not None]
     if there:
         raise FileExistsError(
             f"{folder} already holds shards, such as {there[0].name}. Give an empty folder."
         )
-    flat = centers.detach().cpu().flatten(0, -2)
-    for rank, shard in enumerate(flat.split(sizes(len(flat), ranks))):
-        path = folder / f"checkpoint_gpu_{rank}.pt"
-        partial = path.with_suffix(".partial")
-        # torch would write the whole storage of a view
-        torch.save({"state_dict_softmax_fc": {"weight": shard.clone()}}, partial)
-        partial.replace(path)
+    written = {"softmax_weight": centers}
+    if momentum is not None:
+        written["softmax_weight_mom"] = momentum
+    for name, whole in written.items():
+        flat = whole.detach().cpu().flatten(0, -2)
+        for rank, shard in enumerate(flat.split(sizes(len(flat), ranks))):
+            rows = shard.clone()  # torch would write the whole storage of a view
+            if momentum is None:
+                _put({"state_dict_softmax_fc": {"weight": rows}}, folder, f"checkpoint_gpu_{rank}")
+            else:
+                _put(rows, folder, f"rank_{rank}_{name}")
+
+
+def _put(value: object, folder: Path, name: str) -> None:
+    """Write one file under another name, and rename it into place."""
+    partial = folder / f"{name}.partial"
+    torch.save(value, partial)
+    partial.replace(folder / f"{name}.pt")
 
 
 def save_centers(path: Path | str, centers: Float[Tensor, "C *K D"]) -> None:

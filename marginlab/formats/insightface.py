@@ -9,6 +9,7 @@ ranks
                                      ["state_dict_softmax_fc"]["weight"]
     rank_{k}_softmax_weight.pt       2021: the tensor itself; for a while the name began with
                                      rank:{k}
+    rank_{k}_softmax_weight_mom.pt   2021: the momentum of the same rows
 
 Source: insightface's `recognition/arcface_torch`.
 """
@@ -29,6 +30,7 @@ PATTERNS = (
     re.compile(r"checkpoint_gpu_(\d+)\.pt"),
     re.compile(r"rank[_:](\d+)_softmax_weight\.pt"),
 )
+MOMENTUM = (re.compile(r"rank[_:](\d+)_softmax_weight_mom\.pt"),)
 
 
 def sizes(num_classes: int, ranks: int) -> list[int]:
@@ -41,16 +43,24 @@ def sizes(num_classes: int, ranks: int) -> list[int]:
     return [num_classes // ranks + (rank < num_classes % ranks) for rank in range(ranks)]
 
 
-def rank_of(path: Path) -> tuple[int, int] | None:
+def rank_of(path: Path, patterns: tuple[re.Pattern[str], ...] = PATTERNS) -> tuple[int, int] | None:
     """Return the format and the rank that a file's name says, or None."""
-    for kind, pattern in enumerate(PATTERNS):
+    for kind, pattern in enumerate(patterns):
         if found := pattern.fullmatch(path.name):
             return kind, int(found[1])
     return None
 
 
-def by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
+def by_rank(
+    source: Path | str | Iterable[Path | str],
+    patterns: tuple[re.Pattern[str], ...] = PATTERNS,
+) -> list[Path]:
     """Return the files of ranks 0 to N - 1."""
+    known = (
+        "rank_0_softmax_weight_mom.pt"
+        if patterns is MOMENTUM
+        else "checkpoint_gpu_0.pt or rank_0_softmax_weight.pt"
+    )
     folder = isinstance(source, Path | str)
     if isinstance(source, Path | str):
         if not Path(source).is_dir():
@@ -60,17 +70,15 @@ def by_rank(source: Path | str | Iterable[Path | str]) -> list[Path]:
         paths = list(Path(source).iterdir())
     else:
         paths = [Path(path) for path in source]
-    named = [(key, path) for path in paths if (key := rank_of(path)) is not None]
+    named = [(key, path) for path in paths if (key := rank_of(path, patterns)) is not None]
     if not folder and len(named) < len(paths):
-        odd = next(path for path in paths if rank_of(path) is None)
+        odd = next(path for path in paths if rank_of(path, patterns) is None)
         raise ValueError(
-            f"The name of {odd} says no rank. A shard is called checkpoint_gpu_0.pt or "
-            "rank_0_softmax_weight.pt, counted from 0."
+            f"The name of {odd} says no rank. A shard is called {known}, counted from 0."
         )
     if not named:
         raise FileNotFoundError(
-            f"{source if folder else 'The list'} holds no shard, such as checkpoint_gpu_0.pt or "
-            "rank_0_softmax_weight.pt."
+            f"{source if folder else 'The list'} holds no shard, such as {known}."
         )
     named.sort()
     if len({kind for (kind, _), _ in named}) > 1:

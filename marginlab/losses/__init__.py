@@ -1,11 +1,16 @@
 """Losses on embeddings, and classifiers that own class centers.
 
-A loss on two views takes `(z1, z2)`. A classifier takes `(embeddings, labels)`.
+A loss on two views takes `(z1, z2)`. A classifier takes `(embeddings, labels)`. A term of a
+classifier takes its centers too.
 
 Each is a module here and a function in `marginlab.losses.functional`.
 """
 
 from marginlab.losses.align_uniform import AlignUniform as AlignUniform
+from marginlab.losses.angular_terms import AngularTerm as AngularTerm
+from marginlab.losses.angular_terms import InterClass as InterClass
+from marginlab.losses.angular_terms import IntraClass as IntraClass
+from marginlab.losses.angular_triplet import AngularTriplet as AngularTriplet
 from marginlab.losses.bank import EmbeddingBank as EmbeddingBank
 from marginlab.losses.class_expansion import resized as resized
 from marginlab.losses.cross_correlation import CrossCorrelation as CrossCorrelation
@@ -23,10 +28,13 @@ from marginlab.losses.vicreg import VICReg as VICReg
 
 __all__ = (
     "AlignUniform",
+    "AngularTriplet",
     "CrossCorrelation",
     "EmbeddingBank",
     "IndexDiversion",
     "InfoNCE",
+    "InterClass",
+    "IntraClass",
     "MarginSoftmax",
     "PartialFC",
     "References",

@@ -21,13 +21,13 @@ Sources: Deng et al. 2022 (ArcFace); with sample_rate < 1 An et al. 2022 (Partia
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from marginlab import margins, ranks, settings
+from marginlab import losses, margins, ranks, settings
 from marginlab.losses import PartialFC
 from marginlab.methods.method import MakeOptimizer, Method
 from marginlab.models import Backbone, EmbeddingLayer
@@ -63,10 +63,15 @@ class MarginClassifier(Method):
         label_smoothing: As in `marginlab.losses.MarginSoftmax`.
         interclass_filter: As in `marginlab.losses.MarginSoftmax`.
         dispersion: As in `marginlab.losses.MarginSoftmax`.
+        terms: Terms of marginlab.losses that are added to the loss, as objects or texts:
+            ("IntraClass()", "InterClass(weight=0.5)", "AngularTriplet(0.35)"). They are of all
+            classes and of one center a class.
+        views: Views of an image in a batch; each is a row of its class.
 
     Raises:
-        SettingsError: The margin cannot be made.
-        ValueError: `PartialFC` refuses a value.
+        SettingsError: The margin or a term cannot be made.
+        ValueError: `PartialFC` refuses a value, or terms are asked for with sampled classes or
+            sub-centers.
 
     Example:
         >>> from marginlab.models import Backbone
@@ -76,7 +81,7 @@ class MarginClassifier(Method):
         ['loss', 'target_angle']
     """
 
-    n_views: ClassVar[int] = 1
+    n_views: int = 1
 
     def __init__(
         self,
@@ -92,7 +97,16 @@ class MarginClassifier(Method):
         label_smoothing: float = 0.0,
         interclass_filter: float | None = None,
         dispersion: float = 0.0,
+        terms: tuple[settings.Choice[losses.AngularTerm], ...] = (),
+        views: int = 1,
     ):
+        if views < 1:
+            raise ValueError(f"An image has at least 1 view in a batch, not {views}.")
+        if terms and (sample_rate < 1 or subcenters > 1):
+            raise ValueError(
+                "Terms are of all classes and of one center a class, not with sample_rate="
+                f"{sample_rate} and subcenters={subcenters}. Take 1.0 and 1, or no terms."
+            )
         head = EmbeddingLayer(backbone.dim, dim) if dim else nn.Identity()
         super().__init__(backbone, head)
         made = settings.make(margin, margins, margins.Margin)
@@ -117,6 +131,10 @@ class MarginClassifier(Method):
             **kept,
         )
         self.sample_rate, self.log_q, self.dim = float(sample_rate), log_q, dim
+        self.n_views = views
+        self.terms = nn.ModuleList(
+            settings.make(term, losses, losses.AngularTerm) for term in terms
+        )
 
     def loss(
         self, views: Float[Tensor, "B V 3 H W"], labels: Int[Tensor, " B"]
@@ -127,11 +145,21 @@ class MarginClassifier(Method):
         loss = self.classifier(embeddings, labels)
         angle = self.classifier.target_angle
         assert angle is not None
+        for term in self.terms:
+            loss = loss + term(embeddings, labels, self.classifier.centers[:, 0], sharded=True)
         return {"loss": loss, "target_angle": angle}
+
+    @torch.no_grad()
+    def class_weights(self) -> Float[Tensor, "C K D"]:
+        """Return the centers of all classes; on several ranks all call it."""
+        head = self.classifier
+        return ranks.all_gather(head.centers.detach(), head.group)
 
     @property
     def undivided(self) -> str:
         """Reason why the margin cannot take a batch in parts; empty if it can."""
+        if len(self.terms):
+            return "the terms of its loss are means over the rows of a whole batch. Leave them out."
         return self.classifier.margin.undivided
 
     @contextlib.contextmanager
@@ -180,6 +208,11 @@ class MarginClassifier(Method):
 
     def __repr__(self) -> str:
         kept = self.classifier
+        more: dict[str, Any] = {}
+        if len(self.terms):
+            more["terms"] = tuple(settings.named_repr(term) for term in self.terms)
+        if self.n_views > 1:
+            more["views"] = self.n_views
         return describe(
             "MarginClassifier",
             margin=settings.named_repr(kept.margin),
@@ -191,4 +224,5 @@ class MarginClassifier(Method):
             label_smoothing=kept.label_smoothing,
             interclass_filter=kept.interclass_filter,
             dispersion=kept.dispersion,
+            **more,
         )

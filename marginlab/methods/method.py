@@ -33,7 +33,7 @@ class Method(nn.Module, ABC):
     data.
     """
 
-    n_views: ClassVar[int] = 2
+    n_views: int = 2
     """Views of an image that training draws for one step.
 
     The two-view losses need two, classifiers one.
@@ -114,6 +114,13 @@ class Method(nn.Module, ABC):
     def optimizers(self, make: MakeOptimizer) -> list[torch.optim.Optimizer]:
         """Make the optimizers of all parameters by the recipe's choice; a head may have its own."""
         return [make(self.parameters())]
+
+    def class_weights(self) -> Float[Tensor, "C K D"] | None:
+        """Return the weights of all classes, without gradient; None where there are none.
+
+        On several ranks all call it.
+        """
+        return None
 
     @property
     def undivided(self) -> str:

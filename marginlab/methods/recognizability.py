@@ -88,7 +88,7 @@ class Recognizability(MarginClassifier):
         (['attention', 'classification', 'index_diversion'], torch.Size([12]))
     """
 
-    n_views: ClassVar[int] = 1
+    n_views: int = 1
     drawn_anew: ClassVar[tuple[str, ...]] = ("quality_head.", "attend.", "diverted.", "center")
 
     center: Tensor

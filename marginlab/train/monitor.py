@@ -19,6 +19,7 @@ features (r = 1) of the spaces `backbone` and `projector`. The quantities of its
     verification_accuracy, tar_at_far    of pairs of images of classes that are not trained, where
                                          a set with a split `unseen` is named; `at` the FAR
     subcenter_share, dead_subcenters     of a classifier with sub-centers: `marginlab.train.usage`
+    class_angle, target_angle_share      ArcFace's angles: `marginlab.train.class_angles`
 
 Where there are many classes, alignment, divergence, lengths of centers and nearest_center_error are
 those of `classes` of them, drawn by the seed. kNN and the linear probe know all classes.
@@ -90,6 +91,8 @@ class Monitor:
         augmentation: Augmentation of the views that are measured, as an object or as a call of
             `marginlab.augment`. By default that of the training.
         k: Neighbours that vote in kNN. In a smaller bank all do.
+        angles: Class-balanced training images, and images of `verified`, whose angles to their
+            classes are measured: see `marginlab.train.class_angles`. 0 measures none.
         off: Measure nothing, at no epoch; see `none`.
     """
 
@@ -110,6 +113,7 @@ class Monitor:
     bounds: bool = False
     augmentation: settings.Choice[Augmentation] = ""
     k: int = 200
+    angles: int = 0
     off: bool = False
 
     @classmethod
@@ -124,16 +128,9 @@ class Monitor:
 
     def __post_init__(self) -> None:
         settings.check(self)
-        for name, least in (
-            ("every", 0),
-            ("images", 2),
-            ("views", 2),
-            ("seed", 0),
-            ("probe_classes", 0),
-            ("classes", 0),
-            ("folds", 2),
-            ("k", 1),
-        ):
+        fewest = {"every": 0, "images": 2, "views": 2, "seed": 0, "probe_classes": 0}
+        fewest |= {"classes": 0, "folds": 2, "k": 1, "angles": 0}
+        for name, least in fewest.items():
             if getattr(self, name) < least:
                 raise SettingsError(
                     f"The monitor's {name} is at least {least}, not {getattr(self, name)}."

@@ -8,8 +8,10 @@ import torch
 from marginlab import ranks
 from marginlab.augment import Augmentation
 from marginlab.data import ImageSet
+from marginlab.encoding import evaluating
 from marginlab.losses import PartialFC
 from marginlab.methods import Method
+from marginlab.train.class_angles import class_angles
 from marginlab.train.features import Labelled
 from marginlab.train.monitor import Monitor
 from marginlab.train.rows import Row, write
@@ -50,16 +52,22 @@ class Record:
         counts = isinstance(head, PartialFC) and head.subcenters > 1
         bank: list[Labelled] = []
         more = {"bank": bank} if counts else {}
+        n = self.monitor.angles
+        weights = self.method.class_weights() if n else None
 
         def rows() -> list[Row]:
             measured = self.monitor(
                 self.method, self.augmentation, self.train, self.test, epoch, last=last, **more
             )
-            return (
-                measured
-                if self.unseen is None
-                else measured + self.monitor.verify(self.method, self.unseen, epoch)
-            )
+            if self.unseen is not None:
+                measured += self.monitor.verify(self.method, self.unseen, epoch)
+            if n:
+                seed = self.monitor.seed
+                train = self.train.subset(n, seed)
+                unseen = None if self.unseen is None else self.unseen.subset(n, seed)
+                with evaluating(self.method):
+                    measured += class_angles(self.method, weights, train, unseen, epoch)
+            return measured
 
         found = ranks.broadcast_from_first(rows)
         if isinstance(head, PartialFC) and counts:

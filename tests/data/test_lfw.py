@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from marginlab.data import lfw_protocol, load
+from marginlab.data.lfw import fold_pairs
 from marginlab.evaluation import verification_accuracy
 
 LABELS = np.repeat(np.arange(6), 4)
@@ -39,6 +40,21 @@ def test_splits_are_the_people_of_the_development_lists(root):
     both = torch.cat([train.images, test.images]).flatten(1).tolist()
     assert sorted(both) == sorted(every[4:16].flatten(1).tolist())
     assert load("lfw?max_per_class=2").labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_fold_is_judged_by_people_that_are_in_no_training(root):
+    every = set(FIELDS["classes"].tolist())
+    for fold, people in ((1, {"person 1", "person 2", "person 3"}), (2, {"person 0", "person 1"})):
+        train, unseen = (load(f"lfw-fold-{fold}", split) for split in ("train", "unseen"))
+        assert set(unseen.classes) == people
+        assert set(train.classes) == every - people
+        assert len(unseen) == 4 * len(people)
+        pairs = fold_pairs(lfw_protocol(), fold)
+        judged = lfw_protocol().images.labels[torch.cat([pairs.first, pairs.second])]
+        assert {FIELDS["classes"][k] for k in judged.tolist()} == people
+        assert train.name == f"lfw-fold-{fold}"
+    with pytest.raises(ValueError, match="folds 1 to 2, and no fold 3"):
+        load("lfw-fold-3")
 
 
 def test_the_pairs_stand_fold_by_fold_and_are_verified_as_they_are(root):

@@ -1,5 +1,6 @@
 """Protocols of face recognition against loops in float64, scikit-learn, chance and the oracle."""
 
+import importlib
 import itertools
 import math
 
@@ -208,6 +209,37 @@ def test_templates_are_those_of_loops():
     assert torch.allclose(score, (found.features[at[:2]] * found.features[at[1:]]).sum(1))
     with pytest.raises(ValueError, match="Template 99 has no image"):
         found.rows(torch.tensor([99]))
+
+
+def test_templates_that_come_in_batches_are_those_of_all_images(unchecked):
+    draw = torch.Generator().manual_seed(0)
+    f, q = torch.randn(23, 5, generator=draw), torch.rand(23, generator=draw)
+    t, m = (torch.randint(4, (23,), generator=draw) for _ in range(2))
+    whole = protocols.pool_templates(f, t, m, q)
+    pool = protocols.TemplatePool(t, m, q)
+    for part in f.split([10, 1, 12]):
+        with pytest.raises(ValueError, match=r"have come\. Add the features of all"):
+            pool.templates()
+        pool.add(part)
+    assert torch.equal(pool.templates().features, whole.features)
+    assert torch.equal(pool.templates().numbers, whole.numbers)
+    with pytest.raises(ValueError, match="Of 23 images 23 have come, and now 1 more"):
+        pool.add(f[:1])
+    with pytest.raises(ValueError, match=r"23 images have as many detector scores"):
+        protocols.TemplatePool(t, m, -q)
+    with pytest.raises(ValueError, match="5 images have as many numbers of templates, not 23"):
+        protocols.pool_templates(f[:5], t, m)
+
+
+def test_weights_of_pairs_are_made_in_blocks_of_any_size(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(6, (40,), generator=draw) for _ in range(2))
+    w = torch.randint(4, (6,), generator=draw).double()
+    expected = torch.where(a == b, w[a], w[a] * w[b])
+    assert torch.equal(protocols.pair_weights(w, a, b), expected)
+    module = importlib.import_module("marginlab.evaluation.protocols.bootstrap")
+    monkeypatch.setattr(module, "_PAIRS", 7)
+    assert torch.equal(protocols.pair_weights(w, a.int(), b.int()), expected)
 
 
 def test_the_sum_with_mirror_images_gives_the_older_accuracy():

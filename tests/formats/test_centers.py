@@ -16,6 +16,7 @@ from marginlab.formats import (
     save_centers,
 )
 from marginlab.losses import PartialFC, resized
+from marginlab.optim import LazySGD
 
 
 def centers_of(*shape, dtype=torch.float32):
@@ -68,6 +69,52 @@ def test_files_of_2021_and_whole_checkpoints_are_read(tmp_path, zipped):
     (tmp_path / "old" / "backbone.pth").write_bytes(b"")
     assert torch.equal(import_insightface(tmp_path / "old"), centers)
     assert torch.equal(import_insightface(tmp_path / "new"), centers)
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 7])
+def test_momentum_goes_out_and_comes_back_and_a_lazy_optimizer_goes_on_with_it(tmp_path, ranks):
+    """A head and LazySGD restored from the files make the next step bit for bit."""
+    head = stepped(0)
+    optimizer = LazySGD(head.parameters(), lr=0.1)
+    step(head, optimizer, 1)
+    kept = optimizer.state[head.centers]["momentum_buffer"]
+    assert float(kept.abs().max()) > 0
+    export_insightface(head.centers, tmp_path, ranks, momentum=kept)
+    again = stepped(5)
+    again.load_centers(import_insightface(tmp_path, num_classes=9))
+    assert torch.equal(again.centers, head.centers)
+    other = LazySGD(again.parameters(), lr=0.1)
+    momentum = import_insightface(tmp_path, num_classes=9, momentum=True)
+    assert torch.equal(momentum[:, None], kept)
+    assert len(list(tmp_path.iterdir())) == 2 * ranks
+    step(again, other, 1)  # makes the optimizer's state
+    again.load_centers(import_insightface(tmp_path))
+    other.state[again.centers]["momentum_buffer"].copy_(momentum[:, None])
+    step(head, optimizer, 2)
+    step(again, other, 2)
+    assert torch.equal(again.centers, head.centers)
+    with pytest.raises(FileExistsError, match="already holds shards"):
+        export_insightface(head.centers, tmp_path, ranks, momentum=kept)
+
+
+def stepped(seed):
+    return PartialFC(9, 4, sample_rate=1.0, seed=seed, dense_grad=False, scale=8.0)
+
+
+def step(head, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, 4, generator=generator)
+    optimizer.zero_grad()
+    head(x, torch.randint(9, (6,), generator=generator)).backward()
+    optimizer.step()
+
+
+def test_momentum_that_is_not_there_or_does_not_fit_is_refused(tmp_path, unchecked):
+    export_insightface(centers_of(5, 2), tmp_path, 2)
+    with pytest.raises(FileNotFoundError, match=r"such as rank_0_softmax_weight_mom\.pt"):
+        import_insightface(tmp_path, momentum=True)
+    with pytest.raises(ValueError, match=r"shape \(5, 2\), not \(4, 2\)"):
+        export_insightface(centers_of(5, 2), tmp_path / "b", 2, momentum=centers_of(4, 2))
 
 
 def exported(folder, C=10, ranks=4):

@@ -128,6 +128,14 @@ def loss_case(chance: random.Random, g: torch.Generator) -> Case:
         settings["correction"] = chance.choice((0, 1))
     elif name == "sup_con":
         return Case(name, losses.sup_con, [rows[0], hostile_labels(B, C, chance, g)], settings)
+    elif name == "angular_triplet":
+        tensors = [rows[0], hostile_labels(B, C, chance, g)]
+        return Case(name, losses.angular_triplet, tensors, settings)
+    elif name in ("intra_class", "inter_class"):
+        centers = torch.randn(C, D, generator=g)
+        centers = spoiled(centers, chance) if chance.random() < 0.3 else centers
+        tensors = [rows[0], hostile_labels(B, C, chance, g), centers]
+        return Case(name, getattr(losses, name), tensors, settings)
     elif name == "margin_softmax":
         made = (ArcFace(0.5), CosFace(0.35), CombinedMargin(1.0, 0.3, 0.2), NoMargin())
         settings |= {"margin": chance.choice(made), "scale": chance.choice((1.0, 64.0))}

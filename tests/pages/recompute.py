@@ -10,6 +10,7 @@ from bounds_page import bounds
 from concentration_page import concentration
 from front_page import front, shared, speed
 from inversion_page import inversion
+from margins_page import margins
 from page import Page
 from purify_page import purify
 from recognizability_page import recognizability
@@ -20,6 +21,7 @@ STUDIES = (
     concentration,
     inversion,
     learning_rate,
+    margins,
     partial_fc,
     purify,
     recognizability,

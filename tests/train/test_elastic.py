@@ -12,20 +12,30 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from marginlab import margins
 from marginlab.losses import PartialFC
-from marginlab.margins import AdaFace
 from marginlab.optim import LazyAdamW, LazySGD
+from marginlab.settings import make
 from marginlab.train import contents
 from marginlab.train.optimizer_state import named, put, saved_as
 
-CLASSES, DIM, K = 11, 4, 2
+CLASSES, DIM = 11, 4
+HEADS = (
+    "ArcFace(0.5)",
+    "CosFace(0.35)",
+    "CombinedMargin(0.9, 0.4, 0.15)",
+    "MagFace(l_a=0.5, u_a=5.0)",
+    "CurricularFace(0.5)",
+    "ElasticFace(0.5, std=0.05)",
+    "AdaFace(0.4)",
+)
 RATES = {"SGD": 1.0, "AdamW": 0.3, "decayed": 0.3}
 
 
 class Small(nn.Module):
     """A shared layer under a head that is spread over the ranks."""
 
-    def __init__(self, group, rate, seed):
+    def __init__(self, group, rate, seed, margin="AdaFace(0.4)", subcenters=2):
         super().__init__()
         self.layer = nn.Linear(3, DIM, dtype=torch.float64)
         with torch.no_grad():
@@ -36,16 +46,20 @@ class Small(nn.Module):
         settings = {
             "sample_rate": rate,
             "scale": 8.0,
-            "subcenters": K,
+            "subcenters": subcenters,
             "dtype": torch.float64,
             "grads": "sum",
             "seed": 3,
         }
-        self.head = PartialFC(CLASSES, DIM, margin=AdaFace(0.4).double(), group=group, **settings)
+        margin = make(margin, margins, margins.Margin)
+        self.head = PartialFC(CLASSES, DIM, margin=margin.double(), group=group, **settings)
 
 
 def made(group, kind, seed=0):
-    module = Small(group, RATES[kind], seed)
+    """A kind is an optimizer, or an optimizer and a margin whose head has three sub-centers."""
+    kind, _, margin = kind.partition("/")
+    more = (margin, 3) if margin else ()
+    module = Small(group, RATES[kind], seed, *more)
     centers = [{"params": [module.head.centers], "first_row": module.head.part.start}]
     lazy = {
         "SGD": functools.partial(LazySGD, lr=0.1, weight_decay=0.01),
@@ -115,14 +129,22 @@ def loaded(group, rank, n, kind, folder):
 
 
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("kind", list(RATES))
 @pytest.mark.parametrize(
-    "numbers", [(1, 3, 4), pytest.param((1, 2, 3, 4), marks=pytest.mark.nightly)]
+    ("kind", "numbers"),
+    [
+        *((kind, (1, 3, 4)) for kind in RATES),
+        *((f"AdamW/{margin}", (1, 3)) for margin in HEADS),
+        *(pytest.param(kind, (1, 2, 3, 4), marks=pytest.mark.nightly) for kind in RATES),
+        *(
+            pytest.param(f"SGD/{margin}", (1, 2, 3, 4), marks=pytest.mark.nightly)
+            for margin in HEADS
+        ),
+    ],
 )
 def test_saved_on_n_ranks_it_goes_on_alike_on_m(pool, tmp_path, kind, numbers):
     whole = {}
     for n, m in itertools.product(numbers, repeat=2):
-        folder = tmp_path / f"{kind}-{n}"
+        folder = tmp_path / f"saved-{n}"
         if n not in whole:
             whole[n] = pool.run(n, saved, n, kind, folder)[0]
             torch.testing.assert_close(whole[n], whole[1], rtol=1e-10, atol=1e-10)

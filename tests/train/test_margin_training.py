@@ -285,7 +285,7 @@ def test_more_classes_than_watched_images_are_measured_and_not_probed(tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["cifar10-arcface", "omniglot-arcface"])
+@pytest.mark.parametrize("name", ["cifar10-arcface", "omniglot-arcface", "faces-arcface"])
 def test_a_shipped_recipe_reads_and_makes_a_method(name):
     recipe = settings.read(Recipe, RECIPES / f"{name}.toml")
     assert recipe.make_method(10).n_views == 1

@@ -26,6 +26,7 @@ from marginlab.evaluation.protocols.resolution import low_resolution as low_reso
 from marginlab.evaluation.protocols.roc import Roc as Roc
 from marginlab.evaluation.protocols.roc import RocPoint as RocPoint
 from marginlab.evaluation.protocols.roc import roc as roc
+from marginlab.evaluation.protocols.templates import TemplatePool as TemplatePool
 from marginlab.evaluation.protocols.templates import Templates as Templates
 from marginlab.evaluation.protocols.templates import pair_scores as pair_scores
 from marginlab.evaluation.protocols.templates import pool_by_quality as pool_by_quality
@@ -38,6 +39,7 @@ __all__ = [
     "Roc",
     "RocPoint",
     "Search",
+    "TemplatePool",
     "Templates",
     "ValAtFar",
     "all_pairs_tar",

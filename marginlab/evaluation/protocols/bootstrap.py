@@ -20,11 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int, Int64, Integer
 from torch import Tensor
 
 from marginlab.evaluation.check import Array, as_tensor
 from marginlab.rng import Key
+
+_PAIRS = 1 << 20  # pairs whose weights are made at a time
 
 
 class Interval(NamedTuple):
@@ -101,10 +103,10 @@ def bootstrap(
 
 def pair_weights(
     weights: Float64[Tensor, " I"],
-    first: Int64[Tensor, " M"],
-    second: Int64[Tensor, " M"],
+    first: Int[Tensor, " M"],
+    second: Int[Tensor, " M"],
 ) -> Float64[Tensor, " M"]:
-    """Return the weights of pairs for the weights of their identities.
+    """Return the weights of pairs for the weights of their identities, made a block at a time.
 
     Args:
         weights: Weights of the identities.
@@ -116,7 +118,12 @@ def pair_weights(
         >>> pair_weights(w, torch.tensor([0, 0]), torch.tensor([0, 1]))
         tensor([2., 6.], dtype=torch.float64)
     """
-    return torch.where(first == second, weights[first], weights[first] * weights[second])
+    out = torch.empty(len(first), dtype=weights.dtype)
+    blocks = (x.split(_PAIRS) for x in (out, first, second))
+    for into, a, b in zip(*blocks, strict=True):
+        once, twice = weights[a], weights[b]
+        into.copy_(torch.where(a == b, once, once * twice))
+    return out
 
 
 def people_of_pairs(

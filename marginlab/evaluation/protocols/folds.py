@@ -17,7 +17,7 @@ CPLFW have 6,000 pairs, CFP-FP has 7,000).
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, Integer
+from jaxtyping import Bool, Float, Float64, Int, Integer
 from torch import Tensor
 
 from marginlab.evaluation.check import Array, as_tensor, check_features
@@ -201,7 +201,7 @@ def fold_interval(
 
 def check_people(
     first: Array, second: Array, same: Tensor
-) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"], int]:
+) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"], int]:
     """Read the identities of pairs, numbered densely, and their number.
 
     Raises:
@@ -220,8 +220,10 @@ def check_people(
             f"Pair {at} is marked as {'genuine' if bool(same[at]) else 'an impostor'}, but its "
             f"identities are {int(read[0][at])} and {int(read[1][at])}. Correct one of them."
         )
-    people, number = torch.cat(read).unique(return_inverse=True)
-    return number[: len(same)], number[len(same) :], len(people)
+    people = torch.cat([x.unique() for x in read]).unique()
+    # int32, since there may be tens of millions of pairs
+    first, second = (torch.searchsorted(people, x.contiguous(), out_int32=True) for x in read)
+    return first, second, len(people)
 
 
 def _distances(scores: Array, same: Array) -> tuple[Float64[Tensor, " M"], Tensor]:

@@ -53,9 +53,11 @@ def roc_intervals(
     """
     found, kinds = check_scores(scores, same)
     first, second, number = check_people(*people, kinds)
-    order = found.argsort(descending=True, stable=True)  # so that a draw reads its pairs in order
-    found, kinds, first, second = (x[order] for x in (found, kinds, first, second))
-    levels = Levels(found, kinds)
+    found, order = found.sort(descending=True, stable=True)  # so that a draw reads in order
+    kinds, first, second = (x[order] for x in (kinds, first, second))
+    del order
+    levels = Levels(found, kinds, falling=True)
+    del found  # its levels are kept; there may be tens of millions of pairs
 
     def numbers(weights: Tensor) -> list[float]:
         of_pairs = pair_weights(weights, first, second)

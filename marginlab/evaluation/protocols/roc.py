@@ -129,15 +129,20 @@ class Levels:
     Args:
         scores: Finite scores (M,) in float64.
         same: Marks the genuine pairs.
+        falling: The scores fall already, and so do the weights that `curve` is given.
     """
 
-    def __init__(self, scores: Float64[Tensor, " M"], same: Bool[Tensor, " M"]) -> None:
-        falling, self.order = scores.sort(descending=True, stable=True)
+    def __init__(
+        self, scores: Float64[Tensor, " M"], same: Bool[Tensor, " M"], *, falling: bool = False
+    ) -> None:
+        self.order: Int64[Tensor, " M"] | None = None
+        if not falling:
+            scores, self.order = scores.sort(descending=True, stable=True)
         last = torch.ones(len(scores), dtype=torch.bool)
-        last[:-1] = falling[1:] != falling[:-1]
+        last[:-1] = scores[1:] != scores[:-1]
         self.ends: Int64[Tensor, " L"] = last.nonzero()[:, 0]
-        self.thresholds = torch.cat([falling.new_full((1,), torch.inf), falling[self.ends]])
-        self.same = same[self.order]
+        self.thresholds = torch.cat([scores.new_full((1,), torch.inf), scores[self.ends]])
+        self.same = same if self.order is None else same[self.order]
 
     def curve(self, weights: Float64[Tensor, " M"], genuine: float | None = None) -> Roc:
         """Return the curve for these weights.
@@ -150,17 +155,24 @@ class Levels:
         Raises:
             ValueError: A kind has no weight.
         """
-        weights = weights[self.order]
-        accepted = torch.stack([weights * self.same, weights * ~self.same]).cumsum(1)
-        accepted = torch.cat([accepted.new_zeros(2, 1), accepted[:, self.ends]], 1)
-        whole = float(accepted[0, -1]) if genuine is None else genuine
-        others = float(accepted[1, -1])
+        if self.order is not None:
+            weights = weights[self.order]
+        right, wrong = (self._accepted(weights * kind) for kind in (self.same, ~self.same))
+        whole = float(right[-1]) if genuine is None else genuine
+        others = float(wrong[-1])
         if whole <= 0 or others <= 0:
             raise ValueError(
                 f"The genuine pairs weigh {whole:g} and the impostors {others:g}: at least one "
                 "pair of each kind is needed."
             )
-        return Roc(self.thresholds, accepted[1] / others, accepted[0] / whole, whole, others)
+        return Roc(self.thresholds, wrong.div_(others), right.div_(whole), whole, others)
+
+    def _accepted(self, weights: Float64[Tensor, " M"]) -> Float64[Tensor, " T"]:
+        """Return the sums of weights above each threshold; the weights are overwritten."""
+        weights.cumsum_(0)
+        found = weights.new_zeros(len(self.ends) + 1)
+        torch.index_select(weights, 0, self.ends, out=found[1:])
+        return found
 
 
 def check_scores(scores: Array, same: Array) -> tuple[Tensor, Tensor]:

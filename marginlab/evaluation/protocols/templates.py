@@ -76,27 +76,98 @@ def pool_templates(
         tensor([[0.7071, 0.7071]])
     """
     wide = check_features("features", features)
-    numbers, template = _numbers("templates", templates, len(wide)).unique(return_inverse=True)
-    medium = _numbers("media", media, len(wide)).unique(return_inverse=True)[1]
-    group = template * (int(medium.max()) + 1) + medium
-    _, at, size = group.unique(return_inverse=True, return_counts=True)
-    weight = 1 / size[at].double()
-    if detector is not None:
-        score = as_tensor("detector scores", detector).cpu().double()
-        if score.shape != (len(wide),) or not bool((score.isfinite() & (score >= 0)).all()):
+    pool = TemplatePool(templates, media, detector)
+    if len(pool) != len(wide):
+        raise ValueError(
+            f"{len(wide)} images have as many numbers of templates, not {len(pool)}. Give one for "
+            "each image."
+        )
+    pool.add(wide)
+    return pool.templates()
+
+
+class TemplatePool:
+    """Templates whose images come a batch at a time: the features of all images are never held.
+
+    Args:
+        templates: The template of each image. An image of two templates is given twice.
+        media: The medium of each image; equal numbers of two templates are two media.
+        detector: The detector score of each image, not negative; 1 by default.
+
+    Raises:
+        ValueError: Shapes differ, numbers are not integers, or scores are negative or not finite.
+
+    Example:
+        >>> pool = TemplatePool(torch.tensor([5, 5, 5]), torch.tensor([0, 0, 1]))
+        >>> pool.add(torch.tensor([[3.0, 0.0], [1.0, 0.0]]))
+        >>> pool.add(torch.tensor([[0.0, 2.0]]))
+        >>> pool.templates().features
+        tensor([[0.7071, 0.7071]])
+    """
+
+    def __init__(
+        self,
+        templates: Integer[Array, " N"],
+        media: Integer[Array, " N"],
+        detector: Float[Array, " N"] | None = None,
+    ) -> None:
+        n = len(templates)
+        given = _numbers("templates", templates, n)
+        self.numbers, self._template = given.unique(return_inverse=True)
+        medium = _numbers("media", media, n).unique(return_inverse=True)[1]
+        group = self._template * (int(medium.max()) + 1) + medium
+        _, at, size = group.unique(return_inverse=True, return_counts=True)
+        self._weight = 1 / size[at].double()
+        if detector is not None:
+            score = as_tensor("detector scores", detector).cpu().double()
+            if score.shape != (n,) or not bool((score.isfinite() & (score >= 0)).all()):
+                raise ValueError(
+                    f"{n} images have as many detector scores, finite and not negative. Clip or "
+                    "correct them."
+                )
+            self._weight = self._weight * score
+        self._total: Tensor | None = None
+        self._kind, self._seen = torch.float32, 0
+
+    def __len__(self) -> int:
+        return len(self._template)
+
+    def add(self, features: Float[Array, "n D"]) -> None:
+        """Take the features of the next n images, in the order of `templates`.
+
+        Raises:
+            ValueError: They are not finite, of another width than before, or more than announced.
+        """
+        dim = None if self._total is None else self._total.shape[1]
+        wide = check_features("features", features, dim=dim)
+        if self._seen + len(wide) > len(self):
             raise ValueError(
-                f"{len(wide)} images have as many detector scores, finite and not negative. Clip "
-                "or correct them."
+                f"Of {len(self)} images {self._seen} have come, and now {len(wide)} more. Give "
+                "each image once."
             )
-        weight = weight * score
-    total = torch.zeros(len(numbers), wide.shape[1], dtype=torch.float64, device=wide.device)
-    rows = max(1, _NUMBERS // wide.shape[1])
-    for part, to, times in zip(
-        wide.split(rows), template.split(rows), weight.split(rows), strict=True
-    ):
-        total.index_add_(0, to.to(wide.device), part.double() * times.to(wide.device)[:, None])
-    kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
-    return Templates(unit_vectors(total).to(kind), numbers)
+        if self._total is None:
+            shape = (len(self.numbers), wide.shape[1])
+            self._total = torch.zeros(shape, dtype=torch.float64, device=wide.device)
+            self._kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
+        step = max(1, _NUMBERS // wide.shape[1])
+        for part in wide.split(step):
+            rows = slice(self._seen, self._seen + len(part))
+            to = self._template[rows].to(self._total.device)
+            times = self._weight[rows].to(self._total.device)
+            self._total.index_add_(0, to, part.to(self._total.device).double() * times[:, None])
+            self._seen += len(part)
+
+    def templates(self) -> Templates:
+        """Return the templates.
+
+        Raises:
+            ValueError: Images have not come yet.
+        """
+        if self._total is None or self._seen < len(self):
+            raise ValueError(
+                f"Of {len(self)} images {self._seen} have come. Add the features of all of them."
+            )
+        return Templates(unit_vectors(self._total).to(self._kind), self.numbers)
 
 
 def pool_by_quality(
