@@ -15,6 +15,7 @@ from page import Page
 from purify_page import purify
 from recognizability_page import recognizability
 from small_pages import learning_rate, partial_fc
+from versus_page import versus
 
 STUDIES = (
     bounds,
@@ -26,6 +27,7 @@ STUDIES = (
     purify,
     recognizability,
     shared,
+    versus,
 )
 PAGES = {page.__name__: page for page in STUDIES}
 
