@@ -72,7 +72,7 @@ def memory(setup: Setup) -> dict[str, dict[str, int]]:
         "embeddings": _embeddings(s),
         "logits buffer": s.buffer,
         # the dense gradient is made when the last tile is done
-        "work in a tile": max(0, s.tile - dense),
+        "work in a tile": max(0, s.work - dense),
         "gradient of centers": (
             s.sampled * s.subcenters * s.dim * WIDE if s.regime == "row chunks" else values
         )

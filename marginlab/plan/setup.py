@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass
 
 from marginlab import margins, settings
+from marginlab.kernels.exponentials import TILE as EXPONENTIALS
 from marginlab.kernels.margin_settings import BUDGET_CPU, BUDGET_CUDA
 from marginlab.kernels.margin_softmax import least_rows
 from marginlab.kernels.tiles import ALIGNED, TILE, TILE_CUDA
@@ -121,7 +122,7 @@ class Setup:
                     f"{name} is not {getattr(self, name)!r}: "
                     f"{settings.nearest(getattr(self, name), known)}"
                 )
-        _batchwise(self.margin)
+        _margin(self.margin)
 
     @property
     def C(self) -> int:  # noqa: N802 - the letter of the house
@@ -166,7 +167,7 @@ class Setup:
     @property
     def batchwise(self) -> bool:
         """True if the margin looks at the whole batch."""
-        return _batchwise(self.margin)
+        return _margin(self.margin).batchwise
 
     @property
     def weight(self) -> int:
@@ -221,6 +222,25 @@ class Setup:
         )
 
     @property
+    def exponentials(self) -> bool:
+        """True if exponentials are held in place of products; scales are taken to be 64 or less."""
+        usual = self.weights == "float32" and self.subcenters == 1 and self.label_smoothing == 0
+        return self.device == "cpu" and self.regime != "tiles" and usual and not self._hardens
+
+    @property
+    def _hardens(self) -> bool:
+        return _margin(self.margin).hardens
+
+    @property
+    def work(self) -> int:
+        """Bytes at work in one tile, beside what is held."""
+        if not self.exponentials:
+            return self.tile
+        width = min(self.budget_bytes, EXPONENTIALS) // (WIDE * (self.part + 2 * self.dim))
+        rows = min(self.sampled, max(1, width))
+        return rows * self.dim * WIDE * (1 if self.whole else 2)  # sampled centers are gathered
+
+    @property
     def tile(self) -> int:
         """Bytes at work in one tile of columns, with the width of the kernel's own rule."""
         # numbers of a tile for each row and column
@@ -232,5 +252,5 @@ class Setup:
 
 
 @functools.cache
-def _batchwise(margin: str) -> bool:
-    return settings.make(margin, margins, margins.Margin).batchwise
+def _margin(margin: str) -> margins.Margin:
+    return settings.make(margin, margins, margins.Margin)

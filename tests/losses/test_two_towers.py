@@ -108,7 +108,7 @@ class TestTwoTowers(LossLaws):
         )
         assert bool((d1[1] == 0).all())
         assert bool((d1[[0, 2, 3], :2] != 0).all())
-        assert bool((d1[:, 2:] == 0).all())
+        assert float(d1[:, 2:].abs().max()) < 1e-6  # projected off the row, so rounded
         assert bool(d2.isfinite().all())
 
     def test_equal_calls_give_equal_bits_and_no_matrix_is_held(self):
