@@ -181,7 +181,7 @@ def certify(
     counts, new_error = of_sampled(population, reach)[1], (math.nan, math.nan)
     if found is not None and unseen is not None:
         fixed, image_wise, new_error = of_new(reach, found, confidence)
-        forms += [fixed, image_wise]
+        forms += [image_wise, fixed]  # of equal ones `best` takes the first
         if prototypes:
             forms.append(prototype_form(population, unseen, prototypes, confidence, seed))
         forms += population_forms(population, unseen, confidence, seed)

@@ -90,7 +90,7 @@ def theorem_1_population(
     Example:
         >>> two, centers = torch.ones(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
         >>> theorem = theorem_1_population(p=two / 2, centers=centers, q=0.9 * two, reach=0.1 * two)
-        >>> theorem.holds_T.tolist(), round(theorem.bound.right, 9)
+        >>> theorem.holds_T.tolist(), round(theorem.bound.right, 6)
         ([True, True], 0.1)
     """
     p = priors(p)
