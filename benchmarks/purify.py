@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import save
+from _report import save, show_products
 
 from marginlab.data import ImageSet
 from marginlab.methods import MarginClassifier
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/measured/purify.json"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    show_products()
     row = measure(chosen.images, chosen.classes, chosen.repeats)
     print(
         f"{row['images']:,} images: embedding {row['embedding_seconds']:.1f} s, purification "

@@ -108,7 +108,11 @@ def identity_ranks(
         >>> identity_ranks(torch.tensor([[1.0, 0.1]]), torch.eye(2), torch.tensor([1]))
         tensor([2])
     """
-    x, centers = unit_vectors(embeddings), unit_vectors(gallery)
+    wide = torch.promote_types(embeddings.dtype, gallery.dtype)
+    x, centers = (
+        unit_vectors(embeddings.to(wide)),
+        unit_vectors(gallery.to(embeddings.device, wide)),
+    )
     ranks, step = [], _rows_within_budget(len(centers))
     for rows, right in zip(x.split(step), identity.to(x.device).split(step), strict=True):
         cosines = rows @ centers.T
