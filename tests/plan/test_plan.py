@@ -197,7 +197,7 @@ def test_the_issue_s_example():
     assert not fits(replace(setup, memory=15.0))
 
 
-# fits up to 83 classes and, in tiles, to 771
+# fits with few classes and, in tiles, with many; between them it does not
 HOLDS = replace(SMALL, dim=8, batch=200, sample_rate=0.9, budget=0.2, memory=0.3 / 1024)
 
 
@@ -215,7 +215,8 @@ def test_the_largest_number_of_classes_is_that_of_a_search_one_by_one(setup):
 
     every = [C for C in range(1, 1_300) if fits(at(C))]
     assert largest(setup, at) == every[-1] < 1_299
-    assert (every == list(range(1, every[-1] + 1))) == (setup is not HOLDS)
+    if setup is HOLDS:  # row chunks no longer fit, and tiles fit again
+        assert every != list(range(1, every[-1] + 1))
 
 
 def test_where_not_one_class_fits_none_is_the_largest():

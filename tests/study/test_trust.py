@@ -128,7 +128,7 @@ HOSTILE = {
         "augmentations = [\"Augmentation(('runs.x.evil:Op()',))\"]\n"
     ),
     "concentration": 'methods = ["runs.x.evil:M()"]\n',
-    "learning_rate": 'backbone = "runs.x.evil:M()"\n',
+    "learning_rate": '[recipe]\nbackbone = "runs.x.evil:M()"\n',
 }
 
 

@@ -63,7 +63,9 @@ def world(name):
     center = torch.eye(DIM, dtype=torch.float64)[labels][:, None]
     features = center + spread * noise[0] + spread / 4 * noise[1]
     population = Population(normalize(features, dim=-1), labels)
-    seen, new = {"rare": (200, 400), "ten images": (60, 10)}.get(name, (80, 160))
+    seen, new = {"rare": (200, 400), "ten images": (60, 10), "heavy tails": (80, 600)}.get(
+        name, (80, 160)
+    )
     return World(population, seen, new, collapsed=name == "overfit")
 
 
