@@ -26,7 +26,7 @@ TERMS = {
 
 
 class Targets(NamedTuple):
-    """What is asked for, and what the answer is compared with.
+    """Targets of an inversion, and the embeddings that it is compared with.
 
     Attributes:
         identities: (n,) identities in the gallery; another set of them for each seed.

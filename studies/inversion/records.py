@@ -1,4 +1,4 @@
-"""What the cells record: means over identities with intervals over draws of identities.
+"""Rows of the cells: means over identities with intervals over draws of identities.
 
 Images of one identity belong together, so an interval draws identities, of all seeds together. It
 says nothing of other networks: each seed is one network, and there are few.

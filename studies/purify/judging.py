@@ -1,4 +1,4 @@
-"""What a trained classifier says of planted noise: rows of precision, recall, shares and votes."""
+"""Planted noise, as a trained classifier finds it: rows of precision, recall, shares and votes."""
 
 import math
 from collections.abc import Iterator

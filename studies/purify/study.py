@@ -57,9 +57,9 @@ class Settings:
     """The defaults are the preset `default`: 100 characters, some ten minutes of one core."""
 
     recipe: Recipe = RECIPE
-    """What is trained; the grid sets its method, backbone and seed."""
+    """The training; the grid sets its method, backbone and seed."""
     monitor: Monitor = MONITOR
-    """Which pairs are verified; nothing is measured during training."""
+    """The pairs that are verified; nothing is measured during training."""
     classes: int = 100
     """Classes drawn by the seed; 0 takes all."""
     noises: tuple[str, ...] = ("uniform",)

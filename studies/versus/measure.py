@@ -1,4 +1,4 @@
-"""What a method may see, how it is judged, and what might predict its error.
+"""Labels that a method may see, its errors, and what might predict them.
 
     error                kNN and a logistic regression on backbone features of the images whose
                          labels may be seen, under the labels that are seen, noise included; judged
@@ -49,7 +49,7 @@ SHARE = 0.5  # of the 90 % quantile of clean distances, where 1 - sigma is taken
 
 @dataclass(frozen=True)
 class Labels:
-    """What may be seen of the labels.
+    """The labels that may be seen.
 
     Args:
         share: Share of the training images whose labels may be seen.
@@ -66,7 +66,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Predictors:
-    """Which views of which test images give the predictors."""
+    """The views and the test images that give the predictors."""
 
     data: str
     image_size: int

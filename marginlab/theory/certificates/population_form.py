@@ -45,7 +45,7 @@ PRIOR = 5.0  # images by which the pilot of all classes counts in that of one
 
 
 class Plan(NamedTuple):
-    """What is fixed before new images are counted.
+    """Centers and reaches, fixed before new images are counted.
 
     Attributes:
         centers: c_k.
@@ -112,7 +112,7 @@ def plan(population: Population, pilot: NewImages, n: int, confidence: float) ->
 
 
 class Limits(NamedTuple):
-    """What new images say of the plan.
+    """Limits of a plan, counted on new images.
 
     Attributes:
         good: True for new images within the outer reach.
