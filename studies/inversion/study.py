@@ -84,7 +84,7 @@ class Settings:
     targets: int = 40
     """Images that are made for a seed, of as many identities."""
     terms: tuple[str, ...] = ("no BN", "no TV", "no l2", "free pixels")
-    """Terms that are left out, one at a time, with the last loss; "free pixels" may leave [0, 1]."""
+    """Terms left out, one at a time, with the last loss; "free pixels" may leave [0, 1]."""
     defences: tuple[str, ...] = ("FewerDimensions(16)", "Quantised(1)", "SecretRotation(7)")
     """Classes of marginlab.inversion, for the last loss."""
     least_images: int = 4
