@@ -1,4 +1,4 @@
-"""What do a trained network and an embedding tell of a face or a character?
+"""How much do a trained network and an embedding tell of a face or a character?
 
 Images are generated from networks that the lab trains by four losses, for classes and for
 embeddings, and a judge that took no part looks at them. The same embeddings are read through a

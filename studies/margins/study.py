@@ -1,4 +1,4 @@
-"""Which margin softmax makes the better embedding of classes that it was not trained on?
+"""Does a margin make a better embedding of classes that were not trained on?
 
 Losses are trained on the same images from the same weights, and verified on other classes. The
 angles of ArcFace's table are measured over training, beside the published ones.

@@ -137,7 +137,7 @@ def first_of(of, **columns) -> dict[str, str]:
 
 
 def verdict(row: dict[str, str], below: str, above: str) -> str:
-    """What an interval of a difference says."""
+    """Words for the interval of a difference."""
     if float(row["high"]) < 0:
         return below
     return above if float(row["low"]) > 0 else "cannot be told from"

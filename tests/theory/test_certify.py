@@ -24,7 +24,7 @@ from marginlab.theory.certificates.unseen import checked, put_aside
 
 
 def counted(reach, new, names, unknown=False):
-    """What became of new images, by features and labels."""
+    """Verdicts on new images, by features and labels."""
     return new_images.counted(reach, checked(new, names, reach.centers.shape[1], unknown=unknown))
 
 

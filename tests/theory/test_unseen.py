@@ -1,4 +1,4 @@
-"""What is said of new images and of the population: the statements hold on every finite population,
+"""Certificates of new images and of the population: the statements hold on every finite population,
 no climb up a hill breaks them, and limits cover as often as they say.
 """
 
