@@ -13,7 +13,7 @@ method that sees labels trains on the images whose labels may be seen, for as ma
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +81,27 @@ class Predictors:
 def train(
     cell: Cell, recipe: Recipe, monitor: Monitor, labels: Labels, neighbours: int
 ) -> dict[str, Any]:
-    """Train once in the run and judge; return rows, errors, and what was seen.
+    """Train and judge, each once in the run; return rows, errors, and what was seen.
 
+    A contrastive method trains once for all choices of labels: only its judge sees them.
     `folder` is the name of the training's folder under once/.
     """
+    shown = labels if labels.sees else replace(labels, share=1.0, noise=0.0)
     function = functools.partial(_train, say=cell.say)
-    found: dict[str, Any] = cell.once("training", function, recipe, monitor, labels, neighbours)
-    return found
+    found: dict[str, Any] = cell.once("training", function, recipe, monitor, shown)
+    return found | cell.once("judged", _judge, recipe, labels, neighbours, found["folder"])
 
 
 def _train(
     recipe: Recipe,
     monitor: Monitor,
     labels: Labels,
-    neighbours: int,
     *,
     say: Callable[[str], None],
     folder: Path,
 ) -> dict[str, Any]:
     whole, test = marginlab.train.check(recipe)
-    labelled = seen(whole, labels)
-    images = labelled if labels.sees else whole
+    images = seen(whole, labels) if labels.sees else whole
     done = fit(
         _same_steps(recipe, len(whole), len(images)),
         folder / "run",
@@ -110,11 +110,18 @@ def _train(
         say=say,
         precision_in=folder.parent,
     )
+    rows = [row._asdict() for row in done.rows]
+    return {"folder": folder.name, "rows": rows, "images_seen": len(images)}
+
+
+def _judge(
+    recipe: Recipe, labels: Labels, neighbours: int, training: str, *, folder: Path
+) -> dict[str, Any]:
+    whole, test = marginlab.train.check(recipe)
+    method = marginlab.train.load(folder.parent / training / "run")
+    labelled = seen(whole, labels)
     return {
-        "folder": folder.name,
-        "rows": [row._asdict() for row in done.rows],
-        "errors": judge(done.method, labelled, test, neighbours),
-        "images_seen": len(images),
+        "errors": judge(method, labelled, test, neighbours),
         "labels_seen": len(labelled) if labels.sees else 0,
     }
 

@@ -153,6 +153,8 @@ def test_a_small_run_records_what_was_seen_and_reports_it(tmp_path, capsys):
     }
     assert seen[("base", "contrastive")] == seen[("0.5", "contrastive")] == 0
     assert (seen[("base", "margin")], seen[("0.5", "margin")]) == (40, 20)
+    # three augmentations by two methods, and half the labels by the one that sees labels
+    assert len(list(folder.glob("once/training-*"))) == 7
     errors = run.select(quantity="error")
     assert len(errors) == 2 * len(run.cells)
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in errors)
