@@ -4,6 +4,7 @@ import json
 import math
 
 from page import ROOT, Page, down, near, rows, table, up
+from unseen_page import unseen
 
 SPELLED = {
     "MarginClassifier(margin='CosFace(0.5)', scale=4.0": "CosFace(0.5), s = 4",
@@ -73,6 +74,7 @@ def bounds() -> Page:
     _training(page, shapes, five, digits, tenth)
     _blame(page, shapes, five, digits)
     _losses(page, shapes, five, digits, tenth, every)
+    unseen(page)
     page.given(
         "settings, in the heads of measured/*.csv and in the presets",
         "each with 15 views beside itself",

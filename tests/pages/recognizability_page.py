@@ -306,6 +306,7 @@ def recognizability() -> Page:
         "964 characters are learnt, 200 of other alphabets judged; 32 rows to 6; 3 seeds",
         "64 rows to 6; 3 seeds",
         "5 seeds | a GPU; not run",
+        "three epochs of 2,892 images",
     )
     page.given(
         "published, in published.csv",
