@@ -8,6 +8,7 @@ import sys
 
 from bounds_page import bounds
 from concentration_page import concentration
+from findings_page import findings
 from front_page import front, shared, speed
 from inversion_page import inversion
 from margins_page import margins
@@ -20,6 +21,7 @@ from versus_page import versus
 STUDIES = (
     bounds,
     concentration,
+    findings,
     inversion,
     learning_rate,
     margins,
