@@ -1,5 +1,6 @@
 """Numbers of the project's README on the studies, and of the page that all studies share."""
 
+import unseen_page
 from bounds_page import COSFACE, FORMS
 from bounds_page import Table as Bounds
 from concentration_page import SIGMA, Table, correlations, minutes, p
@@ -19,6 +20,10 @@ def front() -> Page:
     new = [Bounds(name).end(COSFACE, *FORMS["new"]) for name in ("shapes", "digits")]
     page.says(f"at most {up(100 * new[0], 1)} % err there by a certificate, and at most")
     page.says(f"{up(100 * new[1], 1)} % on scikit-learn's digits")
+    of = unseen_page.Unseen(unseen_page.PRESET)
+    (method,) = of.methods
+    population = of.seeds(method, "certified_unseen", "population")
+    page.says(f"at most {up(max(population), 4)} of the population of silhouettes")
     page.says(f"and {minutes()} minutes on an older one")
     return page
 
