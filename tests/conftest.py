@@ -59,7 +59,9 @@ def pool() -> Iterator[Pool]:
 
     A test that uses it carries `@pytest.mark.xdist_group("ranks")`, so that there is one pool.
     """
-    with Pool() as ranks:
+    with Pool(
+        preload=["pytest", "hypothesis.strategies", "scipy.stats", "marginlab.train"]
+    ) as ranks:
         yield ranks
 
 

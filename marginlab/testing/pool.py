@@ -1,5 +1,5 @@
-"""Long-lived gloo ranks for laws about ranks: started once in spawned processes, given functions by
-name, never waited for without end.
+"""Long-lived gloo ranks for laws about ranks: processes that are started once, given functions by
+name, and never waited for without end.
 """
 
 import contextlib
@@ -9,11 +9,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+# Python's fork server imports once, has no threads, and its copies are ranks
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class RanksFailed(AssertionError):  # noqa: N818
@@ -51,15 +54,17 @@ class Pool:
     """Gloo ranks in processes of their own, for many short pieces of work.
 
     `pool.run(n, function, *arguments)` calls `function(group, rank, *arguments)` on ranks 0..n-1
-    and returns their results in order. The processes are spawned, so a function travels by its
-    name: it is a module-level one, its arguments and results are picklable (give tensors as they
-    are). Draw random inputs in the parent. Starting takes some seconds, a call milliseconds. A
-    script that starts a pool does so under `if __name__ == "__main__":`.
+    and returns their results in order. The processes are no copies of this one, so a function
+    travels by its name: it is a module-level one, its arguments and results are picklable (give
+    tensors as they are). Draw random inputs in the parent. Starting takes some seconds, a call
+    milliseconds. A script that starts a pool does so under `if __name__ == "__main__":`.
 
     Args:
         size: number of processes. The default group holds all of them.
         patience: seconds after which a collective fails; a rank that gives no answer in twice that
             time is taken to hang.
+        preload: names of modules that Python's fork server imports once for all ranks, where no
+            earlier pool of this process has started it. Each rank imports the others itself.
 
     Example:
         A fixture of the session, which `check_loss` and `check_measure` take::
@@ -70,9 +75,10 @@ class Pool:
                     yield ranks
     """
 
-    def __init__(self, size: int = 4, patience: float = 60.0) -> None:
+    def __init__(self, size: int = 4, patience: float = 60.0, preload: Sequence[str] = ()) -> None:
         self.size = size
         self.patience = patience
+        self.preload = ["torch.distributed", *preload]
         self.pipes: list[Connection] = []
         self.ranks: list[Any] = []
 
@@ -89,7 +95,9 @@ class Pool:
         self.folder.cleanup()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(_START)
+        if _START == "forkserver":
+            context.set_forkserver_preload(self.preload)
         store = str(Path(tempfile.mkdtemp(dir=self.folder.name)) / "store")
         self.pipes, self.ranks = [], []
         for rank in range(self.size):

@@ -15,9 +15,9 @@ from hypothesis import settings
 from marginlab.theory import Population
 
 ROUND = 1e-9
-# of a test that holds a theorem against populations: 1,000 drawn cases, or 100,000 in the nightly
+# of a test that holds a theorem against populations: 200 drawn cases, or 100,000 in the nightly
 # profile
-MANY = settings(max_examples=100_000 if settings().max_examples > 30 else 1_000)
+MANY = settings(max_examples=100_000 if settings().max_examples > 30 else 200)
 
 
 @dataclass(frozen=True)
