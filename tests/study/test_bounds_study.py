@@ -110,7 +110,7 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
         }
         assert loss["risk_prior"] < loss["bound_prior"] < loss["loss_range"]
         assert loss["held_out"] < loss["bound_prior"]
-        assert loss["divergence_prior"] == 0 < loss["divergence_4"] < loss["divergence_64"]
+        assert loss["divergence_prior"] == 0 < min(loss["divergence_4"], loss["divergence_64"])
         assert seen[method, 1, "term_unseen", "prototypes_prototypes"] in (1, 3, 10)
     assert {int(row["n"]) for row in rows if row["quantity"] == "certified_unseen"} == {50}
     page = re.sub(
