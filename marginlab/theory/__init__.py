@@ -8,8 +8,10 @@ The printed and the sharpened forms of an inequality come together.
     theorem_3 theorem_4 lemma_4_1                        Huang et al. 2023
     per_class fixed_centers image_wise
     prototype_margin companion                           corollaries and a companion, ours
-    theorem_1_population                                 Theorem 1 of a distribution, from limits
+    theorem_1_population theorem_3_population            Theorems 1 and 3 of a distribution, from
+                                                         limits
     surrogate                                            a certificate from unlabelled images
+    pac_bayes held_out                                   the loss on new batches
     saunshi haochen infonce_limit                        neighbouring theory
     clique_part anchor_part observed_stretch             main parts of classes
     certify                                              all of them, of an encoder's features:
@@ -37,6 +39,14 @@ from marginlab.theory.theorems.fixed_centers import FixedCenters, fixed_centers
 from marginlab.theory.theorems.haochen import HaoChen, haochen
 from marginlab.theory.theorems.image_wise import image_wise, prototype_margin
 from marginlab.theory.theorems.lemma_3_1 import Lemma31, lemma_3_1
+from marginlab.theory.theorems.pac_bayes import (
+    PacBayes,
+    Range,
+    drawn_losses,
+    held_out,
+    normal_divergence,
+    pac_bayes,
+)
 from marginlab.theory.theorems.per_class import PerClass, per_class
 from marginlab.theory.theorems.saunshi import Saunshi, saunshi
 from marginlab.theory.theorems.theorem_1 import (
@@ -59,6 +69,10 @@ from marginlab.theory.theorems.theorem_2 import (
     theorem_2_worst_view,
 )
 from marginlab.theory.theorems.theorem_3 import Theorem3, tau, theorem_3, theorem_3_printed
+from marginlab.theory.theorems.theorem_3_population import (
+    Theorem3Population,
+    theorem_3_population,
+)
 from marginlab.theory.theorems.theorem_4 import (
     Normalisation,
     Theorem4,
@@ -86,14 +100,17 @@ __all__ = [
     "Lemma31",
     "MainPart",
     "Normalisation",
+    "PacBayes",
     "PairBound",
     "PerClass",
     "Population",
+    "Range",
     "Saunshi",
     "Theorem1",
     "Theorem1Population",
     "Theorem2",
     "Theorem3",
+    "Theorem3Population",
     "Theorem4",
     "anchor_part",
     "center_radius",
@@ -102,10 +119,12 @@ __all__ = [
     "closed_tau",
     "companion",
     "divergence_limit",
+    "drawn_losses",
     "eta",
     "find_prototypes",
     "fixed_centers",
     "haochen",
+    "held_out",
     "image_wise",
     "infonce_floor",
     "infonce_limit",
@@ -113,8 +132,10 @@ __all__ = [
     "lemma_3_1",
     "lemma_4_1",
     "log_mean_exp",
+    "normal_divergence",
     "normalisation",
     "observed_stretch",
+    "pac_bayes",
     "per_class",
     "prototype_margin",
     "rho_2",
@@ -128,6 +149,7 @@ __all__ = [
     "theorem_2_discrete",
     "theorem_2_worst_view",
     "theorem_3",
+    "theorem_3_population",
     "theorem_3_printed",
     "theorem_4",
     "uniformity_floor",

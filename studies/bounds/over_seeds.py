@@ -23,6 +23,8 @@ TITLES = {
     "prototypes": "prototypes",
     "population_T": "population, (T)",
     "population": "population",
+    "theorem_3": "population, Theorem 3",
+    "products": "population, products",
 }
 
 
@@ -83,7 +85,7 @@ def _row(rows: Rows, names: dict[str, str], method: str, space: str) -> dict[str
 
     row = {"method": names[method], "features": space, "error": shown("error_unseen", "")}
     for key, title in TITLES.items():
-        worst = max(values_of(rows, method, "certified_unseen", key, space).values())
+        worst = max(values_of(rows, method, "certified_unseen", key, space).values(), default=1.0)
         row[title] = (
             "-" if worst >= 1 else f"{shown('certified_unseen', key)}, at most {rounded_up(worst)}"
         )

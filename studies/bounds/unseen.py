@@ -2,8 +2,9 @@
 
     certified_unseen   at a form's key: of new images, of the population, or 1
     error_unseen       of the nearest center, and at `prototypes` of the nearest prototype
-    term_unseen        the terms of a form: outside, rho, margin at `population`; the number of
-                       prototypes at `prototypes`
+    term_unseen        the terms of a form: outside, rho, margin at `population`; the margin at
+                       `theorem_3` and `products`; the number of prototypes at `prototypes`
+    pac_bayes_unseen   bounds of the contrastive loss of new batches (`risk`)
 
 Centers, reaches and prototypes are fixed on `fixing` training images; new images are counted. Of
 `shapes` the new ones are rendered behind the test images. Of other data they are the test images
@@ -29,11 +30,18 @@ from marginlab.study import Cell
 from marginlab.theory import Certificate, certify
 from marginlab.train import Monitor, Recipe, check, load
 
-FORMS = ("new_images", "image_wise", "prototypes", "population_T", "population")
+from . import risk
+
+FORMS = (
+    *("new_images", "image_wise", "prototypes"),
+    *("population_T", "population", "theorem_3", "products"),
+)
 TERMS = (
     ("population", "outside"),
     ("population", "rho"),
     ("population", "margin"),
+    ("theorem_3", "margin"),
+    ("products", "margin"),
     ("prototypes", "prototypes"),
 )
 RENDERED = {"shapes": Shapes(), "shapes-5": EASY}
@@ -108,6 +116,8 @@ def record(
     for space, rows in of_seen.items():
         certificate = certify(rows, seen.labels, new=(of_new[space], new.labels), v_curve=False)
         _record(cell, certificate, space, recipe.epochs)
+    if "projector" in of_new:
+        risk.record(cell, of_new["projector"], recipe.epochs)
 
 
 def _record(cell: Cell, certificate: Certificate, space: str, epoch: int) -> None:

@@ -13,15 +13,17 @@ import forked
 import pytest
 import torch
 from scipy import stats
+from torch.nn.functional import normalize
 
 from marginlab import settings, study
 from marginlab.data import load
+from marginlab.losses.functional import info_nce
 from marginlab.study.run import Rows
 
 HERE = study.load("bounds")
-figures, over_seeds, unseen = (
+figures, over_seeds, risk, unseen = (
     importlib.import_module(f"{HERE.module.__name__}.{name}")
-    for name in ("figures", "over_seeds", "unseen")
+    for name in ("figures", "over_seeds", "risk", "unseen")
 )
 SMALL = [
     *"--recipe.data digits --recipe.image-size 16 --recipe.images 60 --recipe.epochs 1 "
@@ -100,6 +102,15 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
         assert told["new_images"] >= told["image_wise"] >= seen[method, 1, "error_unseen", ""]
         assert told["prototypes"] >= seen[method, 1, "error_unseen", "prototypes"]
         assert told["population_T"] >= told["population"] > 0
+        assert told["theorem_3"] >= told["products"] > 0
+        loss = {
+            at: value
+            for (name, _, quantity, at), value in seen.items()
+            if (name, quantity) == (method, "pac_bayes_unseen")
+        }
+        assert loss["risk_prior"] < loss["bound_prior"] < loss["loss_range"]
+        assert loss["held_out"] < loss["bound_prior"]
+        assert loss["divergence_prior"] == 0 < min(loss["divergence_4"], loss["divergence_64"])
         assert seen[method, 1, "term_unseen", "prototypes_prototypes"] in (1, 3, 10)
     assert {int(row["n"]) for row in rows if row["quantity"] == "certified_unseen"} == {50}
     page = re.sub(
@@ -165,6 +176,21 @@ def test_unseen_silhouettes_are_no_test_images_and_of_the_same_classes():
     rows = {image.numpy().tobytes() for image in whole.subset(1000, seed=2).images}
     assert len(new) == len(digits) + len(whole) - 1000
     assert not any(image.numpy().tobytes() in rows for image in new.images)
+
+
+def test_the_loss_of_a_batch_is_info_nce_behind_the_map_and_training_lowers_it():
+    features = torch.randn(100, 3, 8)
+    batches = risk.batches_of(features)
+    assert batches.shape == (6, 16, 2, 8)
+    assert torch.allclose(batches[1, 2, 1], normalize(features[18, 1], dim=0))
+    A = torch.eye(8) + 0.1 * torch.randn(8, 8)
+    z = normalize(batches @ A.T, dim=-1)
+    expected = [info_nce(*both.unbind(1), temperature=0.5) for both in z]
+    found = risk.loss_of(batches)(A)
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+    assert bool((found <= risk.ENDS.high).all())
+    found = risk.bounds_of(features)
+    assert found["bound_64"] > found["risk_64"]
 
 
 def test_differences_are_paired_by_the_seed():

@@ -79,9 +79,10 @@ class Certificate:
         """Return the form that certifies the least error of such images.
 
         Args:
-            of: "these images and views", "new images", "new images, by prototypes" or "the
-                population". Forms of one kind hold at once: the least is no choice that would cost
-                confidence. The kinds are of different classifiers.
+            of: "these images and views", "new images", "new images, by prototypes", "the
+                population" or "the population, by products of centers". Forms of one kind hold at
+                once: the least is no choice that would cost confidence. The kinds are of different
+                classifiers, or of limits that need not hold at once.
 
         Raises:
             ValueError: There is no form of such images.

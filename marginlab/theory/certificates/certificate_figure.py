@@ -41,6 +41,8 @@ LABELS = {
     "prototypes": "prototypes, new images",
     "population_T": "(T), population",
     "population": "(T) or (G), population",
+    "theorem_3": "Theorem 3 and (T'), population",
+    "products": "products and (T'), population",
     "P_pixels": "(P), pixels",
     "T_pixels": "(T), pixels",
     "T_lengths_pixels": "(T'), pixels",

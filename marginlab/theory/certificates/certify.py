@@ -17,6 +17,8 @@ of images that training has not seen, with exact binomial limits:
     fixed centers   the same, with delta_k and epsilon_k fixed beforehand
     prototypes      P[nearest prototype wrong], with J points of each class
     population      Err(G_f) of the distribution, by Theorem 1 under (T) and by a weaker condition
+    Theorem 3       Err(G_f) of the distribution, by Theorem 3 of each pair of classes and Theorem 1
+                    under (T'), and by limits of mu_k . mu_l that need no loss
 
 Features have length one (r = 1), and delta is in feature space, so that no Lipschitz constant
 enters. Given pixels, Theorem 1 also comes in the pixel form, with L delta replaced by the largest
@@ -24,7 +26,7 @@ distance observed. Huang et al. 2023, sections 2 and 3; the corollaries: docs/de
 
 Which images a bound is about: a bound computed from V views of N images is exact for the finite
 population that they make, and optimistic for views that were not drawn. For new images:
-`new_images`, `prototypes` and `population_form` of this folder.
+`new_images`, `prototypes`, `population_form` and `contrastive_form` of this folder.
 """
 
 import math
@@ -39,6 +41,7 @@ from marginlab.kernels import BUDGET
 from marginlab.kernels.minimum import minimum
 from marginlab.theory import inputs
 from marginlab.theory.certificates.certificate import Certificate
+from marginlab.theory.certificates.contrastive_form import contrastive_forms
 from marginlab.theory.certificates.form import Form
 from marginlab.theory.certificates.grid import (
     Grid,
@@ -185,6 +188,7 @@ def certify(
         if prototypes:
             forms.append(prototype_form(population, unseen, prototypes, confidence, seed))
         forms += population_forms(population, unseen, confidence, seed)
+        forms += contrastive_forms(population, unseen, confidence, seed)
     return Certificate(
         forms=tuple(forms),
         error=population.error,

@@ -9,6 +9,7 @@ SAMPLED = "these images and views"
 NEW = "new images"
 PROTOTYPES = "new images, by prototypes"
 POPULATION = "the population"
+BY_LOSS = "the population, by products of centers"
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Form:
     Attributes:
         key: Name for code: "P", "T", "T_lengths" (Theorem 1 under each condition), "per_class",
             "fixed_centers", "companion"; of new images "new_images" (fixed centers with fixed
-            reaches), "image_wise", "prototypes"; of the population "population_T" and "population";
-            with "_pixels" at the end if the main parts are those of pixel distances.
+            reaches), "image_wise", "prototypes"; of the population "population_T", "population",
+            "theorem_3" and "products"; with "_pixels" at the end if the main parts are those of
+            pixel distances.
         bound: The bound.
         of: The images that it is about.
         delta: delta at the best point.

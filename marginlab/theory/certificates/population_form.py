@@ -18,6 +18,7 @@ classes that fail. Err(G_f) is at most its probability, with probability 1 - alp
 (docs/derivations.md, 2.11, which also says why the views may be drawn ones).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -66,8 +67,16 @@ def farthest(
     return far
 
 
-def plan(population: Population, pilot: NewImages, n: int, confidence: float) -> Plan:
+def plan(
+    population: Population,
+    pilot: NewImages,
+    n: int,
+    confidence: float,
+    room_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Plan:
     """Fix reaches for n new images that come in the class shares of the population.
+
+    `room_of` says by how much a condition holds, for limits q and reaches (G, R, C); None is (G).
 
     All outer reaches are the same share of half the way to the next center: the share that would
     certify most if new images were like the pilot. Of equally good shares the middle one is taken,
@@ -99,7 +108,12 @@ def plan(population: Population, pilot: NewImages, n: int, confidence: float) ->
     for outer in range(REACHES):
         below = torch.arange(outer + 1, device=half.device)
         pairs = torch.stack((below, torch.full_like(below, outer)), 1)
-        room = conditions(population.centers, q[pairs], shares[pairs, None] * half).room
+        limits_and_reaches = q[pairs], shares[pairs, None] * half
+        room = (
+            conditions(population.centers, *limits_and_reaches).room
+            if room_of is None
+            else room_of(*limits_and_reaches)
+        )
         inner.append(int(room.amin(1).argmax()))
         rooms.append(room[inner[-1]])
         lost_here = torch.where(rooms[-1] > SLACK, 1 - good[outer], 1.0)
@@ -164,7 +178,7 @@ def population_forms(
         ("population_T", "Theorem 1 for the population under (T)", theorem.holds_T, theorem.room_T),
         ("population", "Theorem 1 for the population", theorem.holds, theorem.room),
     ):
-        right = _limit(fixed.order, holds, found.good, new, confidence)
+        right = event_limit(fixed.order, holds, found.good, new, confidence)
         bound = Bound(
             f"{title}, {said}", float("nan"), right, 1.0, "" if bool(holds.any()) else NONE_HOLDS
         )
@@ -182,7 +196,13 @@ def population_forms(
     return forms[0], forms[1]
 
 
-def _limit(order: Tensor, holds: Tensor, good: Tensor, new: NewImages, confidence: float) -> float:
+def event_limit(
+    order: Int[Tensor, " C"],
+    holds: Bool[Tensor, " C"],
+    good: Bool[Tensor, " M"],
+    new: NewImages,
+    confidence: float,
+) -> float:
     """Return the limit of the first event, in the order fixed before, that contains what fails."""
     C, half = len(order), (1 - confidence) / 2
     failing = (~holds[order]).nonzero()

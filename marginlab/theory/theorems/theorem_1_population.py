@@ -135,24 +135,49 @@ class Conditions(NamedTuple):
     room: Float[Tensor, "*G C"]
 
 
+class Spread(NamedTuple):
+    """The two quantities that limits and reaches of a class give.
+
+    Attributes:
+        center: e_k: how far mu_k may lie from q_k c_k.
+        t: How far, on average, good points lie from each other at most: q t is the sum in rho_k.
+    """
+
+    center: Float[Tensor, "*G C"]
+    t: Float[Tensor, "*G C"]
+
+
+def spread_of(q: Float[Tensor, "*G R C"], s: Float[Tensor, "*G R C"]) -> Spread:
+    """Return e_k and t_k from limits q and reaches s, which do not decrease along R."""
+    outer, last = s[..., -1, :], q[..., -1, :]
+    more = q.diff(dim=-2, prepend=torch.zeros_like(q[..., :1, :]))
+    t = (more * (outer[..., None, :] + s)).sum(-2) / last.clamp(min=1e-300)
+    return Spread((more * s).sum(-2) + 1 - last, t)
+
+
+def least_lengths(
+    centers: Float[Tensor, "*H C D"], q: Float[Tensor, "*G C"], spread: Float[Tensor, "*G C"]
+) -> Float[Tensor, "*G C"]:
+    """Return a lower limit of || mu_k ||^2, from || mu_k - q_k c_k || <= e_k."""
+    return (q * centers.norm(dim=-1) - spread).clamp(min=0).square()
+
+
 def conditions(
-    centers: Float[Tensor, "C D"], q: Float[Tensor, "*G R C"], s: Float[Tensor, "*G R C"]
+    centers: Float[Tensor, "*H C D"], q: Float[Tensor, "*G R C"], s: Float[Tensor, "*G R C"]
 ) -> Conditions:
     """Return by how much (T) and (G) hold, for each of many limits q and reaches s.
 
     They do not decrease along R. Nothing is checked.
     """
     outer, last = s[..., -1, :], q[..., -1, :]
-    more = q.diff(dim=-2, prepend=torch.zeros_like(q[..., :1, :]))
-    spread = (more * s).sum(-2) + 1 - last
-    t = (more * (outer[..., None, :] + s)).sum(-2) / last.clamp(min=1e-300)
-    lengths = (last * centers.norm(dim=1) - spread).clamp(min=0).square()
+    spread, t = spread_of(q, s)
+    lengths = least_lengths(centers, last, spread)
     flat = last.flatten(), t.flatten()
     rho = rho_2(*flat).view_as(t)
     radius = center_radius(*flat, lengths.flatten()).view_as(t)
-    gram = centers @ centers.T
+    gram = centers @ centers.mT
     other = spread[..., None, :]
-    itself = torch.eye(len(centers), dtype=torch.bool, device=gram.device)
+    itself = torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
     # || q_k c_k - q_l c_l || - e_k - e_l, and || c_k - q_l c_l || - s_k - e_l
     both = _apart(gram, last, last) - spread[..., None] - other
     one = _apart(gram, torch.ones_like(last), last) - outer[..., None] - other
@@ -162,11 +187,12 @@ def conditions(
 
 def _apart(gram: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Return || a_k c_k - b_l c_l || of each pair (k, l), rounded down."""
-    lengths = gram.diagonal()
+    lengths: Tensor = gram.diagonal(dim1=-2, dim2=-1)
     first, second = (a.square() * lengths)[..., None], (b.square() * lengths)[..., None, :]
     product = a[..., None] * b[..., None, :] * gram
     squared = first + second - 2 * product - LOST * (first + second)
-    return squared.clamp(min=0).sqrt()
+    apart: Tensor = squared.clamp(min=0).sqrt()
+    return apart
 
 
 def _bound(name: str, p: Tensor, q: Tensor, holds: Tensor, error: float) -> Bound:

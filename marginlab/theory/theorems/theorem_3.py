@@ -193,14 +193,14 @@ def theorem_3(
     L_2 += DIGITS * max(1.0, abs(L_2))
     others = least.sum() - least - least.T  # all ordered pairs but (k, l) and (l, k)
     pairs = off_diagonal(
-        temperature * _solved(a[:, None], a, (L_2 - alike - others) / weight).maximum(floor)
+        temperature * solved(a[:, None], a, (L_2 - alike - others) / weight).maximum(floor)
     )
     across = weight.sum(1) - p.square()  # p_k (1 - p_k)
     average = (L_2 - alike) / float(across.sum())
     typical = (across @ a) / across.sum()
     lowest = (off_diagonal(floor) * weight).nansum() / across.sum()
     right = temperature * float(
-        _solved(typical, typical, torch.full_like(typical, 2 * average)).maximum(lowest)
+        solved(typical, typical, torch.full_like(typical, 2 * average)).maximum(lowest)
     )
     return Theorem3(
         jensen,
@@ -209,7 +209,9 @@ def theorem_3(
     )
 
 
-def _solved(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+def solved(
+    a: Float[Tensor, "*S"], b: Float[Tensor, "*Z"], total: Float[Tensor, "*G"]
+) -> Float[Tensor, "*G"]:
     """Return the v with phi(a, v) + phi(b, v) = total; -inf where no v solves it.
 
     y = e^v solves (e^a + y)(e^b + y) = e^total. With z = total - a - b: y^2 + (e^a + e^b) y =
