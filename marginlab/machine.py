@@ -40,3 +40,18 @@ def device() -> str:
         return said
     threads = torch.get_num_threads()
     return f"{said}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def check_device(device: str) -> None:
+    """Check that torch knows the device of a command's flag `--device`, and that it is there.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        told = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used: {told}. Give cpu.") from error

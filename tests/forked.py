@@ -40,6 +40,11 @@ TORCHRUN = "torch.distributed.run"
 WITH_VALUES = ("--nproc-per-node", "--max-restarts")  # torchrun's options that tests give
 
 
+def torchrun(ranks: int = 2) -> list[str]:
+    """Return the words that start so many ranks here, before those of what they run."""
+    return [sys.executable, "-m", TORCHRUN, "--standalone", "--nproc-per-node", str(ranks)]
+
+
 class Child:
     """A command that runs, whose first word is this Python; what it says goes to files."""
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from marginlab.rng import Key
 from marginlab.settings import SettingsError
 
-# relative, of the ends of a range: 16 units in the last place of the float32 numbers that are drawn
-# from it
+# relative tolerance at the ends of a range: 16 units in the last place of float32, which is drawn
 SLACK = 1e-6
 
 
@@ -65,7 +64,8 @@ class Searchable(Protocol):
     def unchanged(self, shape: tuple[int, ...], size: tuple[int, int]) -> Any:
         """Return parameters that leave images as they are, up to rounding.
 
-        They lie outside the support where it has none, for x is in A(x) nevertheless.
+        They lie outside the support if no parameters in it do so: the theory counts an image among
+        its own views in any case.
         """
         ...
 
@@ -95,7 +95,7 @@ def near_number(
 
 
 def can_fall(on: Tensor, p: float) -> Tensor:
-    """Return whether coins of this probability can fall so."""
+    """Return whether each coin is a possible draw: none is true at p = 0, none false at p = 1."""
     return torch.where(on, p > 0, p < 1)
 
 

@@ -16,7 +16,8 @@ Parameters = Mapping[str, tuple[Tensor, ...]]
 class Pairs:
     """Pairs of images with the nearest views found so far.
 
-    A pair has parameters (M, 1), views (M, 1, 3, H, W), and their squared distance.
+    A pair has parameters (M, 1), views (M, 1, 3, H, W), their squared distance, and the damping of
+    its next step, which `marginlab.augment.search` adapts.
     """
 
     def __init__(
@@ -35,9 +36,12 @@ class Pairs:
     def take(
         self, parameters: list[dict[str, Any]], views: list[Tensor], chosen: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Keep view `chosen` (M,) of each side where the two are nearer; return where they are.
+        """Replace the views of the pairs that come nearer; return which pairs those are, (M,).
 
-        The views are (M, P, 3, H, W), of parameters (M, P).
+        Args:
+            parameters: Parameters (M, P) of P new views of each image, for either side.
+            views: These views, (M, P, 3, H, W).
+            chosen: The one view of each image that is tried, (M,).
         """
         rows = torch.arange(len(self.square))
         there = [(rows.to(v.device), u.to(v.device)) for u, v in zip(chosen, views, strict=True)]
@@ -56,9 +60,9 @@ class Pairs:
 
 
 def total(pixels: Float[Tensor, "M P 3 H W"]) -> Float[Tensor, "M P"]:
-    """Sum the numbers of each view, row by row.
+    """Sum the numbers of each view, one axis at a time.
 
-    A sum over all of one large image at once may be split among threads.
+    A single sum over a large image may be split among threads, and would then round differently.
     """
     return pixels.sum(-1).sum(-1).sum(-1)
 

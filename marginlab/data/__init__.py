@@ -1,4 +1,5 @@
-"""Image sets: `load(spec, split)` returns an `ImageSet`; `Shapes` renders the embedded set.
+"""Image sets: `load(spec, split)` returns an `ImageSet`; `Shapes` renders a set that
+needs no files.
 
 This file imports torch, numpy and scipy only. The source that needs torchvision, PIL, kornia or
 scikit-learn imports it.

@@ -11,8 +11,8 @@ and two such folders in one place are refused.
 
     bytes needed = 3 x height x width x number of images, from the files' headers
 
-A set above the budget is refused before one image is decoded, or each image is decoded when it is
-asked for.
+A set above the budget is refused before one image is decoded. With `workers` it is not refused:
+each of its images is then decoded when it is asked for.
 """
 
 import os
@@ -147,7 +147,7 @@ class ImageFiles:
         self, files: Sequence[Path], height: int, width: int, size: int, name: str, budget: int
     ):
         paths = [os.fsencode(file) for file in files]
-        # of tensors, a worker shares the memory; of a million strings it would make its own
+        # in tensors, whose memory workers share; of a million strings each would make a copy
         self.paths = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
         self.ends = torch.tensor([len(path) for path in paths]).cumsum(0)
         self.shape, self.size, self.name = torch.Size((len(files), 3, height, width)), size, name

@@ -5,8 +5,8 @@
     unseen           the people of the list for development's test; none is in train or test
     `lfw_protocol`   all images, and the 6,000 pairs of View 2 in ten folds whose people differ
 
-`lfw-fold-3` is for the third fold of View 2: train and test are the people of no pair in it, unseen
-are the people of its pairs.
+The spec `lfw-fold-3` is for the third fold of View 2: unseen are the people of its pairs, train and
+test are all others.
 
 View 2's pairs are of all people, so they must not judge an encoder that was trained on `lfw`. Train
 on another set, train on View 1's people and verify `unseen`, or train ten times, on the people of

@@ -193,7 +193,8 @@ def _loaded(
     points: dict[str, tuple[float, ...]] | None,
     workers: int,
 ) -> Part:
-    # of files no image is held; those that are aligned are looked at as if they had one size
+    # images of files are not held, and are given one size where they are to be aligned: alignment
+    # reads the originals, whose sizes may differ
     own = size if points is None else (size or SIDE) if files else 0
     budget = 1 if files else BUDGET
     found = load(spec, split, root, size=own, budget=budget, workers=workers if files else 0)

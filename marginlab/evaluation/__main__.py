@@ -46,6 +46,7 @@ from marginlab.evaluation.protocols import (
     search,
     val_at_far,
 )
+from marginlab.machine import check_device
 from marginlab.methods import Method
 from marginlab.settings import SettingsError
 from marginlab.terminal import printable, run_command, say
@@ -80,6 +81,7 @@ def main(arguments: list[str]) -> int:
             raise SettingsError(f"--replicates is 2 or more, not {asked.replicates}.")
         if asked.out.exists() and (not asked.out.is_dir() or any(asked.out.iterdir())):
             raise SettingsError(f"{asked.out} is there already. Name a new folder.")
+        check_device(asked.device)
         model = load(asked.run, asked.device)
         size = asked.size or recipe_of(asked.run).image_size or 112
         if not 8 <= size <= 1024:

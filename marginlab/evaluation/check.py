@@ -149,5 +149,5 @@ def named(values: Collection[Any]) -> str:
 
 
 def _rows(features: Tensor) -> int:
-    """Return the number of rows of features that hold a block of numbers."""
+    """Return the number of rows whose numbers make a block."""
     return max(1, _BLOCK // max(1, features[0].numel()))

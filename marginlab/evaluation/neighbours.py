@@ -2,8 +2,8 @@
 
     near(q) = the k rows m of the bank with the largest cos(q, m), without q itself if it is a row
 
-Of equal cosines the smaller row comes first, so the answer does not depend on the blocks. (The
-exception is rounding that tells equal cosines of different blocks apart.)
+Of equal cosines the smaller row comes first. So the answer does not depend on the blocks, unless
+blocks of different sizes round two equal cosines differently.
 """
 
 import torch
@@ -27,9 +27,10 @@ class Bank:
             raise ValueError(f"A block needs a positive byte budget, not {budget}.")
         of = (bank.dtype,) if queries is None else (bank.dtype, queries.dtype)
         wide = torch.float64 if torch.float64 in of else torch.float32
-        self.bank, self.alone, self.budget = directions(bank, wide), queries is None, budget
+        self.leave_one_out, self.budget = queries is None, budget
+        self.bank = directions(bank, wide)
         self.queries = self.bank if queries is None else directions(queries.to(bank.device), wide)
-        self.others = len(bank) - self.alone
+        self.others = len(bank) - self.leave_one_out
         """Rows that a query may find."""
 
     def rows(self, k: int) -> int:
@@ -39,7 +40,7 @@ class Bank:
 
     def nearest(self, rows: Tensor, k: int) -> TopK:
         """Return the k nearest of these queries, nearest first; k is at most `others`."""
-        if not self.alone:
+        if not self.leave_one_out:
             return top_k(self.queries[rows], self.bank, k, budget=self.budget)
         found = top_k(self.queries[rows], self.bank, k + 1, budget=self.budget)
         own = found.indices == rows[:, None]

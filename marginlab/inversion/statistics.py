@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from marginlab.encoding import Encoder, Encodes, Images, encode, evaluating
+from marginlab.encoding import Images, encode, evaluating
 
 Spread = Literal["deviation", "variance"]
 
@@ -80,7 +80,7 @@ def stored_statistics(model: nn.Module) -> dict[str, ChannelStatistics]:
 
 
 def measured_statistics(
-    model: nn.Module, images: Images, *, encoder: Encoder | None = None, batch: int = 512
+    model: nn.Module, images: Images, *, batch: int = 512
 ) -> dict[str, ChannelStatistics]:
     """Measure the statistics of a model without batch normalisation from images.
 
@@ -90,7 +90,6 @@ def measured_statistics(
     Args:
         model: The model whose layers are looked at.
         images: Natural images, bytes or in [0, 1].
-        encoder: What is called with the images, where it is not the model itself.
         batch: Images that are encoded at a time.
 
     Returns:
@@ -106,11 +105,10 @@ def measured_statistics(
         kinds = (nn.Conv2d, nn.Linear)
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
-    asked: Any = encoder.encode if isinstance(encoder, Encodes) else encoder or model
     with _inputs(model, names) as inputs, evaluating(model):
 
         def counted(part: Tensor) -> Tensor:
-            features: Tensor = asked(part)
+            features: Tensor = model(part)
             for name, given in inputs.items():
                 rows = _rows(given).double()
                 n, total, square = sums.get(name, (0, torch.zeros(()), torch.zeros(())))

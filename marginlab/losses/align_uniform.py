@@ -25,7 +25,6 @@ from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
 from marginlab.kernels.function import unlowered
 from marginlab.losses.pair import BatchLoss, Empty, check_word, directions, nothing, wide_of_all
-from marginlab.settings import describe
 
 
 def align_uniform(
@@ -156,6 +155,8 @@ class AlignUniform(BatchLoss):
         tensor(-4.)
     """
 
+    names = ("alignment_weight", "uniformity_weight", "alpha", "t", "grads", "empty", "budget")
+
     def __init__(
         self,
         alignment_weight: float = 1.0,
@@ -178,24 +179,4 @@ class AlignUniform(BatchLoss):
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
-        return align_uniform(
-            z1,
-            z2,
-            alignment_weight=self.alignment_weight,
-            uniformity_weight=self.uniformity_weight,
-            alpha=self.alpha,
-            t=self.t,
-            **self.shared,
-        )
-
-    def __repr__(self) -> str:
-        settings = (
-            "alignment_weight",
-            "uniformity_weight",
-            "alpha",
-            "t",
-            "grads",
-            "empty",
-            "budget",
-        )
-        return describe("AlignUniform", **{name: getattr(self, name) for name in settings})
+        return align_uniform(z1, z2, **self.arguments)

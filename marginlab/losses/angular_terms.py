@@ -15,6 +15,7 @@ Source: Deng et al. 2022 (ArcFace, TPAMI), eq. 5 and 6.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -250,9 +251,6 @@ class AngularTerm(nn.Module, ABC):
         grads: "mean" or "sum", as in `intra_class`.
     """
 
-    takes_centers: ClassVar[bool] = True
-    """Whether the term looks at class centers; without them `centers` may be left out."""
-
     def __init__(
         self,
         weight: float = 1.0,
@@ -279,7 +277,34 @@ class AngularTerm(nn.Module, ABC):
         return describe(type(self).__name__, weight=self.weight, grads=self.grads)
 
 
-class IntraClass(AngularTerm):
+class CenterTerm(AngularTerm):
+    """A term on class centers: the module form of `function`, with the settings of its base."""
+
+    function: ClassVar[Callable[..., Tensor]]
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "B D"],
+        labels: Int[Tensor, " B"],
+        centers: Float[Tensor, "C D"] | None = None,
+        *,
+        sharded: bool = False,
+    ) -> Float[Tensor, ""]:
+        """Return the weighted term of embeddings (B, D) with labels (B,) and centers (C, D).
+
+        Raises:
+            ValueError: No centers are given, or as `intra_class`.
+            TypeError: As `intra_class`.
+        """
+        if centers is None:
+            raise ValueError(
+                f"{type(self).__name__} is of class centers: call it with centers (C, D)."
+            )
+        shared = {"weight": self.weight, "group": self.group, "grads": self.grads}
+        return self.function(embeddings, labels, centers, sharded=sharded, **shared)
+
+
+class IntraClass(CenterTerm):
     """Module form of `intra_class`: `IntraClass()(embeddings, labels, centers)`.
 
     Example:
@@ -287,22 +312,10 @@ class IntraClass(AngularTerm):
         tensor(1.)
     """
 
-    def forward(
-        self,
-        embeddings: Float[Tensor, "B D"],
-        labels: Int[Tensor, " B"],
-        centers: Float[Tensor, "C D"] | None = None,
-        *,
-        sharded: bool = False,
-    ) -> Float[Tensor, ""]:
-        """Return the weighted mean angle to the own centers."""
-        return intra_class(
-            embeddings, labels, needed(centers, self), weight=self.weight, sharded=sharded,
-            group=self.group, grads=self.grads,
-        )  # fmt: skip
+    function = staticmethod(intra_class)
 
 
-class InterClass(AngularTerm):
+class InterClass(CenterTerm):
     """Module form of `inter_class`: `InterClass()(embeddings, labels, centers)`.
 
     Example:
@@ -310,23 +323,4 @@ class InterClass(AngularTerm):
         tensor(-1.)
     """
 
-    def forward(
-        self,
-        embeddings: Float[Tensor, "B D"],
-        labels: Int[Tensor, " B"],
-        centers: Float[Tensor, "C D"] | None = None,
-        *,
-        sharded: bool = False,
-    ) -> Float[Tensor, ""]:
-        """Return minus the weighted mean angle from the own centers to the others."""
-        return inter_class(
-            embeddings, labels, needed(centers, self), weight=self.weight, sharded=sharded,
-            group=self.group, grads=self.grads,
-        )  # fmt: skip
-
-
-def needed(centers: Tensor | None, term: nn.Module) -> Tensor:
-    """Return the centers of a term that cannot do without (ValueError)."""
-    if centers is None:
-        raise ValueError(f"{type(term).__name__} is of class centers: call it with centers (C, D).")
-    return centers
+    function = staticmethod(inter_class)

@@ -11,8 +11,6 @@ Sources: Deng et al. 2022 (ArcFace, TPAMI), section 3.1, for the angle and m = 0
 which triplets are taken; the hardest of a batch are those of Hermans et al. 2017.
 """
 
-from typing import ClassVar
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -127,8 +125,6 @@ class AngularTriplet(AngularTerm):
         >>> AngularTriplet(margin=0.5)(torch.eye(2), torch.tensor([0, 1]))  # without a positive
         tensor(0.)
     """
-
-    takes_centers: ClassVar[bool] = False
 
     def __init__(
         self,

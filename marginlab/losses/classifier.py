@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from marginlab import ranks
 from marginlab.kernels.directions import unit
 from marginlab.kernels.margin_batch import MarginBatch, Over
-from marginlab.kernels.margin_settings import MarginSettings, Reduction, wide_dtype
+from marginlab.kernels.margin_settings import Reduction, wide_dtype
 from marginlab.kernels.negligible import LeftOut
 from marginlab.losses.centers import draw_
-from marginlab.losses.classifier_settings import check_classes, check_settings
+from marginlab.losses.classifier_settings import check_classes, settings_among
 from marginlab.losses.faults import Faults, Validate, check_shapes, check_tensor
 from marginlab.losses.own_cosines import local_cosines, sharded_cosines
 from marginlab.losses.pair import check_word
@@ -99,22 +99,8 @@ class Classifier(nn.Module):
         for name, value in (("num_classes", num_classes), ("dim", dim), ("subcenters", subcenters)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}.")
-        settings = MarginSettings(
-            margin=ArcFace(0.5) if margin is None else margin,
-            scale=scale,
-            label_smoothing=label_smoothing,
-            interclass_filter=interclass_filter,
-            interclass_masks=interclass_masks,
-            dispersion=dispersion,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            grads=grads,
-            operands=operands,
-            budget=budget,
-            negligible=negligible,
-            compiled=compiled,
-        )
-        check_settings(settings)
+        margin = ArcFace(0.5) if margin is None else margin
+        settings = settings_among(locals())
         check_classes(num_classes, ignore_index, class_weights)
         check_word("grads", grads, ("mean", "sum"))
         if validate is not None:

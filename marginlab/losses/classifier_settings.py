@@ -1,6 +1,9 @@
-"""Checks of the settings of a classifier, of its ignored label and of its class weights."""
+"""Settings of a classifier, made of its arguments and checked, and its class weights checked."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +12,28 @@ from marginlab.kernels.margin_settings import MarginSettings
 from marginlab.losses.faults import check_tensor
 from marginlab.losses.pair import check_word
 from marginlab.margins import Margin
+
+# read once: torch.compile traces a lookup of names, but not `fields`
+_NAMES = tuple(field.name for field in fields(MarginSettings))
+
+
+def settings_among(arguments: Mapping[str, Any]) -> MarginSettings:
+    """Return the settings that are among the arguments of a loss, checked.
+
+    Args:
+        arguments: The loss's arguments by name, as `locals()` gives them at its start.
+
+    Raises:
+        ValueError, TypeError: As `check_settings`.
+
+    Example:
+        >>> from marginlab.margins import ArcFace
+        >>> settings_among({"embeddings": None, "margin": ArcFace(0.5), "scale": 8.0}).scale
+        8.0
+    """
+    settings = MarginSettings(**{name: arguments[name] for name in _NAMES if name in arguments})
+    check_settings(settings)
+    return settings
 
 
 def check_settings(settings: MarginSettings) -> None:

@@ -31,7 +31,6 @@ from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.kernels.function import unlowered
 from marginlab.kernels.product import product
 from marginlab.losses.pair import BatchLoss, Empty, check_word, nothing, wide_of_all
-from marginlab.settings import describe
 from marginlab.statistics import in_range
 
 Gradients = Literal["mean", "sum", "published"]
@@ -163,6 +162,8 @@ class CrossCorrelation(BatchLoss):
         tensor(8.)
     """
 
+    names = ("off_diagonal_weight", "correction", "grads", "empty", "budget")
+
     def __init__(
         self,
         off_diagonal_weight: float = 5e-3,
@@ -178,14 +179,4 @@ class CrossCorrelation(BatchLoss):
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
-        return cross_correlation(
-            z1,
-            z2,
-            off_diagonal_weight=self.off_diagonal_weight,
-            correction=self.correction,
-            **self.shared,
-        )
-
-    def __repr__(self) -> str:
-        settings = ("off_diagonal_weight", "correction", "grads", "empty", "budget")
-        return describe("CrossCorrelation", **{name: getattr(self, name) for name in settings})
+        return cross_correlation(z1, z2, **self.arguments)

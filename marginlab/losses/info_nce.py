@@ -39,15 +39,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels import BUDGET, logsumexp, symmetric_logsumexp
 from marginlab.kernels.function import unlowered
 from marginlab.losses.info_nce_checks import Negatives, Reduction, alone, check, checked
-from marginlab.losses.pair import BatchLoss, Empty, directions, nothing, number
+from marginlab.losses.pair import Empty, TemperedLoss, directions, nothing, number
 from marginlab.losses.several_positives import several_positives
-from marginlab.settings import describe
 
 
 def info_nce(
@@ -230,7 +229,7 @@ def _debiased(
     return torch.where(left, corrected, -torch.inf).maximum(floor * torch.ones_like(far))
 
 
-class InfoNCE(BatchLoss):
+class InfoNCE(TemperedLoss):
     """Module form of `info_nce`: `InfoNCE(temperature=0.5)(z1, z2)`.
 
     See `info_nce` for the settings.
@@ -248,6 +247,18 @@ class InfoNCE(BatchLoss):
         (tensor(0.0700, grad_fn=<ExpBackward0>), ['log_scale'])
     """
 
+    names = (
+        "temperature",
+        "negatives",
+        "symmetric",
+        "decoupled",
+        "tau_plus",
+        "reduction",
+        "grads",
+        "empty",
+        "budget",
+    )
+
     def __init__(
         self,
         temperature: float = 0.5,
@@ -262,22 +273,11 @@ class InfoNCE(BatchLoss):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__(group, grads, empty, budget)
         check(temperature, negatives, symmetric, tau_plus, reduction, grads)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
-        self.fixed, self.negatives, self.symmetric, self.decoupled, self.tau_plus = (
-            temperature,
-            negatives,
-            symmetric,
-            decoupled,
-            tau_plus,
-        )
+        super().__init__(temperature, learnable, group, grads, empty, budget)
+        self.negatives, self.symmetric = negatives, symmetric
+        self.decoupled, self.tau_plus = decoupled, tau_plus
         self.reduction = reduction
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """The temperature: a number, or a tensor with gradient if it learns."""
-        return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
     def forward(
         self,
@@ -287,38 +287,4 @@ class InfoNCE(BatchLoss):
         labels: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "*anchors"]:
         """Return the loss of two views (B, D), with optional extra negatives (M, D) and labels."""
-        return info_nce(
-            z1,
-            z2,
-            temperature=self.temperature,
-            negatives=self.negatives,
-            extra_negatives=extra_negatives,
-            labels=labels,
-            symmetric=self.symmetric,
-            decoupled=self.decoupled,
-            tau_plus=self.tau_plus,
-            reduction=self.reduction,
-            **self.shared,
-        )
-
-    def __repr__(self) -> str:
-        learned = (
-            None if self.log_scale is None or self.log_scale.is_meta else self.log_scale.item()
-        )
-        temperature = self.fixed if learned is None else math.exp(-learned)
-        settings = (
-            "negatives",
-            "symmetric",
-            "decoupled",
-            "tau_plus",
-            "reduction",
-            "grads",
-            "empty",
-            "budget",
-        )
-        return describe(
-            "InfoNCE",
-            temperature=temperature,
-            learnable=self.log_scale is not None,
-            **{name: getattr(self, name) for name in settings},
-        )
+        return info_nce(z1, z2, extra_negatives=extra_negatives, labels=labels, **self.arguments)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.margin_batch import MarginBatch, Over
-from marginlab.kernels.margin_settings import MarginSettings, Reduction
+from marginlab.kernels.margin_settings import Reduction
 from marginlab.losses.classifier import Classifier
-from marginlab.losses.classifier_settings import check_classes, check_settings
+from marginlab.losses.classifier_settings import check_classes, settings_among
 from marginlab.losses.faults import Faults, check_shapes, check_tensor, excluded
 from marginlab.losses.weighted_loss import weighted_loss
 from marginlab.margins import Margin
@@ -65,22 +65,7 @@ def margin_softmax(
         >>> margin_softmax(eye, torch.arange(3), eye, margin=margin, scale=2.0)  # log(1 + 2 e^-1)
         tensor(0.5514)
     """
-    settings = MarginSettings(
-        margin=margin,
-        scale=scale,
-        label_smoothing=label_smoothing,
-        interclass_filter=interclass_filter,
-        interclass_masks=interclass_masks,
-        dispersion=dispersion,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        grads=grads,
-        operands=operands,
-        budget=budget,
-        negligible=negligible,
-        compiled=compiled,
-    )
-    check_settings(settings)
+    settings = settings_among(locals())
     check_tensor("Class centers", centers, "(C, D) or (C, K, D) floating point numbers")
     if not centers.is_floating_point():
         raise ValueError(f"Centers are floating-point numbers, not {centers.dtype}: call .float().")

@@ -6,8 +6,9 @@ Embeddings come in the precision of the backbone (bf16 under autocast); losses t
 squares and sums of them, in which 8 bits would be lost, so they are widened once, here.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from marginlab import ranks
 from marginlab.kernels.function import readable
-from marginlab.settings import nearest
+from marginlab.settings import describe, nearest
 from marginlab.statistics import unit_vectors
 
 Empty = Literal["zero", "raise"]
@@ -107,11 +108,16 @@ def check_word(what: str, word: str, known: Sequence[str]) -> None:
 
 
 class BatchLoss(nn.Module):
-    """Module form of a loss over the rows of all ranks, with the settings that all of them have.
+    """Module form of a loss over the rows of all ranks.
+
+    A subclass lists its settings in `names` and sets an attribute for each. The function form takes
+    them, and `repr` shows them.
 
     Args:
         group, grads, empty, budget: Settings of the function form, which documents them.
     """
+
+    names: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -125,7 +131,51 @@ class BatchLoss(nn.Module):
         self.group, self.grads, self.empty, self.budget = group, grads, empty, budget
 
     @property
-    def shared(self) -> dict[str, Any]:
-        """Arguments of the function form that all losses have."""
-        names = ("group", "grads", "empty", "budget")
-        return {name: getattr(self, name) for name in names}
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the function form: the group, and the settings by their names."""
+        return {"group": self.group} | {name: getattr(self, name) for name in self.names}
+
+    def shown(self) -> dict[str, Any]:
+        """Return the settings of the constructor that `repr` shows."""
+        return {name: getattr(self, name) for name in self.names}
+
+    def __repr__(self) -> str:
+        return describe(type(self).__name__, **self.shown())
+
+
+class TemperedLoss(BatchLoss):
+    """A loss of cosines over a temperature, which is fixed, or learned as -log(temperature).
+
+    Args:
+        temperature: The temperature, or where it starts.
+        learnable: Learn it.
+        group, grads, empty, budget: As in `BatchLoss`.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        learnable: bool,
+        group: dist.ProcessGroup | None,
+        grads: str,
+        empty: Empty,
+        budget: int,
+    ):
+        super().__init__(group, grads, empty, budget)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
+        self.fixed = temperature
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature: a number, or a tensor with gradient if it learns."""
+        return self.fixed if self.log_scale is None else (-self.log_scale).exp()
+
+    def shown(self) -> dict[str, Any]:
+        """Return the settings of the constructor, with the temperature of now as a number."""
+        scale = self.log_scale
+        learned = None if scale is None or scale.is_meta else scale.item()
+        first = {
+            "temperature": self.fixed if learned is None else math.exp(-learned),
+            "learnable": scale is not None,
+        }
+        return first | {name: getattr(self, name) for name in self.names if name not in first}

@@ -30,7 +30,6 @@ from marginlab.kernels import BUDGET, split_logsumexp
 from marginlab.kernels.function import unlowered
 from marginlab.losses.faults import check_labels
 from marginlab.losses.pair import BatchLoss, Empty, check_word, directions, nothing, number, widened
-from marginlab.settings import describe
 
 Variant = Literal["out", "in"]
 Reduction = Literal["mean", "sum", "none"]
@@ -231,6 +230,17 @@ class SupCon(BatchLoss):
         tensor(1.0986)
     """
 
+    names = (
+        "temperature",
+        "variant",
+        "reduction",
+        "grads",
+        "ignore_index",
+        "base_temperature",
+        "empty",
+        "budget",
+    )
+
     def __init__(
         self,
         temperature: float = 0.1,
@@ -255,21 +265,4 @@ class SupCon(BatchLoss):
         references: References | None = None,
     ) -> Float[Tensor, "*anchors"]:
         """Return the loss of embeddings (B, D) with labels (B,), among themselves or references."""
-        return sup_con(
-            embeddings,
-            labels,
-            temperature=self.temperature,
-            variant=self.variant,
-            reduction=self.reduction,
-            references=references,
-            ignore_index=self.ignore_index,
-            base_temperature=self.base_temperature,
-            **self.shared,
-        )
-
-    def __repr__(self) -> str:
-        settings = (
-            *("temperature", "variant", "reduction", "grads", "ignore_index"),
-            *("base_temperature", "empty", "budget"),
-        )
-        return describe("SupCon", **{name: getattr(self, name) for name in settings})
+        return sup_con(embeddings, labels, references=references, **self.arguments)

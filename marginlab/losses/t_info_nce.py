@@ -23,7 +23,6 @@ from marginlab import ranks
 from marginlab.kernels import BUDGET, log_cauchy_sum
 from marginlab.kernels.function import unlowered
 from marginlab.losses.pair import BatchLoss, Empty, check_word, nothing, wide_of_all
-from marginlab.settings import describe
 
 
 def t_info_nce(
@@ -92,6 +91,8 @@ class TInfoNCE(BatchLoss):
         tensor(0.0741)
     """
 
+    names = ("grads", "empty", "budget")
+
     def __init__(
         self,
         group: dist.ProcessGroup | None = None,
@@ -104,7 +105,4 @@ class TInfoNCE(BatchLoss):
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
-        return t_info_nce(z1, z2, **self.shared)
-
-    def __repr__(self) -> str:
-        return describe("TInfoNCE", grads=self.grads, empty=self.empty, budget=self.budget)
+        return t_info_nce(z1, z2, **self.arguments)

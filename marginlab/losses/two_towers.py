@@ -23,14 +23,21 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from marginlab import ranks
 from marginlab.kernels.function import unlowered
 from marginlab.kernels.nested import nested_logsumexp
 from marginlab.kernels.walk import BUDGET
-from marginlab.losses.pair import Empty, check_word, directions, nothing, number, wide_of_all
-from marginlab.settings import describe
+from marginlab.losses.pair import (
+    Empty,
+    TemperedLoss,
+    check_word,
+    directions,
+    nothing,
+    number,
+    wide_of_all,
+)
 
 
 def two_towers(
@@ -149,14 +156,11 @@ def _checked(
     return (views[0], views[1]), rows_per_rank
 
 
-class TwoTowers(nn.Module):
+class TwoTowers(TemperedLoss):
     """Module form of `two_towers`: `TwoTowers(0.07, widths=(64, 512))(z1, z2)`.
 
-    See `two_towers` for the settings.
-
-    With `learnable=True` the temperature starts at the given value and is learned. The parameter is
-    `log_scale` = -log(temperature), which keeps the temperature positive. Radford et al. 2021 hold
-    the scale below 100: `loss.log_scale.data.clamp_(max=math.log(100))` after each step.
+    See `two_towers` for the settings. With `learnable=True` the temperature is learned, as in
+    `InfoNCE`.
 
     Example:
         >>> z = torch.eye(4)
@@ -165,6 +169,8 @@ class TwoTowers(nn.Module):
         >>> TwoTowers(0.07, learnable=True, widths=(2, 4)).temperature
         tensor(0.0700, grad_fn=<ExpBackward0>)
     """
+
+    names = ("temperature", "label_smoothing", "widths", "grads", "empty", "budget")
 
     def __init__(
         self,
@@ -177,42 +183,11 @@ class TwoTowers(nn.Module):
         empty: Empty = "zero",
         budget: int = BUDGET,
     ):
-        super().__init__()
         _check(temperature, label_smoothing, grads)
-        check_word("empty", empty, ("zero", "raise"))
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
-        self.fixed = temperature
+        super().__init__(temperature, learnable, group, grads, empty, budget)
         self.label_smoothing = label_smoothing
         self.widths = None if widths is None else tuple(widths)
-        self.group, self.grads, self.empty, self.budget = group, grads, empty, budget
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """The temperature: a number, or a tensor with gradient if it learns."""
-        return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of the embeddings (B, D) of two towers."""
-        return two_towers(
-            z1,
-            z2,
-            temperature=self.temperature,
-            label_smoothing=self.label_smoothing,
-            widths=self.widths,
-            group=self.group,
-            grads=self.grads,
-            empty=self.empty,
-            budget=self.budget,
-        )
-
-    def __repr__(self) -> str:
-        learned = (
-            None if self.log_scale is None or self.log_scale.is_meta else self.log_scale.item()
-        )
-        settings = ("label_smoothing", "widths", "grads", "empty", "budget")
-        return describe(
-            "TwoTowers",
-            temperature=self.fixed if learned is None else math.exp(-learned),
-            learnable=self.log_scale is not None,
-            **{name: getattr(self, name) for name in settings},
-        )
+        return two_towers(z1, z2, **self.arguments)

@@ -26,7 +26,6 @@ from marginlab.kernels import BUDGET, off_diagonal_squares
 from marginlab.kernels.function import unlowered
 from marginlab.kernels.product import product
 from marginlab.losses.pair import BatchLoss, Empty, check_word, nothing, wide_of_all
-from marginlab.settings import describe
 
 
 def vicreg(
@@ -166,6 +165,17 @@ class VICReg(BatchLoss):
         tensor(100.)
     """
 
+    names = (
+        "invariance_weight",
+        "variance_weight",
+        "covariance_weight",
+        "gamma",
+        "eps",
+        "grads",
+        "empty",
+        "budget",
+    )
+
     def __init__(
         self,
         invariance_weight: float = 25.0,
@@ -189,26 +199,4 @@ class VICReg(BatchLoss):
 
     def forward(self, z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Return the loss of two views (B, D)."""
-        return vicreg(
-            z1,
-            z2,
-            invariance_weight=self.invariance_weight,
-            variance_weight=self.variance_weight,
-            covariance_weight=self.covariance_weight,
-            gamma=self.gamma,
-            eps=self.eps,
-            **self.shared,
-        )
-
-    def __repr__(self) -> str:
-        settings = (
-            "invariance_weight",
-            "variance_weight",
-            "covariance_weight",
-            "gamma",
-            "eps",
-            "grads",
-            "empty",
-            "budget",
-        )
-        return describe("VICReg", **{name: getattr(self, name) for name in settings})
+        return vicreg(z1, z2, **self.arguments)

@@ -195,6 +195,13 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
     return [part[:n] if shape else part[0] for part, n in zip(parts, rows, strict=True)]
 
 
+def result_of(measure: Measure, *batch: Tensor) -> Any:
+    """Return the result of a new measure on one batch, on the batch's device."""
+    measure = measure.to(batch[0].device)
+    measure.update(*batch)
+    return measure.compute()
+
+
 def rows(state: Tensor | Sequence[Tensor], empty: Tensor) -> Tensor:
     """Return the rows of a list state, before or after the reduction over ranks.
 

@@ -1,6 +1,6 @@
 """The rates of this machine, measured: matrix products, memory, and exchange between ranks.
 
-Each is the best of several repetitions.
+Each is the best of five repetitions.
 
     matrix rate     flop/s of (G, D) x (D, 8192) products, with factors of the type of the head's
                     weights
@@ -31,6 +31,7 @@ from marginlab.plan.setup import Setup
 
 COLUMNS = 8192
 PAYLOAD = 16 * 2**20
+REPETITIONS = 5
 PATIENCE = timedelta(seconds=60)
 
 
@@ -56,7 +57,7 @@ def calibrate(setup: Setup) -> Setup:
     )
 
 
-def matrix_rate(setup: Setup, device: torch.device, repetitions: int = 5) -> float:
+def matrix_rate(setup: Setup, device: torch.device) -> float:
     """Measure the flop/s of products like the head's: its rows, dimension and weights' type."""
     kind = torch.bfloat16 if setup.weights == "bf16" else torch.float32
     a, b = (
@@ -64,59 +65,53 @@ def matrix_rate(setup: Setup, device: torch.device, repetitions: int = 5) -> flo
         torch.randn(COLUMNS, setup.dim, device=device, dtype=kind),
     )
     out = torch.empty(setup.rows, COLUMNS, device=device, dtype=kind)
-    return (
-        2
-        * setup.rows
-        * setup.dim
-        * COLUMNS
-        / _best(lambda: torch.mm(a, b.T, out=out), device, repetitions)
-    )
+    return 2 * setup.rows * setup.dim * COLUMNS / _best(lambda: torch.mm(a, b.T, out=out), device)
 
 
-def memory_rate(device: torch.device, numbers: int = 2**25, repetitions: int = 5) -> float:
+def memory_rate(device: torch.device, numbers: int = 2**25) -> float:
     """Measure the bytes/s read and written by a copy."""
     a = torch.ones(numbers, device=device)
     b = torch.empty_like(a)
-    return 2 * 4 * numbers / _best(lambda: b.copy_(a), device, repetitions)
+    return 2 * 4 * numbers / _best(lambda: b.copy_(a), device)
 
 
-def exchange_rate(device: torch.device, repetitions: int = 5) -> float:
+def exchange_rate(device: torch.device) -> float:
     """Measure the bytes/s that a rank sends to another.
 
     The ranks are those of the present process group, or two processes started for it.
     """
     if dist.is_initialized() and ranks.size() > 1:
-        return _exchange(device, repetitions)
+        return _exchange(device)
     from torch.multiprocessing.spawn import start_processes
 
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(_one_of_two, (folder, repetitions), nprocs=2, start_method="spawn")
+        start_processes(_one_of_two, (folder,), nprocs=2, start_method="spawn")
         return float((Path(folder) / "rate").read_text())
 
 
-def _one_of_two(rank: int, folder: str, repetitions: int) -> None:
+def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=PATIENCE
     )
     try:
-        rate = _exchange(torch.device("cpu"), repetitions)
+        rate = _exchange(torch.device("cpu"))
         if rank == 0:
             (Path(folder) / "rate").write_text(repr(rate))
     finally:
         dist.destroy_process_group()
 
 
-def _exchange(device: torch.device, repetitions: int) -> float:
+def _exchange(device: torch.device) -> float:
     payload = torch.zeros(PAYLOAD // 4, device=device)
     N = ranks.size()
-    return 2 * (N - 1) / N * PAYLOAD / _best(lambda: dist.all_reduce(payload), device, repetitions)
+    return 2 * (N - 1) / N * PAYLOAD / _best(lambda: dist.all_reduce(payload), device)
 
 
-def _best(function: Callable[[], Any], device: torch.device, repetitions: int) -> float:
+def _best(function: Callable[[], Any], device: torch.device) -> float:
     """Return the seconds of the fastest call, after one that is not timed."""
     times = []
-    for _ in range(repetitions + 1):
+    for _ in range(REPETITIONS + 1):
         begin = time.perf_counter()
         function()
         if device.type == "cuda":

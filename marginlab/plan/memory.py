@@ -1,7 +1,7 @@
 """Memory of the rank that holds most, in bytes by part, in three moments of a step.
 
 One of the three moments is the peak. W = K D bytes-of-a-weight a class, f = 4 bytes (float32), and
-the letters of `setup`:
+the letters of `marginlab.plan.setup`, where N is the number of ranks:
 
     always      centers                 C_k W
                 optimizer state         C_k K D bytes of each moment (LazyAdamW: float32), and
@@ -23,8 +23,9 @@ the letters of `setup`:
                                         torch's SGD: C_k W, the gradient with its decay;
                                         AdamW: C_k W on CUDA, twice that on a CPU
 
-The peak is the largest of the three sums. The backbone's gradients count as always there (they are
-there at the end of its backward pass), so for a large backbone the plan is that much too high.
+The peak is the largest of the three sums. All three moments count the backbone's gradients, though
+they are complete only at the end of its backward pass. So the plan of a large backbone is that much
+too high.
 Allocators round and fragment; `reserve` is for that.
 
 Tests compare the peak with every allocation of a step on a CPU. The figures for CUDA differ in the

@@ -12,12 +12,14 @@
     gradient of the embeddings      reduce-scatter  G D bytes of an embedding
                                                                 padded to N times the largest batch
 
+Here N is the number of ranks, and G = N B the number of all their rows (`marginlab.plan.setup`). A
+fault is the report of a rank that its batch is invalid.
+
 The payload is the program's input to the collective, and does not depend on the library. Of a
 payload p, a ring sends from each rank (N - 1) p in an all-gather, (N - 1) / N p in a reduce-scatter
-and twice that in an all-reduce, which is the least there is for the largest of them. gloo is not so
-thrifty: by the bytes that the loopback interface counts, its reduce-scatter sends as much as its
-all-reduce (torch 2.14). The gradients of the backbone, which DDP or FSDP exchanges, are not counted
-here. One rank exchanges nothing.
+and twice that in an all-reduce. gloo sends more: by the bytes that the loopback interface counts,
+its reduce-scatter sends as much as its all-reduce (torch 2.14). The gradients of the backbone,
+which DDP or FSDP exchanges, are not counted here. One rank exchanges nothing.
 
 A test counts the payloads of a real step and finds these numbers.
 """

@@ -30,6 +30,7 @@ from marginlab.data import ImageSet, load
 from marginlab.data.loading import splits
 from marginlab.data.selection import selection_of
 from marginlab.data.sheet import encode_picture
+from marginlab.machine import check_device
 from marginlab.purify.conflicts import Conflicts, conflicts
 from marginlab.purify.embedding import check_classes, embedder
 from marginlab.purify.page import page, worst_sheet
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
             raise SettingsError(
                 f"--batch and --worst are at least 1, not {asked.batch} and {asked.worst}."
             )
-        _check_device(asked.device)
+        check_device(asked.device)
         size = recipe_of(asked.run).image_size if asked.size is None else asked.size
         model = load_run(asked.run, asked.device)
         images = _images(asked, asked.split, size)
@@ -137,15 +138,6 @@ def _angle(text: str) -> Any:
         raise SettingsError(told) from error
     check_angle(angle)
     return angle
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that torch does not know, or that is not there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
-        told = str(error).splitlines()[0]
-        raise SettingsError(f"--device {device} cannot be used: {told}. Give cpu.") from error
 
 
 def _images(asked: argparse.Namespace, split: str, size: int) -> ImageSet:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from marginlab import files
 from marginlab.data.sheet import contact_sheet, encode_picture
+from marginlab.machine import check_device
 from marginlab.methods import Method, Recognizability
 from marginlab.quality.dropout import SerFiq
 from marginlab.quality.frozen import FeatureNorm, HighestGalleryCosine, PredictedIndex
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
             )
         if asked.out.exists() and (not asked.out.is_dir() or any(asked.out.iterdir())):
             raise SettingsError(f"{asked.out} is there already. Name a new folder: --out FOLDER.")
-        _check_device(asked.device)
+        check_device(asked.device)
         model = load_run(asked.run, asked.device)
         size = asked.size or recipe_of(asked.run).image_size or getattr(model, "image_size", 0)
         if not 8 <= size <= 1024:
@@ -150,15 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=256, help="images that are scored at a time")
     add("--device", default="cpu", help="where the model runs")
     return parser
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that torch does not know, or that is not there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
-        told = str(error).splitlines()[0]
-        raise SettingsError(f"--device {device} cannot be used: {told}. Give cpu.") from error
 
 
 def _scores(model: Method, asked: argparse.Namespace, size: int) -> dict[str, QualityScore]:

@@ -63,13 +63,6 @@ def least(
     groups: Int[Tensor, " J"],
     confidence: float = 0.95,
 ) -> Extreme:
-    """Return the least of the estimates and its interval, as `largest` does for the largest.
-
-    Args:
-        estimates: The estimates, approximately normal, not necessarily independent.
-        errors: Their standard errors.
-        groups: Number of groups that each error comes from.
-        confidence: Confidence of the interval.
-    """
+    """Return the least of the estimates and its interval; arguments are those of `largest`."""
     value, low, high = largest(-estimates, errors, groups, confidence)
     return Extreme(-value, -high, -low)

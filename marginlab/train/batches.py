@@ -63,10 +63,10 @@ class Batches:
         for step in range(first, self.steps):
             yield from self.rows_of(step)
 
-    def begun(
+    def opened(
         self, first: int
     ) -> contextlib.AbstractContextManager[Iterator[tuple[Tensor, Tensor]]]:
-        """Open the micro-batches from step `first` on, for `read`; they are closed at the end."""
+        """Start reading the micro-batches from step `first` on, for `read`; the context ends it."""
         return contextlib.closing(batches(self.train.images, self.own_rows(first)))
 
     def read(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -220,7 +220,7 @@ class _Loop:
             )
             if self.step == 0 and self.monitor.due(0, self.recipe.epochs):
                 self.record.measure(0, board, last=self.recipe.epochs == 0)
-            parts = stack.enter_context(self.batches.begun(self.step))
+            parts = stack.enter_context(self.batches.opened(self.step))
             stack.enter_context(self.signal.watched())
             while self.step < self.steps:
                 epoch = self.step // self.per_epoch

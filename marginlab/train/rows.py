@@ -25,7 +25,7 @@ from torch import Tensor
 from marginlab import files
 from marginlab.measures import Alignment, ClassDivergence
 from marginlab.measures.composed import with_intervals
-from marginlab.measures.measure import Measure
+from marginlab.measures.measure import Measure, result_of
 from marginlab.settings import SettingsError
 from marginlab.statistics.intervals import normal_interval, wilson, within
 
@@ -87,15 +87,10 @@ def geometry(
     has fewer than 3 images.
     """
     # rank 0 measures alone
-    alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False).to(
-        features.device
-    )
-    divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False).to(
-        features.device
-    )
-    alignment.update(features, labels)
-    divergence.update(features, labels)
-    aligned, apart = alignment.compute(), divergence.compute()
+    alignment = Alignment(epsilons=torch.tensor(epsilons), sync_on_compute=False)
+    divergence = ClassDivergence(classes, features.shape[-1], sync_on_compute=False)
+    aligned = result_of(alignment, features, labels)
+    apart = result_of(divergence, features, labels)
     n = len(features)
 
     def row(quantity: str, value: Tensor, error: Tensor | None = None) -> Row:

@@ -145,6 +145,8 @@ def test_bad_input_takes_no_folder(knowing, tmp_path, capsys):
     assert command.main(base) == 2
     assert "P0_0001.jpg cannot be read" in capsys.readouterr().err
     assert command.main([*base, "--size", "4"]) == 2
+    assert command.main([*base, "--device", "abacus"]) == 2
+    assert "--device abacus cannot be used" in capsys.readouterr().err
     assert not out.exists()
     out.mkdir()
     (out / "mine").touch()

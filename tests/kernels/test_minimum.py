@@ -108,13 +108,8 @@ def test_cancellation_is_survived_and_named_levels_come_from_one_product():
     assert float(naive) != pytest.approx(1e-4, rel=0.5)
 
 
-def test_a_product_of_fewer_bits_changes_nothing(monkeypatch):
-    """With tf32 or bf16 products the bound grows with their roundoff; here it is the bound alone
-    that can be tested.
-    """
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(8, 4, 50, generator=generator)
-    exact = minimum(x)
+def round_products(monkeypatch):
+    """Let products have the factors of bf16, and the bound know of it."""
     addmm = torch.addmm
     monkeypatch.setattr(
         torch,
@@ -122,6 +117,16 @@ def test_a_product_of_fewer_bits_changes_nothing(monkeypatch):
         lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha),
     )
     monkeypatch.setattr(module, "_roundoff", lambda x: 2.0**-8)
+
+
+def test_a_product_of_fewer_bits_changes_nothing(monkeypatch):
+    """With tf32 or bf16 products the bound grows with their roundoff; here it is the bound alone
+    that can be tested.
+    """
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(8, 4, 50, generator=generator)
+    exact = minimum(x)
+    round_products(monkeypatch)
     assert torch.equal(minimum(x).distance, exact.distance)
     assert torch.equal(minimum(x).views, exact.views)
 
@@ -239,13 +244,7 @@ def test_the_filter_with_a_product_of_fewer_bits(monkeypatch):
     generator = torch.Generator().manual_seed(4)
     x = torch.rand(8, 6, 12, generator=generator) * torch.tensor([1.0] * 3 + [0.01] * 9)
     exact = minimum(x)
-    addmm = torch.addmm
-    monkeypatch.setattr(
-        torch,
-        "addmm",
-        lambda b, x, y, alpha: addmm(b, x.bfloat16().float(), y.bfloat16().float(), alpha=alpha),
-    )
-    monkeypatch.setattr(module, "_roundoff", lambda x: 2.0**-8)
+    round_products(monkeypatch)
     with filtering(3, 1.0) as blocks:
         assert torch.equal(minimum(x).distance, exact.distance)
     assert all(short for short, _ in blocks)

@@ -68,14 +68,28 @@ def refusal(group, rank, function, parts):
 
 class LossLaws:
     """Mixed into a test class that gives `module`, `function`, `naive(z1, z2, **arguments)`,
-    `arguments` (a strategy), the `fewest` rows that brute force can do, and
-    `gradient_when_nothing_crosses(z1, z2, rows)`: that of z1 when what is reduced over ranks of so
-    many rows is constant.
+    `arguments` (a strategy), the `fewest` rows that brute force can do, and `unreduced(z1, z2)`,
+    the losses of the anchors of z1 and then of z2. A loss that is no mean over anchors gives
+    `gradient_when_nothing_crosses` instead.
     """
 
     fewest = 2
     # a loss read from its repr, made to take two views; a loss that takes labels overrides it
     of_views = staticmethod(lambda loss: loss)
+
+    def gradient_when_nothing_crosses(self, z1, z2, rows):
+        """The gradient of z1 when what is gathered from ranks of so many rows is constant.
+
+        Each rank then sees its own rows only as they enter the losses of its own anchors.
+        """
+        slopes, start = [], 0
+        for count in rows:
+            own = (torch.arange(len(z1)) >= start) & (torch.arange(len(z1)) < start + count)
+            x1 = z1.clone().requires_grad_()
+            losses = self.unreduced(torch.where(own[:, None], x1, z1), z2)[torch.cat((own, own))]
+            slopes.append(torch.autograd.grad(losses.sum() / (2 * len(z1)), x1)[0][own])
+            start += count
+        return torch.cat(slopes)
 
     def same(self, got, expected, atol=1e-10):
         torch.testing.assert_close(got[0], expected[0], rtol=1e-10, atol=atol)

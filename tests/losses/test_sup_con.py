@@ -65,6 +65,7 @@ class Views(torch.nn.Module):
 
 class TestSupCon(LossLaws):
     module, function, naive, of_views = Views, staticmethod(of_views), staticmethod(naive), Views
+    unreduced = staticmethod(functools.partial(naive, reduction="none"))
     arguments = st.fixed_dictionaries(
         {
             "temperature": st.floats(0.05, 3),
@@ -73,23 +74,6 @@ class TestSupCon(LossLaws):
             "budget": st.sampled_from([64, 1000, 2**20]),
         }
     )
-
-    @staticmethod
-    def gradient_when_nothing_crosses(z1, z2, rows):
-        """Columns gathered without gradient: each rank sees its own rows only as they enter its own
-        anchors.
-        """
-        slopes, start = [], 0
-        for count in rows:
-            own = (torch.arange(len(z1)) >= start) & (torch.arange(len(z1)) < start + count)
-            x1 = z1.clone().requires_grad_()
-            losses = naive(torch.where(own[:, None], x1, z1), z2, reduction="none")[
-                torch.cat((own, own))
-            ]
-            (slope,) = torch.autograd.grad(losses.sum() / (2 * len(z1)), x1)
-            slopes.append(slope[own])
-            start += count
-        return torch.cat(slopes)
 
     @several
     @given(st.data())

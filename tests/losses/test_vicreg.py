@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from loss_laws import LossLaws, draw_views, several, value_and_gradients
-from torch.autograd import gradcheck, gradgradcheck
 
 from marginlab.losses import VICReg
 from marginlab.losses.functional import vicreg
@@ -84,15 +83,8 @@ class TestVICReg(LossLaws):
                 atol=0,
             )
 
-    def test_second_derivatives_are_right_where_the_covariances_are_held(self):
-        z1, z2 = (
-            z.requires_grad_()
-            for z in torch.randn(
-                2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-            )
-        )
-        assert gradcheck(vicreg, (z1, z2))
-        assert gradgradcheck(vicreg, (z1, z2))
+    def test_covariances_above_the_budget_have_no_second_derivative(self):
+        z1, z2 = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(vicreg(z1, z2, budget=8), z1, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivative"):
             slope.sum().backward()

@@ -56,10 +56,6 @@ def run(*arguments, folder):
     return forked.run(command, cwd=folder, env=environment, timeout=300)
 
 
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == HERE.module.Settings()
-
-
 @pytest.mark.parametrize(
     "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
 )

@@ -57,10 +57,6 @@ def undisturbed(tmp_path_factory):
     return next((folder / "runs").iterdir()), done.stdout
 
 
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == HERE.module.Settings()
-
-
 @pytest.mark.parametrize(
     "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
 )

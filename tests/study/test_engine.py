@@ -329,15 +329,7 @@ def report(run):
 
 def test_under_torchrun_all_ranks_work_on_one_cell(study):
     study.write_text(RANKS)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    command = [*torchrun, "-m", "marginlab.study", str(study), "--folder", "mine"]
+    command = [*forked.torchrun(), "-m", "marginlab.study", str(study), "--folder", "mine"]
     done = forked.run(
         command, cwd=study.parent, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, timeout=120
     )

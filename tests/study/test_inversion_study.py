@@ -3,19 +3,15 @@
 import csv
 import math
 
-import numpy as np
 import pytest
 import torch
+from drawn_characters import draw_characters
 
 from marginlab import settings, study
 from marginlab.study.__main__ import main
 
 HERE = study.load("inversion")
 MODULE = HERE.module
-
-
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == MODULE.Settings()
 
 
 @pytest.mark.parametrize(
@@ -33,18 +29,7 @@ def test_every_preset_reads_and_gives_a_grid(preset):
 @pytest.fixture
 def characters(tmp_path, monkeypatch):
     """A set like Omniglot: 12 characters of 2 alphabets to learn, and 12 others."""
-    random = np.random.default_rng(0)
-    fields = {}
-    for part, n in (("background", 12), ("evaluation", 12)):
-        ink = np.kron(random.random((n, 1, 4, 4)) < 0.4, np.ones((1, 1, 4, 4)))
-        drawn = ink * (random.random((n, 20, 16, 16)) < 0.8)
-        fields[f"{part}_images"] = (255 * (1 - drawn)).astype(np.uint8).reshape(-1, 16, 16)
-        fields[f"{part}_labels"] = np.repeat(np.arange(n), 20)
-        fields[f"{part}_classes"] = np.array([f"{'ab'[k // 2 % 2]}/{k}" for k in range(n)])
-    np.savez(tmp_path / "omniglot.npz", **fields)
-    monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return draw_characters(tmp_path, monkeypatch, 12, lambda _, k: "ab"[k // 2 % 2])
 
 
 def test_the_parts_share_no_image_and_the_right_identities(characters):

@@ -33,10 +33,6 @@ def small(changes):
     return settings.replaced(settings.replaced(HERE.module.Settings(), SMALL), changes)
 
 
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == HERE.module.Settings()
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_reads_and_makes_the_method_of_every_cell(preset):
     chosen = HERE.settings(preset)
@@ -116,23 +112,6 @@ def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, charac
         HERE.module.check(
             settings.replaced(settings.replaced(HERE.module.Settings(), SMALL), changes)
         )
-
-
-@pytest.fixture
-def characters(tmp_path, monkeypatch):
-    """A set like Omniglot: a character is a few strokes of random pixels; a drawing loses some."""
-    random = np.random.default_rng(0)
-    fields = {}
-    for part, n in (("background", 12), ("evaluation", 10)):
-        ink = np.kron(random.random((n, 1, 4, 4)) < 0.4, np.ones((1, 1, 4, 4)))
-        drawn = ink * (random.random((n, 20, 16, 16)) < 0.8)
-        fields[f"{part}_images"] = (255 * (1 - drawn)).astype(np.uint8).reshape(-1, 16, 16)
-        fields[f"{part}_labels"] = np.repeat(np.arange(n), 20)
-        fields[f"{part}_classes"] = np.array([f"{part}/{number}" for number in range(n)])
-    np.savez(tmp_path / "omniglot.npz", **fields)
-    monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def started(chosen, folder, capsys):

@@ -4,17 +4,12 @@ with its report.
 
 import csv
 
-import numpy as np
 import pytest
 
 from marginlab import settings, study
 from marginlab.study.__main__ import main
 
 HERE = study.load("partial_fc")
-
-
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == HERE.module.Settings()
 
 
 @pytest.mark.parametrize(
@@ -72,25 +67,6 @@ def test_the_published_rows_are_whole():
 def test_what_cannot_be_run_is_refused_before_any_work(changes, sentence, characters):
     with pytest.raises(settings.SettingsError, match=sentence):
         HERE.module.check(settings.replaced(HERE.module.Settings(), changes))
-
-
-@pytest.fixture
-def characters(tmp_path, monkeypatch):
-    """A set like Omniglot: a character is a few strokes of random pixels, and a drawing of it loses
-    some.
-    """
-    random = np.random.default_rng(0)
-    fields = {}
-    for part, n in (("background", 12), ("evaluation", 10)):
-        ink = np.kron(random.random((n, 1, 4, 4)) < 0.4, np.ones((1, 1, 4, 4)))
-        drawn = ink * (random.random((n, 20, 16, 16)) < 0.8)
-        fields[f"{part}_images"] = (255 * (1 - drawn)).astype(np.uint8).reshape(-1, 16, 16)
-        fields[f"{part}_labels"] = np.repeat(np.arange(n), 20)
-        fields[f"{part}_classes"] = np.array([f"{part}/{number}" for number in range(n)])
-    np.savez(tmp_path / "omniglot.npz", **fields)
-    monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from drawn_characters import draw_characters
 
 from marginlab import settings, study
 from marginlab.rng import Key
@@ -22,29 +23,13 @@ BACKBONE = "Backbone('resnet18', stem='strided', width=0.0625)"
 
 @pytest.fixture
 def characters(tmp_path, monkeypatch):
-    """A set like Omniglot: strokes of random pixels, of which a drawing loses some."""
-    random = np.random.default_rng(0)
-    fields = {}
-    for part, n in (("background", 12), ("evaluation", 8)):
-        ink = np.kron(random.random((n, 1, 4, 4)) < 0.4, np.ones((1, 1, 4, 4)))
-        drawn = ink * (random.random((n, 20, 16, 16)) < 0.8)
-        fields[f"{part}_images"] = (255 * (1 - drawn)).astype(np.uint8).reshape(-1, 16, 16)
-        fields[f"{part}_labels"] = np.repeat(np.arange(n), 20)
-        names = [f"{part} {number % 2}/{number}" for number in range(n)]
-        fields[f"{part}_classes"] = np.array(names)
-    np.savez(tmp_path / "omniglot.npz", **fields)
-    monkeypatch.setenv("MARGINLAB_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    """A set like Omniglot: 12 characters of 2 alphabets to learn, and 8 of 2 others."""
+    return draw_characters(tmp_path, monkeypatch, 8, lambda part, k: f"{part} {k % 2}")
 
 
 def table(folder):
     with (folder / "results.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == HERE.module.Settings()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -18,10 +18,6 @@ protocol = importlib.import_module(f"{HOME}.protocol")
 DEFAULT = HERE.module.Settings()
 
 
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == DEFAULT
-
-
 @pytest.mark.parametrize(
     "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
 )

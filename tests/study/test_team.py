@@ -1,7 +1,6 @@
 """Ranks that end at different times: none of them cuts another's last words."""
 
 import os
-import sys
 
 import forked
 
@@ -34,15 +33,7 @@ def test_a_rank_that_has_ended_does_not_end_the_one_that_still_writes(tmp_path):
     has.
     """
     (tmp_path / "fails.py").write_text(FAILS)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    command = [*torchrun, "-m", "marginlab.study", "fails.py", "--folder", "mine"]
+    command = [*forked.torchrun(), "-m", "marginlab.study", "fails.py", "--folder", "mine"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = forked.run(command, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 1, done.stderr

@@ -20,10 +20,6 @@ measure = sys.modules[HERE.module.Labels.__module__]
 pages = HERE.module.pages
 
 
-def test_the_default_preset_is_the_defaults():
-    assert HERE.settings("default") == HERE.module.Settings()
-
-
 @pytest.mark.parametrize(
     "preset", sorted(path.stem for path in (HERE.home / "presets").glob("*.toml"))
 )

@@ -1,5 +1,7 @@
-"""Theorem 3: (*) and the bounds of pairs on exact populations, at every temperature and number of
-negatives; the printed form is vacuous.
+"""Theorem 3 on exact populations, at every temperature and number of negatives.
+
+Inequality (*) of `marginlab.theory.theorems.theorem_3` and the bounds of pairs hold. The printed
+form is vacuous.
 """
 
 import math
@@ -104,8 +106,8 @@ def test_collapse_onto_antipodal_points_is_recovered_exactly_where_the_printed_f
     result = exact(population)
     assert abs(float(result.pairs.right[0, 1]) + 1) < 1e-9
     assert abs(result.average.right + 1) < 1e-9
-    # so that the corollary Err <= (1 - sigma) + R_eps can be had from L_2: upper bounds of mu_k .
-    # mu_l in the place of what they bound
+    # so L_2 gives the corollary Err <= (1 - sigma) + R_eps: Theorem 1 takes the upper bounds of
+    # mu_k . mu_l in place of these products
     upper = population.gram.clone()
     upper[0, 1] = upper[1, 0] = float(result.pairs.right[0, 1])
     theorem = theorem_1(

@@ -1,6 +1,4 @@
-"""A run on classes of which some have no image: said at loading, measured over those that are
-there.
-"""
+"""Classes without an image: loading warns of them, and a run measures the others."""
 
 import math
 

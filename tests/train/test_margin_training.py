@@ -383,16 +383,8 @@ def test_a_classifier_trained_by_two_processes_is_that_of_one_and_goes_on_with_o
         "--measure",
         repr(WATCH),
     ]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = forked.run([*torchrun, *command], cwd=tmp_path, env=environment, timeout=200)
+    done = forked.run([*forked.torchrun(), *command], cwd=tmp_path, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     two, one = load(tmp_path / "run"), fit(alike, tmp_path / "one", WATCH, say=quiet)
     assert two.classifier.centers.shape == (10, 1, 16)

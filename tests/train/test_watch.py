@@ -5,7 +5,6 @@ The first are found by layer and told to all ranks; after the second a run goes 
 
 import os
 import signal
-import sys
 import time
 from dataclasses import replace
 
@@ -219,16 +218,8 @@ def test_a_rank_that_fails_ends_all_within_a_minute_and_says_why(tmp_path, how, 
     script, recipe = tmp_path / "failing.py", tmp_path / "recipe.toml"
     script.write_text(ONE_RANK_FAILS)
     recipe.write_text(settings.to_toml(RECIPE))
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
     command = [
-        *torchrun,
+        *forked.torchrun(),
         str(script),
         how,
         str(recipe),

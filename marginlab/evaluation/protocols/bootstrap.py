@@ -5,9 +5,9 @@
     weight of an impostor pair (i, j)  w_i w_j
     interval = quantiles (1 - c)/2 and (1 + c)/2 of the statistic over draws
 
-Pairs that share a person are not independent. Drawing pairs would count each as news, and its
-interval would be too narrow; drawing people keeps what belongs together. The draws are those of
-`marginlab.rng`: replicate r draws the same people whatever was drawn before.
+Pairs that share a person are not independent. A bootstrap that draws pairs takes them for
+independent, and its interval is too narrow. Here people are drawn, each with all of its pairs. The
+draws are those of `marginlab.rng`: replicate r draws the same people whatever was drawn before.
 
 Sources: Efron and Tibshirani, "An introduction to the bootstrap", 1993 (percentile interval);
 Snijders and Borgatti, "Non-parametric standard errors and tests for network statistics",

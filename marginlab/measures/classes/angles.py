@@ -26,6 +26,7 @@ from marginlab.measures.measure import (
     check_labels,
     constant,
     prepared,
+    result_of,
     same_views,
 )
 
@@ -94,14 +95,10 @@ def angle_statistics(
         >>> [round(float(v), 3) for v in (angles.W_EC, angles.W_Inter, angles.Inter, intra.Intra)]
         [45.0, 45.0, 135.0, 22.5]
     """
-    first = AngleStatistics(num_classes, features.shape[-1], weights, sync_on_compute=False).to(
-        features.device
-    )
-    first.update(features, labels)
-    result: AngleResult = first.compute()
-    second = IntraAngle(result.centers, sync_on_compute=False).to(features.device)
-    second.update(features, labels)
-    return result, second.compute()
+    first = AngleStatistics(num_classes, features.shape[-1], weights, sync_on_compute=False)
+    result: AngleResult = result_of(first, features, labels)
+    second = IntraAngle(result.centers, sync_on_compute=False)
+    return result, result_of(second, features, labels)
 
 
 class AngleStatistics(Measure):

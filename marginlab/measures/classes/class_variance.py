@@ -29,6 +29,7 @@ from marginlab.measures.classes.divergence import (
     GroupSums,
     squared_lengths,
 )
+from marginlab.measures.measure import result_of
 from marginlab.statistics.jackknife import jackknife_variance
 
 # a squared distance of centers in float64 is rounding below this share of the mean squared norms
@@ -112,9 +113,8 @@ def class_variance(
     """
     measure = ClassVariance(
         num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False
-    ).to(features.device)
-    measure.update(features, labels)
-    result: ClassVarianceResult = measure.compute()
+    )
+    result: ClassVarianceResult = result_of(measure, features, labels)
     return result
 
 

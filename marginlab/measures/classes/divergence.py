@@ -26,6 +26,7 @@ from marginlab.measures.measure import (
     check_labels,
     constant,
     prepared,
+    result_of,
     same_views,
 )
 from marginlab.statistics import index_within_group
@@ -132,9 +133,8 @@ def class_divergence(
     """
     measure = ClassDivergence(
         num_classes, features.shape[-1], normalize, groups=groups, sync_on_compute=False
-    ).to(features.device)
-    measure.update(features, labels)
-    result: DivergenceResult = measure.compute()
+    )
+    result: DivergenceResult = result_of(measure, features, labels)
     return result
 
 

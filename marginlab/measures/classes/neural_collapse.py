@@ -33,6 +33,7 @@ from marginlab.measures.measure import (
     check_labels,
     constant,
     prepared,
+    result_of,
     same_views,
 )
 from marginlab.measures.spectrum.spectrum import EPS, moments
@@ -94,9 +95,8 @@ def neural_collapse(
     dim = features.shape[-1]
     measure = NeuralCollapse(
         num_classes, dim, weights, normalize=normalize, groups=groups, sync_on_compute=False
-    ).to(features.device)
-    measure.update(features, labels)
-    result: NeuralCollapseResult = measure.compute()
+    )
+    result: NeuralCollapseResult = result_of(measure, features, labels)
     return result
 
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from marginlab.measures.measure import result_of
 from marginlab.measures.spectrum.spectrum import SecondMoments, effective_rank, resolved
 
 
@@ -60,9 +61,8 @@ def rankme(
         normalize=normalize,
         groups=groups,
         sync_on_compute=False,
-    ).to(features.device)
-    measure.update(features)
-    result: EffectiveRankResult = measure.compute()
+    )
+    result: EffectiveRankResult = result_of(measure, features)
     return result
 
 

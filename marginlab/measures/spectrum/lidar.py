@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from marginlab.measures.measure import result_of
 from marginlab.measures.spectrum.spectrum import SecondMoments, effective_rank, moments, resolved
 
 
@@ -63,9 +64,8 @@ def lidar(
     """
     measure = LiDAR(
         features.shape[-1], delta=delta, normalize=normalize, groups=groups, sync_on_compute=False
-    ).to(features.device)
-    measure.update(features)
-    result: LiDARResult = measure.compute()
+    )
+    result: LiDARResult = result_of(measure, features)
     return result
 
 

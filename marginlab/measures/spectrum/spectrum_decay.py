@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from marginlab.measures.measure import result_of
 from marginlab.measures.spectrum.spectrum import SecondMoments, resolved
 
 Weights = Literal["equal", "published"]
@@ -116,9 +117,8 @@ def spectrum_decay(
         weights=weights,
         groups=groups,
         sync_on_compute=False,
-    ).to(features.device)
-    measure.update(features)
-    result: SpectrumDecayResult = measure.compute()
+    )
+    result: SpectrumDecayResult = result_of(measure, features)
     return result
 
 

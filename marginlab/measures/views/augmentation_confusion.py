@@ -23,7 +23,7 @@ too, but another image has no view left out.) Compare only ACRs of equal N and V
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from marginlab.kernels import BUDGET, walk
@@ -147,6 +147,9 @@ class AugmentationConfusion(ImageSample):
         (0.5, 2, 2)
     """
 
+    fewest_views = 2
+    equal_views = "ACR changes with V, give equally many."
+
     def __init__(
         self,
         within: Reduction = "min",
@@ -159,17 +162,6 @@ class AugmentationConfusion(ImageSample):
         super().__init__(max_images, seed, **kwargs)
         _check_reductions(within, across)
         self.within, self.across = within, across
-
-    def update(
-        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
-    ) -> None:
-        """Take V views' features of N more images.
-
-        Args:
-            features: The features.
-            labels: Ignored; accepted so that all measures may be called alike.
-        """
-        self.add(features, 2, "ACR changes with V, give equally many.")
 
     def compute(self) -> ConfusionResult:
         """Return the result, over all ranks under a process group."""

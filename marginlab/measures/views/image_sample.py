@@ -7,10 +7,10 @@ So the sample of a union is the sample of the parts' samples, and which images a
 neither on their order nor on batches or ranks.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from marginlab.measures.measure import Measure, check_features, constant, rows, same_views
@@ -29,6 +29,10 @@ class ImageSample(Measure):
         kwargs: Keyword arguments of torchmetrics.Metric.
     """
 
+    #: Least number of views of an image.
+    fewest_views: ClassVar[int] = 1
+    #: Remedy for another number of views than before, in the words of an error.
+    equal_views: ClassVar[str] = "give all images equally many."
     features: list[Tensor]
     priority: list[Tensor]
     seen: Tensor
@@ -47,16 +51,17 @@ class ImageSample(Measure):
         self.add_state("seen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("views", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx=constant)
 
-    def add(self, features: Tensor, fewest_views: int, remedy: str) -> None:
+    def update(
+        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
+    ) -> None:
         """Take V views' features of N more images.
 
         Args:
             features: The features.
-            fewest_views: Least number of views.
-            remedy: The remedy for another number of views than before, as `same_views` takes it.
+            labels: Ignored; accepted so that all measures may be called alike.
         """
-        check_features(features, fewest_views)
-        views = same_views(features, self.views, remedy)
+        check_features(features, self.fewest_views)
+        views = same_views(features, self.views, self.equal_views)
         if len(self.features) and self.features[0].shape[-1] != features.shape[2]:
             raise ValueError(
                 f"features have {features.shape[2]} dimensions, those before had "

@@ -21,7 +21,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from marginlab.kernels import BUDGET, logsumexp
@@ -142,17 +142,6 @@ class Uniformity(ImageSample):
         super().__init__(max_images, seed, **kwargs)
         _check_t(t)
         self.t, self.normalize = t, normalize
-
-    def update(
-        self, features: Float[Tensor, "N V D"], labels: Shaped[Tensor, " N"] | None = None
-    ) -> None:
-        """Take V views' features of N more images.
-
-        Args:
-            features: The features.
-            labels: Ignored; accepted so that all measures may be called alike.
-        """
-        self.add(features, 1, "give all images equally many.")
 
     def priorities(self, features: Tensor) -> Int[Tensor, " N"]:
         """Return a random number of each image, from the seed, its features and its duplicates.
