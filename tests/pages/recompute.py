@@ -7,6 +7,7 @@ if there is one. A sentence of a page is put together from measured/*.csv in the
 import sys
 
 from bounds_page import bounds
+from claims_page import claims
 from concentration_page import concentration
 from front_page import front, shared, speed
 from inversion_page import inversion
@@ -19,6 +20,7 @@ from versus_page import versus
 
 STUDIES = (
     bounds,
+    claims,
     concentration,
     inversion,
     learning_rate,
