@@ -27,16 +27,16 @@ SMOKE = {
         "images=500": "images=200",
     },
     "04_contrastive_versus_margin": {
-        r"epochs=\d+": "epochs=2",
+        r"epochs=\d+": "epochs=1",
         "images=500": "images=100",
         "images=100, views=6, bank=500": "images=20, views=3, bank=100",
         r"every=\d+": "every=1",
     },
     "05_partial_fc_at_scale": {
-        "STEPS, C, D = 400, 5000, 32": "STEPS, C, D = 20, 500, 16",
+        "STEPS, C, D = 200, 2000, 32": "STEPS, C, D = 20, 500, 16",
         r"SIZES, EACH, EPOCHS, SEEDS = .*": "SIZES, EACH, EPOCHS, SEEDS = 4, 1, 6, 1, (0, 1)",
         r"\(1.0, 0.3, 0.1(, 0.03)?\)": "(1.0, 0.1)",
-        "n=400, far_pairs=2000": "n=40, folds=2, far_pairs=200",
+        "n=2000, far_pairs=6000": "n=40, folds=2, far_pairs=200",
     },
     "06_recognizability_and_inversion": {
         "SIDE = 32": "SIDE = 16",
