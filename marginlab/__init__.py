@@ -8,4 +8,4 @@ Letters for shapes, everywhere: B rows of a batch, C classes, D features, K sub-
 views of an image, P pixels.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"

@@ -27,6 +27,27 @@ SMOKE = {
         r"\(2, 4, 8, 16, 32\)": "(2, 4, 8)",
         "images=500": "images=200",
     },
+    "04_contrastive_versus_margin": {
+        r"epochs=\d+": "epochs=1",
+        "images=500": "images=100",
+        "images=100, views=6, bank=500": "images=20, views=3, bank=100",
+        r"every=\d+": "every=1",
+    },
+    "05_partial_fc_at_scale": {
+        "STEPS, C, D = 200, 2000, 32": "STEPS, C, D = 20, 500, 16",
+        r"SIZES, EACH, EPOCHS, SEEDS = .*": "SIZES, EACH, EPOCHS, SEEDS = 4, 1, 6, 1, (0, 1)",
+        r"\(1.0, 0.3, 0.1(, 0.03)?\)": "(1.0, 0.1)",
+        "n=2000, far_pairs=6000": "n=40, folds=2, far_pairs=200",
+    },
+    "06_recognizability_and_inversion": {
+        "SIDE = 32": "SIDE = 16",
+        r"subset\(200\)": "subset(40)",
+        r"subset\(1000\)": "subset(200)",
+        '"images": 1000': '"images": 100',
+        r'"epochs": \d+': '"epochs": 1',
+        r"epochs=\d+": "epochs=1",
+        r"steps=\d+": "steps=3",
+    },
 }
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

@@ -80,6 +80,8 @@ def bounds() -> Page:
         "each with 15 views beside itself",
         "15 draws are then all views there are",
         "(confidence 0.95)",
+        "*new batches* of 16 images",
+        "(4 and 64 steps)",
         "after 800 epochs on CIFAR-10",
         "after 25 epochs of a network",
         "ArcFace or CosFace at s = 16 to 64 stops",

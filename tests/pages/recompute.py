@@ -7,6 +7,7 @@ if there is one. A sentence of a page is put together from measured/*.csv in the
 import sys
 
 from bounds_page import bounds
+from claims_page import claims
 from concentration_page import concentration
 from findings_page import findings
 from front_page import front, shared, speed
@@ -20,6 +21,7 @@ from versus_page import versus
 
 STUDIES = (
     bounds,
+    claims,
     concentration,
     findings,
     inversion,

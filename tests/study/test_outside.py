@@ -41,6 +41,17 @@ def example() -> str:
     return re.search(r"```python\n(.*?)```", text, re.S)[1]
 
 
+def needed() -> list[str]:
+    """The files beside the code that a shipped study reads, as the wheel names them."""
+    found = [
+        f"_studies/{path.relative_to(ROOT / 'studies')}"
+        for pattern in ("README.md", "*/*.py", "*/published.csv", "*/presets/*.toml")
+        for path in (ROOT / "studies").glob(pattern)
+    ]
+    assert len(found) > 40
+    return [*found, "study/report.css", "plan/published.csv", "py.typed"]
+
+
 def run(*arguments: str, path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
         "PYTHONPATH": str(path),
@@ -70,9 +81,11 @@ def test_a_study_of_ones_own_runs_from_an_installed_wheel(tmp_path):
     built = run("-c", build, path=tmp_path, folder=tmp_path)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("marginlab-*.whl")
+    assert wheel.stat().st_size < 5_000_000
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
-    assert (installed / "marginlab" / "_studies" / "README.md").is_file()
+    for name in needed():
+        assert (installed / "marginlab" / name).is_file(), name
     where = run(
         "-c", "import marginlab; print(marginlab.__file__)", path=installed, folder=tmp_path
     )
