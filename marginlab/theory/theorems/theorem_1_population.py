@@ -159,7 +159,8 @@ def least_lengths(
     centers: Float[Tensor, "*H C D"], q: Float[Tensor, "*G C"], spread: Float[Tensor, "*G C"]
 ) -> Float[Tensor, "*G C"]:
     """Return a lower limit of || mu_k ||^2, from || mu_k - q_k c_k || <= e_k."""
-    return (q * centers.norm(dim=-1) - spread).clamp(min=0).square()
+    least: Tensor = (q * centers.norm(dim=-1) - spread).clamp(min=0)
+    return least.square()
 
 
 def conditions(
