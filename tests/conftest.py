@@ -26,7 +26,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile(
     "lab",
     deadline=None,
-    max_examples=20,
+    max_examples=12,
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
