@@ -12,6 +12,8 @@ from pathlib import Path
 import jaxtyping
 
 sys.path.insert(0, str(Path(__file__).parent))
+import checker
+
 jaxtyping.install_import_hook("marginlab", "checker.check")
 
 import hypothesis  # noqa: E402
@@ -26,7 +28,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile(
     "lab",
     deadline=None,
-    max_examples=20,
+    max_examples=12,
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
@@ -40,7 +42,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lab"))
 
 
 def pytest_runtest_setup() -> None:
-    """Seed the global generators, so that a test draws the same whatever ran before it."""
+    """Seed the global generators, so that a test draws the same whatever ran before it; check the
+    annotations of every function anew.
+    """
+    checker.calls.clear()
     torch.manual_seed(0)
     np.random.seed(0)  # of libraries that draw from the global state
 

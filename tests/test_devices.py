@@ -254,6 +254,7 @@ METHODS = {
 def test_a_training_that_was_interrupted_ends_as_one_that_was_not(name, tmp_path, monkeypatch):
     recipe = Recipe(
         images=64,
+        image_size=16,
         backbone=SMALL,
         method=METHODS[name],
         epochs=3,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from insightface_files import write_pack, write_training_folder
 from PIL import Image
-from test_readme import SHORT_STUDY
+from test_readme import SHORT_STUDY, SHORT_TRAIN
 
 from marginlab.data import Shapes
 
@@ -47,9 +47,6 @@ RUN = [
     "train",
 ]
 BLOCK = re.compile(r"^```(python|sh|toml)\n(.*?)^```", re.M | re.S)
-# Added to commands that train, so that they end within seconds; flags that come later win.
-SHORT_TRAIN = "--epochs 1 --images 64 --batch 32".split()
-SHORT_TRAIN += ["--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 
 
 def short(command):
@@ -62,7 +59,6 @@ def short(command):
         words[0] = sys.executable
     if "concentration" in words:
         words += [*SHORT_STUDY, *([] if "--batch" in words else ["--batch", "20"])]
-        words += ["--recipe.images", "100"]
     if "marginlab.train" in words:
         words += SHORT_TRAIN
     return words

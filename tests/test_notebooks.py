@@ -15,17 +15,28 @@ import pytest
 
 SMOKE = {
     "00_gallery": {},  # it draws committed tables
-    "01_losses_and_geometry": {r"epochs=\d+": "epochs=2", "steps=600": "steps=60"},
+    "01_losses_and_geometry": {
+        r"epochs=\d+": "epochs=1",
+        "steps=600": "steps=20",
+        r"image_size=16,\n": "image_size=16, images=192,\n",
+        "width=0.25": "width=0.125",
+    },
     "02_generalization_bounds": {
         r'"CosFace",\s+14': '"CosFace", 2',
         r'"SimCLR",\s+4': '"SimCLR", 1',
-        r"range\(150\)": "range(30)",
+        r"range\(150\)": "range(12)",
+        r"(linspace\(0, \d\.\d), \d+\)": r"\1, 5)",
+        r"range\(10, 129, 2\)": "range(10, 129, 20)",
+        r"subset\(200\)": "subset(128)",
+        "width=0.25": "width=0.125",
     },
     "03_concentration": {
-        r"epochs=\d+": "epochs=2",
+        r"epochs=\d+": "epochs=1",
         "n_views=32": "n_views=8",
         r"\(2, 4, 8, 16, 32\)": "(2, 4, 8)",
-        "images=500": "images=200",
+        "images=500": "images=100",
+        r"subset\(100\)": "subset(40)",
+        "width=0.25": "width=0.125",
     },
     "04_contrastive_versus_margin": {
         r"epochs=\d+": "epochs=1",
@@ -67,23 +78,36 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(path.parent.parent), os.environ.get("PYTHONPATH", "")])
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """A client of one kernel, which imports once for all notebooks."""
+    folder = tmp_path_factory.mktemp("kernel")
+    path = [str(NOTEBOOKS[0].parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    client = nbclient.NotebookClient(
+        nbformat.v4.new_notebook(),
+        timeout=200,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
-    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+            patch.setenv(variable, str(folder))
+        with client.setup_kernel():
+            yield client
+
+
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, kernel):
     notebook = nbformat.read(path, as_version=4)
     if os.environ.get("MARGINLAB_NOTEBOOKS") != "whole":
         smaller(notebook, SMOKE[path.stem])
-    nbclient.NotebookClient(
-        notebook,
-        timeout=200,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no name of another notebook
+    kernel.nb = notebook
+    for number, cell in enumerate(notebook.cells):
+        kernel.execute_cell(cell, number)
     outputs = [
         output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     ]

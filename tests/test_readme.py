@@ -29,10 +29,10 @@ COMMANDS = [
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # Added to every command that trains, so that it ends within seconds; flags that come later win.
 SHORT_STUDY = (
-    "--grids pairs --pairs ad --recipe.epochs 1 --monitor.every 0 --monitor.bank 100 --methods "
-    "SimCLR(hidden=8,dim=8)"
+    "--grids pairs --pairs ad --recipe.epochs 1 --recipe.images 60 --monitor.every 0 "
+    "--monitor.images 20 --monitor.views 2 --monitor.bank 40 --methods SimCLR(hidden=8,dim=8)"
 ).split()
-SHORT_STUDY += "--per-class 4 --views 3 --deep-views 4 --sharpened 2".split()
+SHORT_STUDY += "--per-class 4 --blocks 2 --views 3 --deep-views 4 --sharpened 2".split()
 SHORT_STUDY += ["--recipe.backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
 SHORT_BOUNDS = (
     "--recipe.epochs 1 --recipe.images 100 --monitor.images 20 --monitor.views 3 --monitor.bank 50 "
@@ -50,7 +50,9 @@ SHORT_MARGINS = (
     "--monitor.far-pairs 100 --monitor.fars 0.1 --monitor.bank 24 --monitor.images 24 "
     "--monitor.angles 24"
 ).split()
-SHORT_TRAIN = ["--epochs", "1", "--backbone", "Backbone('resnet18', stem='strided', width=0.125)"]
+SHORT_TRAIN = "--epochs 1 --images 64 --batch 32 --backbone".split()
+SHORT_TRAIN += ["Backbone('resnet18', stem='strided', width=0.125)"]
+SHORT_TRAIN += ["--measure", "Monitor(images=20, views=2, bank=40)"]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +105,6 @@ def test_every_command_runs(home, command):
         words += [
             *SHORT_STUDY,
             *([] if "--batch" in words else ["--recipe.batch", "20"]),
-            "--recipe.images",
-            "100",
         ]
     if "bounds" in words:
         words += SHORT_BOUNDS

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from marginlab.kernels import between, minimum
 from marginlab.kernels import filter as filtered
@@ -157,7 +157,6 @@ def filtering(directions=3, worth=1 / 32, share=-1.0):
         yield blocks
 
 
-@settings(max_examples=20)
 @given(groups(), st.sampled_from([1 / 32, 1.0]), st.integers(1, 4))
 def test_the_filter_changes_nothing(case, worth, directions):
     x, n, levels, budget = case

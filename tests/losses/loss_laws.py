@@ -19,7 +19,7 @@ from marginlab.testing.strategies import seeds
 # one law, run for each loss
 several = settings(suppress_health_check=[HealthCheck.differing_executors])
 few = settings(several, max_examples=5)
-NUMBERS_OF_RANKS = [*(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2)), 3, 4]
+NUMBERS_OF_RANKS = [*(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3)), 4]
 
 
 def draw_views(data, rows, features=None):

@@ -442,7 +442,7 @@ def test_nothing_quadratic_is_held_and_no_copy_of_the_centers(K):
 @pytest.mark.parametrize(
     ("precision", "steps"),
     [
-        (torch.bfloat16, 1_500),
+        (torch.bfloat16, 300),
         pytest.param(torch.bfloat16, 10_000, marks=pytest.mark.nightly),
         (torch.float32, 300),
     ],

@@ -98,10 +98,15 @@ def others_nightly(told, cases):
 
 @pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize(
-    ("rate", "K"),
-    others_nightly([(0.0, 1), (0.3, 3), (1.0, 1)], itertools.product(RATES, (1, 3))),
+    ("text", "rate", "K"),
+    others_nightly(
+        [
+            *((text, 0.3, 3) for text in MARGINS),
+            *((text, rate, 1) for text in ("ArcFace(0.5)", "AdaFace(0.4)") for rate in (0.0, 1.0)),
+        ],
+        itertools.product(MARGINS, RATES, (1, 3)),
+    ),
 )
-@pytest.mark.parametrize("text", MARGINS)
 @settings(SOME)
 @given(data=st.data())
 def test_n_ranks_are_one_rank(pool, text, rate, K, data):
@@ -129,7 +134,7 @@ AT_CORNERS = ["ArcFace(0.5)", "AdaFace(0.4)", "CurricularFace(0.5)", MARGINS[-1]
 @pytest.mark.parametrize(
     ("text", "rate"),
     others_nightly(
-        [("ArcFace(0.5)", 0.0), ("ArcFace(0.5)", 1.0), *((text, 0.3) for text in AT_CORNERS)],
+        [("ArcFace(0.5)", 0.0), ("ArcFace(0.5)", 1.0), ("AdaFace(0.4)", 0.3)],
         itertools.product(AT_CORNERS, RATES),
     ),
 )
@@ -277,8 +282,13 @@ def in_parts_on_a_rank(group, rank, w, text, arguments, x, labels, rows, cuts, s
 
 
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("text", [text for text in MARGINS if "plus=True" not in text])
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    others_nightly(
+        [("ArcFace(0.5)", 0.0), ("ArcFace(0.5)", 1.0), *((text, 0.4) for text in MARGINS)],
+        itertools.product([text for text in MARGINS if "plus=True" not in text], (0.0, 0.4, 1.0)),
+    ),
+)
 @settings(SOME)
 @given(data=st.data())
 def test_a_window_of_parts_is_one_batch_on_any_number_of_ranks(pool, text, rate, data):

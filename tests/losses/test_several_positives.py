@@ -184,7 +184,7 @@ def test_labels_that_cannot_be_are_refused():
 
 
 def test_nothing_quadratic_is_held():
-    rows = 4000
+    rows = 2000
     z = torch.randn(rows, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(rows) // 4
 
@@ -192,7 +192,7 @@ def test_nothing_quadratic_is_held():
         x = z.clone().requires_grad_()
         info_nce(x, x + 1, labels=labels, budget=2**20).backward()
 
-    assert peak_of(step) < 40 * 2**20  # the whole of 8,000 x 8,000 is 244 MiB
+    assert peak_of(step) < 40 * 2**20  # the whole of 4,000 x 4,000 is 61 MiB
 
 
 INTERVALS = torch.tensor([[0, 0, 2, 5, 3], [3, 2, 5, 5, 4], [1, -1, 4, 0, 9]])

@@ -198,7 +198,7 @@ def test_a_model_of_timm_is_measured_with_weights_of_a_file(tmp_path):
         "--data",
         "digits",
         "--images",
-        "60",
+        "30",
         "--views",
         "2",
         "--size",
@@ -210,4 +210,4 @@ def test_a_model_of_timm_is_measured_with_weights_of_a_file(tmp_path):
         assert main([*common, *weights, "--out", str(tmp_path / name)]) == 0
     one, two = (rows_of(tmp_path / name) for name in ("one", "two"))
     assert one == two
-    assert int(one["backbone", "knn_error", ""]["n"]) == 60
+    assert int(one["backbone", "knn_error", ""]["n"]) == 30

@@ -12,7 +12,8 @@ from marginlab.testing.strategies import seeds
 
 # one law, many measures
 LAW = settings(
-    max_examples=10, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow]
+    max_examples=max(5, settings().max_examples // 500),
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
 
 
@@ -116,7 +117,9 @@ class MeasureLaws:
         self.holds(measure_laws.inputs_kept, 7)
 
     @pytest.mark.xdist_group("ranks")
-    @pytest.mark.parametrize("n", [1, 2, 3, 4])
+    @pytest.mark.parametrize(
+        "n", [*(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3)), 4]
+    )
     @settings(LAW, max_examples=2)
     @given(seed=seeds)
     def test_any_number_of_ranks_is_one_rank(self, pool, n, seed):

@@ -9,7 +9,9 @@ from marginlab.measures.functional import convolution_norm, jacobian_norms
 from marginlab.measures.lipschitz.spectral_bound import _walk
 from marginlab.models import Backbone, EmbeddingLayer, Projector
 
-FEW = settings(max_examples=min(8, settings().max_examples))  # tracing takes a tenth of a second
+FEW = settings(
+    max_examples=min(8, settings().max_examples // 3)
+)  # tracing takes a tenth of a second
 
 
 def matrix(function, shape):

@@ -216,7 +216,13 @@ TRAINED = {
 @pytest.mark.parametrize("method", TRAINED)
 def test_each_trains_and_is_given_back(tmp_path, method):
     recipe = replace(
-        SMALL, images=128, epochs=6, batch=32, method=method, optimizer=TRAINED[method]
+        SMALL,
+        images=128,
+        image_size=16,
+        epochs=6,
+        batch=32,
+        method=method,
+        optimizer=TRAINED[method],
     )
     run = fit(recipe, tmp_path / "run", Monitor(every=0, images=20, views=2, bank=20), say=quiet)
     seen = [row.value for row in run.rows if row.quantity == "loss"]

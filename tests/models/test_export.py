@@ -14,10 +14,10 @@ from marginlab.models import Backbone, IResNet, OwnBackbone, export, to_onnx
 @pytest.mark.parametrize(
     ("text", "side"),
     [
-        ("IResNet(18, width=0.25, image_size=32)", None),
+        pytest.param("IResNet(18, width=0.25, image_size=32)", None, marks=pytest.mark.nightly),
         ("Backbone('resnet18', stem='strided', width=0.25)", 32),
         ("FaceViT('t', image_size=27)", None),
-        ("MobileFaceNet(image_size=32)", None),
+        pytest.param("MobileFaceNet(image_size=32)", None, marks=pytest.mark.nightly),
     ],
 )
 def test_another_runtime_gives_the_same_features(tmp_path, text, side):

@@ -205,8 +205,13 @@ HOLDS = replace(SMALL, dim=8, batch=200, sample_rate=0.9, budget=0.2, memory=0.3
     "setup",
     [
         HOLDS,
-        replace(HOLDS, memory=0.2 / 1024),
-        replace(HOLDS, dim=64, batch=32, ranks=2, memory=0.6 / 1024),
+        *(
+            pytest.param(setup, marks=pytest.mark.nightly)
+            for setup in (
+                replace(HOLDS, memory=0.2 / 1024),
+                replace(HOLDS, dim=64, batch=32, ranks=2, memory=0.6 / 1024),
+            )
+        ),
     ],
 )
 def test_the_largest_number_of_classes_is_that_of_a_search_one_by_one(setup):

@@ -27,8 +27,8 @@ figures, over_seeds, risk, unseen = (
 )
 SMALL = [
     *"--recipe.data digits --recipe.image-size 16 --recipe.images 60 --recipe.epochs 1 "
-    "--recipe.batch 20 --monitor.every 1 --monitor.images 40 --monitor.views 3 --monitor.bank 60 "
-    "--monitor.measures".split(),
+    "--recipe.batch 20 --recipe.precision float32 --monitor.every 1 --monitor.images 40 "
+    "--monitor.views 3 --monitor.bank 60 --monitor.measures".split(),
     *["NeuralCollapse()", "AugmentationConfusion()"],
     *[
         "--methods",

@@ -77,7 +77,7 @@ def test_what_cannot_be_run_is_refused(changes, sentence):
 
 def test_a_small_run_inverts_maps_and_defends(characters, capsys):
     small = (
-        "--recipe.image-size 16 --judge.image-size 16 --recipe.epochs 1 --judge.epochs 2 "
+        "--recipe.image-size 16 --judge.image-size 16 --recipe.epochs 1 --judge.epochs 1 "
         "--recipe.batch 40 --judge.batch 24 --inversion.steps 3 --targets 4 --least-people 4 "
         "--pairs 20 --dims 4 --verified 80 --folds 2 --dim 8 --terms"
     ).split()

@@ -35,7 +35,7 @@ def images():
     return load("shapes-5", "train").subset(60)
 
 
-@settings(max_examples=4)
+@settings(max_examples=max(2, settings().max_examples // 1000))
 @given(st.permutations("abcde"), st.integers(0, 99))
 def test_a_larger_set_of_views_is_more_concentrated(letters, seed):
     images = load("shapes-5", "train").subset(20, seed)

@@ -261,7 +261,7 @@ def test_image_wise_needs_all_of_the_diameter():
     assert margin.tolist() == pytest.approx([0.2, -0.2])
 
 
-REPEATS = [25, pytest.param(1000, marks=pytest.mark.nightly)]
+REPEATS = [12, pytest.param(1000, marks=pytest.mark.nightly)]
 
 
 @pytest.mark.parametrize("repeats", REPEATS)

@@ -93,13 +93,13 @@ def test_a_recipe_reads_back_from_its_file(tmp_path):
 )
 def test_every_way_to_train_learns(tmp_path, changes):
     run = fit(
-        replace(SMALL, image_size=0, images=128, epochs=12, **changes),
+        replace(SMALL, images=128, epochs=8, **changes),
         tmp_path / "run",
-        Monitor(every=12, images=20, views=2, bank=20),
+        Monitor(every=8, images=20, views=2, bank=20),
         say=quiet,
     )
     losses = [row.value for row in run.rows if row.quantity == "loss"]
-    assert len(losses) == 12
+    assert len(losses) == 8
     assert sum(losses[-4:]) < 0.99 * sum(losses[:4])
 
 
@@ -149,7 +149,7 @@ def test_the_command_trains_says_what_it_did_and_refuses_with_a_sentence(tmp_pat
 def test_two_processes_train_the_same_run_by_torchrun(tmp_path):
     """Start torchrun and its ranks as a user does, each a new Python; other tests fork them."""
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(settings.to_toml(replace(SMALL, epochs=1)))
+    recipe.write_text(settings.to_toml(replace(SMALL, data="digits", images=32, epochs=1)))
     command = [
         sys.executable,
         "-m",
@@ -164,7 +164,7 @@ def test_two_processes_train_the_same_run_by_torchrun(tmp_path):
     folder = tmp_path / "run"
     home = str(Path(marginlab.__file__).parent.parent)
     done = subprocess.run(
-        [*command, "--folder", str(folder)],
+        [*command, "--folder", str(folder), "--measure", repr(WATCH)],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": home},
         capture_output=True,

@@ -105,20 +105,21 @@ def test_a_step_that_is_kept_is_not_written_again(tmp_path, monkeypatch, undistu
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path):
-    """Trials of the script on one to three ranks; the first and the last aim at a checkpoint."""
-    asked = "--trials 3 --kills 1 --ranks 1 2 3 --seed 15 --start forked --record".split()
-    command = [sys.executable, str(SCRIPT), *asked, str(tmp_path / "said.json")]
+@pytest.mark.parametrize(
+    "ranks", [["2"], pytest.param(["1", "2", "3"], marks=pytest.mark.nightly)], ids=len
+)
+def test_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path, ranks):
+    """A trial of the script for each number of ranks; every other one aims at a checkpoint."""
+    asked = "--kills 1 --seed 15 --start forked --trials".split()
+    asked += [str(len(ranks)), "--ranks", *ranks, "--record", str(tmp_path / "said.json")]
+    command = [sys.executable, str(SCRIPT), *asked]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = forked.run(command, cwd=tmp_path, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     trials = json.loads((tmp_path / "said.json").read_text())["trials"]
-    assert [(trial["same"], trial["lost"]) for trial in trials] == [(True, False)] * 3
-    assert [kill["aim"] is not None for trial in trials for kill in trial["kills"]] == [
-        True,
-        False,
-        True,
-    ]
+    assert [(trial["same"], trial["lost"]) for trial in trials] == [(True, False)] * len(ranks)
+    aims = [kill["aim"] is not None for trial in trials for kill in trial["kills"]]
+    assert aims == [True, False, True][: len(ranks)]
 
 
 def test_the_recorded_trials_all_ended_alike():

@@ -37,7 +37,7 @@ SAMPLED = replace(
     SMALL,
     method="MarginClassifier(margin='AdaFace(momentum=0.5)', scale=16.0, dim=16, sample_rate=0.5)",
     batch=8,
-    images=80,
+    images=40,
 )
 ELASTIC = replace(
     SAMPLED,
@@ -124,7 +124,7 @@ def sampled(tmp_path_factory):
 def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(
     tmp_path, monkeypatch, sampled, recipe, epoch
 ):
-    # also inside the epochs of 10 steps
+    # also inside the epochs of 5 steps
     monkeypatch.setattr(sys.modules["marginlab.train.fit"], "SAVE_EVERY", 4)
     whole = sampled if recipe is SAMPLED else fit(recipe, tmp_path / "whole", WATCH, say=quiet)
     with pytest.raises(Stop):
@@ -133,7 +133,7 @@ def test_a_sampled_run_that_dies_ends_bit_for_bit_as_one_that_did_not(
     ours, theirs = state(resumed.method), state(whole.method)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert resumed.method.classifier.step == 30
+    assert resumed.method.classifier.step == 15
     np.testing.assert_equal(resumed.rows, whole.rows)
 
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_holds_the_state_of_every_optimizer_and_restores_it_without
     )
     assert checkpoint.restore(last, method, optimizers)["classes"] == list(sampled.method.classes)
     held = optimizers[1].state[method.classifier.centers]
-    assert int(held["steps"]) == 30
+    assert int(held["steps"]) == 15
     assert held["momentum_buffer"].shape == (10, 1, 16)
     assert bool((held["momentum_buffer"] != 0).any())
     weight = method.backbone.net.conv1.weight

@@ -24,7 +24,10 @@ def whole(tmp_path_factory):
     return fit(SMALL, tmp_path_factory.mktemp("whole") / "run", WATCH, say=quiet)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize(
+    "epoch",
+    [pytest.param(0, marks=pytest.mark.nightly), 1, pytest.param(2, marks=pytest.mark.nightly)],
+)
 def test_a_run_that_dies_in_the_monitor_ends_as_one_that_did_not(whole, tmp_path, epoch):
     with pytest.raises(Stop):
         fit(SMALL, tmp_path / "run", dying(epoch), say=quiet)
