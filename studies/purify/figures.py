@@ -12,6 +12,8 @@ from plotly.colors import qualitative
 
 from marginlab.study import Run, literal
 
+from .planting import CONFLICT
+
 SHARES = ("dominant_clean", "dominant_noisy", "other_clean", "other_noisy")  # of figure 7
 SPACE = "projector"
 STAGES = {
@@ -54,7 +56,7 @@ def write(run: Run) -> None:
     groups = _groups(run)
     verified = [
         {
-            **group,
+            **_varied(groups, group),
             "stage": STAGES[group["stage"]],
             "accuracy": spread(_values(run, group, "verification_accuracy", SPACE)),
             **{
@@ -88,7 +90,7 @@ def _noise(run: Run, groups: list[dict[str, Any]]) -> None:
     ]
     scores = [
         {
-            **_short(group),
+            **_short(judges, group),
             "score": f"{space}, {at}" if at else space,
             **{
                 name: spread(_values(run, group, name, space, at))
@@ -108,7 +110,7 @@ def _noise(run: Run, groups: list[dict[str, Any]]) -> None:
     run.report.figure(figure, "Precision (solid) and recall (dotted) of what lies beyond an angle.")
     shares = [
         {
-            **_short(group),
+            **_short(judges, group),
             **{name: spread(_values(run, group, name, "figure 7")) for name in SHARES},
             "dead sub-centers": spread(_values(run, group, "dead_subcenters", "votes")),
         }
@@ -123,7 +125,7 @@ def curves(run: Run, judges: list[dict[str, Any]]) -> go.Figure:
     figure = go.Figure()
     for number, group in enumerate(judges):
         color = qualitative.D3[number % len(qualitative.D3)]
-        name = ", ".join(f"{key} {value}" for key, value in _short(group).items())
+        name = ", ".join(f"{key} {value}" for key, value in _short(judges, group).items())
         ats = _ats(run, group, "curve")
         for of, look in run.parts("seed", **group):
             for quantity, dash in (("precision", "solid"), ("recall", "dot")):
@@ -142,7 +144,7 @@ def _conflict(run: Run, groups: list[dict[str, Any]]) -> None:
     table = []
     seen = [group for group in groups if _values(run, group, "passive", "steps", "whole")]
     for group in seen:
-        row: dict[str, Any] = _short(group)
+        row: dict[str, Any] = _short(seen, group)
         for title, quantity, space, at in (
             ("negatives that are twins", "twin_negatives", "steps", ""),
             ("rows that meet their twin", "twins_seen", "steps", ""),
@@ -155,13 +157,13 @@ def _conflict(run: Run, groups: list[dict[str, Any]]) -> None:
         ):
             row[title] = spread(_values(run, group, quantity, space, at))
         table.append(row)
-    if not table:
+    if not any(group["noise"] in CONFLICT for group in seen):
         return
     run.report.text("## Classes at odds")
     words = "By sampling rate and filter; `cut` classes are split or cut short."
     run.report.table(table, words, seen)
     pairs = [
-        {**_short(group), "angle": at}
+        {**_short(groups, group), "angle": at}
         | {name: spread(_values(run, group, name, "pairs", at)) for name in ("precision", "recall")}
         for group in groups
         for at in _ats(run, group, "pairs")
@@ -176,8 +178,16 @@ def _groups(run: Run) -> list[dict[str, Any]]:
     return [group for number, group in enumerate(found) if group not in found[:number]]
 
 
-def _short(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("stage", "backbone")}
+def _varied(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """The columns in which the groups differ; all but the backbone where they are alike."""
+    differ = {key for key in group if len({str(other[key]) for other in groups}) > 1}
+    kept = differ or set(group) - {"backbone"}
+    return {key: value for key, value in group.items() if key in kept}
+
+
+def _short(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """The columns in which the groups differ, without the stage."""
+    return {key: value for key, value in _varied(groups, group).items() if key != "stage"}
 
 
 def _values(
