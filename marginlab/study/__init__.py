@@ -16,6 +16,7 @@ from marginlab.study.run import Rows as Rows
 from marginlab.study.run import Run as Run
 from marginlab.study.run import Series as Series
 from marginlab.study.run import open_run as open_run
+from marginlab.study.traces import of_cells as of_cells
 
 __all__ = (
     "Cell",
@@ -29,6 +30,7 @@ __all__ = (
     "execute",
     "literal",
     "load",
+    "of_cells",
     "open_run",
     "shipped",
 )

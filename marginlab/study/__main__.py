@@ -1,6 +1,6 @@
 """The command line of studies: `python -m marginlab.study NAME`.
 
-Other forms are `list`, `report RUN`, `keep RUN FILE.csv[.gz]` and `--resume RUN`.
+Other forms are `list`, `report RUN [RUN2]`, `keep RUN FILE.csv[.gz]` and `--resume RUN`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"{PROG} NAME [--preset PRESET] [--folder FOLDER] [settings]\n"
         f"       {PROG} [NAME] --resume RUN [--code MODULE]\n"
-        f"       {PROG} report RUN [--study FILE] [--code MODULE]\n"
+        f"       {PROG} report RUN [RUN2] [--study FILE] [--code MODULE]\n"
         f"       {PROG} keep RUN FILE.csv[.gz] [--study FILE] [--code MODULE]\n"
         f"       {PROG} list\n       {PROG} NAME --help",
         description="Compute a study's grid of cells and make its report. Interrupted at any "
@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "Started once more beside itself, on this or another machine, it shares the work.\n\n"
         "NAME is a study that comes with marginlab (`list` shows them), or a path: of a "
         "file, or of a folder that holds study.py.\n"
-        "`report` makes the report of a run folder again, and computes no cell.\n"
+        "`report` makes the report of a run folder again, and computes no cell. With two run "
+        "folders of one study it\nmakes a page of both, side by side, in the first.\n"
         "`keep` writes the main numbers of a finished run, with its command, device and "
         "versions, to a small file.\n"
         "A run folder is data. A study of your own is executed only where you name its "
@@ -65,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="RUN",
         help="go on with a run folder, with the study and the settings that it was made with",
+    )
+    front.add_argument(
+        "--cell",
+        metavar="ID",
+        action="append",
+        default=[],
+        help="compute this cell only, which the report names by its ID; once for each",
     )
     front.add_argument(
         "--study", metavar="FILE", help="with report and keep: the file of a study of your own"
@@ -99,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
             # its code is the user's word
             trusted = None if given.study is None else load(given.study)
             with as_data(code=given.code):  # the run folder chose the settings, not the user
-                return _report(flags, trusted)
+                return _report(flags, trusted, given.code)
         if name == "keep":
             return _keep(flags, given.study, given.code)
         if given.study is not None:
@@ -113,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"{next(iter(shipped()), 'NAME')}. See {PROG} list, and --help."
             )
         study = None if name is None else load(name)
+        arguments = _without_cells(arguments)
         if given.resume is not None and not given.help:
             return _resume(study, given, flags, arguments)
         assert study is not None  # without a name there is --resume, or help was given
@@ -120,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
             return _help(study, given.preset)
         settings = study.settings(given.preset, flags)
         folder = given.folder or Path("runs") / f"{study.name}-{study.digest(settings)}"
-        return execute(study, settings, folder, arguments=arguments)
+        return execute(study, settings, folder, arguments=arguments, only=given.cell)
     except SettingsError as error:
         own = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         say(f"error: {own}{error}", error=True)  # of every rank: the others may never hear of it
@@ -137,6 +146,17 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     finally:
         leave()
+
+
+def _without_cells(arguments: Sequence[str]) -> list[str]:
+    """Return the command line of the whole grid, which the run folder and the report name."""
+    kept: list[str] = []
+    skip = False
+    for word in arguments:
+        if not skip and word != "--cell" and not word.startswith("--cell="):
+            kept.append(word)
+        skip = not skip and word == "--cell"
+    return kept
 
 
 def _list(flags: Sequence[str]) -> int:
@@ -169,9 +189,16 @@ def _help(study: Study, preset: str | None) -> int:
     return 0
 
 
-def _report(flags: Sequence[str], own: Study | None) -> int:
+def _report(flags: Sequence[str], own: Study | None, code: Sequence[str]) -> int:
+    if len(flags) == 2:
+        from marginlab.study.beside import put_beside  # its intervals load torch
+
+        return put_beside([open_run(folder, own, code=code) for folder in flags])
     if len(flags) != 1:
-        raise SettingsError(f"Of which run? Say: {PROG} report RUN, with RUN one run folder.")
+        raise SettingsError(
+            f"Of which run? Say: {PROG} report RUN, with RUN one run folder, or report RUN RUN2 "
+            "for a page of two side by side."
+        )
     folder = Path(flags[0]).resolve()
     study, settings = reopen(folder, own)
     check(study, settings, folder)
@@ -203,7 +230,7 @@ def _resume(
         elif flags:
             settings = study.settings(None, flags, toml=folder / "config.toml")
         check(study, settings, folder)
-        return execute(study, settings, folder, arguments=arguments)
+        return execute(study, settings, folder, arguments=arguments, only=given.cell)
 
 
 if __name__ == "__main__":

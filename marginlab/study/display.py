@@ -6,10 +6,10 @@ The progress line is shown on a terminal, plain lines elsewhere.
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from marginlab.study.quantity import Quantity, measured
+from marginlab.study.quantity import Quantity, last_values, measured
 from marginlab.study.run import Run
 from marginlab.terminal import printable, say
 
@@ -163,11 +163,8 @@ def closing(run: Run, headline: Sequence[Quantity]) -> None:
     from rich.table import Table
 
     shown = measured(headline, run.results)
-    last: dict[tuple[str, Quantity], dict[str, Any]] = {}
     columns = list(run.cells[0])
-    for row in run.results:  # in the order of the grid and of the epochs
-        what = Quantity(row["quantity"], row["space"], row["at"])
-        last[repr([row[column] for column in columns]), what] = row
+    last = last_values(shown, run.results, columns)
     varying = [column for column in columns if len({cell[column] for cell in run.cells}) > 1]
     fixed = ", ".join(
         f"{column} {run.cells[0][column]}" for column in columns if column not in varying
@@ -179,14 +176,14 @@ def closing(run: Run, headline: Sequence[Quantity]) -> None:
     for quantity in shown:
         table.add_column(printable(quantity.title), justify="right")
     for cell in run.cells:
-        key = repr([cell[column] for column in columns])
+        values = last.get(tuple(cell.values()), {})
         table.add_row(
             *(printable(cell[column]) for column in varying),
-            *(_short(last.get((key, quantity))) for quantity in shown),
+            *(_short(values.get(quantity)) for quantity in shown),
         )
     console().print(table)
 
 
-def _short(row: dict[str, Any] | None) -> str:
+def _short(row: Mapping[str, Any] | None) -> str:
     """Show a value to three digits; its interval is in results.csv."""
     return "–" if row is None else f"{row['value']:.3g}"

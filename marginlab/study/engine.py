@@ -11,19 +11,19 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from marginlab.settings import named_in
+from marginlab.settings import SettingsError, named_in, nearest
 from marginlab.signals import Terminated, on_termination, terminate
 from marginlab.study import display as show
-from marginlab.study.cell import Cell
+from marginlab.study.cell import Cell, identify
 from marginlab.study.definition import Study
 from marginlab.study.display import Display
 from marginlab.study.files import Claim, unwritable, write
 from marginlab.study.folder import assemble, finish, log, now, prepare
-from marginlab.study.page import render, template
+from marginlab.study.page import render, sections
 from marginlab.study.run import Run
 from marginlab.study.team import Team, join
 from marginlab.terminal import say
@@ -32,7 +32,12 @@ _POLL = 0.3  # seconds between two looks at cells that other processes compute
 
 
 def execute(
-    study: Study, settings: Any, folder: Path | str, *, arguments: Sequence[str] = ()
+    study: Study,
+    settings: Any,
+    folder: Path | str,
+    *,
+    arguments: Sequence[str] = (),
+    only: Collection[str] = (),
 ) -> int:
     """Compute the missing cells of a study's grid in a run folder, and make the report.
 
@@ -42,41 +47,46 @@ def execute(
         folder: The run folder, new or of an earlier run.
         arguments: The arguments of the command line, for the command that the run folder and the
             report name.
+        only: The ids of the cells to compute; all where it is empty.
 
     Returns:
         The exit status: 0; 1 if a cell or the report failed; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        SettingsError: The settings give no grid, or the folder is not of this study with these
-            settings. Nothing is written then.
+        SettingsError: The settings give no grid, or `only` names a cell that is not in it, or the
+            folder is not of this study with these settings. Nothing is written then.
         OSError: The folder cannot be made or written (a full disk, a read-only one), or was
             removed; in a sentence.
     """
-    study.grid(settings)
+    known = [identify(columns) for columns in study.grid(settings)]
+    for one in only:
+        if one not in known:
+            raise SettingsError(f"The grid has no cell {one!r}: {nearest(one, known)}")
     team, folder = join(), Path(folder).resolve()
     ground = team.first(lambda: study.check(settings))
     own = [word for module in sorted(named_in(settings)) for word in ("--code", module)]
     command = command_line(arguments or [str(study.file), "--resume", str(folder), *own], team)
     team.first(lambda: prepare(study, settings, folder, command, ground))
     try:
-        return _work(study, settings, folder, team, command)
+        return _work(_Grid(study, settings, folder, team, only), settings, command)
     except OSError as error:
         raise unwritable(error, folder) or error from error
 
 
-def _work(study: Study, settings: Any, folder: Path, team: Team, command: str) -> int:
-    grid = _Grid(study, settings, folder, team)
+def _work(grid: "_Grid", settings: Any, command: str) -> int:
+    study, folder, team = grid.study, grid.folder, grid.team
     with on_termination(terminate):
         try:
-            with Display(len(grid.cells), shown=team.leads) as display:
+            with Display(len(grid.asked), shown=team.leads) as display:
                 if team.leads:
                     log(folder, f"begins: {command}")
                     display.line(
-                        f"{study.name}: {len(grid.cells)} "
-                        f"{'cell' if len(grid.cells) == 1 else 'cells'} in {folder}"
+                        f"{study.name}: {len(grid.asked)} "
+                        f"{'cell' if len(grid.asked) == 1 else 'cells'} in {folder}"
                     )
                 grid.work(display)
-            return conclude(study, settings, folder, command, stamp=grid.stamp)
+            asked = [cell.id for cell in grid.asked]
+            return conclude(study, settings, folder, command, stamp=grid.stamp, asked=asked)
         except (KeyboardInterrupt, Terminated) as stop:
             if team.leads:
                 _farewell(grid, folder, command)
@@ -96,12 +106,15 @@ def _farewell(grid: "_Grid", folder: Path, command: str) -> None:
 class _Grid:
     """The cells of a run, and the ones that this process (this team) may compute."""
 
-    def __init__(self, study: Study, settings: Any, folder: Path, team: Team) -> None:
+    def __init__(
+        self, study: Study, settings: Any, folder: Path, team: Team, only: Collection[str]
+    ) -> None:
         self.study, self.folder, self.team = study, folder, team
         self.cells = [
             Cell(columns, settings=settings, run_folder=folder, home=study.home, team=team)
             for columns in study.grid(settings)
         ]
+        self.asked = [cell for cell in self.cells if not only or cell.id in only]
         # A cell that failed before we came is tried again; one that fails for another process while
         # we work is not.
         self._failed = {cell.id: _stamp(cell.failure_file) for cell in self.cells}
@@ -109,7 +122,7 @@ class _Grid:
         self._claim: Claim | None = None
 
     def work(self, display: Display) -> None:
-        """Compute until every cell has ended, here or elsewhere."""
+        """Compute until every cell that was asked for has ended, here or elsewhere."""
         while True:
             state, index, finished, others = self.team.first(self._next)
             if state == "end":
@@ -118,8 +131,8 @@ class _Grid:
                 display.wait(finished, others)
                 time.sleep(_POLL)
                 continue
-            display.start(self.cells[index].id, finished, others)
-            self._compute(self.cells[index], display)
+            display.start(self.asked[index].id, finished, others)
+            self._compute(self.asked[index], display)
             self.release()
 
     def _next(self) -> tuple[Literal["take", "wait", "end"], int, int, int]:
@@ -129,7 +142,7 @@ class _Grid:
         if not (self.folder / "config.toml").exists():
             # a claim would make it again, without what it held
             raise FileNotFoundError(self.folder)
-        for index, cell in enumerate(self.cells):
+        for index, cell in enumerate(self.asked):
             if cell.finished:
                 finished += 1
             elif _stamp(cell.failure_file) == self._failed[cell.id] and taken < 0:
@@ -196,9 +209,15 @@ class _Grid:
 
 
 def conclude(
-    study: Study, settings: Any, folder: Path, command: str, *, stamp: int | None = None
+    study: Study,
+    settings: Any,
+    folder: Path,
+    command: str,
+    *,
+    stamp: int | None = None,
+    asked: Collection[str] | None = None,
 ) -> int:
-    """Write results.csv, times.csv and report.html; return 0 if nothing is missing.
+    """Write results.csv, times.csv and report.html; return 0 if no cell of `asked` is missing.
 
     With the `stamp` of the report that was there at the beginning, a newer report that shows the
     same cells is left as it is. When several processes end together, one of them makes it.
@@ -225,7 +244,9 @@ def conclude(
             good = _report(run, team, command, state)
     finally:
         claim.release()
-    missing = [cell for cell in run.cells if not cell.finished]
+    missing = [
+        cell for cell in run.cells if not cell.finished and (asked is None or cell.id in asked)
+    ]
     if team.leads:
         _results(run, missing)
     # the first rank to end with an error would have torchrun end the others, in the middle of what
@@ -237,12 +258,7 @@ def conclude(
 def _report(run: Run, team: Team, command: str, state: str) -> bool:
     trouble = ""
     try:
-        if hasattr(run.study.module, "report"):
-            import plotly.io
-
-            plotly.io.templates["marginlab"] = template()
-            plotly.io.templates.default = "marginlab"
-            run.study.module.report(run)
+        sections(run)
     except Exception:
         trouble = traceback.format_exc()
         log(run.folder, f"the report failed:\n{trouble}")
@@ -263,8 +279,12 @@ def _results(run: Run, missing: Sequence[Cell]) -> None:
             f"Missing: {len(missing)} of {len(run.cells)} cells ({named}). The same command tries "
             "them again."
         )
+    later = sum(not cell.finished for cell in run.cells) - len(missing)
+    if later:
+        say(f"{later} cells were not asked for; the same command without --cell computes them.")
     say(f"results  {run.folder / 'results.csv'}\nreport   {run.folder / 'report.html'}")
-    log(run.folder, f"ends, {len(run.cells) - len(missing)} of {len(run.cells)} cells finished")
+    done = sum(cell.finished for cell in run.cells)
+    log(run.folder, f"ends, {done} of {len(run.cells)} cells finished")
 
 
 def _state(run: Run) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from marginlab.files import encoded
 from marginlab.settings import flat
 from marginlab.study.display import clock
 from marginlab.study.folder import now, origin
 from marginlab.study.markup import inline
+from marginlab.study.panel import LIMIT, carried, script, table
 from marginlab.study.report import Report
 from marginlab.study.run import Run
 
@@ -24,6 +26,11 @@ COLORS = (
     "#6b6f76",
     "#7a9a2e",
     "#503b9a",
+)
+# the browser refuses whatever is not in the file itself; plotly draws some kinds of traces by eval
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:"
 )
 
 
@@ -61,6 +68,16 @@ def template() -> Any:
     )
 
 
+def sections(run: Run) -> None:
+    """Have the study write its sections into the run's report."""
+    if hasattr(run.study.module, "report"):
+        import plotly.io
+
+        plotly.io.templates["marginlab"] = template()
+        plotly.io.templates.default = "marginlab"
+        run.study.module.report(run)
+
+
 def render(run: Run, command: str, state: str, trouble: str = "") -> str:
     """Render the whole page.
 
@@ -73,10 +90,7 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
     report, about = run.report, origin(run.folder)
     missing = [cell for cell in run.cells if not cell.finished]
     devices = list(dict.fromkeys(row["device"] for row in run.times)) or ["no cell is finished yet"]
-    versions = "; later ".join(
-        ", ".join(f"{name} {version}" for name, version in v.items())
-        for v in (about["versions"], *about["later_versions"])
-    )
+    versions = released(about)
     seconds = sum(row["seconds"] for row in run.times)
     facts = {
         "Made": now(),
@@ -102,14 +116,28 @@ def render(run: Run, command: str, state: str, trouble: str = "") -> str:
         f"<details><summary>Settings</summary><div "
         f'class="scroll"><table><tbody>{settings}</tbody></table></div></details>'
     )
-    return document(
-        report,
-        f"marginlab study · {run.study.name}",
-        facts,
-        source,
-        state=state,
-        details=details,
-        notice=_notice(run, missing, trouble),
+    report.sections.append(table(run))
+
+    def page(room: int) -> str:
+        return document(
+            report,
+            f"marginlab study · {run.study.name}",
+            facts,
+            source,
+            state=state,
+            details=details,
+            notice=_notice(run, missing, trouble),
+            data=script(carried([run], [command], room, report.pictures)),
+        )
+
+    return page(LIMIT - len(encoded(page(0))))
+
+
+def released(about: Mapping[str, Any]) -> str:
+    """Write the versions that a run was made with, and those that it went on with."""
+    return "; later ".join(
+        ", ".join(f"{name} {version}" for name, version in v.items())
+        for v in (about["versions"], *about["later_versions"])
     )
 
 
@@ -122,8 +150,9 @@ def document(
     state: str = "",
     details: str = "",
     notice: str = "",
+    data: str = "",
 ) -> str:
-    """Render a page of any report that opens without a network.
+    """Render a page of any report that opens without a network, and asks nothing of one.
 
     Args:
         report: Title, lead and sections.
@@ -133,18 +162,23 @@ def document(
         state: The versions of the cells that the page shows.
         details: HTML at the end of the head.
         notice: HTML before the sections.
+        data: The element of the page's cells, as `panel.script` returns it.
     """
-    style = resources.files("marginlab.study").joinpath("report.css").read_text(encoding="utf-8")
+    files = resources.files("marginlab.study")
+    style = files.joinpath("report.css").read_text(encoding="utf-8")
+    wide = ' class="wide"' if any('class="pair"' in section for section in report.sections) else ""
+    code = "".join(files.joinpath(f"{name}.js").read_text("utf-8") for name in ("csv", "report"))
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
             'content="width=device-width, initial-scale=1">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             f'<meta name="marginlab-cells" content="{html.escape(state, quote=True)}">',
             f"<title>{html.escape(report.title)}</title>",
             f"<style>{style}</style>",
             plotly_script() if report.figures else "",
-            "</head><body><main>",
+            f"</head><body><main{wide}>",
             f'<header><p class="kind">{html.escape(kind)}</p><h1>{inline(report.title)}</h1>',
             f'<p class="lead">{inline(report.lead)}</p>' if report.lead else "",
             '<dl class="facts">',
@@ -154,7 +188,10 @@ def document(
             notice,
             *report.sections,
             f"<footer><p>{source}</p></footer>",
-            "</main></body></html>\n",
+            "</main>",
+            data or script({"name": kind.split()[-1], "columns": {}, "runs": []}),
+            f"<script>{code}</script>",
+            "</body></html>\n",
         ]
     )
 

@@ -1,6 +1,6 @@
 """Rows of a study chosen by their columns, for its closing table and for what is kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,3 +63,29 @@ def measured(named: Iterable[Quantity], rows: Iterable[Mapping[str, Any]]) -> li
             if one.matches({"quantity": other.name, "space": other.space, "at": other.at})
         ] or [one]
     return list(dict.fromkeys(found))
+
+
+def last_values(
+    named: Iterable[Quantity], rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> dict[tuple[Any, ...], dict[Quantity, Mapping[str, Any]]]:
+    """Return the row of the last epoch of each quantity, by the values of a cell's columns.
+
+    Args:
+        named: The quantities, as `measured` returns them.
+        rows: Rows of results.csv, in the order of the epochs.
+        columns: The cell's columns.
+
+    Example:
+        >>> row = {"seed": 0, "space": "", "quantity": "loss", "at": "", "value": 3}
+        >>> rows = [row, {**row, "value": 2}]
+        >>> found = last_values([Quantity("loss", "", "")], rows, ["seed"])
+        >>> found[(0,)][Quantity("loss", "", "")]["value"]
+        2
+    """
+    wanted = set(named)
+    found: dict[tuple[Any, ...], dict[Quantity, Mapping[str, Any]]] = {}
+    for row in rows:
+        what = Quantity(row["quantity"], row["space"], row["at"])
+        if what in wanted:
+            found.setdefault(tuple(row[column] for column in columns), {})[what] = row
+    return found

@@ -1,7 +1,7 @@
 """A whole run, finished or not: the argument of `report(run)`, and the object a notebook opens."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from marginlab.study.folder import check, reopen, times
 from marginlab.study.once import once
 from marginlab.study.report import Report
 from marginlab.study.team import Team
+from marginlab.study.traces import of_cells
 
 
 class Rows(list[dict[str, Any]]):
@@ -72,7 +73,7 @@ class Run:
         ]
         self.results = Rows(row for cell in self.cells for row in cell.rows())
         self.times = Rows(times(self.cells))
-        self.report = Report(title=study.title)
+        self.report = Report(title=study.title, cells=self.cells)
         self._team, self._say = team or Team(), say or (lambda _: None)
 
     def select(self, **columns: Any) -> Rows:
@@ -113,6 +114,31 @@ class Run:
         """
         values = self.series(quantity, space=space, at=at, **columns).values
         return values[-1] if values else math.nan
+
+    def parts(self, column: str, **columns: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield a trace that is a mean over a column, then its parts, one for each value.
+
+        The report hides the parts. It draws them in the place of the mean while its filter leaves
+        some of the values only. `for at, look in run.parts("seed", loss="arcface")` gives columns
+        for `series`, `last` and `select`, and arguments for `figure.add_scatter(..., **look)`.
+
+        Args:
+            column: The column that the mean is over, such as "seed".
+            **columns: Columns of the cells, as in `of_cells`.
+
+        Yields:
+            Columns, and the arguments of a plotly trace with the same name for each.
+
+        Raises:
+            KeyError: The cells have no such column.
+        """
+        grid = self.report.grid
+        numbers = grid.numbers(columns)
+        yield columns, of_cells(**columns)
+        values = dict.fromkeys(self.cells[number][column] for number in numbers)
+        for value in values if len(values) > 1 else ():
+            at = {**columns, column: value}
+            yield at, {**of_cells(**at), "visible": False}
 
     def once(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return a result kept in the run folder, as `Cell.once`, for the report alone."""

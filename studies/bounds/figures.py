@@ -1,7 +1,9 @@
 """The figures of the bounds study's report: certificates, terms and theorems over the training.
 
-Each is of embeddings, with the first seed; a colour is a method.
+Each is of embeddings, as a mean over seeds; a colour is a method.
 """
+
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -34,10 +36,9 @@ GEOMETRY = {
 }
 
 
-def series_of(run: Run, method: str, quantity: str, at: str = "") -> Series:
-    """Return a quantity of embeddings over the training with the first seed."""
-    seed = run.settings.seeds[0]
-    return run.series(quantity, space="projector", at=at, method=method, seed=seed)
+def series_of(run: Run, quantity: str, at: str = "", **of: Any) -> Series:
+    """Return a quantity of embeddings over the training, as a mean over the cells with `of`."""
+    return run.series(quantity, space="projector", at=at, **of)
 
 
 def curves(run: Run, names: dict[str, str]) -> go.Figure:
@@ -50,30 +51,15 @@ def curves(run: Run, names: dict[str, str]) -> go.Figure:
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
-        for column, form in enumerate(("new", "T'", "P"), 1):
-            x, y = series_of(run, method, *FORMS[form])
-            figure.add_scatter(
-                x=x,
-                y=y,
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                mode="lines+markers",
-                line=line,
-                row=1,
-                col=column,
-            )
-        x, y = series_of(run, method, "new_error")
-        figure.add_scatter(
-            x=x,
-            y=y,
-            name=name,
-            legendgroup=name,
-            showlegend=False,
-            line=line | {"dash": "dot"},
-            row=1,
-            col=1,
-        )
+        for of, look in run.parts("seed", method=method):
+            look |= {"name": name, "legendgroup": name}
+            for column, form in enumerate(("new", "T'", "P"), 1):
+                x, y = series_of(run, *FORMS[form], **of)
+                style = {"mode": "lines+markers", "line": line, "showlegend": column == 1}
+                figure.add_scatter(x=x, y=y, **style, **look, row=1, col=column)
+            x, y = series_of(run, "new_error", **of)
+            style = {"showlegend": False, "line": line | {"dash": "dot"}}
+            figure.add_scatter(x=x, y=y, **style, **look, row=1, col=1)
     return (
         figure.update_xaxes(title="epoch")
         .update_yaxes(range=[0, 1.05])
@@ -88,15 +74,12 @@ def panels(
     """Plot quantities over training: `shown` holds the quantity and `at` of each panel."""
     figure = make_subplots(1, len(shown), subplot_titles=titles, horizontal_spacing=0.06)
     for number, (method, name) in enumerate(names.items()):
-        for column, (quantity, at) in enumerate(shown, 1):
-            x, y = series_of(run, method, quantity, at)
-            look = {
-                "mode": "lines+markers",
-                "line": {"color": _color(number)},
-                "legendgroup": name,
-                "showlegend": column == 1,
-            }
-            figure.add_scatter(x=x, y=y, name=name, **look, row=1, col=column)
+        for of, look in run.parts("seed", method=method):
+            look |= {"mode": "lines+markers", "line": {"color": _color(number)}, "name": name}
+            for column, (quantity, at) in enumerate(shown, 1):
+                x, y = series_of(run, quantity, at, **of)
+                group = {"legendgroup": name, "showlegend": column == 1}
+                figure.add_scatter(x=x, y=y, **look, **group, row=1, col=column)
     return (
         figure.update_xaxes(title="epoch")
         .update_annotations(font_size=12)
@@ -110,20 +93,16 @@ def tension(run: Run, names: dict[str, str]) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for number, (method, name) in enumerate(names.items()):
         line = {"color": _color(number)}
-        L_2 = series_of(run, method, "CrossCorrelation_L_2").values
-        tau = series_of(run, method, "tau").values
-        figure.add_scatter(
-            x=tau, y=L_2, name=name, legendgroup=name, mode="lines+markers", line=line, row=1, col=1
-        )
-        for bound, dash in (("printed", "solid"), ("refined", "dot")):
-            x, y = series_of(run, method, f"theorem_4_{bound}")
-            style = {
-                "name": f"{name}, {bound}",
-                "legendgroup": name,
-                "showlegend": False,
-                "line": line | {"dash": dash},
-            }
-            figure.add_scatter(x=x, y=y, **style, row=1, col=2)
+        for of, look in run.parts("seed", method=method):
+            look |= {"legendgroup": name}
+            L_2 = series_of(run, "CrossCorrelation_L_2", **of).values
+            tau = series_of(run, "tau", **of).values
+            style = {"name": name, "mode": "lines+markers", "line": line}
+            figure.add_scatter(x=tau, y=L_2, **style, **look, row=1, col=1)
+            for bound, dash in (("printed", "solid"), ("refined", "dot")):
+                x, y = series_of(run, f"theorem_4_{bound}", **of)
+                style = {"name": f"{name}, {bound}", "line": line | {"dash": dash}}
+                figure.add_scatter(x=x, y=y, **style, **look, showlegend=False, row=1, col=2)
     figure.add_hline(y=1, line_dash="dash", row=1, col=2)
     figure.update_xaxes(title="tau'", type="log", dtick=2, row=1, col=1).update_yaxes(
         title="L_2", type="log", dtick=1, row=1, col=1

@@ -56,16 +56,18 @@ def write(run: Run, names: dict[str, str]) -> None:
         return
     run.report.text("## By images that training has not seen")
     sizes = sorted({row["n"] for row in rows.select(quantity="certified_unseen")})
+    shown = [
+        (method, space)
+        for space in ("projector", "backbone")
+        for method in names
+        if values_of(rows, method, "certified_unseen", "image_wise", space)
+    ]
     run.report.table(
-        [
-            _row(rows, names, method, space)
-            for space in ("projector", "backbone")
-            for method in names
-            if values_of(rows, method, "certified_unseen", "image_wise", space)
-        ],
+        [_row(rows, names, method, space) for method, space in shown],
         f"Certified by {', '.join(map(str, sizes))} new images with confidence 0.95 for each "
         "encoder: mean over the seeds +- half of its 95 % interval, and the largest, rounded up. "
         "Errors are those that were counted.",
+        [{"method": method} for method, _ in shown],
     )
     differences = _differences(rows, names)
     if differences:

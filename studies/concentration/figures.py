@@ -8,36 +8,15 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-GRIDS = {
-    "ladder": "ladder (Table 1)",
-    "strength": "strength of colour (Table 2)",
-    "pairs": "pairs (Figure 3)",
-}
-MARKS = {
-    "ladder": ("square", "#d1622b"),
-    "strength": ("diamond", "#2e8b57"),
-    "pairs": ("circle", "#2458a6"),
-}
+from .labels import MARKS, Label, colors, points
+
 AXIS = "1 - sigma"
+By = Mapping[Label, Mapping[str, Any]]
 
 
-def label(letters: str, strength: float) -> str:
-    """Name an augmentation for figures and tables."""
-    return letters if strength == 0.5 else f"{letters}, s={strength:g}"
-
-
-def colors(labels: Any) -> dict[str, str]:
-    """A colour for each augmentation, the same in all figures."""
-    wheel = (*qualitative.D3, *qualitative.Dark2)
-    return {name: wheel[number % len(wheel)] for number, name in enumerate(dict.fromkeys(labels))}
-
-
-def over_delta(
-    panels: Mapping[str, Mapping[str, Mapping[str, Any]]], at: float | None, title: str
-) -> go.Figure:
+def over_delta(panels: Mapping[str, By], at: float | None, title: str, **columns: str) -> go.Figure:
     """Plot 1 - sigma over delta: a panel for each grid, a line for each augmentation.
 
     The band of a line holds the two sides and all blocks of images.
@@ -56,7 +35,7 @@ def over_delta(
                 found["curves"]["control"],
             )
             every = np.array([within["low"], within["high"], *within["blocks"]])
-            group: dict[str, Any] = {"legendgroup": f"{panel}{name}", "legend": legend}
+            group = {"legendgroup": f"{panel}{name}", "legend": legend, **name.look(**columns)}
             band = {
                 "x": deltas + deltas[::-1],
                 "y": [*every.max(0), *every.min(0)[::-1]],
@@ -64,9 +43,8 @@ def over_delta(
                 "opacity": 0.18,
                 "line": {"width": 0},
             }
-            figure.add_scatter(
-                **band, fillcolor=color[name], hoverinfo="skip", showlegend=False, **group, **place
-            )
+            band |= {"fillcolor": color[name], "hoverinfo": "skip", "name": f"{name}, range"}
+            figure.add_scatter(**band, showlegend=False, **group, **place)
             middle = np.mean(within["blocks"], axis=0)
             figure.add_scatter(
                 x=deltas, y=middle, name=name, line={"color": color[name]}, **group, **place
@@ -91,7 +69,7 @@ def over_delta(
     return figure.update_layout(height=460)
 
 
-def beside_control(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def beside_control(kept: By) -> go.Figure:
     """Plot the class and its control in every block of images.
 
     There is a small panel for each augmentation.
@@ -105,8 +83,8 @@ def beside_control(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         shared_xaxes=True,
         vertical_spacing=0.12,
     )
-    for number, found in enumerate(kept.values()):
-        place = {"row": number // across + 1, "col": number % across + 1}
+    for number, (name, found) in enumerate(kept.items()):
+        place = {"row": number // across + 1, "col": number % across + 1, **name.look()}
         for which, color, dash in (("within", "#2458a6", "solid"), ("control", "#c44", "dot")):
             for block, curve in enumerate(found["curves"][which]["blocks"]):
                 title = "a class" if which == "within" else "across classes"
@@ -117,13 +95,14 @@ def beside_control(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                     "showlegend": number + block == 0,
                 }
                 figure.add_scatter(x=found["deltas"], y=curve, mode="lines", **style, **place)
-    figure.update_yaxes(range=[-0.02, 1.02])
+    figure.update_xaxes(title="delta (pixel l2)", row=-(-len(kept) // across))
+    figure.update_yaxes(range=[-0.02, 1.02]).update_yaxes(title=AXIS, col=1)
     return figure.update_layout(
-        height=210 * -(-len(kept) // across) + 90, legend={"orientation": "h", "y": -0.12}
+        height=210 * -(-len(kept) // across) + 90, legend={"orientation": "h", "y": -0.25}
     )
 
 
-def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def over_views(kept: By) -> go.Figure:
     """Plot 1 - sigma against the number of views, and beyond them after the search.
 
     All deep images are on the left, the fewer that are sharpened on the right.
@@ -144,7 +123,8 @@ def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
             style = {
                 "line": {"color": color[name], "dash": dash},
                 "legendgroup": name,
-                "name": name,
+                "name": name if which == "within" else f"{name}, control",
+                **name.look(),
             }
             shown = which == "within"
             figure.add_scatter(
@@ -180,7 +160,7 @@ def over_views(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return figure.update_layout(height=420)
 
 
-def over_images(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def over_images(kept: By) -> go.Figure:
     """Plot 1 - sigma against the number of images of a class.
 
     A mark is the mean over disjoint parts, a bar their standard deviation.
@@ -193,8 +173,9 @@ def over_images(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
             style = {
                 "line": {"color": color[name], "dash": dash},
                 "legendgroup": name,
-                "name": name,
+                "name": name if which == "within" else f"{name}, control",
                 "showlegend": which == "within",
+                **name.look(),
             }
             bars = {
                 "type": "data",
@@ -220,7 +201,7 @@ def over_images(kept: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return figure.update_layout(height=400)
 
 
-def anchored(kept: Mapping[str, Mapping[str, Any]], at: float) -> go.Figure:
+def anchored(kept: By, at: float) -> go.Figure:
     """1 - sigma of the anchor form on held-out images, with its exact interval."""
     figure, color = go.Figure(), colors(kept)
     for name, found in kept.items():
@@ -236,12 +217,11 @@ def anchored(kept: Mapping[str, Mapping[str, Any]], at: float) -> go.Figure:
             "opacity": 0.18,
             "line": {"width": 0},
         }
-        figure.add_scatter(
-            **band, fillcolor=color[name], hoverinfo="skip", showlegend=False, legendgroup=name
-        )
-        figure.add_scatter(
-            x=deltas, y=class_["value"], name=name, line={"color": color[name]}, legendgroup=name
-        )
+        band |= {"fillcolor": color[name], "hoverinfo": "skip", "name": f"{name}, interval"}
+        group = {"legendgroup": name, **name.look()}
+        figure.add_scatter(**band, showlegend=False, **group)
+        line = {"color": color[name]}
+        figure.add_scatter(x=deltas, y=class_["value"], name=name, line=line, **group)
         dotted = {"color": color[name], "dash": "dot", "width": 1.2}
         figure.add_scatter(
             x=deltas,
@@ -249,7 +229,7 @@ def anchored(kept: Mapping[str, Mapping[str, Any]], at: float) -> go.Figure:
             name=f"{name}, control",
             line=dotted,
             showlegend=False,
-            legendgroup=name,
+            **group,
         )
     figure.add_vline(at, line={"dash": "dash", "color": "#888", "width": 1})
     figure.update_xaxes(title="delta (pixel l2)")
@@ -257,21 +237,24 @@ def anchored(kept: Mapping[str, Mapping[str, Any]], at: float) -> go.Figure:
     return figure.update_layout(height=420)
 
 
-def over_epochs(lines: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> go.Figure:
+def over_epochs(
+    lines: Mapping[str, Mapping[Label, Sequence[tuple[int, float]]]], **columns: str
+) -> go.Figure:
     """A panel for each quantity, a line for each augmentation, (epoch, value)."""
     figure = make_subplots(1, len(lines), subplot_titles=list(lines), horizontal_spacing=0.05)
     color = colors(name for panel in lines.values() for name in panel)
     for column, panel in enumerate(lines.values(), 1):
-        for name, points in panel.items():
+        for name, line in panel.items():
             style = {
                 "line": {"color": color[name]},
                 "name": name,
                 "legendgroup": name,
                 "showlegend": column == 1,
+                **name.look(**columns),
             }
             figure.add_scatter(
-                x=[epoch for epoch, _ in points],
-                y=[value for _, value in points],
+                x=[epoch for epoch, _ in line],
+                y=[value for _, value in line],
                 mode="lines+markers",
                 **style,
                 row=1,
@@ -282,20 +265,22 @@ def over_epochs(lines: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) 
 
 
 def against_error(
-    points: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]],
-    controls: Mapping[str, float],
+    errors: Mapping[str, Mapping[str, Mapping[Label, tuple[Sequence[float], Sequence[float]]]]],
+    controls: Mapping[Label, float],
     untrained: Mapping[str, float],
+    **columns: str,
 ) -> go.Figure:
     """Plot error against 1 - sigma: a panel for each error.
 
-    points[error][grid][augmentation] holds 1 - sigma by block and the errors by seed. Bars are
+    errors[error][grid][augmentation] holds 1 - sigma by block and the errors by seed. Bars are
     ranges over blocks and seeds; crosses stand at the null control's 1 - sigma; the line is the
     untrained network's error.
     """
-    figure = make_subplots(1, len(points), subplot_titles=list(points), horizontal_spacing=0.06)
-    for column, (title, grids) in enumerate(points.items(), 1):
-        place = {"row": 1, "col": column}
+    figure = make_subplots(1, len(errors), subplot_titles=list(errors), horizontal_spacing=0.06)
+    for column, (title, grids) in enumerate(errors.items(), 1):
+        axes = {"row": 1, "col": column}
         for grid, named in grids.items():
+            place = {**axes, **points(named, **columns)}
             symbol, color = MARKS[grid]
             x, y = ([float(np.mean(values[side])) for values in named.values()] for side in (0, 1))
             bars = {
@@ -341,7 +326,7 @@ def against_error(
                 **place,
             )
         figure.add_hline(
-            untrained[title], line={"dash": "dash", "color": "#888", "width": 1}, **place
+            untrained[title], line={"dash": "dash", "color": "#888", "width": 1}, **axes
         )
     figure.update_xaxes(title=AXIS)
     figure.update_yaxes(title="test error", row=1, col=1)

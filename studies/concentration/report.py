@@ -9,8 +9,8 @@ from typing import Any
 from marginlab.study import Run, literal
 
 from . import beside, section_data, section_encoders
-from .figures import label
 from .findings import findings, in_words
+from .labels import label
 from .shared import Encoded, Kept, by_label, errors_of
 
 LETTERS = "(a) resized crop, (b) Gaussian blur, (c) grey, (d) colour jitter, (e) horizontal flip"

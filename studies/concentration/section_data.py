@@ -8,7 +8,7 @@ import numpy as np
 from marginlab.study import Markup, Run
 
 from . import figures
-from .figures import GRIDS
+from .labels import GRIDS
 from .orders import Orders, orders
 from .shared import CONTROL, Kept, by_label
 
@@ -124,6 +124,7 @@ def concentration(run: Run, pixels: Kept) -> None:
         "1 - sigma at the dashed delta, mean over blocks, its 95 % Student interval over blocks, "
         "its null control; on fewer images of a class with the most views, and after the search "
         "for nearer views, which brings d_A to so many times what it was.",
+        [name.cells for name in named],
     )
     report.table(
         [_scalars(name, found) for name, found in named.items()],
@@ -131,6 +132,7 @@ def concentration(run: Run, pixels: Kept) -> None:
         "delta_max]. Half: the delta at which 1 - sigma = 0.5. Norm.: with delta in units of the "
         "root mean square deviation of the views from their mean, the area up to that of delta_max "
         "on clean images. Between: for images of different classes, of the first block.",
+        [name.cells for name in named],
     )
     order = orders(named)
     shown = [

@@ -10,7 +10,7 @@ from marginlab.evaluation import associate, associate_replicates
 from marginlab.study import Run, literal
 
 from . import figures
-from .figures import GRIDS, label
+from .labels import GRIDS, Label, label
 from .orders import by_block
 from .shared import CONTROL, ERRORS, Encoded, Kept, by_label, errors_of, seeds_of
 
@@ -44,7 +44,7 @@ def learnt(run: Run, features: Encoded) -> None:
     }
     grid = "ladder" if "ladder" in chosen.grids else chosen.grids[0]
     for method in chosen.methods:
-        lines: dict[str, dict[str, list[tuple[int, float]]]] = {title: {} for title in drawn}
+        lines: dict[str, dict[Label, list[tuple[int, float]]]] = {title: {} for title in drawn}
         for title, quantity in drawn.items():
             for cell in run.cells:
                 columns = {key: cell[key] for key in ("grid", "letters", "strength", "method")}
@@ -53,7 +53,7 @@ def learnt(run: Run, features: Encoded) -> None:
                     name = label(cell["letters"], cell["strength"])
                     lines[title][name] = list(zip(*found, strict=True))
         report.figure(
-            figures.over_epochs(lines),
+            figures.over_epochs(lines, method=method),
             f"{literal(method)}, {GRIDS[grid]}, mean over {seeds_of(run)}: on L2-normalised "
             f"backbone features of {chosen.monitor.images} test images, {chosen.monitor.views} "
             "views of each under the augmentation trained with; epoch 0 is the untrained network. "
@@ -73,7 +73,9 @@ def learnt(run: Run, features: Encoded) -> None:
             if any(key[0] == grid for key in mine)
         }
         report.figure(
-            figures.over_delta(panels, chosen.delta, "delta / delta_max of the encoder"),
+            figures.over_delta(
+                panels, chosen.delta, "delta / delta_max of the encoder", method=method
+            ),
             f"Concentration in feature space, {literal(method)}: the same images and views as in "
             "pixels (block 0), as L2-normalised backbone features of the encoder trained with "
             "that augmentation; the band holds all seeds. delta_max is each encoder's own. "
@@ -120,7 +122,7 @@ def prediction(run: Run, method: str, pixels: Kept, features: Encoded) -> None:
         name: found["rows"]["one_minus_sigma"]["control"][0] for name, found in named.items()
     }
     report.figure(
-        figures.against_error(points, controls, untrained),
+        figures.against_error(points, controls, untrained, method=method),
         f"Test error ({MEANT}) after the last epoch against 1 - sigma at the dashed delta. Bars "
         f"are ranges over {next(iter(named.values()))['blocks']} blocks of images and "
         f"{seeds_of(run)}; a cross stands where the null control's 1 - sigma is; dashed: the "

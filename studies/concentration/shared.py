@@ -6,7 +6,7 @@ from typing import Any
 
 from marginlab.study import Run
 
-from .figures import label
+from .labels import Label, label
 
 # of backbone features
 ERRORS = {
@@ -19,16 +19,11 @@ Kept = Mapping[tuple[str, str, float], dict[str, Any]]
 Encoded = Mapping[tuple[str, str, float, str, int], dict[str, Any]]
 
 
-def by_label(kept: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:
-    """By label, each augmentation once: ab is on the ladder and among the pairs.
-
-    Those of the strength grid jitter always, and are named so.
-    """
-    found: dict[str, Any] = {}
+def by_label(kept: Mapping[tuple[Any, ...], Any]) -> dict[Label, Any]:
+    """By label, each augmentation once: ab is on the ladder and among the pairs."""
+    found: dict[Label, Any] = {}
     for (grid, letters, strength, *_), value in kept.items():
-        found.setdefault(
-            label(letters, strength) if grid != "strength" else f"{letters}, s={strength:g}", value
-        )
+        found.setdefault(label(letters, strength, grid), value)
     return found
 
 
@@ -38,7 +33,7 @@ def seeds_of(run: Run) -> str:
     return f"{n} seeds" if n > 1 else "1 seed"
 
 
-def errors_of(run: Run, method: str) -> dict[str, dict[str, list[float]]]:
+def errors_of(run: Run, method: str) -> dict[str, dict[Label, list[float]]]:
     """Errors of the last epoch: title -> augmentation -> by seed."""
     keys = by_label(
         {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from marginlab.study import Run, literal
+from marginlab.study import Run, literal, of_cells
 
 NAMES = {"NoMargin": "softmax"}
 
@@ -54,6 +54,7 @@ def report(run: Run) -> None:
         [_scored(run, loss, attack) for loss in chosen.losses for attack in ("closed", "open")],
         "By loss, under the judge, with 95 % intervals over identities. Distances are taken on the "
         "judge's features. `regenerated` is the accuracy of pairs of a generated and a real image.",
+        [_of(loss, attack) for loss in chosen.losses for attack in ("closed", "open")],
     )
     last = chosen.losses[-1]
     run.report.table(
@@ -63,6 +64,11 @@ def report(run: Run) -> None:
             for terms in ("all", *chosen.terms)
         ],
         f"Without a term: {literal(short(last))}.",
+        [
+            _of(last, attack, terms=terms)
+            for attack in ("closed", "open")
+            for terms in ("all", *chosen.terms)
+        ],
     )
     run.report.table(_differences(run), "Differences of the same targets, image by image.")
     run.report.figure(_maps(run), "Rank-1 of targets that are read through a linear map.")
@@ -75,8 +81,13 @@ def report(run: Run) -> None:
         run.report.table(list(csv.DictReader(file)), "Deng et al. 2022, tables of section 4.5.")
 
 
+def _of(loss: str, attack: str, **columns: str) -> dict[str, str]:
+    """Return the columns of a cell that inverts."""
+    return {"loss": loss, "attack": attack, "terms": "all", "defence": "none", **columns}
+
+
 def _scored(run: Run, loss: str, attack: str, **columns: str) -> dict[str, Any]:
-    of = {"loss": loss, "attack": attack, "terms": "all", "defence": "none", **columns}
+    of = _of(loss, attack, **columns)
     row = {"loss": short(loss), "set": attack, "terms": of["terms"]}
     row["Frechet"] = f"{number(run, 'frechet_distance', 'generated', **of)[0]:.3f}"
     row["own rank-1"] = told(number(run, "rank1", "own", **of), 2)
@@ -120,6 +131,7 @@ def _maps(run: Run) -> go.Figure:
                 error_y=_bars([row for _, row in points]),
                 name=f"{short(loss)}, by {kind}",
                 line_dash=dash,
+                **of_cells(loss=loss, attack="map", defence="none"),
             )
     figure.update_xaxes(title="pairs of embeddings, or dimensions kept", type="log")
     return figure.update_yaxes(title="rank-1 in the judge's space")
@@ -191,6 +203,7 @@ def _curve(run: Run) -> go.Figure:
             mode="markers+text",
             textposition="top center",
             name=name,
+            **of_cells(loss=last, attack=of["attack"], defence=[d for *_, d in points]),
         )
     figure.update_xaxes(title="verification lost, points")
     return figure.update_yaxes(title="rank-1 under the judge")

@@ -89,13 +89,13 @@ def report(run: Run) -> None:
         }
         for optimizer in chosen.optimizers
     ]
-    figure = go.Figure(
-        [
-            go.Scatter(x=[e["optimizer"] for e in table], y=[e[t] for e in table], name=t)
-            for t in ("kNN error", "linear error")
-        ]
-    )
-    figure.update_yaxes(title="test error")
+    figure = go.Figure()
+    optimizers = list(chosen.optimizers)
+    for of, look in run.parts("seed", optimizer=optimizers):
+        for name, quantity in (("kNN error", "knn_error"), ("linear error", "linear_error")):
+            y = [run.last(quantity, space="backbone", **{**of, "optimizer": o}) for o in optimizers]
+            figure.add_scatter(x=optimizers, y=y, name=name, **look)
+    figure.update_xaxes(title="optimizer").update_yaxes(title="test error")
     recipe = chosen.recipe
     made, data = literal(f"{recipe.method} with {recipe.augmentation}"), literal(recipe.data)
     run.report.lead = f"{made} on {data}, {recipe.epochs} epochs at batch {recipe.batch}."

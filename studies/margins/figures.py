@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 import torch
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from marginlab import margins, settings
-from marginlab.study import Run
+from marginlab.study import Run, of_cells
 
 
 def curve(text: str, norm: float = 12.0) -> tuple[list[float], list[float], list[float]]:
@@ -29,11 +30,12 @@ def curve(text: str, norm: float = 12.0) -> tuple[list[float], list[float], list
 def margin_curves(texts: Mapping[str, str]) -> go.Figure:
     """Plot the target value and its slope over the angle, for margins by name."""
     figure = make_subplots(1, 2, subplot_titles=("target value", "slope by the cosine"))
-    for name, text in texts.items():
+    for number, (name, text) in enumerate(texts.items()):
         degrees, value, slope = curve(text)
-        figure.add_scatter(x=degrees, y=value, name=name, row=1, col=1, legendgroup=name)
-        place = {"row": 1, "col": 2, "legendgroup": name, "showlegend": False}
-        figure.add_scatter(x=degrees, y=slope, name=name, **place)
+        look = {"name": name, "legendgroup": name, **of_cells(loss=name)}
+        look["line"] = {"color": qualitative.D3[number % len(qualitative.D3)]}
+        figure.add_scatter(x=degrees, y=value, **look, row=1, col=1)
+        figure.add_scatter(x=degrees, y=slope, **look, row=1, col=2, showlegend=False)
     return figure.update_xaxes(title="angle, degrees").update_yaxes(range=[0, 4], col=2)
 
 
@@ -42,14 +44,14 @@ def histograms(run: Run, backbone: str, losses: Sequence[str]) -> go.Figure:
     figure = go.Figure()
     last = run.settings.recipe.epochs
     for loss in losses:
-        rows = run.select(quantity="target_angle_share", loss=loss, backbone=backbone, epoch=last)
-        sums: dict[int, list[float]] = {}
-        for row in rows:
-            sums.setdefault(int(row["at"]), []).append(row["value"])
-        if sums:
-            x = sorted(sums)
-            shares = [statistics.fmean(sums[at]) for at in x]
-            figure.add_scatter(x=[at + 5 for at in x], y=shares, name=loss)
+        for of, look in run.parts("seed", loss=loss, backbone=backbone):
+            sums: dict[int, list[float]] = {}
+            for row in run.select(quantity="target_angle_share", epoch=last, **of):
+                sums.setdefault(int(row["at"]), []).append(row["value"])
+            if sums:
+                x = sorted(sums)
+                shares = [statistics.fmean(sums[at]) for at in x]
+                figure.add_scatter(x=[at + 5 for at in x], y=shares, name=loss, **look)
     figure.update_xaxes(title="angle to the weight of the own class, degrees")
     return figure.update_yaxes(title="share of images")
 
@@ -58,6 +60,7 @@ def over_training(run: Run, backbone: str, losses: Sequence[str]) -> go.Figure:
     """Plot the mean target angle of each epoch, a mean over seeds, by loss."""
     figure = go.Figure()
     for loss in losses:
-        angle = run.series("target_angle", loss=loss, backbone=backbone)
-        figure.add_scatter(x=angle.epochs, y=angle.values, name=loss)
+        for of, look in run.parts("seed", loss=loss, backbone=backbone):
+            angle = run.series("target_angle", **of)
+            figure.add_scatter(x=angle.epochs, y=angle.values, name=loss, **look)
     return figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")

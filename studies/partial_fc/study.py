@@ -204,13 +204,14 @@ def report(run: Run) -> None:
     run.report.table(table, words)
     figure = go.Figure()
     for rate in chosen.rates:
-        angle = run.series("target_angle", rate=rate, seed=chosen.seeds[0])
-        figure.add_scatter(x=angle.epochs, y=angle.values, name=f"rate {rate:g}")
+        for of, look in run.parts("seed", rate=rate):
+            angle = run.series("target_angle", **of)
+            figure.add_scatter(x=angle.epochs, y=angle.values, name=f"rate {rate:g}", **look)
     figure.update_xaxes(title="epoch").update_yaxes(title="mean target angle, degrees")
     run.report.figure(
         figure,
         "The angle between embeddings and the center of their class during training, as a mean "
-        "over each epoch.",
+        f"over each epoch and {len(chosen.seeds)} seed(s).",
     )
     intervals = [
         {key: row[key] for key in ("rate", "seed", "quantity", "at", "value", "low", "high")}

@@ -12,6 +12,8 @@ from plotly.colors import qualitative
 
 from marginlab.study import Run, literal
 
+from .planting import CONFLICT
+
 SHARES = ("dominant_clean", "dominant_noisy", "other_clean", "other_noisy")  # of figure 7
 SPACE = "projector"
 STAGES = {
@@ -54,7 +56,7 @@ def write(run: Run) -> None:
     groups = _groups(run)
     verified = [
         {
-            **group,
+            **_varied(groups, group),
             "stage": STAGES[group["stage"]],
             "accuracy": spread(_values(run, group, "verification_accuracy", SPACE)),
             **{
@@ -66,7 +68,7 @@ def write(run: Run) -> None:
         }
         for group in groups
     ]
-    run.report.table(verified, "Verification of identities that no training saw.")
+    run.report.table(verified, "Verification of identities that no training saw.", groups)
     _noise(run, groups)
     _conflict(run, groups)
     with (run.home / "published.csv").open(encoding="utf-8") as file:
@@ -80,36 +82,42 @@ def _noise(run: Run, groups: list[dict[str, Any]]) -> None:
     judges = [g for g in groups if _values(run, g, "recall", "angle", "fixed")]
     if not judges:
         return
+    scored = [
+        (group, space, at)
+        for group in judges
+        for space, at in RIVALS
+        if _values(run, group, "recall", space, at)
+    ]
     scores = [
         {
-            **_short(group),
+            **_short(judges, group),
             "score": f"{space}, {at}" if at else space,
             **{
                 name: spread(_values(run, group, name, space, at))
                 for name in ("threshold", "precision", "recall", "auc")
             },
         }
-        for group in judges
-        for space, at in RIVALS
-        if _values(run, group, "recall", space, at)
+        for group, space, at in scored
     ]
     run.report.text("## Noise found")
     run.report.table(
         scores,
         f"Images that a score drops: at {run.settings.max_angle:g} degrees, at the threshold from "
         "the data, or as many as are wrong.",
+        [group for group, *_ in scored],
     )
     figure = curves(run, judges)
     run.report.figure(figure, "Precision (solid) and recall (dotted) of what lies beyond an angle.")
     shares = [
         {
-            **_short(group),
+            **_short(judges, group),
             **{name: spread(_values(run, group, name, "figure 7")) for name in SHARES},
             "dead sub-centers": spread(_values(run, group, "dead_subcenters", "votes")),
         }
         for group in judges
     ]
-    run.report.table(shares, "Shares of the images by sub-center and truth, as in figure 7.")
+    words = "Shares of the images by sub-center and truth, as in figure 7."
+    run.report.table(shares, words, judges)
 
 
 def curves(run: Run, judges: list[dict[str, Any]]) -> go.Figure:
@@ -117,25 +125,26 @@ def curves(run: Run, judges: list[dict[str, Any]]) -> go.Figure:
     figure = go.Figure()
     for number, group in enumerate(judges):
         color = qualitative.D3[number % len(qualitative.D3)]
-        name = ", ".join(f"{key} {value}" for key, value in _short(group).items())
-        for quantity, dash in (("precision", "solid"), ("recall", "dot")):
-            found = {
-                float(at): statistics.fmean(_values(run, group, quantity, "curve", at))
-                for at in _ats(run, group, "curve")
-            }
-            line = {"color": color, "dash": dash}
-            x, y = list(found), list(found.values())
-            shown = dash == "solid"
-            figure.add_scatter(x=x, y=y, name=name, line=line, showlegend=shown, mode="lines")
+        name = ", ".join(f"{key} {value}" for key, value in _short(judges, group).items())
+        ats = _ats(run, group, "curve")
+        for of, look in run.parts("seed", **group):
+            for quantity, dash in (("precision", "solid"), ("recall", "dot")):
+                x = [float(at) for at in ats]
+                y = [statistics.fmean(_values(run, of, quantity, "curve", at)) for at in ats]
+                line = {"color": color, "dash": dash}
+                style = {"name": name, "line": line, "showlegend": dash == "solid", "mode": "lines"}
+                figure.add_scatter(x=x, y=y, **style, **look)
     figure.add_vline(x=run.settings.max_angle, line={"color": "gray", "width": 1})
-    return figure.update_xaxes(title="angle, degrees").update_yaxes(range=[0, 1.01])
+    figure.update_yaxes(title="precision, recall", range=[0, 1.01])
+    return figure.update_xaxes(title="angle, degrees")
 
 
 def _conflict(run: Run, groups: list[dict[str, Any]]) -> None:
     """Add what sampling does to twins and to small classes."""
     table = []
-    for group in (g for g in groups if _values(run, g, "passive", "steps", "whole")):
-        row: dict[str, Any] = _short(group)
+    seen = [group for group in groups if _values(run, group, "passive", "steps", "whole")]
+    for group in seen:
+        row: dict[str, Any] = _short(seen, group)
         for title, quantity, space, at in (
             ("negatives that are twins", "twin_negatives", "steps", ""),
             ("rows that meet their twin", "twins_seen", "steps", ""),
@@ -148,12 +157,13 @@ def _conflict(run: Run, groups: list[dict[str, Any]]) -> None:
         ):
             row[title] = spread(_values(run, group, quantity, space, at))
         table.append(row)
-    if not table:
+    if not any(group["noise"] in CONFLICT for group in seen):
         return
     run.report.text("## Classes at odds")
-    run.report.table(table, "By sampling rate and filter; `cut` classes are split or cut short.")
+    words = "By sampling rate and filter; `cut` classes are split or cut short."
+    run.report.table(table, words, seen)
     pairs = [
-        {**_short(group), "angle": at}
+        {**_short(groups, group), "angle": at}
         | {name: spread(_values(run, group, name, "pairs", at)) for name in ("precision", "recall")}
         for group in groups
         for at in _ats(run, group, "pairs")
@@ -168,8 +178,16 @@ def _groups(run: Run) -> list[dict[str, Any]]:
     return [group for number, group in enumerate(found) if group not in found[:number]]
 
 
-def _short(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("stage", "backbone")}
+def _varied(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """The columns in which the groups differ; all but the backbone where they are alike."""
+    differ = {key for key in group if len({str(other[key]) for other in groups}) > 1}
+    kept = differ or set(group) - {"backbone"}
+    return {key: value for key, value in group.items() if key in kept}
+
+
+def _short(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """The columns in which the groups differ, without the stage."""
+    return {key: value for key, value in _varied(groups, group).items() if key != "stage"}
 
 
 def _values(

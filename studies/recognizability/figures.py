@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from marginlab.study import Run, literal
+from marginlab.study import Run, literal, of_cells
 
 ALL = "all"
 COLUMNS = {"spearman_resolution": "Spearman, rows", "spearman_within": "Spearman, within"}
@@ -70,6 +70,7 @@ def _cluster(run: Run) -> None:
                 "arrayminus": [one["value"] - one["low"] for _, one in shown],
             },
             name=title,
+            **of_cells(seed=ALL),
         )
     figure.update_xaxes(title="rows of pixels", type="log").update_yaxes(title="resultant")
     run.report.text("## Does a cluster of unrecognizable images emerge?")

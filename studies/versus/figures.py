@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from marginlab.study import Run
+from marginlab.study import Run, of_cells
 
 from .values import augmentations, values
 
@@ -36,7 +36,9 @@ def panels(
                 line={"color": COLORS[number % len(COLORS)]},
                 row=1,
                 col=column,
+                **of_cells(method=method, factor=[f for f, _ in own], level=[v for _, v in own]),
             )
+    figure.update_xaxes(type="category").update_yaxes(title="kNN error", row=1, col=1)
     return figure.update_layout(height=420, legend={"orientation": "h", "y": -0.35})
 
 
@@ -53,19 +55,13 @@ def scatter(run: Run, shown: Mapping[str, str], families: Mapping[str, str]) -> 
         found = [values(run, quantity, at, "backbone", method=method, **a) for a in where]
         return [float(np.mean(of_seeds)) for of_seeds in found]
 
-    figure = make_subplots(2, math.ceil(len(names_of) / 2), subplot_titles=names_of)
+    figure = make_subplots(2, math.ceil(len(names_of) / 2), shared_yaxes=True)
     for place, name in enumerate(names_of):
         row, column = divmod(place, math.ceil(len(names_of) / 2))
         for number, (method, title) in enumerate(shown.items()):
             figure.add_scatter(
-                x=[
-                    np.mean(values(run, "predictor", name, "backbone", method=method, **a))
-                    for a in where
-                ],
-                y=[
-                    np.mean(values(run, "error", "kNN", "backbone", method=method, **a))
-                    for a in where
-                ],
+                x=mean("predictor", name, method),
+                y=mean("error", "kNN", method),
                 name=title,
                 legendgroup=title,
                 showlegend=place == 0,
@@ -73,8 +69,13 @@ def scatter(run: Run, shown: Mapping[str, str], families: Mapping[str, str]) -> 
                 marker={"color": COLORS[number % len(COLORS)]},
                 row=row + 1,
                 col=column + 1,
+                **of_cells(method=method, **{key: [a[key] for a in where] for key in where[0]}),
             )
-    return figure.update_layout(height=560, legend={"orientation": "h", "y": -0.1})
+    for place, name in enumerate(names_of):
+        row, column = divmod(place, math.ceil(len(names_of) / 2))
+        figure.update_xaxes(title=name, row=row + 1, col=column + 1)
+    figure.update_yaxes(title="kNN error", col=1)
+    return figure.update_layout(height=600, legend={"orientation": "h", "y": -0.2})
 
 
 def training(run: Run, shown: Mapping[str, str]) -> go.Figure:
@@ -83,19 +84,21 @@ def training(run: Run, shown: Mapping[str, str]) -> go.Figure:
     figure = make_subplots(1, len(quantities), subplot_titles=quantities)
     for number, (method, name) in enumerate(shown.items()):
         for column, quantity in enumerate(quantities, 1):
-            found = run.series(quantity, space="projector", factor="base", method=method)
-            if not found.epochs:
-                found = run.series(quantity, space="backbone", factor="base", method=method)
-            figure.add_scatter(
-                x=found.epochs,
-                y=found.values,
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                mode="lines+markers",
-                line={"color": COLORS[number % len(COLORS)]},
-                row=1,
-                col=column,
-            )
-    figure.update_yaxes(type="log", row=1, col=4)
+            for of, look in run.parts("seed", factor="base", method=method):
+                found = run.series(quantity, space="projector", **of)
+                if not found.epochs:
+                    found = run.series(quantity, space="backbone", **of)
+                figure.add_scatter(
+                    x=found.epochs,
+                    y=found.values,
+                    name=name,
+                    legendgroup=name,
+                    showlegend=column == 1,
+                    mode="lines+markers",
+                    line={"color": COLORS[number % len(COLORS)]},
+                    row=1,
+                    col=column,
+                    **look,
+                )
+    figure.update_xaxes(title="epoch").update_yaxes(type="log", row=1, col=4)
     return figure.update_layout(height=380, legend={"orientation": "h", "y": -0.25})

@@ -108,7 +108,9 @@ def write(run: Run, levels: Sequence[tuple[str, str]], families: Mapping[str, st
         "many as a method with labels does."
     )
     run.report.table(
-        base(run, shown, families), "The base cell: mean and 95 % interval over seeds."
+        base(run, shown, families),
+        "The base cell: mean and 95 % interval over seeds.",
+        [{"factor": "base", "method": method} for method in shown],
     )
     factors = list(dict.fromkeys(factor for factor, _ in levels if factor != "base"))
     for error in ERRORS:

@@ -12,6 +12,7 @@ import sys
 import forked
 import pytest
 import torch
+from report_pages import assert_report
 from scipy import stats
 from torch.nn.functional import normalize
 
@@ -109,6 +110,7 @@ def test_a_small_run_is_whole_resumed_and_reported(tmp_path):
         assert loss["divergence_prior"] == 0 < min(loss["divergence_4"], loss["divergence_64"])
         assert seen[method, 1, "term_unseen", "prototypes_prototypes"] in (1, 3, 10)
     assert {int(row["n"]) for row in rows if row["quantity"] == "certified_unseen"} == {50}
+    assert_report(tmp_path / "run" / "report.html")
     page = re.sub(
         r"<script.*?</script>",
         "",

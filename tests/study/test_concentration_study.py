@@ -13,6 +13,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from report_pages import assert_report
 
 from marginlab import settings, study
 from marginlab.study.__main__ import main
@@ -89,6 +90,7 @@ def test_the_published_tables_are_whole():
 
 def test_a_run_ends_with_a_table_and_a_report_that_holds_the_numbers(undisturbed):
     folder, said = undisturbed
+    assert_report(folder / "report.html")
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert str(folder / "report.html") in said
     places = [report.index(f"<h2>{heading}") for heading in SECTIONS]

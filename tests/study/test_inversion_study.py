@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from drawn_characters import draw_characters
+from report_pages import assert_report
 
 from marginlab import settings, study
 from marginlab.study.__main__ import main
@@ -117,6 +118,7 @@ def test_a_small_run_inverts_maps_and_defends(characters, capsys):
     assert not math.isnan(value(quantity="map_rank1", at="no pair", **turned))
     chance = value(quantity="probe", space="most frequent", attack="map", defence="none")
     assert 0 < chance < 1
+    assert_report(characters / "run/report.html")
     report = (characters / "run/report.html").read_text(encoding="utf-8")
     for words in ("By loss, under the judge", "Without a term", "Deng et al. 2022", "each beside"):
         assert words in report

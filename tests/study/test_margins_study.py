@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from insightface_files import write_training_folder
+from report_pages import assert_report
 
 from marginlab import data, settings, study
 from marginlab.study.__main__ import main
@@ -141,6 +142,7 @@ def test_a_small_run_gives_angles_histograms_verification_and_a_report(character
         (row,) = (r for r in last if r["quantity"] == "verification_accuracy" and r["loss"] == loss)
         assert 0.5 < float(row["value"]) <= 1
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    assert_report(characters / "run" / "report.html")
     report = (characters / "run" / "report.html").read_text(encoding="utf-8")
     for words in ("half width", "W-EC", "Target value and slope", "CASIA", "agree"):
         assert words in report

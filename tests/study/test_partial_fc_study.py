@@ -5,6 +5,7 @@ with its report.
 import csv
 
 import pytest
+from report_pages import assert_report
 
 from marginlab import settings, study
 from marginlab.study.__main__ import main
@@ -101,6 +102,7 @@ def test_a_small_run_verifies_characters_it_has_not_seen(characters, capsys):
         for rate, space in (("1.0", "pixels"), ("0.5", "pixels"), ("1.0", "projector"))
     )
     assert full == half != trained
+    assert_report(folder / "report.html")
     report = (folder / "report.html").read_text(encoding="utf-8")
     for words in ("untrained network", "mean target angle", "WebFace12M", "95 % intervals"):
         assert words in report

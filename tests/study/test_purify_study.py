@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_characters import draw_characters
+from report_pages import assert_report
 
 from marginlab import settings, study
 from marginlab.rng import Key
@@ -95,6 +96,7 @@ def test_a_small_run_finds_flips_and_trains_again_without_them(characters):
     accuracies = values("verification_accuracy", "projector")
     assert len(accuracies) == len(cells)
     assert all(0.4 < accuracy <= 1 for accuracy in accuracies)
+    assert_report(characters / "run" / "report.html")
     page = (characters / "run" / "report.html").read_text()
     for words in ("right labels only", "as in figure 7", "known share", "57.24"):
         assert words in page

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from report_pages import assert_report
 
 from marginlab import settings, study
 from marginlab.study.__main__ import main
@@ -179,6 +180,7 @@ def test_a_small_run_answers_every_question(small):
             assert 0 <= float(row["value"]) <= 1
         if row["seed"] == "all" and row["quantity"] == "attention_share":
             assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    assert_report(folder / "report.html")
     report = (folder / "report.html").read_text(encoding="utf-8")
     for words in ("sheet.png", "maps.png", "TinyFace", "73.06", "full, seed 0"):
         assert words in report

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from report_pages import assert_report
 from scipy.stats import spearmanr
 
 from marginlab import settings, study
@@ -160,6 +161,7 @@ def test_a_small_run_records_what_was_seen_and_reports_it(tmp_path, capsys):
         *("alignment", "worst_view", "uniformity", "rank", "confusion"),
         *("divergence", "class_variance", "one_minus_sigma"),
     }
+    assert_report(folder / "report.html")
     page = (folder / "report.html").read_text()
     assert "What predicts the error over augmentations" in page
     assert "one seed" not in page
