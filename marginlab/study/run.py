@@ -28,9 +28,21 @@ class Rows(list[dict[str, Any]]):
             >>> Rows([{"seed": 0, "value": 0.5}, {"seed": 1, "value": 0.25}]).select(seed=1)
             [{'seed': 1, 'value': 0.25}]
         """
+        rows = self if "quantity" not in columns else self._of(columns["quantity"])
         return Rows(
-            row for row in self if all(row[column] == value for column, value in columns.items())
+            row for row in rows if all(row[column] == value for column, value in columns.items())
         )
+
+    def _of(self, quantity: Any) -> list[dict[str, Any]]:
+        """Return the rows of a quantity. A report asks thousands of times, so they are grouped."""
+        n, groups = getattr(self, "_grouped", (-1, {}))
+        if n != len(self):
+            groups = {}
+            for row in self:
+                groups.setdefault(row["quantity"], []).append(row)
+            self._grouped = len(self), groups
+        found: list[dict[str, Any]] = groups.get(quantity, [])
+        return found
 
 
 class Series(NamedTuple):
