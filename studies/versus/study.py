@@ -27,10 +27,8 @@ headline = (
 kept = (
     "error",
     "labels_seen",
-    "images_seen",
     "predictor",
     "predictor_control",
-    "loss",
     Quantity("certified", "projector", "new_images"),
     Quantity("new_error", "projector"),
     Quantity("InfoNCE_L_2", "projector"),
