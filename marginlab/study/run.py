@@ -18,6 +18,8 @@ from marginlab.study.traces import of_cells
 class Rows(list[dict[str, Any]]):
     """Rows of a table, as dicts."""
 
+    _grouped: tuple[int, dict[Any, list[dict[str, Any]]]] = -1, {}
+
     def select(self, **columns: Any) -> "Rows":
         """Return the rows with these values in these columns.
 
@@ -35,14 +37,12 @@ class Rows(list[dict[str, Any]]):
 
     def _of(self, quantity: Any) -> list[dict[str, Any]]:
         """Return the rows of a quantity. A report asks thousands of times, so they are grouped."""
-        n, groups = getattr(self, "_grouped", (-1, {}))
-        if n != len(self):
-            groups = {}
+        if self._grouped[0] != len(self):
+            groups: dict[Any, list[dict[str, Any]]] = {}
             for row in self:
                 groups.setdefault(row["quantity"], []).append(row)
             self._grouped = len(self), groups
-        found: list[dict[str, Any]] = groups.get(quantity, [])
-        return found
+        return self._grouped[1].get(quantity, [])
 
 
 class Series(NamedTuple):
