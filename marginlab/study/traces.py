@@ -1,4 +1,4 @@
-"""Which cells of the grid a trace of a figure, one of its points, or a row of a table is of.
+"""The cells of the grid that a trace of a figure, one of its points, or a row of a table is of.
 
     meta = {"cells": {column: value, or a list of one value for each point}}    of a study's trace
     meta = {"cells": [numbers]}, and {"points": [[numbers], ...]}               of the page's trace

@@ -8,7 +8,7 @@ KEYS = ("new_images", "image_wise", "prototypes", "population_T", "population")
 
 
 class Unseen:
-    """What a preset with three seeds certifies by images that training has not seen."""
+    """The certificates of a preset with three seeds, by images that training has not seen."""
 
     def __init__(self, preset: str):
         self.all = table(f"studies/bounds/measured/{preset}.csv")
