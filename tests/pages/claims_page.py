@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import purify_page
 import recognizability_page
 from bounds_page import COSFACE, WITHOUT
@@ -12,7 +11,8 @@ from concentration_page import Table as Concentration
 from inversion_page import LAST, WHOLE, Measured
 from margins_page import shown, values
 from page import ROOT, Page, near, table, value
-from versus_page import HERE, TABLE, by_seed, chosen
+from versus_page import TABLE
+from versus_page import prediction as prediction_of
 
 from marginlab.plan import Setup, memory, work
 
@@ -93,41 +93,23 @@ def bounds(page: Page) -> None:
 def prediction(page: Page) -> None:
     """Correlations of quantities with the kNN error over the augmentations of `versus`."""
     of = table(TABLE)
-    where = [
-        {"factor": "base", "level": "base"},
-        *({"factor": "augmentations", "level": level} for level in chosen().augmentations),
-    ]
-
-    def predicted(family, name, space):
-        methods = [m for m in chosen().methods if HERE.module.family(m) == family]
-        x, control, y = (
-            np.array(
-                [[by_seed(of, quantity, at, in_, method=m, **w) for w in where] for m in methods]
-            )
-            for quantity, at, in_ in (
-                ("predictor", name, space),
-                ("predictor_control", name, space),
-                ("error", "kNN", "backbone"),
-            )
-        )
-        return HERE.module.pages.prediction(x, control, y)
 
     def told(one, more=""):
         return f"{near(one.r, 2)} ({near(one.low, 2)} to {near(one.high, 2)}{more})"
 
     margin, contrastive = (
-        predicted(family, "alignment", "backbone") for family in ("margin", "contrastive")
+        prediction_of(of, family, "alignment", "backbone") for family in ("margin", "contrastive")
     )
     page.says(
         "Spearman's correlation with the kNN error is "
         f"{told(margin, f', p = {near(margin.p, 2)}')} for margin methods, and "
         f"{told(contrastive)} for contrastive ones"
     )
-    one = predicted("contrastive", "divergence", "backbone")
+    one = prediction_of(of, "contrastive", "divergence", "backbone")
     page.says(
         f"{told(one)} for contrastive methods. With shuffled classes it is {near(one.control, 2)}"
     )
-    one = predicted("contrastive", "one_minus_sigma", "pixels")
+    one = prediction_of(of, "contrastive", "one_minus_sigma", "pixels")
     page.says(f"{told(one)} for contrastive methods, with shuffled classes {near(one.control, 2)}.")
 
 

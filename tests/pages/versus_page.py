@@ -66,28 +66,35 @@ def contrasts(of) -> list[list[str]]:
     return made
 
 
+def moved() -> list[dict[str, str]]:
+    """Columns of the base cell, then of each other augmentation."""
+    levels = [("base", "base"), *(("augmentations", level) for level in chosen().augmentations)]
+    return [{"factor": factor, "level": level} for factor, level in levels]
+
+
+def prediction(of, family: str, name: str, space: str):
+    """A predictor against the kNN error over the augmentations, for the methods of a family."""
+    methods = [m for m in chosen().methods if HERE.module.family(m) == family]
+    x, control, y = (
+        np.array(
+            [[by_seed(of, quantity, at, in_, method=m, **w) for w in moved()] for m in methods]
+        )
+        for quantity, at, in_ in (
+            ("predictor", name, space),
+            ("predictor_control", name, space),
+            ("error", "kNN", "backbone"),
+        )
+    )
+    return HERE.module.pages.prediction(x, control, y)
+
+
 def predictions(of) -> list[list[str]]:
     """Rows of what predicts the kNN error over the augmentations, by family."""
-    where = [
-        {"factor": "base", "level": "base"},
-        *({"factor": "augmentations", "level": level} for level in chosen().augmentations),
-    ]
-    found = rows(of, quantity="predictor", **where[0])
+    found = rows(of, quantity="predictor", **moved()[0])
     named = list(dict.fromkeys((row["space"], row["at"]) for row in found))
     made = []
     for family, (space, name) in itertools.product(("contrastive", "margin"), named):
-        methods = [m for m in chosen().methods if HERE.module.family(m) == family]
-        x, control, y = (
-            np.array(
-                [[by_seed(of, quantity, at, in_, method=m, **w) for w in where] for m in methods]
-            )
-            for quantity, at, in_ in (
-                ("predictor", name, space),
-                ("predictor_control", name, space),
-                ("error", "kNN", "backbone"),
-            )
-        )
-        one = HERE.module.pages.prediction(x, control, y)
+        one = prediction(of, family, name, space)
         seen = not np.isnan(one.control)
         null = [near(one.control, 2), near(one.excess, 2), near(one.excess_low, 2)]
         interval = f"{near(one.low, 2)} to {near(one.high, 2)}"
