@@ -167,7 +167,7 @@ def purification(page: Page) -> None:
     page.says(f"with right labels less that with two in five wrong: {lost}.")
     (_, right, wrong, off, found, _) = purify_page.shares(of)[1]
     page.says(
-        f"With K = 3 the shares of all images are: {right} clean and {wrong} noisy at the dominant "
+        f"CosFace(0.3) with K = 3, the shares of all images: {right} clean and {wrong} noisy at the dominant "
         f"center, {off} clean and {found} noisy at others."
     )
     scores = {row[0]: row for row in purify_page.scores(of)}

@@ -106,6 +106,9 @@ def resolution(page: Page) -> None:
     shown_ = recognizability_page.shown
     low, full = (shown_(of, quantity="resultant", space="trained", at=at) for at in ("3", "32"))
     page.says(f"resultant {low} at 3 rows of pixels, {full} at 32")
+    rows_ = {"quantity": "discard_gain", "space": "rows", "at": "0.1 to 0.3"}
+    assert float(recognizability_page.first_of(of, variant="frozen", **rows_)["high"]) < 0
+    page.says("Up to a discarded share of 0.3 it discards better than the true number of rows")
     gain = shown_(of, variant="full", quantity="rank1_gain", at="")
     page.says(f"all terms less classification alone: {gain}")
     within = shown_(of, variant="frozen", quantity="spearman_within", space="index_first")
@@ -141,6 +144,7 @@ def findings() -> Page:
     page.given(
         "definitions and settings of the studies",
         "half of a 95 % interval",
+        "is a 95 % interval over identities",
         "at a FAR of 1e-4 on IJB-C",
         "CosFace(0.5) at s = 4",
         "with confidence 0.95 each",
