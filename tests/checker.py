@@ -18,8 +18,8 @@ from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 MOST = math.inf if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 10
-calls = Counter()  # of each function, in this test
-_checked = functools.cache(jaxtyping.jaxtyped)
+calls = Counter()  # of each function's code, in this test: a closure is made anew at every call
+_checked = jaxtyping.jaxtyped
 
 
 def jaxtyped(*, typechecker):
@@ -31,12 +31,17 @@ def jaxtyped(*, typechecker):
                 thing.__init__ = decorate(thing.__init__)
             return thing
 
+        code = getattr(thing, "__code__", thing)
+        made = []
+
         @functools.wraps(thing)
         def first_calls(*arguments, **named):
-            if calls[thing] >= MOST:
+            if calls[code] >= MOST:
                 return thing(*arguments, **named)
-            calls[thing] += 1
-            return _checked(thing, typechecker=typechecker)(*arguments, **named)
+            calls[code] += 1
+            if not made:
+                made.append(_checked(thing, typechecker=typechecker))
+            return made[0](*arguments, **named)
 
         return first_calls
 

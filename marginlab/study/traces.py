@@ -122,7 +122,8 @@ class Grid:
                 self.numbers({**named, **{column: values[i] for column, values in each.items()}})
                 for i in range(points)
             ]
-        return found
+            found["cells"] = sorted(set().union(*found["points"]))
+        return found if found["cells"] else {}
 
 
 def numbered(grid: Grid, traces: Sequence[Columns]) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 A linear map A follows the encoder's embeddings of length one. The prior is normal around A = 1, the
 encoder as other images made it; the posterior around the A that 4 steps, or 64, of Adam find on
-batches of new images, under the bound itself. The risk is InfoNCE of a batch of 16 images, two
-views each, at T = 0.5.
+batches of new images, under the bound itself. The risk is InfoNCE of a batch of 16 images, each
+with one view of it, at T = 0.5. The new images are balanced over the classes, and so are the batches.
 
     pac_bayes_unseen   at bound_prior, bound_4, bound_64: the bound of the loss on new batches
                        at risk_..., divergence_...: the loss of these batches, and KL
@@ -36,7 +36,7 @@ ENDS = Range.info_nce(temperature=TEMPERATURE, negatives=2 * BATCH - 2)
 
 
 def batches_of(features: Tensor) -> Tensor:
-    """Return pairs of views in batches of images (n, BATCH, 2, D), at length one."""
+    """Return images and their first views in batches (n, BATCH, 2, D), at length one."""
     n = len(features) // BATCH
     pairs = F.normalize(features[: n * BATCH, :2].float(), dim=-1)
     return pairs.view(n, BATCH, 2, -1)

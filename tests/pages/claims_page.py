@@ -167,8 +167,8 @@ def purification(page: Page) -> None:
     page.says(f"with right labels less that with two in five wrong: {lost}.")
     (_, right, wrong, off, found, _) = purify_page.shares(of)[1]
     page.says(
-        f"CosFace(0.3) with K = 3, the shares of all images: {right} clean and {wrong} noisy at the dominant "
-        f"center, {off} clean and {found} noisy at others."
+        f"CosFace(0.3) with K = 3, the shares of all images: {right} clean and {wrong} noisy at "
+        f"the dominant center, {off} clean and {found} noisy at others."
     )
     scores = {row[0]: row for row in purify_page.scores(of)}
     _, _, precision, recall, _ = scores["K = 3, 75 degrees"]
