@@ -309,7 +309,9 @@
         const meta = told(gd.data[point.curveNumber]);
         const numbers = meta && meta.points ? meta.points[point.pointNumber] : meta && meta.cells;
         const some = (numbers || []).filter((number) => left[plot.run].has(number));
-        if (some.length) open(plot.run, some);
+        if (!some.length) return;
+        history.replaceState(null, "", "#cells"); // so that the link of a cell opens it again
+        open(plot.run, some);
       });
     }
     if (data.runs.length) panel();

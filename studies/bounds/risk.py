@@ -3,7 +3,7 @@
 A linear map A follows the encoder's embeddings of length one. The prior is normal around A = 1, the
 encoder as other images made it; the posterior around the A that 4 steps, or 64, of Adam find on
 batches of new images, under the bound itself. The risk is InfoNCE of a batch of 16 images, each
-with one view of it, at T = 0.5. The new images are balanced over the classes, and so are the batches.
+with one view of it, at T = 0.5. New images are balanced over the classes, and so are the batches.
 
     pac_bayes_unseen   at bound_prior, bound_4, bound_64: the bound of the loss on new batches
                        at risk_..., divergence_...: the loss of these batches, and KL
